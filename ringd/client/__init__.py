@@ -1,0 +1,1 @@
+"""The client library; knows the local border and nothing else."""

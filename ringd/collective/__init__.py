@@ -1,0 +1,1 @@
+"""Pure numerics: who sends which range when, and how ranges are reduced."""

@@ -1,0 +1,1 @@
+"""The configuration file: units, settings with their defaults, loading and checking."""

@@ -1,0 +1,1 @@
+"""The daemon: the layers wired together; signals, state file, service manager."""

@@ -1,0 +1,1 @@
+"""Pure membership: how a ring forms, holds, breaks and forms again."""

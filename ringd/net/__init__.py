@@ -1,0 +1,1 @@
+"""TCP between neighbours, and the loop that everything runs on."""

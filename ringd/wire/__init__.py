@@ -1,0 +1,1 @@
+"""Pure wire formats: bytes to values and back; no sockets, no clocks."""

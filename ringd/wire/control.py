@@ -1,0 +1,176 @@
+"""The messages that daemons send each other, apart from bulk data.
+
+Two families travel inside link frames (:mod:`ringd.wire.frames`):
+
+* *membership* messages, from neighbour to neighbour, in both directions;
+* *group* messages, broadcast rightwards round the ring by the member that they come from.
+
+Encoding is MessagePack through msgspec: typed, validated, never code.
+"""
+
+from __future__ import annotations
+
+from typing import Union
+
+import msgspec
+
+MAX_GROUP_NAME = 64
+MAX_CALL_NAME = 256
+
+
+class Call(msgspec.Struct, frozen=True, array_like=True):
+    """What one member asks for; members must agree on every field."""
+
+    kind: str
+    """``"all_reduce"`` or ``"barrier"``."""
+    reduction: str
+    """``"sum"``, ``"mean"``, ``"prod"``, ``"min"`` or ``"max"``; empty for a barrier."""
+    dtype: str
+    """The numpy dtype's name, such as ``"float32"`` or ``"bfloat16"``; empty for a barrier."""
+    shape: tuple[int, ...]
+    name: str
+    """The caller's own name for the call, such as ``"layer3.grad"``; may be empty."""
+
+    def __str__(self) -> str:
+        if self.kind == "barrier":
+            text = "barrier"
+        else:
+            shape = "x".join(map(str, self.shape)) or "scalar"
+            text = f"{self.kind} {self.reduction} {self.dtype}[{shape}]"
+        return f"{text} named {self.name!r}" if self.name else text
+
+
+# --- membership -----------------------------------------------------------------------
+
+
+class LinkState(msgspec.Struct, frozen=True, array_like=True):
+    """One member's own word on its links, flooded to whoever can be reached.
+
+    The newest wins: ordered by ``(incarnation, version)``.
+    """
+
+    rank: int
+    incarnation: int
+    version: int
+    left_up: bool
+    right_up: bool
+    generation: int
+    """The highest generation this member has persisted."""
+    address: str
+    """The right neighbour's address in use, or the one last tried."""
+    error: str
+    """Why a link is down, in words; empty while both are up."""
+    draining: bool = False
+
+
+class News(msgspec.Struct, frozen=True, array_like=True, tag="news"):
+    """Link states that the receiver may not have yet."""
+
+    states: tuple[LinkState, ...]
+
+
+class Propose(msgspec.Struct, frozen=True, array_like=True, tag="propose"):
+    """First round: rank 0 asks for everyone's highest generation."""
+
+    attempt: int
+    generation: int
+    incarnations: tuple[int, ...]
+    """Of rank 0 up to the sender."""
+
+
+class Commit(msgspec.Struct, frozen=True, array_like=True, tag="commit"):
+    """Second round: the ring's new generation, to be persisted and then used."""
+
+    attempt: int
+    generation: int
+    incarnations: tuple[int, ...]
+    """Of all members, in rank order."""
+
+
+MembershipMessage = Union[News, Propose, Commit]
+
+
+# --- groups ---------------------------------------------------------------------------
+
+
+class Joined(msgspec.Struct, frozen=True, array_like=True, tag="joined"):
+    """A client of the sender takes part in a group, under a number of its own choosing."""
+
+    group: str
+    join_id: int
+    session: tuple[int, ...]
+    """The join ids, in rank order, of the session that the client is in; empty before one formed."""
+
+
+class Left(msgspec.Struct, frozen=True, array_like=True, tag="left"):
+    """A client is gone; calls below *submitted* were handed over and can still complete."""
+
+    group: str
+    join_id: int
+    submitted: int
+    code: str
+    message: str
+
+
+class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
+    """A member's part in the op ``(frame.group, frame.seq)``; small payloads follow at once."""
+
+    call: Call
+    done: int
+    """The sender has an outcome for every op of the session below this number."""
+    eager: bool
+    """The payload rides with this message."""
+    prompt: bool
+    """The sender waits for everyone's :class:`Done` before it completes the call."""
+    outcome: str
+    """Empty while open; ``"ok"``, or the code of the error that ended the op at the sender."""
+    message: str
+    """The error's message, when *outcome* is one."""
+
+
+class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
+    """The sender has an outcome for every op of the session below *floor*."""
+
+    floor: int
+
+
+class Poll(msgspec.Struct, frozen=True, array_like=True, tag="poll"):
+    """First half of a cancellation: hold your completion, and say whether you had completed."""
+
+    poll_id: int
+    completed: bool
+
+
+class Verdict(msgspec.Struct, frozen=True, array_like=True, tag="verdict"):
+    """Second half: the op ends with this error everywhere, or goes on (empty *code*)."""
+
+    poll_id: int
+    code: str
+    message: str
+
+
+GroupMessage = Union[Joined, Left, Offer, Done, Poll, Verdict]
+
+_encoder = msgspec.msgpack.Encoder()
+_membership_decoder = msgspec.msgpack.Decoder(MembershipMessage)
+_group_decoder = msgspec.msgpack.Decoder(GroupMessage)
+
+DecodeError = msgspec.DecodeError
+"""What the decoders raise on bytes that are not a message of theirs (ValidationError is one)."""
+
+
+def encode(message: MembershipMessage | GroupMessage) -> bytes:
+    """Return the MessagePack form of *message*."""
+    return _encoder.encode(message)
+
+
+def decode_membership(data: bytes | memoryview) -> MembershipMessage:
+    """Return the membership message in *data*; raises :data:`DecodeError`."""
+    message: MembershipMessage = _membership_decoder.decode(data)
+    return message
+
+
+def decode_group(data: bytes | memoryview) -> GroupMessage:
+    """Return the group message in *data*; raises :data:`DecodeError`."""
+    message: GroupMessage = _group_decoder.decode(data)
+    return message
