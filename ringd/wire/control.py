@@ -99,7 +99,7 @@ class Joined(msgspec.Struct, frozen=True, array_like=True, tag="joined"):
     group: str
     join_id: int
     session: tuple[int, ...]
-    """The join ids, in rank order, of the session that the client is in; empty before one formed."""
+    """The join ids, by rank, of the session that the client is in; empty before one formed."""
 
 
 class Left(msgspec.Struct, frozen=True, array_like=True, tag="left"):
