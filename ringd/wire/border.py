@@ -7,6 +7,7 @@ segments of shared memory instead and are named by a :class:`Ref`.
 
 from __future__ import annotations
 
+import struct
 from typing import Optional, Union
 
 import msgspec
@@ -18,6 +19,21 @@ VERSION = 1
 
 TOKEN_BYTES = 16
 """What the daemon sends first on a lifeline; proves that a client's two connections are one's."""
+
+SEAL = struct.Struct("<QQ")
+"""Join id and sequence number, written by the daemon behind a finished result.
+
+It stands at ``offset + align_up(length, SEAL_ALIGN)`` of the target, which the client zeroes
+before it submits. A daemon that dies between finishing an op and telling its client has thereby
+told it all the same; so others may forget their inputs as soon as the seal is set.
+"""
+
+SEAL_ALIGN = 16
+
+
+def seal_offset(target: Ref) -> int:
+    """Return where, in bytes from the start of the segment, the seal of *target* stands."""
+    return target.offset + -(-target.length // SEAL_ALIGN) * SEAL_ALIGN
 
 
 class Ref(msgspec.Struct, frozen=True, array_like=True):
@@ -64,6 +80,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
     """The input; None when it is the message's second frame."""
     target: Optional[Ref]
     """Where the result shall be written; None to send it inside the reply."""
+    acked: int
+    """The client has received the outcome of every op of this join below this number."""
     hold: bool
     """The input is the user's own memory: complete only when no member can need it again."""
     outcome: str
