@@ -10,7 +10,7 @@ Encoding is MessagePack through msgspec: typed, validated, never code.
 
 from __future__ import annotations
 
-from typing import Union
+from typing import Optional, Union
 
 import msgspec
 
@@ -59,8 +59,13 @@ class LinkState(msgspec.Struct, frozen=True, array_like=True):
     address: str
     """The right neighbour's address in use, or the one last tried."""
     error: str
-    """Why a link is down, in words; empty while both are up."""
+    """Why a link is down or nothing can be persisted, in words; empty while all is well."""
     draining: bool = False
+    epoch: int = 0
+    """Rises with every change that ends a ring (a link up, down or replaced, a full disk).
+
+    A link that flaps may be seen from afar only in its last state, "up": the epoch tells.
+    """
 
 
 class News(msgspec.Struct, frozen=True, array_like=True, tag="news"):
@@ -103,7 +108,10 @@ class Joined(msgspec.Struct, frozen=True, array_like=True, tag="joined"):
 
 
 class Left(msgspec.Struct, frozen=True, array_like=True, tag="left"):
-    """A client is gone; calls below *submitted* were handed over and can still complete."""
+    """A client takes part no more in the session ``frame.group`` (0: it was in none).
+
+    Calls below *submitted* were handed over and can still complete.
+    """
 
     group: str
     join_id: int
@@ -129,9 +137,10 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
-    """The sender has an outcome for every op of the session below *floor*."""
+    """The sender has an outcome for every op of the session below *floor*, and for *finished*."""
 
     floor: int
+    finished: Optional[int] = None
 
 
 class Poll(msgspec.Struct, frozen=True, array_like=True, tag="poll"):

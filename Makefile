@@ -1,0 +1,75 @@
+# Works with GNU make 3.81, which macOS ships. Everything happens in .venv, made on first use.
+
+# The first Python that is new enough and can make a virtual environment; or PYTHON=...
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
+	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
+	&& echo $$python && break; done)
+BIN := .venv/bin
+READY := .venv/.ready
+BENCH_READY := .venv/.bench-ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format types bench wheel sample \
+	install-service uninstall-service clean distclean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | expand -t 20
+
+setup: $(READY) ## Make .venv with ringd and all that its development needs
+
+$(READY): pyproject.toml
+	@test -n "$(PYTHON)" || { \
+	echo "Python 3.10 or newer with its venv module is needed." >&2; \
+	echo "Debian, Ubuntu: apt install python3-venv. macOS: brew install python." >&2; \
+	echo "If it has another name: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "Making .venv with $(PYTHON) ..."; $(PYTHON) -m venv .venv; }
+	@echo "Installing ringd and its development tools into .venv ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --editable . --group dev
+	@touch $@
+
+$(BENCH_READY): $(READY)
+	@echo "Installing what the benchmark compares with into .venv ..."
+	@$(BIN)/python -m pip install --quiet --group bench
+	@touch $@
+
+demo: $(READY) ## Show the main job: a ring, a training, a daemon killed and back
+	@$(BIN)/ringd-cli demo
+
+test: $(READY) ## Run the tests; ARGS="-k name" for some of them
+	$(BIN)/pytest $(ARGS)
+
+lint: $(READY) ## Check style
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(READY) ## Mend what of the style can be mended
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(READY) ## Check types, for Linux and for macOS
+	$(BIN)/mypy --platform linux --cache-dir .mypy_cache/linux
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
+
+bench: $(BENCH_READY) ## Measure against Gloo
+	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+wheel: $(READY) ## Build dist/ringd-*.whl
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+sample: $(READY) ## Write etc/ringd.toml anew from the settings
+	$(BIN)/python -m ringd.config.sample > etc/ringd.toml.new
+	mv etc/ringd.toml.new etc/ringd.toml
+
+install-service: ## Install ringd as a systemd service (root)
+	packaging/systemd/install.sh
+
+uninstall-service: ## Take it away again; config, key and state stay (root)
+	packaging/systemd/uninstall.sh
+
+clean: ## Remove what was built and cached
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find ringd tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean ## Remove .venv, too
+	rm -rf .venv

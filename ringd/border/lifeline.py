@@ -1,0 +1,197 @@
+"""The daemon's side of the lifelines: who is there, their memory segments, and their end."""
+
+from __future__ import annotations
+
+import array
+import os
+import secrets
+import socket
+from collections.abc import Callable
+
+from ringd.border.segments import SegmentAbuse, SegmentTable
+from ringd.host.credentials import Credentials, peer_credentials
+from ringd.net.loop import EVENT_READ, Loop
+from ringd.wire import lifeline as wire
+from ringd.wire.border import TOKEN_BYTES
+
+MAX_LIFELINES = 4096
+_ACCEPTS_PER_EVENT = 64
+_ACCEPT_PAUSE = 0.5  # seconds, when descriptors have run out
+_FDS_PER_RECORD = 4  # more than the one that belongs there, so that the others get closed
+_ANCILLARY = socket.CMSG_SPACE(_FDS_PER_RECORD * array.array("i").itemsize)
+_RECEIVE_FLAGS = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # absent on macOS
+
+
+class Lifeline:
+    """One client's stream: its token, its credentials and its segments.
+
+    ``on_end(reason)`` is called from the loop, once, when the other side is gone or broke the
+    rules; never after :meth:`close`, and never from within :meth:`drain`.
+    """
+
+    def __init__(self, loop: Loop, connection: socket.socket, budget: int) -> None:
+        """Take over *connection*.
+
+        Raises:
+            OSError: the other side is gone already.
+        """
+        self.credentials: Credentials = peer_credentials(connection)
+        self.token = secrets.token_bytes(TOKEN_BYTES)
+        self.segments = SegmentTable(budget)
+        self.on_end: Callable[[str], None] | None = None
+        self._loop = loop
+        self._connection = connection
+        self._partial = b""
+        self._fds: list[int] = []  # of the record that is under way
+        self._fd_lost = False
+        self._open = True
+        connection.setblocking(False)
+        connection.send(self.token)  # an empty socket takes 16 bytes
+        loop.add(connection, EVENT_READ, self._readable)
+
+    def drain(self) -> None:
+        """Take in every record that has arrived; does not block."""
+        while self._open:
+            try:
+                data, ancillary, flags, _ = self._connection.recvmsg(
+                    wire.RECORD_BYTES - len(self._partial), _ANCILLARY, _RECEIVE_FLAGS
+                )
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._end(f"its lifeline broke: {error.strerror}")
+                return
+            self._take_fds(ancillary)
+            self._fd_lost |= bool(flags & socket.MSG_CTRUNC)
+            if not data:
+                self._end("the process ended or closed its connection")
+                return
+            self._partial += data
+            if len(self._partial) == wire.RECORD_BYTES:
+                self._record()
+
+    def close(self) -> None:
+        """Hang up; the client reads the end of the stream. Segments stay while views do."""
+        self._hang_up()
+        self.segments.clear()
+
+    def _readable(self, _events: int) -> None:
+        self.drain()
+
+    def _record(self) -> None:
+        try:
+            self._obey(*wire.unpack(self._partial))
+        except (SegmentAbuse, ValueError) as error:
+            self._end(f"it broke the lifeline's protocol: {error}")
+        finally:
+            self._partial = b""
+            self._fd_lost = False
+            self._close_fds()
+
+    def _obey(self, operation: int, segment: int, size: int) -> None:
+        fds = len(self._fds)
+        if operation == wire.ADD:
+            if fds > 1 or (fds == 0 and not self._fd_lost):
+                raise SegmentAbuse(f"a segment came with {fds} descriptors")
+            self.segments.add(segment, size, self._fds[0] if fds else None)
+        elif fds:
+            raise SegmentAbuse("a descriptor came where none belongs")
+        else:
+            self.segments.drop(segment)
+
+    def _take_fds(self, ancillary: list[tuple[int, int, bytes]]) -> None:
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds = array.array("i")
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+                self._fds.extend(fds)
+
+    def _close_fds(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+
+    def _hang_up(self) -> None:
+        if self._open:
+            self._open = False
+            self._loop.remove(self._connection)
+            self._connection.close()
+            self._close_fds()
+
+    def _end(self, reason: str) -> None:
+        if self._open:
+            self._hang_up()
+            # Not at once: a call that is being handed over right now may have led here. Segments
+            # stay till then, for calls that are on their way on the other connection.
+            self._loop.call_soon(lambda: self.on_end(reason) if self.on_end else None)
+
+
+class LifelineListener:
+    """Accepts lifelines on a listening Unix socket and hands them to ``on_lifeline``."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        listener: socket.socket,
+        budget: int,
+        on_lifeline: Callable[[Lifeline], None],
+        count: Callable[[], int],
+    ) -> None:
+        """Start to listen.
+
+        Args:
+            loop: the daemon's.
+            listener: bound and listening; closed by :meth:`close`.
+            budget: bytes of shared memory for each client.
+            on_lifeline: called with each new one; sets its ``on_end``.
+            count: says how many are open; beyond :data:`MAX_LIFELINES` newcomers are hung up.
+        """
+        self._loop = loop
+        self._listener = listener
+        self._budget = budget
+        self._on_lifeline = on_lifeline
+        self._count = count
+        self._watching = False
+        self._closed = False
+        listener.setblocking(False)
+        self._resume()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._closed = True
+        self._pause()
+        self._listener.close()
+
+    def _accept(self, _events: int) -> None:
+        for _ in range(_ACCEPTS_PER_EVENT):
+            try:
+                connection, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                continue
+            except OSError:
+                # Out of descriptors: the newcomer stays in the backlog and would wake the
+                # loop without end.
+                self._pause()
+                self._loop.call_later(_ACCEPT_PAUSE, self._resume)
+                return
+            if self._count() >= MAX_LIFELINES:
+                connection.close()
+                continue
+            try:
+                lifeline = Lifeline(self._loop, connection, self._budget)
+            except OSError:
+                connection.close()  # gone again
+                continue
+            self._on_lifeline(lifeline)
+
+    def _pause(self) -> None:
+        if self._watching:
+            self._watching = False
+            self._loop.remove(self._listener)
+
+    def _resume(self) -> None:
+        if not (self._watching or self._closed):
+            self._watching = True
+            self._loop.add(self._listener, EVENT_READ, self._accept)

@@ -1,0 +1,127 @@
+"""The memory segments that one client has passed, and views into them."""
+
+from __future__ import annotations
+
+import mmap
+import weakref
+
+from ringd import errors
+from ringd.host.memory import SegmentError, check_segment, map_segment
+from ringd.wire.border import Ref
+
+MAX_SEGMENTS = 1024
+"""Per client. Before Python 3.13 each mapping holds a descriptor."""
+
+
+class SegmentAbuse(Exception):
+    """The client broke the rules of the lifeline; the message says which."""
+
+
+class SegmentTable:
+    """Segments by the client's own numbers.
+
+    A segment that cannot be had (over the budget, not sealed, no memory) is remembered with
+    the reason, and whatever call refers to it fails with that reason; the client lives on.
+
+    A dropped segment stays mapped while anything still looks into it: the views keep the
+    mapping alive, and only its end gives the budget back.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._mappings: dict[int, mmap.mmap] = {}
+        self._refusals: dict[int, errors.RingError] = {}
+        self.mapped_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._mappings)
+
+    def __contains__(self, segment: int) -> bool:
+        return segment in self._mappings or segment in self._refusals
+
+    def add(self, segment: int, size: int, fd: int | None) -> None:
+        """Map the client's new segment; *fd* remains the caller's to close.
+
+        Args:
+            segment: the client's number for it.
+            size: in bytes.
+            fd: the descriptor that came with the record; None when the kernel could not
+                deliver it because this process has too many open.
+
+        Raises:
+            SegmentAbuse: the number is in use, or there are too many.
+        """
+        if segment in self:
+            raise SegmentAbuse(f"segment {segment} was added twice")
+        if len(self._mappings) + len(self._refusals) >= MAX_SEGMENTS:
+            raise SegmentAbuse(f"more than {MAX_SEGMENTS} segments")
+        try:
+            mapping = self._map(size, fd)
+        except errors.RingError as refusal:
+            self._refusals[segment] = refusal
+            return
+        self._mappings[segment] = mapping
+        self.mapped_bytes += size
+        weakref.finalize(mapping, self._unmapped, size).atexit = False
+
+    def drop(self, segment: int) -> None:
+        """Forget a segment.
+
+        Raises:
+            SegmentAbuse: there is none of that number.
+        """
+        if self._mappings.pop(segment, None) is None and self._refusals.pop(segment, None) is None:
+            raise SegmentAbuse(f"segment {segment} was dropped, but never added")
+
+    def view(self, ref: Ref, *, writable: bool) -> memoryview:
+        """Return the bytes that *ref* stands for.
+
+        Raises:
+            Refused: unknown segment, or a range outside of it.
+            ResourceExhausted: the segment could not be mapped.
+        """
+        mapping = self._mappings.get(ref.segment)
+        if mapping is None:
+            refusal = self._refusals.get(ref.segment)
+            if refusal is not None:
+                raise type(refusal)(*refusal.args)
+            raise errors.Refused(f"segment {ref.segment} was never passed to the daemon")
+        end = ref.offset + ref.length
+        if ref.offset < 0 or ref.length < 0 or end > len(mapping):
+            raise errors.Refused(
+                f"bytes {ref.offset} to {end} lie outside of segment {ref.segment}, "
+                f"which has {len(mapping)}"
+            )
+        view = memoryview(mapping)[ref.offset : end]
+        return view if writable else view.toreadonly()
+
+    def clear(self) -> None:
+        """Forget all segments; memory goes with the last view."""
+        self._mappings.clear()
+        self._refusals.clear()
+
+    def _map(self, size: int, fd: int | None) -> mmap.mmap:
+        if fd is None:
+            raise errors.ResourceExhausted(
+                "the daemon has too many open files to take another memory segment; raise its "
+                "limit (LimitNOFILE=, ulimit -n)"
+            )
+        if size == 0:
+            raise errors.Refused("a memory segment of 0 bytes")
+        if self.mapped_bytes + size > self._budget:
+            raise errors.ResourceExhausted(
+                f"a segment of {size} bytes beside {self.mapped_bytes} in use exceeds "
+                f"ipc.segment_budget = {self._budget} bytes; raise it in the daemon's config"
+            )
+        try:
+            check_segment(fd, size)
+            return map_segment(fd, size)
+        except SegmentError as error:
+            raise errors.Refused(f"memory segment refused: {error}") from error
+        except (OSError, OverflowError, ValueError) as error:
+            raise errors.ResourceExhausted(
+                f"the daemon cannot map a segment of {size} bytes: {error}"
+            ) from error
+
+    def _unmapped(self, size: int) -> None:
+        self.mapped_bytes -= size

@@ -1,0 +1,346 @@
+"""The daemon's side of the local border: a ZeroMQ ROUTER, and a lifeline for each client.
+
+A program first connects to the lifeline and reads a token there; the token, sent in its
+:class:`~ringd.wire.border.Attach`, ties its ZeroMQ connection to the lifeline, whose end is the
+kernel's word that the program is gone. Questions (status, rejoin, trace) need neither.
+
+Nothing that a client sends raises here: what cannot be used is answered with
+:class:`~ringd.wire.border.Denied`, counted, and forgotten.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Protocol
+
+import zmq
+from structlog.typing import FilteringBoundLogger
+
+from ringd import errors
+from ringd.border.client import Client
+from ringd.border.endpoint import Endpoint
+from ringd.border.lifeline import Lifeline, LifelineListener
+from ringd.border.validate import fault_of
+from ringd.net.loop import EVENT_READ, Loop, Timer
+from ringd.wire.border import (
+    Answer,
+    AskRejoin,
+    AskStatus,
+    AskTrace,
+    Attach,
+    DecodeError,
+    Denied,
+    Detach,
+    Reply,
+    Request,
+    Submit,
+    decode_request,
+    encode,
+)
+
+__all__ = ["BorderHandler", "BorderServer", "Client", "Limits"]
+
+_MAX_HEADER = 16384
+_BATCH = 64  # messages taken in one go, then the links have their turn
+_ATTACH_WITHIN = 10.0  # seconds from the lifeline's opening
+_SMALL = 8192
+"""Bytes; below, libzmq keeps messages in a shared buffer at any offset: copying costs no more
+than wrapping, and the copy is aligned."""
+
+
+class BorderHandler(Protocol):
+    """What the daemon does with its clients' messages. Called from the loop."""
+
+    def attach(self, client: Client, message: Attach) -> None:
+        """*client* wants to join a group; answer with Attached or Denied."""
+
+    def submit(self, client: Client, message: Submit, payload: memoryview | None) -> None:
+        """A call was handed over; *payload* (inline input) stays valid while referenced."""
+
+    def detach(self, client: Client, message: Detach) -> None:
+        """*client* leaves in good order; it is not alive any more."""
+
+    def client_gone(self, client: Client, reason: str) -> None:
+        """*client* died, after it had attached and without having left; exactly once."""
+
+    def status(self) -> bytes:
+        """Return the daemon's status as JSON."""
+
+    def rejoin(self) -> bytes:
+        """Drop all links and join again; return a JSON object."""
+
+    def trace(self) -> bytes:
+        """Return the flight recorder's events as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one client may use; told to it when it attaches."""
+
+    inline_limit: int = 65536
+    """Bytes of a tensor that travels inside the message."""
+    max_message: int = 1 << 30
+    """Bytes."""
+    segment_budget: int = 8 << 30
+    """Bytes of shared memory."""
+    window: int = 1024
+    """Unreleased ops."""
+
+
+class BorderServer:
+    """Listens at a path from its making to :meth:`close`."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        path: str | os.PathLike[str],
+        *,
+        handler: BorderHandler,
+        log: FilteringBoundLogger,
+        node: str,
+        mode: int = 0o660,
+        group: str = "",
+        limits: Limits | None = None,
+    ) -> None:
+        """Listen at *path*, and at the lifeline path beside it.
+
+        Raises:
+            Refused: another daemon holds the path; the message has its pid.
+            ConfigError: the path, or the group, cannot be used.
+        """
+        self.limits = limits or Limits()
+        self.denied = 0
+        """Messages that could not be used, so far."""
+        self.dropped = 0
+        """Replies that could not be delivered, so far."""
+        self._loop = loop
+        self._handler = handler
+        self._log = log
+        self._by_token: dict[bytes, Client] = {}
+        self._by_routing_id: dict[bytes, Client] = {}
+        self._waiting: dict[Client, Timer] = {}
+        self._closed = False
+        self._endpoint = Endpoint(path, node=node, mode=mode, group=group)
+        self.path = self._endpoint.path
+        self._context = zmq.Context(io_threads=1)
+        self._router = self._open_router()
+        self._lifelines = LifelineListener(
+            loop,
+            self._endpoint.lifeline_socket,
+            self.limits.segment_budget,
+            self._new_lifeline,
+            lambda: len(self._by_token),
+        )
+        self._fd = int(self._router.getsockopt(zmq.FD))
+        loop.add(self._fd, EVENT_READ, self._readable)
+        loop.add_prepare(self._drain)
+
+    @property
+    def clients(self) -> list[Client]:
+        """The clients that have attached."""
+        return list(self._by_routing_id.values())
+
+    def broadcast(self, reply: Reply) -> None:
+        """Send *reply* to every attached client."""
+        for client in self.clients:
+            client.send(reply)
+
+    def send(self, client: Client, reply: Reply, payload: bytes | memoryview | None) -> None:
+        """Send to *client*; :meth:`Client.send` is the way in."""
+        assert client.routing_id is not None  # noqa: S101 - for the type checker
+        try:
+            self._send(client.routing_id, encode(reply), payload)
+        except zmq.Again:
+            # It has not read thousands of messages; keeping on would fill our memory.
+            # Later, for the handler is at work right now.
+            reason = "it does not read what the daemon sends"
+            self._loop.call_soon(lambda: self._gone(client, reason))
+        except zmq.ZMQError:
+            self.dropped += 1  # unroutable: its lifeline is about to tell us why
+
+    def close(self) -> None:
+        """Hang up on everybody and remove the sockets; the handler is not called for it."""
+        if self._closed:
+            return
+        self._closed = True
+        for timer in self._waiting.values():
+            timer.cancel()
+        self._waiting.clear()
+        for client in list(self._by_token.values()):
+            client.hang_up()
+        self._by_token.clear()
+        self._by_routing_id.clear()
+        self._lifelines.close()
+        self._loop.remove(self._fd)
+        self._router.close(linger=0)
+        self._context.term()
+        self._endpoint.close()
+
+    # --- ZeroMQ -----------------------------------------------------------------------
+
+    def _open_router(self) -> zmq.Socket[bytes]:
+        router = self._context.socket(zmq.ROUTER)
+        router.setsockopt(zmq.LINGER, 0)
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        router.setsockopt(zmq.MAXMSGSIZE, self.limits.max_message)
+        # The window bounds what a decent client has under way; these bound the others. A full
+        # receive queue makes the sender wait, and is never a loss.
+        router.setsockopt(zmq.RCVHWM, 2 * self.limits.window)
+        router.setsockopt(zmq.SNDHWM, 4 * self.limits.window + 1024)
+        # libzmq owns the descriptor from here on, and leaves the file alone.
+        router.setsockopt(zmq.USE_FD, self._endpoint.socket.detach())
+        router.bind(f"ipc://{self._endpoint.path}")
+        return router
+
+    def _send(self, routing_id: bytes, header: bytes, payload: bytes | memoryview | None) -> None:
+        send = self._router.send
+        send(routing_id, zmq.SNDMORE | zmq.NOBLOCK)
+        if payload is None:
+            send(header, zmq.NOBLOCK)
+        else:
+            send(header, zmq.SNDMORE | zmq.NOBLOCK)
+            # Copied: the memory may be the client's, and is not ours to keep for long.
+            send(payload, zmq.NOBLOCK, copy=True)
+
+    def _readable(self, _events: int) -> None:
+        self._drain()
+
+    def _drain(self) -> bool:
+        """Handle what has arrived; return whether there was anything.
+
+        The ROUTER's descriptor is edge-triggered: it may stay silent although messages are
+        there. So this also runs before every sleep of the loop.
+        """
+        router = self._router
+        for handled in range(_BATCH):
+            if self._closed or not int(router.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                return handled > 0
+            self._receive()
+        return True
+
+    def _receive(self) -> None:
+        router = self._router
+        routing_id = router.recv(zmq.NOBLOCK)
+        payload: memoryview | None = None
+        header = router.recv(zmq.NOBLOCK, copy=False)
+        frame, extra = header, 0
+        while frame.more:
+            frame = router.recv(zmq.NOBLOCK, copy=False)
+            extra += 1
+            if extra == 1:
+                payload = memoryview(frame.bytes) if len(frame) < _SMALL else frame.buffer
+        if len(header) > _MAX_HEADER:
+            self._deny(routing_id, 0, f"a message's first frame has up to {_MAX_HEADER} bytes")
+            return
+        if extra > 1:
+            self._deny(routing_id, 0, "a message has one or two frames")
+            return
+        try:
+            message = decode_request(header.buffer)
+        except DecodeError as error:
+            self._deny(routing_id, 0, f"not a message of this protocol: {error}")
+            return
+        fault = fault_of(message, None if payload is None else len(payload))
+        if fault is None:
+            self._dispatch(routing_id, message, payload)
+        else:
+            self._deny(routing_id, getattr(message, "join_id", 0), fault)
+
+    def _dispatch(self, routing_id: bytes, message: Request, payload: memoryview | None) -> None:
+        if isinstance(message, Submit):
+            client = self._by_routing_id.get(routing_id)
+            if client is None:
+                self._deny(routing_id, message.join_id, "attach to a group first")
+            else:
+                self._handler.submit(client, message, payload)
+        elif isinstance(message, Attach):
+            self._attach(routing_id, message)
+        elif isinstance(message, Detach):
+            client = self._by_routing_id.get(routing_id)
+            if client is not None:  # otherwise it is gone already, which is what it wants
+                self._forget(client)
+                client.alive = False
+                self._handler.detach(client, message)
+                client.hang_up()
+        else:
+            self._answer(routing_id, message)
+
+    def _attach(self, routing_id: bytes, message: Attach) -> None:
+        client = self._by_token.get(message.token)
+        holder = self._by_routing_id.get(routing_id)
+        if client is None or holder not in (None, client):
+            self._deny(
+                routing_id, message.join_id, "the token is not one that a lifeline was given"
+            )
+            return
+        timer = self._waiting.pop(client, None)
+        if timer is not None:
+            timer.cancel()
+        if client.routing_id is not None:
+            self._by_routing_id.pop(client.routing_id, None)  # its ZeroMQ connection is a new one
+        client.routing_id = routing_id
+        client.program = message.program
+        self._by_routing_id[routing_id] = client
+        self._handler.attach(client, message)
+
+    def _answer(self, routing_id: bytes, message: AskStatus | AskRejoin | AskTrace) -> None:
+        if isinstance(message, AskStatus):
+            body = self._handler.status()
+        elif isinstance(message, AskRejoin):
+            body = self._handler.rejoin()
+        else:
+            body = self._handler.trace()
+        self._reply(routing_id, Answer(body))
+
+    def _deny(self, routing_id: bytes, join_id: int, text: str) -> None:
+        self.denied += 1
+        if self.denied & (self.denied - 1) == 0:  # the 1st, 2nd, 4th, 8th...
+            client = self._by_routing_id.get(routing_id)
+            self._log.warning(
+                "message denied",
+                reason=text,
+                pid=client.pid if client else None,
+                denied_so_far=self.denied,
+            )
+        self._reply(routing_id, Denied(join_id, errors.Refused.code, text))
+
+    def _reply(self, routing_id: bytes, reply: Reply) -> None:
+        try:
+            self._send(routing_id, encode(reply), None)
+        except zmq.ZMQError:  # gone, or it asks and asks and never reads
+            self.dropped += 1
+
+    # --- lifelines --------------------------------------------------------------------
+
+    def _new_lifeline(self, lifeline: Lifeline) -> None:
+        client = Client(self, lifeline)
+        lifeline.on_end = lambda reason: self._lifeline_ended(client, reason)
+        self._by_token[client.token] = client
+        self._waiting[client] = self._loop.call_later(
+            _ATTACH_WITHIN, lambda: self._gone(client, "it never attached")
+        )
+
+    def _lifeline_ended(self, client: Client, reason: str) -> None:
+        # What it managed to hand over before it died still counts.
+        for _ in range(self.limits.window // _BATCH + 1):
+            if not self._drain():
+                break
+        self._gone(client, reason)
+
+    def _gone(self, client: Client, reason: str) -> None:
+        if not client.alive:
+            return
+        attached = client.routing_id is not None
+        self._forget(client)
+        client.hang_up()
+        if attached:
+            self._handler.client_gone(client, reason)
+
+    def _forget(self, client: Client) -> None:
+        self._by_token.pop(client.token, None)
+        if client.routing_id is not None:
+            self._by_routing_id.pop(client.routing_id, None)
+        timer = self._waiting.pop(client, None)
+        if timer is not None:
+            timer.cancel()

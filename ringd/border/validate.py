@@ -1,0 +1,100 @@
+"""What a client's message must satisfy beyond its types; the daemon believes none of it."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+from ringd.collective import reduction
+from ringd.wire.border import VERSION, Attach, Request, Submit
+from ringd.wire.control import MAX_CALL_NAME, MAX_GROUP_NAME, Call
+
+_MAX_U64 = (1 << 64) - 1
+_MAX_BYTES = (1 << 63) - 1
+_MAX_DIMENSIONS = 64
+_MAX_TEXT = 1024
+
+
+def fault_of(message: Request, payload_bytes: int | None) -> str | None:
+    """Return what is wrong with *message* and its second frame, None if nothing is.
+
+    Args:
+        message: as decoded.
+        payload_bytes: length of the second frame; None without one.
+    """
+    if isinstance(message, Submit):
+        return _submit_fault(message, payload_bytes)
+    if payload_bytes is not None:
+        return "a second frame came where none belongs"
+    if isinstance(message, Attach):
+        return _attach_fault(message)
+    version = getattr(message, "version", VERSION)
+    if version != VERSION:
+        return _version_fault(version)
+    return None
+
+
+def _version_fault(version: int) -> str:
+    return (
+        f"the client speaks version {version} of the border's protocol, this daemon version "
+        f"{VERSION}; install the same release of ringd for both"
+    )
+
+
+def _attach_fault(message: Attach) -> str | None:
+    if message.version != VERSION:
+        return _version_fault(message.version)
+    if not 0 < len(message.group) <= MAX_GROUP_NAME or not message.group.isprintable():
+        return f"a group's name has 1 to {MAX_GROUP_NAME} printable characters"
+    if not 0 < message.join_id <= _MAX_U64:
+        return "a join id is a positive number of 64 bits"
+    if not 0 <= message.released <= message.next_seq <= _MAX_U64:
+        return "released and next_seq contradict each other"
+    if message.on_loss not in ("wait", "fail"):
+        return f"on_loss is 'wait' or 'fail', not {message.on_loss[:32]!r}"
+    if len(message.program) > _MAX_TEXT:
+        return "the program's name is too long"
+    return None
+
+
+def _submit_fault(message: Submit, payload_bytes: int | None) -> str | None:
+    if not 0 <= message.seq <= _MAX_U64:
+        return "a sequence number is a number of 64 bits"
+    if message.timeout is not None and not math.isfinite(message.timeout):
+        return "a timeout is a finite number of seconds"
+    if len(message.message) > 4 * _MAX_TEXT or len(message.outcome) > _MAX_TEXT:
+        return "the outcome's text is too long"
+    expected = _tensor_bytes(message.call)
+    if isinstance(expected, str):
+        return expected
+    if message.source is not None and payload_bytes is not None:
+        return "the input came twice, as a segment and as a frame"
+    given = payload_bytes if message.source is None else message.source.length
+    if given is None:
+        # An op that has ended may have given its input up.
+        return None if expected is None or message.outcome else "the input is missing"
+    if given != (expected or 0):
+        return f"{message.call} has {expected or 0} bytes, but {given} came"
+    if message.target is not None and message.target.length != (expected or 0):
+        return f"{message.call} has {expected or 0} bytes, its target {message.target.length}"
+    return None
+
+
+@lru_cache(maxsize=1024)  # programs repeat their calls
+def _tensor_bytes(call: Call) -> int | str | None:
+    """Return the bytes of the call's tensor, None for a barrier; a string is a fault."""
+    if len(call.name) > MAX_CALL_NAME:
+        return f"a call's name has up to {MAX_CALL_NAME} characters"
+    if call.kind == "barrier":
+        return None if not (call.reduction or call.dtype or call.shape) else "a barrier has no data"
+    if call.kind != "all_reduce":
+        return f"unknown kind of call {call.kind[:32]!r}"
+    try:
+        dtype = reduction.dtype_from_name(call.dtype)
+        reduction.check(call.reduction, dtype)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    if len(call.shape) > _MAX_DIMENSIONS or any(side < 0 for side in call.shape):
+        return "a shape has up to 64 sides, none negative"
+    size = math.prod(call.shape) * dtype.itemsize
+    return size if size <= _MAX_BYTES else "the tensor is too large"

@@ -1,0 +1,85 @@
+"""Asking a daemon over its socket, for the commands that do."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, Union
+
+import click
+import zmq
+
+from ringd.errors import DaemonUnavailable, RingError
+from ringd.host import paths
+from ringd.wire import border
+from ringd.wire.border import AskRejoin, AskStatus, AskTrace
+
+ERROR, USAGE, NO_DAEMON, NOT_READY = 1, 2, 3, 4
+"""Exit codes besides 0."""
+
+Question = Union[type[AskStatus], type[AskRejoin], type[AskTrace]]
+
+ANSWER_WITHIN = 5.0
+"""Seconds."""
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def daemon_options(command: _Command) -> _Command:
+    """Add ``--socket`` and ``--json`` to *command*."""
+    command = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")(command)
+    return click.option(
+        "--socket",
+        type=click.Path(path_type=Path),
+        envvar="RINGD_SOCKET",
+        help="The daemon's socket; default: RINGD_SOCKET, then the usual places.",
+    )(command)
+
+
+def find_socket(given: Path | None) -> Path:
+    """Return the socket to ask; raises DaemonUnavailable when there is none."""
+    candidates = [given] if given is not None else list(paths.socket_candidates())
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    tried = ", ".join(str(candidate) for candidate in candidates)
+    raise DaemonUnavailable(f"no daemon here: tried {tried}; start ringd, or name its --socket")
+
+
+def ask(socket: Path, question: Question, timeout: float = ANSWER_WITHIN) -> dict[str, Any]:
+    """Return the daemon's answer.
+
+    Raises:
+        DaemonUnavailable: Nobody answered within *timeout* seconds.
+        RingError: The daemon refused the question.
+    """
+    if not os.access(socket, os.W_OK):
+        raise RingError(f"{socket}: no permission; join the group that owns it, or ask as root")
+    context = zmq.Context()
+    dealer = context.socket(zmq.DEALER)
+    dealer.setsockopt(zmq.LINGER, 0)
+    try:
+        dealer.connect(f"ipc://{socket}")
+        dealer.send(border.encode(question(border.VERSION)))
+        if not dealer.poll(int(timeout * 1000)):
+            raise DaemonUnavailable(
+                f"{socket}: no answer within {timeout:g} s; the daemon that made this socket "
+                "is gone or stuck: see its log"
+            )
+        reply = border.decode_reply(dealer.recv())
+    finally:
+        dealer.close()
+        context.term()
+    if isinstance(reply, border.Answer):
+        answer: dict[str, Any] = json.loads(reply.body)
+        return answer
+    raise RingError(getattr(reply, "message", f"unexpected answer {reply}"))
+
+
+def fail(error: RingError) -> NoReturn:
+    """Print *error* and exit with the code that it stands for."""
+    click.echo(f"ringd-cli: {error}", err=True)
+    sys.exit(NO_DAEMON if isinstance(error, DaemonUnavailable) else ERROR)

@@ -1,0 +1,26 @@
+"""``ringd-cli``: the command line tool. Every command stands in a file beside this one."""
+
+from __future__ import annotations
+
+import click
+
+from ringd import __version__
+from ringd.cli.setup import init, keygen
+from ringd.cli.watch import health, rejoin, status
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ringd-cli")
+def main() -> None:
+    """Set up, watch and steer the ring of daemons.
+
+    \b
+    Exit codes: 0 healthy, 1 error, 2 wrong usage, 3 no daemon there, 4 running but not ready.
+    """  # noqa: D301  click wants the backspace itself
+
+
+main.add_command(init)
+main.add_command(keygen)
+main.add_command(status)
+main.add_command(health)
+main.add_command(rejoin)

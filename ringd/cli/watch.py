@@ -1,0 +1,146 @@
+"""``status``, ``health`` and ``rejoin``: looking at a running daemon, and a push."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ringd.cli.ask import NOT_READY, ask, daemon_options, fail, find_socket
+from ringd.config.units import parse_duration
+from ringd.errors import DaemonUnavailable, RingError
+from ringd.wire.border import AskRejoin, AskStatus
+
+_POLL = 0.05
+
+
+@click.command()
+@daemon_options
+def status(socket: Path | None, *, as_json: bool) -> None:
+    """Show the ring as this machine's daemon sees it.
+
+    \b
+    Exit codes: 0 ready, 3 no daemon, 4 running but not ready.
+    Example: ringd-cli status --json | jq .generation
+    """  # noqa: D301  click wants the backspace itself
+    try:
+        body = ask(find_socket(socket), AskStatus)
+    except RingError as error:
+        fail(error)
+    click.echo(json.dumps(body, indent=2) if as_json else render(body))
+    if body["state"] != "ready":
+        sys.exit(NOT_READY)
+
+
+@click.command()
+@daemon_options
+@click.option("--wait", metavar="DURATION", help='Wait until the ring is ready, such as "30s".')
+def health(socket: Path | None, *, as_json: bool, wait: str | None) -> None:
+    """Say in one line, and by the exit code, whether the ring is ready.
+
+    \b
+    Exit codes: 0 ready, 3 no daemon, 4 running but not ready.
+    Example: ringd-cli health --wait 30s && python train.py
+    """  # noqa: D301
+    try:
+        seconds = parse_duration(wait) if wait is not None else 0.0
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--wait") from None
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            left = max(0.1, deadline - time.monotonic()) if seconds else 5.0
+            body = ask(find_socket(socket), AskStatus, timeout=min(5.0, left))
+        except DaemonUnavailable as error:
+            if time.monotonic() >= deadline:
+                fail(error)
+        except RingError as error:
+            fail(error)
+        else:
+            if body["state"] == "ready" or time.monotonic() >= deadline:
+                break
+        time.sleep(_POLL)
+    keys = ("schema_version", "node", "state", "generation", "waiting_for")
+    click.echo(json.dumps({key: body[key] for key in keys}) if as_json else headline(body))
+    if body["state"] != "ready":
+        sys.exit(NOT_READY)
+
+
+@click.command()
+@daemon_options
+def rejoin(socket: Path | None, *, as_json: bool) -> None:
+    """Drop the links, forget backoff, resolve names afresh, and join again.
+
+    Calls in flight are not lost: they come back when the ring has formed again.
+
+    \b
+    Example: ringd-cli rejoin && ringd-cli health --wait 10s
+    """  # noqa: D301
+    try:
+        body = ask(find_socket(socket), AskRejoin)
+    except RingError as error:
+        fail(error)
+    click.echo(json.dumps(body) if as_json else "Rejoining.")
+
+
+def headline(body: dict[str, Any]) -> str:
+    """Return the status in one line."""
+    text = f"{body['node']}: {body['state']}, generation {body['generation']}"
+    if body["state"] != "ready":
+        for name, why in body["waiting_for"].items():
+            text += f"; waiting for {name}: {why}"
+    return text
+
+
+def render(body: dict[str, Any]) -> str:
+    """Return the status for people; what is wrong comes first."""
+    lines = [f"ring {body['ring']!r}, {body['size']} members", headline(body), ""]
+    width = max(len(member["name"]) for member in body["members"])
+    for member in body["members"]:
+        line = f"  {member['rank']:>3}  {member['name']:<{width}}  {member['state']:<8}"
+        line += f" {member['address']}"
+        if member["last_error"] and member["state"] != "up":
+            line += f"  {member['last_error']} ({age(member['last_error_age'])} ago)"
+        lines.append(line.rstrip())
+    for side, link in body["links"].items():
+        trip = "" if link["round_trip"] is None else f", {link['round_trip'] * 1e3:.2f} ms"
+        lines.append(
+            f"  {side} link to {link['peer']}: up for {age(link['up_for'])}{trip}, "
+            f"{size(link['bytes_in'])} in, {size(link['bytes_out'])} out"
+        )
+    for group in body["groups"]:
+        lines.append("")
+        lines.append(f"group {group['name']!r}: {', '.join(group['present']) or 'nobody'} present")
+        counts = ", ".join(f"{name} {count}" for name, count in group["op_counts"].items())
+        if counts:
+            lines.append(f"  ops submitted: {counts}")
+        for op in group["open_ops"]:
+            progress = "" if op["progress"] is None else f", {op['progress']:.0%} received"
+            lines.append(
+                f"  op {op['op']}: {op['call'] or 'a call'}, {op['phase']} for {age(op['age'])}"
+                f"{progress}; {op['waiting_for']}"
+            )
+    return "\n".join(lines)
+
+
+def age(seconds: float | None) -> str:
+    """Return a duration for people."""
+    if seconds is None:
+        return "?"
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def size(nbytes: float) -> str:
+    """Return a number of bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if nbytes < 1024:  # noqa: PLR2004 - the step between units
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.1f} TiB"

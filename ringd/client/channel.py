@@ -1,0 +1,193 @@
+"""One connection to one daemon process: a ZeroMQ DEALER and a lifeline.
+
+A channel ends with the daemon; the connection (:mod:`ringd.client.connection`) then opens the
+next one and offers again what was under way.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import time
+
+import zmq
+
+from ringd.client.pool import Segment
+from ringd.host.credentials import check_socket_path
+from ringd.wire import lifeline as wire
+from ringd.wire.border import TOKEN_BYTES, Reply, Request, decode_reply, encode
+
+_CONNECT_TIMEOUT = 2.0  # seconds; a healthy daemon answers in microseconds
+_SEND_TIMEOUT = 2.0  # seconds, for a record on the lifeline
+_COPY_BELOW = 1 << 20  # bytes; ZeroMQ's bookkeeping for larger ones is cheaper than a copy
+_SMALL = 8192  # bytes; as in ringd.border.server
+_EOF_EVENTS = select.POLLIN | select.POLLHUP | select.POLLERR
+
+Payload = bytes | memoryview
+
+
+class _Contexts:
+    """One ZeroMQ context per process: I/O threads do not survive a fork."""
+
+    pid = 0
+    context: zmq.Context[zmq.Socket[bytes]] | None = None
+
+
+def _context() -> zmq.Context[zmq.Socket[bytes]]:
+    if _Contexts.context is None or _Contexts.pid != os.getpid():
+        _Contexts.pid = os.getpid()
+        _Contexts.context = zmq.Context()
+    return _Contexts.context
+
+
+class Channel:
+    """Connects when made; *path* is that of the daemon's socket.
+
+    Sending and receiving is for one thread at a time; :meth:`poll` and :meth:`wait_end` may run
+    beside that, and touch no ZeroMQ.
+    """
+
+    def __init__(self, path: str, wake_fd: int) -> None:
+        """Connect.
+
+        Args:
+            path: of the daemon's main socket.
+            wake_fd: a pipe's reading end that ends a :meth:`poll`.
+
+        Raises:
+            OSError: nobody listens there, or it may not be used, or it does not answer in time.
+        """
+        self.path = path
+        self.wake_fd = wake_fd
+        self.attached = False
+        """Set by the owner once the daemon has taken it in."""
+        self.lifeline = _open_lifeline(path)
+        try:
+            self.token = _read_token(self.lifeline)
+            self._dealer = _context().socket(zmq.DEALER)
+        except BaseException:
+            self.lifeline.close()
+            raise
+        self._dealer.setsockopt(zmq.LINGER, 0)
+        # Without a high-water mark no credit is passed back and forth, and none wakes us up.
+        # The daemon's window bounds what is under way.
+        self._dealer.setsockopt(zmq.SNDHWM, 0)
+        self._dealer.setsockopt(zmq.RCVHWM, 0)
+        self._dealer.connect(f"ipc://{path}")
+        self._poller = select.poll()
+        self._poller.register(int(self._dealer.getsockopt(zmq.FD)), select.POLLIN)
+        self._poller.register(self.lifeline, select.POLLIN)
+        self._poller.register(wake_fd, select.POLLIN)
+        self._end_poller = select.poll()
+        self._end_poller.register(self.lifeline, select.POLLIN)
+
+    def send(self, message: Request, payload: Payload | None = None) -> None:
+        """Queue *message*; never blocks. A large *payload* must stay as it is until the op ends."""
+        if payload is None:
+            self._dealer.send(encode(message))
+        else:
+            self._dealer.send(encode(message), zmq.SNDMORE)
+            self._dealer.send(payload, copy=len(payload) < _COPY_BELOW)
+
+    def receive(self) -> tuple[Reply, Payload | None] | None:
+        """Return the next message and its second frame; None when there is none now."""
+        dealer = self._dealer
+        if not int(dealer.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            return None
+        header = dealer.recv(zmq.NOBLOCK)
+        payload: Payload | None = None
+        while dealer.getsockopt(zmq.RCVMORE):
+            frame = dealer.recv(zmq.NOBLOCK, copy=False)
+            payload = frame.bytes if len(frame) < _SMALL else frame.buffer
+        return decode_reply(header), payload
+
+    def pass_segment(self, segment: Segment) -> None:
+        """Hand *segment* to the daemon.
+
+        Raises:
+            OSError: the daemon is gone, or takes nothing for seconds.
+        """
+        record = wire.pack(wire.ADD, segment.number, segment.size)
+        self._send_record(record, [segment.fd])
+        segment.passed_to = self
+
+    def drop_segment(self, segment: Segment) -> None:
+        """Tell the daemon to forget *segment*; raises OSError as :meth:`pass_segment` does."""
+        if segment.passed_to is self:
+            self._send_record(wire.pack(wire.DROP, segment.number, segment.size), [])
+
+    def poll(self, timeout: float | None) -> bool:
+        """Sleep until a message, the daemon's end, a wake-up or *timeout* (seconds).
+
+        Returns:
+            Whether the daemon is gone.
+        """
+        milliseconds = None if timeout is None else max(0, int(timeout * 1000) + 1)
+        lifeline = self.lifeline.fileno()
+        gone = False
+        for fd, events in self._poller.poll(milliseconds):
+            if fd == lifeline:
+                gone = bool(events & _EOF_EVENTS)
+            elif fd == self.wake_fd:
+                os.read(fd, 4096)
+        return gone
+
+    def wait_end(self, timeout: float) -> bool:
+        """Sleep until the daemon is gone or *timeout* has passed; whether it is gone."""
+        return bool(self._end_poller.poll(timeout * 1000))
+
+    def hang_up(self) -> None:
+        """End the lifeline, so that both sides see its end; from any thread."""
+        try:
+            self.lifeline.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the other side was first
+
+    def close(self) -> None:
+        """Release the sockets."""
+        self._dealer.close(linger=0)
+        self.lifeline.close()
+
+    def _send_record(self, record: bytes, fds: list[int]) -> None:
+        deadline = time.monotonic() + _SEND_TIMEOUT
+        while True:
+            try:
+                if fds:
+                    sent = socket.send_fds(self.lifeline, [record], fds)
+                else:
+                    sent = self.lifeline.send(record)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(errno.ETIMEDOUT, "the daemon takes no segments") from None
+                ready = select.poll()
+                ready.register(self.lifeline, select.POLLOUT)
+                ready.poll(100)
+                continue
+            record, fds = record[sent:], []
+            if not record:
+                return
+
+
+def _open_lifeline(path: str) -> socket.socket:
+    check_socket_path(path + wire.SUFFIX)
+    lifeline = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        lifeline.settimeout(_CONNECT_TIMEOUT)
+        lifeline.connect(path + wire.SUFFIX)
+    except BaseException:
+        lifeline.close()
+        raise
+    return lifeline
+
+
+def _read_token(lifeline: socket.socket) -> bytes:
+    token = b""
+    while len(token) < TOKEN_BYTES:
+        data = lifeline.recv(TOKEN_BYTES - len(token))
+        if not data:
+            raise ConnectionResetError(errno.ECONNRESET, "the daemon hung up")
+        token += data
+    lifeline.setblocking(False)
+    return token

@@ -1,0 +1,99 @@
+"""The file that holds the ring's shared key: 32 or more bytes in base64, for one user's eyes.
+
+No text made here ever contains a part of the key.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import stat
+from pathlib import Path
+
+KEY_BYTES = 32
+_LARGEST_FILE = 4096
+_FORBIDDEN_MODE = stat.S_IWGRP | stat.S_IXGRP | stat.S_IRWXO
+
+
+def read_key(path: Path) -> bytes:
+    """Return the key in the file at *path*.
+
+    Raises:
+        ValueError: The file is missing, unreadable, open to other users, or holds no good key;
+            the text says which and what to do.
+    """
+    try:
+        # Not blocking, so that a FIFO in the file's place cannot stop the daemon's start.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise ValueError(
+            f'no such file: {path}; make one with "ringd-cli keygen {path}", or copy the one of '
+            "the other machines"
+        ) from None
+    except OSError as error:
+        raise ValueError(
+            f"cannot be read: {error.strerror}; let the user that runs ringd own {path}"
+        ) from None
+    try:
+        _check_access(path, os.fstat(fd))
+        text = os.read(fd, _LARGEST_FILE + 1)
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}: {path}") from None
+    finally:
+        os.close(fd)
+    if len(text) > _LARGEST_FILE:
+        raise ValueError(f"{path} is not a key; make one with ringd-cli keygen")
+    return _decode(path, text)
+
+
+def create_key(path: Path) -> None:
+    """Write a new random key to *path*, with mode 0600 from its first instant.
+
+    Raises:
+        FileExistsError: Something is at *path*; it is left as it is.
+        OSError: The file cannot be written; nothing is left behind.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(base64.b64encode(os.urandom(KEY_BYTES)) + b"\n")
+            file.flush()
+            os.fsync(fd)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def is_key_text(text: str) -> bool:
+    """Whether *text* could be a key itself, put where its file's name belongs."""
+    try:
+        return len(base64.b64decode(text, validate=True)) >= KEY_BYTES
+    except ValueError:
+        return False
+
+
+def _check_access(path: Path, status: os.stat_result) -> None:
+    mode = stat.S_IMODE(status.st_mode)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path} is not a regular file; name the file that keygen made")
+    if mode & _FORBIDDEN_MODE:
+        raise ValueError(f'open to others (mode {mode:04o}); run "chmod 600 {path}"')
+    if mode & stat.S_IRGRP and status.st_gid != os.getegid():
+        raise ValueError(
+            f"readable by a group that is not the daemon's own (mode {mode:04o}, group "
+            f'{status.st_gid}); run "chmod 600 {path}"'
+        )
+
+
+def _decode(path: Path, text: bytes) -> bytes:
+    try:
+        key = base64.b64decode(b"".join(text.split()), validate=True)
+    except binascii.Error:
+        raise ValueError(f"{path} holds no base64; make a key with ringd-cli keygen") from None
+    if len(key) < KEY_BYTES:
+        raise ValueError(
+            f"the key in {path} has {len(key)} bytes, fewer than {KEY_BYTES}; make one with "
+            "ringd-cli keygen"
+        )
+    return key

@@ -1,0 +1,358 @@
+"""From a TOML file to a :class:`~ringd.config.settings.Config`, or to all that is wrong with it.
+
+Every problem is one line: the file, the key, the value, what is wrong and what to write
+instead. Reading goes on after a problem, so that one run shows them all.
+"""
+
+from __future__ import annotations
+
+import difflib
+import grp
+import ipaddress
+import json
+import re
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from ringd.config.keyfile import is_key_text, read_key
+from ringd.config.settings import (
+    MAX_MEMBERS,
+    SECTIONS,
+    Config,
+    IpcSettings,
+    JoinSettings,
+    Member,
+    RingSettings,
+    is_loopback,
+    settings_of,
+)
+from ringd.config.units import format_duration, format_size, parse_address
+from ringd.errors import ConfigError
+
+MAX_ADDRESSES = 16
+RING_KEYS = ("name", "key_file", "insecure", "members")
+MEMBER_KEYS = ("name", "addresses", "listen")
+
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
+_LONGEST_VALUE = 80
+
+
+def load(path: str | Path, node: str | None = None, *, hostname: str | None = None) -> Config:
+    """Read and check the file at *path* for the member *node*.
+
+    Without *node*, the member that bears this host's name (*hostname*, for tests).
+
+    Raises:
+        ConfigError: With one line for each problem.
+    """
+    config, lines = _read(Path(path), node, hostname)
+    if config is None or lines:
+        raise ConfigError("\n".join(lines))
+    return config
+
+
+def problems(
+    path: str | Path, node: str | None = None, *, hostname: str | None = None
+) -> list[str]:
+    """Return one line for each problem of the file at *path*; empty when it can be used."""
+    return _read(Path(path), node, hostname)[1]
+
+
+def ring_problems(path: str | Path, name: str, members: Iterable[Member]) -> list[str]:
+    """Return what would be wrong with a file at *path* for this ring, its key aside."""
+    report = _Report(Path(path))
+    tables = [{"name": member.name, "addresses": list(member.addresses)} for member in members]
+    _ring(report, {"name": name, "insecure": True, "members": tables})
+    return report.lines
+
+
+def choose_node(names: Sequence[str], node: str | None, hostname: str) -> str:
+    """Return which of the members *names* this machine is.
+
+    *node* if given; else the member named like the host in full, else the one whose name has
+    the same first label (``mini`` on ``mini.local``). Case does not count for host names.
+
+    Raises:
+        ValueError: No member or several fit; the text says so.
+    """
+    if node is not None:
+        if node in names:
+            return node
+        raise ValueError(
+            f'no member is named "{node}" (--node, RINGD_NODE)'
+            f"{_did_you_mean(node, names)}; members: {', '.join(names)}"
+        )
+    host = hostname.casefold().rstrip(".")
+    full = [name for name in names if name.casefold() == host]
+    short = [name for name in names if _first_label(name) == _first_label(host)]
+    found = full or short
+    if len(found) == 1:
+        return found[0]
+    fit = f"several members ({', '.join(found)}) fit" if found else "no member bears"
+    raise ValueError(
+        f'{fit} this host\'s name, "{hostname}"; say which one it is with --node or RINGD_NODE; '
+        f"members: {', '.join(names)}"
+    )
+
+
+class _Report:
+    """Collects the problems of one file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[str] = []
+
+    def add(self, key: str, problem: object, value: object = None) -> None:
+        shown = "" if value is None else f" = {_show(value)}"
+        self.lines.append(f"{self.path}: {key}{shown}: {problem}")
+
+    def unknown_keys(self, prefix: str, table: Mapping[str, Any], known: Iterable[str]) -> None:
+        # Without the value: somebody may have put the key itself into the file.
+        known = tuple(known)
+        for key in table:
+            if key not in known:
+                remedy = _did_you_mean(key, known) or f"; known here: {', '.join(known)}"
+                self.add(prefix + key, f"unknown key{remedy}")
+
+
+def _read(path: Path, node: str | None, hostname: str | None) -> tuple[Config | None, list[str]]:
+    report = _Report(path)
+    document = _parse(report)
+    if document is None:
+        return None, report.lines
+    report.unknown_keys("", document, ("ring", *SECTIONS))
+    ring = _ring(report, document.get("ring"))
+    sections = {name: _section(report, name, document.get(name, {})) for name in SECTIONS}
+    me = ""
+    names = [member.name for member in ring.members if member.name]
+    if names:
+        try:
+            me = choose_node(names, node, hostname or socket.gethostname())
+        except ValueError as error:
+            report.add("ring.members", error)
+    return Config(ring=ring, path=path, node=me, **sections), report.lines
+
+
+def _parse(report: _Report) -> dict[str, Any] | None:
+    try:
+        return tomli.loads(report.path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        remedy = 'no such file; make one with "ringd-cli init", or name it with --config'
+        report.lines.append(f"{report.path}: {remedy}")
+    except OSError as error:
+        report.lines.append(
+            f"{report.path}: cannot be read: {error.strerror}; name a readable file with --config"
+        )
+    except UnicodeDecodeError as error:
+        report.lines.append(f"{report.path}: not UTF-8 (byte {error.start}); save it as UTF-8")
+    except tomli.TOMLDecodeError as error:
+        report.lines.append(f"{report.path}: not TOML: {error}; mend it there")
+    return None
+
+
+def _ring(report: _Report, table: object) -> RingSettings:
+    if not isinstance(table, dict):
+        report.add("ring", 'missing; begin with [ring] and name = "..."', table)
+        return RingSettings("", ())
+    report.unknown_keys("ring.", table, RING_KEYS)
+    name = _name(report, "ring.name", table.get("name"))
+    members = _members(report, table.get("members"))
+    insecure = table.get("insecure", False)
+    if not isinstance(insecure, bool):
+        report.add("ring.insecure", "write true or false, without quotes", insecure)
+        insecure = False
+    key = b""
+    if "key_file" in table:
+        key = _key(report, table["key_file"])
+    elif not insecure:
+        _check_loopback(report, members)
+    return RingSettings(name, members, key, insecure)
+
+
+def _key(report: _Report, value: object) -> bytes:
+    if not isinstance(value, str) or not value:
+        report.add("ring.key_file", 'not the name of a file; write "ring.key"', value)
+    elif is_key_text(value):
+        report.add("ring.key_file", 'looks like a key; write the name of its file: "ring.key"')
+    else:
+        try:
+            return read_key(report.path.parent / value)
+        except ValueError as error:
+            report.add("ring.key_file", error, value)
+    return b""
+
+
+def _check_loopback(report: _Report, members: Iterable[Member]) -> None:
+    for member in members:
+        for address in (*member.addresses, *member.listen):
+            if not is_loopback(parse_address(address)[0]):
+                report.add(
+                    "ring.key_file",
+                    f'missing, and "{address}" of {member.name} is not a loopback address; make a '
+                    'key with "ringd-cli keygen", or write insecure = true under [ring] to let '
+                    "anybody on that network into the ring",
+                )
+                return
+
+
+def _members(report: _Report, tables: object) -> tuple[Member, ...]:
+    if not isinstance(tables, list) or not tables:
+        report.add("ring.members", "missing; add a [[ring.members]] table for each machine", tables)
+        return ()
+    if len(tables) > MAX_MEMBERS:
+        report.add("ring.members", f"{len(tables)} members; at most {MAX_MEMBERS}: split the ring")
+    members = []
+    names: dict[str, str] = {}
+    addresses: dict[str, str] = {}
+    for index, table in enumerate(tables):
+        key = f"ring.members[{index}]"
+        if not isinstance(table, dict):
+            report.add(key, "not a table; write [[ring.members]]", table)
+            continue
+        report.unknown_keys(key + ".", table, MEMBER_KEYS)
+        name = _name(report, key + ".name", table.get("name"))
+        own = _addresses(report, key + ".addresses", table.get("addresses"), addresses)
+        listen: tuple[str, ...] = ()
+        if "listen" in table:
+            listen = _addresses(report, key + ".listen", table["listen"], {}, bind=True)
+        if name:
+            _check_double(report, key + ".name", name, name.casefold(), names)
+        members.append(Member(name, own, listen))
+    return tuple(members)
+
+
+def _addresses(
+    report: _Report, key: str, values: object, seen: dict[str, str], *, bind: bool = False
+) -> tuple[str, ...]:
+    if not isinstance(values, list) or not 0 < len(values) <= MAX_ADDRESSES:
+        remedy = f'write a list of 1 to {MAX_ADDRESSES} addresses: ["10.0.0.1:5680"]'
+        report.add(key, "missing; " + remedy if values is None else remedy, values)
+        return ()
+    good = []
+    for index, value in enumerate(values):
+        here = f"{key}[{index}]"
+        try:
+            host, port = parse_address(value)
+            _check_host_use(host, bind=bind)
+        except ValueError as error:
+            report.add(here, error, value)
+            continue
+        canonical = f"{host.casefold().rstrip('.')} {port}"
+        if _check_double(report, here, value, canonical, seen):
+            good.append(value)
+    return tuple(good)
+
+
+def _check_host_use(host: str, *, bind: bool) -> None:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        if bind:
+            raise ValueError(
+                'a name cannot be bound; write an IP address of that machine, or "0.0.0.0"'
+            ) from None
+        return
+    if address.is_unspecified and not bind:
+        raise ValueError("nobody can dial this; write an address that the neighbours can reach")
+
+
+def _check_double(
+    report: _Report, key: str, value: str, canonical: str, seen: dict[str, str]
+) -> bool:
+    first = seen.setdefault(canonical, key)
+    if first != key:
+        report.add(key, f"the same as {first}; each stands once in the file", value)
+    return first == key
+
+
+def _name(report: _Report, key: str, value: object) -> str:
+    if value is None:
+        report.add(key, 'missing; write name = "..."')
+    elif not isinstance(value, str) or not _NAME.fullmatch(value):
+        report.add(key, "not a name; write 1 to 63 letters, digits and . _ - between them", value)
+    else:
+        return value
+    return ""
+
+
+def _section(report: _Report, section: str, table: object) -> Any:
+    settings = SECTIONS[section]
+    if not isinstance(table, dict):
+        report.add(section, f"not a table; write [{section}] and its keys below", table)
+        return settings()
+    known = settings_of(settings)
+    before = len(report.lines)
+    report.unknown_keys(section + ".", table, known)
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key in known:
+            try:
+                values[key] = known[key].parse(value)
+            except ValueError as error:
+                report.add(f"{section}.{key}", error, value)
+    loaded = settings(**values)
+    if len(report.lines) == before:
+        if isinstance(loaded, JoinSettings):
+            _check_join(report, loaded)
+        elif isinstance(loaded, IpcSettings):
+            _check_ipc(report, loaded)
+    return loaded
+
+
+def _check_join(report: _Report, join: JoinSettings) -> None:
+    if join.lost_after < 2 * join.heartbeat:
+        report.add(
+            "join.lost_after",
+            f"less than two heartbeats; write at least {format_duration(2 * join.heartbeat)}, or "
+            "a shorter join.heartbeat",
+            format_duration(join.lost_after),
+        )
+    if join.backoff_max < join.backoff_first:
+        report.add(
+            "join.backoff_max",
+            f"less than join.backoff_first, {format_duration(join.backoff_first)}; raise it, or "
+            "lower that",
+            format_duration(join.backoff_max),
+        )
+
+
+def _check_ipc(report: _Report, ipc: IpcSettings) -> None:
+    if ipc.socket and not Path(ipc.socket).is_absolute():
+        report.add("ipc.socket", 'not a full path; begin it with "/"', ipc.socket)
+    if ipc.group:
+        try:
+            grp.getgrnam(ipc.group)
+        except KeyError:
+            report.add(
+                "ipc.group", "no such group on this machine; make it, or omit this", ipc.group
+            )
+    for key, bound, what in (
+        ("max_message", ipc.inline_limit, "ipc.inline_limit"),
+        # A call needs a segment for its input and one for its result.
+        ("segment_budget", 2 * ipc.inline_limit, "twice ipc.inline_limit"),
+    ):
+        size = getattr(ipc, key)
+        if size < bound:
+            problem = f"less than {what}; write at least {format_size(bound)}"
+            report.add(f"ipc.{key}", problem, format_size(size))
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f'; did you mean "{close[0]}"?' if close else ""
+
+
+def _first_label(name: str) -> str:
+    return name.casefold().partition(".")[0]
+
+
+def _show(value: object) -> str:
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):
+        text = str(value)
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."

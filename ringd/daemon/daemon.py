@@ -1,0 +1,183 @@
+"""The daemon: its layers wired together, its start, its end, and signals between."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import structlog
+
+from ringd import __version__
+from ringd.border.client import Client
+from ringd.border.server import BorderServer, Limits
+from ringd.config import load
+from ringd.config.settings import Config
+from ringd.daemon import logs
+from ringd.daemon.neighbours import Neighbours
+from ringd.daemon.notify import ServiceManager
+from ringd.daemon.programs import Programs
+from ringd.daemon.recorder import Recorder
+from ringd.daemon.state import State, StateFile
+from ringd.daemon.status import status
+from ringd.errors import RingError
+from ringd.net.loop import Loop
+from ringd.wire.border import Attach, Detach, Submit
+
+DRAIN = 5.0
+"""Seconds that ops under way get to finish after SIGTERM; what does not is run again later."""
+
+
+class Daemon:
+    """One member of the ring, from :meth:`run`'s start to its end."""
+
+    def __init__(self, config: Config, socket: Path, state_dir: Path) -> None:
+        self._config = config
+        self._socket = socket
+        self._state_dir = state_dir
+        self._log = structlog.get_logger("ringd")
+        self._manager = ServiceManager()
+
+    def run(self) -> None:
+        """Run until SIGTERM or SIGINT.
+
+        Raises:
+            RingError: It cannot start: the state directory, the socket or an address is taken
+                or unusable.
+        """
+        with StateFile(self._state_dir, self._config.node) as store:
+            if store.warning:
+                self._log.warning("state file", reason=store.warning)
+            try:
+                store.save(State(store.state.generation, store.state.incarnation + 1))
+            except OSError as error:
+                raise RingError(f"{store.path}: cannot be written: {error.strerror}") from None
+            self._serve(store)
+
+    def _serve(self, store: StateFile) -> None:
+        config = self._config
+        self._loop = loop = Loop()
+        self._started = loop.now()
+        self._recorder = Recorder(config.node)
+        self._neighbours = Neighbours(loop, config, store)
+        self._programs = Programs(loop, config, self._neighbours, self._recorder)
+        self._neighbours.attach(self._programs, self._programs.bulk)
+        self._neighbours.on_state = self._state_changed
+        border = BorderServer(
+            loop,
+            self._socket,
+            handler=self,
+            log=structlog.get_logger("border"),
+            node=config.node,
+            mode=config.ipc.mode,
+            group=config.ipc.group,
+            limits=Limits(
+                inline_limit=config.ipc.inline_limit,
+                max_message=config.ipc.max_message,
+                segment_budget=config.ipc.segment_budget,
+                window=config.ipc.window,
+            ),
+        )
+        try:
+            self._neighbours.start()
+            for signum in (signal.SIGTERM, signal.SIGINT):
+                loop.on_signal(signum, self._drain)
+            loop.on_signal(signal.SIGHUP, self._reload)
+            self._log.info(
+                "ringd started",
+                version=__version__,
+                node=config.node,
+                rank=config.rank,
+                size=config.size,
+                socket=str(self._socket),
+                generation=store.state.generation,
+                incarnation=store.state.incarnation,
+            )
+            self._manager.tell("READY=1")
+            self._manager.feed_watchdog(loop)
+            loop.run()
+        finally:
+            self._neighbours.stop("the daemon stops")
+            border.close()
+            loop.close()
+            self._log.info("ringd stopped")
+
+    def _state_changed(self, text: str) -> None:
+        self._manager.tell(f"STATUS={text}")
+
+    # --- signals ----------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        if self._programs.draining:  # asked twice: at once, then
+            self._loop.stop()
+            return
+        self._log.info("stopping", ops_under_way=len(self._programs.bulk))
+        self._manager.tell("STOPPING=1")
+        self._programs.draining = True
+        self._neighbours.drain()
+        self._stop_when_idle(self._loop.now() + DRAIN)
+
+    def _stop_when_idle(self, latest: float) -> None:
+        if not len(self._programs.bulk) or self._loop.now() >= latest:
+            self._loop.call_soon(self._loop.stop)
+        else:
+            self._loop.call_later(0.02, lambda: self._stop_when_idle(latest))
+
+    def _reload(self) -> None:
+        try:
+            config = load.load(self._config.path, self._config.node)
+            _check_reload(self._config, config)
+            self._neighbours.reload(config)
+        except RingError as error:
+            self._log.error("reload refused, the old settings stay", reason=str(error))
+            return
+        self._config = config
+        logs.configure(config.log.level, config.log.format)
+        self._log.info("reloaded", path=str(config.path))
+
+    # --- the border's handler ---------------------------------------------------------
+
+    def attach(self, client: Client, message: Attach) -> None:
+        """Pass on."""
+        self._programs.attach(client, message)
+
+    def submit(self, client: Client, message: Submit, payload: memoryview | None) -> None:
+        """Pass on."""
+        self._programs.submit(client, message, payload)
+
+    def detach(self, client: Client, message: Detach) -> None:
+        """Pass on."""
+        self._programs.detach(client, message)
+
+    def client_gone(self, client: Client, reason: str) -> None:
+        """Pass on."""
+        self._programs.client_gone(client, reason)
+
+    def status(self) -> bytes:
+        """Answer ``ringd-cli status``."""
+        now = self._loop.now()
+        return status(self._config, self._neighbours, self._programs, self._started, now)
+
+    def rejoin(self) -> bytes:
+        """Answer ``ringd-cli rejoin``."""
+        self._log.info("rejoin asked for")
+        self._loop.call_soon(self._neighbours.rejoin)
+        return json.dumps({"generation": self._neighbours.machine.generation}).encode()
+
+    def trace(self) -> bytes:
+        """Answer ``ringd-cli trace``."""
+        return self._recorder.dump()
+
+
+def _check_reload(old: Config, new: Config) -> None:
+    """Raise RingError if settings differ that cannot change while the daemon runs."""
+    changed = {
+        "ring.name": old.ring.name != new.ring.name,
+        "the members' names or order": [member.name for member in old.ring.members]
+        != [member.name for member in new.ring.members],
+        "[ipc]": old.ipc != new.ipc,
+        "[ops]": old.ops != new.ops,
+    }
+    names = [name for name, differs in changed.items() if differs]
+    if names:
+        raise RingError(f"{', '.join(names)} changed: restart ringd to use the new values")

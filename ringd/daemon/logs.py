@@ -1,0 +1,80 @@
+"""The daemon's log: structlog on standard error, for eyes on a terminal, JSON lines elsewhere."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import MutableMapping
+from typing import Any, TextIO
+
+import structlog
+
+
+def configure(level: str = "info", form: str = "auto", stream: TextIO | None = None) -> None:
+    """Send the log of every module to *stream* (standard error).
+
+    Args:
+        level: The least severe level written: ``debug``, ``info``, ``warning`` or ``error``.
+        form: ``console``, ``json``, or ``auto``: console if *stream* is a terminal.
+        stream: Where to; a failure to write there is ignored.
+
+    May be called again, to change the level; loggers taken by ``structlog.get_logger()`` follow.
+    """
+    stream = sys.stderr if stream is None else stream
+    terminal = stream.isatty()
+    last: list[Any]
+    if form == "console" or (form == "auto" and terminal):
+        last = [
+            structlog.dev.ConsoleRenderer(
+                colors=terminal and not os.environ.get("NO_COLOR"),
+                exception_formatter=structlog.dev.plain_traceback,
+            )
+        ]
+    else:
+        last = [structlog.processors.format_exc_info, _render_json]
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _hide_bytes,
+            *last,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
+        logger_factory=lambda *_: _Writer(stream),
+        # Bound methods are not cached, so that a new level reaches loggers in use.
+        cache_logger_on_first_use=False,
+    )
+
+
+class _Writer:
+    """Writes lines; one that cannot be written is lost, for no log is worth the ring."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def msg(self, line: str) -> None:
+        try:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):
+            pass
+
+    debug = info = warning = error = critical = exception = msg
+
+
+def _hide_bytes(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Write bytes as their length: keys, nonces and tensors are bytes, and belong in no log."""
+    for key, value in event.items():
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            event[key] = f"<{len(value)} bytes>"
+    return event
+
+
+def _render_json(_logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
+    """Render one line: time, level and event first, for people who read it as it is."""
+    first = {key: event.pop(key) for key in ("timestamp", "level", "event") if key in event}
+    return json.dumps({**first, **event}, default=str)

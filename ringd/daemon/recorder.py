@@ -1,0 +1,84 @@
+"""The flight recorder: the last few thousand events of this daemon, in memory.
+
+Events are kept as they come and turned into JSON only when somebody asks. Times are wall
+clock seconds, so that the records of several members can be laid side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from ringd.wire.control import Call
+
+KEPT = 4096
+"""Events; the oldest go first."""
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to the ring or to a client."""
+
+    at: float
+    """On the monotonic clock."""
+    what: str
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class OpEvent:
+    """A call that ended here; times on the monotonic clock."""
+
+    at: float
+    group: str
+    seq: int
+    call: Call
+    nbytes: int
+    submitted: float
+    started: float | None
+    """When all members had submitted; None when that never came."""
+    outcome: str
+
+
+class Recorder:
+    """See the module's docstring."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._events: deque[Event | OpEvent] = deque(maxlen=KEPT)
+
+    def note(self, what: str, **details: Any) -> None:
+        """Record that *what* happened."""
+        self._events.append(Event(time.monotonic(), what, details))
+
+    def op(self, event: OpEvent) -> None:
+        """Record a call that ended."""
+        self._events.append(event)
+
+    def dump(self) -> bytes:
+        """Return all events, oldest first, as JSON."""
+        shift = time.time() - time.monotonic()
+        events = [_plain(event, shift) for event in self._events]
+        body = {"schema_version": SCHEMA_VERSION, "node": self._node, "events": events}
+        return json.dumps(body).encode()
+
+
+def _plain(event: Event | OpEvent, shift: float) -> dict[str, Any]:
+    if isinstance(event, Event):
+        return {"at": event.at + shift, "what": event.what, **event.details}
+    return {
+        "at": event.at + shift,
+        "what": "op",
+        "group": event.group,
+        "seq": event.seq,
+        "call": str(event.call),
+        "bytes": event.nbytes,
+        "submitted": event.submitted + shift,
+        "started": None if event.started is None else event.started + shift,
+        "outcome": event.outcome,
+    }

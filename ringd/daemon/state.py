@@ -1,0 +1,163 @@
+"""What a member must remember across restarts: its generation and its incarnation.
+
+One small JSON file, replaced as a whole: written beside, flushed, renamed, and the directory
+flushed, so that a crash at any instant leaves the old state or the new. A damaged file is
+set aside and reported, and the member begins anew; the ring tells it the generation, and its
+own higher incarnation if others remember one. A lock keeps a second daemon out of the directory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+from ringd.errors import ConfigError, RingError
+from ringd.host.disk import flush
+
+STATE_NAME = "state.json"
+LOCK_NAME = "lock"
+_MAX_U64 = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The highest generation this member took part in and its count of starts; u64 both."""
+
+    generation: int = 0
+    incarnation: int = 0
+
+
+class StateFile:
+    """The state of the member *node* in *directory*, which is locked until :meth:`close`.
+
+    ``state`` is what the file said, or zeros where there was none. ``warning`` is a text for
+    the log if the file was damaged or another member's, else None.
+
+    Raises:
+        ConfigError: The directory cannot be made, read or written.
+        RingError: Another daemon uses it.
+    """
+
+    def __init__(self, directory: Path, node: str) -> None:
+        self.directory = directory
+        self.path = directory / STATE_NAME
+        self.node = node
+        self.state = State()
+        self.warning: str | None = None
+        try:
+            directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+            self._lock = os.open(
+                directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+            )
+        except OSError as error:
+            raise _unusable(directory, error) from None
+        try:
+            self._take_lock()
+            self._read()
+        except OSError as error:
+            self.close()
+            raise _unusable(directory, error) from None
+        except RingError:
+            self.close()
+            raise
+
+    def save(self, state: State) -> None:
+        """Put *state* on the disk; when this returns it is there to stay.
+
+        Raises:
+            OSError: It could not be written (a full disk, for instance): the old state stands.
+        """
+        text = json.dumps({"node": self.node, **asdict(state)}) + "\n"
+        beside = self.directory / (STATE_NAME + ".new")
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w", encoding="ascii") as file:
+            file.write(text)
+            file.flush()
+            flush(fd)
+        beside.rename(self.path)
+        self._flush_directory()
+        self.state = state
+
+    def close(self) -> None:
+        """Let go of the directory; closing twice is harmless."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> StateFile:  # noqa: PYI034  Self is newer than Python 3.10
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._lock, 256, 0).decode("ascii", "replace").strip() or "unknown"
+            raise RingError(
+                f"{self.directory}: in use by another ringd ({holder}); stop that one, or give "
+                "this one its own directory with --state-dir"
+            ) from None
+        os.ftruncate(self._lock, 0)
+        os.pwrite(
+            self._lock, f"pid {os.getpid()}, node {self.node}\n".encode("ascii", "replace"), 0
+        )
+
+    def _read(self) -> None:
+        try:
+            text = self.path.read_bytes()
+        except FileNotFoundError:
+            return
+        try:
+            content = json.loads(text)
+            self.state = State(_u64(content["generation"]), _u64(content["incarnation"]))
+            node = content.get("node")
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            self.state = State()
+            self.warning = (
+                f"{self.path}: damaged ({type(error).__name__}: {error}); {self._set_aside()}"
+            )
+            return
+        if node != self.node:
+            # Numbers higher than needed do no harm, so they are kept.
+            self.warning = (
+                f"{self.path}: was written by the member {node!r}, this is {self.node!r}; its "
+                "generation and incarnation are kept"
+            )
+
+    def _set_aside(self) -> str:
+        number = 1
+        while (aside := self.path.with_name(f"{STATE_NAME}.damaged-{number}")).exists():
+            number += 1
+        self.path.rename(aside)
+        return f"set aside as {aside.name}, beginning anew"
+
+    def _flush_directory(self) -> None:
+        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            flush(fd)
+        finally:
+            os.close(fd)
+
+
+def _u64(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_U64:
+        raise ValueError(f"{value!r} is not a number from 0 to 2^64-1")
+    return value
+
+
+def _unusable(directory: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"{directory}: cannot keep state here: {error.strerror} ({error.filename or directory}); "
+        "let the user that runs ringd own it, or name another with --state-dir"
+    )

@@ -1,0 +1,118 @@
+"""What ``ringd-cli status`` shows, as one JSON object."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from ringd import __version__
+from ringd.config.settings import Config
+from ringd.daemon.neighbours import Neighbours
+from ringd.daemon.programs import Programs
+from ringd.groups.session import Session
+from ringd.membership.machine import MemberView
+
+SCHEMA_VERSION = 1
+
+
+def status(
+    config: Config, neighbours: Neighbours, programs: Programs, started: float, now: float
+) -> bytes:
+    """Return the status as JSON; times are seconds ago."""
+    machine = neighbours.machine
+    views = machine.members(now)
+    body = {
+        "schema_version": SCHEMA_VERSION,
+        "version": __version__,
+        "pid": os.getpid(),
+        "uptime": now - started,
+        "ring": config.ring.name,
+        "node": config.node,
+        "rank": config.rank,
+        "size": config.size,
+        "state": machine.state.value,
+        "generation": machine.generation,
+        "incarnation": machine.incarnation,
+        "waiting_for": _waiting_for(neighbours, views),
+        "members": [
+            {
+                "name": neighbours.names[view.rank],
+                "rank": view.rank,
+                "state": "self" if view.rank == config.rank else view.state,
+                "address": view.address or config.ring.members[view.rank].addresses[0],
+                "last_error": view.error or None,
+                "last_error_age": None if view.error_since is None else now - view.error_since,
+            }
+            for view in views
+        ],
+        "links": {
+            side: {
+                "peer": link.peer.name,
+                "address": link.address,
+                "up_for": now - link.since,
+                "round_trip": link.round_trip,
+                "bytes_in": link.bytes_in,
+                "bytes_out": link.bytes_out,
+            }
+            for side, link in neighbours.links.items()
+        },
+        "groups": [_group(programs, name, now) for name in sorted(programs.engine.groups)],
+        "clients": [
+            {"pid": client.pid, "program": client.program, "shared_memory": client.segment_bytes}
+            for client in programs.clients
+        ],
+        "counters": {
+            "calls": dict(programs.outcomes),
+            "dropped_frames": dict(neighbours.dropped),
+            "dropped_messages": dict(programs.dropped),
+            "stale_chunks": programs.bulk.stale,
+            "links_lost": dict(neighbours.losses),
+            "refused_connections": neighbours.refused,
+        },
+    }
+    return json.dumps(body).encode()
+
+
+def _waiting_for(neighbours: Neighbours, views: list[MemberView]) -> dict[str, str]:
+    """Return whom the ring waits for, and why: those out of reach, else those that complain."""
+    if neighbours.machine.in_ring:
+        return {}
+    lost = {view.rank: view.error or "not heard of yet" for view in views if view.state != "up"}
+    lost.pop(neighbours.rank, None)
+    missing = lost or neighbours.machine.missing()
+    return {neighbours.names[rank]: why for rank, why in missing.items()}
+
+
+def _group(programs: Programs, name: str, now: float) -> dict[str, Any]:
+    group = programs.engine.groups[name]
+    names = programs.engine.names
+    session = group.local
+    return {
+        "name": name,
+        "present": [names[r] for r, join_id in enumerate(group.present) if join_id is not None],
+        "op_counts": {} if session is None else dict(zip(names, session.counts, strict=True)),
+        "open_ops": [] if session is None else _open_ops(programs, session, now),
+    }
+
+
+def _open_ops(programs: Programs, session: Session, now: float) -> list[dict[str, Any]]:
+    ops = []
+    for seq in sorted(session.ops):
+        op = session.ops[seq]
+        if op.ended:
+            continue
+        progress = programs.bulk.progress(session.gid, seq)
+        ops.append(
+            {
+                "op": seq,
+                "call": str(op.submission.call) if op.submission else None,
+                "age": now - op.since,
+                "phase": op.phase.value,
+                "waiting_for": programs.engine.waiting_for(session, op)
+                if op.submission
+                else "not submitted here",
+                "progress": None if progress is None else progress[0] / max(1, progress[1]),
+            }
+        )
+    return ops

@@ -1,0 +1,140 @@
+"""What the groups ask the daemon to do. Values only; the daemon carries them out in order."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Union
+
+import msgspec
+
+from ringd.groups.op import Submission
+from ringd.wire.control import Call, GroupMessage, Poll
+
+
+class Broadcast(msgspec.Struct, frozen=True):
+    """Send *message* round the ring, from here to all others."""
+
+    gid: int
+    seq: int
+    message: GroupMessage
+    payload: bytes | memoryview = b""
+
+
+class Relay(msgspec.Struct, frozen=True):
+    """Pass a poll on to the right neighbour; it goes full circle and changes on its way."""
+
+    origin: int
+    gid: int
+    seq: int
+    message: Poll
+
+
+class Run(msgspec.Struct, frozen=True):
+    """Compute the op, then call :meth:`Engine.finished`."""
+
+    gid: int
+    seq: int
+    call: Call
+    submission: Submission
+    payloads: tuple[bytes | memoryview, ...] | None
+    """Everybody's input by rank, for the one-trip path; None for chunks over the links."""
+    serve: bool
+    """This rank has its result already and works for the others: write it nowhere."""
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """Abandon the running op; its buffers may be reused by their owner from now on."""
+
+    gid: int
+    seq: int
+
+
+class Seal(msgspec.Struct, frozen=True):
+    """Mark the result in shared memory as complete."""
+
+    join_id: int
+    submission: Submission
+
+
+class Free(msgspec.Struct, frozen=True):
+    """The submission is needed no more."""
+
+    submission: Submission
+
+
+class Accept(msgspec.Struct, frozen=True):
+    """Tell the client that it is in the group."""
+
+    client: Hashable
+    join_id: int
+
+
+class Deny(msgspec.Struct, frozen=True):
+    """Tell the client that its request is refused."""
+
+    client: Hashable
+    join_id: int
+    code: str
+    message: str
+
+
+class Report(msgspec.Struct, frozen=True):
+    """Tell the client how its call ended; *code* is ``"ok"`` or an error's."""
+
+    client: Hashable
+    join_id: int
+    submission: Submission
+    code: str
+    message: str
+    released: int
+
+
+class TellReleased(msgspec.Struct, frozen=True):
+    """Tell the client that ops below *released* are finished on all members."""
+
+    client: Hashable
+    join_id: int
+    released: int
+
+
+class TellLost(msgspec.Struct, frozen=True):
+    """Tell the client that its session is over from op *floor* on."""
+
+    client: Hashable
+    join_id: int
+    floor: int
+    code: str
+    message: str
+
+
+class Warn(msgspec.Struct, frozen=True):
+    """Log that somebody has been waiting for long, and for whom."""
+
+    group: str
+    seq: int
+    call: Call
+    age: float
+    missing: str
+
+
+class Dropped(msgspec.Struct, frozen=True):
+    """A message was of no use; count it under this reason."""
+
+    reason: str
+
+
+Action = Union[
+    Broadcast,
+    Relay,
+    Run,
+    Stop,
+    Seal,
+    Free,
+    Accept,
+    Deny,
+    Report,
+    TellReleased,
+    TellLost,
+    Warn,
+    Dropped,
+]

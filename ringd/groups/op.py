@@ -1,0 +1,148 @@
+"""One collective call as one rank sees it.
+
+The life of an op, in one table. *OPEN*: offers are coming in. *RUNNING*: all members offered
+the same call and it is being computed. *FINISHED*: the result stands, but a poll (somebody's
+deadline) asks to hold it back. *ENDED*: the outcome is final. *SERVING*: the outcome is final
+here, and the op runs once more for a member that missed it.
+
+Rules: an outcome never changes; an illegal move raises and changes nothing; a reset (the ring
+broke) forgets everything that can be computed again and nothing else.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+from ringd.wire.control import Call, Offer
+
+OK = "ok"
+
+
+class Phase(enum.Enum):
+    """Where an op is at this rank."""
+
+    OPEN = "open"
+    RUNNING = "running"
+    FINISHED = "finished"
+    ENDED = "ended"
+    SERVING = "serving"
+
+
+class Move(enum.Enum):
+    """What can happen to an op."""
+
+    START = "start"
+    FINISH = "finish"
+    END = "end"
+    RESET = "reset"
+
+
+MOVES: dict[tuple[Phase, Move], Phase] = {
+    (Phase.OPEN, Move.START): Phase.RUNNING,
+    (Phase.OPEN, Move.END): Phase.ENDED,
+    (Phase.OPEN, Move.RESET): Phase.OPEN,
+    (Phase.RUNNING, Move.FINISH): Phase.FINISHED,
+    (Phase.RUNNING, Move.END): Phase.ENDED,
+    (Phase.RUNNING, Move.RESET): Phase.OPEN,
+    (Phase.FINISHED, Move.END): Phase.ENDED,
+    (Phase.FINISHED, Move.RESET): Phase.OPEN,
+    (Phase.ENDED, Move.START): Phase.SERVING,
+    (Phase.ENDED, Move.RESET): Phase.ENDED,
+    (Phase.SERVING, Move.FINISH): Phase.ENDED,
+    (Phase.SERVING, Move.RESET): Phase.ENDED,
+}
+
+
+class IllegalMove(Exception):
+    """A bug of ours: the table has no such transition."""
+
+
+@dataclass(slots=True, eq=False)
+class Submission:
+    """A call as the local client handed it over."""
+
+    seq: int
+    call: Call
+    payload: bytes | memoryview | None
+    """The input's bytes where the op takes the one-trip path; None otherwise."""
+    deadline: float | None
+    """On the daemon's monotonic clock; None for never."""
+    timeout: float | None
+    """The seconds that were asked for, for messages."""
+    hold: bool
+    """The input is the user's own memory: report only when no member can need it again."""
+    sealed: bool
+    """The result goes to shared memory, where a seal survives the daemon."""
+    buffers: Any = None
+    """The daemon's own: where input and result live."""
+
+
+@dataclass(slots=True, eq=False)
+class Op:
+    """The op's state at this rank; ``size`` offers and payloads, by rank."""
+
+    seq: int
+    size: int
+    since: float
+    phase: Phase = Phase.OPEN
+    outcome: str = ""
+    """Empty until the op ended; then ``"ok"`` or an error's code."""
+    message: str = ""
+    submission: Submission | None = None
+    offers: list[Offer | None] = field(default_factory=list)
+    payloads: list[bytes | memoryview] = field(default_factory=list)
+    finished_by: set[int] = field(default_factory=set)
+    """Ranks known to have their result, where somebody waits for that."""
+    holds: set[int] = field(default_factory=set)
+    """Polls whose verdict is out."""
+    poll_id: int = 0
+    """Our own poll, once our deadline has passed."""
+    reported: bool = False
+    warned: bool = False
+
+    def __post_init__(self) -> None:
+        self._forget()
+
+    def move(self, move: Move) -> None:
+        """Make *move*; raises :class:`IllegalMove` and changes nothing where there is none."""
+        phase = MOVES.get((self.phase, move))
+        if phase is None:
+            raise IllegalMove(f"op {self.seq} cannot {move.value} while {self.phase.value}")
+        self.phase = phase
+
+    def reset(self) -> None:
+        """The ring broke: forget what came from others; the outcome, if any, stays."""
+        self.move(Move.RESET)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.offers = [None] * self.size
+        self.payloads = [b""] * self.size
+        self.finished_by.clear()
+        self.holds.clear()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the outcome is final."""
+        return self.outcome != ""
+
+    @property
+    def active(self) -> bool:
+        """Whether it is being computed."""
+        return self.phase in (Phase.RUNNING, Phase.SERVING)
+
+    @property
+    def prompt(self) -> bool:
+        """Whether some member waits until all have their result."""
+        return any(offer is not None and offer.prompt for offer in self.offers)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every member's offer is here."""
+        return all(offer is not None for offer in self.offers)
+
+    def missing(self) -> list[int]:
+        """Ranks whose offer is not here."""
+        return [rank for rank, offer in enumerate(self.offers) if offer is None]

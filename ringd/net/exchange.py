@@ -1,0 +1,99 @@
+"""Carries a handshake over a socket, with a deadline."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+from ringd.net.loop import EVENT_READ, Loop
+from ringd.net.oserrors import describe
+from ringd.wire.handshake import Accepting, Dialing, HandshakeError, Peer
+
+_READ = 4096  # a neighbour's whole part, as a rule
+
+
+class Exchange:
+    """One handshake under way; ends in exactly one of three ways.
+
+    * ``on_peer(peer, leftover)``: it succeeded and the socket is the caller's again, watched
+      by nobody;
+    * ``on_failed(reason)``: it failed or its time was up, and the socket is closed;
+    * :meth:`abort`: the socket is closed and nobody called.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        handshake: Dialing | Accepting,
+        *,
+        timeout: float,
+        on_peer: Callable[[Peer, bytes], None],
+        on_failed: Callable[[str], None],
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._handshake = handshake
+        self._on_peer = on_peer
+        self._on_failed = on_failed
+        self._over = False
+        loop.add(sock, EVENT_READ, self._ready)
+        text = f"no handshake within {timeout:g} s"
+        self._timer = loop.call_later(timeout, lambda: self._fail(text))
+        loop.call_soon(self._send)
+
+    def abort(self) -> None:
+        """Close the socket and call nobody."""
+        if not self._over:
+            self._release()
+            self._sock.close()
+
+    def _release(self) -> None:
+        self._over = True
+        self._timer.cancel()
+        self._loop.remove(self._sock)
+
+    def _fail(self, reason: str) -> None:
+        self.abort()
+        self._on_failed(reason)
+
+    def _ready(self, _events: int) -> None:
+        try:
+            data = self._sock.recv(_READ)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._fail(describe(error))
+            return
+        if not data:
+            self._fail("connection closed during the handshake")
+            return
+        try:
+            self._handshake.receive(data)
+        except HandshakeError as error:
+            self._send()
+            if not self._over:
+                self._fail(f"refused by the other side: {error}" if error.by_peer else str(error))
+            return
+        self._send()
+        peer = self._handshake.peer
+        if peer is not None and not self._over:
+            self._release()
+            self._on_peer(peer, self._handshake.leftover)
+
+    def _send(self) -> None:
+        if self._over:
+            return
+        data = self._handshake.outgoing()
+        if not data:
+            return
+        try:
+            sent = self._sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._fail(describe(error))
+            return
+        if sent < len(data):
+            # A handshake is far smaller than any socket's buffer: the other side does not read.
+            self._fail("the other side does not read its part of the handshake")

@@ -1,0 +1,501 @@
+"""A link: frames over one authenticated TCP connection to a neighbour.
+
+Nothing here knows what the bytes mean. Small frames pass through a small buffer; the payload
+of a DATA frame is received straight into the memory that the handler names, and sent straight
+from the memory that the handler gives. Nothing blocks:
+
+* A frame that was begun is finished before anything else; then control frames go, then data.
+* Data is *pulled* from the handler when the socket takes it, never queued.
+* Control frames queued during one iteration of the loop leave together in one system call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections import deque
+from typing import Literal, Protocol, Union
+
+from ringd.net.loop import EVENT_READ, EVENT_WRITE, Loop, Timer
+from ringd.net.oserrors import describe
+from ringd.wire import frames
+from ringd.wire.frames import HEADER_SIZE, FrameError, FrameType, Header
+from ringd.wire.handshake import Peer
+from ringd.wire.text import capped, printable
+
+Side = Literal["left", "right"]
+Payload = Union[bytes, bytearray, memoryview]
+
+READ_BUFFER = 8 * 1024
+"""Bytes of the small buffer: several control frames, and the head of a large one."""
+
+TURN = 1 << 20
+"""Bytes read or written before the loop gets a chance to serve others."""
+
+GATHER = 32
+"""Control frames in one system call at most."""
+
+JOIN_BELOW = 16 * 1024
+"""Payloads below this are copied next to their header; larger ones are written at once."""
+
+_NOTHING = memoryview(b"")
+
+_PING, _PONG, _ACK = 0, 1, 2  # a heartbeat's index
+
+
+class LinkHandler(Protocol):
+    """What a link asks and tells. It may call any method of the link meanwhile.
+
+    ``frame_received``, ``data_buffer`` and ``data_received`` may raise
+    :class:`~ringd.wire.frames.FrameError` when the peer broke the protocol: the link is lost.
+    """
+
+    def frame_received(self, link: Link, header: Header, payload: memoryview) -> None:
+        """Take a MEMBERSHIP or GROUP frame; *payload* is valid only during the call."""
+
+    def data_buffer(self, link: Link, header: Header) -> memoryview | None:
+        """Return where this payload goes (bytes, exactly ``header.length``); None: discard."""
+
+    def data_received(self, link: Link, header: Header) -> None:
+        """Learn that the buffer is complete, and its checksum right if it had one."""
+
+    def next_data(self, link: Link) -> tuple[Header, memoryview] | None:
+        """Return the next chunk to send, whose memory stays untouched until ``data_sent``."""
+
+    def data_sent(self, link: Link, header: Header) -> None:
+        """Learn that the last byte of a chunk was handed to the kernel: its memory is free."""
+
+    def link_lost(self, link: Link, reason: str) -> None:
+        """Learn, once, that the link is gone; not called after our own ``close``."""
+
+
+class Link:
+    """One connection that has passed the handshake; owns *sock* from now on.
+
+    Args:
+        loop: Where it runs.
+        sock: The connected socket.
+        peer: Who proved to be at the other end.
+        side: The neighbour's side: ``"right"`` for a link we dialed, ``"left"`` for one we took.
+        address: The peer's address, for people.
+        handler: Who is asked and told. It is first called from the loop, never from here.
+        heartbeat: Seconds of our own silence after which a heartbeat is sent.
+        lost_after: Seconds of the peer's silence after which the link is lost.
+        leftover: Bytes that arrived behind the handshake.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        peer: Peer,
+        *,
+        side: Side,
+        address: str,
+        handler: LinkHandler,
+        heartbeat: float,
+        lost_after: float,
+        leftover: bytes = b"",
+    ) -> None:
+        self.side = side
+        self.peer = peer
+        self.address = address
+        self.bytes_in = len(leftover)
+        """Bytes received, headers included."""
+        self.bytes_out = 0
+        """Bytes handed to the kernel, headers included."""
+        self.since = loop.now()
+        """When the link came up, on the loop's clock."""
+        self.last_heard = self.since
+        """When bytes last came, on the loop's clock, shifted by our own pauses."""
+        self.round_trip: float | None = None
+        """Seconds there and back at the last heartbeat."""
+
+        self._loop = loop
+        self._sock = sock
+        self._handler = handler
+        self._heartbeat = heartbeat
+        self._lost_after = lost_after
+        self._closed = False
+
+        self._small = bytearray(max(READ_BUFFER, len(leftover)))
+        self._small[: len(leftover)] = leftover
+        self._view = memoryview(self._small)
+        self._end = len(leftover)  # the small buffer holds unparsed bytes up to here
+        self._header: Header | None = None  # of the frame whose payload is being received
+        self._body = _NOTHING  # where that payload goes
+        self._filled = 0
+        self._discarding = False
+
+        self._control: deque[bytes] = deque()
+        self._out: list[Payload] = []  # begun, exactly the bytes still to go
+        self._out_size = 0
+        self._out_data: Header | None = None  # of the DATA frame at the end of _out
+        self._writing = False
+        self._blocked = False  # the loop tells us when to write on
+        self._mute = False  # writing failed; what the peer said before is still read
+        self._flush_queued = False
+        self._last_sent = self.since
+        self._ping_stamp = 0
+        self._loss: str | None = None  # the handler is still to be told
+
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        loop.add(sock, EVENT_READ, self._ready)
+        loop.on_pause(self._paused)
+        self._timer: Timer = loop.call_later(heartbeat, self._tick)
+        loop.call_soon(self._begin)
+
+    def __repr__(self) -> str:
+        return f"<Link {self.side} {self.peer.name} {self.address}>"
+
+    @property
+    def closed(self) -> bool:
+        """Whether the link was closed or lost."""
+        return self._closed
+
+    # --- what the owner does ----------------------------------------------------------
+
+    def send(self, header: Header, payload: Payload = b"") -> None:
+        """Send a control frame, in order with others; does nothing once the link is gone.
+
+        *payload* (bytes, ``header.length`` of them) may be reused when this returns: a large
+        one goes to the kernel at once, and only what the kernel did not take is copied.
+        """
+        if self._closed or self._mute:
+            return
+        if len(payload) != header.length:
+            raise ValueError(f"{len(payload)} bytes of payload, {header.length} announced")
+        head = frames.pack(header)
+        if len(payload) < JOIN_BELOW or self._out or self._writing or self._control:
+            self._control.append(head + payload if payload else head)
+            if not (self._flush_queued or self._blocked):
+                self._flush_queued = True
+                self._loop.call_soon(self._flush)
+            return
+        self._out = [head, payload]
+        self._out_size = HEADER_SIZE + len(payload)
+        self._write()
+        if self._out and self._out_data is None:
+            self._out = [bytes(part) for part in self._out]
+
+    def kick(self) -> None:
+        """Pull data from the handler and write until the socket is full or nothing is left."""
+        if not self._blocked:
+            self._write()
+
+    def divert(self, group: int, seq: int) -> None:
+        """Let go of the memory of the op ``(group, seq)``, which was aborted.
+
+        The rest of a DATA payload now being received for it is discarded, the rest of one now
+        being sent is copied; neither ``data_received`` nor ``data_sent`` is called for them.
+        """
+        header = self._header
+        if (
+            header is not None
+            and header.type is FrameType.DATA
+            and (header.group, header.seq) == (group, seq)
+        ):
+            self._body = memoryview(bytearray(header.length))
+            self._discarding = True
+        header = self._out_data
+        if header is not None and (header.group, header.seq) == (group, seq):
+            self._out = [bytes(part) for part in self._out]
+            self._out_data = None
+
+    def close(self, reason: str, *, goodbye: bool = False) -> None:
+        """Close the link; ``link_lost`` is not called any more.
+
+        With *goodbye* the peer is told *reason* first, if the socket takes it at once.
+        """
+        self._loss = None
+        if self._closed:
+            return
+        if goodbye and not self._mute:
+            text = capped(reason, frames.MAX_LENGTH[FrameType.BYE])
+            bye = frames.pack(Header(FrameType.BYE, len(text))) + text
+            with contextlib.suppress(OSError):
+                self._sock.sendmsg([*self._out, b"".join(self._control), bye])
+        self._shut()
+
+    # --- life -------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        if self._closed:
+            return
+        if self.side == "right":
+            self._ping()  # so that the round trip is known from the start
+        if self._end:
+            try:
+                self._parse()
+            except FrameError as error:
+                self._lost(f"protocol error: {error}")
+
+    def _paused(self, gap: float) -> None:
+        self.last_heard = min(self.last_heard + gap, self._loop.now())
+
+    def _tick(self) -> None:
+        now = self._loop.now()
+        if now - self.last_heard >= self._lost_after:
+            self._lost(f"nothing heard for {now - self.last_heard:.1f} s")
+            return
+        if now - self._last_sent >= self._heartbeat:
+            if not (self._blocked or self._mute):  # else the peer has bytes of ours to read
+                self._ping()
+            self._last_sent = now
+        due = min(self._last_sent + self._heartbeat, self.last_heard + self._lost_after)
+        self._timer = self._loop.call_later(due - now, self._tick)
+
+    def _ping(self) -> None:
+        self._ping_stamp = self._stamp()
+        self.send(Header(FrameType.HEARTBEAT, seq=self._ping_stamp, index=_PING))
+
+    def _heartbeat_received(self, header: Header) -> None:
+        # Three frames, so that both sides learn the round trip from one heartbeat.
+        if header.index == _PING:
+            self._ping_stamp = self._stamp()
+            echo = Header(FrameType.HEARTBEAT, seq=header.seq, group=self._ping_stamp, index=_PONG)
+            self.send(echo)
+            return
+        if header.seq == self._ping_stamp:
+            self.round_trip = (self._stamp() - header.seq) / 1e6
+        if header.index == _PONG:
+            self.send(Header(FrameType.HEARTBEAT, seq=header.group, index=_ACK))
+
+    def _stamp(self) -> int:
+        return int(self._loop.now() * 1e6)
+
+    def _lost(self, reason: str) -> None:
+        if self._closed:
+            return
+        self._shut()
+        self._loss = reason
+        # Never from inside a call that the handler makes, such as send.
+        self._loop.call_soon(self._tell_lost)
+
+    def _tell_lost(self) -> None:
+        if self._loss is not None:
+            self._handler.link_lost(self, self._loss)
+
+    def _shut(self) -> None:
+        self._closed = True
+        self._loop.remove(self._sock)
+        self._loop.forget_pause(self._paused)
+        self._timer.cancel()
+        self._sock.close()
+        self._control.clear()
+        self._out.clear()
+        self._out_data = None
+        self._header = None
+        self._body = _NOTHING
+
+    # --- reading ----------------------------------------------------------------------
+
+    def _ready(self, events: int) -> None:
+        if events & EVENT_READ:
+            self._read()
+        if events & EVENT_WRITE:
+            self._write()
+
+    def _read(self) -> None:
+        try:
+            self._read_turn()
+        except FrameError as error:
+            self._lost(f"protocol error: {error}")
+
+    def _read_turn(self) -> None:
+        budget = TURN
+        while budget > 0 and not self._closed:
+            header = self._header
+            rest = 0 if header is None else header.length - self._filled
+            room = rest + len(self._small) - self._end
+            got = self._receive(rest)
+            if got < rest:
+                self._filled += got
+            elif got:
+                self._end += got - rest
+                if header is not None:
+                    self._complete()
+                if self._end >= HEADER_SIZE:
+                    self._parse()
+            if got < room:
+                return  # the socket is drained: no need to be told so
+            budget -= got
+
+    def _receive(self, rest: int) -> int:
+        """Read once; return the number of bytes, 0 when there is nothing or the link is lost."""
+        try:
+            if rest:
+                # The next header comes with the end of this payload, in one call. No name is
+                # given to the slice: the handler may unmap its memory in data_received.
+                got = self._sock.recvmsg_into([self._body[self._filled :], self._view])[0]
+            else:
+                got = self._sock.recv_into(self._view[self._end :])
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self._lost(describe(error))
+            return 0
+        if not got:
+            self._lost("connection closed by peer")
+            return 0
+        self.bytes_in += got
+        self.last_heard = self._loop.now()
+        return got
+
+    def _parse(self) -> None:
+        """Consume the small buffer: afterwards it holds less than a header."""
+        view = self._view
+        start, end = 0, self._end
+        while end - start >= HEADER_SIZE and not self._closed:
+            header = frames.unpack(view[start : start + HEADER_SIZE])
+            start += HEADER_SIZE
+            length = header.length
+            if header.type is FrameType.DATA:
+                self._body = self._destination(header)
+            elif header.type is FrameType.HEARTBEAT:
+                self._heartbeat_received(header)
+                continue
+            elif end - start >= length:
+                self._deliver(header, view[start : start + length])
+                start += length
+                continue
+            else:
+                self._body = memoryview(bytearray(length))
+            have = min(end - start, length)
+            self._body[:have] = view[start : start + have]
+            start += have
+            self._header = header
+            self._filled = have
+            if have < length:
+                break
+            self._complete()
+        rest = end - start
+        if rest and start:
+            view[:rest] = view[start:end]
+        self._end = rest
+
+    def _destination(self, header: Header) -> memoryview:
+        body = self._handler.data_buffer(self, header)
+        self._discarding = body is None
+        if body is None:
+            return memoryview(bytearray(header.length))
+        if len(body) != header.length:
+            raise ValueError(f"a buffer of {len(body)} for a payload of {header.length} bytes")
+        return body
+
+    def _complete(self) -> None:
+        """Hand over the payload that has just become complete."""
+        header, body = self._header, self._body
+        self._header, self._body = None, _NOTHING
+        if header is None or self._discarding:
+            self._discarding = False
+        elif header.type is FrameType.DATA:
+            _verify(header, body)
+            del body  # see _read
+            self._handler.data_received(self, header)
+        else:
+            self._deliver(header, body)
+
+    def _deliver(self, header: Header, payload: memoryview) -> None:
+        _verify(header, payload)
+        if header.type is FrameType.BYE:
+            text = printable(bytes(payload).decode(errors="replace"), len(payload))
+            self._lost(f"closed by peer: {text}")
+        else:
+            self._handler.frame_received(self, header, payload)
+
+    # --- writing ----------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        self._flush_queued = False
+        self.kick()
+
+    def _write(self) -> None:
+        if self._writing:
+            return  # a callback below asks for what is under way
+        self._writing = True
+        budget = TURN
+        blocked = True
+        while not (self._closed or self._mute):
+            if not self._out:
+                self._gather()
+                if not self._out:
+                    blocked = False
+                    break
+            sent = self._push()
+            if sent < self._out_size:
+                if sent:
+                    self._advance(sent)
+                break
+            budget -= sent
+            self._out.clear()
+            header = self._out_data
+            if header is not None:
+                self._out_data = None
+                self._handler.data_sent(self, header)
+            if budget <= 0:
+                break
+        self._writing = False
+        if not self._closed and blocked != self._blocked:
+            self._blocked = blocked
+            self._loop.modify(self._sock, EVENT_READ | EVENT_WRITE if blocked else EVENT_READ)
+
+    def _push(self) -> int:
+        """Write once; return the number of bytes, 0 when the socket is full or writing failed."""
+        try:
+            sent = self._sock.sendmsg(self._out)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self._write_failed(describe(error))
+            return 0
+        self.bytes_out += sent
+        self._last_sent = self._loop.now()
+        return sent
+
+    def _gather(self) -> None:
+        """Begin the control frames that wait or, when they are few, also a DATA frame."""
+        control, out = self._control, self._out
+        size = 0
+        while control and len(out) < GATHER:
+            frame = control.popleft()
+            out.append(frame)
+            size += len(frame)
+        if not control:
+            pulled = self._handler.next_data(self)
+            if pulled is not None and not self._closed:
+                header, payload = pulled
+                if len(payload) != header.length:
+                    raise ValueError(f"{len(payload)} bytes, {header.length} announced")
+                out += (frames.pack(header), payload)
+                size += HEADER_SIZE + header.length
+                self._out_data = header
+        self._out_size = size
+
+    def _advance(self, sent: int) -> None:
+        self._out_size -= sent
+        out = self._out
+        whole = 0
+        while sent >= len(out[whole]):  # never beyond: something is left
+            sent -= len(out[whole])
+            whole += 1
+        del out[:whole]
+        if sent:
+            out[0] = memoryview(out[0])[sent:]
+
+    def _write_failed(self, reason: str) -> None:
+        # The peer may have said why it closes: read that before the link is given up.
+        self._mute = True
+
+        def give_up() -> None:
+            self._read()
+            self._lost(reason)
+
+        self._loop.call_soon(give_up)
+
+
+def _verify(header: Header, payload: memoryview) -> None:
+    if header.flags & frames.CHECKSUM and frames.checksum(payload) != header.payload_crc:
+        raise FrameError(f"the checksum of a {header.type.name} payload is wrong")

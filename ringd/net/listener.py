@@ -1,0 +1,217 @@
+"""Listening for neighbours, from a daemon's start to its end.
+
+Whoever connects gets a handshake with a deadline of its own; nobody waits for anybody else.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from ringd.config.settings import JoinSettings
+from ringd.config.units import format_address
+from ringd.errors import ConfigError
+from ringd.net.exchange import Exchange
+from ringd.net.loop import EVENT_READ, Loop, Timer
+from ringd.net.oserrors import describe
+from ringd.wire.handshake import NONCE_SIZE, Accepting, Code, Identity, Peer
+
+BACKLOG = 512
+"""Connections that the kernel holds for us while we are busy."""
+
+MAX_PENDING = 256
+"""Handshakes under way; one more, and the oldest is dropped."""
+
+_ACCEPTS = 64  # connections taken in one turn of the loop
+_PAUSE = 0.1  # seconds without accepting when there is nothing to accept with
+
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+_REMEDIES = {
+    errno.EADDRINUSE: "stop the program that listens there (another ringd?), or choose another "
+    "port on every machine",
+    errno.EADDRNOTAVAIL: "no interface of this machine has that address: correct the member's "
+    "address, or set what it is to listen on",
+    errno.EACCES: "ports below 1024 need privileges: choose a higher one",
+}
+
+
+class Listener:
+    """Accepts, authenticates, and hands over neighbours.
+
+    Args:
+        loop: Where it runs.
+        bind: (host, port) pairs to listen on; port 0 takes any free one.
+        identity: Called for every handshake: what we say about ourselves.
+        key: The ring's key, empty for none.
+        settings: Timeouts.
+        on_link: Takes over the socket of the left neighbour: socket, peer, address, and bytes
+            that came behind the handshake.
+        on_knock: Learns that the right neighbour is ready to be dialed.
+        on_refused: Learns the address of whoever was turned away, and why.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        *,
+        bind: Sequence[tuple[str, int]],
+        identity: Callable[[], Identity],
+        key: bytes,
+        settings: JoinSettings,
+        on_link: Callable[[socket.socket, Peer, str, bytes], None],
+        on_knock: Callable[[Peer], None],
+        on_refused: Callable[[str, str], None],
+    ) -> None:
+        self.refusal: tuple[Code, str] | None = None
+        """When set, neighbours are refused with this, such as while draining."""
+        self._loop = loop
+        self._bind = bind
+        self._identity = identity
+        self._key = key
+        self._settings = settings
+        self._on_link = on_link
+        self._on_knock = on_knock
+        self._on_refused = on_refused
+        self._sockets: list[socket.socket] = []
+        self._pending: dict[Exchange, str] = {}  # with addresses, the oldest first
+        self._pause: Timer | None = None
+        self._watching = False
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """The (host, port) pairs that are listened on."""
+        return [sock.getsockname()[:2] for sock in self._sockets]
+
+    @property
+    def pending(self) -> int:
+        """The number of handshakes under way."""
+        return len(self._pending)
+
+    def start(self) -> None:
+        """Listen.
+
+        Raises:
+            ConfigError: An address cannot be listened on; names it, and a remedy.
+        """
+        try:
+            for host, port in self._bind:
+                self._sockets += _listen(host, port)
+        except ConfigError:
+            self.stop()
+            raise
+        if self._bind and not self._sockets:
+            raise ConfigError("cannot listen: this machine has neither IPv4 nor IPv6")
+        self._watch()
+
+    def stop(self) -> None:
+        """Stop listening and drop the handshakes under way."""
+        self._unwatch()
+        for sock in self._sockets:
+            sock.close()
+        self._sockets.clear()
+        for exchange in self._pending:
+            exchange.abort()
+        self._pending.clear()
+
+    def _watch(self) -> None:
+        self._pause = None
+        self._watching = True
+        for sock in self._sockets:
+            self._loop.add(sock, EVENT_READ, partial(self._accept, sock))
+
+    def _unwatch(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        elif self._watching:
+            for sock in self._sockets:
+                self._loop.remove(sock)
+        self._watching = False
+
+    def _accept(self, listening: socket.socket, _events: int) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                sock, address = listening.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    continue  # whoever it was is gone already
+                if self._drop_oldest(describe(error)):
+                    continue
+                # The connection stays in the kernel's queue, and the socket readable:
+                # looking at it again at once would be a busy loop.
+                self._unwatch()
+                self._pause = self._loop.call_later(_PAUSE, self._watch)
+                return
+            self._greet(sock, format_address(address[0], address[1]))
+
+    def _greet(self, sock: socket.socket, address: str) -> None:
+        if len(self._pending) >= MAX_PENDING:
+            self._drop_oldest(f"more than {MAX_PENDING} handshakes under way")
+        sock.setblocking(False)
+
+        def succeeded(peer: Peer, leftover: bytes) -> None:
+            del self._pending[exchange]
+            if peer.purpose == "link":
+                self._on_link(sock, peer, address, leftover)
+            else:
+                sock.close()
+                self._on_knock(peer)
+
+        def failed(reason: str) -> None:
+            del self._pending[exchange]
+            self._on_refused(address, reason)
+
+        exchange = Exchange(
+            self._loop,
+            sock,
+            Accepting(self._identity(), self._key, os.urandom(NONCE_SIZE), self.refusal),
+            timeout=self._settings.handshake_timeout,
+            on_peer=succeeded,
+            on_failed=failed,
+        )
+        self._pending[exchange] = address
+
+    def _drop_oldest(self, reason: str) -> bool:
+        for exchange, address in self._pending.items():
+            del self._pending[exchange]
+            exchange.abort()
+            self._on_refused(address, f"dropped: {reason}")
+            return True
+        return False
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Return listening sockets for every address of *host*; none if its family is missing."""
+    sockets: list[socket.socket] = []
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _, _, _, address in dict.fromkeys(found):
+            try:
+                sock = socket.socket(family, socket.SOCK_STREAM)
+            except OSError as error:
+                if error.errno == errno.EAFNOSUPPORT:
+                    continue  # a kernel without IPv6
+                raise
+            sockets.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                # Else the IPv6 wildcard takes the IPv4 one's port.
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(address)
+            sock.listen(BACKLOG)
+            sock.setblocking(False)
+    except OSError as error:
+        for sock in sockets:
+            sock.close()
+        if error.errno == errno.EADDRNOTAVAIL and host == "::":
+            return []  # IPv6 is switched off
+        remedy = _REMEDIES.get(error.errno or 0)
+        text = f"cannot listen on {format_address(host, port)}: {describe(error)}"
+        raise ConfigError(f"{text}; {remedy}" if remedy else text) from error
+    return sockets

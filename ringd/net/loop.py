@@ -1,0 +1,252 @@
+"""The one loop that everything in a daemon runs on.
+
+One iteration: wait for sockets, run their callbacks, then the timers that are due, then the
+*prepare* callbacks (which drain what the selector cannot see), then what was queued by
+:meth:`Loop.call_soon`. The loop sleeps only when the last two found nothing to do.
+
+An exception from a callback is a bug and leaves :meth:`Loop.run`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import selectors
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Protocol, Union
+
+EVENT_READ = selectors.EVENT_READ
+EVENT_WRITE = selectors.EVENT_WRITE
+
+PAUSE_THRESHOLD = 1.0
+"""Seconds by which a timer must be late before the process is taken to have been asleep."""
+
+_COMPACT_FROM = 64
+"""Cancelled timers are left in the heap until there are this many, and they are the majority."""
+
+
+class HasFileno(Protocol):
+    """Anything with a file descriptor."""
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+
+
+FileLike = Union[int, HasFileno]
+EventCallback = Callable[[int], None]
+Callback = Callable[[], None]
+
+
+def _ignore(_events: int) -> None:
+    """Take the place of a callback that was removed while its event was under way."""
+
+
+class _Watch:
+    """What the selector hands back for a file; outlives its removal within one iteration."""
+
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: EventCallback) -> None:
+        self.callback = callback
+
+
+class Timer:
+    """A callback that is due at :attr:`when` (the loop's clock, seconds)."""
+
+    __slots__ = ("_loop", "callback", "when")
+
+    def __init__(self, loop: Loop, when: float, callback: Callback) -> None:
+        self._loop = loop
+        self.when = when
+        self.callback: Callback | None = callback
+
+    def cancel(self) -> None:
+        """Never run the callback; harmless when it has run or was cancelled."""
+        if self.callback is not None:
+            self.callback = None
+            self._loop._timer_cancelled()  # noqa: SLF001 - the two halves of one thing
+
+
+class Loop:
+    """A selector, timers, and ways in from signals and threads."""
+
+    now = staticmethod(time.monotonic)
+    """The loop's clock, in seconds. It stands still while the machine is suspended."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._timer_count = 0
+        self._cancelled = 0
+        self._soon: deque[Callback] = deque()
+        self._prepares: list[Callable[[], bool]] = []
+        self._pause_callbacks: list[Callable[[float], None]] = []
+        self._stopping = False
+        self._signals: dict[int, Any] = {}
+        self._old_wakeup_fd: int | None = None
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)
+        self.add(self._wake_reader, EVENT_READ, self._woken)
+
+    # --- files ------------------------------------------------------------------------
+
+    def add(self, fileobj: FileLike, events: int, callback: EventCallback) -> None:
+        """Call ``callback(events)`` whenever *fileobj* is ready for one of *events*."""
+        self._selector.register(fileobj, events, _Watch(callback))
+
+    def modify(self, fileobj: FileLike, events: int) -> None:
+        """Change the events that *fileobj* is watched for."""
+        self._selector.modify(fileobj, events, self._selector.get_key(fileobj).data)
+
+    def remove(self, fileobj: FileLike) -> None:
+        """Stop watching *fileobj*; call this before closing it.
+
+        No event of it is delivered any more, not even one that was found together with the
+        event now being handled.
+        """
+        watch: _Watch = self._selector.unregister(fileobj).data
+        watch.callback = _ignore
+
+    # --- callbacks --------------------------------------------------------------------
+
+    def call_soon(self, callback: Callback) -> None:
+        """Run *callback* at the end of this iteration, before the loop sleeps."""
+        self._soon.append(callback)
+
+    def call_later(self, delay: float, callback: Callback) -> Timer:
+        """Run *callback* after *delay* seconds."""
+        timer = Timer(self, self.now() + delay, callback)
+        self._timer_count += 1
+        heapq.heappush(self._timers, (timer.when, self._timer_count, timer))
+        return timer
+
+    def call_threadsafe(self, callback: Callback) -> None:
+        """Run *callback* in the loop's thread, soon; may be called from any thread."""
+        self._soon.append(callback)
+        self._wake()
+
+    def on_signal(self, signum: int, callback: Callback) -> None:
+        """Run *callback* from the loop, not from the handler, whenever *signum* arrives.
+
+        Only in the main thread. :meth:`close` puts the old handlers back.
+        """
+
+        def queue(_signum: int, _frame: FrameType | None) -> None:
+            self._soon.append(callback)
+
+        old = signal.signal(signum, queue)
+        self._signals.setdefault(signum, old)
+        if self._old_wakeup_fd is None:
+            # Without it, a signal that arrives just before the loop sleeps would wait for
+            # the next event: Python resumes an interrupted wait by itself.
+            self._old_wakeup_fd = signal.set_wakeup_fd(
+                self._wake_writer.fileno(), warn_on_full_buffer=False
+            )
+
+    def add_prepare(self, callback: Callable[[], bool]) -> None:
+        """Call *callback* before every sleep; while it returns True the loop does not sleep."""
+        self._prepares.append(callback)
+
+    def on_pause(self, callback: Callable[[float], None]) -> None:
+        """Call ``callback(seconds)`` when the process turns out to have been asleep.
+
+        That is: stopped, or kept from running so long that the earliest timer is late by more
+        than :data:`PAUSE_THRESHOLD`. It is called before any event or timer, so that whoever
+        measures a peer's silence can leave out our own.
+        """
+        self._pause_callbacks.append(callback)
+
+    def forget_pause(self, callback: Callable[[float], None]) -> None:
+        """Undo :meth:`on_pause`."""
+        self._pause_callbacks.remove(callback)
+
+    # --- running ----------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Run until :meth:`stop`; what was queued before the call counts."""
+        self._stopping = False
+        while not self._stopping:
+            self._iterate(self._settle())
+
+    def stop(self) -> None:
+        """Leave :meth:`run` when the current iteration is over."""
+        self._stopping = True
+
+    def close(self) -> None:
+        """Release descriptors and give signals back; the loop cannot be used afterwards."""
+        if self._old_wakeup_fd is not None:
+            signal.set_wakeup_fd(self._old_wakeup_fd)
+        for signum, old in self._signals.items():
+            signal.signal(signum, old)
+        self._signals.clear()
+        self._selector.close()
+        self._wake_reader.close()
+        self._wake_writer.close()
+
+    def _settle(self) -> float | None:
+        """Run prepare and queued callbacks; return how long to sleep (None: until an event)."""
+        busy = False
+        for prepare in self._prepares:
+            if prepare():
+                busy = True
+        soon = self._soon
+        if soon:
+            busy = True
+            for _ in range(len(soon)):  # what these queue waits for the next round of events
+                soon.popleft()()
+        if busy or self._stopping:
+            return 0.0
+        due = self._earliest()
+        return None if due is None else max(0.0, due - self.now())
+
+    def _iterate(self, timeout: float | None) -> None:
+        ready = self._selector.select(timeout)
+        if self._timers:
+            due = self._earliest()
+            if due is not None and (gap := self.now() - due) > PAUSE_THRESHOLD:
+                for pause_callback in list(self._pause_callbacks):
+                    pause_callback(gap)
+        for key, events in ready:
+            key.data.callback(events)
+        if self._timers:
+            self._run_timers()
+
+    def _earliest(self) -> float | None:
+        timers = self._timers
+        while timers and timers[0][2].callback is None:
+            heapq.heappop(timers)
+            self._cancelled -= 1
+        return timers[0][0] if timers else None
+
+    def _run_timers(self) -> None:
+        timers = self._timers
+        now = self.now()  # one reading: a timer of zero delay cannot keep the loop here
+        while timers and timers[0][0] <= now:
+            timer = heapq.heappop(timers)[2]
+            callback, timer.callback = timer.callback, None
+            if callback is None:
+                self._cancelled -= 1
+            else:
+                callback()
+
+    def _timer_cancelled(self) -> None:
+        self._cancelled += 1
+        if self._cancelled > _COMPACT_FROM and self._cancelled * 2 > len(self._timers):
+            # In place: a loop over the timers may be under way.
+            self._timers[:] = [entry for entry in self._timers if entry[2].callback is not None]
+            heapq.heapify(self._timers)
+            self._cancelled = 0
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # full: the loop wakes up anyway
+            self._wake_writer.send(b"\0")
+
+    def _woken(self, _events: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wake_reader.recv(4096)

@@ -1,0 +1,93 @@
+"""What the tests of ringd.net share: loops with deadlines, socket pairs, a recording handler."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from ringd.net.loop import Loop
+from ringd.wire.frames import FrameType, Header
+from ringd.wire.handshake import Identity
+
+MEMBERS = ("a", "b", "c")
+KEY = b"k" * 32
+
+
+def identity(rank=0, **changes):
+    """Return the identity of one of three members."""
+    values = {"ring": "home", "members": MEMBERS, "rank": rank, "incarnation": 7 + rank}
+    return Identity(**(values | changes))
+
+
+def run_until(loop: Loop, condition, timeout=10.0):
+    """Run *loop* until *condition* holds; fail when it does not within *timeout* seconds."""
+    deadline = loop.now() + timeout
+
+    def look():
+        if condition() or loop.now() > deadline:
+            loop.stop()
+        else:
+            loop.call_later(0.002, look)
+
+    loop.call_soon(look)
+    loop.run()
+    assert condition()
+
+
+def tcp_pair():
+    """Return two connected TCP sockets."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        one = socket.create_connection(server.getsockname())
+        other, _ = server.accept()
+    return one, other
+
+
+def open_fds():
+    """Return the number of open descriptors of this process."""
+    return len(os.listdir("/dev/fd"))
+
+
+class Recorder:
+    """A link handler that keeps what it is told."""
+
+    def __init__(self):
+        self.frames = []
+        self.buffers = {}
+        """By index: where DATA goes; a missing one is discarded."""
+        self.received = []
+        self.to_send = []
+        self.sent = []
+        self.lost = []
+        self.asked = []
+        self.on_frame = lambda _link, _header: None
+
+    def frame_received(self, link, header, payload):
+        self.frames.append((header, bytes(payload)))
+        self.on_frame(link, header)
+
+    def data_buffer(self, _link, header):
+        self.asked.append(header.index)
+        return self.buffers.get(header.index)
+
+    def data_received(self, _link, header):
+        self.received.append(header.index)
+
+    def next_data(self, _link):
+        return self.to_send.pop(0) if self.to_send else None
+
+    def data_sent(self, _link, header):
+        self.sent.append(header.index)
+
+    def link_lost(self, _link, reason):
+        self.lost.append(reason)
+
+
+def control(payload, seq=0):
+    """Return the header of a GROUP frame that carries *payload*."""
+    return Header(FrameType.GROUP, len(payload), seq=seq)
+
+
+def data(index, payload, **fields):
+    """Return a DATA frame as ``next_data`` gives it."""
+    view = memoryview(payload)
+    return Header(FrameType.DATA, len(view), index=index, **fields), view

@@ -1,0 +1,370 @@
+"""Loading: a good file becomes a Config; of a bad one all problems are named, a line each."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from ringd.config.load import choose_node, load, problems, ring_problems
+from ringd.config.settings import Member
+from ringd.errors import ConfigError
+
+KEY = bytes(range(40))
+
+GOOD = """\
+[ring]
+name = "home"
+key_file = "ring.key"
+
+[[ring.members]]
+name = "studio"
+addresses = ["10.0.0.1:5680", "studio.local:5680"]
+
+[[ring.members]]
+name = "mini"
+addresses = ["[fd00::2]:5680"]
+listen = ["[::]:5680"]
+"""
+
+LOOPBACK = """\
+[ring]
+name = "home"
+[[ring.members]]
+name = "a"
+addresses = ["127.0.0.1:5680", "localhost:5681", "[::1]:5680"]
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A function that writes a config, with a key beside it, and returns its path."""
+    key = tmp_path / "ring.key"
+    key.touch(mode=0o600)
+    key.write_bytes(base64.b64encode(KEY))
+    path = tmp_path / "ringd.toml"
+
+    def write_config(text):
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_config
+
+
+def said(path, node="a"):
+    """Return the problems without the file's name, which each must begin with."""
+    lines = problems(path, node)
+    assert [line for line in lines if not line.startswith(f"{path}: ") or "\n" in line] == []
+    return [line.removeprefix(f"{path}: ") for line in lines]
+
+
+def test_good_file(write):
+    """Members, key and own place in the ring come from the file."""
+    config = load(write(GOOD), "mini")
+    assert config.ring.name == "home"
+    assert config.ring.key == KEY
+    assert config.ring.members == (
+        Member("studio", ("10.0.0.1:5680", "studio.local:5680")),
+        Member("mini", ("[fd00::2]:5680",), ("[::]:5680",)),
+    )
+    assert (config.node, config.rank, config.size) == ("mini", 1, 2)
+    assert problems(config.path, "mini") == []
+
+
+def test_settings_are_parsed(write):
+    """Durations become seconds, sizes bytes, none no deadline."""
+    config = load(
+        write(
+            LOOPBACK + '[join]\nheartbeat = "250ms"\n[ops]\ntimeout = "none"\nchunk = "64KiB"\n'
+            '[ipc]\nmode = "0600"\nwindow = 7\nsocket = "/run/x"\n[log]\nlevel = "debug"\n'
+        ),
+        "a",
+    )
+    assert (config.join.heartbeat, config.join.lost_after) == (0.25, 3.0)
+    assert (config.ops.timeout, config.ops.chunk) == (None, 65536)
+    assert (config.ipc.mode, config.ipc.window, config.ipc.socket) == (0o600, 7, "/run/x")
+    assert config.log.level == "debug"
+
+
+def test_key_file_with_full_path(write, tmp_path):
+    """The key may lie elsewhere."""
+    elsewhere = tmp_path / "keys"
+    elsewhere.mkdir()
+    (tmp_path / "ring.key").rename(elsewhere / "k")
+    path = write(GOOD.replace("ring.key", str(elsewhere / "k")))
+    assert load(path, "mini").ring.key == KEY
+
+
+def test_loopback_needs_no_key(write):
+    """A ring on loopback may do without a key."""
+    assert load(write(LOOPBACK), "a").ring.key == b""
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1:1", "studio:1", "[fd00::1]:1"])
+def test_no_key_off_loopback(write, address):
+    """Elsewhere a missing key is a problem, unless the file accepts it in words."""
+    text = LOOPBACK.replace("localhost:5681", address)
+    [line] = said(write(text))
+    assert line.startswith(f'ring.key_file: missing, and "{address}" of a is not a loopback')
+    assert 'ringd-cli keygen", or write insecure = true' in line
+    assert said(write(text.replace('"home"', '"home"\ninsecure = true'))) == []
+
+
+def test_no_key_and_listening_off_loopback(write):
+    """What is bound counts, too."""
+    [line] = said(write(LOOPBACK + 'listen = ["0.0.0.0:5680"]\n'))
+    assert line.startswith('ring.key_file: missing, and "0.0.0.0:5680" of a')
+
+
+def test_all_problems_at_once(write):
+    """One run names every problem, with key, value and remedy."""
+    path = write("""\
+colour = "red"
+[ring]
+nmae = "home"
+key_file = "gone.key"
+insecure = "yes"
+[[ring.members]]
+name = "a b"
+addresses = []
+[[ring.members]]
+name = "b"
+addresses = ["10.0.0.1", "0.0.0.0:1", "h:1", "H.:1"]
+listen = ["h:1"]
+port = 3
+[[ring.members]]
+name = "B"
+addresses = ["h:1"]
+[join]
+heartbeet = "1s"
+heartbeat = 2
+lost_after = "1ms"
+[ipc]
+mode = "0666"
+window = 0
+[ops]
+checksum = 1
+chunk = "1GiB"
+timeout = "0s"
+[log]
+level = "loud"
+format = 3
+""")
+    key = path.parent / "gone.key"
+    assert said(path, "c") == [
+        "colour: unknown key; known here: ring, join, ipc, ops, log",
+        'ring.nmae: unknown key; did you mean "name"?',
+        'ring.name: missing; write name = "..."',
+        (
+            'ring.members[0].name = "a b": not a name; write 1 to 63 letters, digits and . _ - '
+            "between them"
+        ),
+        'ring.members[0].addresses = []: write a list of 1 to 16 addresses: ["10.0.0.1:5680"]',
+        "ring.members[1].port: unknown key; known here: name, addresses, listen",
+        (
+            'ring.members[1].addresses[0] = "10.0.0.1": has no port; write "host:port", such as '
+            '"10.0.0.1:5680"'
+        ),
+        (
+            'ring.members[1].addresses[1] = "0.0.0.0:1": nobody can dial this; write an address '
+            "that the neighbours can reach"
+        ),
+        (
+            'ring.members[1].addresses[3] = "H.:1": the same as ring.members[1].addresses[2]; each '
+            "stands once in the file"
+        ),
+        (
+            'ring.members[1].listen[0] = "h:1": a name cannot be bound; write an IP address of '
+            'that machine, or "0.0.0.0"'
+        ),
+        (
+            'ring.members[2].addresses[0] = "h:1": the same as ring.members[1].addresses[2]; each '
+            "stands once in the file"
+        ),
+        (
+            'ring.members[2].name = "B": the same as ring.members[1].name; each stands once in the '
+            "file"
+        ),
+        'ring.insecure = "yes": write true or false, without quotes',
+        (
+            f'ring.key_file = "gone.key": no such file: {key}; make one with "ringd-cli keygen '
+            f'{key}", or copy the one of the other machines'
+        ),
+        'join.heartbeet: unknown key; did you mean "heartbeat"?',
+        'join.heartbeat = 2: not a duration; write a number with ms, s, m or h, such as "2s"',
+        'join.lost_after = "1ms": out of range; write a duration from 20ms to 24h',
+        'ipc.mode = "0666": open to others or shut to its owner; write "0660" or "0600"',
+        "ipc.window = 0: not a whole number from 1 to 65536",
+        "ops.checksum = 1: write true or false, without quotes",
+        'ops.chunk = "1GiB": out of range; write a size from 4KiB to 2MiB',
+        'ops.timeout = "0s": no time at all; write "none" for no deadline',
+        'log.level = "loud": write one of "debug", "info", "warning", "error"',
+        'log.format = 3: write one of "auto", "console", "json"',
+        'ring.members: no member is named "c" (--node, RINGD_NODE); members: b, B',
+    ]
+
+
+def test_load_raises_all_problems(write):
+    """The error holds the same lines."""
+    path = write(LOOPBACK + '[log]\nlevel = "x"\nformat = "y"\n')
+    with pytest.raises(ConfigError) as caught:
+        load(path, "a")
+    assert str(caught.value).splitlines() == problems(path, "a")
+    assert len(problems(path, "a")) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            '[join]\nheartbeat = "2s"',
+            (
+                'join.lost_after = "3s": less than two heartbeats; write at least 4s, or a shorter '
+                "join.heartbeat"
+            ),
+        ),
+        (
+            '[join]\nbackoff_max = "50ms"',
+            (
+                'join.backoff_max = "50ms": less than join.backoff_first, 100ms; raise it, or '
+                "lower that"
+            ),
+        ),
+        (
+            '[ipc]\nmax_message = "1MiB"\ninline_limit = "2MiB"',
+            'ipc.max_message = "1MiB": less than ipc.inline_limit; write at least 2MiB',
+        ),
+        (
+            '[ipc]\nsegment_budget = "1MiB"\ninline_limit = "1MiB"',
+            'ipc.segment_budget = "1MiB": less than twice ipc.inline_limit; write at least 2MiB',
+        ),
+        (
+            '[ipc]\nsocket = "ringd.sock"',
+            'ipc.socket = "ringd.sock": not a full path; begin it with "/"',
+        ),
+        (
+            '[ipc]\ngroup = "no-such-group"',
+            'ipc.group = "no-such-group": no such group on this machine; make it, or omit this',
+        ),
+    ],
+)
+def test_cross_checks(write, settings, expected):
+    """Settings that contradict each other are a problem."""
+    assert said(write(LOOPBACK + settings + "\n")) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ['ring: missing; begin with [ring] and name = "..."']),
+        ("ring = 3", ['ring = 3: missing; begin with [ring] and name = "..."']),
+        (
+            "[ring]\nname = 'x'\nmembers = 'a'",
+            ['ring.members = "a": missing; add a [[ring.members]] table for each machine'],
+        ),
+        (
+            "[ring]\nname = 'x'\nmembers = ['a']",
+            ['ring.members[0] = "a": not a table; write [[ring.members]]'],
+        ),
+        (
+            "[ring]\nname = 'x'\n[[ring.members]]\nname = 'a'",
+            [
+                (
+                    "ring.members[0].addresses: missing; write a list of 1 to 16 addresses: "
+                    '["10.0.0.1:5680"]'
+                )
+            ],
+        ),
+        (LOOPBACK + "[[join]]", ["join = [{}]: not a table; write [join] and its keys below"]),
+    ],
+)
+def test_wrong_shapes(write, text, expected):
+    """A value of another type than expected is a problem, never a crash."""
+    assert said(write(text)) == expected
+
+
+def test_too_many_members(write):
+    """A ring has at most 64 members."""
+    text = "[ring]\nname = 'x'\n" + "".join(
+        f"[[ring.members]]\nname = 'm{i}'\naddresses = ['127.0.0.1:{i + 1}']\n" for i in range(65)
+    )
+    assert said(write(text), "m0") == ["ring.members: 65 members; at most 64: split the ring"]
+
+
+def test_syntax_error(write):
+    """A file that is no TOML is named with the line."""
+    [line] = said(write('[ring]\nname = "home\n'))
+    assert line.startswith("not TOML: ")
+    assert "line 2" in line
+
+
+def test_unreadable_files(tmp_path):
+    """A file that is missing, a directory or not text is named with a remedy."""
+    assert said(tmp_path / "gone.toml") == [
+        'no such file; make one with "ringd-cli init", or name it with --config'
+    ]
+    assert said(tmp_path) == ["cannot be read: Is a directory; name a readable file with --config"]
+    (tmp_path / "x").write_bytes(b"name = '\xff'")
+    assert said(tmp_path / "x") == ["not UTF-8 (byte 8); save it as UTF-8"]
+
+
+@pytest.mark.parametrize("key", ["key_file", "key", "psk"])
+def test_a_key_in_the_config_is_not_shown(write, key):
+    """A key that was put into the file itself reaches no message."""
+    secret = base64.b64encode(KEY).decode()
+    lines = said(write(LOOPBACK.replace('"home"', f'"home"\n{key} = "{secret}"')))
+    assert len(lines) == 1
+    assert lines[0].startswith(f"ring.{key}: ")
+    assert secret not in lines[0]
+
+
+def test_key_problems_never_show_the_key(write, tmp_path):
+    """Nor does a key file that is refused."""
+    (tmp_path / "ring.key").chmod(0o644)
+    lines = problems(write(GOOD), "mini")
+    assert len(lines) == 1
+    assert base64.b64encode(KEY).decode() not in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "hostname", "expected"),
+    [
+        (["studio", "mini"], "mini", "mini"),
+        (["studio", "mini"], "Mini.local", "mini"),
+        (["studio", "Mini.local"], "mini", "Mini.local"),
+        (["studio", "mini.lan"], "mini.local", "mini.lan"),
+        (["mini.lan", "mini"], "mini", "mini"),
+        (["mini.lan", "mini.local"], "mini.LOCAL.", "mini.local"),
+    ],
+)
+def test_node_from_host_name(names, hostname, expected):
+    """The member named like the host in full wins, then the one with the same first label."""
+    assert choose_node(names, None, hostname) == expected
+
+
+def test_no_node_for_this_host(write):
+    """A host that is nobody or somebody twice must be told which member it is."""
+    path = write(GOOD)
+    assert load(path, hostname="mini.example").node == "mini"
+    with pytest.raises(ConfigError, match=r"no member bears .*\"box\"; .*--node"):
+        load(path, hostname="box")
+    with pytest.raises(ValueError, match=r"several members \(box.a, box.b\) fit"):
+        choose_node(["box.a", "box.b"], None, "box")
+
+
+def test_node_near_miss():
+    """A node that is not a member is told the nearest one."""
+    with pytest.raises(ValueError, match='did you mean "mini"'):
+        choose_node(["studio", "mini"], "minni", "box")
+
+
+def test_ring_problems():
+    """A ring that is about to be written is checked as one that was read; its key is not."""
+    assert ring_problems("r.toml", "home", [Member("a", ("10.0.0.1:1",))]) == []
+    assert ring_problems("r.toml", "", [Member("a", ("10.0.0.1",))]) == [
+        'r.toml: ring.name = "": not a name; write 1 to 63 letters, digits and . _ - between them',
+        (
+            'r.toml: ring.members[0].addresses[0] = "10.0.0.1": has no port; write "host:port", '
+            'such as "10.0.0.1:5680"'
+        ),
+    ]

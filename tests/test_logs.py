@@ -1,0 +1,127 @@
+"""The log: readable on a terminal, JSON lines elsewhere, and no secrets in either."""
+
+from __future__ import annotations
+
+import io
+import json
+from datetime import datetime, timedelta
+
+import pytest
+import structlog
+
+from ringd.daemon import logs
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self):
+        """Whether it is a terminal."""
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _restore_structlog():
+    yield
+    structlog.reset_defaults()
+
+
+def lines(stream):
+    """Return the JSON objects written to *stream*, one a line."""
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_json_elsewhere():
+    """Each event is one line with time (UTC), level and event first."""
+    stream = io.StringIO()
+    logs.configure(stream=stream)
+    structlog.get_logger().info("ring ready", generation=3, path=logs.os)
+    structlog.get_logger().warning("two\nlines")
+    first, second = lines(stream)
+    assert list(first) == ["timestamp", "level", "event", "generation", "path"]
+    assert (first["level"], first["event"], first["generation"]) == ("info", "ring ready", 3)
+    stamp = datetime.fromisoformat(first["timestamp"].replace("Z", "+00:00"))
+    assert stamp.utcoffset() == timedelta(0)
+    assert second["event"] == "two\nlines"
+
+
+def test_console_on_a_terminal(monkeypatch):
+    """On a terminal the event reads as text, in colour unless NO_COLOR is set."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    stream = Terminal()
+    logs.configure(stream=stream)
+    structlog.get_logger().info("ring ready", generation=3)
+    assert "ring ready" in stream.getvalue()
+    assert "\x1b[" in stream.getvalue()
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = Terminal()
+    logs.configure(stream=plain)
+    structlog.get_logger().info("ring ready", generation=3)
+    assert "\x1b[" not in plain.getvalue()
+    assert "generation=3" in plain.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("form", "stream", "json_expected"),
+    [("json", Terminal(), True), ("console", io.StringIO(), False)],
+)
+def test_chosen_form(form, stream, json_expected):
+    """The config's word counts more than what the stream is."""
+    logs.configure(form=form, stream=stream)
+    structlog.get_logger().info("hello")
+    assert stream.getvalue().startswith("{") is json_expected
+
+
+def test_level_and_its_change():
+    """Events below the level are not written; a new level reaches loggers in use."""
+    stream = io.StringIO()
+    logs.configure("warning", stream=stream)
+    log = structlog.get_logger()
+    log.info("unseen")
+    log.error("seen")
+    logs.configure("debug", stream=stream)
+    log.debug("seen now")
+    assert [line["event"] for line in lines(stream)] == ["seen", "seen now"]
+
+
+def test_bytes_are_never_written():
+    """Keys and tensors are bytes; only their length is logged."""
+    stream = io.StringIO()
+    logs.configure(stream=stream)
+    structlog.get_logger().info("x", key=b"sesame", nonce=bytearray(3), view=memoryview(b"open"))
+    [line] = lines(stream)
+    assert (line["key"], line["nonce"], line["view"]) == ("<6 bytes>", "<3 bytes>", "<4 bytes>")
+
+
+def test_exceptions_are_shown():
+    """A traceback is part of the event in both forms."""
+    for form in ("json", "console"):
+        stream = io.StringIO()
+        logs.configure(form=form, stream=stream)
+        try:
+            _ = 1 / 0
+        except ZeroDivisionError:
+            structlog.get_logger().exception("failed")
+        assert "ZeroDivisionError: division by zero" in stream.getvalue()
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space")])
+def test_unwritable_log_is_no_crash(error):
+    """When the log cannot be written, the daemon goes on."""
+
+    class Broken(io.StringIO):
+        tried = 0
+
+        def write(self, _text):
+            self.tried += 1
+            raise error
+
+    stream = Broken()
+    logs.configure(stream=stream)
+    structlog.get_logger().info("hello")
+    assert stream.tried == 1
+    closed = io.StringIO()
+    logs.configure(stream=closed)
+    log = structlog.get_logger()
+    closed.close()
+    log.info("hello")

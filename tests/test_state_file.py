@@ -1,0 +1,204 @@
+"""The state file: survives any crash, is never a reason to fail, and has one owner."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ringd.daemon import state as state_module
+from ringd.daemon.state import State, StateFile
+from ringd.errors import ConfigError, RingError
+
+
+def on_disk(directory):
+    """Return what is on the disk, past the lock."""
+    content = json.loads((directory / "state.json").read_text())
+    return State(content["generation"], content["incarnation"])
+
+
+def test_begins_at_zero(tmp_path):
+    """Without a file the numbers are zero, and the directory is made."""
+    with StateFile(tmp_path / "a" / "b", "mini") as file:
+        assert (file.state, file.warning) == (State(0, 0), None)
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o750
+
+
+def test_save_and_load(tmp_path):
+    """What was saved is there at the next start."""
+    with StateFile(tmp_path, "mini") as file:
+        file.save(State(generation=2**64 - 1, incarnation=7))
+        file.save(State(generation=2**64 - 1, incarnation=8))
+    with StateFile(tmp_path, "mini") as file:
+        assert (file.state, file.warning) == (State(2**64 - 1, 8), None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "state.json"]
+    assert json.loads((tmp_path / "state.json").read_text()) == {
+        "node": "mini",
+        "generation": 2**64 - 1,
+        "incarnation": 8,
+    }
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\x00\xff",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"{}",
+        b'{"generation": 1}',
+        b'{"generation": -1, "incarnation": 1}',
+        b'{"generation": 1.5, "incarnation": 1}',
+        b'{"generation": true, "incarnation": 1}',
+        b'{"generation": "1", "incarnation": 1}',
+        b'{"generation": 18446744073709551616, "incarnation": 1}',
+        b"[" * 60000,
+        b'{"generation": 1, "incarnation": 1}x',
+    ],
+)
+def test_damaged_file_is_set_aside(tmp_path, content):
+    """A damaged file is kept under another name and reported once; the member begins anew."""
+    for number in (1, 2):
+        (tmp_path / "state.json").write_bytes(content)
+        with StateFile(tmp_path, "mini") as file:
+            assert file.state == State()
+            assert "damaged" in file.warning
+            assert f"set aside as state.json.damaged-{number}" in file.warning
+            assert "\n" not in file.warning
+        assert (tmp_path / f"state.json.damaged-{number}").read_bytes() == content
+    with StateFile(tmp_path, "mini") as file:
+        assert (file.state, file.warning) == (State(), None)
+
+
+def test_other_members_file_is_kept(tmp_path):
+    """A directory taken over from another member keeps its numbers, with a warning."""
+    with StateFile(tmp_path, "studio") as file:
+        file.save(State(5, 6))
+    with StateFile(tmp_path, "mini") as file:
+        assert file.state == State(5, 6)
+        assert "was written by the member 'studio', this is 'mini'" in file.warning
+
+
+@pytest.mark.parametrize("step", ["write", "flush", "rename"])
+def test_failed_save_keeps_the_old_state(tmp_path, monkeypatch, step):
+    """When the disk is full at any step, the error is the caller's and the old state stands."""
+
+    def full(*_args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with StateFile(tmp_path, "mini") as file:
+        file.save(State(1, 1))
+        with monkeypatch.context() as patch:
+            if step == "write":
+                patch.setattr(os, "open", full)
+            elif step == "flush":
+                patch.setattr(state_module, "flush", full)
+            else:
+                patch.setattr(type(tmp_path), "rename", full)
+            with pytest.raises(OSError, match="No space left"):
+                file.save(State(2, 2))
+        assert file.state == State(1, 1)
+        assert on_disk(tmp_path) == State(1, 1)
+        file.save(State(3, 3))
+    assert on_disk(tmp_path) == State(3, 3)
+
+
+def test_everything_is_flushed(tmp_path, monkeypatch):
+    """The file is flushed before it is renamed, and the directory after."""
+    steps = []
+    real_flush, real_rename = state_module.flush, type(tmp_path).rename
+
+    def flush(fd):
+        steps.append("directory" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
+        real_flush(fd)
+
+    def rename(path, target):
+        steps.append("rename")
+        return real_rename(path, target)
+
+    monkeypatch.setattr(state_module, "flush", flush)
+    monkeypatch.setattr(type(tmp_path), "rename", rename)
+    with StateFile(tmp_path, "mini") as file:
+        file.save(State(1, 1))
+    assert steps == ["file", "rename", "directory"]
+
+
+def test_second_daemon_is_refused(tmp_path):
+    """Two daemons never share a directory; the second is told who holds it."""
+    holder = rf"in use by another ringd \(pid {os.getpid()}, node mini\)"
+    with StateFile(tmp_path, "mini"), pytest.raises(RingError, match=holder):
+        StateFile(tmp_path, "mini")
+    with StateFile(tmp_path, "mini") as file:
+        assert file.warning is None
+
+
+def test_lock_ends_with_its_process(tmp_path):
+    """A daemon that was killed leaves no lock behind."""
+    code = (
+        "import sys; from pathlib import Path; from ringd.daemon.state import StateFile\n"
+        "file = StateFile(Path(sys.argv[1]), 'mini'); print('locked', flush=True)\n"
+        "sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"locked\n"
+        with pytest.raises(RingError, match=f"pid {process.pid}"):
+            StateFile(tmp_path, "mini")
+        process.kill()
+        process.wait()
+    StateFile(tmp_path, "mini").close()
+
+
+def test_closing_twice(tmp_path):
+    """Closing again is harmless, and closes nothing that is not its own."""
+    file = StateFile(tmp_path, "mini")
+    file.close()
+    fd = os.open(tmp_path, os.O_RDONLY)
+    file.close()
+    os.close(fd)
+
+
+def open_files():
+    """Return the names of this process's open files."""
+    return {path.name for path in Path("/dev/fd").iterdir()}
+
+
+def test_failed_start_leaves_no_open_file(tmp_path):
+    """A refused directory costs no file descriptor."""
+    with StateFile(tmp_path, "mini"):
+        before = open_files()
+        for _ in range(5):
+            with pytest.raises(RingError):
+                StateFile(tmp_path, "mini")
+        assert open_files() == before
+
+
+def test_unusable_directory(tmp_path, monkeypatch):
+    """A directory that cannot be used is a config error with a remedy."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"cannot keep state here: Not a directory.*--state-dir"):
+        StateFile(tmp_path / "file" / "state", "mini")
+
+    def refuse(*_args):
+        raise PermissionError(errno.EACCES, "Permission denied", "lock")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(ConfigError, match="cannot keep state here: Permission denied"):
+        StateFile(tmp_path, "mini")
+
+
+def test_unreadable_file(tmp_path):
+    """A state that is there but cannot be read is an error: to forget it could reuse numbers."""
+    (tmp_path / "state.json").mkdir()
+    with pytest.raises(ConfigError, match="cannot keep state here: Is a directory"):
+        StateFile(tmp_path, "mini")
