@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import socket
+from pathlib import Path
 
 from ringd.net.loop import Loop
 from ringd.wire.frames import FrameType, Header
@@ -44,7 +44,7 @@ def tcp_pair():
 
 def open_fds():
     """Return the number of open descriptors of this process."""
-    return len(os.listdir("/dev/fd"))
+    return len(list(Path("/dev/fd").iterdir()))
 
 
 class Recorder:
@@ -62,23 +62,29 @@ class Recorder:
         self.on_frame = lambda _link, _header: None
 
     def frame_received(self, link, header, payload):
+        """Keep the frame."""
         self.frames.append((header, bytes(payload)))
         self.on_frame(link, header)
 
     def data_buffer(self, _link, header):
+        """Look the buffer up."""
         self.asked.append(header.index)
         return self.buffers.get(header.index)
 
     def data_received(self, _link, header):
+        """Keep the index."""
         self.received.append(header.index)
 
     def next_data(self, _link):
+        """Give what is to be sent."""
         return self.to_send.pop(0) if self.to_send else None
 
     def data_sent(self, _link, header):
+        """Keep the index."""
         self.sent.append(header.index)
 
     def link_lost(self, _link, reason):
+        """Keep the reason."""
         self.lost.append(reason)
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -160,8 +161,11 @@ class Simulation:
 
     # --- lives ------------------------------------------------------------------------
 
-    def start(self, rank: int) -> Process:
-        """Start the daemon of *rank*, as its service manager would."""
+    def start(self, rank: int) -> None:
+        """Start the daemon of *rank* unless it runs, as its service manager would."""
+        running = self.processes[rank]
+        if running is not None and running.alive:
+            return
         disk = self.disks[rank]
         disk.incarnation += 1
         self._boots += 1
@@ -173,10 +177,8 @@ class Simulation:
         )
         self.processes[rank] = process
         self._act(process, process.machine.start(self.now))
-        if self.size > 1:
-            self._dial(process)
-            self.at(4 * self.delay(), lambda: self._knock(process))
-        return process
+        self._dial(process)
+        self.at(4 * self.delay(), lambda: self._knock(process))
 
     def crash(self, rank: int, *, lose_state: bool = False, silent: bool = False) -> None:
         """Kill the daemon of *rank*; *silent*: its machine as well, so no socket is closed."""
@@ -212,10 +214,8 @@ class Simulation:
             connection = process.links[side]
             if connection is not None and seconds > LOST_AFTER:
                 other = connection.ends[connection.ends[0] is process]
-                self.at(
-                    LOST_AFTER + self.random.random() / 4,
-                    lambda c=connection, o=other: self._hang_up(c, o, process),
-                )
+                silence = LOST_AFTER + self.random.random() / 4
+                self.at(silence, partial(self._hang_up, connection, other, process))
 
         def resume() -> None:
             process.paused = False
@@ -238,7 +238,7 @@ class Simulation:
         connection.lossy = connection.lossy or lossy or silent
         for end in connection.ends:
             wait = LOST_AFTER + self.random.random() / 4 if silent else self.random.random() * 5e-3
-            self.at(wait, lambda e=end: self._noticed(connection, e, "cut"))
+            self.at(wait, partial(self._noticed, connection, end, "cut"))
 
     def block(self, rank: int) -> None:
         """Let the link from *rank* to its right neighbour carry nothing from now on."""
@@ -292,7 +292,7 @@ class Simulation:
 
     def _dial(self, process: Process) -> None:
         """Try to reach the right neighbour, unless linked to it."""
-        if not process.alive or process.links["right"] is not None:
+        if not process.alive or process.links["right"] is not None or self.size == 1:
             return
         process.dialing += 1
         attempt = process.dialing
@@ -564,9 +564,7 @@ class Adversary:
         for rank, disk in enumerate(simulation.disks):
             disk.full = False
             disk.fsync = FSYNC
-            process = simulation.processes[rank]
-            if process is None or not process.alive:
-                simulation.start(rank)
+            simulation.start(rank)
 
     def _next(self) -> None:
         if self._stopped:
@@ -599,12 +597,7 @@ class Adversary:
             lose_state=self.forgetful and random.random() < 0.2,
             silent=random.random() < 0.2,
         )
-        self.simulation.at(self._brief(), lambda: self._restart(rank))
-
-    def _restart(self, rank: int) -> None:
-        process = self.simulation.processes[rank]
-        if process is None or not process.alive:
-            self.simulation.start(rank)
+        self.simulation.at(self._brief(), lambda: self.simulation.start(rank))
 
     def _crash_many(self, rank: int) -> None:
         size = self.simulation.size
@@ -619,9 +612,7 @@ class Adversary:
         other = self.simulation.random.randrange(self.simulation.size)
         for link in (rank, other):
             self.simulation.block(link)
-            self.simulation.at(
-                2 * self._brief(), lambda healed=link: self.simulation.unblock(healed)
-            )
+            self.simulation.at(2 * self._brief(), partial(self.simulation.unblock, link))
 
     def _slow_disk(self, rank: int) -> None:
         disk = self.simulation.disks[rank]

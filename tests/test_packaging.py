@@ -111,6 +111,15 @@ def test_sandbox_leaves_what_the_daemon_needs():
     assert service["ProtectSystem"] == ["strict"]
 
 
+def test_system_calls_that_zeromq_insists_on():
+    """ZeroMQ aborts the process when it may not set its threads' scheduling."""
+    assert unit()["Service"]["SystemCallFilter"] == [
+        "@system-service",
+        "~@privileged @resources",
+        "sched_setscheduler",
+    ]
+
+
 def test_plist_has_documented_keys_of_the_right_type():
     """What launchd does not know it ignores silently, so every key is checked here."""
     wrong = {

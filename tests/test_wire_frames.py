@@ -13,9 +13,7 @@ from ringd.wire import frames
 from ringd.wire.frames import CHECKSUM, MAX_LENGTH, FrameError, FrameType, Header
 
 
-def raw(  # noqa: PLR0913 - the fields of a header
-    magic=frames.MAGIC, version=frames.VERSION, kind=4, length=0, index=0, flags=0
-):
+def raw(*, magic=frames.MAGIC, version=frames.VERSION, kind=4, length=0, index=0, flags=0):
     """Return a header with a right checksum, whatever it says."""
     body = struct.pack("<HBBIQQQIHHI", magic, version, kind, length, 0, 0, 0, index, 0, flags, 0)
     return body + struct.pack("<I", zlib.crc32(body))

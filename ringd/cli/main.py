@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ringd import __version__
+from ringd.cli.demo import demo
 from ringd.cli.setup import init, keygen
 from ringd.cli.watch import health, rejoin, status
 
@@ -24,3 +25,4 @@ main.add_command(keygen)
 main.add_command(status)
 main.add_command(health)
 main.add_command(rejoin)
+main.add_command(demo)

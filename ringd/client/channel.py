@@ -6,6 +6,7 @@ next one and offers again what was under way.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -89,19 +90,19 @@ class Channel:
             self._dealer.send(encode(message))
         else:
             self._dealer.send(encode(message), zmq.SNDMORE)
-            self._dealer.send(payload, copy=len(payload) < _COPY_BELOW)
+            self._dealer.send(payload, 0, copy=len(payload) < _COPY_BELOW)
 
     def receive(self) -> tuple[Reply, Payload | None] | None:
         """Return the next message and its second frame; None when there is none now."""
         dealer = self._dealer
         if not int(dealer.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             return None
-        header = dealer.recv(zmq.NOBLOCK)
+        frame = header = dealer.recv(zmq.NOBLOCK, copy=False)
         payload: Payload | None = None
-        while dealer.getsockopt(zmq.RCVMORE):
+        while frame.more:
             frame = dealer.recv(zmq.NOBLOCK, copy=False)
             payload = frame.bytes if len(frame) < _SMALL else frame.buffer
-        return decode_reply(header), payload
+        return decode_reply(header.buffer), payload
 
     def pass_segment(self, segment: Segment) -> None:
         """Hand *segment* to the daemon.
@@ -113,10 +114,9 @@ class Channel:
         self._send_record(record, [segment.fd])
         segment.passed_to = self
 
-    def drop_segment(self, segment: Segment) -> None:
-        """Tell the daemon to forget *segment*; raises OSError as :meth:`pass_segment` does."""
-        if segment.passed_to is self:
-            self._send_record(wire.pack(wire.DROP, segment.number, segment.size), [])
+    def drop_segment(self, number: int) -> None:
+        """Tell the daemon to forget a segment; raises OSError as :meth:`pass_segment` does."""
+        self._send_record(wire.pack(wire.DROP, number, 0), [])
 
     def poll(self, timeout: float | None) -> bool:
         """Sleep until a message, the daemon's end, a wake-up or *timeout* (seconds).
@@ -140,10 +140,8 @@ class Channel:
 
     def hang_up(self) -> None:
         """End the lifeline, so that both sides see its end; from any thread."""
-        try:
+        with contextlib.suppress(OSError):  # the other side was first
             self.lifeline.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the other side was first
 
     def close(self) -> None:
         """Release the sockets."""
@@ -171,7 +169,10 @@ class Channel:
 
 
 def _open_lifeline(path: str) -> socket.socket:
-    check_socket_path(path + wire.SUFFIX)
+    try:
+        check_socket_path(path + wire.SUFFIX)
+    except ValueError as error:
+        raise OSError(errno.ENAMETOOLONG, str(error)) from error
     lifeline = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         lifeline.settimeout(_CONNECT_TIMEOUT)

@@ -46,15 +46,12 @@ class Segment:
     )
 
     def __init__(self, number: int, size: int, block_size: int) -> None:
+        self.fd = -1
         self.number = number
         self.size = size
         self.block_size = block_size
         self.fd = create_segment(size)
-        try:
-            self.mapping: mmap.mmap = map_segment(self.fd, size)
-        except BaseException:
-            os.close(self.fd)
-            raise
+        self.mapping: mmap.mmap = map_segment(self.fd, size)
         self.address = _address(np.frombuffer(self.mapping, np.uint8))
         self.free = [i * block_size for i in reversed(range(size // block_size))]
         self.last_used = 0
@@ -66,9 +63,11 @@ class Segment:
         """Whether all of its blocks are free."""
         return len(self.free) * self.block_size == self.size
 
-    def close(self) -> None:
-        """Give the memory back; the mapping goes with its last user."""
-        os.close(self.fd)
+    def __del__(self) -> None:
+        # The descriptor is kept as long as anything may refer to the memory: a user's array
+        # may have to be passed to the next daemon. The mapping goes with its last view.
+        if self.fd >= 0:
+            os.close(self.fd)
 
 
 class Block:
@@ -113,8 +112,9 @@ class Pool:
         """Bytes; set anew by every daemon that is attached to."""
         self.usable = True
         """False once the system turned out to have no shared memory at all."""
-        self.dropped: list[Segment] = []
-        """Segments that are gone from here; the daemon has yet to be told."""
+        self.dropped: list[tuple[int, object]] = []
+        """Numbers of segments that are gone from here, and the connection that they were passed
+        over; the daemon has yet to be told."""
         self.size = 0
         """Bytes of all segments."""
         self.lent = 0
@@ -186,11 +186,18 @@ class Pool:
         start = address - self._starts[place]
         return (block, start) if start + array.nbytes <= block.lent else None
 
+    def retire(self, block: Block) -> None:
+        """Never use the memory of *block* again: the daemon may still be at work in it.
+
+        Its segment is dropped. On the daemon's side it stays mapped for as long as it is
+        needed there, which is more than we can know.
+        """
+        if block.segment.number in self._segments:
+            self._drop(block.segment)
+
     def close(self) -> None:
         """Give everything back that no user's array holds."""
         self._collect()
-        for segment in self._segments.values():
-            segment.close()
         self._segments.clear()
         self._by_block_size.clear()
         self.size = 0
@@ -270,13 +277,16 @@ class Pool:
             if freed >= amount:
                 break
             freed += segment.size
-            self.size -= segment.size
-            del self._segments[segment.number]
-            self._by_block_size[segment.block_size].remove(segment)
-            segment.close()
-            if segment.passed_to is not None:
-                self.dropped.append(segment)
+            self._drop(segment)
         return freed > 0
+
+    def _drop(self, segment: Segment) -> None:
+        self.size -= segment.size
+        del self._segments[segment.number]
+        self._by_block_size[segment.block_size].remove(segment)
+        if segment.passed_to is not None:
+            self.dropped.append((segment.number, segment.passed_to))
+            segment.passed_to = None
 
 
 def _block_size(length: int) -> int:

@@ -59,7 +59,7 @@ class Daemon:
         self._loop = loop = Loop()
         self._started = loop.now()
         self._recorder = Recorder(config.node)
-        self._neighbours = Neighbours(loop, config, store)
+        self._neighbours = Neighbours(loop, config, store, self._recorder.dump)
         self._programs = Programs(loop, config, self._neighbours, self._recorder)
         self._neighbours.attach(self._programs, self._programs.bulk)
         self._neighbours.on_state = self._state_changed

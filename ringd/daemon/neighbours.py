@@ -17,6 +17,7 @@ import structlog
 
 from ringd.config.settings import Config
 from ringd.daemon.bulk import Bulk
+from ringd.daemon.inquiry import Inquiries
 from ringd.daemon.state import State as Stored
 from ringd.daemon.state import StateFile
 from ringd.errors import RingError
@@ -27,8 +28,8 @@ from ringd.net.dialer import Dialer, Knock
 from ringd.net.link import Link
 from ringd.net.listener import Listener
 from ringd.net.loop import Loop, Timer
-from ringd.wire import control
-from ringd.wire.control import GroupMessage, MembershipMessage, Poll
+from ringd.wire import control, frames
+from ringd.wire.control import Ask, GroupMessage, Inquiry, MembershipMessage, Poll, Told
 from ringd.wire.frames import FrameError, FrameType, Header
 from ringd.wire.handshake import Identity, Peer
 
@@ -56,7 +57,9 @@ class RingUser(Protocol):
 class Neighbours:
     """See the module's docstring. ``attach`` the user and the bulk side, then :meth:`start`."""
 
-    def __init__(self, loop: Loop, config: Config, store: StateFile) -> None:
+    def __init__(
+        self, loop: Loop, config: Config, store: StateFile, answer: Callable[[], bytes]
+    ) -> None:
         self._loop = loop
         self._config = config
         self._store = store
@@ -78,6 +81,8 @@ class Neighbours:
         self.on_state: Callable[[str], None] = lambda _text: None
         """Told in words whenever the ring's state changes."""
         self.links: dict[Side, Link] = {}
+        self.inquiries = Inquiries(loop, self.rank, self.size, self._send, answer)
+        """Questions to all members that can be reached."""
         self.dropped: Counter[str] = Counter()
         """Frames that were of no use, by reason."""
         self.losses: Counter[str] = Counter()
@@ -320,11 +325,17 @@ class Neighbours:
                 self._persist(action)
         self._arm()
 
-    def _send(self, side: Side, message: MembershipMessage) -> None:
+    def _send(self, side: Side, message: MembershipMessage | Inquiry) -> None:
         link = self.links.get(side)
         if link is not None:
             payload = control.encode(message)
-            link.send(Header(FrameType.MEMBERSHIP, length=len(payload)), payload)
+            header = Header(
+                FrameType.INQUIRY if isinstance(message, (Ask, Told)) else FrameType.MEMBERSHIP,
+                length=len(payload),
+                flags=frames.CHECKSUM,
+                payload_crc=frames.checksum(payload),
+            )
+            link.send(header, payload)
 
     def _drop_links(self, action: membership.DropLinks) -> None:
         for side in action.sides:
@@ -380,6 +391,8 @@ class Neighbours:
             return
         head = control.encode(message)
         payload = head + data if data else head
+        # A garbled message could end an op wrongly; a garbled tensor is the setting's business.
+        whole = self._config.ops.checksum or not data
         header = Header(
             FrameType.GROUP,
             length=len(payload),
@@ -388,6 +401,8 @@ class Neighbours:
             seq=seq,
             index=len(head),
             origin=origin,
+            flags=frames.CHECKSUM if whole else frames.MESSAGE_CHECKSUM,
+            payload_crc=frames.checksum(payload if whole else head),
         )
         link.send(header, payload)
 
@@ -398,6 +413,8 @@ class Neighbours:
                 message = control.decode_membership(payload)
                 now = self._loop.now()
                 self._perform(self.machine.received(link.side, message, now))
+            elif header.type is FrameType.INQUIRY:
+                self.inquiries.received(link.side, control.decode_inquiry(payload))
             else:
                 self._group_frame(link, header, payload)
         except control.DecodeError as error:

@@ -53,11 +53,13 @@ class Seal(msgspec.Struct, frozen=True):
     """Mark the result in shared memory as complete."""
 
     join_id: int
+    session: int
+    """The session's number; the client attaches with it again."""
     submission: Submission
 
 
 class Free(msgspec.Struct, frozen=True):
-    """The submission is needed no more."""
+    """The submission is needed no more; comes once for each one that was handed over."""
 
     submission: Submission
 
@@ -83,6 +85,8 @@ class Report(msgspec.Struct, frozen=True):
 
     client: Hashable
     join_id: int
+    session: int
+    """The session's number, or 0; the client attaches with it again."""
     submission: Submission
     code: str
     message: str

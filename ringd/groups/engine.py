@@ -4,9 +4,12 @@ Pure: events come in as method calls with the time passed in, and each returns t
 actions that follow. The daemon carries them out and owns all memory, sockets and clocks.
 
 How members meet: a client that attaches is broadcast as :class:`~ringd.wire.control.Joined`.
-Whoever knows a join id of every member forms the session, and as messages travel one way round
-a FIFO ring, an offer never overtakes the joins that its sender had seen. In a new generation
-all joins are broadcast again; a session goes on once all of its members have been heard.
+Whoever knows a join of every member that is free forms the session and says so; it goes live
+where all members have been heard to be in it, and as messages travel one way round a FIFO ring,
+no offer finds a member that does not know its session. In a new generation all joins are
+broadcast again, with their sessions. A restarted daemon learns the session of a client that
+comes back from the others, who count on it, or from the client, which knows its number once it
+has seen an outcome. Whoever is counted on in a session without being in it says so.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from ringd.errors import GroupLost, PeerLost, Refused
-from ringd.groups.actions import Accept, Action, Broadcast, Deny, Dropped, Relay, Warn
+from ringd.groups.actions import Accept, Action, Broadcast, Deny, Dropped, Free, Relay, Warn
 from ringd.groups.op import Op, Submission
 from ringd.groups.session import Session, session_number
 from ringd.wire.control import Done, GroupMessage, Joined, Left, Offer, Poll, Verdict
@@ -33,8 +36,8 @@ class Group:
     """A named communicator: who takes part now, by rank."""
 
     name: str
-    present: list[int | None]
-    """Join ids, as last heard in this generation."""
+    present: list[Joined | None]
+    """By rank, as last heard in this generation."""
     local: Session | None = None
 
 
@@ -84,8 +87,14 @@ class Engine:
         released: int,
         on_loss: str,
         now: float,
+        next_seq: int = 0,
+        session_number: int = 0,
     ) -> list[Action]:
-        """A client joins *group*, anew or (with the same join id) after this daemon restarted."""
+        """A client joins *group*, anew or (with the same join id) after this daemon restarted.
+
+        *next_seq* is the number of its next new op; *session_number* is what came with the
+        outcomes it has seen (:class:`~ringd.groups.actions.Report` and ``Seal``), or 0.
+        """
         place = self.groups.get(group)
         holder = place.local if place else None
         if holder is not None and holder.client is not None and holder.client != client:
@@ -100,6 +109,9 @@ class Engine:
         if holder is not None:
             self._leave(holder, GroupLost.code, self._says("left the group and joined it anew"))
         self.absent.pop(join_id, None)
+        for other, absent in list(self.absent.items()):
+            if absent.group == group:
+                self._give_up(other, absent, "was replaced by another")
         place = self._group(group)
         session = Session(
             group=group,
@@ -107,16 +119,18 @@ class Engine:
             client=client,
             on_loss=on_loss,
             released=released,
+            touched=next_seq > 0,
+            expected=session_number,
             rank=self.rank,
             names=self.names,
             out=self._out,
         )
         self.joins[join_id] = session
         place.local = session
-        place.present[self.rank] = join_id
+        place.present[self.rank] = Joined(group, join_id, ())
         self._out.append(Accept(client, join_id))
         if self.up:
-            self._out.append(Broadcast(0, 0, Joined(group, join_id, ())))
+            self._introduce(session)
             self._try_form(place)
         return self._flush(now)
 
@@ -134,7 +148,7 @@ class Engine:
         """A client hands over its next op, or one again, which is harmless."""
         session = self.joins.get(join_id)
         if session is None or session.client != client:
-            return self._deny(client, join_id, Refused.code, "attach to the group first")
+            return self._turn_down(client, join_id, submission, "attach to the group first")
         session.ack(acked)
         seq = submission.seq
         known = session.ops.get(seq)
@@ -144,21 +158,22 @@ class Engine:
                     f"op {seq} of group {session.group!r} was submitted as "
                     f"{known.submission.call} and now as {submission.call}"
                 )
-                return self._deny(client, join_id, Refused.code, text)
-            self._out.append(Dropped("submitted twice"))
-            return self._flush(now)
-        if seq != session.next_seq:
-            if seq < session.next_seq:
-                self._out.append(Dropped("submitted twice"))
-                return self._flush(now)
+                return self._turn_down(client, join_id, submission, text)
+            return self._ignore(submission, now)
+        if seq < session.next_seq:
+            return self._ignore(submission, now)
+        if seq > session.next_seq:
             text = f"op {seq} of group {session.group!r} skips op {session.next_seq}"
-            return self._deny(client, join_id, Refused.code, text)
+            return self._turn_down(client, join_id, submission, text)
         if seq - session.floor >= self.window:
             text = (
                 f"group {session.group!r} has {self.window} open ops already; "
                 "wait for some, or raise ipc.window"
             )
-            return self._deny(client, join_id, Refused.code, text)
+            return self._turn_down(client, join_id, submission, text)
+        if submission.hold and not submission.sealed:
+            text = f"op {seq} of group {session.group!r} lends its input, but has no sealed target"
+            return self._turn_down(client, join_id, submission, text)
         if session.on_loss == "fail" and self.broken and not self.up and not outcome:
             self._fail(session)
         session.submit(submission, outcome, message, now)
@@ -167,6 +182,16 @@ class Engine:
             if submission.deadline is not None:
                 heapq.heappush(self._deadlines, (submission.deadline, join_id, seq))
             heapq.heappush(self._stalls, (now + self.stall_warning, join_id, seq))
+        return self._flush(now)
+
+    def _turn_down(
+        self, client: Hashable, join_id: int, submission: Submission, text: str
+    ) -> list[Action]:
+        self._out.append(Free(submission))
+        return self._deny(client, join_id, Refused.code, text)
+
+    def _ignore(self, submission: Submission, now: float) -> list[Action]:
+        self._out += (Dropped("submitted twice"), Free(submission))
         return self._flush(now)
 
     def detach(self, client: Hashable, reason: str, now: float) -> list[Action]:
@@ -182,10 +207,7 @@ class Engine:
         """A new generation: introduce our clients again, those that are winding up first."""
         self.up = True
         for session in sorted(self.joins.values(), key=lambda session: session.left is None):
-            joined = Joined(session.group, session.join_id, session.join_ids)
-            self._out.append(Broadcast(0, 0, joined))
-            if session.left is not None:
-                self._out.append(Broadcast(session.gid, 0, session.left))
+            self._introduce(session)
             if session.formed and session.live:  # alone in the ring
                 session.go_live()
         for group in list(self.groups.values()):
@@ -196,10 +218,9 @@ class Engine:
         """The ring broke: all ops go back to where they can be run again."""
         self.up = False
         self.broken = reason
-        for group in self.groups.values():
+        for group in list(self.groups.values()):
             group.present = [None] * len(self.names)
-            if group.local is not None and not group.local.told_lost:
-                group.present[self.rank] = group.local.join_id
+            self._tidy(group)
         for session in list(self.joins.values()):
             session.suspend(reason)
             if session.on_loss == "fail" and session.waits:
@@ -294,7 +315,11 @@ class Engine:
             return f"the ring is not up{': ' + self.broken if self.broken else ''}"
         if not session.formed:
             present = self._group(session.group).present
-            absent = [self.names[r] for r, join_id in enumerate(present) if join_id is None]
+            absent = [
+                name
+                for name, joined in zip(self.names, present, strict=True)
+                if (joined is None or joined.session) and name != self.names[self.rank]
+            ]
             return "no client in the group on: " + ", ".join(absent)
         return session.waiting_for(op)
 
@@ -306,15 +331,28 @@ class Engine:
             group = self.groups[name] = Group(name, [None] * len(self.names))
         return group
 
+    def _introduce(self, session: Session) -> None:
+        """Tell everybody that *session*'s client is in the group, and whether it leaves it."""
+        joined = Joined(session.group, session.join_id, session.join_ids)
+        self._out.append(Broadcast(0, 0, joined))
+        if session.left is not None:
+            self._out.append(Broadcast(session.gid, 0, session.left))
+
     def _joined(self, origin: int, message: Joined, now: float) -> None:
+        if message.session and len(message.session) != len(self.names):
+            self._out.append(Dropped("of a ring of another size"))
+            return
         group = self._group(message.group)
-        group.present[origin] = message.join_id
-        if message.session and len(message.session) == len(self.names):
+        group.present[origin] = message
+        if message.session:
             self._check_absent(group, message.session, now)
+        self._try_form(group)
         for session in self._sessions(group.name):
             if session.formed and session.join_ids[origin] == message.join_id:
-                session.confirm(origin)
-        self._try_form(group)
+                if message.session == session.join_ids:
+                    session.confirm(origin)
+                elif not message.session:  # back after a restart: it has to learn where it is
+                    self._introduce(session)
 
     def _check_absent(self, group: Group, join_ids: tuple[int, ...], now: float) -> None:
         """Others count on a session; do we have our part in it?"""
@@ -342,33 +380,36 @@ class Engine:
 
     def _left(self, origin: int, gid: int, message: Left) -> None:
         group = self._group(message.group)
-        if group.present[origin] == message.join_id:
+        there = group.present[origin]
+        if there is not None and there.join_id == message.join_id:
             group.present[origin] = None
         for session in self._sessions(group.name):
-            if not session.formed or session.join_ids[origin] != message.join_id:
-                continue
-            if session.gid == gid:
-                self._cut(session, message)
-            elif session.limit is None:  # they were never in it
-                self._unform(session)
+            if session.formed and session.join_ids[origin] == message.join_id:
+                submitted = message.submitted if session.gid == gid else 0
+                if submitted == 0 and not session.touched and session.limit is None:
+                    self._unform(group, session)
+                else:
+                    session.cut(submitted, message.code, message.message)
+        self._tidy(group)
 
-    def _cut(self, session: Session, message: Left) -> None:
-        if session.next_seq == 0 and session.client is not None:
-            self._unform(session)  # the client has done nothing here yet: it waits for the next
-            return
-        session.cut(message.submitted, message.code, message.message)
-
-    def _unform(self, session: Session) -> None:
+    def _unform(self, group: Group, session: Session) -> None:
+        """Nothing was done in *session* and one of its members is gone: wait for another."""
+        for rank, joined in enumerate(group.present):
+            if joined is not None and joined.session == session.join_ids:
+                group.present[rank] = Joined(group.name, joined.join_id, ())
         self.by_gid.pop(session.gid, None)
         session.unform()
+        self._introduce(session)
 
     def _fail(self, session: Session) -> None:
         session.fail_all(PeerLost.code, f"the ring broke: {self.broken}")
 
     def _leave(self, session: Session, code: str, message: str) -> None:
         if session.left is None:
+            number = session.number
             left = session.leave(code, message)
-            self._out.append(Broadcast(session.gid, 0, left))
+            if self.up:
+                self._out.append(Broadcast(number, 0, left))
         session.client = None
         group = self._group(session.group)
         if group.local is session:
@@ -376,18 +417,31 @@ class Engine:
             group.present[self.rank] = None
 
     def _try_form(self, group: Group) -> None:
+        """Form the local client's session, if others count on one or all are free for one."""
         session = group.local
         if not self.up or session is None or session.formed or session.limit is not None:
             return
-        join_ids = tuple(join_id for join_id in group.present if join_id is not None)
-        if len(join_ids) < len(self.names):
+        others = [joined for rank, joined in enumerate(group.present) if rank != self.rank]
+        for joined in others:
+            if joined and joined.session and joined.session[self.rank] == session.join_id:
+                self._form(session, joined.session)
+                return
+        if any(joined is None or joined.session for joined in others):
             return
+        join_ids = tuple(
+            session.join_id if joined is None else joined.join_id for joined in group.present
+        )
+        if session.expected in (0, session_number(group.name, join_ids)):
+            self._form(session, join_ids)
+        else:
+            text = "went on without this one while its daemon was away"
+            session.cut(0, GroupLost.code, f"the clients of group {group.name!r} {text}")
+
+    def _form(self, session: Session, join_ids: tuple[int, ...]) -> None:
         session.form(join_ids)
         self.by_gid[session.gid] = session
-        for rank in range(len(self.names)):
-            if rank != self.rank:
-                session.confirm(rank)
-        if len(self.names) == 1:
+        self._introduce(session)
+        if len(join_ids) == 1:
             session.go_live()
 
     def _sessions(self, group: str) -> list[Session]:
@@ -415,14 +469,12 @@ class Engine:
             session.drop()
             del self.joins[session.join_id]
             self.by_gid.pop(session.gid, None)
-            self._remember(session.gid, session.left)
-            group = self.groups.get(session.group)
-            if (
-                group is not None
-                and group.local is None
-                and not any(join_id is not None for join_id in group.present)
-            ):
-                del self.groups[session.group]
+            self._remember(session.number, session.left)
+
+    def _tidy(self, group: Group) -> None:
+        """Forget a group in which nobody is."""
+        if group.local is None and not any(group.present):
+            self.groups.pop(group.name, None)
 
     def _flush(self, now: float) -> list[Action]:
         self._bury()

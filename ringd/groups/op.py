@@ -2,8 +2,10 @@
 
 The life of an op, in one table. *OPEN*: offers are coming in. *RUNNING*: all members offered
 the same call and it is being computed. *FINISHED*: the result stands, but a poll (somebody's
-deadline) asks to hold it back. *ENDED*: the outcome is final. *SERVING*: the outcome is final
-here, and the op runs once more for a member that missed it.
+deadline) asks to hold it back. *HELD*: the result is safe here, but the client's own memory is
+the input, so it is told only when no member can need that again. *ENDED*: the outcome is final.
+*LENDING* and *SERVING*: as HELD and ENDED, while the op runs once more for a member that
+missed its end.
 
 Rules: an outcome never changes; an illegal move raises and changes nothing; a reset (the ring
 broke) forgets everything that can be computed again and nothing else.
@@ -26,6 +28,8 @@ class Phase(enum.Enum):
     OPEN = "open"
     RUNNING = "running"
     FINISHED = "finished"
+    HELD = "held"
+    LENDING = "lending"
     ENDED = "ended"
     SERVING = "serving"
 
@@ -35,19 +39,28 @@ class Move(enum.Enum):
 
     START = "start"
     FINISH = "finish"
+    HOLD = "hold"
     END = "end"
     RESET = "reset"
 
 
 MOVES: dict[tuple[Phase, Move], Phase] = {
     (Phase.OPEN, Move.START): Phase.RUNNING,
+    (Phase.OPEN, Move.HOLD): Phase.HELD,  # finished under a former daemon: the seal says so
     (Phase.OPEN, Move.END): Phase.ENDED,
     (Phase.OPEN, Move.RESET): Phase.OPEN,
     (Phase.RUNNING, Move.FINISH): Phase.FINISHED,
     (Phase.RUNNING, Move.END): Phase.ENDED,
     (Phase.RUNNING, Move.RESET): Phase.OPEN,
+    (Phase.FINISHED, Move.HOLD): Phase.HELD,
     (Phase.FINISHED, Move.END): Phase.ENDED,
     (Phase.FINISHED, Move.RESET): Phase.OPEN,
+    (Phase.HELD, Move.START): Phase.LENDING,
+    (Phase.HELD, Move.END): Phase.ENDED,
+    (Phase.HELD, Move.RESET): Phase.HELD,
+    (Phase.LENDING, Move.FINISH): Phase.HELD,
+    (Phase.LENDING, Move.END): Phase.ENDED,
+    (Phase.LENDING, Move.RESET): Phase.HELD,
     (Phase.ENDED, Move.START): Phase.SERVING,
     (Phase.ENDED, Move.RESET): Phase.ENDED,
     (Phase.SERVING, Move.FINISH): Phase.ENDED,
@@ -72,7 +85,11 @@ class Submission:
     timeout: float | None
     """The seconds that were asked for, for messages."""
     hold: bool
-    """The input is the user's own memory: report only when no member can need it again."""
+    """The input is the user's own memory: report only when no member can need it again.
+
+    Needs *sealed*: such a result is safe before the client is told, so that holders need not
+    wait for each other's acknowledgements.
+    """
     sealed: bool
     """The result goes to shared memory, where a seal survives the daemon."""
     buffers: Any = None
@@ -94,12 +111,16 @@ class Op:
     offers: list[Offer | None] = field(default_factory=list)
     payloads: list[bytes | memoryview] = field(default_factory=list)
     finished_by: set[int] = field(default_factory=set)
-    """Ranks known to have their result, where somebody waits for that."""
+    """Ranks that said they need no input again, for those who hold one."""
     holds: set[int] = field(default_factory=set)
     """Polls whose verdict is out."""
     poll_id: int = 0
     """Our own poll, once our deadline has passed."""
+    known: bool = False
+    """The client told us the outcome itself, so it has it."""
     reported: bool = False
+    announced: bool = False
+    """The others know, in this generation, that we need no input again."""
     warned: bool = False
 
     def __post_init__(self) -> None:
@@ -122,6 +143,7 @@ class Op:
         self.payloads = [b""] * self.size
         self.finished_by.clear()
         self.holds.clear()
+        self.announced = False
 
     @property
     def ended(self) -> bool:
@@ -131,11 +153,16 @@ class Op:
     @property
     def active(self) -> bool:
         """Whether it is being computed."""
-        return self.phase in (Phase.RUNNING, Phase.SERVING)
+        return self.phase in (Phase.RUNNING, Phase.LENDING, Phase.SERVING)
+
+    @property
+    def has_result(self) -> bool:
+        """Whether the right result stands here for good."""
+        return self.outcome == OK or self.phase in (Phase.HELD, Phase.LENDING)
 
     @property
     def prompt(self) -> bool:
-        """Whether some member waits until all have their result."""
+        """Whether some member waits until no other needs its input."""
         return any(offer is not None and offer.prompt for offer in self.offers)
 
     @property

@@ -8,6 +8,8 @@ How an op ends, and why all ranks agree:
 
 * Every member broadcasts its *offer*. Whoever holds all ``n`` offers decides by itself, and as
   all see the same offers all decide the same: run, or :class:`~ringd.errors.Mismatch`.
+* A member goes *live* once every other one has said that it is in the session too, and offers
+  nothing before. So a session that not all agree on can be forgotten without a trace.
 * A passed deadline is settled by a poll that goes full circle: each rank holds back its
   completion and says whether it had completed. If nobody had, nobody will, and the verdict ends
   the op everywhere; otherwise the op is about to complete everywhere, and does.
@@ -37,7 +39,9 @@ from ringd.groups.actions import (
     TellLost,
     TellReleased,
 )
+from ringd.groups.ledger import Ledger
 from ringd.groups.op import OK, Move, Op, Phase, Submission
+from ringd.groups.words import differences, late, missing
 from ringd.wire.control import Done, Left, Offer, Poll, Verdict
 
 
@@ -60,6 +64,8 @@ class Session:
         client: Hashable,
         on_loss: str,
         released: int,
+        touched: bool,
+        expected: int,
         rank: int,
         names: tuple[str, ...],
         out: list[Action],
@@ -74,9 +80,11 @@ class Session:
         self.ops: dict[int, Op] = {}
         self.next_seq = released
         """The number of the client's next op."""
-        self.acked = released
-        self.floor = released
-        """Everything below is released."""
+        self.ledger = Ledger(rank, len(names), released)
+        self.expected = expected
+        """The gid under which the client has seen an outcome; it can be in no other session."""
+        self.touched = touched
+        """An op of the client may have been offered: its peers are for good."""
         self.limit: int | None = None
         """Ops from here on cannot complete: somebody left."""
         self.loss = ("", "")
@@ -87,14 +95,21 @@ class Session:
         self.gid = 0
         self.join_ids: tuple[int, ...] = ()
         self.confirmed: set[int] = set()
-        self.done: list[int] = []
         self.counts: list[int] = []
         """By rank, how many ops it is known to have offered."""
-        self.announced_done = 0
-        self.told_released = released
         self.unform()
 
     # --- forming ----------------------------------------------------------------------
+
+    @property
+    def floor(self) -> int:
+        """Every op below is released."""
+        return self.ledger.released
+
+    @property
+    def number(self) -> int:
+        """The gid, also before the members are known again; 0 for none."""
+        return self.gid or self.expected
 
     @property
     def formed(self) -> bool:
@@ -127,16 +142,15 @@ class Session:
         self.gid = 0
         self.join_ids = ()
         self.confirmed = set()
-        self.done = [0] * self.size
+        self.ledger.forget_peers()
         self.counts = [0] * self.size
-        self.announced_done = 0
 
     def form(self, join_ids: tuple[int, ...]) -> None:
         """Take *join_ids* as the session's members."""
         self.gid = session_number(self.group, join_ids)
         self.join_ids = join_ids
         self.confirmed = {self.rank}
-        self.done[self.rank] = self._own_done()
+        self._advance()
 
     def confirm(self, rank: int) -> None:
         """*rank* is in the session in this generation too; offer all when it is the last one."""
@@ -162,6 +176,7 @@ class Session:
             self._reset(op)
             if op.poll_id and not op.ended:
                 self._end(op, DeadlineExceeded.code, self._late(op, f"the ring broke: {reason}"))
+            self._complete(op)  # the poll that held it back is gone
 
     def _reset(self, op: Op) -> None:
         if op.active:
@@ -177,23 +192,33 @@ class Session:
         op = self._op(seq, now)
         op.submission = submission
         op.since = now
-        if op.ended:  # by a verdict, before we had a part in it
+        op.known = outcome != "" and not (outcome == OK and submission.hold)
+        op.reported = op.known
+        if op.ended:  # by a verdict or a loss, before we had a part in it
             self._report(op)
+            self._free_failed(op)
+        elif outcome == OK and submission.hold:
+            op.move(Move.HOLD)
         elif outcome:
             op.move(Move.END)
             op.outcome, op.message = outcome, message
-            op.reported = outcome != OK or not submission.hold
+            self._free_failed(op)
         elif self.limit is not None and seq >= self.limit:
             self._end(op, *self.loss)
         self._advance()
+        self._complete(op)
         if self.live:
             self._offer(op, submission)
 
     def ack(self, acked: int) -> None:
         """The client has every outcome below *acked*."""
-        if acked > self.acked:
-            self.acked = acked
+        before = self.ledger.acked
+        if acked > before:
+            self.ledger.acked = acked
             self._advance()
+            for seq in range(before, acked):
+                if (op := self.ops.get(seq)) is not None:
+                    self._announce(op)
 
     def leave(self, code: str, message: str) -> Left:
         """The client takes part no more; what it handed over is still completed for others."""
@@ -204,6 +229,9 @@ class Session:
         self.client = None
         self.cut(self.left.submitted, code, message)
         self._advance()
+        for op in list(self.ops.values()):
+            self._complete(op)
+            self._announce(op)
         return self.left
 
     def cut(self, limit: int, code: str, message: str) -> None:
@@ -214,14 +242,21 @@ class Session:
         self.loss = (code, message)
         for op in list(self.ops.values()):
             if op.seq >= limit and not op.ended:
-                self._end(op, code, message)
+                if op.phase is Phase.HELD:
+                    self._complete(op)
+                else:
+                    self._end(op, code, message)
         if self.client is not None:
             self.out.append(TellLost(self.client, self.join_id, limit, code, message))
             self.told_lost = True
 
     def fail_all(self, code: str, message: str) -> None:
         """The client asked to be told of any loss at once: all of its open ops end."""
-        self.cut(0, code, message)
+        open_ops = [op for op in self.ops.values() if op.submission is not None and not op.ended]
+        limit = min((op.seq for op in open_ops), default=self.next_seq)
+        for op in open_ops:
+            self._end(op, code, message)
+        self.cut(limit, code, message)
 
     # --- the peers' side --------------------------------------------------------------
 
@@ -236,18 +271,19 @@ class Session:
         op = self._op(seq, now)
         op.offers[rank] = offer
         op.payloads[rank] = payload
-        if offer.outcome == OK:
-            op.finished_by.add(rank)
         self._consider(op)
 
     def peer_done(self, rank: int, floor: int) -> None:
         """A member has outcomes for all ops below *floor*."""
-        if floor > self.done[rank]:
-            self.done[rank] = floor
+        before = self.ledger.done[rank]
+        if self.ledger.heard(rank, floor):
+            for seq in range(max(before, self.floor), floor):
+                if (op := self.ops.get(seq)) is not None:
+                    self._complete(op)
             self._release()
 
     def peer_finished(self, rank: int, seq: int) -> None:
-        """A member has its result of op *seq*, for which somebody waits."""
+        """A member needs no input of op *seq* again, for which somebody waits."""
         op = self.ops.get(seq)
         if op is not None:
             op.finished_by.add(rank)
@@ -259,6 +295,10 @@ class Session:
         op.move(Move.FINISH)
         if op.phase is Phase.FINISHED and not op.holds:
             self._succeed(op)
+        elif op.phase is Phase.HELD and op.poll_id:
+            self._end_late(op)
+        else:
+            self._complete(op)
 
     # --- deadlines --------------------------------------------------------------------
 
@@ -267,7 +307,9 @@ class Session:
         if op.ended or op.poll_id:
             return
         op.poll_id = poll_id
-        if self.live and self.size > 1:
+        if op.phase is Phase.LENDING:
+            return  # the others compute with us right now; it ends when they have their result
+        if op.phase is not Phase.HELD and self.live and self.size > 1:
             op.holds.add(poll_id)
             self.out.append(Relay(self.rank, self.gid, op.seq, Poll(poll_id, completed=False)))
         else:
@@ -312,27 +354,21 @@ class Session:
             self._end(op, code, message)
         elif op.phase is Phase.FINISHED and not op.holds:
             self._succeed(op)
+        else:
+            self._complete(op)
+
+    def _end_late(self, op: Op) -> None:
+        self._end(op, DeadlineExceeded.code, self._late(op, self.waiting_for(op)))
 
     def _late(self, op: Op, why: str) -> str:
-        timeout = op.submission.timeout if op.submission else None
-        seconds = "" if timeout is None else f" of {timeout:g} s"
-        node = self.names[self.rank]
-        return f"{self.describe(op)}: the deadline{seconds} passed on {node!r}; {why}"
+        return late(self.group, op, self.names[self.rank], why)
 
     def waiting_for(self, op: Op) -> str:
         """Return in words for whom *op* waits, once the session is formed."""
         if not self.live:
             absent = [self.names[r] for r in range(self.size) if r not in self.confirmed]
             return "not back in the ring: " + ", ".join(absent)
-        missing = [self.names[rank] for rank in op.missing()]
-        if missing:
-            return "not submitted by: " + ", ".join(missing)
-        return "all members had submitted and the data was on its way"
-
-    def describe(self, op: Op) -> str:
-        """Return the op's name for messages."""
-        what = str(op.submission.call) if op.submission else "a call"
-        return f"{what} (op {op.seq} of group {self.group!r})"
+        return missing(op, self.names, self.ledger.done)
 
     # --- the life of an op ------------------------------------------------------------
 
@@ -346,47 +382,48 @@ class Session:
 
     def _offer(self, op: Op, submission: Submission) -> None:
         payload = submission.payload
-        eager = payload is not None and op.outcome in ("", OK)
+        outcome = OK if op.has_result else op.outcome
+        eager = payload is not None and outcome in ("", OK)
         offer = Offer(
             call=submission.call,
-            done=self.done[self.rank],
+            done=self.ledger.own,
             eager=eager,
             prompt=submission.hold,
-            outcome=op.outcome,
+            outcome=outcome,
             message=op.message,
         )
-        self.announced_done = self.done[self.rank]
+        self.touched = True
+        self.ledger.announced = self.ledger.own
         data = payload if eager and payload is not None else b""
         self.out.append(Broadcast(self.gid, op.seq, offer, data))
         self.counts[self.rank] = max(self.counts[self.rank], op.seq + 1)
         op.offers[self.rank] = offer
         op.payloads[self.rank] = data
-        if op.outcome == OK:
-            op.finished_by.add(self.rank)
         self._consider(op)
 
     def _consider(self, op: Op) -> None:
         """Decide, as every member will, whether the op can run now or has ended."""
-        if op.active or op.phase is Phase.FINISHED:
+        submission = op.submission
+        if op.active or op.phase is Phase.FINISHED or submission is None:
             return
-        if not op.ended:
+        if not op.ended and not op.has_result:
             for offer in op.offers:
                 if offer is not None and offer.outcome not in ("", OK):
                     self._end(op, offer.outcome, offer.message)
                     return
-        submission = op.submission
-        if submission is None or op.outcome not in ("", OK) or not op.complete:
+        if op.outcome not in ("", OK) or not op.complete:
             return
+        self._announce(op)
         offers = [offer for offer in op.offers if offer is not None]
-        if all(offer.outcome == OK for offer in offers):
-            self._complete(op)
-        elif any(offer.call != submission.call for offer in offers):
-            self._end(op, Mismatch.code, self._differences(op, offers))
-        elif all(offer.outcome in ("", OK) for offer in offers):
+        if any(offer.call != submission.call for offer in offers):
+            if not op.has_result:
+                text = differences(self.group, op.seq, offers, self.names)
+                self._end(op, Mismatch.code, text)
+        elif {offer.outcome for offer in offers} in ({""}, {"", OK}):
             self._start(op, submission, eager=all(offer.eager for offer in offers))
 
     def _start(self, op: Op, submission: Submission, *, eager: bool) -> None:
-        serve = op.outcome == OK
+        serve = op.has_result
         if serve and eager:
             return  # the payloads are round already; whoever needs the result computes it
         op.move(Move.START)
@@ -394,24 +431,44 @@ class Session:
         self.out.append(Run(self.gid, op.seq, submission.call, submission, payloads, serve))
 
     def _succeed(self, op: Op) -> None:
-        op.move(Move.END)
-        op.outcome = OK
-        op.finished_by.add(self.rank)
         submission = op.submission
-        if submission is not None and submission.sealed:
-            self.out.append(Seal(self.join_id, submission))
-        if op.prompt:
-            self._advance()
-            self._announce_done(op.seq)
-        self._complete(op)
-        self._advance()
+        assert submission is not None  # noqa: S101 - what ran here was submitted here
+        if submission.sealed:
+            self.out.append(Seal(self.join_id, self.gid, submission))
+        if submission.hold:
+            op.move(Move.HOLD)
+            self._announce(op)
+            self._complete(op)
+        else:
+            self._end_well(op)
+            self._announce(op)
 
     def _complete(self, op: Op) -> None:
-        """Report success, unless the client waits until nobody needs its input any more."""
-        if op.outcome != OK or op.reported or op.submission is None:
+        """Tell a client that holds its input, once nobody can need that any more."""
+        if op.phase is not Phase.HELD or op.holds:
             return
-        if not op.submission.hold or len(op.finished_by) == self.size:
-            self._report(op)
+        beyond = self.limit is not None and op.seq >= self.limit  # nobody can run it again
+        if self.client is None or beyond or all(map(op.finished_by.__contains__, self._needy(op))):
+            self._end_well(op)
+
+    def _needy(self, op: Op) -> list[int]:
+        done = self.ledger.done
+        return [r for r in range(self.size) if r != self.rank and done[r] <= op.seq]
+
+    def _announce(self, op: Op) -> None:
+        """Tell those who hold their input that we need it no more, once that is certain."""
+        if op.announced or not self.live or not op.prompt:
+            return
+        held = op.phase in (Phase.HELD, Phase.LENDING)  # and sealed: see Submission.hold
+        if held or self.ledger.settled(op, client=self.client is not None):
+            op.announced = True
+            self._announce_done(op.seq)
+
+    def _end_well(self, op: Op) -> None:
+        op.move(Move.END)
+        op.outcome = OK
+        self._report(op)
+        self._advance()
 
     def _end(self, op: Op, code: str, message: str) -> None:
         """End the op with an error."""
@@ -420,82 +477,68 @@ class Session:
         op.move(Move.END)
         op.outcome, op.message = code, message
         self._report(op)
+        self._free_failed(op)
+
+    def _free_failed(self, op: Op) -> None:
+        """Nobody needs the input of a call that failed here: we will never offer it again."""
+        if op.submission is not None and op.outcome != OK:
+            self.out.append(Free(op.submission))
 
     def _report(self, op: Op) -> None:
-        submission = op.submission
-        if submission is None or op.reported:
+        if op.submission is None or op.reported:
             return
         op.reported = True
         if self.client is not None:
-            self.told_released = self.floor
+            self.ledger.told = self.floor
             self.out.append(
-                Report(self.client, self.join_id, submission, op.outcome, op.message, self.floor)
+                Report(
+                    client=self.client,
+                    join_id=self.join_id,
+                    session=self.number,
+                    submission=op.submission,
+                    code=op.outcome,
+                    message=op.message,
+                    released=self.floor,
+                )
             )
-        if op.outcome != OK:
-            self.out.append(Free(submission))
-
-    def _differences(self, op: Op, offers: list[Offer]) -> str:
-        by_call: dict[str, list[str]] = {}
-        for rank, offer in enumerate(offers):
-            by_call.setdefault(str(offer.call), []).append(self.names[rank])
-        sent = "; ".join(f"{', '.join(names)}: {call}" for call, names in by_call.items())
-        return f"op {op.seq} of group {self.group!r}: the members sent different calls: {sent}"
 
     # --- what is done, and what is released --------------------------------------------
 
-    def _own_done(self) -> int:
-        done = max(self.done[self.rank], self.floor)
-        while (op := self.ops.get(done)) is not None and self._settled(op):
-            done += 1
-        return done
-
-    def _settled(self, op: Op) -> bool:
-        """Whether the client is sure to have the outcome, whatever happens to this daemon."""
-        if not op.ended or op.submission is None:
-            return False
-        if self.client is None or op.seq < self.acked:
-            return True
-        return op.outcome == OK and op.submission.sealed
-
     def _advance(self) -> None:
-        done = self._own_done()
-        if done > self.done[self.rank]:
-            self.done[self.rank] = done
+        if self.ledger.advance(self.ops, client=self.client is not None):
             self._release()
 
     def _announce_done(self, finished: int | None = None) -> None:
-        self.announced_done = self.done[self.rank]
-        self.out.append(Broadcast(self.gid, finished or 0, Done(self.announced_done, finished)))
+        self.ledger.announced = self.ledger.own
+        done = Done(self.ledger.own, finished)
+        self.out.append(Broadcast(self.gid, finished or 0, done))
 
     def _release(self) -> None:
-        floor = min(self.done)
-        while self.floor < floor:
-            op = self.ops.pop(self.floor, None)
-            self.floor += 1
+        ledger = self.ledger
+        while ledger.released < ledger.releasable:
+            op = self.ops.pop(ledger.released, None)
+            ledger.released += 1
             if op is None:
                 continue
-            if op.phase is Phase.SERVING:
+            if op.active:  # serving those that have it by now
                 self.out.append(Stop(self.gid, op.seq))
-            if op.submission is not None:
-                if not op.reported:
-                    self._report(op)
-                if op.outcome == OK:
-                    self.out.append(Free(op.submission))
+            if op.submission is not None and op.outcome == OK:
+                self.out.append(Free(op.submission))
 
     @property
     def lazy(self) -> bool:
         """Whether there is news on what is done or released that nothing has carried yet."""
-        return self.live and (self.done[self.rank] > self.announced_done or self._unheard_release())
+        return self.live and (self.ledger.unannounced or self._unheard_release())
 
     def _unheard_release(self) -> bool:
-        return self.client is not None and self.floor > self.told_released
+        return self.client is not None and self.ledger.untold
 
     def flush(self) -> None:
         """Send what :attr:`lazy` speaks of."""
-        if self.live and self.done[self.rank] > self.announced_done:
+        if self.live and self.ledger.unannounced:
             self._announce_done()
-        if self._unheard_release():
-            self.told_released = self.floor
+        if self.client is not None and self.ledger.untold:
+            self.ledger.told = self.floor
             self.out.append(TellReleased(self.client, self.join_id, self.floor))
 
     def drop(self) -> None:

@@ -347,7 +347,8 @@ class Machine:
         """Drop both links, and with them the ring, and forget what went wrong."""
         self._patience = PATIENCE
         self._dial_errors.clear()
-        self._drop(("left", "right"), "asked to rejoin", now)
+        if self.size > 1:
+            self._drop(("left", "right"), "asked to rejoin", now)
         self._interrupt(Event.REJOIN)
         return self._done(now)
 

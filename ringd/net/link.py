@@ -497,5 +497,9 @@ class Link:
 
 
 def _verify(header: Header, payload: memoryview) -> None:
-    if header.flags & frames.CHECKSUM and frames.checksum(payload) != header.payload_crc:
+    if not header.flags:
+        return
+    if header.flags & frames.MESSAGE_CHECKSUM:
+        payload = payload[: header.index]
+    if frames.checksum(payload) != header.payload_crc:
         raise FrameError(f"the checksum of a {header.type.name} payload is wrong")

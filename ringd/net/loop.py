@@ -127,7 +127,10 @@ class Loop:
         return timer
 
     def call_threadsafe(self, callback: Callback) -> None:
-        """Run *callback* in the loop's thread, soon; may be called from any thread."""
+        """Run *callback* in the loop's thread, soon; may be called from any thread.
+
+        After :meth:`close` it does nothing.
+        """
         self._soon.append(callback)
         self._wake()
 
@@ -244,7 +247,7 @@ class Loop:
             self._cancelled = 0
 
     def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # full: the loop wakes up anyway
+        with contextlib.suppress(OSError):  # full: it wakes up anyway; closed: nobody cares
             self._wake_writer.send(b"\0")
 
     def _woken(self, _events: int) -> None:

@@ -1,8 +1,9 @@
 """The messages that daemons send each other, apart from bulk data.
 
-Two families travel inside link frames (:mod:`ringd.wire.frames`):
+Three families travel inside link frames (:mod:`ringd.wire.frames`):
 
 * *membership* messages, from neighbour to neighbour, in both directions;
+* *inquiries*, passed on both ways as far as links reach, and their answers back;
 * *group* messages, broadcast rightwards round the ring by the member that they come from.
 
 Encoding is MessagePack through msgspec: typed, validated, never code.
@@ -95,6 +96,30 @@ class Commit(msgspec.Struct, frozen=True, array_like=True, tag="commit"):
 MembershipMessage = Union[News, Propose, Commit]
 
 
+# --- inquiries ------------------------------------------------------------------------
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
+    """*origin* asks everybody it can reach for their flight recorder; passed on both ways."""
+
+    origin: int
+    number: int
+    """Tells the questions of one origin apart."""
+
+
+class Told(msgspec.Struct, frozen=True, array_like=True, tag="told"):
+    """The answer of *rank*, on its way back to *origin*."""
+
+    origin: int
+    number: int
+    rank: int
+    body: bytes
+    """JSON, compressed with zlib."""
+
+
+Inquiry = Union[Ask, Told]
+
+
 # --- groups ---------------------------------------------------------------------------
 
 
@@ -162,13 +187,14 @@ GroupMessage = Union[Joined, Left, Offer, Done, Poll, Verdict]
 
 _encoder = msgspec.msgpack.Encoder()
 _membership_decoder = msgspec.msgpack.Decoder(MembershipMessage)
+_inquiry_decoder = msgspec.msgpack.Decoder(Inquiry)
 _group_decoder = msgspec.msgpack.Decoder(GroupMessage)
 
 DecodeError = msgspec.DecodeError
 """What the decoders raise on bytes that are not a message of theirs (ValidationError is one)."""
 
 
-def encode(message: MembershipMessage | GroupMessage) -> bytes:
+def encode(message: MembershipMessage | Inquiry | GroupMessage) -> bytes:
     """Return the MessagePack form of *message*."""
     return _encoder.encode(message)
 
@@ -176,6 +202,12 @@ def encode(message: MembershipMessage | GroupMessage) -> bytes:
 def decode_membership(data: bytes | memoryview) -> MembershipMessage:
     """Return the membership message in *data*; raises :data:`DecodeError`."""
     message: MembershipMessage = _membership_decoder.decode(data)
+    return message
+
+
+def decode_inquiry(data: bytes | memoryview) -> Inquiry:
+    """Return the inquiry message in *data*; raises :data:`DecodeError`."""
+    message: Inquiry = _inquiry_decoder.decode(data)
     return message
 
 

@@ -26,7 +26,10 @@ VERSION = 1
 CHECKSUM = 1
 """Flag: ``payload_crc`` is the CRC-32 of the payload, to be verified by the receiver."""
 
-_KNOWN_FLAGS = CHECKSUM
+MESSAGE_CHECKSUM = 2
+"""Flag of a GROUP frame: ``payload_crc`` is that of the message, the first ``index`` bytes."""
+
+_KNOWN_FLAGS = CHECKSUM | MESSAGE_CHECKSUM
 
 Buffer = Union[bytes, bytearray, memoryview]
 
@@ -48,6 +51,8 @@ class FrameType(enum.IntEnum):
     """A chunk of a tensor."""
     BYE = 5
     """The sender closes the link; the payload says why, in UTF-8."""
+    INQUIRY = 6
+    """A question to all members that can be reached, or an answer on its way back."""
 
 
 MAX_LENGTH = {
@@ -56,6 +61,7 @@ MAX_LENGTH = {
     FrameType.GROUP: 1 << 20,
     FrameType.DATA: 4 << 20,
     FrameType.BYE: 256,
+    FrameType.INQUIRY: 1 << 20,
 }
 """The longest payload of each type, in bytes."""
 

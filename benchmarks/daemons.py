@@ -1,0 +1,83 @@
+"""A ring of real daemons on loopback, in a directory of its own, while a benchmark runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from ringd.config.keyfile import create_key
+from ringd.config.sample import render
+from ringd.config.settings import Member
+
+_STOP_TIMEOUT = 10.0  # seconds
+_LOG_TAIL = 2000  # bytes, per daemon
+
+
+@dataclass(frozen=True, slots=True)
+class Daemons:
+    """The running daemons, by rank."""
+
+    sockets: list[Path]
+    logs: list[Path]
+    processes: list[subprocess.Popen[bytes]]
+
+    def complaints(self) -> str:
+        """Return the end of every daemon's log, for the report of a failure."""
+        return "\n".join(
+            f"--- daemon of rank {rank}, exit code {process.poll()}:\n"
+            + log.read_bytes()[-_LOG_TAIL:].decode(errors="replace")
+            for rank, (process, log) in enumerate(zip(self.processes, self.logs, strict=True))
+        )
+
+
+@contextlib.contextmanager
+def running(size: int, directory: Path) -> Iterator[Daemons]:
+    """Start *size* daemons with default settings; end them, by pid, on the way out."""
+    names = [f"rank{rank}" for rank in range(size)]
+    members = [
+        Member(name, (f"127.0.0.1:{port}",))
+        for name, port in zip(names, _free_ports(size), strict=True)
+    ]
+    config = directory / "ringd.toml"
+    config.write_text(render("bench", members))
+    create_key(directory / "ring.key")
+    daemons = Daemons(
+        [directory / f"{name}.sock" for name in names],
+        [directory / f"{name}.log" for name in names],
+        [],
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RINGD_")}
+    with ExitStack() as stack:
+        for name, path, log in zip(names, daemons.sockets, daemons.logs, strict=True):
+            command = [sys.executable, "-m", "ringd.daemon.main", "--config", str(config)]
+            command += ["--node", name, "--socket", str(path)]
+            command += ["--state-dir", str(directory / f"{name}.state")]
+            with log.open("wb") as stderr:
+                process = subprocess.Popen(command, stderr=stderr, env=environment)
+            stack.callback(_end, process)
+            daemons.processes.append(process)
+        yield daemons
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for listener in listeners:
+            listener.bind(("127.0.0.1", 0))
+        return [int(listener.getsockname()[1]) for listener in listeners]

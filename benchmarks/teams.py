@@ -1,0 +1,206 @@
+"""Worker processes: one per member and system, kept alive, asleep unless their system's turn.
+
+A worker sleeps in a read of its pipe while others are measured. A batch goes so: *prepare*
+(memory, inputs, warm-up calls), a barrier in the parent, *go* at a moment that is the same for
+all members, the calls, and only then the check of every single result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any, final
+
+import numpy as np
+from systems import FLOAT32, KINDS, PATIENCE, Floats, Slot, System
+
+_PRIME = 61  # inputs repeat after so many elements, so that no chunk falls in step with them
+_BLOCK = np.resize(np.arange(_PRIME, dtype=np.float32), _PRIME * 2048)
+_SALTS = 4096  # small, so that all sums are exact in float32
+_LEAD = 2e-3  # seconds from the barrier to the start
+_EXIT_TIMEOUT = 20.0
+_ANSWER_TIMEOUT = 3 * PATIENCE
+
+_context = multiprocessing.get_context("spawn")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Calls that are timed together, each with a tensor of its own."""
+
+    mode: str
+    nbytes: int
+    calls: int
+    warm_up: int
+    salt: int
+    """Makes the inputs differ from batch to batch; they differ from call to call anyway."""
+    in_flight: bool = False
+    """Submit all calls before waiting for the first."""
+
+
+class Failure(RuntimeError):
+    """A worker failed; the text has its traceback."""
+
+
+@final
+class Team:
+    """The workers of one kind of system, one per member; a context manager.
+
+    Args:
+        kind: A key of :data:`systems.KINDS`.
+        arguments: By rank, what that kind needs beyond rank and size.
+    """
+
+    def __init__(self, kind: str, arguments: list[Any]) -> None:
+        self._kind = kind
+        self._pipes: list[Connection] = []
+        self._processes = []
+        size = len(arguments)
+        for rank, argument in enumerate(arguments):
+            ours, theirs = _context.Pipe()
+            process = _context.Process(
+                target=_work, args=(theirs, kind, rank, size, argument), daemon=True
+            )
+            process.start()
+            theirs.close()  # so that the worker's death is the end of the pipe
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def __enter__(self) -> Team:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            # After a failure the others may wait for a member that is gone.
+            process.join(_EXIT_TIMEOUT if error is None else 0.1)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def wait_ready(self) -> None:
+        """Wait until every worker has joined its system."""
+        self._answers()
+
+    def measure(self, batch: Batch) -> tuple[float, int]:
+        """Run *batch*; return the slowest member's seconds and all members' wrong elements."""
+        self._tell(batch)
+        self._answers()
+        self._tell(time.perf_counter() + _LEAD)
+        reports = self._answers()
+        return max(seconds for seconds, _ in reports), sum(wrong for _, wrong in reports)
+
+    def _tell(self, message: object) -> None:
+        for pipe in self._pipes:
+            pipe.send(message)
+
+    def _answers(self) -> list[Any]:
+        deadline = time.monotonic() + _ANSWER_TIMEOUT
+        answers = []
+        for rank, pipe in enumerate(self._pipes):
+            who = f"{self._kind}, rank {rank}"
+            if not pipe.poll(max(0.0, deadline - time.monotonic())):
+                raise Failure(f"{who}: no answer within {_ANSWER_TIMEOUT:g} s")
+            try:
+                answer = pipe.recv()
+            except EOFError:
+                raise Failure(f"{who}: died") from None
+            if isinstance(answer, str):
+                raise Failure(f"{who}:\n{answer}")
+            answers.append(answer)
+        return answers
+
+
+def _work(pipe: Connection, kind: str, rank: int, size: int, argument: Any) -> None:
+    """Be a worker, until the parent closes the pipe."""
+    try:
+        with contextlib.closing(KINDS[kind](rank, size, argument)) as system:
+            pipe.send(True)
+            with contextlib.suppress(EOFError):
+                _serve(pipe, system, rank, size)
+    except Exception:  # noqa: BLE001 - the parent reports it, whatever it is
+        with contextlib.suppress(OSError):  # or is gone
+            pipe.send(traceback.format_exc())
+
+
+def _serve(pipe: Connection, system: System, rank: int, size: int) -> None:
+    slots: dict[tuple[str, int, int], list[Slot]] = {}
+    while True:
+        batch: Batch = pipe.recv()
+        key = batch.mode, batch.nbytes, batch.calls
+        if any(nbytes != batch.nbytes for _, nbytes, _ in slots):
+            slots.clear()  # the modes take turns; only the size in hand is worth its memory
+        if key not in slots:
+            count = batch.nbytes // FLOAT32.itemsize
+            slots[key] = [system.slot(batch.mode, count) for _ in range(batch.calls)]
+        seconds, results = _timed(pipe, batch, slots[key], rank)
+        wrong = sum(_count_wrong(results[i], size, _offset(batch, i)) for i in range(batch.calls))
+        results.clear()
+        pipe.send((seconds, wrong))
+
+
+def _timed(
+    pipe: Connection, batch: Batch, slots: list[Slot], rank: int
+) -> tuple[float, list[Floats]]:
+    for index in range(batch.warm_up):
+        # Filled anew each time: Gloo works in place.
+        _fill(slots[index].input, rank)
+        slots[index].reduce()
+    for index, slot in enumerate(slots):
+        _fill(slot.input, _offset(batch, index) + rank)
+    pipe.send(True)
+    start = pipe.recv()
+    time.sleep(max(0.0, start - time.perf_counter()))
+    if batch.in_flight:
+        submits = [slot.submit for slot in slots if slot.submit is not None]
+        began = time.perf_counter()
+        waits = [submit() for submit in submits]
+        results = [wait() for wait in waits]
+    else:
+        reduces = [slot.reduce for slot in slots]
+        began = time.perf_counter()
+        results = [reduce() for reduce in reduces]
+    return time.perf_counter() - began, results
+
+
+def _offset(batch: Batch, index: int) -> int:
+    return (batch.salt + index) % _SALTS
+
+
+def _fill(array: Floats, offset: int) -> None:
+    for start in range(0, len(array), len(_BLOCK)):
+        part = array[start : start + len(_BLOCK)]
+        np.add(_BLOCK[: len(part)], np.float32(offset), out=part)
+
+
+def _count_wrong(result: Floats, size: int, offset: int) -> int:
+    """Return how many elements are not the sum of all ranks' inputs, which is exact."""
+    wrong = 0
+    expected = _BLOCK * size + np.float32(size * offset + size * (size - 1) // 2)
+    for start in range(0, len(result), len(expected)):
+        part = result[start : start + len(expected)]
+        wrong += int(np.count_nonzero(part != expected[: len(part)]))
+    return wrong
+
+
+@contextlib.contextmanager
+def all_ready(teams: dict[str, Team]) -> Iterator[dict[str, Team]]:
+    """Enter all *teams*, which start side by side, and wait for them."""
+    with contextlib.ExitStack() as stack:
+        for team in teams.values():
+            stack.enter_context(team)
+        for team in teams.values():
+            team.wait_ready()
+        yield teams

@@ -1,0 +1,398 @@
+"""A client's connection to its daemon, through all the daemon's lives.
+
+A blocking call needs no second thread: the caller itself sleeps on the sockets
+(:mod:`ringd.client.pump`). One thread per connection, the *keeper*, sleeps on the lifeline. When
+the daemon dies it waits for the next one and offers again what is not finished everywhere, also
+while the program is busy with something else.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy.typing as npt
+
+from ringd import errors
+from ringd.client.channel import Channel
+from ringd.client.group import Group
+from ringd.client.pool import Block, Bytes
+from ringd.client.pump import Pump
+from ringd.client.session import Op
+from ringd.wire.border import Attached, DecodeError, Detach
+
+GRACE = 1.0
+"""Seconds after a deadline at which the client stops to wait for the daemon to notice."""
+
+AWAY = 1800.0
+"""Seconds that a call without a timeout waits for a daemon that went away."""
+
+_FIRST_RETRY = 0.02
+_LAST_RETRY = 0.5
+_DRAIN_EVERY = 60.0  # seconds; nobody else takes messages in while the program computes
+_DETACH_TIMEOUT = 1.0
+
+_alive: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+class Connection:
+    """See the module's docstring. All methods may be called from any thread."""
+
+    def __init__(self, paths: Sequence[str], group: str, on_loss: str) -> None:
+        self._paths = list(paths)
+        self._group = Group(group, on_loss)
+        self._pump = Pump(self._drain, self._lost)
+        self._mutex = self._pump.mutex
+        self._pid = os.getpid()
+        self._away_since = time.monotonic()
+        self._closed = False
+        self._keeper = threading.Thread(target=self._keep, name="ringd", daemon=True)
+
+    # --- beginning and end ------------------------------------------------------------
+
+    def start(self, timeout: float) -> None:
+        """Connect and join the group; wait up to *timeout* seconds for the daemon to appear.
+
+        Raises:
+            DaemonUnavailable: none did; says what was tried.
+            Refused: the daemon does not want us in the group.
+        """
+        group = self._group
+        _alive.add(self)
+        self._keeper.start()
+        with self._mutex:
+            self._pump.wait(
+                lambda: group.info is not None or group.refusal is not None,
+                time.monotonic() + timeout,
+            )
+            info, refusal, trouble = group.info, group.refusal, group.trouble
+        if info is None:
+            self.close()
+            raise refusal or errors.DaemonUnavailable(
+                f"no daemon within {timeout:g} s ({trouble or 'it does not answer'}); start one "
+                "with `ringd --config PATH`, or name its socket with RINGD_SOCKET or socket="
+            )
+
+    def close(self) -> None:
+        """Leave the group in good order; calls that are open here end with an error."""
+        if os.getpid() != self._pid:
+            return  # the parent's, who goes on with it
+        with self._mutex:
+            if self._closed:
+                return
+            self._drain()
+            self._closed = True
+            channel = self._pump.channel
+            session = self._group.session
+            if channel is not None:
+                channel.send(Detach(session.join_id))
+            session.cut(0, errors.RingError("the ring was closed before the call had ended"))
+            self._pump.tell()
+        # The daemon hangs up when it has read the Detach. To hang up before would mean that we
+        # died.
+        self._keeper.join(_DETACH_TIMEOUT)
+        if channel is not None and self._keeper.is_alive():
+            channel.hang_up()
+            self._keeper.join(_DETACH_TIMEOUT)
+        with self._mutex:
+            self._group.pool.close()
+
+    def abandon(self) -> None:
+        """End without ceremony; for the garbage collector, hence without any lock."""
+        if os.getpid() == self._pid and not self._closed:
+            self._closed = True
+            channel = self._pump.channel
+            if channel is not None:
+                channel.hang_up()
+
+    def check(self) -> None:
+        """Raise RingError unless this connection can be used, in this process."""
+        if os.getpid() != self._pid:
+            raise errors.RingError(
+                "this ring belongs to the parent process; connect again after fork"
+            )
+        if self._closed:
+            raise errors.RingError("the ring is closed")
+
+    def in_child(self) -> None:
+        """After a fork, in the child: let go of what would keep the parent alive."""
+        channel = self._pump.channel
+        if channel is not None:
+            channel.lifeline.close()
+
+    # --- calls ------------------------------------------------------------------------
+
+    @property
+    def info(self) -> Attached:
+        """What the daemon said last of itself."""
+        self.check()
+        with self._mutex:
+            self._drain()
+            return self.latest
+
+    @property
+    def latest(self) -> Attached:
+        """The same, without a look at what has arrived since."""
+        info = self._group.info
+        assert info is not None  # noqa: S101 - start() has seen to it
+        return info
+
+    @property
+    def shared_memory(self) -> bool:
+        """Whether the system has any, as far as is known."""
+        return self._group.pool.usable
+
+    def wait_state(self, state: str, until: float | None) -> bool:
+        """Wait until the ring is in *state*; whether it came to that before *until*."""
+        self.check()
+        with self._mutex:
+            return (
+                self._pump.wait(lambda: self._closed or self.latest.state == state, until)
+                and not self._closed
+            )
+
+    def reserve(self, lengths: Sequence[int], until: float | None) -> list[Block] | None:
+        """Return blocks of shared memory, waiting for some to come back if need be.
+
+        None where the system has no shared memory at all.
+
+        Raises:
+            ResourceExhausted: there is not that much, or not before *until*.
+        """
+        pool = self._group.pool
+        with self._mutex:
+            while True:
+                self.check()
+                try:
+                    blocks = self._take(lengths)
+                except errors.ResourceExhausted:
+                    if not pool.usable:
+                        return None
+                    raise
+                if blocks is not None:
+                    return blocks
+                self._drain()
+                waiting = bool(self._group.session.ops) and not self._closed
+                if not pool.has_returns and not (
+                    waiting and self._pump.wait(lambda: pool.has_returns or self._closed, until)
+                ):
+                    raise errors.ResourceExhausted(
+                        f"{sum(lengths)} bytes of shared memory are needed, but {pool.size} of "
+                        f"ipc.segment_budget = {pool.budget} bytes are held by open calls and by "
+                        "arrays that the program keeps; drop some of those, or raise the budget "
+                        "in the daemon's config"
+                    )
+
+    def _take(self, lengths: Sequence[int]) -> list[Block] | None:
+        blocks = []
+        for length in lengths:
+            block = self._group.pool.take(length)
+            if block is None:
+                return None
+            blocks.append(block)
+        return blocks
+
+    def submit(self, op: Op, timeout: float | None, until: float | None) -> None:
+        """Hand *op* over.
+
+        Args:
+            op: the call.
+            timeout: in seconds; 0 for no deadline, None for the daemon's default.
+            until: when *timeout* is over; None if never, or by default.
+
+        Raises:
+            GroupLost: or another reason why the stay in the group ended, if the user does not
+                know yet; the next call joins anew.
+            DeadlineExceeded: too many calls were open all the time.
+        """
+        group = self._group
+        with self._mutex:
+            self.check()
+            self._drain()
+            while (session := group.room()) is None:
+                if not self._pump.wait(self._has_room, until):
+                    raise errors.DeadlineExceeded(
+                        f"{len(group.session.ops)} calls are unfinished somewhere, and "
+                        "ipc.window allows no more"
+                    )
+                self.check()
+            if until is not None:
+                op.timeout, op.give_up = until, until + GRACE
+            else:
+                op.timeout = timeout
+            session.add(op)
+            group.hand_over(op)
+
+    def _has_room(self) -> bool:
+        session = self._group.session
+        return self._closed or (
+            not session.open if session.over else len(session.ops) < self.latest.window
+        )
+
+    def wait(self, op: Op, until: float | None) -> None:
+        """Return when *op* has ended well; raise its error otherwise.
+
+        Raises:
+            DeadlineExceeded: the call's deadline, or *until*, has passed; in the latter case
+                the call goes on.
+        """
+        if os.getpid() != self._pid:
+            self.check()
+        if not op.ended:
+            with self._mutex:
+                while not op.ended:
+                    self._wait_once(op, until)
+        error = op.error
+        if error is not None:
+            self._group.told(error)
+            raise type(error)(*error.args)  # a new one: this may be raised in several places
+
+    def _wait_once(self, op: Op, until: float | None) -> None:
+        limit = self._limit(op, until)  # differs once the daemon goes away
+
+        def news() -> bool:
+            return op.ended or self._limit(op, until) != limit
+
+        if not self._pump.wait(news, limit):
+            self._overdue(op, until)
+
+    def done(self, op: Op) -> bool:
+        """Whether *op* has ended, well or not."""
+        if not op.ended:
+            self.check()
+            with self._mutex:
+                self._drain()
+                limit = self._limit(op, None)
+                if not op.ended and limit is not None and time.monotonic() >= limit:
+                    self._overdue(op, None)
+        return op.ended
+
+    def _limit(self, op: Op, until: float | None) -> float | None:
+        """Return the moment at which the wait for *op* is over, None for never."""
+        give_up = op.give_up
+        if op.timeout is None and self._pump.channel is None:
+            give_up = self._away_since + AWAY
+        if give_up is None or until is None:
+            return until if give_up is None else give_up
+        return min(give_up, until)
+
+    def _overdue(self, op: Op, until: float | None) -> None:
+        """The moment that :meth:`_limit` gave has passed."""
+        now = time.monotonic()
+        group = self._group
+        what = f"op {op.seq} of group {group.name!r}, {op.call}"
+        if op.give_up is not None and now >= op.give_up:
+            state = "is away" if self._pump.channel is None else "does not answer"
+            text = f"{what}: its deadline passed, and this machine's daemon {state}"
+            group.give_up(op, errors.DeadlineExceeded(text))
+        elif until is not None and now >= until:
+            raise errors.DeadlineExceeded(f"{what}: not finished yet; it goes on")
+        else:
+            text = f"{what}: the daemon has been away for {AWAY:g} s; {group.trouble}"
+            group.give_up(op, errors.DaemonUnavailable(text))
+        self._pump.tell()
+
+    # --- results ----------------------------------------------------------------------
+
+    def lend(self, block: Block, length: int, *, always: bool = False) -> Bytes | None:
+        """Return *block* as the user's array; None when they hold too much already.
+
+        Half of the budget is for the calls themselves, unless *always*.
+        """
+        pool = self._group.pool
+        with self._mutex:
+            if not always and pool.lent + length > pool.budget // 2:
+                return None
+            return pool.lend(block, length)
+
+    def find(self, array: npt.NDArray[Any]) -> tuple[Block, int] | None:
+        """Return the block of a lent array that *array*, C-contiguous, lies in, and where."""
+        with self._mutex:
+            return self._group.pool.find(array)
+
+    # --- the daemon's lives -----------------------------------------------------------
+
+    def _drain(self) -> None:
+        """With the lock: take in every message that has arrived."""
+        channel = self._pump.channel
+        if channel is None:
+            return
+        news = False
+        try:
+            while (received := channel.receive()) is not None:
+                news = True
+                self._group.receive(*received)
+        except DecodeError as error:
+            self._group.part(channel, f"it sent what is no message of this version: {error}")
+        if news:
+            self._pump.tell()
+
+    def _lost(self, channel: Channel) -> None:
+        """With the lock: the daemon is gone; the keeper, who sees that too, closes the channel."""
+        if self._pump.channel is channel:
+            self._pump.channel = None
+            self._away_since = time.monotonic()
+            self._group.lose(channel)
+            self._pump.tell()
+
+    def _keep(self) -> None:
+        """Run in the keeper thread, until the connection is closed."""
+        retry = _FIRST_RETRY
+        while not self._closed:
+            channel = self._open()
+            if channel is not None:
+                self._live_with(channel)
+                if channel.attached:
+                    retry = _FIRST_RETRY
+                    continue
+            if not self._closed:
+                time.sleep(retry)
+                retry = min(2 * retry, _LAST_RETRY)
+        with self._mutex:
+            self._pump.close()
+
+    def _open(self) -> Channel | None:
+        trouble: list[str] = []
+        for path in self._paths:
+            channel = self._try(path, trouble)
+            if channel is not None:
+                self._paths = [path]  # from now on it is this daemon's return that we wait for
+                return channel
+        self._group.trouble = "; ".join(trouble)
+        return None
+
+    def _try(self, path: str, trouble: list[str]) -> Channel | None:
+        try:
+            return Channel(path, self._pump.wake_reader)
+        except OSError as error:
+            trouble.append(f"{path}: {error.strerror or error}")
+            return None
+
+    def _live_with(self, channel: Channel) -> None:
+        with self._mutex:
+            if self._closed:
+                channel.close()
+                return
+            self._pump.channel = channel
+            self._group.install(channel)
+            self._pump.tell()
+        while not channel.wait_end(_DRAIN_EVERY):
+            with self._mutex:
+                self._drain()
+        with self._mutex:
+            self._drain()
+            self._lost(channel)
+            channel.close()
+
+
+def _forked() -> None:
+    for connection in list(_alive):
+        connection.in_child()
+    _alive.clear()
+
+
+os.register_at_fork(after_in_child=_forked)

@@ -1,0 +1,270 @@
+"""This client's place in its group: what the daemon says about it, and what it is told.
+
+Bookkeeping and messages, without waiting; :mod:`ringd.client.connection` calls it under its lock.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from ringd import errors
+from ringd.client.channel import Channel, Payload
+from ringd.client.pool import Pool
+from ringd.client.session import Op, Session
+from ringd.wire.border import (
+    VERSION,
+    Answer,
+    Attach,
+    Attached,
+    Completed,
+    Denied,
+    Failed,
+    Lost,
+    Released,
+    Reply,
+    RingState,
+)
+
+
+class Group:
+    """The current session, the memory for its tensors, and the daemon that it lives with."""
+
+    def __init__(self, name: str, on_loss: str) -> None:
+        self.name = name
+        self.pool = Pool()
+        self.session = Session()
+        self.info: Attached | None = None
+        """What a daemon said last of itself; None before any has."""
+        self.refusal: errors.RingError | None = None
+        """Why the first daemon would not have us."""
+        self.untold: errors.RingError | None = None
+        """Why a session ended, until the user has been told."""
+        self.trouble = ""
+        """What went wrong last with a daemon, for messages."""
+        self._on_loss = on_loss
+        self._program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+        self._channel: Channel | None = None
+
+    # --- the daemon comes and goes ----------------------------------------------------
+
+    def install(self, channel: Channel) -> None:
+        """A daemon is there: take our place in it, and offer what is unfinished."""
+        self._channel = channel
+        if self.session.over and not self.session.open:
+            self._join_anew()
+        else:
+            self._attach()
+        for op in list(self.session.ops.values()):
+            self._offer_again(op)
+
+    def lose(self, channel: Channel) -> None:
+        """The daemon is gone."""
+        self._channel = None
+        self.trouble = self.trouble or f"{channel.path}: the daemon ended"
+        if self.info is not None:
+            self._set_state("forming", self.info.generation)
+        if self._on_loss == "fail" and self.session.open:
+            text = f"this machine's daemon ({channel.path}) went away"
+            self._cut(self.session.released, errors.PeerLost(text))
+
+    # --- calls ------------------------------------------------------------------------
+
+    def room(self) -> Session | None:
+        """Return the session if it can take one more call now.
+
+        Raises:
+            RingError: why the last session ended, if the user does not know yet; once.
+        """
+        if self.session.over:
+            if self.untold is not None:
+                error, self.untold = self.untold, None
+                raise error
+            if self.session.open:
+                return None  # joining anew would cut those short
+            self._join_anew()
+        window = 1 if self.info is None else self.info.window
+        return self.session if len(self.session.ops) < window else None
+
+    def hand_over(self, op: Op) -> None:
+        """Send *op*, if there is a daemon; otherwise the next one gets it."""
+        channel = self._channel
+        if channel is None:
+            return
+        try:
+            self._pass_memory(channel, op)
+        except OSError as error:
+            self.part(channel, f"its lifeline broke: {error}")
+        else:
+            channel.send(op.submission(time.monotonic(), self.session.acked), op.payload)
+
+    def give_up(self, op: Op, error: errors.RingError) -> None:
+        """End *op* here, without the daemon's word."""
+        self._retire(op)
+        op.session.fail(op, error)
+
+    def told(self, error: errors.RingError) -> None:
+        """The user has been told of *error*."""
+        if error is self.untold:
+            self.untold = None
+
+    # --- messages ---------------------------------------------------------------------
+
+    def receive(self, reply: Reply, payload: Payload | None) -> None:
+        """Take in a message from the daemon."""
+        _HANDLERS[type(reply)](self, reply, payload)
+
+    def _completed(self, reply: Completed, payload: Payload | None) -> None:
+        session = self.session
+        if reply.join_id != session.join_id:
+            return
+        op = session.ops.get(reply.seq)
+        if op is not None and not op.ended:
+            inline = op.target is None and op.call.kind != "barrier"
+            if (op.length if inline else None) == (None if payload is None else len(payload)):
+                session.finish(op, payload)
+            else:
+                text = f"op {op.seq}: the daemon answered with a result of another length"
+                self.give_up(op, errors.RingError(text))
+        self._progress(reply.released)
+
+    def _failed(self, reply: Failed, _payload: Payload | None) -> None:
+        session = self.session
+        if reply.join_id != session.join_id:
+            return
+        op = session.ops.get(reply.seq)
+        if op is not None and not op.ended:
+            session.fail(op, errors.from_code(reply.code, reply.message))
+        self._progress(reply.released)
+
+    def _released(self, reply: Released, _payload: Payload | None) -> None:
+        if reply.join_id == self.session.join_id:
+            self._progress(reply.released)
+
+    def _lost(self, reply: Lost, _payload: Payload | None) -> None:
+        if reply.join_id == self.session.join_id:
+            self._cut(reply.floor, errors.from_code(reply.code, reply.message))
+            self._progress(0)
+
+    def _attached(self, reply: Attached, _payload: Payload | None) -> None:
+        if reply.join_id == self.session.join_id:
+            self.session.attached = True
+        if self._channel is not None:
+            self._channel.attached = True
+        self.info = reply
+        self.pool.budget = reply.segment_budget
+        self.trouble = ""
+
+    def _ring_state(self, reply: RingState, _payload: Payload | None) -> None:
+        self._set_state(reply.state, reply.generation)
+
+    def _denied(self, reply: Denied, _payload: Payload | None) -> None:
+        if reply.join_id not in (0, self.session.join_id):
+            return
+        error = errors.from_code(reply.code, reply.message)
+        channel = self._channel
+        if channel is not None and not channel.attached and isinstance(error, errors.NotReady):
+            self.part(channel, str(error))  # it is on its way out; try the next one
+        elif self.info is None:
+            self.refusal = error
+        else:
+            # Nothing that is open is going to be answered; it may still be at work over there.
+            for op in self.session.ops.values():
+                if not op.ended:
+                    self._retire(op)
+            self._cut(self.session.released, error)
+            self._progress(0)
+
+    def _ignore(self, _reply: Answer, _payload: Payload | None) -> None:
+        """An answer to a question that was never asked."""
+
+    # --- one stay after the other -------------------------------------------------------
+
+    def _progress(self, released: int) -> None:
+        session = self.session
+        session.release(released)
+        # A place of our own at once: the others need not wait for our next call to see us. Only
+        # where a daemon had us before, or one that will not have us would be asked for ever.
+        if session.over and session.attached and not session.open:
+            self._join_anew()
+
+    def _cut(self, floor: int, error: errors.RingError) -> None:
+        self.session.cut(floor, error)
+        self.untold = error
+
+    def _join_anew(self) -> None:
+        for op in self.session.ops.values():
+            self._retire(op)  # others may have to be served from it for a while
+        self.session = Session()
+        if self._channel is not None:
+            self._attach()
+
+    def _attach(self) -> None:
+        channel, session = self._channel, self.session
+        assert channel is not None  # noqa: S101 - for the type checker
+        channel.send(
+            Attach(
+                version=VERSION,
+                token=channel.token,
+                group=self.name,
+                join_id=session.join_id,
+                next_seq=session.next_seq,
+                released=session.released,
+                on_loss=self._on_loss,
+                pid=os.getpid(),
+                program=self._program,
+            )
+        )
+
+    def _offer_again(self, op: Op) -> None:
+        target = op.target
+        mark = (self.session.join_id, op.seq)
+        if not op.ended and target is not None and target.sealed_by(op.length) == mark:
+            # The former daemon finished it, and died before it could say so.
+            if op.hold:
+                op.sealed = True
+            else:
+                self.session.finish(op, None)
+        self.hand_over(op)
+
+    def _pass_memory(self, channel: Channel, op: Op) -> None:
+        dropped, self.pool.dropped = self.pool.dropped, []
+        for number, passed_to in dropped:
+            if passed_to is channel:
+                channel.drop_segment(number)
+        for block in (op.source_block, op.target):
+            if block is not None and block.segment.passed_to is not channel:
+                channel.pass_segment(block.segment)
+
+    def _retire(self, op: Op) -> None:
+        if self._channel is not None:
+            for block in (op.source_block, op.target):
+                if block is not None:
+                    self.pool.retire(block)
+
+    def part(self, channel: Channel, trouble: str) -> None:
+        """Hang up on a daemon that cannot be worked with; the keeper finds the next one."""
+        self.trouble = f"{channel.path}: {trouble}"
+        channel.hang_up()
+
+    def _set_state(self, state: str, generation: int) -> None:
+        info = self.info
+        if info is not None and (info.state, info.generation) != (state, generation):
+            self.info = msgspec.structs.replace(info, state=state, generation=generation)
+
+
+_HANDLERS: dict[type[Reply], Callable[..., None]] = {
+    Attached: Group._attached,  # noqa: SLF001 - the class's own table, below
+    Completed: Group._completed,  # noqa: SLF001
+    Failed: Group._failed,  # noqa: SLF001
+    Released: Group._released,  # noqa: SLF001
+    Lost: Group._lost,  # noqa: SLF001
+    RingState: Group._ring_state,  # noqa: SLF001
+    Denied: Group._denied,  # noqa: SLF001
+    Answer: Group._ignore,  # noqa: SLF001
+}

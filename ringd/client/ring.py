@@ -1,0 +1,303 @@
+"""What a program uses: :func:`connect` and :class:`Ring`."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import weakref
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ringd import errors
+from ringd.client import tensors
+from ringd.client.connection import Connection
+from ringd.client.session import Op
+from ringd.client.work import Work
+from ringd.host.paths import socket_candidates
+from ringd.wire.control import MAX_GROUP_NAME, Call
+
+_CONNECT_TIMEOUT = 30.0
+_ROOM_FOR_HEADERS = 4096
+
+
+def connect(
+    socket: str | os.PathLike[str] | None = None,
+    group: str = "default",
+    timeout: float | None = None,
+    *,
+    on_loss: str = "wait",
+) -> Ring:
+    """Connect to this machine's daemon and join a group of programs, one on each machine.
+
+    Returns as soon as the daemon has answered; the ring need not be ready, calls wait for it.
+
+    Args:
+        socket: path of the daemon's socket; by default the environment variable RINGD_SOCKET,
+            else the usual place of a user's own daemon, else that of the system's.
+        group: the calls of a group are matched in the order in which they are made. Groups are
+            independent of each other. Each can have one program per machine.
+        timeout: seconds to wait for a daemon to appear; None for 30.
+        on_loss: what happens to open calls when a member of the ring is lost: with ``"wait"``
+            they wait for its return and then go on, with ``"fail"`` they end with PeerLost.
+
+    Raises:
+        DaemonUnavailable: no daemon there in time; says where it was looked for.
+        Refused: the daemon says no, for instance because the group has a client here already.
+        ValueError: an argument is out of its range.
+    """
+    if not 0 < len(group) <= MAX_GROUP_NAME or not group.isprintable():
+        raise ValueError(f"a group's name has 1 to {MAX_GROUP_NAME} printable characters")
+    if on_loss not in ("wait", "fail"):
+        raise ValueError(f"on_loss is 'wait' or 'fail', not {on_loss!r}")
+    if timeout is not None and not timeout >= 0:
+        raise ValueError(f"timeout is a number of seconds, not {timeout!r}")
+    given = socket or os.environ.get("RINGD_SOCKET")
+    paths = [os.path.abspath(given)] if given else [str(path) for path in socket_candidates()]  # noqa: PTH100 - as in the daemon
+    connection = Connection(paths, group, on_loss)
+    connection.start(_CONNECT_TIMEOUT if timeout is None else timeout)
+    return Ring(connection, group)
+
+
+class Ring:
+    """A place in a group of the ring; made by :func:`connect`.
+
+    May be used from several threads: calls are numbered in the order in which they are made.
+    After a fork, the child must connect anew; arrays in shared memory (large results and those
+    of :meth:`empty`) remain shared with the parent there, so copy what is to be kept.
+
+    As a context manager it closes itself.
+    """
+
+    def __init__(self, connection: Connection, group: str) -> None:
+        self._connection = connection
+        self._group = group
+        # A ring that is forgotten is hung up on, and the group notices.
+        weakref.finalize(self, connection.abandon)
+
+    # --- what and where ---------------------------------------------------------------
+
+    @property
+    def rank(self) -> int:
+        """This machine's place in the ring, from 0 to ``size - 1``."""
+        return self._connection.info.rank
+
+    @property
+    def size(self) -> int:
+        """The number of machines in the ring."""
+        return self._connection.info.size
+
+    @property
+    def node(self) -> str:
+        """This machine's name in the ring."""
+        return self._connection.info.node
+
+    @property
+    def generation(self) -> int:
+        """How often the ring has formed, counted over all restarts; rises with each loss."""
+        return self._connection.info.generation
+
+    @property
+    def state(self) -> str:
+        """``"forming"``, ``"ready"`` or ``"draining"``; as far as this program knows."""
+        return self._connection.info.state
+
+    def __repr__(self) -> str:
+        info = self._connection.latest
+        return (
+            f"<ringd.Ring group {self._group!r}, rank {info.rank} of {info.size} ({info.node}), "
+            f"{info.state}, generation {info.generation}>"
+        )
+
+    def wait_ready(self, timeout: float | None = None) -> None:
+        """Wait until all members of the ring are connected; calls do that by themselves.
+
+        Args:
+            timeout: in seconds; None waits for ever.
+
+        Raises:
+            NotReady: it did not come to that in time.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        if not self._connection.wait_state("ready", until):
+            raise errors.NotReady(
+                f"the ring was still {self._connection.latest.state} after {timeout or 0:g} s; "
+                "`ringd-cli status` shows who is missing"
+            )
+
+    # --- calls ------------------------------------------------------------------------
+
+    def all_reduce(
+        self,
+        x: npt.ArrayLike,
+        op: str = "sum",
+        *,
+        out: npt.NDArray[Any] | None = None,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> npt.NDArray[Any]:
+        """Reduce *x* over all members, element by element, and return the result.
+
+        All members must make the same call: same op, shape, dtype and name. The result has the
+        same bits everywhere.
+
+        Args:
+            x: an array of any shape and layout, or what numpy makes one of: bool, integer,
+                float (16 to 64 bits, or bfloat16 of ml_dtypes), complex64 or complex128. It is
+                never written to, and may be reused as soon as this returns.
+            op: ``"sum"``, ``"mean"`` (not for bool and integers), ``"prod"``, ``"min"`` or
+                ``"max"`` (not for complex). float16 and bfloat16 are accumulated in float32.
+            out: takes the result, once that is complete; same shape and dtype as *x*, any
+                layout; may be *x* itself.
+            name: compared among the members, and shown in errors; such as ``"layer3.grad"``.
+            timeout: the call's deadline, in seconds from now; None for the default of the
+                daemon's config (``ops.timeout``), ``math.inf`` for none.
+
+        Returns:
+            A new array of the shape and (native) dtype of *x*, or *out*. A large one stands in
+            shared memory, which is used again once the array and all views of it are gone.
+
+        Raises:
+            TypeError: *x* cannot be reduced in this way, or *out* is of another dtype.
+            ValueError: no such op, or *out* is of another shape, or read-only.
+            DeadlineExceeded: says which members had not made the call.
+            Mismatch: the members made different calls; says which.
+            GroupLost: a program of the group died or left; the next call joins it anew.
+            PeerLost: a member was lost, and this ring was made with ``on_loss="fail"``.
+            ResourceExhausted: no shared memory left for it; names the setting.
+            RingError: any other reason; see :mod:`ringd.errors`.
+        """
+        return self.all_reduce_async(x, op, out=out, name=name, timeout=timeout).wait()
+
+    def all_reduce_async(
+        self,
+        x: npt.ArrayLike,
+        op: str = "sum",
+        *,
+        out: npt.NDArray[Any] | None = None,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> Work:
+        """Begin to reduce *x*; as :meth:`all_reduce`, which tells of arguments and errors.
+
+        Returns:
+            A handle; ``wait()`` returns the result. *x* may be reused at once, unless it lies in
+            an array of :meth:`empty` (or in a large result), which is not copied: then only
+            after ``wait()``. *out* is written to by ``wait()`` or ``done()``.
+        """
+        self._connection.check()
+        array = tensors.accept(x, op, out)
+        call = tensors.describe(array, op, name)
+        wire_timeout, until = _deadline(timeout)
+        work_op = self._prepare(array, call, until)
+        self._connection.submit(work_op, wire_timeout, until)
+        return Work(self, self._connection, work_op, tensors.native(array.dtype), out)
+
+    def barrier(self, timeout: float | None = None, name: str = "") -> None:
+        """Return when all members have called this.
+
+        Args:
+            timeout: the call's deadline, in seconds; as for :meth:`all_reduce`.
+            name: compared among the members, and shown in errors.
+
+        Raises:
+            RingError: as :meth:`all_reduce`.
+        """
+        self._connection.check()
+        op = Op(tensors.barrier(name), 0)
+        wire_timeout, until = _deadline(timeout)
+        self._connection.submit(op, wire_timeout, until)
+        self._connection.wait(op, None)
+
+    def empty(
+        self, shape: int | tuple[int, ...], dtype: npt.DTypeLike = np.float32
+    ) -> npt.NDArray[Any]:
+        """Return a new array that the daemon can reduce without a copy.
+
+        It is an ordinary array of undefined content, in shared memory; also its contiguous
+        views are handed over as they are. Small ones, which travel inside messages, need no
+        such thing and are made in ordinary memory.
+
+        Args:
+            shape: of the array.
+            dtype: any that :meth:`all_reduce` takes.
+
+        Raises:
+            ResourceExhausted: no shared memory left for it; names the setting.
+        """
+        wanted = np.dtype(dtype)
+        size = (shape,) if isinstance(shape, int) else tuple(shape)
+        length = tensors.size_of(size, wanted)
+        if length > self._connection.info.inline_limit and self._connection.shared_memory:
+            blocks = self._connection.reserve([length], time.monotonic())
+            if blocks is not None:
+                array = self._connection.lend(blocks[0], length, always=True)
+                if array is not None:
+                    return array.view(wanted).reshape(size)
+        return np.empty(size, wanted)
+
+    # --- the end ----------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Leave the group in good order; calls that are open here end with an error."""
+        self._connection.close()
+
+    def __enter__(self) -> Ring:  # noqa: PYI034 - Self needs Python 3.11
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- the way in -------------------------------------------------------------------
+
+    def _prepare(self, array: npt.NDArray[Any], call: Call, until: float | None) -> Op:
+        """Put *array* where the daemon can read it."""
+        connection = self._connection
+        length = array.nbytes
+        if length > connection.latest.inline_limit and connection.shared_memory:
+            found = connection.find(array) if tensors.in_place(array) else None
+            blocks = connection.reserve([length] * (1 if found else 2), until)
+            if blocks is not None:
+                target = blocks[-1]
+                target.clear_seal(length)
+                if found is not None:
+                    block, start = found
+                    return Op(
+                        call,
+                        length,
+                        source=block.ref(length, start),
+                        source_block=block,
+                        target=target,
+                        hold=True,
+                    )
+                source = blocks[0]
+                tensors.copy_into(array, source.bytes(length))
+                return Op(
+                    call, length, source=source.ref(length), source_block=source, target=target
+                )
+        limit = connection.latest.max_message - _ROOM_FOR_HEADERS
+        if length > limit:
+            raise errors.ResourceExhausted(
+                f"this system has no shared memory, and {length} bytes are too many for one "
+                f"message; raise ipc.max_message in the daemon's config (now {limit} bytes)"
+            )
+        return Op(call, length, payload=tensors.to_bytes(array))
+
+
+def _deadline(timeout: float | None) -> tuple[float | None, float | None]:
+    """Return a user's timeout as (what the daemon is told, the moment on the monotonic clock)."""
+    if timeout is None:
+        return None, None
+    if timeout == math.inf:
+        return 0.0, None
+    if not timeout > 0:
+        raise ValueError(f"a timeout is a positive number of seconds, not {timeout!r}")
+    return timeout, time.monotonic() + timeout

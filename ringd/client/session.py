@@ -1,0 +1,190 @@
+"""The calls of one stay in a group: what is open, what must be kept, what is over.
+
+Bookkeeping only; :mod:`ringd.client.connection` owns the lock around it and the messages.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+from ringd import errors
+from ringd.client.channel import Payload
+from ringd.client.pool import Block
+from ringd.wire.border import Ref, Submit
+from ringd.wire.control import Call
+
+OK = "ok"
+_MAX_MESSAGE = 4096
+_LEAST_TIMEOUT = 1e-3  # seconds; 0 would mean: none
+
+
+class Op:
+    """One call, kept until it is known to be finished on all members."""
+
+    __slots__ = (
+        "call",
+        "ended",
+        "error",
+        "give_up",
+        "hold",
+        "length",
+        "payload",
+        "reply",
+        "sealed",
+        "seq",
+        "session",
+        "source",
+        "source_block",
+        "target",
+        "timeout",
+    )
+
+    def __init__(
+        self,
+        call: Call,
+        length: int,
+        *,
+        payload: bytes | None = None,
+        source: Ref | None = None,
+        source_block: Block | None = None,
+        target: Block | None = None,
+        hold: bool = False,
+    ) -> None:
+        self.call = call
+        self.length = length
+        """Bytes of the tensor."""
+        self.payload = payload
+        """The input, when it travels inside the message."""
+        self.source = source
+        """Where the input stands in shared memory."""
+        self.source_block = source_block
+        """Keeps *source* from being reused."""
+        self.target = target
+        """Where the result comes to stand; None when it travels inside the message."""
+        self.hold = hold
+        """Whether the input is the user's own array."""
+        self.timeout: float | None = None
+        """The deadline on the monotonic clock, 0 for none, None for the daemon's default."""
+        self.give_up: float | None = None
+        """When the client decides by itself that the deadline has passed."""
+        self.session: Session
+        self.seq = -1
+        self.ended = False
+        self.error: errors.RingError | None = None
+        self.reply: Payload | None = None
+        """The result, when it came inside the message."""
+        self.sealed = False
+        """The result is there, but others may still need the input (*hold*)."""
+
+    @property
+    def outcome(self) -> str:
+        """What the daemon is told of this op when it has to be told again."""
+        if self.error is not None:
+            return self.error.code
+        return OK if self.ended or self.sealed else ""
+
+    def submission(self, now: float, acked: int) -> Submit:
+        """Return the message that hands this op over, for the first time or again."""
+        timeout = self.timeout
+        if timeout:
+            timeout = max(timeout - now, _LEAST_TIMEOUT)
+        outcome = self.outcome
+        # What ended has its result in the user's hands, where nobody may write any more.
+        wants_target = self.target is not None and not outcome
+        return Submit(
+            join_id=self.session.join_id,
+            seq=self.seq,
+            call=self.call,
+            timeout=timeout,
+            source=self.source,
+            target=self.target.ref(self.length) if self.target and wants_target else None,
+            acked=acked,
+            hold=self.hold,
+            outcome=outcome,
+            message=str(self.error)[:_MAX_MESSAGE] if self.error is not None else "",
+        )
+
+    def finish(self, reply: Payload | None) -> None:
+        """The call succeeded."""
+        self.ended = True
+        self.reply = reply
+
+    def fail(self, error: errors.RingError) -> None:
+        """The call ended with *error*; nobody needs its input any more."""
+        self.ended = True
+        self.error = error
+        self.target = None
+        self.forget_input()
+
+    def forget_input(self) -> None:
+        """Let the input's memory go."""
+        self.payload = self.source = self.source_block = None
+
+
+class Session:
+    """One stay in a group, known by its join id."""
+
+    def __init__(self) -> None:
+        self.join_id = secrets.randbits(63) + 1
+        self.next_seq = 0
+        self.released = 0
+        """All ops below are finished on all members."""
+        self.acked = 0
+        """All ops below have their outcome here."""
+        self.ops: dict[int, Op] = {}
+        """What is not released, by number."""
+        self.limit: int | None = None
+        """Calls from this number on end with :attr:`loss`; None while the session is whole."""
+        self.loss: errors.RingError | None = None
+        self.open = 0
+        """How many ops have no outcome yet."""
+        self.attached = False
+        """Whether a daemon has ever accepted it."""
+
+    @property
+    def over(self) -> bool:
+        """Whether the next call has no place in this session."""
+        return self.limit is not None and self.next_seq >= self.limit
+
+    def add(self, op: Op) -> None:
+        """Give *op* the next number."""
+        op.session = self
+        op.seq = self.next_seq
+        self.ops[op.seq] = op
+        self.next_seq += 1
+        self.open += 1
+
+    def finish(self, op: Op, reply: Payload | None) -> None:
+        """*op* succeeded."""
+        op.finish(reply)
+        self._ended()
+
+    def fail(self, op: Op, error: errors.RingError) -> None:
+        """*op* ended with *error*."""
+        op.fail(error)
+        self._ended()
+
+    def release(self, floor: int) -> None:
+        """All ops below *floor* are finished on all members."""
+        while self.released < floor:
+            op = self.ops.get(self.released)
+            if op is None or not op.ended:
+                break
+            del self.ops[self.released]
+            op.forget_input()
+            self.released += 1
+
+    def cut(self, floor: int, error: errors.RingError) -> None:
+        """Ops from *floor* on end with *error*, those to come included."""
+        self.limit = floor if self.limit is None else min(floor, self.limit)
+        self.loss = error
+        for op in list(self.ops.values()):
+            if op.seq >= floor:
+                if not op.ended:
+                    self.fail(op, error)
+                del self.ops[op.seq]
+
+    def _ended(self) -> None:
+        self.open -= 1
+        while (op := self.ops.get(self.acked)) is not None and op.ended:
+            self.acked += 1

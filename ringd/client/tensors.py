@@ -1,0 +1,96 @@
+"""Users' arrays on their way in and out: what is accepted, and how it becomes bytes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ringd.collective import reduction
+from ringd.wire.control import MAX_CALL_NAME, Call
+
+Array = npt.NDArray[Any]
+
+
+def accept(x: npt.ArrayLike, op: str, out: object) -> Array:
+    """Return *x* as an array that *op* is defined for; make sure that *out* can take the result.
+
+    Raises:
+        TypeError: the dtype is unsupported or has no such op, or *out* is of another dtype.
+        ValueError: no such op, or *out* is of another shape or read-only.
+    """
+    array = np.asarray(x)
+    reduction.check(op, array.dtype)
+    if out is not None:
+        _check_out(out, array)
+    return array
+
+
+def describe(array: Array, op: str, name: str) -> Call:
+    """Return the call to reduce *array*, as members compare it.
+
+    Raises:
+        ValueError: *name* is too long.
+    """
+    check_name(name)
+    return Call("all_reduce", op, reduction.dtype_name(array.dtype), array.shape, name)
+
+
+def barrier(name: str) -> Call:
+    """Return the call that carries no data; raises ValueError when *name* is too long."""
+    check_name(name)
+    return Call("barrier", "", "", (), name)
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError when *name*, of a call, is too long."""
+    if len(name) > MAX_CALL_NAME:
+        raise ValueError(f"a call's name has up to {MAX_CALL_NAME} characters, not {len(name)}")
+
+
+def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return *dtype* in this machine's byte order."""
+    return dtype if dtype.isnative else dtype.newbyteorder("=")
+
+
+def in_place(array: Array) -> bool:
+    """Whether the bytes of *array* can be handed over as they are."""
+    return array.dtype.isnative and array.flags.c_contiguous
+
+
+def to_bytes(array: Array) -> bytes:
+    """Return a copy of *array*, in C order and native byte order."""
+    if array.dtype.isnative:
+        return array.tobytes()
+    return array.astype(native(array.dtype)).tobytes()
+
+
+def copy_into(array: Array, target: npt.NDArray[np.uint8]) -> None:
+    """Copy *array* into *target*, of the same number of bytes, in C order and native byte order."""
+    np.copyto(target.view(native(array.dtype)).reshape(array.shape), array)
+
+
+def from_bytes(data: bytes | memoryview, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    """Return a new array with the values in *data*."""
+    result = np.empty(shape, dtype)
+    if data:
+        result.reshape(-1).view(np.uint8)[:] = np.frombuffer(data, np.uint8)
+    return result
+
+
+def size_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Return the bytes of an array."""
+    return math.prod(shape) * dtype.itemsize
+
+
+def _check_out(out: object, array: Array) -> None:
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a numpy array, not {type(out).__name__}")
+    if native(out.dtype) != native(array.dtype):
+        raise TypeError(f"out has dtype {out.dtype}, but the result has {native(array.dtype)}")
+    if out.shape != array.shape:
+        raise ValueError(f"out has shape {out.shape}, but the result has {array.shape}")
+    if not out.flags.writeable:
+        raise ValueError("out is read-only")

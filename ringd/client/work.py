@@ -1,0 +1,120 @@
+"""The handle of one call under way."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ringd.client import tensors
+from ringd.client.connection import Connection
+from ringd.client.session import Op
+
+if TYPE_CHECKING:
+    from ringd.client.ring import Ring
+
+
+class Work:
+    """A call that was handed over; made by :meth:`ringd.Ring.all_reduce_async`.
+
+    May be dropped without having been waited for: the call still takes place, as the other
+    members count on it.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_collected",
+        "_connection",
+        "_dtype",
+        "_lock",
+        "_op",
+        "_out",
+        "_result",
+        "_ring",
+    )
+
+    def __init__(
+        self,
+        ring: Ring,
+        connection: Connection,
+        op: Op,
+        dtype: np.dtype[Any],
+        out: npt.NDArray[Any] | None,
+    ) -> None:
+        self._ring = ring  # which must not be collected, and so closed, before this
+        self._connection = connection
+        self._op = op
+        self._dtype = dtype
+        self._out = out
+        self._lock = threading.Lock()
+        self._collected = False
+        self._result: npt.NDArray[Any] | None = None
+
+    def __repr__(self) -> str:
+        op = self._op
+        state = "open" if not op.ended else "done" if op.error is None else f"failed: {op.error}"
+        return f"<ringd.Work op {op.seq}, {op.call}, {state}>"
+
+    def wait(self, timeout: float | None = None) -> npt.NDArray[Any]:
+        """Return the result, as soon as it is there.
+
+        Args:
+            timeout: seconds to wait; None for as long as the call's own deadline allows.
+
+        Returns:
+            The reduced array, with the shape and the (native) dtype of the input; *out* if that
+            was given. The same array each time.
+
+        Raises:
+            DeadlineExceeded: the call's deadline passed; or *timeout* did, in which case the
+                call goes on and may be waited for again.
+            Mismatch: the members submitted different calls.
+            GroupLost: a client of the group died or left.
+            PeerLost: a member was lost, and the ring was made with ``on_loss="fail"``.
+            RingError: any other reason; see :mod:`ringd.errors`.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        self._connection.wait(self._op, until)
+        if not self._collected:
+            self._collect()
+        assert self._result is not None  # noqa: S101 - for the type checker
+        return self._result
+
+    def done(self) -> bool:
+        """Whether :meth:`wait` would return, or raise the call's error, at once.
+
+        A given *out* has its values once this has returned True.
+        """
+        if not self._connection.done(self._op):
+            return False
+        if self._op.error is None and not self._collected:
+            self._collect()
+        return True
+
+    def _collect(self) -> None:
+        with self._lock:
+            if not self._collected:
+                self._result = self._take()
+                self._op.target = self._op.reply = None
+                self._collected = True
+
+    def _take(self) -> npt.NDArray[Any]:
+        op, out, dtype = self._op, self._out, self._dtype
+        shape, length = op.call.shape, op.length
+        block = op.target
+        if block is None:
+            data = op.reply if op.reply is not None else b""
+            if out is None:
+                return tensors.from_bytes(data, dtype, shape)
+            np.copyto(out, np.frombuffer(data, np.uint8).view(dtype).reshape(shape))
+            return out
+        if out is None:
+            lent = self._connection.lend(block, length)
+            if lent is not None:
+                return lent.view(dtype).reshape(shape)
+            out = np.empty(shape, dtype)
+        np.copyto(out, block.bytes(length).view(dtype).reshape(shape))
+        return out

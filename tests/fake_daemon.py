@@ -1,0 +1,265 @@
+"""A daemon without a ring: a border whose handler reduces alone, as if all members were equal.
+
+As a thread of the test (:class:`FakeDaemon`), or as a process of its own that can be killed::
+
+    python tests/fake_daemon.py SOCKET [--size N] [--hold] [--die-after N] [--seal-and-die]
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+
+from ringd.border.server import BorderServer, Client, Limits
+from ringd.collective.reduction import Reduction, dtype_from_name
+from ringd.errors import RingError
+from ringd.net.loop import Loop
+from ringd.wire import border
+
+
+@dataclass
+class Submitted:
+    """A call that the fake daemon holds."""
+
+    client: Client
+    message: border.Submit
+    payload: memoryview | None
+
+
+@dataclass
+class Handler:
+    """Answers like a ring of *size* members that all submit the same tensor."""
+
+    size: int = 2
+    limits: Limits = field(default_factory=Limits)
+    hold: bool = False
+    """Complete nothing by itself."""
+    release: bool = True
+    """Say with each completion that it is finished everywhere."""
+    state: str = "ready"
+    generation: int = 7
+    deny_attach: tuple[str, str] | None = None
+    on_submit: Callable[[Submitted], None] | None = None
+    attaches: list[border.Attach] = field(default_factory=list)
+    submitted: list[Submitted] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    detached: int = 0
+    groups: dict[str, Client] = field(default_factory=dict)
+    joins: dict[Client, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def attach(self, client: Client, message: border.Attach) -> None:
+        """Take the client in, one per group."""
+        self.attaches.append(message)
+        holder = self.groups.get(message.group)
+        if self.deny_attach is not None:
+            client.send(border.Denied(message.join_id, *self.deny_attach))
+        elif holder not in (None, client):
+            text = f"group {message.group!r} has a client already"
+            client.send(border.Denied(message.join_id, "refused", text))
+        else:
+            self.groups[message.group] = client
+            self.joins[client] = message.join_id
+            limits = self.limits
+            client.send(
+                border.Attached(
+                    join_id=message.join_id,
+                    node="fake",
+                    rank=0,
+                    size=self.size,
+                    state=self.state,
+                    generation=self.generation,
+                    inline_limit=limits.inline_limit,
+                    max_message=limits.max_message,
+                    segment_budget=limits.segment_budget,
+                    window=limits.window,
+                )
+            )
+
+    def submit(
+        self, client: Client, message: border.Submit, payload: memoryview | None
+    ) -> None:
+        """Hold the call, or complete it at once."""
+        call = Submitted(client, message, payload)
+        self.submitted.append(call)
+        if self.on_submit is not None:
+            self.on_submit(call)
+        elif not self.hold:
+            self.complete(call)
+
+    def complete(self, call: Submitted, released: int | None = None) -> None:
+        """Reduce, and tell the client."""
+        message, client = call.message, call.client
+        if released is None:
+            released = message.seq + 1 if self.release else 0
+        try:
+            result = self.compute(call)
+        except RingError as error:
+            client.send(
+                border.Failed(message.join_id, message.seq, released, error.code, str(error))
+            )
+            return
+        reply = border.Completed(message.join_id, message.seq, released, self.generation)
+        client.send(reply, result)
+
+    def compute(self, call: Submitted) -> memoryview | None:
+        """Write the result where it belongs; return it if that is the message."""
+        message = call.message
+        if message.call.kind == "barrier" or message.outcome:
+            return None
+        dtype = dtype_from_name(message.call.dtype)
+        source: Any = call.payload
+        if message.source is not None:
+            source = call.client.view(message.source, writable=False)
+        values = flat(source, dtype)
+        out = np.empty(math.prod(message.call.shape), dtype)
+        if message.target is not None:
+            out = flat(call.client.view(message.target, writable=True), dtype)
+        Reduction(message.call.reduction, dtype, self.size).reduce_all([values] * self.size, out)
+        if message.target is None:
+            return memoryview(out.view(np.uint8))
+        self.seal(call)
+        return None
+
+    def seal(self, call: Submitted) -> None:
+        """Mark the result in shared memory as complete."""
+        target = call.message.target
+        assert target is not None
+        place = border.Ref(target.segment, border.seal_offset(target), border.SEAL.size)
+        seal = call.client.view(place, writable=True)
+        border.SEAL.pack_into(seal, 0, call.message.join_id, call.message.seq)
+
+    def detach(self, client: Client, message: border.Detach) -> None:  # noqa: ARG002
+        """Forget the client."""
+        self.detached += 1
+        self._forget(client)
+
+    def client_gone(self, client: Client, reason: str) -> None:
+        """Forget the client."""
+        self.gone.append(reason)
+        self._forget(client)
+
+    def status(self) -> bytes:
+        """Return an object."""
+        self.counts["status"] += 1
+        return b'{"schema_version": 1}'
+
+    def rejoin(self) -> bytes:
+        """Return an object."""
+        self.counts["rejoin"] += 1
+        return b"{}"
+
+    def trace(self) -> bytes:
+        """Return a list."""
+        self.counts["trace"] += 1
+        return b"[]"
+
+    def _forget(self, client: Client) -> None:
+        self.joins.pop(client, None)
+        for group, holder in list(self.groups.items()):
+            if holder is client:
+                del self.groups[group]
+        self.submitted = [call for call in self.submitted if call.client is not client]
+
+
+def flat(data: Any, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Return *data* as a 1-d array."""
+    return np.frombuffer(data, np.uint8).view(dtype) if len(data) else np.empty(0, dtype)
+
+
+class FakeDaemon:
+    """The fake daemon in a thread of this process; everything else goes through :meth:`run`."""
+
+    def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
+        self.path = str(path)
+        self.handler = Handler(**options)
+        self.loop = Loop()
+        self.server = BorderServer(
+            self.loop,
+            path,
+            handler=self.handler,
+            log=structlog.get_logger(),
+            node="fake",
+            limits=self.handler.limits,
+        )
+        self._thread = threading.Thread(target=self.loop.run)
+        self._thread.start()
+
+    def run(self, function: Callable[[], Any], timeout: float = 10) -> Any:
+        """Run *function* in the daemon's thread and return what it returns."""
+        done = threading.Event()
+        box: list[Any] = []
+
+        def call() -> None:
+            try:
+                box.append(function())
+            finally:
+                done.set()
+
+        self.loop.call_threadsafe(call)
+        assert done.wait(timeout)
+        return box[0]
+
+    def stop(self) -> None:
+        """Close everything and end the thread."""
+        if self._thread.is_alive():
+            self.run(self.server.close)
+            self.loop.call_threadsafe(self.loop.stop)
+            self._thread.join(10)
+            self.loop.close()
+        assert not self._thread.is_alive()
+
+    def __enter__(self) -> FakeDaemon:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def main() -> None:
+    """Run as a process until it is told to end, or dies as it was told to."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("socket", type=Path)
+    parser.add_argument("--size", type=int, default=2)
+    parser.add_argument("--hold", action="store_true", help="complete nothing")
+    parser.add_argument("--die-after", type=int, default=0, help="calls completed before death")
+    parser.add_argument("--seal-and-die", action="store_true", help="finish a call, tell nobody")
+    options = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    handler = Handler(size=options.size, hold=options.hold)
+
+    def on_submit(call: Submitted) -> None:
+        if options.seal_and_die:
+            handler.compute(call)
+        elif options.die_after == 0 or len(handler.submitted) <= options.die_after:
+            handler.complete(call)
+            return
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if options.die_after or options.seal_and_die:
+        handler.on_submit = on_submit
+    loop = Loop()
+    server = BorderServer(
+        loop, options.socket, handler=handler, log=structlog.get_logger(), node="fake"
+    )
+    loop.on_signal(signal.SIGTERM, loop.stop)
+    print("listening", flush=True)  # noqa: T201 - the test waits for it
+    loop.run()
+    server.close()
+    loop.close()
+
+
+if __name__ == "__main__":
+    main()
