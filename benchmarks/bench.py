@@ -65,21 +65,20 @@ def flights(modes: list[str], rounds: int) -> Iterator[tuple[int, Batch]]:
                 )
 
 
-def measure(
-    n: int, teams: dict[str, Team], plan: Iterator[tuple[int, Batch]]
-) -> Iterator[report.Row]:
-    """Run the batches of one size; yield one row per system."""
-    seconds: dict[str, list[float]] = {}
-    wrong: dict[str, int] = {}
-    batch: Batch | None = None
+def measure(n: int, teams: dict[str, Team], plan: Iterator[tuple[int, Batch]]) -> list[report.Row]:
+    """Run the batches of one size; return one row per system."""
+    rows: dict[str, report.Row] = {}
     for number, batch in plan:
-        taken, bad = teams[MODES[batch.mode]].measure(batch)
-        wrong[batch.mode] = wrong.get(batch.mode, 0) + bad
+        row = rows.setdefault(
+            batch.mode,
+            report.Row(n, batch.nbytes, batch.mode, batch.calls, in_flight=batch.in_flight),
+        )
+        outcome = teams[MODES[batch.mode]].measure(batch)
+        row.wrong += outcome.wrong
         if number:
-            seconds.setdefault(batch.mode, []).append(taken / batch.calls)
-    for mode, times in seconds.items():
-        assert batch is not None  # noqa: S101 - tells mypy that there were batches
-        yield report.Row(n, batch.nbytes, mode, batch.calls, batch.in_flight, times, wrong[mode])
+            row.seconds.append(outcome.seconds / batch.calls)
+            row.cpu.append(outcome.cpu / batch.calls / n)
+    return list(rows.values())
 
 
 @contextlib.contextmanager
@@ -91,7 +90,11 @@ def systems(n: int, modes: list[str], directory: Path) -> Iterator[dict[str, Tea
         running = None
         if "ringd" in kinds:
             running = stack.enter_context(daemons.running(n, directory))
-            teams["ringd"] = Team("ringd", [str(path) for path in running.sockets])
+            teams["ringd"] = Team(
+                "ringd",
+                [str(path) for path in running.sockets],
+                [process.pid for process in running.processes],
+            )
         if "gloo" in kinds:
             teams["gloo"] = Team("gloo", [str(directory / "gloo")] * n)
         if "roofline" in kinds:
@@ -119,11 +122,11 @@ def run(options: argparse.Namespace) -> report.Report:
             print(f"\n# all-reduce sum f32, n = {n}, loopback, {options.rounds} rounds")
             print(report.HEADER)
             for nbytes in options.sizes:
-                new = list(measure(n, teams, batches(nbytes, options.systems, options.rounds)))
+                new = measure(n, teams, batches(nbytes, options.systems, options.rounds))
                 result.rows.extend(new)
                 for row in new:
                     print(result.line(row), flush=True)
-            new = list(measure(n, teams, flights(options.systems, options.rounds)))
+            new = measure(n, teams, flights(options.systems, options.rounds))
             result.rows.extend(new)
             for row in new:
                 print(result.flight_line(row), flush=True)

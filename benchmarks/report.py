@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 
@@ -21,12 +21,16 @@ LEAST_RATIO = 0.8
 CHECKED_FROM = 1 << 20
 """... for tensors of so many bytes and more."""
 
-HEADER = (
-    f"{'size':>8} {'count':>10} {'system':<12} {'time':>10} {'spread':>6} "
-    f"{'algbw':>7} {'busbw':>7} {'#wrong':>6} {'/ ' + PEER:>7}\n"
-    f"{'':>8} {'(f32)':>10} {'':<12} {'(us)':>10} {'(%)':>6} {'(GB/s)':>7} {'(GB/s)':>7}"
+_LINE = "{:>8} {:>10} {:<12} {:>10} {:>6} {:>9} {:>7} {:>7} {:>6} {:>7}"
+HEADER = "\n".join(
+    (
+        _LINE.format(
+            *("size", "count", "system", "time", "spread", "cpu"),
+            *("algbw", "busbw", "#wrong", f"x {PEER}"),
+        ),
+        _LINE.format("", "(f32)", "", "(us)", "(%)", "(us)", "(GB/s)", "(GB/s)", "", "").rstrip(),
+    )
 )
-
 
 _INTRODUCTION = """\
 Written by `make bench`: f32 sum through the client library and real daemons (`ringd`: ordinary
@@ -34,11 +38,12 @@ arrays, `ringd-empty`: arrays made by `ring.empty`), beside Gloo in process (tor
 and a bare ring of TCP connections (`roofline`: no daemon, no protocol, the same additions).
 Measured in turn, round by round, in one run: the time is the median over {rounds} rounds of the
 slowest member's time per call, the spread is from the fastest to the slowest round, and every
-result was checked. busbw = algbw x 2(n-1)/n; the last column is the speed by that of {peer}.
+result was checked. cpu is the CPU time per call of one member's processes, its daemon's included,
+with all threads; busbw is algbw x 2(n-1)/n; the last column is the speed by that of {peer}.
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Row:
     """One system at one tensor size."""
 
@@ -48,15 +53,22 @@ class Row:
     calls: int
     """Per batch."""
     in_flight: bool
-    seconds: list[float]
+    seconds: list[float] = field(default_factory=list)
     """Per call, one figure per round: the slowest member's."""
-    wrong: int
+    cpu: list[float] = field(default_factory=list)
+    """CPU seconds per call of one member's processes, the mean of the members; by round."""
+    wrong: int = 0
     """Elements, of all results of all members in all rounds."""
 
     @property
     def median(self) -> float:
         """Return the median over the rounds, in seconds per call."""
         return statistics.median(self.seconds)
+
+    @property
+    def median_cpu(self) -> float:
+        """Return the median of :attr:`cpu`."""
+        return statistics.median(self.cpu)
 
     @property
     def spread(self) -> float:
@@ -91,11 +103,17 @@ class Report:
 
     def line(self, row: Row) -> str:
         """Return *row* for the terminal."""
-        ratio = self.ratio(row)
-        return (
-            f"{human(row.nbytes):>8} {row.nbytes // FLOAT32.itemsize:>10} {row.system:<12} "
-            f"{row.median * 1e6:>10.1f} {row.spread * 100:>6.0f} {row.algbw:>7.3f} "
-            f"{row.busbw:>7.3f} {row.wrong:>6} {'' if ratio is None else f'{ratio:.2f}':>7}"
+        return _LINE.format(
+            human(row.nbytes),
+            row.nbytes // FLOAT32.itemsize,
+            row.system,
+            f"{row.median * 1e6:.1f}",
+            f"{row.spread * 100:.0f}",
+            f"{row.median_cpu * 1e6:.1f}",
+            f"{row.algbw:.3f}",
+            f"{row.busbw:.3f}",
+            row.wrong,
+            self._ratio_text(row),
         )
 
     def flight_line(self, row: Row) -> str:
@@ -103,8 +121,8 @@ class Report:
         ratio = self.ratio(row)
         return (
             f"{row.calls:,} x {human(row.nbytes)} in flight: {row.system:<12} "
-            f"{1 / row.median:>9,.0f} calls/s, #wrong {row.wrong}"
-            + ("" if ratio is None else f", {ratio:.2f} x {PEER}")
+            f"{1 / row.median:>9,.0f} calls/s, cpu {row.median_cpu * 1e6:.1f} us, "
+            f"#wrong {row.wrong}" + ("" if ratio is None else f", {ratio:.2f} x {PEER}")
         )
 
     def checks(self) -> tuple[list[str], bool]:
@@ -144,6 +162,7 @@ class Report:
                 **asdict(row),
                 "count": row.nbytes // FLOAT32.itemsize,
                 "median_us": row.median * 1e6,
+                "median_cpu_us": row.median_cpu * 1e6,
                 "algbw": row.algbw,
                 "busbw": row.busbw,
                 "ratio": self.ratio(row),
@@ -174,10 +193,12 @@ class Report:
             text.append(f"## n = {n}\n")
             text.append(
                 _table(
-                    f"size|count|system|time (us)|spread|algbw (GB/s)|busbw (GB/s)|#wrong|x {PEER}",
+                    "size|count|system|time (us)|spread|cpu (us)|algbw (GB/s)|busbw (GB/s)"
+                    f"|#wrong|x {PEER}",
                     (
                         f"{human(row.nbytes)}|{row.nbytes // FLOAT32.itemsize}|{row.system}|"
-                        f"{row.median * 1e6:.1f}|{row.spread:.0%}|{row.algbw:.3f}|"
+                        f"{row.median * 1e6:.1f}|{row.spread:.0%}|"
+                        f"{row.median_cpu * 1e6:.1f}|{row.algbw:.3f}|"
                         f"{row.busbw:.3f}|{row.wrong}|{self._ratio_text(row)}"
                         for row in rows
                         if not row.in_flight
@@ -188,10 +209,11 @@ class Report:
             if flights:
                 text.append(
                     _table(
-                        f"in flight|system|calls/s|#wrong|x {PEER}",
+                        f"in flight|system|calls/s|cpu (us)|#wrong|x {PEER}",
                         (
                             f"{row.calls} x {human(row.nbytes)}|{row.system}|"
-                            f"{1 / row.median:.0f}|{row.wrong}|{self._ratio_text(row)}"
+                            f"{1 / row.median:.0f}|{row.median_cpu * 1e6:.1f}|"
+                            f"{row.wrong}|{self._ratio_text(row)}"
                             for row in flights
                         ),
                     )
@@ -210,7 +232,7 @@ def facts() -> dict[str, str]:
     known = {
         "cores": str(os.cpu_count()),
         "machine": platform.machine(),
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "python": platform.python_version(),
     }
     installed = {found.name: found.version for found in metadata.distributions()}

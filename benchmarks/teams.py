@@ -8,10 +8,12 @@ all members, the calls, and only then the check of every single result.
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
+import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -44,6 +46,18 @@ class Batch:
     """Submit all calls before waiting for the first."""
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Of a batch."""
+
+    seconds: float
+    """The slowest member's time."""
+    cpu: float
+    """CPU seconds of all members' processes, daemons included."""
+    wrong: int
+    """Elements of all results."""
+
+
 class Failure(RuntimeError):
     """A worker failed; the text has its traceback."""
 
@@ -55,10 +69,12 @@ class Team:
     Args:
         kind: A key of :data:`systems.KINDS`.
         arguments: By rank, what that kind needs beyond rank and size.
+        servers: Processes that work for the members, whose CPU time counts as theirs.
     """
 
-    def __init__(self, kind: str, arguments: list[Any]) -> None:
+    def __init__(self, kind: str, arguments: list[Any], servers: Sequence[int] = ()) -> None:
         self._kind = kind
+        self._servers = servers
         self._pipes: list[Connection] = []
         self._processes = []
         size = len(arguments)
@@ -94,13 +110,15 @@ class Team:
         """Wait until every worker has joined its system."""
         self._answers()
 
-    def measure(self, batch: Batch) -> tuple[float, int]:
-        """Run *batch*; return the slowest member's seconds and all members' wrong elements."""
+    def measure(self, batch: Batch) -> Outcome:
+        """Run *batch*."""
         self._tell(batch)
         self._answers()
+        served = sum(map(_cpu_time, self._servers))
         self._tell(time.perf_counter() + _LEAD)
-        reports = self._answers()
-        return max(seconds for seconds, _ in reports), sum(wrong for _, wrong in reports)
+        seconds, cpu, wrong = zip(*self._answers(), strict=True)
+        served = sum(map(_cpu_time, self._servers)) - served
+        return Outcome(max(seconds), sum(cpu) + served, sum(wrong))
 
     def _tell(self, message: object) -> None:
         for pipe in self._pipes:
@@ -121,6 +139,14 @@ class Team:
                 raise Failure(f"{who}:\n{answer}")
             answers.append(answer)
         return answers
+
+
+def _cpu_time(pid: int) -> float:
+    """Return the CPU seconds of the process *pid*, to the nanosecond; NaN where Linux is not."""
+    if sys.platform != "linux":
+        return math.nan
+    # What clock_getcpuclockid(3) returns: a process's clock, of its scheduled time.
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 def _work(pipe: Connection, kind: str, rank: int, size: int, argument: Any) -> None:
@@ -145,15 +171,15 @@ def _serve(pipe: Connection, system: System, rank: int, size: int) -> None:
         if key not in slots:
             count = batch.nbytes // FLOAT32.itemsize
             slots[key] = [system.slot(batch.mode, count) for _ in range(batch.calls)]
-        seconds, results = _timed(pipe, batch, slots[key], rank)
+        seconds, cpu, results = _timed(pipe, batch, slots[key], rank)
         wrong = sum(_count_wrong(results[i], size, _offset(batch, i)) for i in range(batch.calls))
         results.clear()
-        pipe.send((seconds, wrong))
+        pipe.send((seconds, cpu, wrong))
 
 
 def _timed(
     pipe: Connection, batch: Batch, slots: list[Slot], rank: int
-) -> tuple[float, list[Floats]]:
+) -> tuple[float, float, list[Floats]]:
     for index in range(batch.warm_up):
         # Filled anew each time: Gloo works in place.
         _fill(slots[index].input, rank)
@@ -165,14 +191,14 @@ def _timed(
     time.sleep(max(0.0, start - time.perf_counter()))
     if batch.in_flight:
         submits = [slot.submit for slot in slots if slot.submit is not None]
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         waits = [submit() for submit in submits]
         results = [wait() for wait in waits]
     else:
         reduces = [slot.reduce for slot in slots]
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         results = [reduce() for reduce in reduces]
-    return time.perf_counter() - began, results
+    return time.perf_counter() - began, time.process_time() - used, results
 
 
 def _offset(batch: Batch, index: int) -> int:
@@ -188,7 +214,9 @@ def _fill(array: Floats, offset: int) -> None:
 def _count_wrong(result: Floats, size: int, offset: int) -> int:
     """Return how many elements are not the sum of all ranks' inputs, which is exact."""
     wrong = 0
-    expected = _BLOCK * size + np.float32(size * offset + size * (size - 1) // 2)
+    expected = _BLOCK[: len(result)] * np.float32(size) + np.float32(
+        size * offset + size * (size - 1) // 2
+    )
     for start in range(0, len(result), len(expected)):
         part = result[start : start + len(expected)]
         wrong += int(np.count_nonzero(part != expected[: len(part)]))

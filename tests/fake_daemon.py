@@ -13,6 +13,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -88,9 +89,7 @@ class Handler:
                 )
             )
 
-    def submit(
-        self, client: Client, message: border.Submit, payload: memoryview | None
-    ) -> None:
+    def submit(self, client: Client, message: border.Submit, payload: memoryview | None) -> None:
         """Hold the call, or complete it at once."""
         call = Submitted(client, message, payload)
         self.submitted.append(call)
@@ -174,6 +173,25 @@ class Handler:
         self.submitted = [call for call in self.submitted if call.client is not client]
 
 
+def open_fds() -> int:
+    """Return the number of this process's open descriptors."""
+    return len(os.listdir("/dev/fd"))  # noqa: PTH208 - a mere count
+
+
+def mapped() -> int:
+    """Return how often segments are mapped into this process (Linux tells; else 0)."""
+    maps = Path("/proc/self/maps")
+    return maps.read_text().count("memfd:ringd") if maps.exists() else 0
+
+
+def eventually(condition: Callable[[], Any], timeout: float = 10.0) -> None:
+    """Wait until *condition* holds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.005)
+
+
 def flat(data: Any, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     """Return *data* as a 1-d array."""
     return np.frombuffer(data, np.uint8).view(dtype) if len(data) else np.empty(0, dtype)
@@ -221,7 +239,7 @@ class FakeDaemon:
             self.loop.close()
         assert not self._thread.is_alive()
 
-    def __enter__(self) -> FakeDaemon:
+    def __enter__(self) -> FakeDaemon:  # noqa: PYI034 - Self needs Python 3.11
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -126,6 +126,7 @@ class Simulation:
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = 0
         self._boots = 0
+        self._busy = 0
         self._members: dict[tuple[int, int], int] = {}
         self._links: dict[tuple[int, int], int] = {}
         self._rings: dict[int, tuple[int, ...]] = {}
@@ -143,7 +144,11 @@ class Simulation:
         """Let *seconds* pass, or fewer if *until* comes true after some event."""
         end = self.now + seconds
         while self._queue and self._queue[0][0] <= end:
+            then = self.now
             self.now, _, action = heapq.heappop(self._queue)
+            self._busy = self._busy + 1 if self.now == then else 0
+            if self._busy > 100_000:
+                raise Violation("the members are busy without end")
             action()
             if until():
                 return True

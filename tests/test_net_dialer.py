@@ -6,6 +6,7 @@ import errno
 import random
 import resource
 import socket
+import threading
 
 import pytest
 from netkit import KEY, identity, open_fds, run_until
@@ -16,7 +17,7 @@ from ringd.net import dialer as dialers
 from ringd.net import oserrors, resolver
 from ringd.net.dialer import Dialer, Knock
 from ringd.net.listener import Listener
-from ringd.net.loop import Loop
+from ringd.net.loop import EVENT_READ, Loop
 
 QUICK = JoinSettings(connect_timeout=0.2, handshake_timeout=0.2)
 
@@ -30,10 +31,12 @@ class NoWait(Backoff):
         self.resets = 0
 
     def next(self):
+        """Return no wait."""
         self.waits += 1
         return 0.0
 
     def reset(self):
+        """Count."""
         self.resets += 1
 
 
@@ -41,6 +44,7 @@ class Forever(NoWait):
     """A backoff that does not end by itself."""
 
     def next(self):
+        """Return a wait that only a knock ends."""
         super().next()
         return 3600.0
 
@@ -195,7 +199,7 @@ def test_failed_handshakes_leave_nothing_open(scene):
     """2,000 attempts that reach the wrong member leave the number of open files flat."""
     target, _ = scene.listener(rank=2)
     before = open_fds()
-    scene.dialer(target)
+    scene.dialer(target, settings=JoinSettings(handshake_timeout=30))
     for count in (100, 2000):
         run_until(scene.loop, lambda count=count: len(scene.failures) >= count, 60)
         assert open_fds() <= before + 3
@@ -228,16 +232,22 @@ def test_strangers_at_the_other_end(scene):
     server.setblocking(False)
     answers = iter([b"SSH-2.0-OpenSSH_9.6\r\n", b"", b"RN"])
 
-    def answer(_events):
+    def accept(_events):
         sock, _ = server.accept()
-        sock.recv(4096)
-        sock.sendall(next(answers))
-        sock.close()
 
-    scene.loop.add(server, dialers.EVENT_WRITE >> 1, answer)
+        def answer(_events):
+            sock.recv(4096)
+            sock.sendall(next(answers, b""))
+            scene.loop.remove(sock)
+            sock.close()
+
+        scene.loop.add(sock, EVENT_READ, answer)
+
+    scene.loop.add(server, EVENT_READ, accept)
     scene.dialer(address(*server.getsockname()))
     run_until(scene.loop, lambda: len(scene.failures) >= 3)
     scene.closables[0].stop()
+    run_until(scene.loop, lambda: True)
     scene.loop.remove(server)
     server.close()
     assert [reason for _, reason in scene.failures[:3]] == [
@@ -383,8 +393,6 @@ def test_names_are_resolved_at_every_attempt(scene, monkeypatch):
 
 def test_a_name_server_that_does_not_answer(scene, monkeypatch):
     """A lookup that hangs fails in time, holds nothing up, and is not begun twice."""
-    import threading  # noqa: PLC0415 - needed here only
-
     gate = threading.Event()
     asked = []
     real = socket.getaddrinfo

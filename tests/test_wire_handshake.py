@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from netkit import KEY, MEMBERS, identity
 
-from ringd.wire import handshake
+from ringd.wire import hello as messages
 from ringd.wire.handshake import (
     Accepting,
     Code,
@@ -351,7 +351,7 @@ def test_text_of_strangers_is_harmless():
     dialing, _ = sides()
     with pytest.raises(HandshakeError) as caught:
         dialing.receive(message(4, body))
-    assert caught.value.text == "?[2J?" + "x" * (handshake.MAX_TEXT - 5)
+    assert caught.value.text == "?[2J?" + "x" * (messages.MAX_TEXT - 5)
     accepting = Accepting(identity(1), KEY, NONCES[1])
     loud = Dialing(identity(0, ring="\x1b]0;\x07"), KEY, "b", NONCES[0])
     _, refused = play(loud, accepting)

@@ -29,7 +29,6 @@ from ringd.wire.border import (
     AskStatus,
     AskTrace,
     Attach,
-    DecodeError,
     Denied,
     Detach,
     Reply,
@@ -47,6 +46,9 @@ _ATTACH_WITHIN = 10.0  # seconds from the lifeline's opening
 _SMALL = 8192
 """Bytes; below, libzmq keeps messages in a shared buffer at any offset: copying costs no more
 than wrapping, and the copy is aligned."""
+
+_UNDECODABLE = (ValueError, RecursionError)
+"""What hostile bytes make the decoder raise: DecodeError is a ValueError, so is bad UTF-8."""
 
 
 class BorderHandler(Protocol):
@@ -238,7 +240,7 @@ class BorderServer:
             return
         try:
             message = decode_request(header.buffer)
-        except DecodeError as error:
+        except _UNDECODABLE as error:
             self._deny(routing_id, 0, f"not a message of this protocol: {error}")
             return
         fault = fault_of(message, None if payload is None else len(payload))

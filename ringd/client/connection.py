@@ -23,7 +23,7 @@ from ringd.client.group import Group
 from ringd.client.pool import Block, Bytes
 from ringd.client.pump import Pump
 from ringd.client.session import Op
-from ringd.wire.border import Attached, DecodeError, Detach
+from ringd.wire.border import Attached, Detach
 
 GRACE = 1.0
 """Seconds after a deadline at which the client stops to wait for the daemon to notice."""
@@ -168,7 +168,7 @@ class Connection:
             while True:
                 self.check()
                 try:
-                    blocks = self._take(lengths)
+                    blocks = pool.take_all(lengths)
                 except errors.ResourceExhausted:
                     if not pool.usable:
                         return None
@@ -186,15 +186,6 @@ class Connection:
                         "arrays that the program keeps; drop some of those, or raise the budget "
                         "in the daemon's config"
                     )
-
-    def _take(self, lengths: Sequence[int]) -> list[Block] | None:
-        blocks = []
-        for length in lengths:
-            block = self._group.pool.take(length)
-            if block is None:
-                return None
-            blocks.append(block)
-        return blocks
 
     def submit(self, op: Op, timeout: float | None, until: float | None) -> None:
         """Hand *op* over.
@@ -326,7 +317,7 @@ class Connection:
             while (received := channel.receive()) is not None:
                 news = True
                 self._group.receive(*received)
-        except DecodeError as error:
+        except (ValueError, RecursionError) as error:  # DecodeError, bad UTF-8, deep nesting
             self._group.part(channel, f"it sent what is no message of this version: {error}")
         if news:
             self._pump.tell()

@@ -81,10 +81,12 @@ class Group:
         Raises:
             RingError: why the last session ended, if the user does not know yet; once.
         """
+        # A loss is told by the first call that has no place in the session it befell; by now that
+        # may have been followed by another one.
+        if self.untold is not None and (self.session.over or self.session.limit is None):
+            error, self.untold = self.untold, None
+            raise error
         if self.session.over:
-            if self.untold is not None:
-                error, self.untold = self.untold, None
-                raise error
             if self.session.open:
                 return None  # joining anew would cut those short
             self._join_anew()
@@ -194,8 +196,9 @@ class Group:
             self._join_anew()
 
     def _cut(self, floor: int, error: errors.RingError) -> None:
+        if self.session.limit is None:  # otherwise the user knows, or will
+            self.untold = error
         self.session.cut(floor, error)
-        self.untold = error
 
     def _join_anew(self) -> None:
         for op in self.session.ops.values():

@@ -12,6 +12,7 @@ import mmap
 import os
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -156,6 +157,26 @@ class Pool:
             segment = found
         segment.last_used = self._clock
         return Block(segment, segment.free.pop(), self._returned)
+
+    def take_all(self, lengths: Sequence[int]) -> list[Block] | None:
+        """Return a block for each of *lengths*, or None for none of them; as :meth:`take`."""
+        while True:
+            blocks: list[Block] = []
+            for length in lengths:
+                block = self.take(length)
+                if block is None:
+                    break
+                blocks.append(block)
+            else:
+                return blocks
+            # What comes back now is ours alone, and no reason to try again.
+            ours = len(blocks)
+            del block
+            blocks.clear()
+            others = len(self._returned) - ours
+            self._collect()
+            if others <= 0:
+                return None
 
     def lend(self, block: Block, length: int) -> Bytes:
         """Return the first *length* (> 0) bytes of *block* as an array for the user to keep.

@@ -6,8 +6,9 @@ import math
 import os
 import time
 import weakref
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -213,7 +214,7 @@ class Ring:
         self._connection.wait(op, None)
 
     def empty(
-        self, shape: int | tuple[int, ...], dtype: npt.DTypeLike = np.float32
+        self, shape: SupportsIndex | Sequence[SupportsIndex], dtype: npt.DTypeLike = np.float32
     ) -> npt.NDArray[Any]:
         """Return a new array that the daemon can reduce without a copy.
 
@@ -229,7 +230,7 @@ class Ring:
             ResourceExhausted: no shared memory left for it; names the setting.
         """
         wanted = np.dtype(dtype)
-        size = (shape,) if isinstance(shape, int) else tuple(shape)
+        size = (int(shape),) if isinstance(shape, SupportsIndex) else tuple(map(int, shape))
         length = tensors.size_of(size, wanted)
         if length > self._connection.info.inline_limit and self._connection.shared_memory:
             blocks = self._connection.reserve([length], time.monotonic())

@@ -7,7 +7,6 @@ client.
 
 from __future__ import annotations
 
-import random
 import socket
 from collections import Counter
 from collections.abc import Callable
@@ -18,25 +17,17 @@ import structlog
 from ringd.config.settings import Config
 from ringd.daemon.bulk import Bulk
 from ringd.daemon.inquiry import Inquiries
+from ringd.daemon.reach import Reach
 from ringd.daemon.state import State as Stored
 from ringd.daemon.state import StateFile
-from ringd.errors import RingError
 from ringd.membership import machine as membership
-from ringd.membership.backoff import Backoff
 from ringd.membership.machine import Machine, Side
-from ringd.net.dialer import Dialer, Knock
 from ringd.net.link import Link
-from ringd.net.listener import Listener
 from ringd.net.loop import Loop, Timer
 from ringd.wire import control, frames
 from ringd.wire.control import Ask, GroupMessage, Inquiry, MembershipMessage, Poll, Told
 from ringd.wire.frames import FrameError, FrameType, Header
-from ringd.wire.handshake import Identity, Peer
-
-_SAID = 256
-
-HEALTHY_AFTER = 10.0
-"""Seconds that a link must have held before its loss is dialed without a trace of backoff."""
+from ringd.wire.handshake import Peer
 
 
 class RingUser(Protocol):
@@ -70,7 +61,6 @@ class Neighbours:
         self.size = config.size
         self.names = tuple(member.name for member in config.ring.members)
         self._right_rank = (self.rank + 1) % self.size
-        self._left_rank = (self.rank - 1) % self.size
         self.machine = Machine(
             self.rank,
             self.size,
@@ -87,18 +77,10 @@ class Neighbours:
         """Frames that were of no use, by reason."""
         self.losses: Counter[str] = Counter()
         """Links lost, by side."""
-        self.refused = 0
-        """Connections that were turned away."""
-        self._said: set[tuple[str, str]] = set()
         self._tick: Timer | None = None
-        self._listener: Listener | None = None
-        self._knock: Knock | None = None
-        self._backoff = Backoff(
-            config.join.backoff_first,
-            config.join.backoff_max,
-            random.Random(),  # noqa: S311 - jitter
-        )
-        self._dialer: Dialer | None = None
+        self._reach: Reach | None = None
+        if self.size > 1:
+            self._reach = Reach(loop, config, lambda: self.machine.incarnation, self)
 
     def attach(self, user: RingUser, bulk: Bulk) -> None:
         """Say who uses the ring."""
@@ -113,21 +95,14 @@ class Neighbours:
         Raises:
             RingError: An address cannot be bound.
         """
-        if self.size > 1:
-            self._listener = self._make_listener()
-            self._listener.start()
-            self._dialer = self._make_dialer()
-            self._dialer.start()
-            self._knock = self._make_knock()
+        if self._reach is not None:
+            self._reach.start()
         self._perform(self.machine.start(self._loop.now()))
 
     def stop(self, reason: str) -> None:
         """Close everything, telling the neighbours why."""
-        for closable in (self._dialer, self._knock):
-            if closable is not None:
-                closable.stop()
-        if self._listener is not None:
-            self._listener.stop()
+        if self._reach is not None:
+            self._reach.stop()
         if self._tick is not None:
             self._tick.cancel()
         for link in list(self.links.values()):
@@ -141,106 +116,31 @@ class Neighbours:
     def rejoin(self) -> None:
         """Drop the links, forget backoff, resolve names afresh and join again."""
         self._perform(self.machine.rejoin(self._loop.now()))
-        if self._dialer is not None:
-            self._dialer.wake()
-        if self.size > 1:
-            if self._knock is not None:
-                self._knock.stop()
-            self._knock = self._make_knock()
+        if self._reach is not None:
+            self._reach.renew()
 
     def reload(self, config: Config) -> None:
-        """Use *config* from now on; links whose addresses changed are made anew.
+        """Use *config* from now on; the links are made anew if members' addresses changed.
 
         Raises:
-            RingError: A new address of this member cannot be bound; the old ones stay in use.
+            RingError: A new address of this member cannot be bound; the old config stays.
         """
-        old, self._config = self._config, config
-        if self.size == 1:
-            return
-        if config.listen_addresses(config.node) != old.listen_addresses(config.node):
-            self._listen_anew(old)
-        if self._dialer is not None:
-            self._dialer.stop()
-        self._dialer = self._make_dialer()
-        changed = [m.addresses for m in config.ring.members] != [
-            m.addresses for m in old.ring.members
-        ]
-        if changed:
+        if self._reach is not None and self._reach.reload(config):
+            self._config = config
             self.rejoin()
-        if changed or "right" not in self.links:
-            self._dialer.start()
+        self._config = config
 
-    def _listen_anew(self, old: Config) -> None:
-        former, self._listener = self._listener, self._make_listener()
-        if former is not None:
-            former.stop()
-        try:
-            self._listener.start()
-        except RingError:
-            self._config, self._listener = old, former
-            if former is not None:
-                former.start()
-            raise
-
-    def _identity(self) -> Identity:
-        return Identity(
-            ring=self._config.ring.name,
-            members=self.names,
-            rank=self.rank,
-            incarnation=self.machine.incarnation,
-            settings=self._config.shared_settings(),
-        )
-
-    def _make_listener(self) -> Listener:
-        return Listener(
-            self._loop,
-            bind=self._config.listen_addresses(self._config.node),
-            identity=self._identity,
-            key=self._config.ring.key,
-            settings=self._config.join,
-            on_link=self._accepted,
-            on_knock=self._knocked,
-            on_refused=self._refused,
-        )
-
-    def _make_dialer(self) -> Dialer:
-        target = self._config.ring.members[self._right_rank]
-        return Dialer(
-            self._loop,
-            identity=self._identity,
-            key=self._config.ring.key,
-            target=target.name,
-            addresses=lambda: target.addresses,
-            settings=self._config.join,
-            backoff=self._backoff,
-            on_link=self._dialed,
-            on_failure=self._dial_failed,
-        )
-
-    def _make_knock(self) -> Knock:
-        target = self._config.ring.members[self._left_rank]
-        knock = Knock(
-            self._loop,
-            identity=self._identity,
-            key=self._config.ring.key,
-            target=target.name,
-            addresses=lambda: target.addresses,
-            settings=self._config.join,
-        )
-        knock.start()
-        return knock
+    @property
+    def refused(self) -> int:
+        """Connections that were turned away."""
+        return 0 if self._reach is None else self._reach.refused
 
     # --- links ------------------------------------------------------------------------
 
-    def _dialed(self, sock: socket.socket, peer: Peer, address: str, leftover: bytes) -> None:
-        self._link_up("right", sock, peer, address, leftover)
-
-    def _accepted(self, sock: socket.socket, peer: Peer, address: str, leftover: bytes) -> None:
-        self._link_up("left", sock, peer, address, leftover)
-
-    def _link_up(
+    def link_made(
         self, side: Side, sock: socket.socket, peer: Peer, address: str, leftover: bytes
     ) -> None:
+        """A neighbour has proved to be one."""
         old = self.links.pop(side, None)
         if old is not None:
             old.close("replaced by a newer connection")
@@ -259,7 +159,8 @@ class Neighbours:
         self._log.info(
             "link up", side=side, peer=peer.name, address=address, incarnation=peer.incarnation
         )
-        self._said.clear()
+        if self._reach is not None:
+            self._reach.forget_said()
         self._perform(self.machine.link_up(side, peer.incarnation, address, self._loop.now()))
 
     def link_lost(self, link: Link, reason: str) -> None:
@@ -273,32 +174,21 @@ class Neighbours:
         self._redial(link)
 
     def _redial(self, link: Link) -> None:
-        if link.side == "right" and self._dialer is not None:
-            if self._loop.now() - link.since >= HEALTHY_AFTER:
-                self._backoff.reset()
-            self._dialer.start()
+        if link.side == "right" and self._reach is not None:
+            self._reach.redial(self._loop.now() - link.since)
 
-    def _dial_failed(self, address: str, reason: str) -> None:
-        self._say_once("cannot reach the right neighbour yet", address, reason)
+    def dial_failed(self, address: str, reason: str) -> None:
+        """The right neighbour could not be reached."""
         self._perform(self.machine.dial_failed(address, reason, self._loop.now()))
 
-    def _knocked(self, peer: Peer) -> None:
-        self._log.debug("knock", peer=peer.name)
-        if self._dialer is not None and "right" not in self.links:
-            self._dialer.wake()
-
-    def _refused(self, address: str, reason: str) -> None:
-        self.refused += 1
-        self._say_once("connection refused", address.rpartition(":")[0], reason)
-
-    def _say_once(self, event: str, where: str, reason: str) -> None:
-        """Log what may repeat for ever, such as a stranger's visits, the first time only."""
-        if (where, reason) in self._said:
-            return
-        if len(self._said) >= _SAID:
-            self._said.clear()
-        self._said.add((where, reason))
-        self._log.warning(event, address=where, reason=reason)
+    def knocked(self, peer: Peer) -> None:
+        """The right neighbour is there: dial it, also if we believe in a link to its old self."""
+        link = self.links.get("right")
+        if link is not None and link.peer.incarnation != peer.incarnation:
+            link.close("the neighbour has restarted")
+            self.link_lost(link, "the neighbour has restarted")
+        if self._reach is not None:
+            self._reach.hurry()
 
     # --- the machine ------------------------------------------------------------------
 

@@ -147,33 +147,16 @@ class Engine:
     ) -> list[Action]:
         """A client hands over its next op, or one again, which is harmless."""
         session = self.joins.get(join_id)
-        if session is None or session.client != client:
+        if session is None or session.client != client or session.left is not None:
             return self._turn_down(client, join_id, submission, "attach to the group first")
         session.ack(acked)
         seq = submission.seq
-        known = session.ops.get(seq)
-        if known is not None and known.submission is not None:
-            if known.submission.call != submission.call:
-                text = (
-                    f"op {seq} of group {session.group!r} was submitted as "
-                    f"{known.submission.call} and now as {submission.call}"
-                )
-                return self._turn_down(client, join_id, submission, text)
-            return self._ignore(submission, now)
+        objection = self._objection(session, submission, outcome)
+        if objection:
+            return self._turn_down(client, join_id, submission, objection)
         if seq < session.next_seq:
-            return self._ignore(submission, now)
-        if seq > session.next_seq:
-            text = f"op {seq} of group {session.group!r} skips op {session.next_seq}"
-            return self._turn_down(client, join_id, submission, text)
-        if seq - session.floor >= self.window:
-            text = (
-                f"group {session.group!r} has {self.window} open ops already; "
-                "wait for some, or raise ipc.window"
-            )
-            return self._turn_down(client, join_id, submission, text)
-        if submission.hold and not submission.sealed:
-            text = f"op {seq} of group {session.group!r} lends its input, but has no sealed target"
-            return self._turn_down(client, join_id, submission, text)
+            self._out += (Dropped("submitted twice"), Free(submission))
+            return self._flush(now)
         if session.on_loss == "fail" and self.broken and not self.up and not outcome:
             self._fail(session)
         session.submit(submission, outcome, message, now)
@@ -190,15 +173,31 @@ class Engine:
         self._out.append(Free(submission))
         return self._deny(client, join_id, Refused.code, text)
 
-    def _ignore(self, submission: Submission, now: float) -> list[Action]:
-        self._out += (Dropped("submitted twice"), Free(submission))
-        return self._flush(now)
+    def _objection(self, session: Session, submission: Submission, outcome: str) -> str:
+        """Return what is wrong with *submission*; empty when it is the next op or a known one."""
+        seq = submission.seq
+        name = f"op {seq} of group {session.group!r}"
+        op = session.ops.get(seq)
+        known = op.submission if op is not None else None
+        if known is not None and known.call != submission.call:
+            return f"{name} was submitted as {known.call} and now as {submission.call}"
+        if seq > session.next_seq:
+            return f"{name} skips op {session.next_seq}"
+        if seq - session.floor >= self.window:
+            return (
+                f"group {session.group!r} has {self.window} open ops already; "
+                "wait for some, or raise ipc.window"
+            )
+        if submission.hold and not submission.sealed and not outcome:
+            return f"{name} lends its input, but has no sealed target"
+        return ""
 
     def detach(self, client: Hashable, reason: str, now: float) -> list[Action]:
         """A client left its group in good order, or is gone; *reason* completes a sentence."""
         for session in list(self.joins.values()):
             if session.client == client:
                 self._leave(session, GroupLost.code, self._says(reason))
+                session.abandon()
         return self._flush(now)
 
     # --- the ring's side --------------------------------------------------------------
@@ -220,6 +219,9 @@ class Engine:
         self.broken = reason
         for group in list(self.groups.values()):
             group.present = [None] * len(self.names)
+            if group.local is not None:
+                joined = Joined(group.name, group.local.join_id, group.local.join_ids)
+                group.present[self.rank] = joined
             self._tidy(group)
         for session in list(self.joins.values()):
             session.suspend(reason)
@@ -282,7 +284,7 @@ class Engine:
         """Time has passed: deadlines, stall warnings, lazy news, clients that stayed away."""
         if self._lazy_due is not None and now >= self._lazy_due:
             self._lazy_due = None
-            for session in list(self.joins.values()):
+            for session in list(self.joins.values()) if self.up else ():
                 session.flush()
         for op, session in self._due(self._deadlines, now):
             self._polls += 1
@@ -332,11 +334,16 @@ class Engine:
         return group
 
     def _introduce(self, session: Session) -> None:
-        """Tell everybody that *session*'s client is in the group, and whether it leaves it."""
+        """Tell everybody that *session*'s client is in the group, or leaves it, and how far it is.
+
+        They need to know how far also where the session can go live no more, as somebody knew
+        that all are done, and has forgotten it.
+        """
         joined = Joined(session.group, session.join_id, session.join_ids)
         self._out.append(Broadcast(0, 0, joined))
         if session.left is not None:
             self._out.append(Broadcast(session.gid, 0, session.left))
+        session.flush()
 
     def _joined(self, origin: int, message: Joined, now: float) -> None:
         if message.session and len(message.session) != len(self.names):
@@ -363,7 +370,7 @@ class Engine:
         if ours in self._leavers:
             left_gid, left = self._leavers[ours]
             if left_gid == gid:
-                self._out.append(Broadcast(gid, 0, left))
+                self._say_gone(gid, left)
                 return
         absent = Absent(group.name, join_ids, now + self.reattach)
         if group.local is not None or ours in self._leavers:
@@ -376,7 +383,13 @@ class Engine:
         gid = session_number(absent.group, absent.join_ids)
         left = Left(absent.group, join_id, 0, GroupLost.code, self._says(reason))
         self._remember(gid, left)
-        self._out.append(Broadcast(gid, 0, left))
+        self._say_gone(gid, left)
+
+    def _say_gone(self, gid: int, left: Left) -> None:
+        """A client left and its calls are forgotten here, so we need nobody's input for them."""
+        if self.up:
+            self._out.append(Broadcast(gid, 0, left))
+            self._out.append(Broadcast(gid, 0, Done(left.submitted)))
 
     def _left(self, origin: int, gid: int, message: Left) -> None:
         group = self._group(message.group)
@@ -410,11 +423,11 @@ class Engine:
             left = session.leave(code, message)
             if self.up:
                 self._out.append(Broadcast(number, 0, left))
-        session.client = None
         group = self._group(session.group)
         if group.local is session:
             group.local = None
             group.present[self.rank] = None
+            self._tidy(group)
 
     def _try_form(self, group: Group) -> None:
         """Form the local client's session, if others count on one or all are free for one."""
@@ -466,6 +479,8 @@ class Engine:
         for session in list(self.joins.values()):
             if session.left is None or not (session.over or not session.formed):
                 continue
+            if self.up:
+                session.flush()
             session.drop()
             del self.joins[session.join_id]
             self.by_gid.pop(session.gid, None)
@@ -478,7 +493,7 @@ class Engine:
 
     def _flush(self, now: float) -> list[Action]:
         self._bury()
-        if self._lazy_due is None and any(session.lazy for session in self.joins.values()):
+        if self.up and self._lazy_due is None and any(session.lazy for session in self.joins.values()):
             self._lazy_due = now + LAZY
         return self._take()
 

@@ -65,17 +65,20 @@ class Ledger:
         """Whether the client lacks news of what is released."""
         return self.released > self.told
 
-    def settled(self, op: Op, *, client: bool) -> bool:
-        """Whether the client is sure to have *op*'s outcome; *client*: whether it still lives."""
+    def settled(self, op: Op, *, acks: bool) -> bool:
+        """Whether the client is sure to have *op*'s outcome.
+
+        One that has left is not waited for (*acks* is false): it will offer nothing again.
+        """
         if not op.ended or op.submission is None:
             return False
-        if not client or op.known or op.seq < self.acked:
+        if not acks or op.known or op.seq < self.acked:
             return True
         return op.outcome == OK and op.submission.sealed
 
-    def advance(self, ops: dict[int, Op], *, client: bool) -> bool:
+    def advance(self, ops: dict[int, Op], *, acks: bool) -> bool:
         """Raise our own floor over what is settled; return whether it rose."""
         floor = max(self.own, self.released)
-        while (op := ops.get(floor)) is not None and self.settled(op, client=client):
+        while (op := ops.get(floor)) is not None and self.settled(op, acks=acks):
             floor += 1
         return self.heard(self.rank, floor)

@@ -172,6 +172,7 @@ class Session:
     def suspend(self, reason: str) -> None:
         """The ring broke, which overtakes any poll that is on its way."""
         self.confirmed = {self.rank} if self.formed else set()
+        self.ledger.announced = 0
         for op in self.ops.values():
             self._reset(op)
             if op.poll_id and not op.ended:
@@ -226,13 +227,20 @@ class Session:
         if self.limit is not None:
             submitted = min(submitted, self.limit)
         self.left = Left(self.group, self.join_id, submitted, code, message)
-        self.client = None
         self.cut(self.left.submitted, code, message)
+        self._settle()
+        return self.left
+
+    def abandon(self) -> None:
+        """The client is not there any more to hear how its calls end."""
+        self.client = None
+        self._settle()
+
+    def _settle(self) -> None:
         self._advance()
         for op in list(self.ops.values()):
             self._complete(op)
             self._announce(op)
-        return self.left
 
     def cut(self, limit: int, code: str, message: str) -> None:
         """Ops from *limit* on end with this error, as somebody has no part in them."""
@@ -246,7 +254,7 @@ class Session:
                     self._complete(op)
                 else:
                     self._end(op, code, message)
-        if self.client is not None:
+        if self.left is None:
             self.out.append(TellLost(self.client, self.join_id, limit, code, message))
             self.told_lost = True
 
@@ -460,7 +468,7 @@ class Session:
         if op.announced or not self.live or not op.prompt:
             return
         held = op.phase in (Phase.HELD, Phase.LENDING)  # and sealed: see Submission.hold
-        if held or self.ledger.settled(op, client=self.client is not None):
+        if held or self.ledger.settled(op, acks=self.left is None):
             op.announced = True
             self._announce_done(op.seq)
 
@@ -505,7 +513,7 @@ class Session:
     # --- what is done, and what is released --------------------------------------------
 
     def _advance(self) -> None:
-        if self.ledger.advance(self.ops, client=self.client is not None):
+        if self.ledger.advance(self.ops, acks=self.left is None):
             self._release()
 
     def _announce_done(self, finished: int | None = None) -> None:
@@ -528,14 +536,14 @@ class Session:
     @property
     def lazy(self) -> bool:
         """Whether there is news on what is done or released that nothing has carried yet."""
-        return self.live and (self.ledger.unannounced or self._unheard_release())
+        return (self.formed and self.ledger.unannounced) or self._unheard_release()
 
     def _unheard_release(self) -> bool:
         return self.client is not None and self.ledger.untold
 
     def flush(self) -> None:
-        """Send what :attr:`lazy` speaks of."""
-        if self.live and self.ledger.unannounced:
+        """Send what :attr:`lazy` speaks of, while the ring is up."""
+        if self.formed and self.ledger.unannounced:
             self._announce_done()
         if self.client is not None and self.ledger.untold:
             self.ledger.told = self.floor

@@ -17,7 +17,8 @@ def describe(group: str, op: Op) -> str:
 def late(group: str, op: Op, node: str, why: str) -> str:
     """Return why a deadline ended *op*."""
     timeout = op.submission.timeout if op.submission else None
-    seconds = "" if timeout is None else f" of {timeout:g} s"
+    # What arrives is the user's number less the microseconds of its way here.
+    seconds = "" if timeout is None else f" of {round(timeout, 2) or timeout:g} s"
     return f"{describe(group, op)}: the deadline{seconds} passed on {node!r}; {why}"
 
 

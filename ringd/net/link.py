@@ -16,8 +16,9 @@ import socket
 from collections import deque
 from typing import Literal, Protocol, Union
 
-from ringd.net.loop import EVENT_READ, EVENT_WRITE, Loop, Timer
+from ringd.net.loop import EVENT_READ, EVENT_WRITE, Loop
 from ringd.net.oserrors import describe
+from ringd.net.pulse import Pulse
 from ringd.wire import frames
 from ringd.wire.frames import HEADER_SIZE, FrameError, FrameType, Header
 from ringd.wire.handshake import Peer
@@ -39,8 +40,6 @@ JOIN_BELOW = 16 * 1024
 """Payloads below this are copied next to their header; larger ones are written at once."""
 
 _NOTHING = memoryview(b"")
-
-_PING, _PONG, _ACK = 0, 1, 2  # a heartbeat's index
 
 
 class LinkHandler(Protocol):
@@ -106,16 +105,10 @@ class Link:
         """Bytes handed to the kernel, headers included."""
         self.since = loop.now()
         """When the link came up, on the loop's clock."""
-        self.last_heard = self.since
-        """When bytes last came, on the loop's clock, shifted by our own pauses."""
-        self.round_trip: float | None = None
-        """Seconds there and back at the last heartbeat."""
-
         self._loop = loop
         self._sock = sock
         self._handler = handler
-        self._heartbeat = heartbeat
-        self._lost_after = lost_after
+        self._pulse = Pulse(loop, heartbeat, lost_after, send=self._beat, lost=self._lost)
         self._closed = False
 
         self._small = bytearray(max(READ_BUFFER, len(leftover)))
@@ -135,16 +128,12 @@ class Link:
         self._blocked = False  # the loop tells us when to write on
         self._mute = False  # writing failed; what the peer said before is still read
         self._flush_queued = False
-        self._last_sent = self.since
-        self._ping_stamp = 0
         self._loss: str | None = None  # the handler is still to be told
 
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         loop.add(sock, EVENT_READ, self._ready)
-        loop.on_pause(self._paused)
-        self._timer: Timer = loop.call_later(heartbeat, self._tick)
         loop.call_soon(self._begin)
 
     def __repr__(self) -> str:
@@ -154,6 +143,16 @@ class Link:
     def closed(self) -> bool:
         """Whether the link was closed or lost."""
         return self._closed
+
+    @property
+    def last_heard(self) -> float:
+        """When bytes last came, on the loop's clock, shifted by our own pauses."""
+        return self._pulse.heard
+
+    @property
+    def round_trip(self) -> float | None:
+        """Seconds there and back at the last heartbeat; None before the first."""
+        return self._pulse.round_trip
 
     # --- what the owner does ----------------------------------------------------------
 
@@ -225,46 +224,16 @@ class Link:
         if self._closed:
             return
         if self.side == "right":
-            self._ping()  # so that the round trip is known from the start
+            self._pulse.ping()  # so that the round trip is known from the start
         if self._end:
             try:
                 self._parse()
             except FrameError as error:
                 self._lost(f"protocol error: {error}")
 
-    def _paused(self, gap: float) -> None:
-        self.last_heard = min(self.last_heard + gap, self._loop.now())
-
-    def _tick(self) -> None:
-        now = self._loop.now()
-        if now - self.last_heard >= self._lost_after:
-            self._lost(f"nothing heard for {now - self.last_heard:.1f} s")
-            return
-        if now - self._last_sent >= self._heartbeat:
-            if not (self._blocked or self._mute):  # else the peer has bytes of ours to read
-                self._ping()
-            self._last_sent = now
-        due = min(self._last_sent + self._heartbeat, self.last_heard + self._lost_after)
-        self._timer = self._loop.call_later(due - now, self._tick)
-
-    def _ping(self) -> None:
-        self._ping_stamp = self._stamp()
-        self.send(Header(FrameType.HEARTBEAT, seq=self._ping_stamp, index=_PING))
-
-    def _heartbeat_received(self, header: Header) -> None:
-        # Three frames, so that both sides learn the round trip from one heartbeat.
-        if header.index == _PING:
-            self._ping_stamp = self._stamp()
-            echo = Header(FrameType.HEARTBEAT, seq=header.seq, group=self._ping_stamp, index=_PONG)
-            self.send(echo)
-            return
-        if header.seq == self._ping_stamp:
-            self.round_trip = (self._stamp() - header.seq) / 1e6
-        if header.index == _PONG:
-            self.send(Header(FrameType.HEARTBEAT, seq=header.group, index=_ACK))
-
-    def _stamp(self) -> int:
-        return int(self._loop.now() * 1e6)
+    def _beat(self, header: Header) -> None:
+        if not (self._blocked or self._mute):  # else the peer has bytes of ours to read
+            self.send(header)
 
     def _lost(self, reason: str) -> None:
         if self._closed:
@@ -281,8 +250,7 @@ class Link:
     def _shut(self) -> None:
         self._closed = True
         self._loop.remove(self._sock)
-        self._loop.forget_pause(self._paused)
-        self._timer.cancel()
+        self._pulse.stop()
         self._sock.close()
         self._control.clear()
         self._out.clear()
@@ -341,7 +309,7 @@ class Link:
             self._lost("connection closed by peer")
             return 0
         self.bytes_in += got
-        self.last_heard = self._loop.now()
+        self._pulse.heard = self._loop.now()
         return got
 
     def _parse(self) -> None:
@@ -355,7 +323,7 @@ class Link:
             if header.type is FrameType.DATA:
                 self._body = self._destination(header)
             elif header.type is FrameType.HEARTBEAT:
-                self._heartbeat_received(header)
+                self._pulse.received(header)
                 continue
             elif end - start >= length:
                 self._deliver(header, view[start : start + length])
@@ -452,7 +420,7 @@ class Link:
             self._write_failed(describe(error))
             return 0
         self.bytes_out += sent
-        self._last_sent = self._loop.now()
+        self._pulse.spoke = self._loop.now()
         return sent
 
     def _gather(self) -> None:

@@ -12,8 +12,7 @@ A proof is an HMAC-SHA256 under the ring's key over a label of its role and both
 it binds all that both sides have said, and one side's proof is never the other's. Whoever
 finds a difference says so in a REFUSE, in words that read the same on both sides.
 
-Every message is ``magic 4s | version u8 | kind u8 | length u16`` (little-endian) and a body
-in MessagePack. These eight bytes stay as they are in all versions.
+The messages, and who takes part, are in :mod:`ringd.wire.hello`.
 """
 
 from __future__ import annotations
@@ -21,142 +20,43 @@ from __future__ import annotations
 import enum
 import hashlib
 import hmac
-import struct
-from dataclasses import dataclass
-from typing import Annotated, Literal, NoReturn
+from typing import NoReturn
 
 import msgspec
 
+from ringd.wire.hello import (
+    BODIES,
+    MAGIC,
+    MAX_MESSAGE,
+    MAX_TEXT,
+    NONCE_SIZE,
+    PREFIX,
+    VERSION,
+    Accept,
+    Code,
+    HandshakeError,
+    Hello,
+    Identity,
+    Kind,
+    Message,
+    Peer,
+    Proof,
+    Purpose,
+    Refuse,
+    roster_difference,
+)
 from ringd.wire.text import printable
 
-MAGIC = b"RNGD"
-VERSION = 1
-MAX_MESSAGE = 16 * 1024
-"""Bytes of a message's body at most."""
-NONCE_SIZE = 32
-MAX_TEXT = 400
-"""Characters of a refusal that are shown."""
-MAX_NAME = 255
-MAX_SETTINGS = 1024
-
-_PREFIX = struct.Struct("<4sBBH")
-
-Purpose = Literal["link", "knock"]
-"""``"link"``: from the left neighbour, to stay. ``"knock"``: from the right one, to be dialed."""
-
-
-class Code(enum.IntEnum):
-    """Why a handshake failed."""
-
-    PROTOCOL = 1
-    """The other side does not speak this protocol."""
-    VERSION = 2
-    RING = 3
-    """The other side belongs to another ring."""
-    ROSTER = 4
-    """The two sides list different members."""
-    TARGET = 5
-    """The dialer wanted to reach somebody else."""
-    NEIGHBOUR = 6
-    """The dialer is not the neighbour from whom such a connection may come."""
-    SETTINGS = 7
-    """Settings differ that must be equal on all members."""
-    KEY = 8
-    """The other side has another key, or none."""
-    BUSY = 9
-    DRAINING = 10
-
-
-class HandshakeError(Exception):
-    """The handshake failed.
-
-    Attributes:
-        code: What kind of difference.
-        text: What differed, naming both sides and the values of both.
-        by_peer: Whether the other side refused; its text is then shown cut and cleaned.
-    """
-
-    def __init__(self, code: Code, text: str, *, by_peer: bool = False) -> None:
-        super().__init__(text)
-        self.code = code
-        self.text = text
-        self.by_peer = by_peer
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What a daemon says about itself in every handshake."""
-
-    ring: str
-    members: tuple[str, ...]
-    """The roster, in ring order."""
-    rank: int
-    """This member's position in the roster."""
-    incarnation: int
-    settings: str = ""
-    """The settings that must be equal everywhere, readable, such as ``"chunk=262144"``."""
-    boot: bytes = b""
-    """Random bytes of this run of the daemon, at most 64."""
-
-    @property
-    def name(self) -> str:
-        """This member's name."""
-        return self.members[self.rank]
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Who proved to be at the other end."""
-
-    name: str
-    rank: int
-    incarnation: int
-    purpose: Purpose
-    boot: bytes
-
-
-class _Kind(enum.IntEnum):
-    HELLO = 1
-    PROOF = 2
-    ACCEPT = 3
-    REFUSE = 4
-
-
-_Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
-
-
-class _Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    ring: _Name
-    members: tuple[_Name, ...]
-    name: _Name
-    target: _Name
-    purpose: Purpose
-    nonce: Annotated[bytes, msgspec.Meta(min_length=NONCE_SIZE, max_length=NONCE_SIZE)]
-    incarnation: Annotated[int, msgspec.Meta(ge=0)]
-    boot: Annotated[bytes, msgspec.Meta(max_length=64)]
-    settings: Annotated[str, msgspec.Meta(max_length=MAX_SETTINGS)]
-
-
-class _Proof(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    mac: bytes
-
-
-class _Accept(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    pass
-
-
-class _Refuse(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    code: Code
-    text: str
-
-
-_Message = _Hello | _Proof | _Accept | _Refuse
-_BODIES: dict[int, type[_Message]] = {
-    _Kind.HELLO: _Hello,
-    _Kind.PROOF: _Proof,
-    _Kind.ACCEPT: _Accept,
-    _Kind.REFUSE: _Refuse,
-}
+__all__ = [
+    "NONCE_SIZE",
+    "Accepting",
+    "Code",
+    "Dialing",
+    "HandshakeError",
+    "Identity",
+    "Peer",
+    "Purpose",
+]
 
 
 class _Role(enum.Enum):
@@ -174,12 +74,12 @@ class _State(enum.Enum):
 
 # What each side may receive in each state, and the state that follows. A REFUSE may come
 # in any state but the last two; whatever else comes is an error of the other side.
-_TABLE: dict[tuple[_Role, _State], tuple[_Kind, _State]] = {
-    (_Role.DIALER, _State.AWAIT_HELLO): (_Kind.HELLO, _State.AWAIT_PROOF),
-    (_Role.DIALER, _State.AWAIT_PROOF): (_Kind.PROOF, _State.AWAIT_ACCEPT),
-    (_Role.DIALER, _State.AWAIT_ACCEPT): (_Kind.ACCEPT, _State.DONE),
-    (_Role.ACCEPTOR, _State.AWAIT_HELLO): (_Kind.HELLO, _State.AWAIT_PROOF),
-    (_Role.ACCEPTOR, _State.AWAIT_PROOF): (_Kind.PROOF, _State.DONE),
+_TABLE: dict[tuple[_Role, _State], tuple[Kind, _State]] = {
+    (_Role.DIALER, _State.AWAIT_HELLO): (Kind.HELLO, _State.AWAIT_PROOF),
+    (_Role.DIALER, _State.AWAIT_PROOF): (Kind.PROOF, _State.AWAIT_ACCEPT),
+    (_Role.DIALER, _State.AWAIT_ACCEPT): (Kind.ACCEPT, _State.DONE),
+    (_Role.ACCEPTOR, _State.AWAIT_HELLO): (Kind.HELLO, _State.AWAIT_PROOF),
+    (_Role.ACCEPTOR, _State.AWAIT_PROOF): (Kind.PROOF, _State.DONE),
 }
 
 
@@ -195,7 +95,7 @@ class _Handshake:
         self._in = bytearray()
         self._out = bytearray()
         self._transcript: list[bytes] = []
-        self._hello: _Hello | None = None
+        self._hello: Hello | None = None
         self._peer: Peer | None = None
 
     @property
@@ -230,9 +130,9 @@ class _Handshake:
                 return
             self._take(*message)
 
-    def _take(self, kind: _Kind, body: bytes) -> None:
+    def _take(self, kind: Kind, body: bytes) -> None:
         message = self._decode(kind, body)
-        if isinstance(message, _Refuse):
+        if isinstance(message, Refuse):
             self._state = _State.FAILED
             text = printable(message.text, MAX_TEXT)
             raise HandshakeError(message.code, text, by_peer=True)
@@ -241,72 +141,72 @@ class _Handshake:
             self._refuse(
                 Code.PROTOCOL, f"a message of kind {kind.name} came in place of {self._state.value}"
             )
-        if isinstance(message, _Hello):
+        if isinstance(message, Hello):
             self._compare(message)
             self._hello = message
             self._transcript.append(body)
             self._greeted(message)
-        elif isinstance(message, _Proof):
+        elif isinstance(message, Proof):
             self._verify(message)
             self._proven()
         self._state = then
         if then is _State.DONE:
             self._succeed()
 
-    def _greeted(self, hello: _Hello) -> None:
+    def _greeted(self, hello: Hello) -> None:
         """Go on after a hello that agrees with ours."""
 
     def _proven(self) -> None:
         """Go on after a right proof."""
 
-    def _check_purpose(self, hello: _Hello) -> None:
+    def _check_purpose(self, hello: Hello) -> None:
         """Refuse a hello whose target or purpose does not fit."""
         raise NotImplementedError
 
     # --- messages ---------------------------------------------------------------------
 
-    def _next_message(self) -> tuple[_Kind, bytes] | None:
+    def _next_message(self) -> tuple[Kind, bytes] | None:
         """Cut the next whole message from the buffer."""
         # Judged from the first byte on: a stranger need not be given a prefix's worth.
         if not MAGIC.startswith(self._in[: len(MAGIC)]):
             self._state = _State.FAILED  # whoever it is would not understand a refusal
             raise HandshakeError(Code.PROTOCOL, "the other side does not speak ringd's protocol")
-        if len(self._in) < _PREFIX.size:
+        if len(self._in) < PREFIX.size:
             return None
-        _, version, number, length = _PREFIX.unpack_from(self._in)
+        _, version, number, length = PREFIX.unpack_from(self._in)
         if version != VERSION:
             self._refuse(
                 Code.VERSION,
                 f"{self._identity.name!r} speaks version {VERSION} of the handshake, "
                 f"the other side version {version}",
             )
-        if number not in _BODIES:
+        if number not in BODIES:
             self._refuse(Code.PROTOCOL, f"unknown kind of message: {number}")
         if length > MAX_MESSAGE:
             self._refuse(Code.PROTOCOL, f"a message of {length} bytes: {MAX_MESSAGE} are allowed")
-        end = _PREFIX.size + length
+        end = PREFIX.size + length
         if len(self._in) < end:
             return None
-        body = bytes(self._in[_PREFIX.size : end])
+        body = bytes(self._in[PREFIX.size : end])
         del self._in[:end]
-        return _Kind(number), body
+        return Kind(number), body
 
-    def _decode(self, kind: _Kind, body: bytes) -> _Message:
+    def _decode(self, kind: Kind, body: bytes) -> Message:
         try:
-            return msgspec.msgpack.decode(body, type=_BODIES[kind])
+            return msgspec.msgpack.decode(body, type=BODIES[kind])
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             self._refuse(Code.PROTOCOL, f"a {kind.name} that cannot be read: {error}")
 
-    def _send(self, kind: _Kind, message: _Message) -> bytes:
+    def _send(self, kind: Kind, message: Message) -> bytes:
         body = msgspec.msgpack.encode(message)
         if len(body) > MAX_MESSAGE:
             raise ValueError(f"a {kind.name} of {len(body)} bytes: {MAX_MESSAGE} are allowed")
-        self._out += _PREFIX.pack(MAGIC, VERSION, kind, len(body)) + body
+        self._out += PREFIX.pack(MAGIC, VERSION, kind, len(body)) + body
         return body
 
     def _send_hello(self, target: str, purpose: Purpose) -> None:
         own = self._identity
-        hello = _Hello(
+        hello = Hello(
             own.ring,
             own.members,
             own.name,
@@ -317,17 +217,17 @@ class _Handshake:
             own.boot,
             own.settings,
         )
-        self._transcript.append(self._send(_Kind.HELLO, hello))
+        self._transcript.append(self._send(Kind.HELLO, hello))
 
     def _refuse(self, code: Code, text: str) -> NoReturn:
         text = printable(text, MAX_TEXT)
         self._state = _State.FAILED
-        self._send(_Kind.REFUSE, _Refuse(code, text))
+        self._send(Kind.REFUSE, Refuse(code, text))
         raise HandshakeError(code, text)
 
     # --- belief -----------------------------------------------------------------------
 
-    def _compare(self, theirs: _Hello) -> None:
+    def _compare(self, theirs: Hello) -> None:
         """Refuse a hello that differs from ours in what must be equal."""
         own = self._identity
         us, them = repr(own.name), repr(theirs.name)
@@ -337,7 +237,7 @@ class _Handshake:
                 f"{us} belongs to ring {own.ring!r}, {them} to ring {theirs.ring!r}",
             )
         if theirs.members != own.members:
-            self._refuse(Code.ROSTER, _roster_difference(us, own.members, them, theirs.members))
+            self._refuse(Code.ROSTER, roster_difference(us, own.members, them, theirs.members))
         if theirs.name not in own.members:
             self._refuse(Code.PROTOCOL, f"{them} is not in its own roster")
         if theirs.settings != own.settings:
@@ -356,7 +256,7 @@ class _Handshake:
             mac.update(part)
         return mac.digest()
 
-    def _verify(self, proof: _Proof) -> None:
+    def _verify(self, proof: Proof) -> None:
         other = _Role.ACCEPTOR if self._role is _Role.DIALER else _Role.DIALER
         if not hmac.compare_digest(proof.mac, self._mac(other)):
             them = self._hello.name if self._hello else ""
@@ -367,7 +267,7 @@ class _Handshake:
             )
 
     def _prove(self) -> None:
-        self._send(_Kind.PROOF, _Proof(self._mac(self._role)))
+        self._send(Kind.PROOF, Proof(self._mac(self._role)))
 
     def _succeed(self) -> None:
         hello = self._hello
@@ -405,7 +305,7 @@ class Dialing(_Handshake):
         self._purpose = purpose
         self._send_hello(target, purpose)
 
-    def _check_purpose(self, hello: _Hello) -> None:
+    def _check_purpose(self, hello: Hello) -> None:
         if hello.name != self._target:
             self._refuse(
                 Code.TARGET,
@@ -439,7 +339,7 @@ class Accepting(_Handshake):
         super().__init__(_Role.ACCEPTOR, identity, key, nonce)
         self._refusal = refusal
 
-    def _check_purpose(self, hello: _Hello) -> None:
+    def _check_purpose(self, hello: Hello) -> None:
         own = self._identity
         if hello.target != own.name:
             self._refuse(
@@ -454,24 +354,11 @@ class Accepting(_Handshake):
                 f"{neighbour!r}, not from {hello.name!r}",
             )
 
-    def _greeted(self, hello: _Hello) -> None:
+    def _greeted(self, hello: Hello) -> None:
         self._send_hello(hello.name, hello.purpose)
         self._prove()
 
     def _proven(self) -> None:
         if self._refusal is not None:
             self._refuse(*self._refusal)
-        self._send(_Kind.ACCEPT, _Accept())
-
-
-def _roster_difference(us: str, ours: tuple[str, ...], them: str, theirs: tuple[str, ...]) -> str:
-    if len(ours) != len(theirs):
-        counts = f"{us} lists {len(ours)} members, {them} lists {len(theirs)}"
-    else:
-        counts = f"both list {len(ours)} members"
-    for position, (our, their) in enumerate(zip(ours, theirs, strict=False)):
-        if our != their:
-            return (
-                f"the rosters differ at position {position}: {us} has {our!r}, {them} has {their!r}"
-            )
-    return f"the rosters differ: {counts}"
+        self._send(Kind.ACCEPT, Accept())

@@ -1,0 +1,208 @@
+"""How links come to be: listening for the left neighbour, dialing the right one, knocking.
+
+Owns what makes connections, not the links; says through two callbacks what came of it.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from ringd.config.settings import Config
+from ringd.errors import RingError
+from ringd.membership.backoff import Backoff
+from ringd.membership.machine import Side
+from ringd.net.dialer import Dialer, Knock
+from ringd.net.listener import Listener
+from ringd.net.loop import Loop
+from ringd.wire.handshake import Identity, Peer
+
+HEALTHY_AFTER = 10.0
+"""Seconds that a link must have held before its loss is dialed without a trace of backoff."""
+
+_REMEMBERED = 256
+
+
+class ReachUser(Protocol):
+    """Who wants the links."""
+
+    def link_made(
+        self, side: Side, sock: socket.socket, peer: Peer, address: str, leftover: bytes
+    ) -> None:
+        """A neighbour has proved to be one."""
+
+    def dial_failed(self, address: str, reason: str) -> None:
+        """The right neighbour could not be reached at *address*."""
+
+    def knocked(self, peer: Peer) -> None:
+        """The right neighbour is there and waits to be dialed."""
+
+
+class Reach:
+    """See the module's docstring.
+
+    Args:
+        loop: Where it runs.
+        config: This member's.
+        incarnation: Asked at every handshake.
+        user: Who wants the links.
+    """
+
+    def __init__(
+        self, loop: Loop, config: Config, incarnation: Callable[[], int], user: ReachUser
+    ) -> None:
+        self._loop = loop
+        self._config = config
+        self._incarnation = incarnation
+        self._user = user
+        self._log = structlog.get_logger("ring")
+        self._names = tuple(member.name for member in config.ring.members)
+        self._backoff = Backoff(
+            config.join.backoff_first,
+            config.join.backoff_max,
+            random.Random(),  # noqa: S311 - jitter
+        )
+        self._listener = self._make_listener(config)
+        self._dialer = self._make_dialer()
+        self._knock = self._make_knock()
+        self._said: set[tuple[str, str]] = set()
+        self.refused = 0
+        """Connections that were turned away."""
+
+    def start(self) -> None:
+        """Listen, dial, knock.
+
+        Raises:
+            ConfigError: An address cannot be bound.
+        """
+        self._listener.start()
+        self._dialer.start()
+        self._knock.start()
+
+    def stop(self) -> None:
+        """Give up whatever is under way, and close the listener."""
+        self._knock.stop()
+        self._dialer.stop()
+        self._listener.stop()
+
+    def redial(self, held: float) -> None:
+        """Dial the right neighbour, whose link has held for *held* seconds."""
+        if held >= HEALTHY_AFTER:
+            self._backoff.reset()
+        self._dialer.start()
+
+    def hurry(self) -> None:
+        """Dial now, if there is something to dial, with the backoff forgotten."""
+        self._dialer.wake()
+
+    def renew(self) -> None:
+        """Dial and knock anew, as after a start; names are resolved afresh."""
+        self._dialer.start()
+        self._dialer.wake()
+        self._knock.start()
+
+    def reload(self, config: Config) -> bool:
+        """Use *config*; return whether addresses of members changed, so that links are stale.
+
+        Raises:
+            RingError: A new address of this member cannot be bound; the old config stays.
+        """
+        old = self._config
+        if config.listen_addresses(config.node) != old.listen_addresses(old.node):
+            self._listen_elsewhere(config)
+        self._config = config
+        dialing = self._dialer.active
+        self._knock.stop()
+        self._dialer.stop()
+        self._dialer = self._make_dialer()
+        self._knock = self._make_knock()
+        if dialing:
+            self._dialer.start()
+        return [member.addresses for member in config.ring.members] != [
+            member.addresses for member in old.ring.members
+        ]
+
+    def forget_said(self) -> None:
+        """Log again what was logged before: the circumstances have changed."""
+        self._said.clear()
+
+    # --- the makers -------------------------------------------------------------------
+
+    def _listen_elsewhere(self, config: Config) -> None:
+        old, new = self._listener, self._make_listener(config)
+        old.stop()  # the new one may want some of its addresses
+        try:
+            new.start()
+        except RingError:
+            old.start()
+            raise
+        self._listener = new
+
+    def _identity(self) -> Identity:
+        return Identity(
+            ring=self._config.ring.name,
+            members=self._names,
+            rank=self._config.rank,
+            incarnation=self._incarnation(),
+            settings=self._config.shared_settings(),
+        )
+
+    def _make_listener(self, config: Config) -> Listener:
+        return Listener(
+            self._loop,
+            bind=config.listen_addresses(config.node),
+            identity=self._identity,
+            key=config.ring.key,
+            settings=config.join,
+            on_link=lambda *made: self._user.link_made("left", *made),
+            on_knock=self._user.knocked,
+            on_refused=self._refused,
+        )
+
+    def _make_dialer(self) -> Dialer:
+        target = self._config.ring.members[(self._config.rank + 1) % self._config.size]
+        return Dialer(
+            self._loop,
+            identity=self._identity,
+            key=self._config.ring.key,
+            target=target.name,
+            addresses=lambda: target.addresses,
+            settings=self._config.join,
+            backoff=self._backoff,
+            on_link=lambda *made: self._user.link_made("right", *made),
+            on_failure=self._dial_failed,
+        )
+
+    def _make_knock(self) -> Knock:
+        target = self._config.ring.members[self._config.rank - 1]
+        return Knock(
+            self._loop,
+            identity=self._identity,
+            key=self._config.ring.key,
+            target=target.name,
+            addresses=lambda: target.addresses,
+            settings=self._config.join,
+        )
+
+    # --- failures ---------------------------------------------------------------------
+
+    def _dial_failed(self, address: str, reason: str) -> None:
+        self._say_once("cannot reach the right neighbour yet", address, reason)
+        self._user.dial_failed(address, reason)
+
+    def _refused(self, address: str, reason: str) -> None:
+        self.refused += 1
+        self._say_once("connection refused", address.rpartition(":")[0], reason)
+
+    def _say_once(self, event: str, where: str, reason: str) -> None:
+        """Log what may repeat for ever, such as a stranger's visits, the first time only."""
+        if (where, reason) in self._said:
+            return
+        if len(self._said) >= _REMEMBERED:
+            self._said.clear()
+        self._said.add((where, reason))
+        self._log.warning(event, address=where, reason=reason)

@@ -1,0 +1,90 @@
+"""A link's pulse: when we must speak, when the peer is lost, how long a round trip takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ringd.net.loop import Loop, Timer
+from ringd.wire.frames import FrameType, Header
+
+_PING, _PONG, _ACK = 0, 1, 2  # a heartbeat's index
+
+
+class Pulse:
+    """Heartbeats of one link.
+
+    There is one timer for both directions, and it is set for the earliest moment at which
+    something could be due; traffic in between only moves :attr:`heard` and :attr:`spoke`.
+
+    Args:
+        loop: Where it runs.
+        heartbeat: Seconds of our own silence after which a heartbeat is sent.
+        lost_after: Seconds of the peer's silence after which it is lost.
+        send: Sends a heartbeat.
+        lost: Called once with the reason when the peer is lost; the pulse has ended by then.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        heartbeat: float,
+        lost_after: float,
+        *,
+        send: Callable[[Header], None],
+        lost: Callable[[str], None],
+    ) -> None:
+        self.heard = self.spoke = loop.now()
+        """When bytes last came, and last went, on the loop's clock."""
+        self.round_trip: float | None = None
+        """Seconds there and back."""
+        self._loop = loop
+        self._heartbeat = heartbeat
+        self._lost_after = lost_after
+        self._send = send
+        self._lost = lost
+        self._stamp = -1  # what was last sent to be echoed, in microseconds of our clock
+        self._timer: Timer = loop.call_later(min(heartbeat, lost_after), self._tick)
+        loop.on_pause(self._paused)
+
+    def ping(self) -> None:
+        """Send a heartbeat that the peer will echo."""
+        self._stamp = self._now()
+        self._send(Header(FrameType.HEARTBEAT, seq=self._stamp, index=_PING))
+
+    def received(self, header: Header) -> None:
+        """Take a heartbeat.
+
+        Three frames go there, back, and there again, so that one heartbeat tells both sides
+        the round trip.
+        """
+        if header.index == _PING:
+            self._stamp = self._now()
+            self._send(Header(FrameType.HEARTBEAT, group=self._stamp, seq=header.seq, index=_PONG))
+            return
+        if header.seq == self._stamp:
+            self.round_trip = (self._now() - header.seq) / 1e6
+        if header.index == _PONG:
+            self._send(Header(FrameType.HEARTBEAT, seq=header.group, index=_ACK))
+
+    def stop(self) -> None:
+        """End; nobody is called any more."""
+        self._timer.cancel()
+        self._loop.forget_pause(self._paused)
+
+    def _now(self) -> int:
+        return int(self._loop.now() * 1e6)
+
+    def _paused(self, gap: float) -> None:
+        self.heard = min(self.heard + gap, self._loop.now())
+
+    def _tick(self) -> None:
+        now = self._loop.now()
+        silence = now - self.heard
+        if silence >= self._lost_after:
+            self._lost(f"nothing heard for {silence:.1f} s")
+            return
+        if now - self.spoke >= self._heartbeat:
+            self.spoke = now
+            self.ping()
+        due = min(self.spoke + self._heartbeat, self.heard + self._lost_after)
+        self._timer = self._loop.call_later(due - now, self._tick)

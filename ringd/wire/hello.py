@@ -1,0 +1,165 @@
+"""The messages of the handshake, and who takes part in it.
+
+Every message is ``magic 4s | version u8 | kind u8 | length u16`` (little-endian) and a body
+in MessagePack. These eight bytes stay as they are in all versions.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from dataclasses import dataclass
+from typing import Annotated, Literal, Union
+
+import msgspec
+
+MAGIC = b"RNGD"
+VERSION = 1
+MAX_MESSAGE = 16 * 1024
+"""Bytes of a message's body at most."""
+NONCE_SIZE = 32
+MAX_TEXT = 400
+"""Characters of a refusal that are shown."""
+MAX_NAME = 255
+MAX_SETTINGS = 1024
+
+PREFIX = struct.Struct("<4sBBH")
+
+Purpose = Literal["link", "knock"]
+"""``"link"``: from the left neighbour, to stay. ``"knock"``: from the right one, to be dialed."""
+
+
+class Code(enum.IntEnum):
+    """Why a handshake failed."""
+
+    PROTOCOL = 1
+    """The other side does not speak this protocol."""
+    VERSION = 2
+    RING = 3
+    """The other side belongs to another ring."""
+    ROSTER = 4
+    """The two sides list different members."""
+    TARGET = 5
+    """The dialer wanted to reach somebody else."""
+    NEIGHBOUR = 6
+    """The dialer is not the neighbour from whom such a connection may come."""
+    SETTINGS = 7
+    """Settings differ that must be equal on all members."""
+    KEY = 8
+    """The other side has another key, or none."""
+    BUSY = 9
+    DRAINING = 10
+
+
+class HandshakeError(Exception):
+    """The handshake failed.
+
+    Attributes:
+        code: What kind of difference.
+        text: What differed, naming both sides and the values of both.
+        by_peer: Whether the other side refused; its text is then shown cut and cleaned.
+    """
+
+    def __init__(self, code: Code, text: str, *, by_peer: bool = False) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+        self.by_peer = by_peer
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a daemon says about itself in every handshake."""
+
+    ring: str
+    members: tuple[str, ...]
+    """The roster, in ring order."""
+    rank: int
+    """This member's position in the roster."""
+    incarnation: int
+    settings: str = ""
+    """The settings that must be equal everywhere, readable, such as ``"chunk=262144"``."""
+    boot: bytes = b""
+    """Random bytes of this run of the daemon, at most 64."""
+
+    @property
+    def name(self) -> str:
+        """This member's name."""
+        return self.members[self.rank]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who proved to be at the other end."""
+
+    name: str
+    rank: int
+    incarnation: int
+    purpose: Purpose
+    boot: bytes
+
+
+class Kind(enum.IntEnum):
+    """What a message is."""
+
+    HELLO = 1
+    PROOF = 2
+    ACCEPT = 3
+    REFUSE = 4
+
+
+_Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Who speaks, to whom, and everything that must be equal."""
+
+    ring: _Name
+    members: tuple[_Name, ...]
+    name: _Name
+    target: _Name
+    purpose: Purpose
+    nonce: Annotated[bytes, msgspec.Meta(min_length=NONCE_SIZE, max_length=NONCE_SIZE)]
+    incarnation: Annotated[int, msgspec.Meta(ge=0)]
+    boot: Annotated[bytes, msgspec.Meta(max_length=64)]
+    settings: Annotated[str, msgspec.Meta(max_length=MAX_SETTINGS)]
+
+
+class Proof(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Shows that the sender has the key."""
+
+    mac: bytes
+
+
+class Accept(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Welcome."""
+
+
+class Refuse(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Why not."""
+
+    code: Code
+    text: str
+
+
+Message = Union[Hello, Proof, Accept, Refuse]
+BODIES: dict[int, type[Message]] = {
+    Kind.HELLO: Hello,
+    Kind.PROOF: Proof,
+    Kind.ACCEPT: Accept,
+    Kind.REFUSE: Refuse,
+}
+
+
+def roster_difference(us: str, ours: tuple[str, ...], them: str, theirs: tuple[str, ...]) -> str:
+    """Return in words where two rosters differ."""
+    if len(ours) != len(theirs):
+        counts = f"{us} lists {len(ours)} members, {them} lists {len(theirs)}"
+    else:
+        counts = f"both list {len(ours)} members"
+    for position, (our, their) in enumerate(zip(ours, theirs, strict=False)):
+        if our != their:
+            return (
+                f"the rosters differ at position {position}: {us} has {our!r}, {them} has {their!r}"
+            )
+    return f"the rosters differ: {counts}"

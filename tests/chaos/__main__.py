@@ -1,0 +1,63 @@
+"""``make chaos``: see the package's docstring."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+from chaos.run import Options, play
+
+
+@click.command()
+@click.option("--seed", type=int, help="Repeats a run; by default a new one, which is printed.")
+@click.option("--size", type=click.IntRange(2, 16), default=4, show_default=True, help="Daemons.")
+@click.option("--duration", type=float, default=120.0, show_default=True, help="Seconds.")
+@click.option("--faults", type=int, default=0, help="Go on until there were so many, instead.")
+@click.option("--checksum/--no-checksum", default=True, help="The setting ops.checksum.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write the table there, too.")
+@click.option("--keep", is_flag=True, help="Keep the logs also of a run in which all went well.")
+def main(
+    *,
+    seed: int | None,
+    size: int,
+    duration: float,
+    faults: int,
+    checksum: bool,
+    report: Path | None,
+    keep: bool,
+) -> None:
+    """Run a ring of daemons and programs under a seeded adversary; check every value."""
+    seed = random.SystemRandom().randrange(1 << 31) if seed is None else seed
+    options = Options(seed, size, faults, duration, checksum)
+    command = f"make chaos SEED={seed} SIZE={size} " + (
+        f"FAULTS={faults}" if faults else f"DURATION={duration:g}"
+    )
+    command += "" if checksum else " ARGS=--no-checksum"
+    directory = Path(tempfile.mkdtemp(prefix="ringd-chaos-"))
+    click.echo(f"{command}; logs in {directory}")
+    begun = time.monotonic()
+    result = play(
+        options,
+        directory,
+        command,
+        lambda text: click.echo(f"{time.monotonic() - begun:7.1f} s  {text}"),
+    )
+    page = result.markdown()
+    click.echo("\n" + page)
+    if report is not None:
+        report.write_text(page + "\n")
+    if result.good and not keep:
+        shutil.rmtree(directory)
+    for violation in result.ledger.violations:
+        click.echo(f"VIOLATED {violation}", err=True)
+    sys.exit(0 if result.good else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""The adversary: does one set of faults after the other, and waits each time for the groups.
+
+A set begins with one to five faults at nearly the same time, and is over when all groups have
+completed a call after the last of them. What is done to whom derives from the seed alone.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from random import Random
+
+from chaos.faults import Kind
+from chaos.stage import Stage
+
+PATIENCE = 40.0
+"""Seconds without a completed call, with all faults healed, that are a hang."""
+
+SEVERAL = "several at once"
+
+
+class Hang(Exception):
+    """A group makes no progress."""
+
+
+class Adversary:
+    """Does faults to *stage*; *tell* prints how it goes."""
+
+    def __init__(self, stage: Stage, seed: int, tell: Callable[[str], None]) -> None:
+        self._stage = stage
+        self._seed = seed
+        self._tell = tell
+        self.counts: Counter[str] = Counter()
+        """Faults, by kind."""
+        self.added: dict[str, list[float]] = defaultdict(list)
+        """By kind of a fault that came alone: seconds to the next complete call of each group."""
+
+    def act(self, number: int, kinds: Sequence[Kind]) -> None:
+        """Do set *number* of faults; returns when all groups have gone on.
+
+        Raises:
+            Hang: they have not.
+        """
+        rng = Random(f"{self._seed}/set {number}")
+        ledger = self._stage.ledger
+        count = 1 if rng.random() < 0.5 else rng.randint(2, 5)
+        chosen = rng.choices(kinds, [kind.weight for kind in kinds], k=count)
+        start = time.monotonic()
+        stories: list[tuple[float, int, Iterator[float]]] = []
+        for i, kind in enumerate(chosen):
+            self.counts[kind.name] += 1
+            own = Random(f"{self._seed}/set {number}/{i}")
+            begins = start + (rng.uniform(0, 0.6) if i else 0.0)
+            heapq.heappush(stories, (begins, i, kind.story(self._stage, own)))
+        if count == 1:
+            ledger.watch(start, self.added[chosen[0].name])
+        self._play(stories)
+        self._stage.heal()
+        healed = time.monotonic()
+        if count > 1:
+            ledger.watch(healed, self.added[SEVERAL])
+        self.await_progress(healed)
+        names = ", ".join(kind.name for kind in chosen)
+        took = time.monotonic() - start
+        self._tell(f"set {number}: {names}: went on after {took:.2f} s")
+        calm = rng.uniform(0, 0.15)
+        while time.monotonic() < healed + calm:
+            self._stage.programs.pump(0.01)
+
+    def _play(self, stories: list[tuple[float, int, Iterator[float]]]) -> None:
+        while stories:
+            due, i, story = heapq.heappop(stories)
+            while (left := due - time.monotonic()) > 0:
+                self._stage.programs.pump(min(left, 0.05))
+            pause = next(story, None)
+            if pause is not None:
+                heapq.heappush(stories, (time.monotonic() + pause, i, story))
+
+    def await_progress(self, since: float, patience: float = PATIENCE) -> None:
+        """Wait until all groups have completed a call after *since*.
+
+        Raises:
+            Hang: they have not within *patience* seconds.
+        """
+        ledger = self._stage.ledger
+        while not ledger.progressed(since) and not ledger.failed:
+            self._stage.programs.pump(0.02)
+            if time.monotonic() > since + patience:
+                stuck = ", ".join(ledger.stuck(since))
+                text = f"no call of {stuck} for {patience:g} s"
+                ledger.violate("hangs", text)
+                raise Hang(text)

@@ -1,0 +1,220 @@
+"""What the calls of a group are, and what must come of them: a function of the seed.
+
+A tensor is a short random pattern, repeated: so making and checking 64 MiB costs little, and
+as the pattern's length is a prime, a chunk in the wrong place shows.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ringd.collective.plan import RingPlan
+from ringd.collective.reduction import dtype_from_name
+
+Array = npt.NDArray[Any]
+
+PERIOD = 1021
+EAGER = 32 * 1024
+"""The default of ``ops.eager_limit``: up to here the sum is taken in rank order."""
+
+LARGEST = 0.02
+"""Share of the calls that are of the group's largest size."""
+
+INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+FLOATS = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How the programs of a group call; sizes are in bytes."""
+
+    smallest: int
+    largest: int
+    window: int
+    """Calls in flight; 1 for plain blocking calls."""
+    barriers: float
+    """Share of the calls that are barriers."""
+    vote_every: int
+    """Calls between two votes on whether to stop."""
+    pause: float
+    """Seconds that the program computes between two calls."""
+
+
+STYLES = {
+    "steps": Style(4, 256 << 10, 1, 0.05, 16, 0.002),
+    "flights": Style(4, 1 << 20, 12, 0.02, 32, 0.001),
+    "layers": Style(32 << 10, 64 << 20, 3, 0.0, 4, 0.001),
+    "ticks": Style(4, 4096, 1, 0.2, 64, 0.001),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a group.
+
+    Attributes:
+        number: in the group, from 0; not the number of the op, which starts anew with a session.
+        op: a reduction or ``"barrier"``.
+        exact: whether its result does not depend on the order of the sum.
+        patterns: shape (size, period), one row for each rank.
+    """
+
+    number: int
+    op: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    exact: bool
+    patterns: Array
+
+    @property
+    def name(self) -> str:
+        """Return what the members compare."""
+        return f"call {self.number}"
+
+    @property
+    def count(self) -> int:
+        """Return the number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def fill(self, array: Array, rank: int) -> None:
+        """Write what *rank* brings into *array*, which may be of any layout."""
+        if array.flags.c_contiguous:
+            _tile(array.reshape(-1), self.patterns[rank])
+        else:
+            whole = np.empty(self.shape, self.dtype)
+            _tile(whole.reshape(-1), self.patterns[rank])
+            array[...] = whole
+
+    def wrong(self, result: Array) -> int:
+        """Return how many elements of *result* differ in any bit from what they must be."""
+        if result.shape != self.shape or result.dtype != self.dtype:
+            return max(1, self.count)
+        flat = np.ascontiguousarray(result).reshape(-1)
+        size = len(self.patterns)
+        if self.exact or flat.nbytes <= EAGER:
+            return _differing(flat, self._reduced(0), 0)
+        wrong = 0
+        plan = RingPlan(self.count, 1, 1, size, 0)
+        for step in range(size):  # in which rank 0 sends each segment once
+            first = plan.send(step * plan.chunks_per_segment)
+            last = plan.send((step + 1) * plan.chunks_per_segment - 1)
+            segment = -step % size
+            part = flat[first.start : last.stop]
+            wrong += _differing(part, self._reduced(segment), first.start)
+        return wrong
+
+    def _reduced(self, first: int) -> Array:
+        """Return the patterns reduced in the order of ranks that begins with *first*."""
+        size = len(self.patterns)
+        rows = [self.patterns[(first + i) % size] for i in range(size)]
+        with np.errstate(all="ignore"):
+            if self.dtype.kind == "b":
+                function = np.logical_or if self.op in ("sum", "max") else np.logical_and
+                return np.asarray(function.reduce(rows))
+            half = self.dtype.name in ("float16", "bfloat16")
+            wide = np.dtype(np.float32) if half else self.dtype
+            total = rows[0].astype(wide)
+            for row in rows[1:]:
+                total = _FUNCTIONS[self.op](total, row.astype(wide))
+            if self.op == "mean":
+                total = _divided(total, size)
+            return total.astype(self.dtype)
+
+
+_FUNCTIONS = {
+    "sum": np.add,
+    "mean": np.add,
+    "prod": np.multiply,
+    "min": np.minimum,
+    "max": np.maximum,
+}
+
+
+def make(seed: int, group: str, number: int, size: int) -> Call:
+    """Return call *number* of *group* in a ring of *size*."""
+    style = STYLES[group]
+    rng = Random(f"{seed}/{group}/{number}")
+    values = np.random.default_rng([seed & 0xFFFFFFFF, zlib.crc32(group.encode()), number])
+    if rng.random() < style.barriers:
+        return Call(
+            number, "barrier", np.dtype(np.uint8), (0,), True, np.empty((size, 0), np.uint8)
+        )
+    name = rng.choice(["bool", *INTEGERS, *FLOATS, *FLOATS])
+    dtype = dtype_from_name(name)
+    ops = ["sum", "sum", "prod"]
+    ops += [] if dtype.kind == "c" else ["min", "max"]
+    ops += ["mean", "mean"] if name in FLOATS else []
+    op = rng.choice(ops)
+    spread = 1.0 if rng.random() < LARGEST else rng.random() ** 1.5
+    nbytes = int(style.smallest * (style.largest / style.smallest) ** spread)
+    count = max(1, nbytes // dtype.itemsize)
+    shape = (count,)
+    if rng.random() < 0.3 and count >= 6:
+        shape = (count // 3, 3)
+    # How numpy rounds a complex product depends on the processor, and on the array's length.
+    exact = name not in FLOATS or rng.random() < 0.5 or (op == "prod" and dtype.kind == "c")
+    period = min(PERIOD, count)
+    patterns = _patterns(values, dtype, op, (size, period), exact=exact)
+    return Call(number, op, dtype, shape, exact, patterns)
+
+
+def _patterns(
+    values: np.random.Generator,
+    dtype: np.dtype[Any],
+    op: str,
+    shape: tuple[int, int],
+    *,
+    exact: bool,
+) -> Array:
+    if dtype.kind in "biu":
+        raw = values.integers(0, 256, (shape[0], shape[1] * dtype.itemsize), np.uint8)
+        return (raw & 1).astype(np.bool_) if dtype.kind == "b" else raw.view(dtype)
+    if not exact:
+        found = values.standard_normal(shape)
+        if dtype.kind == "c":
+            return (found + 1j * values.standard_normal(shape)).astype(dtype)
+        return found.astype(dtype)
+    least, beyond = (1, 3) if op == "prod" else (-8, 9)
+    found = values.integers(least, beyond, shape).astype(dtype)
+    if dtype.kind == "c":
+        found.imag = values.integers(least, beyond, shape)
+    return found
+
+
+def _divided(total: Array, size: int) -> Array:
+    if total.dtype.kind == "c":
+        return _divided(total.view(total.real.dtype), size).view(total.dtype)
+    return total / total.dtype.type(size)
+
+
+def _tile(flat: Array, pattern: Array) -> None:
+    period = max(1, len(pattern))
+    whole = len(flat) // period * period
+    flat[:whole].reshape(-1, period)[:] = pattern
+    flat[whole:] = pattern[: len(flat) - whole]
+
+
+def _differing(flat: Array, pattern: Array, start: int) -> int:
+    """Return how many elements of *flat*, which begins at *start*, are not the pattern's."""
+    if not len(flat):
+        return 0
+    period = len(pattern)
+    got = _bits(flat)
+    want = _bits(np.roll(pattern, -(start % period)))
+    whole = len(flat) // period * period
+    return int(
+        np.count_nonzero(np.any(got[:whole].reshape(-1, *want.shape) != want, axis=-1))
+        + np.count_nonzero(np.any(got[whole:] != want[: len(flat) - whole], axis=-1))
+    )
+
+
+def _bits(flat: Array) -> Array:
+    """Return *flat* as shape (count, words) of unsigned integers."""
+    word = min(8, flat.itemsize)
+    return np.ascontiguousarray(flat).view(f"u{word}").reshape(len(flat), -1)

@@ -1,0 +1,249 @@
+"""Everything that the adversary can do, each as a short story that yields its pauses (seconds)."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from random import Random
+
+from chaos.calls import STYLES
+from chaos.proxy import Harm
+from chaos.stage import LOST_AFTER, Stage
+
+Story = Callable[[Stage, Random], Iterator[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of fault."""
+
+    name: str
+    weight: float
+    story: Story
+    ends_daemons: bool = False
+    needs_checksum: bool = False
+
+
+# --- daemons --------------------------------------------------------------------------
+
+
+def kill(stage: Stage, rng: Random) -> Iterator[float]:
+    """End a daemon with SIGKILL, and start it again."""
+    node = stage.node(rng)
+    stage.kill(node)
+    yield rng.choice([0.0, rng.uniform(0, 0.5)])
+    stage.start(node)
+
+
+def kill_again(stage: Stage, rng: Random) -> Iterator[float]:
+    """The same one again and again, also while it starts."""
+    node = stage.node(rng)
+    for _ in range(rng.randint(2, 4)):
+        stage.kill(node)
+        yield rng.uniform(0, 0.1)
+        stage.start(node)
+        yield rng.uniform(0.02, 0.9)
+
+
+def kill_all(stage: Stage, rng: Random) -> Iterator[float]:
+    """All at once; they come back in any order."""
+    nodes = stage.cluster.nodes
+    for node in nodes:
+        stage.kill(node)
+    for node in rng.sample(nodes, len(nodes)):
+        yield rng.uniform(0, 0.2)
+        stage.start(node)
+
+
+def terminate(stage: Stage, rng: Random) -> Iterator[float]:
+    """Restart a daemon in good order."""
+    node = stage.node(rng)
+    stage.signal(node, signal.SIGTERM)
+    while node.running:
+        yield 0.02
+    stage.start(node)
+
+
+def terminate_in_turn(stage: Stage, rng: Random) -> Iterator[float]:
+    """Restart all daemons in good order, one after the other, as an upgrade does."""
+    nodes = stage.cluster.nodes
+    for node in rng.sample(nodes, len(nodes)):
+        stage.signal(node, signal.SIGTERM)
+        while node.running:
+            yield 0.02
+        stage.start(node)
+        yield rng.uniform(0.2, 1.0)
+
+
+def pause(shortest: float, longest: float) -> Story:
+    """Return the story of a daemon that sleeps; in units of lost_after."""
+
+    def story(stage: Stage, rng: Random) -> Iterator[float]:
+        node = stage.node(rng)
+        stage.signal(node, signal.SIGSTOP)
+        yield LOST_AFTER * rng.uniform(shortest, longest)
+        stage.signal(node, signal.SIGCONT)
+
+    return story
+
+
+def rejoin(stage: Stage, rng: Random) -> Iterator[float]:
+    """As `ringd-cli rejoin`."""
+    stage.rejoin(stage.node(rng))
+    yield 0.0
+
+
+def readdress(stage: Stage, rng: Random) -> Iterator[float]:
+    """Reload a roster with a changed address."""
+    stage.readdress(stage.node(rng))
+    yield 0.0
+
+
+# --- links ----------------------------------------------------------------------------
+
+
+def cut(stage: Stage, rng: Random) -> Iterator[float]:
+    """End a link: with a reset, or in good order."""
+    proxy, reset = stage.proxy(rng), rng.random() < 0.7
+    stage.network.ask(lambda: proxy.cut(reset=reset))
+    yield 0.0
+
+
+def stall(shortest: float, longest: float) -> Story:
+    """Return the story of a cable that is out for a while; in units of lost_after."""
+
+    def story(stage: Stage, rng: Random) -> Iterator[float]:
+        proxy = stage.proxy(rng)
+        stage.network.ask(lambda: setattr(proxy, "stalled", True))
+        yield LOST_AFTER * rng.uniform(shortest, longest)
+        stage.network.ask(lambda: setattr(proxy, "stalled", False))
+
+    return story
+
+
+def half_open(stage: Stage, rng: Random) -> Iterator[float]:
+    """Reset one side of a link; the other side hears nothing of it."""
+    proxy, far = stage.proxy(rng), rng.random() < 0.5
+    stage.network.ask(lambda: proxy.half_open(far=far))
+    yield 0.0
+
+
+def delay(stage: Stage, rng: Random) -> Iterator[float]:
+    """Make a link slow to arrive for a while."""
+    proxy, seconds = stage.proxy(rng), rng.uniform(0.002, 0.1)
+    stage.network.ask(lambda: setattr(proxy, "delay", seconds))
+    yield rng.uniform(0.1, 1.0)
+    stage.network.ask(lambda: setattr(proxy, "delay", 0.0))
+
+
+def duplicate(stage: Stage, rng: Random) -> Iterator[float]:
+    """Cut a link; what dials next arrives twice."""
+    proxy = stage.proxy(rng)
+
+    def prepare() -> None:
+        proxy.twins = 2
+        proxy.cut(reset=True)
+
+    stage.network.ask(prepare)
+    yield 0.0
+
+
+def replay(stage: Stage, rng: Random) -> Iterator[float]:
+    """Say the beginning of a link to a member once more."""
+    proxy = stage.proxy(rng)
+    stage.network.ask(proxy.replay)
+    yield 0.0
+
+
+def harm(kind: str, longest: int) -> Story:
+    """Return the story of some bytes that do not arrive as they were sent."""
+
+    def story(stage: Stage, rng: Random) -> Iterator[float]:
+        after = rng.choice([0, rng.randrange(64), rng.randrange(4096), rng.randrange(1 << 18)])
+        done = Harm(kind, after, rng.randint(1, longest), rng.randint(1, 255))
+        stage.harm(stage.proxy(rng), done, up=rng.random() < 0.8)
+        yield 0.1  # for it to come to pass
+
+    return story
+
+
+def strangers(stage: Stage, rng: Random) -> Iterator[float]:
+    """Visit a daemon with garbage, or with silence."""
+    node = stage.node(rng)
+    for _ in range(rng.randint(1, 10)):
+        words = rng.randbytes(rng.randrange(200)) if rng.random() < 0.7 else b""
+        stage.stranger(node, words)
+    yield 0.0
+
+
+# --- programs -------------------------------------------------------------------------
+
+
+def kill_program(stage: Stage, rng: Random) -> Iterator[float]:
+    """End a program with SIGKILL; another takes its place."""
+    group, rank = rng.choice(list(STYLES)), rng.randrange(stage.size)
+    stage.programs.kill(group, rank)
+    yield rng.uniform(0, 0.3)
+    stage.programs.start(group, rank)
+
+
+def kill_group(stage: Stage, rng: Random) -> Iterator[float]:
+    """End all programs of a group but one."""
+    group = rng.choice(list(STYLES))
+    ranks = rng.sample(range(stage.size), stage.size - 1)
+    for rank in ranks:
+        stage.programs.kill(group, rank)
+    for rank in ranks:
+        yield rng.uniform(0, 0.1)
+        stage.programs.start(group, rank)
+
+
+def leave(stage: Stage, rng: Random) -> Iterator[float]:
+    """End a program by an exception, so that it closes its ring; another takes its place."""
+    group, rank = rng.choice(list(STYLES)), rng.randrange(stage.size)
+    stage.programs.kill(group, rank, signal.SIGTERM)
+    while not stage.programs.gone(group, rank):
+        yield 0.02
+    stage.programs.start(group, rank)
+
+
+def lose_machine(stage: Stage, rng: Random) -> Iterator[float]:
+    """End a daemon and all programs beside it."""
+    rank = rng.randrange(stage.size)
+    node = stage.cluster[rank]
+    for group in STYLES:
+        stage.programs.kill(group, rank)
+    stage.kill(node)
+    yield rng.uniform(0, 0.3)
+    stage.start(node)
+    for group in STYLES:
+        stage.programs.start(group, rank)
+
+
+KINDS = (
+    Kind("daemon killed", 8, kill, ends_daemons=True),
+    Kind("daemon killed again and again", 3, kill_again, ends_daemons=True),
+    Kind("all daemons killed", 2, kill_all, ends_daemons=True),
+    Kind("daemon restarted (SIGTERM)", 4, terminate, ends_daemons=True),
+    Kind("all daemons restarted in turn", 1, terminate_in_turn, ends_daemons=True),
+    Kind("daemon paused, not noticed", 4, pause(0.05, 0.6)),
+    Kind("daemon paused, noticed", 3, pause(1.3, 2.0)),
+    Kind("rejoin", 5, rejoin),
+    Kind("roster reloaded, address changed", 3, readdress),
+    Kind("link cut", 14, cut),
+    Kind("link silent, not noticed", 6, stall(0.05, 0.6)),
+    Kind("link silent, noticed", 4, stall(1.3, 2.0)),
+    Kind("link half open", 6, half_open),
+    Kind("link slow", 5, delay),
+    Kind("link truncated", 8, harm("truncate", 1)),
+    Kind("connection duplicated", 5, duplicate),
+    Kind("handshake replayed", 2, replay),
+    Kind("bytes dropped", 7, harm("drop", 5000), needs_checksum=True),
+    Kind("bytes garbled", 10, harm("garble", 16), needs_checksum=True),
+    Kind("strangers", 2, strangers),
+    Kind("program killed", 6, kill_program),
+    Kind("all programs of a group killed but one", 2, kill_group),
+    Kind("program left", 4, leave),
+    Kind("machine lost (daemon and programs)", 2, lose_machine, ends_daemons=True),
+)

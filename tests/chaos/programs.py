@@ -1,0 +1,134 @@
+"""The programs of the chaos run, as processes: started, killed, and listened to."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cluster import Cluster, wait_until
+
+from chaos.calls import STYLES
+from chaos.ledger import Ledger
+
+
+class Program:
+    """One process, and what it has said so far."""
+
+    def __init__(self, cluster: Cluster, group: str, rank: int, seed: int, stop: Path) -> None:
+        self.group = group
+        self.rank = rank
+        self._rest = b""
+        command = [sys.executable, "-m", "chaos.workload", "--socket", cluster.sockets[rank]]
+        command += ["--group", group, "--seed", str(seed), "--stop", str(stop)]
+        self.log = cluster.directory / f"{group}.{rank}.err"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, env=cluster.environ
+            )
+        assert self.process.stdout is not None
+        self.fd = self.process.stdout.fileno()
+        os.set_blocking(self.fd, False)
+
+    def lines(self) -> tuple[list[str], bool]:
+        """Return what it said since the last time, and whether it can say more."""
+        try:
+            data = os.read(self.fd, 1 << 16)
+        except BlockingIOError:
+            return [], True
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [line.decode() for line in lines], bool(data)
+
+
+class Programs:
+    """All programs: one for each group and rank."""
+
+    def __init__(self, cluster: Cluster, ledger: Ledger, seed: int) -> None:
+        self._cluster = cluster
+        self._ledger = ledger
+        self._seed = seed
+        self._selector = selectors.DefaultSelector()
+        self._stop = cluster.directory / "stop"
+        self._running: dict[tuple[str, int], Program] = {}
+        self._leaving: dict[tuple[str, int], Program] = {}
+
+    def start(self, group: str, rank: int) -> None:
+        """Start the program of *group* on *rank*, unless it runs."""
+        if (group, rank) in self._running:
+            return
+        program = Program(self._cluster, group, rank, self._seed, self._stop)
+        self._running[group, rank] = program
+        self._selector.register(program.fd, selectors.EVENT_READ, program)
+
+    def start_all(self) -> None:
+        """Start all of them."""
+        self._stop.unlink(missing_ok=True)
+        self.start_missing()
+
+    def start_missing(self) -> None:
+        """Start those that do not run."""
+        for rank in range(len(self._cluster.nodes)):
+            for group in STYLES:
+                self.start(group, rank)
+
+    def kill(self, group: str, rank: int, signum: int = signal.SIGKILL) -> None:
+        """End one by a signal."""
+        program = self._running.pop((group, rank), None)
+        if program is not None:
+            self._ledger.killed(group, rank, time.monotonic())
+            program.process.send_signal(signum)
+            self._leaving[group, rank] = program
+
+    def gone(self, group: str, rank: int) -> bool:
+        """Whether the program that was ended there last has ended."""
+        program = self._leaving.get((group, rank))
+        return program is None or program.process.poll() is not None
+
+    def pump(self, timeout: float) -> None:
+        """Take in what the programs say, for at most *timeout* seconds."""
+        for key, _events in self._selector.select(timeout):
+            program = key.data
+            lines, more = program.lines()
+            for line in lines:
+                self._ledger.line(program.group, program.rank, line)
+            if not more:
+                self._selector.unregister(program.fd)
+                self._ended(program)
+
+    def _ended(self, program: Program) -> None:
+        code = program.process.wait()
+        assert program.process.stdout is not None
+        program.process.stdout.close()
+        place = (program.group, program.rank)
+        if self._running.get(place) is program:
+            del self._running[place]
+            if code:
+                self._ledger.died(*place, code, program.log)
+
+    def finish(self, patience: float) -> None:
+        """Have all of them agree to stop, and wait until they have."""
+        self._stop.touch()
+
+        def ended() -> bool:
+            self.pump(0.05)
+            return not self._selector.get_map() or self._ledger.failed
+
+        wait_until(ended, f"the end of the programs {sorted(self._running)}", patience)
+        self._ledger.close()
+
+    def stacks(self) -> None:
+        """Have all of them write into their logs where they are."""
+        for program in self._running.values():
+            program.process.send_signal(signal.SIGUSR1)
+
+    def close(self) -> None:
+        """Kill what still runs."""
+        for program in list(self._running.values()):
+            program.process.kill()
+            program.process.wait()
+        self._running.clear()
+        self._selector.close()

@@ -1,0 +1,113 @@
+"""The result of a chaos run as a Markdown page."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from chaos.ledger import Ledger
+from chaos.resources import Holding
+
+_SPREAD = "p50 / p95 / max"
+
+_ADDED = """\
+Added time: from a fault that came alone to the next call that was complete on all ranks, for
+each group. For several at once: from the end of the last one."""
+
+_HELD = """\
+What the daemons hold without programs, before and after {survived:,} faults that they all lived
+through:"""
+
+MUST_BE_ZERO = ("wrong values", "calls lost", "split outcomes", "hangs", "daemons crashed", "leaks")
+
+
+@dataclass
+class Report:
+    """What is told of a run."""
+
+    command: str
+    size: int
+    ledger: Ledger
+    seconds: float = 0.0
+    counts: Counter[str] = field(default_factory=Counter)
+    """Faults by kind."""
+    added: dict[str, list[float]] = field(default_factory=dict)
+    """Seconds from a fault to the next complete call of each group, by kind."""
+    before: Sequence[Holding] = ()
+    after: Sequence[Holding] = ()
+    survived: int = 0
+    """Faults between *before* and *after*, through which the daemons lived."""
+
+    @property
+    def good(self) -> bool:
+        """Whether all that must be 0 is."""
+        return not self.ledger.failed
+
+    def markdown(self) -> str:
+        """Return the page."""
+        return "\n".join(
+            [f"`{self.command}`", "", *self._summary(), "", *self._faults(), "", *self._flat()]
+        )
+
+    def _summary(self) -> list[str]:
+        ledger = self.ledger
+        counts = ledger.counts
+        complete = sum(ledger.calls.values())
+        by_group = ", ".join(f"{name} {count:,}" for name, count in sorted(ledger.calls.items()))
+        lines = [
+            "| | |",
+            "| --- | ---: |",
+            f"| daemons | {self.size} |",
+            f"| seconds | {self.seconds:.0f} |",
+            f"| faults | {sum(self.counts.values()):,} |",
+            f"| calls complete on all ranks ({by_group}) | {complete:,} |",
+            f"| results checked, every value | {counts['ok']:,} |",
+            f"| bytes of them | {ledger.nbytes / 1e9:.1f} GB |",
+            f"| calls ended by GroupLost, after a program was ended | {counts['GroupLost']:,} |",
+            f"| of these, naming another member | {counts['GroupLost that names another']:,} |",
+            f"| from a program's end to that, {_SPREAD} | {_spread(ledger.notices)} |",
+            f"| outcomes split by the loss of a whole machine | {counts['split']:,} |",
+        ]
+        lines += [f"| **{what}** | **{counts[what]}** |" for what in MUST_BE_ZERO]
+        return lines
+
+    def _faults(self) -> list[str]:
+        lines = [
+            _ADDED,
+            "",
+            "| fault | count | alone | p50 | p95 | max |",
+            "| --- | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for kind in sorted(set(self.counts) | set(self.added)):
+            added = self.added.get(kind, [])
+            columns = " | ".join(_spread(added).split(" / "))
+            count = f"{self.counts[kind]:,}" if kind in self.counts else ""
+            lines.append(f"| {kind} | {count} | {len(added)} | {columns} |")
+        return lines
+
+    def _flat(self) -> list[str]:
+        lines = [
+            _HELD.format(survived=self.survived),
+            "",
+            "| daemon | open files | memory (MiB) | shared memory (MiB) |",
+            "| --- | ---: | ---: | ---: |",
+        ]
+        for rank, (old, new) in enumerate(zip(self.before, self.after, strict=True)):
+            lines.append(
+                f"| n{rank} | {old.files} to {new.files} "
+                f"| {old.memory / 2**20:.1f} to {new.memory / 2**20:.1f} "
+                f"| {old.shared / 2**20:.1f} to {new.shared / 2**20:.1f} |"
+            )
+        return lines
+
+
+def _spread(seconds: Sequence[float]) -> str:
+    """Return median, 95th percentile and maximum, as "a / b / c"."""
+    if not seconds:
+        return "- / - / -"
+    ranked = sorted(seconds)
+    return " / ".join(
+        f"{ranked[min(len(ranked) - 1, int(share * len(ranked)))]:.2f} s"
+        for share in (0.5, 0.95, 1)
+    )

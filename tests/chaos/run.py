@@ -1,0 +1,136 @@
+"""One chaos run, from the first daemon's start to the report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from chaos.adversary import Adversary, Hang
+from chaos.faults import KINDS
+from chaos.report import Report
+from chaos.resources import Holding, holdings
+from chaos.stage import Stage
+
+START = 60.0
+"""Seconds in which all programs must have begun."""
+
+STOP = 120.0
+"""Seconds in which all programs must have agreed to stop."""
+
+GROWTH = 48 << 20
+"""Bytes of memory that a daemon may have more of after a thousand faults: allocators keep some."""
+
+SURVIVED_SHARE = 0.35
+"""Of the faults, at the end: those that no daemon dies of, so that leaks show."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the run is to be."""
+
+    seed: int
+    size: int = 4
+    faults: int = 0
+    """How many at least; 0: until *duration* is over."""
+    duration: float = 120.0
+    """Seconds."""
+    checksum: bool = True
+    """Of the setting of that name; without it, no tensor is garbled."""
+
+
+def play(options: Options, directory: Path, command: str, tell: Callable[[str], None]) -> Report:
+    """Do the run; *directory* keeps configs, logs and, if it went wrong, what is known of that."""
+    stage = Stage(directory, options.size, options.seed, checksum=options.checksum)
+    kinds = [kind for kind in KINDS if options.checksum or not kind.needs_checksum]
+    adversary = Adversary(stage, options.seed, tell)
+    report = Report(command, options.size, stage.ledger)
+    begun = time.monotonic()
+    try:
+        stage.heal()
+        sets = _numbers(options, adversary, begun)
+        _phase(stage, adversary, kinds, sets, 1 - SURVIVED_SHARE)
+        if report.good:
+            _phase(stage, adversary, [], sets, 0.0)  # what daemons keep once they were at work
+            report.before = _idle(stage)
+            so_far = sum(adversary.counts.values())
+            mild = [kind for kind in kinds if not kind.ends_daemons]
+            _phase(stage, adversary, mild, sets, 1.0)
+            report.after = _idle(stage)
+            report.survived = sum(adversary.counts.values()) - so_far
+            _compare(stage, report)
+    except (Hang, AssertionError) as error:
+        if not stage.ledger.failed:
+            stage.ledger.violate("hangs", str(error))
+    finally:
+        for node in stage.cluster.nodes:
+            stage.inspect(node)
+        if stage.ledger.failed:
+            _keep_evidence(stage, directory)
+        stage.close()
+    report.seconds = time.monotonic() - begun
+    report.counts, report.added = adversary.counts, dict(adversary.added)
+    return report
+
+
+def _numbers(
+    options: Options, adversary: Adversary, begun: float
+) -> Callable[[float], Iterator[int]]:
+    """Return what gives the numbers of the sets of faults up to a share of the whole run."""
+    number = 0
+
+    def sets(share: float) -> Iterator[int]:
+        nonlocal number
+        while (
+            sum(adversary.counts.values()) < share * options.faults
+            if options.faults
+            else time.monotonic() < begun + share * options.duration
+        ):
+            number += 1
+            yield number
+
+    return sets
+
+
+def _phase(stage, adversary, kinds, sets, share) -> None:
+    """Start the programs, disturb them, and have them stop."""
+    stage.programs.start_all()
+    adversary.await_progress(time.monotonic(), START)
+    for number in sets(share) if kinds else ():
+        adversary.act(number, kinds)
+        if stage.ledger.failed:
+            return
+    stage.programs.finish(STOP)
+
+
+def _idle(stage: Stage) -> list[Holding]:
+    """Return what the daemons hold when the ring is up and no program is there."""
+    stage.cluster.wait_ready()
+    wanted = time.monotonic() + 5.0
+    while True:
+        found = holdings(stage.cluster)
+        if not any(holding.shared for holding in found) or time.monotonic() > wanted:
+            return found
+        time.sleep(0.1)
+
+
+def _compare(stage: Stage, report: Report) -> None:
+    for node, old, new in zip(stage.cluster.nodes, report.before, report.after, strict=True):
+        if new.pid != old.pid:
+            stage.ledger.violate("daemons crashed", f"{node.name} is another process")
+        if new.shared or new.files > old.files or new.memory > old.memory + GROWTH:
+            stage.ledger.violate("leaks", f"{node.name}: {old} became {new}")
+
+
+def _keep_evidence(stage: Stage, directory: Path) -> None:
+    """Write down what each daemon and each program was at."""
+    stage.programs.stacks()
+    for node in stage.cluster.nodes:
+        status = node.status()
+        (directory / f"{node.name}.status.json").write_text(json.dumps(status, indent=1))
+        if status is not None:
+            (directory / f"{node.name}.trace.json").write_text(json.dumps(node.trace(), indent=1))
+    (directory / "violations.txt").write_text("\n".join(stage.ledger.violations) + "\n")
+    stage.programs.pump(1.0)

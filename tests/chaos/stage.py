@@ -1,0 +1,167 @@
+"""What the adversary has before it: daemons, the network between them, and programs."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from random import Random
+
+from cluster import Cluster, Node, free_ports
+
+from chaos.calls import STYLES
+from chaos.ledger import Ledger
+from chaos.programs import Programs
+from chaos.proxy import Harm, Network, Proxy
+from ringd.errors import RingError
+
+LOST_AFTER = 0.8
+"""Seconds; short, so that many silences fit into a run."""
+
+SETTINGS = """
+[join]
+backoff_first = "20ms"
+backoff_max = "200ms"
+connect_timeout = "500ms"
+handshake_timeout = "600ms"
+heartbeat = "200ms"
+lost_after = "800ms"
+[ops]
+checksum = {checksum}
+"""
+
+SETTLED = 1.5
+"""Seconds after which a daemon surely handles SIGHUP; before, that may end it."""
+
+
+class Stage:
+    """A ring of *size* in *directory*, with a proxy before each member."""
+
+    def __init__(self, directory: Path, size: int, seed: int, *, checksum: bool) -> None:
+        self.size = size
+        self.checksum = checksum
+        self.settings = SETTINGS.format(checksum=str(checksum).lower())
+        self.network = Network()
+        ports = free_ports(size)
+        self.proxies = [self.network.add(port) for port in ports]
+        self.entrance = [0] * size
+        """By rank: which of its proxy's ports the config names."""
+        self.cluster = Cluster(
+            directory, size, settings=self.settings, dial=self._dial(), ports=ports
+        )
+        self.ledger = Ledger(STYLES, [node.name for node in self.cluster.nodes])
+        self.programs = Programs(self.cluster, self.ledger, seed)
+        self._started = [0.0] * size
+        self._asked: list[threading.Thread] = []
+        self._strangers: list[socket.socket] = []
+
+    def close(self) -> None:
+        """End everything."""
+        self.programs.close()
+        for thread in self._asked:
+            thread.join(10)
+        self.cluster.close()
+        self.network.stop()
+        for sock in self._strangers:
+            sock.close()
+
+    # --- daemons ----------------------------------------------------------------------
+
+    def node(self, rng: Random) -> Node:
+        """Return one of the daemons."""
+        return rng.choice(self.cluster.nodes)
+
+    def rank(self, node: Node) -> int:
+        """Return the rank of *node*."""
+        return self.cluster.nodes.index(node)
+
+    def start(self, node: Node) -> None:
+        """Start a daemon, unless it runs."""
+        if node.running:
+            return
+        self.inspect(node)
+        self._started[self.rank(node)] = time.monotonic()
+        node.start()
+
+    def inspect(self, node: Node) -> None:
+        """Note it if a daemon ended in another way than it was ended."""
+        code = None if node.process is None else node.process.poll()
+        if code not in (None, 0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP):
+            lines = node.log_path.read_text().splitlines()[-8:]
+            self.ledger.violate("daemons crashed", f"{node.name}: {code}: {lines}")
+
+    def kill(self, node: Node) -> None:
+        """End a daemon at once."""
+        self.inspect(node)
+        self.ledger.daemon_ended(self.rank(node), time.monotonic())
+        node.kill()
+
+    def signal(self, node: Node, signum: int) -> None:
+        """Send a daemon a signal, if it runs."""
+        if signum == signal.SIGTERM:
+            self.ledger.daemon_ended(self.rank(node), time.monotonic())
+        if node.running:
+            node.signal(signum)
+
+    def rejoin(self, node: Node) -> None:
+        """Ask a daemon to rejoin; it may be gone, or asleep."""
+
+        def ask() -> None:
+            with contextlib.suppress(RingError, OSError):
+                node.rejoin()
+
+        self._asked = [thread for thread in self._asked if thread.is_alive()]
+        self._asked.append(threading.Thread(target=ask, daemon=True))
+        self._asked[-1].start()
+
+    def readdress(self, node: Node) -> None:
+        """Give a member another address in the config, and have all daemons read it anew."""
+        rank = self.rank(node)
+        self.entrance[rank] = 1 - self.entrance[rank]
+        cluster = self.cluster
+        place, draft = cluster.config, cluster.config.with_suffix(".new")
+        cluster.config = draft
+        cluster.write_config(self.settings, self._dial())
+        cluster.config = place
+        draft.replace(place)  # a daemon that starts right now finds the old or the new one
+        for other in cluster.nodes:
+            if time.monotonic() - self._started[self.rank(other)] > SETTLED:
+                self.signal(other, signal.SIGHUP)
+
+    def _dial(self) -> dict[str, int]:
+        return {
+            f"n{rank}": proxy.ports[self.entrance[rank]] for rank, proxy in enumerate(self.proxies)
+        }
+
+    # --- the network ------------------------------------------------------------------
+
+    def proxy(self, rng: Random) -> Proxy:
+        """Return one of the proxies."""
+        return rng.choice(self.proxies)
+
+    def harm(self, proxy: Proxy, harm: Harm, *, up: bool) -> None:
+        """Do *harm* to what passes through *proxy* next."""
+        self.network.ask(lambda: proxy.harms[up].append(harm))
+
+    def stranger(self, node: Node, words: bytes) -> None:
+        """Connect to a daemon, say *words*, and stay."""
+        while len(self._strangers) >= 50:
+            self._strangers.pop(0).close()
+        with contextlib.suppress(OSError):
+            visitor = socket.create_connection(("127.0.0.1", node.port), 0.5)
+            self._strangers.append(visitor)
+            visitor.sendall(words)
+
+    # --- afterwards -------------------------------------------------------------------
+
+    def heal(self) -> None:
+        """End what may still last of all faults."""
+        for proxy in self.proxies:
+            self.network.ask(proxy.calm)
+        for node in self.cluster.nodes:
+            self.signal(node, signal.SIGCONT)
+            self.start(node)
+        self.programs.start_missing()

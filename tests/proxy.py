@@ -1,0 +1,162 @@
+"""A TCP proxy for tests: stands before a daemon's port and disturbs what goes through it.
+
+One thread per proxy. Counters and switches may be used from any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+import struct
+import threading
+
+_PIECE = 64 << 10
+_RST_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time
+
+
+class Proxy:
+    """Forwards each connection to *port* on loopback; listens at :attr:`port`.
+
+    ``cut`` resets what is open, ``stall`` keeps connections but moves nothing any more (a pulled
+    cable), ``resume`` moves on, and nothing is lost. ``stall_after(n)`` stalls by itself once
+    *n* more bytes went to the daemon, so that a test can stop in the middle of a message.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.port: int = self._listener.getsockname()[1]
+        self.forwarded = 0
+        """Bytes that went to the daemon."""
+        self.stalled = threading.Event()
+        self._limit: int | None = None
+        self._peer: dict[socket.socket, socket.socket] = {}
+        self._downstream: set[socket.socket] = set()
+        self._cut = False
+        self._closed = False
+        self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = os.pipe()
+        self._selector.register(self._wake_read, selectors.EVENT_READ)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Proxy:  # noqa: PYI034 - Self is newer than Python 3.10
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # --- switches ---------------------------------------------------------------------
+
+    def cut(self) -> None:
+        """Reset all connections that are open; new ones are let through."""
+        self._cut = True
+        self._wake()
+
+    def stall(self) -> None:
+        """Move nothing more, in either direction; new connections are accepted and wait too."""
+        self.stalled.set()
+
+    def stall_after(self, count: int) -> None:
+        """Stall once *count* more bytes went to the daemon."""
+        self._limit = self.forwarded + count
+
+    def resume(self) -> None:
+        """Move on."""
+        self._limit = None
+        self.stalled.clear()
+        self._wake()
+
+    def close(self) -> None:
+        """Reset everything and end."""
+        self._closed = True
+        self._wake()
+        self._thread.join()
+
+    # --- the thread -------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        os.write(self._wake_write, b"x")
+
+    def _run(self) -> None:
+        while not self._closed:
+            for key, _ in self._selector.select():
+                if key.fd == self._wake_read:
+                    os.read(self._wake_read, 4096)
+                elif key.fileobj is self._listener:
+                    self._accept()
+                elif key.fileobj in self._peer:
+                    self._forward(key.fileobj)
+            if self._cut:
+                self._cut = False
+                self._drop_all()
+        self._drop_all()
+        self._selector.close()
+        self._listener.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _accept(self) -> None:
+        near, _ = self._listener.accept()
+        try:
+            far = socket.create_connection(("127.0.0.1", self._target), timeout=5)
+        except OSError:
+            self._reset(near)
+            return
+        for sock, other in ((near, far), (far, near)):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.settimeout(5)
+            self._peer[sock] = other
+            self._selector.register(sock, selectors.EVENT_READ)
+        self._downstream.add(near)
+
+    def _forward(self, sock: socket.socket) -> None:
+        if self.stalled.is_set():
+            self._sleep_until_resumed()
+            return
+        down = sock in self._downstream
+        room = _PIECE
+        if down and self._limit is not None:
+            room = min(room, self._limit - self.forwarded)
+        if room <= 0:
+            self.stalled.set()
+            return
+        try:
+            data = sock.recv(room)
+            if data:
+                self._peer[sock].sendall(data)
+        except OSError:
+            self._drop(sock, reset=True)
+            return
+        if not data:
+            self._drop(sock, reset=False)
+        elif down:
+            self.forwarded += len(data)
+
+    def _sleep_until_resumed(self) -> None:
+        """Wait for the switches alone: readable sockets would wake the selector for ever."""
+        while self.stalled.is_set() and not self._cut and not self._closed:
+            os.read(self._wake_read, 4096)
+
+    def _drop(self, sock: socket.socket, *, reset: bool) -> None:
+        other = self._peer.pop(sock)
+        del self._peer[other]
+        for end in (sock, other):
+            self._selector.unregister(end)
+            self._downstream.discard(end)
+            if reset:
+                self._reset(end)
+            end.close()
+
+    def _drop_all(self) -> None:
+        for sock in list(self._downstream):
+            self._drop(sock, reset=True)
+
+    @staticmethod
+    def _reset(sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
+            sock.close()

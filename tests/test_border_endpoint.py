@@ -1,0 +1,154 @@
+"""The daemon's sockets: their mode from the first instant, and whose they are."""
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_daemon import FakeDaemon, open_fds
+
+from ringd import errors
+from ringd.border import endpoint
+from ringd.border.endpoint import Endpoint
+
+FAKE = Path(__file__).with_name("fake_daemon.py")
+
+
+def make(path, mode=0o660, group=""):
+    """Open an endpoint and own its sockets."""
+    return Endpoint(path, node="here", mode=mode, group=group)
+
+
+def shut(opened):
+    """Close an endpoint and its sockets."""
+    opened.socket.close()
+    opened.lifeline_socket.close()
+    opened.close()
+
+
+@pytest.mark.parametrize("mode", [0o660, 0o600, 0o666])
+@pytest.mark.parametrize("group", ["", str(os.getgid())])
+def test_mode_is_right_before_anyone_can_connect(tmp_path, monkeypatch, mode, group):
+    """From bind to listen no one gets in who may not, and then the mode is as configured."""
+    seen = []
+    real_listen = socket.socket.listen
+    real_chown = os.chown
+
+    def listen(self, backlog):
+        seen.append(stat.S_IMODE(Path(self.getsockname()).stat().st_mode))
+        real_listen(self, backlog)
+
+    def chown(path, uid, gid):
+        assert stat.S_IMODE(Path(path).stat().st_mode) == mode & 0o700
+        real_chown(path, uid, gid)
+
+    monkeypatch.setattr(socket.socket, "listen", listen)
+    monkeypatch.setattr(os, "chown", chown)
+    umask = os.umask(0o022)
+    try:
+        shut(make(tmp_path / "s", mode, group))
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(umask)
+    assert seen == [mode, mode]
+
+
+def test_second_daemon_is_told_whom_to_stop(tmp_path):
+    """A path in use is refused with the holder's pid and node, and the holder is unharmed."""
+    first = make(tmp_path / "s")
+    with pytest.raises(errors.Refused) as refusal:
+        make(tmp_path / "s")
+    text = str(refusal.value)
+    assert f"process {os.getpid()} (node here)" in text
+    assert f"kill {os.getpid()}" in text
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(first.path)
+    shut(first)
+
+
+def test_second_daemon_process_leaves_the_first_at_work(tmp_path):
+    """A whole second daemon on the same socket fails with the pid, and the first goes on."""
+    with FakeDaemon(tmp_path / "s") as daemon:
+        second = subprocess.run(
+            [sys.executable, str(FAKE), daemon.path], capture_output=True, text=True, check=False
+        )
+        assert second.returncode == 1
+        assert f"process {os.getpid()}" in second.stderr
+        assert Path(daemon.path).exists()
+
+
+def test_stale_sockets_are_replaced(tmp_path):
+    """What a killed daemon left behind is no obstacle."""
+    for name in ("s", "s.life"):
+        with socket.socket(socket.AF_UNIX) as old:
+            old.bind(str(tmp_path / name))
+    (tmp_path / "s.lock").write_text("99999 gone\n")
+    opened = make(tmp_path / "s")
+    assert (tmp_path / "s.lock").read_text() == f"{os.getpid()} here\n"
+    shut(opened)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.lock"]
+
+
+def test_file_that_is_no_socket_is_left_alone(tmp_path):
+    """Somebody's file is not deleted, and nothing of ours stays."""
+    (tmp_path / "s").write_text("precious")
+    with pytest.raises(errors.ConfigError, match="is not a socket"):
+        make(tmp_path / "s")
+    assert (tmp_path / "s").read_text() == "precious"
+    (tmp_path / "s").unlink()
+    shut(make(tmp_path / "s"))
+
+
+def test_lifeline_path_that_is_no_socket_undoes_the_first(tmp_path):
+    """When the second socket fails, the first one and the lock are given back."""
+    (tmp_path / "s.life").write_text("precious")
+    fds = open_fds()
+    with pytest.raises(errors.ConfigError, match=r"s\.life"):
+        make(tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+    assert open_fds() == fds
+
+
+def test_path_that_is_too_long_is_a_config_error(tmp_path):
+    """The limit counts the longer lifeline path."""
+    with pytest.raises(errors.ConfigError, match="shorter"):
+        make(tmp_path / ("x" * 120))
+
+
+def test_unknown_group_names_the_remedy(tmp_path):
+    """A group that does not exist here is named."""
+    with pytest.raises(errors.ConfigError, match="groupadd --system nosuchgroup"):
+        make(tmp_path / "s", group="nosuchgroup")
+
+
+def test_directory_is_made(tmp_path):
+    """The socket's directory need not exist."""
+    shut(make(tmp_path / "a" / "b" / "s"))
+    assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) & 0o700 == 0o700
+
+
+def test_directory_that_cannot_be_made_is_a_config_error(tmp_path):
+    """An impossible place is named."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.ConfigError, match="cannot listen on"):
+        make(tmp_path / "file" / "s")
+
+
+def test_lock_is_no_way_to_another_file(tmp_path):
+    """A link in the place of the lock is not followed."""
+    (tmp_path / "target").write_text("precious")
+    (tmp_path / "s.lock").symlink_to(tmp_path / "target")
+    with pytest.raises(errors.ConfigError):
+        make(tmp_path / "s")
+    assert (tmp_path / "target").read_text() == "precious"
+
+
+def test_group_may_be_a_name():
+    """A group of this system is found by its name."""
+    import grp  # noqa: PLC0415
+
+    name = grp.getgrgid(os.getgid()).gr_name
+    assert endpoint._group_id(name) == os.getgid()

@@ -1,0 +1,234 @@
+"""Shared memory between two processes: made, checked, mapped, viewed, given back."""
+
+import errno
+import os
+import socket
+import struct
+
+import numpy as np
+import pytest
+from fake_daemon import open_fds
+
+from ringd import errors
+from ringd.border.segments import MAX_SEGMENTS, SegmentAbuse, SegmentTable
+from ringd.host import memory
+from ringd.host.credentials import MACOS, MAX_SOCKET_PATH, check_socket_path, peer_credentials
+from ringd.wire.border import Ref
+
+KINDS = [False, True] if memory.SEALED_MEMORY else [False]
+
+
+@pytest.fixture(params=KINDS, ids=lambda sealed: "memfd" if sealed else "file")
+def sealed(request, monkeypatch):
+    """Both kinds of memory, as far as this system can carry them."""
+    monkeypatch.setattr(memory, "SEALED_MEMORY", request.param)
+    return request.param
+
+
+@pytest.fixture
+def make():
+    """Make segments whose descriptors are closed at the end."""
+    fds = []
+
+    def make(size):
+        fds.append(memory.create_segment(size))
+        return fds[-1]
+
+    yield make
+    for fd in fds:
+        os.close(fd)
+
+
+@pytest.mark.usefixtures("sealed")
+def test_both_sides_see_the_same_bytes(make):
+    """What one mapping is written the other reads."""
+    fd = make(8192)
+    memory.check_segment(fd, 8192)
+    ours, theirs = memory.map_segment(fd, 8192), memory.map_segment(fd, 8192)
+    ours[100:103] = b"abc"
+    assert theirs[99:104] == b"\0abc\0"
+
+
+@pytest.mark.usefixtures("sealed")
+def test_size_that_is_not_the_announced_one_is_refused(make):
+    """A segment must be as long as its owner says."""
+    with pytest.raises(memory.SegmentError, match="announced with 4096 bytes, but has 8192"):
+        memory.check_segment(make(8192), 4096)
+
+
+def test_segment_cannot_shrink_or_grow(sealed, make):
+    """A sealed segment keeps its size; an unlinked file has no name to get at it by."""
+    fd = make(8192)
+    if sealed:
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, 4096)
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, 16384)
+    else:
+        assert os.fstat(fd).st_nlink == 0
+
+
+@pytest.mark.usefixtures("sealed")
+def test_file_without_memory_behind_it_is_refused():
+    """A pipe or a socket is no segment."""
+    reader, writer = os.pipe()
+    try:
+        with pytest.raises(memory.SegmentError, match="not a memory file"):
+            memory.check_segment(reader, 0)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+@pytest.mark.usefixtures("sealed")
+def test_no_descriptor_is_left_when_memory_runs_out(monkeypatch):
+    """A failure on the way leaves nothing behind."""
+    before = open_fds()
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", fail, raising=False)
+    monkeypatch.setattr(os, "write", fail)
+    with pytest.raises(OSError, match="No space left"):
+        memory.create_segment(8192)
+    assert open_fds() == before
+
+
+def test_unsealed_file_is_refused_where_seals_exist(tmp_path, monkeypatch):
+    """With seals, a plain file that its owner could truncate is not mapped."""
+    path = tmp_path / "plain"
+    path.write_bytes(bytes(4096))
+    with path.open("r+b") as plain:
+        monkeypatch.setattr(memory, "SEALED_MEMORY", False)
+        memory.check_segment(plain.fileno(), 4096)
+        monkeypatch.undo()
+        if memory.SEALED_MEMORY:
+            with pytest.raises(memory.SegmentError, match=r"seal|memfd"):
+                memory.check_segment(plain.fileno(), 4096)
+
+
+def test_views_show_and_change_the_range():
+    """A view covers exactly the bytes of its reference, and is writable only if asked for."""
+    table = SegmentTable(1 << 20)
+    fd = memory.create_segment(8192)
+    table.add(7, 8192, fd)
+    os.close(fd)
+    view = table.view(Ref(7, 16, 4), writable=True)
+    view[:] = b"wxyz"
+    readonly = table.view(Ref(7, 14, 8), writable=False)
+    assert bytes(readonly) == b"\0\0wxyz\0\0"
+    with pytest.raises(TypeError):
+        readonly[0] = 1
+
+
+@pytest.mark.parametrize("ref", [Ref(1, 0, 8193), Ref(1, -1, 4), Ref(1, 8192, 1), Ref(1, 4, -2)])
+def test_range_outside_is_refused(ref):
+    """No reference reaches beyond its segment."""
+    table = SegmentTable(1 << 20)
+    fd = memory.create_segment(8192)
+    table.add(1, 8192, fd)
+    os.close(fd)
+    with pytest.raises(errors.Refused, match="outside"):
+        table.view(ref, writable=False)
+
+
+def test_dropped_segment_lives_as_long_as_its_views():
+    """Dropping frees the memory when the last view is gone, not before."""
+    table = SegmentTable(1 << 20)
+    fd = memory.create_segment(8192)
+    table.add(1, 8192, fd)
+    os.close(fd)
+    array = np.frombuffer(table.view(Ref(1, 0, 8), writable=True), np.uint8)
+    table.drop(1)
+    array[:] = 5
+    assert (array.tolist(), table.mapped_bytes) == ([5] * 8, 8192)
+    with pytest.raises(errors.Refused, match="never passed"):
+        table.view(Ref(1, 0, 1), writable=False)
+    del array
+    assert (table.mapped_bytes, len(table)) == (0, 0)
+
+
+def test_budget_counts_what_is_still_viewed():
+    """A client cannot get beyond its budget by dropping what is in use."""
+    table = SegmentTable(16384)
+    fds = [memory.create_segment(8192) for _ in range(3)]
+    for number, fd in enumerate(fds):
+        table.add(number, 8192, fd)
+    with pytest.raises(errors.ResourceExhausted, match=r"ipc\.segment_budget = 16384"):
+        table.view(Ref(2, 0, 1), writable=False)
+    view = table.view(Ref(0, 0, 1), writable=False)
+    table.drop(0)
+    table.add(3, 8192, fds[2])
+    with pytest.raises(errors.ResourceExhausted):
+        table.view(Ref(3, 0, 1), writable=False)
+    del view
+    table.add(4, 8192, fds[2])
+    assert len(table.view(Ref(4, 0, 8192), writable=False)) == 8192
+    for fd in fds:
+        os.close(fd)
+
+
+def test_lost_descriptor_names_the_limit():
+    """A descriptor that the kernel could not deliver is an error of that segment alone."""
+    table = SegmentTable(1 << 20)
+    table.add(1, 8192, None)
+    with pytest.raises(errors.ResourceExhausted, match="open files"):
+        table.view(Ref(1, 0, 1), writable=False)
+    table.drop(1)
+
+
+@pytest.mark.parametrize("size", [0, 1 << 62])
+def test_absurd_sizes_are_refused(size):
+    """A size that cannot be is an error of that segment alone."""
+    table = SegmentTable(1 << 63)
+    fd = memory.create_segment(4096)
+    table.add(1, size, fd)
+    os.close(fd)
+    with pytest.raises(errors.RingError):
+        table.view(Ref(1, 0, 0), writable=False)
+
+
+def test_rules_of_numbers():
+    """Numbers are used once at a time, and only so many of them."""
+    table = SegmentTable(1 << 30)
+    with pytest.raises(SegmentAbuse, match="never added"):
+        table.drop(1)
+    for number in range(MAX_SEGMENTS):
+        table.add(number, 1, None)
+    with pytest.raises(SegmentAbuse, match="twice"):
+        table.add(1, 1, None)
+    with pytest.raises(SegmentAbuse, match="more than"):
+        table.add(MAX_SEGMENTS, 1, None)
+
+
+def test_peer_of_a_unix_socket_is_known():
+    """The kernel says who connected."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        peer = peer_credentials(ours)
+    assert (peer.pid, peer.uid) == (os.getpid(), os.getuid())
+
+
+def test_peer_on_macos_is_read_from_its_two_options():
+    """The macOS record (version, uid, groups) and the pid are taken apart correctly."""
+
+    class Fake:
+        def getsockopt(self, level, option, size=0):
+            assert level == 0
+            if option == 1:
+                record = struct.pack("=IIhxx16I", 0, 501, 2, 20, 12, *[0] * 14)
+                assert size == len(record)
+                return record
+            return 4242
+
+    peer = peer_credentials(Fake(), macos=True)
+    assert (peer.pid, peer.uid, peer.gid) == (4242, 501, 20)
+
+
+def test_socket_path_limit_is_told():
+    """A path that is too long says by how much."""
+    check_socket_path("/" + "x" * (MAX_SOCKET_PATH - 1))
+    with pytest.raises(ValueError, match="3 more"):
+        check_socket_path("/" + "x" * (MAX_SOCKET_PATH + 2))
+    assert (MACOS, MAX_SOCKET_PATH) in [(True, 103), (False, 107)]

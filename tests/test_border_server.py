@@ -1,0 +1,615 @@
+"""The border against real sockets: decent clients, strangers, vandals and the dead."""
+
+import os
+import random
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import msgspec
+import pytest
+import zmq
+from fake_daemon import FakeDaemon, eventually, mapped, open_fds
+
+from ringd.border import lifeline as lifeline_module
+from ringd.border import server as server_module
+from ringd.border.server import Limits
+from ringd.host import memory
+from ringd.wire import border, control, lifeline
+
+
+class Raw:
+    """A client made of bare sockets."""
+
+    def __init__(self, daemon, *, attach=True, group="g", with_lifeline=True):
+        self.daemon = daemon
+        self.context = zmq.Context.instance()
+        self.dealer = self.context.socket(zmq.DEALER)
+        self.dealer.setsockopt(zmq.LINGER, 0)
+        self.dealer.connect(f"ipc://{daemon.path}")
+        self.lifeline = None
+        self.token = b""
+        self.group = group
+        if with_lifeline:
+            self.lifeline = socket.socket(socket.AF_UNIX)
+            self.lifeline.settimeout(10)
+            self.lifeline.connect(daemon.path + lifeline.SUFFIX)
+            self.token = self.lifeline.recv(border.TOKEN_BYTES)
+        if attach:
+            assert isinstance(self.ask(self.attach()), border.Attached)
+
+    def attach(self, **changes):
+        """Return an Attach, with changes."""
+        fields = {
+            "version": border.VERSION,
+            "token": self.token,
+            "group": self.group,
+            "join_id": 5,
+            "next_seq": 0,
+            "released": 0,
+            "on_loss": "wait",
+            "pid": os.getpid(),
+            "program": "raw",
+        }
+        return border.Attach(**{**fields, **changes})
+
+    def submit(self, **changes):
+        """Return a Submit of two float32, with changes."""
+        fields = {
+            "join_id": 5,
+            "seq": 0,
+            "call": control.Call("all_reduce", "sum", "float32", (2,), ""),
+            "timeout": None,
+            "source": None,
+            "target": None,
+            "acked": 0,
+            "hold": False,
+            "outcome": "",
+            "message": "",
+        }
+        return border.Submit(**{**fields, **changes})
+
+    def send(self, message, *frames):
+        """Send a message, or bytes."""
+        header = message if isinstance(message, bytes) else border.encode(message)
+        self.dealer.send_multipart([header, *frames])
+
+    def receive(self, timeout=10.0):
+        """Return the next reply; its payload is in :attr:`payload`."""
+        assert self.dealer.poll(timeout * 1000), "no reply"
+        header, *rest = self.dealer.recv_multipart()
+        self.payload = rest[0] if rest else None
+        return border.decode_reply(header)
+
+    def ask(self, message, *frames):
+        """Send, and return the reply."""
+        self.send(message, *frames)
+        return self.receive()
+
+    def pass_segment(self, number, size, fd=None, record=None):
+        """Send a segment; make it if *fd* is None."""
+        made = memory.create_segment(size) if fd is None else fd
+        record = record or lifeline.pack(lifeline.ADD, number, size)
+        socket.send_fds(self.lifeline, [record], [made])
+        mapping = memory.map_segment(made, size) if fd is None else None
+        if fd is None:
+            os.close(made)
+        return mapping
+
+    def hung_up(self):
+        """Whether the daemon ends the lifeline."""
+        try:
+            return self.lifeline.recv(1) == b""
+        except ConnectionError:
+            return True
+
+    def close(self):
+        """Close both sockets."""
+        self.dealer.close(0)
+        if self.lifeline is not None:
+            self.lifeline.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+@pytest.fixture
+def daemon(tmp_path):
+    """A fake daemon in a thread."""
+    with FakeDaemon(tmp_path / "s") as daemon:
+        yield daemon
+
+
+def test_client_is_known_by_the_kernels_word(daemon):
+    """Pid and uid are the kernel's, the program's name its own."""
+    with Raw(daemon):
+        (client,) = daemon.run(lambda: daemon.server.clients)
+        assert (client.pid, client.uid, client.program) == (os.getpid(), os.getuid(), "raw")
+        assert client.alive
+        assert repr(client) == f"<Client raw pid={os.getpid()}>"
+
+
+def test_inline_tensor_comes_back_reduced(daemon):
+    """Small tensors travel inside the messages, both ways."""
+    with Raw(daemon) as raw:
+        reply = raw.ask(raw.submit(), struct.pack("<2f", 1, 2))
+        assert reply == border.Completed(5, 0, 1, 7)
+        assert struct.unpack("<2f", raw.payload) == (2, 4)
+
+
+def test_segment_sent_just_before_the_call_is_found(daemon):
+    """The two connections may race: what was sent first is there first, a hundred times."""
+    with Raw(daemon) as raw:
+        for seq in range(100):
+            mapping = raw.pass_segment(seq, 4096)
+            mapping[:8] = struct.pack("<2f", seq, 2)
+            ref, target = border.Ref(seq, 0, 8), border.Ref(seq, 64, 8)
+            reply = raw.ask(raw.submit(seq=seq, source=ref, target=target))
+            assert reply == border.Completed(5, seq, seq + 1, 7)
+            assert struct.unpack("<2f", mapping[64:72]) == (2 * seq, 4)
+            assert border.SEAL.unpack(mapping[80:96]) == (5, seq)
+            raw.lifeline.send(lifeline.pack(lifeline.DROP, seq, 0))
+
+
+def test_questions_need_no_lifeline(daemon):
+    """Status, rejoin and trace are answered to anyone who may open the socket."""
+    with Raw(daemon, attach=False, with_lifeline=False) as raw:
+        version = border.VERSION
+        assert raw.ask(border.AskStatus(version)) == border.Answer(b'{"schema_version": 1}')
+        assert raw.ask(border.AskRejoin(version)) == border.Answer(b"{}")
+        assert raw.ask(border.AskTrace(version)) == border.Answer(b"[]")
+
+
+def test_other_version_is_told_so(daemon):
+    """Questions and attachments of another version are refused in words."""
+    with Raw(daemon, attach=False) as raw:
+        for message in (border.AskStatus(9), raw.attach(version=9)):
+            reply = raw.ask(message)
+            assert isinstance(reply, border.Denied)
+            assert "version 9" in reply.message
+
+
+GOOD_CALL = control.Call("all_reduce", "sum", "float32", (2,), "")
+EIGHT = bytes(8)
+FAULTS = [
+    ({"seq": -1}, [EIGHT], "sequence number"),
+    ({"timeout": float("nan")}, [EIGHT], "timeout"),
+    ({"timeout": float("inf")}, [EIGHT], "timeout"),
+    ({}, [bytes(7)], "has 8 bytes, but 7 came"),
+    ({}, [], "input is missing"),
+    ({"source": border.Ref(1, 0, 8)}, [EIGHT], "came twice"),
+    ({"source": border.Ref(1, 0, 9)}, [], "has 8 bytes, but 9 came"),
+    ({"target": border.Ref(1, 0, 4)}, [EIGHT], "target 4"),
+    ({"message": "x" * 5000}, [EIGHT], "too long"),
+    ({"call": control.Call("scatter", "sum", "float32", (2,), "")}, [EIGHT], "unknown kind"),
+    ({"call": control.Call("all_reduce", "xor", "float32", (2,), "")}, [EIGHT], "unknown op"),
+    ({"call": control.Call("all_reduce", "sum", "object", (2,), "")}, [EIGHT], "dtype"),
+    ({"call": control.Call("all_reduce", "mean", "int64", (1,), "")}, [EIGHT], "mean"),
+    ({"call": control.Call("all_reduce", "sum", "float32", (-2,), "")}, [EIGHT], "shape"),
+    ({"call": control.Call("all_reduce", "sum", "float32", (1 << 62, 4), "")}, [EIGHT], "large"),
+    ({"call": control.Call("all_reduce", "sum", "float32", (1,) * 65, "")}, [EIGHT], "shape"),
+    ({"call": control.Call("all_reduce", "sum", "float32", (2,), "n" * 257)}, [EIGHT], "name"),
+    ({"call": control.Call("barrier", "sum", "", (), "")}, [], "barrier has no data"),
+    ({"call": control.Call("barrier", "", "", (), "")}, [EIGHT], "0 bytes, but 8 came"),
+]
+
+
+@pytest.mark.parametrize(("changes", "frames", "text"), FAULTS)
+def test_call_that_cannot_be_is_denied(daemon, changes, frames, text):
+    """What contradicts itself is denied with the reason, and the client can go on."""
+    with Raw(daemon) as raw:
+        reply = raw.ask(raw.submit(**changes), *frames)
+        assert (type(reply), reply.join_id, reply.code) == (border.Denied, 5, "refused")
+        assert text in reply.message
+        assert raw.ask(raw.submit(), EIGHT) == border.Completed(5, 0, 1, 7)
+        assert daemon.server.denied == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"group": ""}, "group's name"),
+        ({"group": "g" * 65}, "group's name"),
+        ({"group": "a\nb"}, "group's name"),
+        ({"join_id": 0}, "join id"),
+        ({"next_seq": 1, "released": 2}, "contradict"),
+        ({"on_loss": "panic"}, "on_loss"),
+        ({"program": "p" * 2000}, "program"),
+        ({"token": bytes(16)}, "token"),
+    ],
+)
+def test_attachment_that_cannot_be_is_denied(daemon, changes, text):
+    """An Attach is checked field by field."""
+    with Raw(daemon, attach=False) as raw:
+        reply = raw.ask(raw.attach(**changes))
+        assert isinstance(reply, border.Denied)
+        assert text in reply.message
+        assert isinstance(raw.ask(raw.attach()), border.Attached)
+
+
+def test_call_without_attachment_is_denied(daemon):
+    """Nobody submits without a lifeline."""
+    with Raw(daemon, attach=False) as raw:
+        assert "attach" in raw.ask(raw.submit(), EIGHT).message
+        raw.send(border.Detach(5))  # nothing to leave: no answer, no harm
+        assert isinstance(raw.ask(border.AskStatus(border.VERSION)), border.Answer)
+
+
+def test_token_of_another_is_no_way_in(daemon):
+    """One ZeroMQ connection cannot take over two lifelines."""
+    with Raw(daemon) as first, Raw(daemon, attach=False, group="h") as second:
+        reply = first.ask(first.attach(token=second.token))
+        assert isinstance(reply, border.Denied)
+        assert isinstance(second.ask(second.attach()), border.Attached)
+
+
+def test_new_zmq_connection_takes_the_place_of_the_old(daemon):
+    """The token ties a fresh ZeroMQ connection to the same client."""
+    with Raw(daemon) as old, Raw(daemon, attach=False, with_lifeline=False) as new:
+        assert isinstance(new.ask(old.attach()), border.Attached)
+        assert "attach" in old.ask(old.submit(), EIGHT).message
+        assert new.ask(old.submit(), EIGHT) == border.Completed(5, 0, 1, 7)
+
+
+def test_frames_that_are_no_message_are_denied(daemon):
+    """Garbage, wrong types, too many or too large frames: denied, counted, forgotten."""
+    wrong = msgspec.msgpack.encode(["submit", "not a number"])
+    rubbish = [
+        [b""],
+        [b"\xc1"],
+        [b"hello"],
+        [wrong],
+        [bytes(20000)],
+        [b"\x92\xa6st\xddtus\x01"],
+        [b"\x93\xa6status\x01" + b"\x91" * 16000],
+        [border.encode(border.AskStatus(border.VERSION)), b"extra"],
+        [border.encode(border.Detach(5)), b"a", b"b"],
+        [b"", b"", b"", b""],
+    ]
+    with Raw(daemon, attach=False, with_lifeline=False) as raw:
+        for frames in rubbish:
+            raw.dealer.send_multipart(frames)
+            reply = raw.receive()
+            assert (type(reply), reply.join_id) == (border.Denied, 0)
+        assert daemon.server.denied == len(rubbish)
+
+
+def test_random_bytes_harm_nobody(daemon):
+    """A thousand mutated messages later a decent client is served as before."""
+    seed = random.Random(20240806)
+    with Raw(daemon) as raw, Raw(daemon, attach=False, with_lifeline=False) as vandal:
+        seeds = [
+            border.encode(message)
+            for message in (raw.submit(), vandal.attach(), border.Detach(5), border.AskTrace(1))
+        ]
+        for _ in range(1000):
+            data = bytearray(seed.choice(seeds))
+            for _ in range(seed.randrange(1, 6)):
+                data[seed.randrange(len(data))] = seed.randrange(256)
+            vandal.dealer.send_multipart(
+                [bytes(data), *[seed.randbytes(seed.randrange(20))] * seed.randrange(3)]
+            )
+        raw.send(raw.submit(), struct.pack("<2f", 1, 2))
+        assert raw.receive(30) == border.Completed(5, 0, 1, 7)
+
+
+def test_oversized_message_ends_that_connection_alone(tmp_path):
+    """A frame over the cap costs its sender the connection, and nobody else anything."""
+    with FakeDaemon(tmp_path / "s", limits=Limits(max_message=100_000)) as daemon:
+        with Raw(daemon) as raw, Raw(daemon, attach=False, with_lifeline=False) as vandal:
+            monitor = vandal.dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            vandal.send(bytes(200_000))
+            assert monitor.poll(10_000)
+            vandal.dealer.disable_monitor()
+            monitor.close()
+            assert raw.ask(raw.submit(), EIGHT) == border.Completed(5, 0, 1, 7)
+        assert daemon.server.denied == 0
+
+
+def test_zmq_port_scanned_by_a_plain_socket(daemon):
+    """Bytes that are no ZeroMQ at all, on both sockets, disturb nobody."""
+    with Raw(daemon) as raw:
+        for suffix in ("", lifeline.SUFFIX):
+            for _ in range(50):
+                with socket.socket(socket.AF_UNIX) as stranger:
+                    stranger.connect(daemon.path + suffix)
+                    stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert raw.ask(raw.submit(), EIGHT) == border.Completed(5, 0, 1, 7)
+        eventually(lambda: daemon.run(lambda: len(daemon.server._by_token)) == 1)
+        assert daemon.handler.gone == []  # who never attached is not mentioned
+
+
+def test_death_is_told_once_and_frees_everything(daemon):
+    """The end of the lifeline is the end of the client, of its segments and its group."""
+    before = mapped()
+    with Raw(daemon) as raw:
+        raw.pass_segment(1, 1 << 20).close()
+        (client,) = daemon.run(lambda: daemon.server.clients)
+        eventually(lambda: client.segment_bytes == 1 << 20)
+        raw.lifeline.close()
+        eventually(lambda: daemon.handler.gone)
+        assert daemon.handler.gone == ["the process ended or closed its connection"]
+        assert (client.alive, client.segment_bytes, mapped()) == (False, 0, before)
+        client.send(border.Released(5, 1))  # in vain, and harmless
+        assert daemon.run(lambda: daemon.server.clients) == []
+    with Raw(daemon):
+        pass
+    eventually(lambda: len(daemon.handler.gone) == 2)
+
+
+def test_what_was_handed_over_before_death_still_counts(daemon):
+    """A call that is in the daemon's queue when the lifeline ends reaches the handler first."""
+    seen = []
+
+    def on_submit(call):
+        view = call.client.view(call.message.source, writable=False)
+        seen.append((call.message.seq, bytes(view), list(daemon.handler.gone)))
+
+    daemon.handler.on_submit = on_submit
+    closed = threading.Event()
+    with Raw(daemon) as raw:
+        mapping = raw.pass_segment(1, 4096)
+        mapping[:8] = b"handover"
+
+        def hold():
+            """In the daemon's thread: until the call is in its queue and the client gone."""
+            eventually(lambda: daemon.server._router.getsockopt(zmq.EVENTS) & zmq.POLLIN)
+            raw.lifeline.close()
+            closed.set()
+
+        daemon.loop.call_threadsafe(hold)
+        raw.send(raw.submit(source=border.Ref(1, 0, 8)))
+        assert closed.wait(10)
+        eventually(lambda: daemon.handler.gone)
+    assert seen == [(0, b"handover", [])]
+
+
+def test_detach_ends_the_lifeline_without_a_death(daemon):
+    """Who leaves in good order is hung up on, and not reported as dead."""
+    with Raw(daemon) as raw:
+        raw.send(border.Detach(5))
+        assert raw.hung_up()
+        assert (daemon.handler.detached, daemon.handler.gone) == (1, [])
+
+
+def test_lifeline_alone_is_dropped_after_a_while(daemon, monkeypatch):
+    """A connection that never attaches does not stay for ever."""
+    monkeypatch.setattr(server_module, "_ATTACH_WITHIN", 0.05)
+    with Raw(daemon, attach=False) as raw:
+        assert raw.hung_up()
+        assert daemon.handler.gone == []
+
+
+def garbage_record(raw):
+    """Send a record of no known operation."""
+    raw.lifeline.send(bytes([99]) + bytes(lifeline.RECORD_BYTES - 1))
+
+
+def add_without_fd(raw):
+    """Announce a segment and send none."""
+    raw.lifeline.send(lifeline.pack(lifeline.ADD, 1, 4096))
+
+
+def drop_with_fd(raw):
+    """Send a descriptor where none belongs."""
+    fd = memory.create_segment(4096)
+    raw.pass_segment(1, 4096, fd, lifeline.pack(lifeline.DROP, 1, 0))
+    os.close(fd)
+
+
+def drop_unknown(raw):
+    """Drop what was never added."""
+    raw.lifeline.send(lifeline.pack(lifeline.DROP, 7, 0))
+
+
+def add_twice(raw):
+    """Use a number twice."""
+    raw.pass_segment(1, 4096)
+    raw.pass_segment(1, 4096)
+
+
+def too_many_fds(raw):
+    """Send twenty descriptors for one."""
+    fd = memory.create_segment(4096)
+    socket.send_fds(raw.lifeline, [lifeline.pack(lifeline.ADD, 1, 4096)], [fd] * 20)
+    os.close(fd)
+
+
+def fds_in_two_halves(raw):
+    """Send a descriptor with each half of a record."""
+    fd = memory.create_segment(4096)
+    record = lifeline.pack(lifeline.ADD, 1, 4096)
+    socket.send_fds(raw.lifeline, [record[:5]], [fd])
+    socket.send_fds(raw.lifeline, [record[5:]], [fd])
+    os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "misdeed",
+    [
+        garbage_record,
+        add_without_fd,
+        drop_with_fd,
+        drop_unknown,
+        add_twice,
+        too_many_fds,
+        fds_in_two_halves,
+    ],
+)
+def test_abuse_of_the_lifeline_ends_that_client(daemon, misdeed):
+    """Whoever breaks the lifeline's rules is out, with nothing left open."""
+    fds, maps = open_fds(), mapped()
+    raw = Raw(daemon)
+    misdeed(raw)
+    assert raw.hung_up()
+    eventually(lambda: daemon.handler.gone)
+    assert "broke the lifeline's protocol" in daemon.handler.gone[0]
+    raw.close()
+    eventually(lambda: open_fds() <= fds)
+    assert mapped() == maps
+
+
+def test_record_in_pieces_is_put_together(daemon):
+    """A record may arrive byte by byte; its descriptor comes with the first."""
+    with Raw(daemon) as raw:
+        fd = memory.create_segment(4096)
+        record = lifeline.pack(lifeline.ADD, 1, 4096)
+        socket.send_fds(raw.lifeline, [record[:1]], [fd])
+        os.close(fd)
+        for byte in record[1:]:
+            raw.lifeline.send(bytes([byte]))
+        reply = raw.ask(raw.submit(source=border.Ref(1, 0, 8), target=border.Ref(1, 8, 8)))
+        assert reply == border.Completed(5, 0, 1, 7)
+
+
+def unsealed():
+    """Return a segment that its owner can shrink, or that is too short."""
+    if not memory.SEALED_MEMORY:
+        return memory.create_segment(1)  # of another size than announced
+    fd = os.memfd_create("x", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, 4096)
+    return fd
+
+
+@pytest.mark.parametrize("source", [unsealed, lambda: memory.create_segment(1)])
+def test_segment_that_could_shrink_never_kills_the_daemon(daemon, source):
+    """A segment that is not sealed, or shorter than it claims, fails the calls that use it."""
+    with Raw(daemon) as raw:
+        fd = source()
+        raw.pass_segment(1, 4096, fd)
+        os.truncate(fd, 1)
+        os.close(fd)
+        reply = raw.ask(raw.submit(source=border.Ref(1, 4000, 8)))
+        assert (type(reply), reply.code) == (border.Failed, "refused")
+        assert raw.ask(raw.submit(seq=1), EIGHT) == border.Completed(5, 1, 2, 7)
+
+
+def test_budget_is_kept(tmp_path):
+    """Beyond the budget the call fails with the setting's name; the client stays."""
+    with (
+        FakeDaemon(tmp_path / "s", limits=Limits(segment_budget=10_000)) as daemon,
+        Raw(daemon) as raw,
+    ):
+        raw.pass_segment(1, 8192)
+        raw.pass_segment(2, 8192)
+        reply = raw.ask(raw.submit(source=border.Ref(2, 0, 8)))
+        assert (type(reply), reply.code) == (border.Failed, "resource_exhausted")
+        assert "ipc.segment_budget" in reply.message
+        raw.lifeline.send(lifeline.pack(lifeline.DROP, 2, 0))
+        reply = raw.ask(raw.submit(source=border.Ref(1, 0, 8), target=border.Ref(1, 16, 8)))
+        assert reply == border.Completed(5, 0, 1, 7)
+
+
+def test_reader_that_never_reads_is_parted_with(tmp_path):
+    """Replies do not pile up without bound for a client that takes none."""
+    with FakeDaemon(tmp_path / "s", limits=Limits(window=8)) as daemon, Raw(daemon) as raw:
+        raw.dealer.setsockopt(zmq.RCVHWM, 1)
+        reply = border.Released(5, 1)
+        (client,) = daemon.run(lambda: daemon.server.clients)
+
+        def flood():
+            for _ in range(50_000):
+                client.send(reply, bytes(1000))
+
+        daemon.run(flood, 60)
+        eventually(lambda: daemon.handler.gone)
+        assert daemon.handler.gone == ["it does not read what the daemon sends"]
+
+
+def test_hundreds_of_clients_leave_nothing_behind(daemon):
+    """Descriptors and mappings are flat after hundreds of clients, decent and not."""
+    with Raw(daemon) as raw:
+        raw.pass_segment(1, 1 << 16)
+        raw.ask(raw.submit(), EIGHT)
+    eventually(lambda: daemon.handler.gone)
+    fds, maps = open_fds(), mapped()
+    for round_ in range(300):
+        raw = Raw(daemon, group=f"g{round_}")
+        raw.pass_segment(1, 1 << 16).close()
+        if round_ % 3 == 0:
+            raw.send(border.Detach(5))
+        elif round_ % 3 == 1:
+            garbage_record(raw)
+        raw.close()
+    eventually(lambda: daemon.run(lambda: len(daemon.server._by_token)) == 0)
+    eventually(lambda: open_fds() <= fds)
+    assert mapped() == maps
+    assert daemon.run(lambda: (daemon.server._waiting, daemon.server._by_routing_id)) == ({}, {})
+
+
+def test_lack_of_descriptors_pauses_accepting(daemon, monkeypatch):
+    """Out of descriptors the daemon neither spins nor stops: it accepts again later."""
+    monkeypatch.setattr(lifeline_module, "_ACCEPT_PAUSE", 0.05)
+    listener = daemon.server._lifelines
+    attempts = []
+
+    class Exhausted:
+        def accept(self):
+            attempts.append(1)
+            raise OSError(24, "Too many open files")
+
+        def fileno(self):
+            return real.fileno()
+
+    real = listener._listener
+    listener._listener = Exhausted()
+    waiting = socket.socket(socket.AF_UNIX)
+    waiting.connect(daemon.path + lifeline.SUFFIX)
+    eventually(lambda: len(attempts) >= 2)
+    assert daemon.run(lambda: listener._watching) is False
+    listener._listener = real
+    waiting.settimeout(10)
+    assert len(waiting.recv(border.TOKEN_BYTES)) == border.TOKEN_BYTES
+    waiting.close()
+
+
+def test_too_many_lifelines_are_hung_up_on(daemon, monkeypatch):
+    """There is a cap; who comes beyond it is turned away."""
+    monkeypatch.setattr(lifeline_module, "MAX_LIFELINES", 1)
+    with Raw(daemon) as raw:
+        with socket.socket(socket.AF_UNIX) as other:
+            other.settimeout(10)
+            other.connect(daemon.path + lifeline.SUFFIX)
+            assert other.recv(border.TOKEN_BYTES) == b""
+        assert raw.ask(raw.submit(), EIGHT) == border.Completed(5, 0, 1, 7)
+
+
+def test_broadcast_reaches_every_client(daemon):
+    """News of the ring goes to all that are attached."""
+    with Raw(daemon, group="a") as one, Raw(daemon, group="b") as two:
+        daemon.run(lambda: daemon.server.broadcast(border.RingState("forming", 8)))
+        assert [one.receive(), two.receive()] == [border.RingState("forming", 8)] * 2
+
+
+def test_killed_client_process_is_noticed(daemon):
+    """SIGKILL of a client's process is its end here, at once."""
+    code = (
+        "import sys, ringd, time; ring = ringd.connect(sys.argv[1], 'k');"
+        "print('in', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, daemon.path], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "in\n"
+    (client,) = daemon.run(lambda: daemon.server.clients)
+    assert client.pid == process.pid
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    eventually(lambda: daemon.handler.gone)
+
+
+def test_close_releases_the_path(tmp_path):
+    """A closed daemon leaves only its lock file; the next one can start at once."""
+    for _ in range(3):
+        with FakeDaemon(tmp_path / "s") as daemon, Raw(daemon):
+            assert Path(daemon.path).exists()
+            daemon.run(daemon.server.close)
+            daemon.run(daemon.server.close)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["s.lock"]

@@ -1,0 +1,230 @@
+"""The client's shared memory: reuse, bounds, and arrays that keep their block."""
+
+import errno
+import gc
+import itertools
+
+import numpy as np
+import pytest
+from fake_daemon import open_fds
+
+from ringd import errors
+from ringd.client import pool as pool_module
+from ringd.client.pool import Pool, _block_size
+
+MIB = 1 << 20
+
+
+def test_block_sizes_waste_little():
+    """A block holds the tensor and a page for its seal, and at most an eighth more."""
+    for length in [0, 1, 4096, 65537, *(2**k + d for k in range(16, 34) for d in (-1, 0, 1))]:
+        size = _block_size(length)
+        assert size % 4096 == 0
+        assert length + 4096 <= size <= max(length + length // 8, 4096) + 8192
+
+
+def test_similar_sizes_share_blocks():
+    """There are few sizes: eight per octave."""
+    assert len({_block_size(length) for length in range(1 << 20, 1 << 21, 1009)}) <= 9
+
+
+def test_returned_block_is_used_again():
+    """Memory that came back is warm, and goes out first."""
+    pool = Pool(64 * MIB)
+    first = pool.take(MIB)
+    place = (first.segment.number, first.offset)
+    del first
+    again = pool.take(MIB - 1000)
+    assert (again.segment.number, again.offset) == place
+    assert pool.take(MIB).segment.number != place[0]
+
+
+def test_small_blocks_share_segments():
+    """A thousand blocks cost few descriptors, and never overlap."""
+    pool = Pool(1 << 30)
+    blocks = [pool.take(100_000) for _ in range(1000)]
+    assert len(pool) <= 20
+    places = sorted((b.segment.address + b.offset, b.segment.block_size) for b in blocks)
+    for (start, size), (following, _) in itertools.pairwise(places):
+        assert start + size <= following
+
+
+def test_budget_is_a_bound():
+    """Beyond the budget there is nothing until something comes back."""
+    pool = Pool(10 * MIB)
+    blocks = []
+    while (block := pool.take(MIB)) is not None:
+        blocks.append(block)
+    assert 8 <= len(blocks) <= 10
+    assert pool.size <= pool.budget
+    assert pool.has_returns is False
+    blocks.pop()
+    assert pool.has_returns is True
+    assert pool.take(MIB) is not None
+
+
+def test_tensor_beyond_the_budget_names_the_setting():
+    """What can never fit is an error at once."""
+    with pytest.raises(errors.ResourceExhausted, match=r"ipc\.segment_budget = 1048576"):
+        Pool(MIB).take(2 * MIB)
+
+
+def test_idle_segments_make_room_for_other_sizes():
+    """Free memory of the wrong size does not stand in the way; the daemon is to be told."""
+    pool = Pool(9 * MIB)
+    small = [pool.take(MIB) for _ in range(3)]
+    number = small[0].segment.number
+    small[0].segment.passed_to = "channel"
+    small.pop(0)
+    large = pool.take(5 * MIB)
+    assert large is not None
+    assert pool.dropped == [(number, "channel")]
+    assert pool.size <= pool.budget
+    assert pool.take(5 * MIB) is None  # the others are in use
+
+
+def test_longest_unused_goes_first():
+    """What was used lately stays warm."""
+    pool = Pool(9 * MIB)
+    old, new = pool.take(2 * MIB), pool.take(3 * MIB)
+    stays = new.segment
+    del old, new
+    pool.take(4 * MIB)
+    assert stays.number in pool._segments
+
+
+@pytest.mark.parametrize(
+    "derive",
+    [
+        lambda a: a,
+        lambda a: a.view(np.float32),
+        lambda a: a[8:16],
+        lambda a: a.view(np.float32).reshape(-1, 4).T[1:],
+        lambda a: memoryview(a)[4:],
+        lambda a: np.frombuffer(a, np.int16),
+        lambda a: np.asarray(memoryview(a)),
+        lambda a: a.view(np.recarray),
+    ],
+)
+def test_block_stays_taken_while_anything_looks_into_it(derive):
+    """Any kind of view keeps the memory from being used again; its end frees it."""
+    pool = Pool(64 * MIB)
+    block = pool.take(65536)
+    lent = pool.lend(block, 65536)
+    view = derive(lent)
+    del block, lent
+    gc.collect()
+    assert (pool.has_returns, pool.lent) == (False, 65536)
+    del view
+    assert pool.has_returns is True
+    pool._collect()
+    assert (pool.lent, pool._starts, pool._lent_blocks) == (0, [], [])
+
+
+def test_array_outlives_pool_and_descriptor():
+    """A user's array is good for as long as it is kept."""
+    pool = Pool(MIB)
+    array = pool.lend(pool.take(65536), 65536)
+    array[:] = 7
+    pool.close()
+    del pool
+    gc.collect()
+    assert array.sum() == 7 * 65536
+
+
+def test_lent_memory_is_found_by_its_address():
+    """Contiguous parts of lent arrays are recognised, wherever they begin; others are not."""
+    pool = Pool(64 * MIB)
+    blocks = [pool.take(200_000) for _ in range(5)]
+    arrays = [pool.lend(block, 200_000) for block in blocks]
+    for block, array in zip(blocks, arrays, strict=True):
+        assert pool.find(array) == (block, 0)
+        assert pool.find(array[1000:3000].view(np.float64)) == (block, 1000)
+        assert pool.find(array[-1:]) == (block, 199_999)
+    beyond = blocks[0].bytes(200_001)
+    assert pool.find(beyond) is None
+    assert pool.find(np.ones(1000)) is None
+    del arrays[2], array, block, blocks
+    pool._collect()
+    assert len(pool._starts) == 4
+
+
+def test_retired_memory_is_never_used_again():
+    """A block that the daemon may still write to does not come back, nor do its neighbours."""
+    pool = Pool(64 * MIB)
+    block = pool.take(100_000)
+    retired = block.segment
+    retired.passed_to = "channel"
+    pool.retire(block)
+    pool.retire(block)
+    del block
+    assert all(pool.take(100_000).segment is not retired for _ in range(50))
+    assert pool.dropped == [(retired.number, "channel")]
+
+
+def test_seal_is_read_where_the_daemon_writes_it():
+    """The seal stands behind the tensor, aligned, inside the block."""
+    pool = Pool(64 * MIB)
+    for length in (65537, 65544, 131072):
+        block = pool.take(length)
+        block.clear_seal(length)
+        assert block.sealed_by(length) == (0, 0)
+        block.bytes(length)[:] = 255
+        assert block.sealed_by(length) == (0, 0)
+
+
+def test_shortage_gives_back_what_is_idle_and_tries_again(monkeypatch):
+    """When the system has no memory left, idle segments go first."""
+    pool = Pool(64 * MIB)
+    pool.take(MIB)  # comes back at once
+    real, calls = pool_module.create_segment, []
+
+    def scarce(size):
+        calls.append(size)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(size)
+
+    monkeypatch.setattr(pool_module, "create_segment", scarce)
+    assert pool.take(2 * MIB) is not None
+    assert len(pool) == 1
+
+
+def test_shortage_is_an_error_that_can_be_acted_on(monkeypatch):
+    """No memory at all: a clear error, nothing leaked, and the pool goes on."""
+    pool = Pool(64 * MIB)
+
+    def none(_size):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    fds = open_fds()
+    with monkeypatch.context() as patch:
+        patch.setattr(pool_module, "create_segment", none)
+        with pytest.raises(errors.ResourceExhausted, match="No space left on device"):
+            pool.take(MIB)
+    assert (pool.usable, open_fds()) == (True, fds)
+    assert pool.take(MIB) is not None
+
+
+def test_system_without_shared_memory_is_remembered(monkeypatch):
+    """Where the system forbids it, the client knows from then on."""
+    pool = Pool(64 * MIB)
+
+    def forbidden(_size):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(pool_module, "create_segment", forbidden)
+    with pytest.raises(errors.ResourceExhausted):
+        pool.take(MIB)
+    assert pool.usable is False
+
+
+def test_descriptors_are_given_back():
+    """A pool that is gone leaves no descriptor open."""
+    fds = open_fds()
+    pool = Pool(256 * MIB)
+    blocks = [pool.take(MIB) for _ in range(20)]
+    assert open_fds() > fds
+    del blocks
+    pool.close()
+    assert open_fds() == fds

@@ -1,0 +1,338 @@
+"""One machine alone: what each event makes it do."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import msgspec
+import pytest
+
+from ringd.membership.machine import (
+    DISK_RETRY,
+    GAP,
+    MAX_ERROR,
+    PATIENCE,
+    TRANSITIONS,
+    Broken,
+    Changed,
+    DropLinks,
+    Event,
+    Machine,
+    Persist,
+    Ready,
+    Send,
+    State,
+)
+from ringd.wire.control import Commit, LinkState, News, Propose
+
+
+def other(rank, *, version=9, incarnation=1, epoch=2, **changes):
+    """Return the state of a member with both links up, but for *changes*."""
+    state = LinkState(rank, incarnation, version, True, True, 0, "", "", False, epoch)
+    return msgspec.structs.replace(state, **changes)
+
+
+def linked(rank=1, size=3, generation=0, now=0.0):
+    """Return a machine with both links up that has heard that all others have them too."""
+    machine = Machine(rank, size, 1, generation)
+    machine.start(now)
+    machine.link_up("left", 1, "left:1", now)
+    machine.link_up("right", 1, "right:1", now)
+    states = tuple(other(r) for r in range(size) if r != rank)
+    machine.received("left", News(states), now)
+    return machine
+
+
+def ready(generation=5):
+    """Return the machine of rank 1 of 3 in a ring of *generation*."""
+    machine = linked()
+    machine.received("left", Propose(1, generation - 1, (1,)), 0.0)
+    machine.received("left", Commit(1, generation, (1, 1, 1)), 0.0)
+    machine.persisted(generation, 0.0)
+    assert machine.state is State.READY
+    return machine
+
+
+def kinds(actions):
+    """Return the actions' types."""
+    return [type(action) for action in actions]
+
+
+def test_every_event_is_in_the_table_for_every_state():
+    """The table leaves out only what would be a bug: forming a ring while in one, or draining."""
+    missing = set(product(State, Event)) - set(TRANSITIONS)
+    assert missing == {(State.READY, Event.FORMED), (State.DRAINING, Event.FORMED)}
+
+
+def test_a_ring_of_one_forms_at_once():
+    """The only member persists the next generation and is ready."""
+    machine = Machine(0, 1, 3, 7)
+    assert machine.start(0.0) == [Persist(8, 3)]
+    assert kinds(machine.persisted(8, 0.0)) == [Changed, Ready]
+    assert (machine.generation, machine.incarnations) == (8, (3,))
+
+
+def test_a_ring_of_one_rejoins():
+    """There are no links to drop, but the ring is formed anew."""
+    machine = Machine(0, 1, 3, 7)
+    machine.start(0.0)
+    machine.persisted(8, 0.0)
+    assert kinds(machine.rejoin(1.0)) == [Broken, Changed, Persist]
+    assert machine.persisted(9, 1.0)[-1] == Ready(9)
+
+
+def test_a_new_neighbour_is_told_everything_and_the_other_one_the_change():
+    """Whole table to the new link, the own state to the old one."""
+    machine = Machine(1, 3, 1, 0)
+    machine.start(0.0)
+    machine.link_up("left", 1, "a", 0.0)
+    machine.received("left", News((other(0), other(2))), 0.0)
+    actions = machine.link_up("right", 1, "b", 0.0)
+    own = machine._table[1]
+    assert actions == [
+        Send("left", News((own,))),
+        Send("right", News((other(0), own, other(2)))),
+    ]
+    assert (own.left_up, own.right_up, own.address) == (True, True, "b")
+
+
+def test_a_round_of_rank_0():
+    """Propose, persist, commit, ready: in this order, and nothing before its time."""
+    machine = Machine(0, 3, 1, 4)
+    machine.link_up("left", 1, "", 0.0)
+    machine.link_up("right", 1, "", 0.0)
+    assert kinds(machine.received("right", News((other(1),)), 0.0)) == [Send]
+    actions = machine.received("right", News((other(2),)), 0.0)
+    assert actions[-1] == Send("right", Propose(1, 4, (1,)))
+    assert machine.next_deadline == PATIENCE
+    assert machine.received("left", Propose(1, 4, (1, 1, 1)), 0.0) == [Persist(5, 1)]
+    commit = Commit(1, 5, (1, 1, 1))
+    assert machine.received("left", commit, 0.0) == []
+    assert machine.persisted(5, 0.0) == [Send("right", commit)]
+    assert not machine.in_ring
+    assert kinds(machine.received("left", commit, 0.0)) == [Changed, Ready]
+    assert machine.next_deadline is None
+
+
+def test_rank_0_leaves_a_gap_when_others_know_more():
+    """A generation that rank 0 never wrote down tells of a lost state file."""
+    machine = linked(rank=0)
+    actions = machine.received("left", Propose(1, 7, (1, 1, 1)), 0.0)
+    assert actions == [Persist(7 + GAP, 1)]
+
+
+def test_rank_0_starts_over_when_a_round_does_not_return():
+    """After its patience another attempt goes round, with twice the patience."""
+    machine = linked(rank=0)
+    assert machine.tick(PATIENCE / 2) == []
+    assert machine.tick(PATIENCE) == [Send("right", Propose(2, 0, (1,)))]
+    assert machine.next_deadline == 3 * PATIENCE
+    assert machine.received("left", Propose(1, 0, (1, 1, 1)), 1.0) == []
+
+
+def test_a_member_passes_a_commit_on_before_it_persists():
+    """All disks work at the same time; ready comes after the own one."""
+    machine = linked()
+    assert machine.received("left", Propose(1, 4, (1,)), 0.0) == [
+        Send("right", Propose(1, 4, (1, 1)))
+    ]
+    commit = Commit(1, 5, (1, 1, 1))
+    assert machine.received("left", commit, 0.0) == [Send("right", commit), Persist(5, 1)]
+    assert not machine.in_ring
+    assert machine.persisted(5, 0.0)[-1] == Ready(5)
+    assert (machine.generation, machine.incarnations) == (5, (1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "commit",
+    [
+        Commit(2, 5, (1, 1, 1)),
+        Commit(1, 5, (2, 1, 1)),
+        Commit(1, 5, (1, 1, 2)),
+        Commit(1, 0, (1, 1, 1)),
+    ],
+)
+def test_a_commit_that_was_not_proposed_is_ignored(commit):
+    """Another attempt, another life of a member, an old generation: nothing happens."""
+    machine = linked()
+    machine.received("left", Propose(1, 4, (1,)), 0.0)
+    assert machine.received("left", commit, 0.0) == []
+
+
+DISTURBANCES = {
+    "link lost": lambda m: m.link_down("right", "cut", 0.0),
+    "link replaced": lambda m: m.link_up("left", 1, "", 0.0),
+    "news of a loss": lambda m: m.received(
+        "left", News((other(2, version=10, epoch=3, right_up=False),)), 0.0
+    ),
+    "news of a flap": lambda m: m.received("right", News((other(2, version=11, epoch=4),)), 0.0),
+    "news of a restart": lambda m: m.received("left", News((other(0, incarnation=2),)), 0.0),
+    "another round": lambda m: m.received("left", Propose(2, 9, (1,)), 0.0),
+    "rejoin": lambda m: m.rejoin(0.0),
+}
+
+
+@pytest.mark.parametrize("name", DISTURBANCES)
+def test_disturbances_end_a_ring(name):
+    """Whatever happened, a member leaves the ring in the same event, with a reason."""
+    machine = ready()
+    actions = DISTURBANCES[name](machine)
+    assert kinds(actions).count(Broken) == 1
+    assert kinds(actions).count(Changed) == 1
+    assert (machine.state, machine.in_ring) == (State.FORMING, False)
+
+
+@pytest.mark.parametrize("name", DISTURBANCES)
+def test_disturbances_end_a_commit(name):
+    """A commit that is not on disk yet is void; the generation still counts as used."""
+    machine = linked()
+    machine.received("left", Propose(1, 4, (1,)), 0.0)
+    machine.received("left", Commit(1, 5, (1, 1, 1)), 0.0)
+    DISTURBANCES[name](machine)
+    assert Ready(5) not in machine.persisted(5, 0.0)
+    assert machine.generation == 5
+
+
+def test_a_member_without_all_links_drops_proposals():
+    """Only who believes that a ring can form passes a proposal on."""
+    machine = linked()
+    machine.received("right", News((other(2, version=10, epoch=3, left_up=False),)), 0.0)
+    assert machine.received("left", Propose(1, 0, (1,)), 0.0) == []
+
+
+def test_harmless_news_is_passed_on_and_ends_nothing():
+    """An address, or a member that drains, is told round; the ring stays."""
+    machine = ready()
+    news = News((other(2, version=10, draining=True),))
+    assert machine.received("left", news, 0.0) == [Send("right", news)]
+    assert machine.received("right", news, 0.0) == []
+    assert machine.state is State.READY
+
+
+def test_a_full_disk_keeps_a_member_out_until_it_can_write():
+    """The error is told round, writing is retried, and success is told as well."""
+    machine = linked()
+    machine.received("left", Propose(1, 4, (1,)), 0.0)
+    machine.received("left", Commit(1, 5, (1, 1, 1)), 0.0)
+    actions = machine.persist_failed("no space", 0.0)
+    assert [a.message.states[0].error for a in actions] == ["state file: no space"] * 2
+    assert machine.next_deadline == DISK_RETRY
+    assert machine.tick(DISK_RETRY) == [Persist(5, 1)]
+    assert machine.persist_failed("no space", DISK_RETRY) == []
+    assert machine.tick(2 * DISK_RETRY) == [Persist(5, 1)]
+    actions = machine.persisted(5, 2 * DISK_RETRY)
+    assert [a.message.states[0].error for a in actions] == ["", ""]
+    assert machine.next_deadline is None
+
+
+def test_writes_one_state_at_a_time():
+    """A commit that comes during a write waits for its end."""
+    machine = linked()
+    machine.received("left", Propose(1, 4, (1,)), 0.0)
+    machine.received("left", Commit(1, 5, (1, 1, 1)), 0.0)
+    machine.received("left", Propose(2, 5, (1,)), 0.0)
+    assert kinds(machine.received("left", Commit(2, 6, (1, 1, 1)), 0.0)) == [Send]
+    assert machine.persisted(5, 0.0) == [Persist(6, 1)]
+    assert machine.persisted(6, 0.0)[-1] == Ready(6)
+
+
+def test_persisted_must_have_been_asked_for():
+    """The end of a write that nobody asked for is a caller's bug."""
+    with pytest.raises(ValueError, match="was not to be persisted"):
+        linked().persisted(5, 0.0)
+
+
+def test_rises_above_its_older_self():
+    """A member that hears of its former life takes a higher incarnation, on disk first."""
+    machine = linked()
+    older = other(1, incarnation=4)
+    assert machine.received("left", News((older,)), 0.0) == [Persist(0, 5)]
+    assert machine.incarnation == 1
+    actions = machine.persisted(0, 0.0)
+    states = [a.message.states[0] for a in actions if isinstance(a, Send)]
+    assert [(s.incarnation, s.version) for s in states] == [(5, 1), (5, 1)]
+    assert machine.incarnation == 5
+
+
+def test_dial_errors_are_told_once_each():
+    """Attempts that fail in turn at several addresses make news only when a reason is new."""
+    machine = Machine(1, 3, 1, 0, names=("studio", "mini", "air"))
+    machine.link_up("left", 1, "", 0.0)
+    assert kinds(machine.dial_failed("a:1", "refused", 0.0)) == [Send]
+    assert kinds(machine.dial_failed("b:1", "no route", 0.0)) == [Send]
+    assert machine.dial_failed("a:1", "refused", 1.0) == []
+    assert machine.dial_failed("b:1", "no route", 1.0) == []
+    assert kinds(machine.dial_failed("b:1", "refused", 5.0)) == [Send]
+    view = machine.members(6.0)[2]
+    assert (view.state, view.address, view.error_since) == ("down", "b:1", 5.0)
+    assert view.error == "right neighbour air: a:1: refused; b:1: refused"
+
+
+def test_error_texts_are_bounded():
+    """However many addresses fail, the text that travels stays short."""
+    machine = Machine(1, 3, 1, 0)
+    for number in range(100):
+        machine.dial_failed(f"host-{number}:1", "connection refused", 0.0)
+    assert len(machine._table[1].error) == MAX_ERROR
+
+
+def test_draining_keeps_the_ring_but_joins_no_other():
+    """The ring goes on until a link is lost; proposals are dropped from then on."""
+    machine = ready()
+    assert Broken not in kinds(machine.drain(0.0))
+    assert (machine.state, machine.in_ring) == (State.DRAINING, True)
+    assert machine.drain(0.0) == []
+    assert kinds(machine.link_down("right", "closed", 0.0)).count(Broken) == 1
+    machine.link_up("right", 1, "", 0.0)
+    assert machine.received("left", Propose(2, 5, (1,)), 0.0) == []
+    assert machine.state is State.DRAINING
+
+
+def test_rejoin_drops_both_links():
+    """The links are down for the machine at once, and the caller closes them."""
+    machine = ready()
+    assert DropLinks("asked to rejoin", ("left", "right")) in machine.rejoin(0.0)
+    assert machine.link_down("left", "closed", 0.0) == []
+    assert machine.received("left", News((other(0, version=99),)), 0.0) == []
+
+
+@pytest.mark.parametrize(
+    ("side", "message"),
+    [
+        ("right", Propose(1, 0, (1,))),
+        ("right", Commit(1, 1, (1, 1, 1))),
+        ("left", Propose(1, 0, ())),
+        ("left", Propose(1, -1, (1,))),
+        ("left", Propose(1, 1 << 63, (1,))),
+        ("left", Commit(1, 1, (1, 1))),
+        ("left", News((other(3),))),
+        ("left", News((other(-1),))),
+        ("left", News((other(0, generation=1 << 64),))),
+    ],
+)
+def test_nonsense_costs_the_link(side, message):
+    """What no neighbour could send drops the link that it came over, and only that."""
+    machine = ready()
+    actions = machine.received(side, message, 0.0)
+    drops = [action for action in actions if isinstance(action, DropLinks)]
+    assert [drop.sides for drop in drops] == [(side,)]
+    assert drops[0].reason.startswith("protocol error: ")
+    assert machine.state is State.FORMING
+
+
+def test_members_are_up_down_or_unknown():
+    """Who can be reached is up, who should be next is down, nothing is known of those behind."""
+    machine = Machine(0, 5, 1, 0)
+    assert [v.state for v in machine.members(0.0)] == ["up", "down", "unknown", "unknown", "down"]
+    machine.link_up("right", 1, "", 0.0)
+    machine.received("right", News((other(1, right_up=False, error="refused"),)), 2.0)
+    views = machine.members(3.0)
+    assert [v.state for v in views] == ["up", "up", "down", "unknown", "down"]
+    assert (views[2].error, views[2].error_since) == ("refused", 2.0)
+    assert machine.missing()[2] == "not heard of yet"
+
+
+def test_a_rank_outside_the_ring_is_refused():
+    """A rank must be one of the ring's."""
+    with pytest.raises(ValueError, match="rank 3"):
+        Machine(3, 3, 1, 0)
