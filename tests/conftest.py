@@ -9,7 +9,7 @@ import pytest
 
 import ringd
 from tests.cluster import Cluster
-from tests.ringkit import connected
+from tests.ringkit import BOUNDED, connected
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def calm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Give three daemons that nobody disturbs, for all tests of a module."""
-    with Cluster(tmp_path_factory.mktemp("ring"), 3) as cluster:
+    with Cluster(tmp_path_factory.mktemp("ring"), 3, settings=BOUNDED) as cluster:
         cluster.start().wait_ready()
         yield cluster
 

@@ -16,11 +16,20 @@ import numpy as np
 import ringd
 from tests.cluster import PATIENCE, Cluster, Node, wait_until
 
-HASTY = """
+BOUNDED = """
+[ops]
+timeout = "60s"
+"""
+"""Settings under which a test that would hang fails."""
+
+HASTY = (
+    BOUNDED
+    + """
 [join]
 heartbeat = "200ms"
 lost_after = "600ms"
 """
+)
 """Settings under which silence is noticed soon."""
 
 
@@ -93,6 +102,15 @@ def tensor(rank: int, count: int, seed: int = 0) -> np.ndarray:
 def total(size: int, count: int, seed: int = 0) -> np.ndarray:
     """Return the sum of :func:`tensor` over all ranks."""
     return np.sum([tensor(rank, count, seed) for rank in range(size)], axis=0, dtype=np.float32)
+
+
+def lend(ring: ringd.Ring, x: np.ndarray, *, empty: bool) -> np.ndarray:
+    """Return *x*; a copy of it in an array of ``ring.empty`` if that is asked for."""
+    if not empty:
+        return x
+    buffer = ring.empty(x.shape, x.dtype)
+    buffer[:] = x
+    return buffer
 
 
 def open_ops(node: Node, group: str = "test") -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ What is checked at every Ready, Send and Persist:
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -132,6 +133,8 @@ class Simulation:
         self._rings: dict[int, tuple[int, ...]] = {}
         self._commits: set[tuple[int, int]] = set()
         self._used = [0] * size
+        self._present: Counter[int] = Counter()
+        """How many living members are in which generation."""
 
     # --- time -------------------------------------------------------------------------
 
@@ -157,8 +160,7 @@ class Simulation:
 
     def formed(self) -> bool:
         """Whether all members are in one ring."""
-        generations = {p.generation if p and p.alive else 0 for p in self.processes}
-        return len(generations) == 1 and 0 not in generations
+        return max(self._present.values(), default=0) == self.size
 
     def delay(self) -> float:
         """Return how long the next message takes."""
@@ -191,6 +193,7 @@ class Simulation:
         if process is None or not process.alive:
             return
         process.alive = False
+        self._leave(process)
         for side, connection in process.links.items():
             if connection is not None:
                 self._abandon(connection, process, silent=silent)
@@ -424,8 +427,13 @@ class Simulation:
     def _broken(self, process: Process, reason: str) -> None:
         if not process.generation:
             raise Violation(f"{process.rank} breaks a ring that it was not in")
-        process.generation = 0
+        self._leave(process)
         self._note(process, f"broken: {reason}")
+
+    def _leave(self, process: Process) -> None:
+        if process.generation:
+            self._present[process.generation] -= 1
+            process.generation = 0
 
     def _drop_links(self, process: Process, action: DropLinks) -> None:
         for side in action.sides:
@@ -525,6 +533,7 @@ class Simulation:
             if self._links.setdefault((generation, link), number) != number:
                 raise Violation(f"ends of link {link} differ in generation {generation}")
         process.generation = generation
+        self._present[generation] += 1
         self.rings += 1
         self._note(process, f"ready in generation {generation}")
 

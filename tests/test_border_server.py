@@ -352,18 +352,20 @@ def test_what_was_handed_over_before_death_still_counts(daemon):
         seen.append((call.message.seq, bytes(view), list(daemon.handler.gone)))
 
     daemon.handler.on_submit = on_submit
-    closed = threading.Event()
+    held, closed = threading.Event(), threading.Event()
     with Raw(daemon) as raw:
         mapping = raw.pass_segment(1, 4096)
         mapping[:8] = b"handover"
 
         def hold():
             """In the daemon's thread: until the call is in its queue and the client gone."""
+            held.set()
             eventually(lambda: daemon.server._router.getsockopt(zmq.EVENTS) & zmq.POLLIN)
             raw.lifeline.close()
             closed.set()
 
         daemon.loop.call_threadsafe(hold)
+        assert held.wait(10)
         raw.send(raw.submit(source=border.Ref(1, 0, 8)))
         assert closed.wait(10)
         eventually(lambda: daemon.handler.gone)

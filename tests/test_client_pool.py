@@ -136,7 +136,7 @@ def test_lent_memory_is_found_by_its_address():
     """Contiguous parts of lent arrays are recognised, wherever they begin; others are not."""
     pool = Pool(64 * MIB)
     blocks = [pool.take(200_000) for _ in range(5)]
-    arrays = [pool.lend(block, 200_000) for block in blocks]
+    arrays = [pool.lend(block, 200_000, as_input=True) for block in blocks]
     for block, array in zip(blocks, arrays, strict=True):
         assert pool.find(array) == (block, 0)
         assert pool.find(array[1000:3000].view(np.float64)) == (block, 1000)

@@ -102,7 +102,7 @@ def test_killed_daemon_is_survived_by_a_waiting_call(daemons, x):
             daemons.start("--hold")
         daemons.kill()
         daemons.start()
-        thread.join(10)
+        thread.join(30)
         np.testing.assert_array_equal(results[0], 2 * x)
 
 
@@ -117,7 +117,7 @@ def test_calls_made_while_the_daemon_is_away_are_kept(daemons, x):
         assert not any(work.done() for work in works)
         daemons.start()
         for i, work in enumerate(works):
-            np.testing.assert_array_equal(work.wait(10), 2 * (x + i))
+            np.testing.assert_array_equal(work.wait(30), 2 * (x + i))
 
 
 def test_busy_program_hands_over_again_by_itself(tmp_path):
@@ -129,7 +129,7 @@ def test_busy_program_hands_over_again_by_itself(tmp_path):
     with FakeDaemon(tmp_path / "s") as second:
         eventually(lambda: second.handler.submitted)  # nobody has called the ring since
         assert second.handler.attaches[0].join_id == first.handler.attaches[0].join_id
-        np.testing.assert_array_equal(work.wait(10), 2 * LARGE)
+        np.testing.assert_array_equal(work.wait(30), 2 * LARGE)
         ring.close()
 
 
@@ -147,7 +147,7 @@ def test_finished_calls_are_offered_again_until_released(tmp_path, x):
         assert not work.done()
         eventually(lambda: (work.done(), session_of(ring).released)[1] == 1)
     with FakeDaemon(tmp_path / "s", limits=limits) as second:
-        np.testing.assert_array_equal(work.wait(10), 2 * x)
+        np.testing.assert_array_equal(work.wait(30), 2 * x)
         attach = second.handler.attaches[0]
         assert (attach.next_seq, attach.released) == (4, 1)
         again = [call.message for call in second.handler.submitted]
@@ -172,9 +172,9 @@ def test_seal_speaks_for_a_daemon_that_died(daemons):
     daemons.start("--seal-and-die", "--size", "5")
     with ringd.connect(daemons.path, timeout=10) as ring:
         work = ring.all_reduce_async(LARGE)
-        daemons.processes[0].wait(10)
+        daemons.processes[0].wait(30)
         daemons.start("--hold")  # which will never compute anything
-        np.testing.assert_array_equal(work.wait(10), 5 * LARGE)
+        np.testing.assert_array_equal(work.wait(30), 5 * LARGE)
 
 
 def test_seal_of_a_held_input_waits_for_the_word(tmp_path):
@@ -193,7 +193,7 @@ def test_seal_of_a_held_input_waits_for_the_word(tmp_path):
         assert (call.message.outcome, call.message.hold, call.message.target) == ("ok", True, None)
         assert work.done() is False
         second.run(lambda: second.handler.complete(call))
-        np.testing.assert_array_equal(work.wait(10), 2 * LARGE)
+        np.testing.assert_array_equal(work.wait(30), 2 * LARGE)
         ring.close()
 
 
@@ -204,9 +204,9 @@ def test_stale_seal_does_not_speak_for_a_later_call(daemons):
         ring.all_reduce(LARGE)
         gc.collect()
         work = ring.all_reduce_async(LARGE + 1)  # in the same memory; kills the daemon
-        daemons.processes[0].wait(10)
+        daemons.processes[0].wait(30)
         daemons.start()
-        np.testing.assert_array_equal(work.wait(10), 2 * (LARGE + 1))
+        np.testing.assert_array_equal(work.wait(30), 2 * (LARGE + 1))
 
 
 def test_deadline_ends_a_call_without_a_daemon(daemons, monkeypatch):
@@ -256,7 +256,7 @@ def test_stopped_daemon_does_not_hold_its_clients(daemons, monkeypatch):
         works = [ring.all_reduce_async(LARGE + i) for i in range(5)]
         process.send_signal(signal.SIGCONT)
         for i, work in enumerate(works):
-            np.testing.assert_array_equal(work.wait(10), 2 * (LARGE + i))
+            np.testing.assert_array_equal(work.wait(30), 2 * (LARGE + i))
 
 
 @pytest.mark.parametrize("end", ["deadline", "denied", "left behind"])
@@ -277,13 +277,14 @@ def test_memory_that_the_daemon_may_still_read_is_not_reused(tmp_path, monkeypat
         elif end == "left behind":
             daemon.run(lambda: daemon.handler.complete(daemon.handler.submitted[0]))
             tell(daemon, lambda join_id: border.Lost(join_id, 1, "group_lost", "died"))
-            work.wait(10)
+            work.wait(30)
         eventually(work.done)
         del work
-        for _ in range(2 if end == "deadline" else 3):
-            with contextlib.suppress(ringd.RingError):
-                ring.all_reduce_async(LARGE + 1)
-        eventually(lambda: len(inputs) == 3)
+        works = []
+        for _ in range(8):
+            with contextlib.suppress(ringd.RingError):  # one to tell of the loss
+                works.append(ring.all_reduce_async(LARGE + 1))
+        eventually(lambda: len(inputs) == 1 + len(works))
         assert bytes(inputs[0]) == LARGE.tobytes()
         inputs.clear()
 
@@ -294,7 +295,7 @@ def test_daemon_that_stays_away_ends_calls_without_a_deadline(daemons, monkeypat
     daemons.start()
     with ringd.connect(daemons.path, timeout=10) as ring:
         work = ring.all_reduce_async(SMALL)
-        work.wait(10)
+        work.wait(30)
         daemons.kill()
         with pytest.raises(ringd.DaemonUnavailable, match=r"away for 0\.1 s"):
             ring.all_reduce(SMALL)
@@ -308,12 +309,12 @@ def test_lost_group_is_told_once_and_joined_anew(tmp_path, x):
         eventually(lambda: len(daemon.handler.submitted) == 4)
         tell(daemon, lambda join_id: border.Lost(join_id, 2, "group_lost", "b's client died"))
         with pytest.raises(ringd.GroupLost, match="b's client died"):
-            works[2].wait(10)
+            works[2].wait(30)
         assert [work.done() for work in works] == [False, False, True, True]
         assert len(daemon.handler.attaches) == 1  # the first two have yet to come
         for i in range(2):
             daemon.run(lambda i=i: daemon.handler.complete(daemon.handler.submitted[i]))
-            np.testing.assert_array_equal(works[i].wait(10), 2 * x)
+            np.testing.assert_array_equal(works[i].wait(30), 2 * x)
         with pytest.raises(ringd.GroupLost):
             works[3].wait()
         eventually(lambda: len(daemon.handler.attaches) == 2)
@@ -384,7 +385,7 @@ def test_failed_call_is_that_calls_alone(tmp_path):
         tell(daemon, lambda join_id: border.Failed(join_id, 0, 1, "mismatch", "a: x; b: y"))
         for _ in range(2):
             with pytest.raises(ringd.Mismatch, match="a: x; b: y"):
-                work.wait(10)
+                work.wait(30)
         assert "failed: a: x; b: y" in repr(work)
         daemon.handler.hold = False
         np.testing.assert_array_equal(ring.all_reduce(LARGE), 2 * LARGE)
@@ -397,7 +398,7 @@ def test_denied_call_ends_with_the_reason(tmp_path):
         eventually(lambda: daemon.handler.submitted)
         tell(daemon, lambda join_id: border.Denied(join_id, "refused", "op 0 skips"))
         with pytest.raises(ringd.Refused, match="op 0 skips"):
-            work.wait(10)
+            work.wait(30)
         daemon.handler.hold = False
         np.testing.assert_array_equal(ring.all_reduce(LARGE), 2 * LARGE)
 
@@ -410,7 +411,7 @@ def test_group_given_up_meanwhile_is_group_lost(tmp_path):
         eventually(lambda: first.handler.submitted)
     with FakeDaemon(tmp_path / "s", deny_attach=("group_lost", "used up; join anew")) as second:
         with pytest.raises(ringd.GroupLost, match="used up"):
-            work.wait(10)
+            work.wait(30)
         # Denied again and again, it asks only when it is called.
         eventually(lambda: len(second.handler.attaches) == 2)
         ring.state  # noqa: B018 - takes in what has arrived
@@ -432,7 +433,7 @@ def test_draining_daemon_is_asked_again(tmp_path):
     with FakeDaemon(tmp_path / "s", deny_attach=("not_ready", "draining")) as second:
         eventually(lambda: (work.done(), len(second.handler.attaches))[1] >= 2)
         second.handler.deny_attach = None
-        np.testing.assert_array_equal(work.wait(10), 2 * SMALL)
+        np.testing.assert_array_equal(work.wait(30), 2 * SMALL)
         ring.close()
 
 
@@ -443,7 +444,7 @@ def test_on_loss_fail_ends_calls_when_the_daemon_dies(tmp_path):
         work = ring.all_reduce_async(SMALL)
         eventually(lambda: first.handler.submitted)
     with pytest.raises(ringd.PeerLost, match=r"this machine's daemon.*went away"):
-        work.wait(10)
+        work.wait(30)
     with FakeDaemon(tmp_path / "s") as second:
         np.testing.assert_array_equal(ring.all_reduce(SMALL, timeout=10), 2 * SMALL)
         assert second.handler.attaches[-1].join_id != first.handler.attaches[0].join_id
@@ -461,7 +462,7 @@ def test_answer_of_a_wrong_length_is_an_error(tmp_path):
             reply = border.Completed(call.message.join_id, call.message.seq, 0, 7)
             daemon.run(lambda: call.client.send(reply, payload))  # noqa: B023 - runs at once
             with pytest.raises(ringd.RingError, match="another length"):
-                work.wait(10)
+                work.wait(30)
 
 
 def test_garbage_from_the_daemon_is_survived(tmp_path):
@@ -472,7 +473,7 @@ def test_garbage_from_the_daemon_is_survived(tmp_path):
         (client,) = daemon.run(lambda: daemon.server.clients)
         daemon.handler.hold = False
         daemon.run(lambda: daemon.server._send(client.routing_id, b"\xc1garbage", None))
-        np.testing.assert_array_equal(work.wait(10), 2 * LARGE)
+        np.testing.assert_array_equal(work.wait(30), 2 * LARGE)
         assert len(daemon.handler.attaches) == 2
 
 
@@ -564,7 +565,7 @@ def test_forked_child_is_told_and_harms_nobody(tmp_path):
             check=False,
         )
         assert (run.stdout, run.returncode) == ("good\n", 0), run.stderr
-        np.testing.assert_array_equal(work.wait(10), 2 * LARGE)
+        np.testing.assert_array_equal(work.wait(30), 2 * LARGE)
         assert daemon.handler.gone == []
 
 
@@ -631,7 +632,7 @@ def test_interrupt_leaves_the_ring_usable(daemons):
         timer.join()
         daemons.kill()
         daemons.start()
-        np.testing.assert_array_equal(work.wait(10), 2 * SMALL)
+        np.testing.assert_array_equal(work.wait(30), 2 * SMALL)
 
 
 @pytest.mark.parametrize("count", [1, 10_000, 1_000_000], ids=["4 B", "40 KB", "4 MB"])

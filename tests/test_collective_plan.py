@@ -35,7 +35,7 @@ def test_a_chunk_is_received_as_it_is_sent(size, itemsize):
         for left, right in zip(ring, ring[1:] + ring[:1], strict=True):
             assert right.chunks == left.chunks
             for i in range(left.chunks):
-                assert right.receive(i) == left.send(i)
+                assert right.receives[i] == left.sends[i]
 
 
 @pytest.mark.parametrize(("size", "itemsize"), SMALL)
@@ -45,7 +45,7 @@ def test_what_is_sent_was_received_k_chunks_before(size, itemsize):
         for plan in plans(count, size, chunk_bytes, itemsize):
             k = plan.chunks_per_segment
             for i in range(k, plan.chunks):
-                sent, earlier = plan.send(i), plan.receive(i - k)
+                sent, earlier = plan.sends[i], plan.receives[i - k]
                 assert (sent.start, sent.stop) == (earlier.start, earlier.stop)
 
 
@@ -58,7 +58,7 @@ def test_the_segments_are_balanced_and_cover_the_tensor(size, itemsize):
             assert ring[0].chunks == 0
             continue
         k = ring[0].chunks_per_segment
-        segments = [[plan.send(i) for i in range(k)] for plan in ring]
+        segments = [[plan.sends[i] for i in range(k)] for plan in ring]
         edges = [(c.start, c.stop) for segment in segments for c in segment]
         assert edges[0][0] == 0
         assert edges[-1][1] == count
@@ -78,11 +78,11 @@ def test_every_contribution_is_added_once(size, itemsize):
         have = [[[rank] for _ in range(count)] for rank in range(size)]
         for i in range(ring[0].chunks):
             moving = [
-                [list(have[plan.rank][e]) for e in range(plan.send(i).start, plan.send(i).stop)]
+                [list(have[plan.rank][e]) for e in range(plan.sends[i].start, plan.sends[i].stop)]
                 for plan in ring
             ]
             for plan in ring:
-                chunk = plan.receive(i)
+                chunk = plan.receives[i]
                 for e, came in zip(
                     range(chunk.start, chunk.stop), moving[plan.rank - 1], strict=True
                 ):
@@ -98,7 +98,7 @@ def test_the_order_of_the_sum_is_the_segment_number_and_rightwards():
     """Segment s is sent first by rank s and completed by rank s - 1."""
     for size in range(2, 9):
         for plan in plans(size * 3, size, 4 * KIB):
-            first, complete = plan.send(0), plan.receive(size - 2)
+            first, complete = plan.sends[0], plan.receives[size - 2]
             assert first.start == plan.rank * 3
             assert complete.start == (plan.rank + 1) % size * 3
 
@@ -108,7 +108,7 @@ def test_only_partial_results_are_wide(size):
     """Inputs (step 0) and results (from step n-1) travel in the tensor's own dtype."""
     for plan in plans(1000, size, 256, itemsize=2, accumulator_itemsize=4):
         for i in range(plan.chunks):
-            chunk = plan.send(i)
+            chunk = plan.sends[i]
             assert chunk.step == i // plan.chunks_per_segment
             assert chunk.wide == (1 <= chunk.step <= size - 2)
             assert chunk.nbytes == (chunk.stop - chunk.start) * (4 if chunk.wide else 2)
@@ -118,7 +118,7 @@ def test_only_partial_results_are_wide(size):
 def test_equal_dtypes_are_never_wide(size):
     """Where partial results have the tensor's dtype there is one form on the wire."""
     for plan in plans(1000, size, 256):
-        assert not any(plan.send(i).wide for i in range(plan.chunks))
+        assert not any(plan.sends[i].wide for i in range(plan.chunks))
 
 
 @pytest.mark.parametrize(("itemsize", "accumulator"), [(1, 1), (2, 4), (4, 4), (8, 8), (16, 16)])
@@ -128,7 +128,7 @@ def test_no_chunk_is_longer_than_asked(itemsize, accumulator):
         (2, 3, 5), (16, 100, 4096), (1, 77, 3000, 4099)
     ):
         plan = RingPlan(count, itemsize, accumulator, size, 0, chunk_bytes)
-        assert max(plan.send(i).nbytes for i in range(plan.chunks)) <= chunk_bytes
+        assert max(plan.sends[i].nbytes for i in range(plan.chunks)) <= chunk_bytes
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_small_chunks_keep_their_floor():
 def test_a_run_beyond_4_gib_is_planned_in_python_integers():
     """Element numbers never overflow."""
     plan = RingPlan(5 * 2**30 + 1, 4, 4, 3, 2)
-    last = [c for i in range(plan.chunks_per_segment) for c in [plan.send(i)]][-1]
+    last = [c for i in range(plan.chunks_per_segment) for c in [plan.sends[i]]][-1]
     assert last.stop == 5 * 2**30 + 1
 
 
@@ -189,6 +189,6 @@ def test_a_senseless_plan_is_refused(arguments, message):
 def test_a_plan_is_a_value():
     """Equal arguments give equal plans and chunks, and neither can be changed."""
     assert RingPlan(10, 4, 4, 2, 1) == RingPlan(10, 4, 4, 2, 1)
-    assert RingPlan(10, 4, 4, 2, 1).receive(0) == ChunkSpec(0, 5, 0, wide=False, nbytes=20)
+    assert RingPlan(10, 4, 4, 2, 1).receives[0] == ChunkSpec(0, 5, 0, wide=False, nbytes=20)
     with pytest.raises(AttributeError):
         RingPlan(10, 4, 4, 2, 1).count = 11

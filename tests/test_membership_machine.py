@@ -268,6 +268,46 @@ def test_dial_errors_are_told_once_each():
     assert view.error == "right neighbour air: a:1: refused; b:1: refused"
 
 
+def test_whatever_ends_a_ring_raises_the_epoch():
+    """Others that see only the last of several states still learn that something happened."""
+    machine = ready()
+    epochs = [machine._table[1].epoch]
+    machine.link_down("left", "cut", 0.0)
+    epochs.append(machine._table[1].epoch)
+    machine.link_up("left", 1, "", 0.0)
+    epochs.append(machine._table[1].epoch)
+    machine.link_up("left", 1, "", 0.0)
+    epochs.append(machine._table[1].epoch)
+    machine.received("left", News((other(1, incarnation=2),)), 0.0)
+    machine.persist_failed("full", 0.0)
+    epochs.append(machine._table[1].epoch)
+    assert epochs == sorted(set(epochs))
+
+
+def test_no_ring_is_made_with_a_member_that_drains():
+    """Neither the return of a proposal nor a commit counts once somebody is shutting down."""
+    news = News((other(2, version=10, draining=True),))
+    first = linked(rank=0)
+    first.received("right", news, 0.0)
+    assert first.received("left", Propose(1, 0, (1, 1, 1)), 0.0) == []
+    member = linked()
+    member.received("left", Propose(1, 0, (1,)), 0.0)
+    member.received("right", news, 0.0)
+    assert member.received("left", Commit(1, 1, (1, 1, 1)), 0.0) == []
+
+
+def test_a_proposal_does_not_outlive_a_change():
+    """A commit of a round from before a change is too late."""
+    for name, disturb in DISTURBANCES.items():
+        machine = linked()
+        machine.received("left", Propose(1, 4, (1,)), 0.0)
+        disturb(machine)
+        machine.link_up("left", 1, "", 0.0)
+        machine.link_up("right", 1, "", 0.0)
+        commit = Commit(1, 5, machine._table.incarnations())
+        assert machine.received("left", commit, 0.0) == [], name
+
+
 def test_error_texts_are_bounded():
     """However many addresses fail, the text that travels stays short."""
     machine = Machine(1, 3, 1, 0)

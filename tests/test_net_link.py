@@ -56,9 +56,9 @@ def raw(loop):
     far.close()
 
 
-def framed(header, payload=b""):
-    """Return a frame's bytes."""
-    return frames.pack(header) + bytes(payload)
+def framed(header, payload=b"", number=0):
+    """Return the bytes of a frame that *number* others go before."""
+    return frames.pack(header, number) + bytes(payload)
 
 
 SIZES = [0, 1, 47, 48, 8144, 8192, 8193, 16383, 16384, 16385, 40_000, 262_144, 1 << 20]
@@ -167,7 +167,7 @@ def test_divert_receiving(loop, raw):
     link.divert(3, 4)
     recorder.buffers[0] = None
     target += b"the memory can be taken away"  # impossible while it is exported
-    far.sendall(b"x" * 5000 + framed(*data(1, b"end", group=3, seq=4)))
+    far.sendall(b"x" * 5000 + framed(*data(1, b"end", group=3, seq=4), 1))
     run_until(loop, lambda: recorder.received == [1])
     assert target.count(b"x") == 5000
 
@@ -208,7 +208,7 @@ def test_checksums(loop, raw, kind):
     payload = b"payload" * 3000
     right = Header(kind, len(payload), flags=CHECKSUM, payload_crc=frames.checksum(payload))
     recorder.buffers = {0: memoryview(bytearray(len(payload)))}
-    far.sendall(framed(right, payload) + framed(right, b"P" + payload[1:]))
+    far.sendall(framed(right, payload) + framed(right, b"P" + payload[1:], 1))
     run_until(loop, lambda: recorder.lost)
     assert len(recorder.received) + len(recorder.frames) == 1
     assert recorder.lost == [f"protocol error: the checksum of a {kind.name} payload is wrong"]
@@ -305,11 +305,21 @@ def test_close_before_the_loss_is_told(loop, raw):
     assert recorder.lost == []
 
 
+@pytest.mark.parametrize("numbers", [(0, 2), (0, 0), (1,)])
+def test_missing_and_repeated_frames(loop, raw, numbers):
+    """A frame that is missing, or comes twice, is found by its successor at the latest."""
+    _, recorder, far = raw
+    far.sendall(b"".join(framed(control(b"good"), b"good", number) for number in numbers))
+    run_until(loop, lambda: recorder.lost)
+    assert len(recorder.frames) == len(numbers) - 1
+    assert recorder.lost == ["protocol error: the header's checksum is wrong"]
+
+
 def test_close_inside_callbacks(loop, raw):
     """A handler may close the link from inside a callback; later frames are not delivered."""
     link, recorder, far = raw
     recorder.on_frame = lambda link, _header: link.close("enough")
-    far.sendall(framed(control(b"1"), b"1") + framed(control(b"2"), b"2"))
+    far.sendall(framed(control(b"1"), b"1") + framed(control(b"2"), b"2", 1))
     run_until(loop, lambda: link.closed)
     assert [payload for _, payload in recorder.frames] == [b"1"]
     assert recorder.lost == []
@@ -319,7 +329,7 @@ def test_what_the_peer_said_before_it_went_is_read(loop, raw):
     """When writing fails, frames and the goodbye that are still unread come first."""
     link, recorder, far = raw
     text = b"restart"
-    far.sendall(framed(control(b"1"), b"1") + framed(Header(FrameType.BYE, len(text)), text))
+    far.sendall(framed(control(b"1"), b"1") + framed(Header(FrameType.BYE, len(text)), text, 1))
     far.close()
     while not link._mute:  # the second write meets the closed socket
         link.send(control(bytes(20_000)), bytes(20_000))
@@ -333,7 +343,7 @@ def test_leftover(loop):
     """Bytes that came behind the handshake are frames like others."""
     sock, far = tcp_pair()
     big = b"z" * 20_000
-    stream = framed(control(b"1"), b"1") + framed(control(big), big)
+    stream = framed(control(b"1"), b"1") + framed(control(big), big, 1)
     link, recorder = make(loop, sock, leftover=stream[:9000])
     assert recorder.frames == []
     far.sendall(stream[9000:])
@@ -349,7 +359,7 @@ def test_leftover(loop):
 def test_trickle(loop, raw):
     """A peer that sends byte by byte is understood."""
     _, recorder, far = raw
-    stream = framed(control(b"abc"), b"abc") + framed(*data(0, b"defg"))
+    stream = framed(control(b"abc"), b"abc") + framed(*data(0, b"defg"), 1)
     recorder.buffers = {0: memoryview(bytearray(4))}
     for byte in stream:
         far.sendall(bytes([byte]))
@@ -379,9 +389,9 @@ def test_any_frames_any_cuts(plan, seed):
         payload = rng.randbytes(size)
         payloads.append(payload)
         if kind == "control":
-            stream += framed(control(payload, index), payload)
+            stream += framed(control(payload, index), payload, index)
         else:
-            stream += framed(*data(index, payload))
+            stream += framed(*data(index, payload), index)
             if kind == "data":
                 recorder.buffers[index] = memoryview(bytearray(size))
     while stream:
@@ -414,7 +424,8 @@ def test_random_bytes(garbage, good):
     loop = Loop()
     sock, far = tcp_pair()
     _, recorder = make(loop, sock)
-    far.sendall(framed(control(b"good"), b"good") * good + garbage)
+    stream = b"".join(framed(control(b"good"), b"good", number) for number in range(good))
+    far.sendall(stream + garbage)
     run_until(loop, lambda: recorder.lost)
     assert len(recorder.frames) == good
     assert recorder.lost[0].startswith("protocol error: ")
@@ -428,7 +439,7 @@ def test_a_peer_that_does_not_read(loop, raw):
     payload = bytes(100_000)
     for number in range(200):
         link.send(control(payload, number), payload)
-    expected = b"".join(framed(control(payload, number), payload) for number in range(200))
+    expected = b"".join(framed(control(payload, i), payload, i) for i in range(200))
     far.setblocking(False)
     got = bytearray()
 
@@ -479,8 +490,8 @@ def test_forged_heartbeats(loop, raw):
     """An answer to a heartbeat that was never sent measures nothing."""
     link, _, far = raw
     far.sendall(framed(Header(FrameType.HEARTBEAT, seq=2**64 - 1, group=2**64 - 1, index=1)))
-    far.sendall(framed(Header(FrameType.HEARTBEAT, seq=5, index=2)))
-    far.sendall(framed(Header(FrameType.HEARTBEAT, seq=5, index=99)))
+    far.sendall(framed(Header(FrameType.HEARTBEAT, seq=5, index=2), number=1))
+    far.sendall(framed(Header(FrameType.HEARTBEAT, seq=5, index=99), number=2))
     run_until(loop, lambda: link.bytes_in == 3 * 48)
     assert link.round_trip is None
     assert not link.closed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import ringd
 from tests.cluster import Cluster, wait_until
 from tests.ringkit import (
+    BOUNDED,
     HASTY,
     Program,
     begin,
@@ -224,9 +226,9 @@ def test_program_is_named_in_the_status(calm_cluster: Cluster) -> None:
         assert [g["present"] for g in status["groups"] if g["name"] == "shown"] == [["n0"]]
 
 
-def test_loss_is_told_at_once_where_asked_for(place: os.PathLike[str]) -> None:
+def test_loss_is_told_at_once_where_asked_for(place: Path) -> None:
     """With ``on_loss="fail"`` open calls end with PeerLost on every rank; later ones go through."""
-    with Cluster(place, 3, settings=HASTY) as cluster:  # type: ignore[arg-type]
+    with Cluster(place, 3, settings=HASTY) as cluster:
         cluster.start().wait_ready()
         with connected(cluster, "told", on_loss="fail") as rings, connected(cluster, "wait") as old:
             everywhere(rings, lambda ring: ring.barrier())
@@ -251,9 +253,9 @@ def test_loss_is_told_at_once_where_asked_for(place: os.PathLike[str]) -> None:
             assert [work.wait().tolist() for work in waiting] == [[3.0, 3.0]] * 3
 
 
-def test_not_ready(place: os.PathLike[str]) -> None:
+def test_not_ready(place: Path) -> None:
     """``wait_ready`` says that the ring is not, calls wait for it."""
-    with Cluster(place, 2) as cluster:  # type: ignore[arg-type]
+    with Cluster(place, 2, settings=BOUNDED) as cluster:
         cluster.start([0])
         with ringd.connect(cluster.sockets[0]) as ring:
             with pytest.raises(ringd.NotReady, match="forming"):
@@ -266,5 +268,7 @@ def test_not_ready(place: os.PathLike[str]) -> None:
             assert ring.state == "ready"
             wait_state(cluster[1], "ready")
             with ringd.connect(cluster.sockets[1]) as other:
+                with pytest.raises(ringd.DeadlineExceeded, match="passed on 'n0'"):
+                    other.all_reduce(np.ones(2))
                 other.all_reduce_async(np.ones(2))
                 assert work.wait().tolist() == [2.0, 2.0]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ringd import errors
 from ringd.border.lifeline import Lifeline
+from ringd.wire import lifeline
 from ringd.wire.border import Ref, Reply
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ class Client:
         if self.alive and self.routing_id is not None:
             self._server.send(self, reply, payload)
 
+    def tell_session(self, join_id: int, session: tuple[int, ...]) -> None:
+        """Tell it the join ids of its peers, in a way that outlives this process."""
+        if self.alive:
+            self._lifeline.send(lifeline.pack_session(join_id, session))
+
     def view(self, ref: Ref, *, writable: bool) -> memoryview:
         """Return the bytes that *ref* stands for; valid as long as it is referenced.
 
@@ -55,13 +61,12 @@ class Client:
             Refused: unknown segment, or a range outside of it.
             ResourceExhausted: the segment could not be mapped.
         """
-        lifeline = self._lifeline
-        if ref.segment not in lifeline.segments:
+        if ref.segment not in self._lifeline.segments:
             # Its record was sent before the message that refers to it, on the other socket.
-            lifeline.drain()
+            self._lifeline.drain()
         if not self.alive:
             raise errors.Refused("the client is gone")
-        return lifeline.segments.view(ref, writable=writable)
+        return self._lifeline.segments.view(ref, writable=writable)
 
     def hang_up(self) -> None:
         """Close the lifeline, which tells the client that it has no place here any more."""

@@ -70,6 +70,20 @@ class Lifeline:
             if len(self._partial) == wire.RECORD_BYTES:
                 self._record()
 
+    def send(self, record: bytes) -> None:
+        """Send *record*, at once: it arrives even if this process dies now."""
+        if not self._open:
+            return
+        try:
+            sent = self._connection.send(record)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._end(f"its lifeline broke: {error.strerror}")
+            return
+        if sent < len(record):  # thousands of records are unread
+            self._end("it does not read what the daemon sends")
+
     def close(self) -> None:
         """Hang up; the client reads the end of the stream. Segments stay while views do."""
         self._hang_up()

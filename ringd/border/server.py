@@ -11,6 +11,7 @@ Nothing that a client sends raises here: what cannot be used is answered with
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +30,7 @@ from ringd.wire.border import (
     AskStatus,
     AskTrace,
     Attach,
+    DecodeError,
     Denied,
     Detach,
     Reply,
@@ -47,9 +49,6 @@ _SMALL = 8192
 """Bytes; below, libzmq keeps messages in a shared buffer at any offset: copying costs no more
 than wrapping, and the copy is aligned."""
 
-_UNDECODABLE = (ValueError, RecursionError)
-"""What hostile bytes make the decoder raise: DecodeError is a ValueError, so is bad UTF-8."""
-
 
 class BorderHandler(Protocol):
     """What the daemon does with its clients' messages. Called from the loop."""
@@ -66,14 +65,9 @@ class BorderHandler(Protocol):
     def client_gone(self, client: Client, reason: str) -> None:
         """*client* died, after it had attached and without having left; exactly once."""
 
-    def status(self) -> bytes:
-        """Return the daemon's status as JSON."""
 
-    def rejoin(self) -> bytes:
-        """Drop all links and join again; return a JSON object."""
-
-    def trace(self) -> bytes:
-        """Return the flight recorder's events as JSON."""
+Answerer = Callable[[Callable[[bytes], None]], None]
+"""Answers a question by calling its argument with JSON, at once or later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +93,7 @@ class BorderServer:
         path: str | os.PathLike[str],
         *,
         handler: BorderHandler,
+        answers: Mapping[type[Request], Answerer],
         log: FilteringBoundLogger,
         node: str,
         mode: int = 0o660,
@@ -118,6 +113,8 @@ class BorderServer:
         """Replies that could not be delivered, so far."""
         self._loop = loop
         self._handler = handler
+        self._answers = answers
+        self._alert = True  # the router may have messages
         self._log = log
         self._by_token: dict[bytes, Client] = {}
         self._by_routing_id: dict[bytes, Client] = {}
@@ -196,6 +193,7 @@ class BorderServer:
         return router
 
     def _send(self, routing_id: bytes, header: bytes, payload: bytes | memoryview | None) -> None:
+        self._alert = True
         send = self._router.send
         send(routing_id, zmq.SNDMORE | zmq.NOBLOCK)
         if payload is None:
@@ -206,17 +204,22 @@ class BorderServer:
             send(payload, zmq.NOBLOCK, copy=True)
 
     def _readable(self, _events: int) -> None:
+        self._alert = True
         self._drain()
 
     def _drain(self) -> bool:
         """Handle what has arrived; return whether there was anything.
 
-        The ROUTER's descriptor is edge-triggered: it may stay silent although messages are
-        there. So this also runs before every sleep of the loop.
+        The ROUTER's descriptor is edge-triggered, and sending takes the edge away as receiving
+        does: after either, only a look at the socket tells. So this also runs before every
+        sleep of the loop, and does nothing when neither has happened: that look is costly.
         """
+        if not self._alert:
+            return False
         router = self._router
         for handled in range(_BATCH):
             if self._closed or not int(router.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                self._alert = False
                 return handled > 0
             self._receive()
         return True
@@ -240,7 +243,7 @@ class BorderServer:
             return
         try:
             message = decode_request(header.buffer)
-        except _UNDECODABLE as error:
+        except DecodeError as error:
             self._deny(routing_id, 0, f"not a message of this protocol: {error}")
             return
         fault = fault_of(message, None if payload is None else len(payload))
@@ -286,14 +289,8 @@ class BorderServer:
         self._by_routing_id[routing_id] = client
         self._handler.attach(client, message)
 
-    def _answer(self, routing_id: bytes, message: AskStatus | AskRejoin | AskTrace) -> None:
-        if isinstance(message, AskStatus):
-            body = self._handler.status()
-        elif isinstance(message, AskRejoin):
-            body = self._handler.rejoin()
-        else:
-            body = self._handler.trace()
-        self._reply(routing_id, Answer(body))
+    def _answer(self, routing_id: bytes, question: AskStatus | AskRejoin | AskTrace) -> None:
+        self._answers[type(question)](lambda body: self._reply(routing_id, Answer(body)))
 
     def _deny(self, routing_id: bytes, join_id: int, text: str) -> None:
         self.denied += 1
@@ -308,6 +305,8 @@ class BorderServer:
         self._reply(routing_id, Denied(join_id, errors.Refused.code, text))
 
     def _reply(self, routing_id: bytes, reply: Reply) -> None:
+        if self._closed:
+            return  # an answer that took its time
         try:
             self._send(routing_id, encode(reply), None)
         except zmq.ZMQError:  # gone, or it asks and asks and never reads
@@ -325,6 +324,7 @@ class BorderServer:
 
     def _lifeline_ended(self, client: Client, reason: str) -> None:
         # What it managed to hand over before it died still counts.
+        self._alert = True
         for _ in range(self.limits.window // _BATCH + 1):
             if not self._drain():
                 break

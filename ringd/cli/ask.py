@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -49,25 +49,23 @@ def find_socket(given: Path | None) -> Path:
     raise DaemonUnavailable(f"no daemon here: tried {tried}; start ringd, or name its --socket")
 
 
-def ask(socket: Path, question: Question, timeout: float = ANSWER_WITHIN) -> dict[str, Any]:
+def ask(path: Path, question: Question, timeout: float = ANSWER_WITHIN) -> dict[str, Any]:
     """Return the daemon's answer.
 
     Raises:
         DaemonUnavailable: Nobody answered within *timeout* seconds.
         RingError: The daemon refused the question.
     """
-    if not os.access(socket, os.W_OK):
-        raise RingError(f"{socket}: no permission; join the group that owns it, or ask as root")
+    _knock(path, timeout)
     context = zmq.Context()
     dealer = context.socket(zmq.DEALER)
     dealer.setsockopt(zmq.LINGER, 0)
     try:
-        dealer.connect(f"ipc://{socket}")
+        dealer.connect(f"ipc://{path}")
         dealer.send(border.encode(question(border.VERSION)))
         if not dealer.poll(int(timeout * 1000)):
             raise DaemonUnavailable(
-                f"{socket}: no answer within {timeout:g} s; the daemon that made this socket "
-                "is gone or stuck: see its log"
+                f"{path}: no answer within {timeout:g} s; its daemon is stuck: see its log"
             )
         reply = border.decode_reply(dealer.recv())
     finally:
@@ -77,6 +75,20 @@ def ask(socket: Path, question: Question, timeout: float = ANSWER_WITHIN) -> dic
         answer: dict[str, Any] = json.loads(reply.body)
         return answer
     raise RingError(getattr(reply, "message", f"unexpected answer {reply}"))
+
+
+def _knock(path: Path, timeout: float) -> None:
+    """Raise RingError if nobody listens; ZeroMQ would wait for somebody to come."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(timeout)
+        try:
+            probe.connect(str(path))
+        except PermissionError:
+            text = f"{path}: no permission; join the group that owns it, or ask as root"
+            raise RingError(text) from None
+        except OSError as error:
+            text = f"{path}: {error.strerror or error}; the daemon that made this socket is gone"
+            raise DaemonUnavailable(text) from None
 
 
 def fail(error: RingError) -> NoReturn:

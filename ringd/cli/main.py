@@ -7,6 +7,7 @@ import click
 from ringd import __version__
 from ringd.cli.demo import demo
 from ringd.cli.setup import init, keygen
+from ringd.cli.trace import trace
 from ringd.cli.watch import health, rejoin, status
 
 
@@ -26,3 +27,7 @@ main.add_command(status)
 main.add_command(health)
 main.add_command(rejoin)
 main.add_command(demo)
+main.add_command(trace)
+
+if __name__ == "__main__":
+    main()

@@ -103,7 +103,7 @@ def render(body: dict[str, Any]) -> str:
     for member in body["members"]:
         line = f"  {member['rank']:>3}  {member['name']:<{width}}  {member['state']:<8}"
         line += f" {member['address']}"
-        if member["last_error"] and member["state"] != "up":
+        if member["last_error"] and member["state"] not in ("up", "self"):
             line += f"  {member['last_error']} ({age(member['last_error_age'])} ago)"
         lines.append(line.rstrip())
     for side, link in body["links"].items():

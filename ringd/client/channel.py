@@ -11,6 +11,7 @@ import errno
 import os
 import select
 import socket
+import threading
 import time
 
 import zmq
@@ -24,7 +25,6 @@ _CONNECT_TIMEOUT = 2.0  # seconds; a healthy daemon answers in microseconds
 _SEND_TIMEOUT = 2.0  # seconds, for a record on the lifeline
 _COPY_BELOW = 1 << 20  # bytes; ZeroMQ's bookkeeping for larger ones is cheaper than a copy
 _SMALL = 8192  # bytes; as in ringd.border.server
-_EOF_EVENTS = select.POLLIN | select.POLLHUP | select.POLLERR
 
 Payload = bytes | memoryview
 
@@ -81,6 +81,8 @@ class Channel:
         self._poller.register(int(self._dealer.getsockopt(zmq.FD)), select.POLLIN)
         self._poller.register(self.lifeline, select.POLLIN)
         self._poller.register(wake_fd, select.POLLIN)
+        self._heard = bytearray()
+        self._listening = threading.Lock()
         self._end_poller = select.poll()
         self._end_poller.register(self.lifeline, select.POLLIN)
 
@@ -127,16 +129,40 @@ class Channel:
         milliseconds = None if timeout is None else max(0, int(timeout * 1000) + 1)
         lifeline = self.lifeline.fileno()
         gone = False
-        for fd, events in self._poller.poll(milliseconds):
+        for fd, _events in self._poller.poll(milliseconds):
             if fd == lifeline:
-                gone = bool(events & _EOF_EVENTS)
+                gone = self._listen()
             elif fd == self.wake_fd:
                 os.read(fd, 4096)
         return gone
 
     def wait_end(self, timeout: float) -> bool:
         """Sleep until the daemon is gone or *timeout* has passed; whether it is gone."""
-        return bool(self._end_poller.poll(timeout * 1000))
+        return bool(self._end_poller.poll(timeout * 1000)) and self._listen()
+
+    def sessions(self) -> list[tuple[int, tuple[int, ...]]]:
+        """Return what the lifeline has said since the last time: (join id, its peers')."""
+        found: list[tuple[int, tuple[int, ...]]] = []
+        if not self._heard:
+            return found
+        with self._listening:
+            while (session := wire.take_session(self._heard)) is not None:
+                found.append(session)
+        return found
+
+    def _listen(self) -> bool:
+        """Take in what the lifeline says; whether it has ended."""
+        with self._listening:
+            while True:
+                try:
+                    data = self.lifeline.recv(4096)
+                except BlockingIOError:
+                    return False
+                except OSError:
+                    return True
+                if not data:
+                    return True
+                self._heard += data
 
     def hang_up(self) -> None:
         """End the lifeline, so that both sides see its end; from any thread."""

@@ -23,7 +23,7 @@ from ringd.client.group import Group
 from ringd.client.pool import Block, Bytes
 from ringd.client.pump import Pump
 from ringd.client.session import Op
-from ringd.wire.border import Attached, Detach
+from ringd.wire.border import Attached, DecodeError, Detach
 
 GRACE = 1.0
 """Seconds after a deadline at which the client stops to wait for the daemon to notice."""
@@ -239,7 +239,7 @@ class Connection:
                     self._wait_once(op, until)
         error = op.error
         if error is not None:
-            self._group.told(error)
+            self._group.told(op, error)
             raise type(error)(*error.args)  # a new one: this may be raised in several places
 
     def _wait_once(self, op: Op, until: float | None) -> None:
@@ -289,19 +289,19 @@ class Connection:
 
     # --- results ----------------------------------------------------------------------
 
-    def lend(self, block: Block, length: int, *, always: bool = False) -> Bytes | None:
+    def lend(self, block: Block, length: int, *, as_input: bool = False) -> Bytes | None:
         """Return *block* as the user's array; None when they hold too much already.
 
-        Half of the budget is for the calls themselves, unless *always*.
+        Half of the budget is for the calls themselves; an input was asked for and counts there.
         """
         pool = self._group.pool
         with self._mutex:
-            if not always and pool.lent + length > pool.budget // 2:
+            if not as_input and pool.lent + length > pool.budget // 2:
                 return None
-            return pool.lend(block, length)
+            return pool.lend(block, length, as_input=as_input)
 
     def find(self, array: npt.NDArray[Any]) -> tuple[Block, int] | None:
-        """Return the block of a lent array that *array*, C-contiguous, lies in, and where."""
+        """Return the input block that *array*, C-contiguous, lies in, and the offset in it."""
         with self._mutex:
             return self._group.pool.find(array)
 
@@ -312,12 +312,14 @@ class Connection:
         channel = self._pump.channel
         if channel is None:
             return
+        for session in channel.sessions():
+            self._group.meet(*session)
         news = False
         try:
             while (received := channel.receive()) is not None:
                 news = True
                 self._group.receive(*received)
-        except (ValueError, RecursionError) as error:  # DecodeError, bad UTF-8, deep nesting
+        except DecodeError as error:
             self._group.part(channel, f"it sent what is no message of this version: {error}")
         if news:
             self._pump.tell()

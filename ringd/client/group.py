@@ -45,6 +45,8 @@ class Group:
         """Why the first daemon would not have us."""
         self.untold: errors.RingError | None = None
         """Why a session ended, until the user has been told."""
+        self._befell: Session | None = None
+        """Which session that was."""
         self.trouble = ""
         """What went wrong last with a daemon, for messages."""
         self._on_loss = on_loss
@@ -110,12 +112,22 @@ class Group:
         self._retire(op)
         op.session.fail(op, error)
 
-    def told(self, error: errors.RingError) -> None:
-        """The user has been told of *error*."""
-        if error is self.untold:
-            self.untold = None
+    def told(self, op: Op, error: errors.RingError) -> None:
+        """The user has been told that *op* ended with *error*.
+
+        A call that was lost with its session tells of the session's end, too; also before we
+        know of that, as the word on the calls comes first.
+        """
+        op.session.told.add(error.code)
+        if self.untold is not None and self._befell is op.session:
+            self.untold = None if self.untold.code == error.code else self.untold
 
     # --- messages ---------------------------------------------------------------------
+
+    def meet(self, join_id: int, members: tuple[int, ...]) -> None:
+        """Take in who our peers are, as the daemon said over the lifeline."""
+        if join_id == self.session.join_id:
+            self.session.members = members
 
     def receive(self, reply: Reply, payload: Payload | None) -> None:
         """Take in a message from the daemon."""
@@ -196,13 +208,16 @@ class Group:
             self._join_anew()
 
     def _cut(self, floor: int, error: errors.RingError) -> None:
-        if self.session.limit is None:  # otherwise the user knows, or will
-            self.untold = error
-        self.session.cut(floor, error)
+        session = self.session
+        if session.limit is None and error.code not in session.told:  # else the user knows, or will
+            self.untold, self._befell = error, session
+        session.cut(floor, error)
 
     def _join_anew(self) -> None:
         for op in self.session.ops.values():
             self._retire(op)  # others may have to be served from it for a while
+            op.forget_input()
+        self.session.ops.clear()
         self.session = Session()
         if self._channel is not None:
             self._attach()
@@ -221,6 +236,7 @@ class Group:
                 on_loss=self._on_loss,
                 pid=os.getpid(),
                 program=self._program,
+                session=session.members,
             )
         )
 

@@ -74,18 +74,20 @@ class Segment:
 class Block:
     """A piece of a segment; returns to its pool when it is garbage."""
 
-    __slots__ = ("__weakref__", "_returned", "lent", "offset", "segment")
+    __slots__ = ("__weakref__", "_returned", "found", "lent", "offset", "segment")
 
     def __init__(self, segment: Segment, offset: int, returned: deque[Any]) -> None:
         self.segment = segment
         self.offset = offset
         self.lent = 0
         """Bytes that a user's array has of it."""
+        self.found = False
+        """Whether :meth:`Pool.find` knows it."""
         self._returned = returned
 
     def __del__(self) -> None:
         # May run at any moment, in any thread, under any lock: only note it.
-        self._returned.append((self.segment, self.offset, self.lent))
+        self._returned.append((self.segment, self.offset, self.lent, self.found))
 
     def bytes(self, length: int) -> Bytes:
         """Return the first *length* bytes, writable; does not keep the block from being reused."""
@@ -122,7 +124,7 @@ class Pool:
         """Bytes that users' arrays hold."""
         self._segments: dict[int, Segment] = {}
         self._by_block_size: dict[int, list[Segment]] = {}
-        self._returned: deque[tuple[Segment, int, int]] = deque()
+        self._returned: deque[tuple[Segment, int, int, bool]] = deque()
         self._starts: list[int] = []  # addresses of lent blocks, sorted
         self._lent_blocks: list[weakref.ref[Block]] = []
         self._clock = 0
@@ -178,8 +180,11 @@ class Pool:
             if others <= 0:
                 return None
 
-    def lend(self, block: Block, length: int) -> Bytes:
+    def lend(self, block: Block, length: int, *, as_input: bool = False) -> Bytes:
         """Return the first *length* (> 0) bytes of *block* as an array for the user to keep.
+
+        *as_input*: it is meant to be handed over where it is, so :meth:`find` shall know it. A
+        result is not, whoever changes it while an op is under way must not change the op.
 
         The block stays taken until the array and all views of it are garbage. That works
         because numpy lets every view refer to the array at the end of the chain of bases, and
@@ -188,15 +193,17 @@ class Pool:
         array = block.bytes(length)
         block.lent = length
         self.lent += length
-        start = block.segment.address + block.offset
-        place = bisect.bisect_left(self._starts, start)
-        self._starts.insert(place, start)
-        self._lent_blocks.insert(place, weakref.ref(block))
+        if as_input:
+            block.found = True
+            start = block.segment.address + block.offset
+            place = bisect.bisect_left(self._starts, start)
+            self._starts.insert(place, start)
+            self._lent_blocks.insert(place, weakref.ref(block))
         weakref.finalize(array, _let_go, block).atexit = False
         return array
 
     def find(self, array: npt.NDArray[Any]) -> tuple[Block, int] | None:
-        """Return the lent block that *array*, C-contiguous, lies in, and the offset in it."""
+        """Return the input block that *array*, C-contiguous, lies in, and the offset in it."""
         if not self._starts:
             return None
         address = _address(array)
@@ -226,10 +233,10 @@ class Pool:
     def _collect(self) -> None:
         returned = self._returned
         while returned:
-            segment, offset, lent = returned.popleft()
+            segment, offset, lent, found = returned.popleft()
             segment.free.append(offset)
-            if lent:
-                self.lent -= lent
+            self.lent -= lent
+            if found:
                 place = bisect.bisect_left(self._starts, segment.address + offset)
                 del self._starts[place], self._lent_blocks[place]
 

@@ -186,8 +186,8 @@ class Ring:
 
         Returns:
             A handle; ``wait()`` returns the result. *x* may be reused at once, unless it lies in
-            an array of :meth:`empty` (or in a large result), which is not copied: then only
-            after ``wait()``. *out* is written to by ``wait()`` or ``done()``.
+            an array of :meth:`empty`, which is not copied: then only after ``wait()``. *out* is
+            written to by ``wait()`` or ``done()``.
         """
         self._connection.check()
         array = tensors.accept(x, op, out)
@@ -235,7 +235,7 @@ class Ring:
         if length > self._connection.info.inline_limit and self._connection.shared_memory:
             blocks = self._connection.reserve([length], time.monotonic())
             if blocks is not None:
-                array = self._connection.lend(blocks[0], length, always=True)
+                array = self._connection.lend(blocks[0], length, as_input=True)
                 if array is not None:
                     return array.view(wanted).reshape(size)
         return np.empty(size, wanted)

@@ -126,6 +126,8 @@ class Session:
 
     def __init__(self) -> None:
         self.join_id = secrets.randbits(63) + 1
+        self.members: tuple[int, ...] = ()
+        """The join ids, by rank, of those who are in it; empty until a daemon says so."""
         self.next_seq = 0
         self.released = 0
         """All ops below are finished on all members."""
@@ -136,6 +138,8 @@ class Session:
         self.limit: int | None = None
         """Calls from this number on end with :attr:`loss`; None while the session is whole."""
         self.loss: errors.RingError | None = None
+        self.told: set[str] = set()
+        """Codes of the errors that the user has had from its calls."""
         self.open = 0
         """How many ops have no outcome yet."""
         self.attached = False

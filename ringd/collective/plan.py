@@ -59,6 +59,10 @@ class RingPlan:
     Attributes:
         chunks_per_segment: *k*, equal on all members.
         chunks: *N* = 2(n-1)k, how many chunks are sent, and how many are received.
+        sends: what this rank sends, by chunk number.
+        receives: what it receives, by chunk number.
+
+    Both lists are made at once: a plan serves every tensor of its kind, so keep it.
     """
 
     count: int
@@ -69,6 +73,8 @@ class RingPlan:
     chunk_bytes: int = DEFAULT_CHUNK_BYTES
     chunks_per_segment: int = field(init=False)
     chunks: int = field(init=False)
+    sends: tuple[ChunkSpec, ...] = field(init=False, repr=False)
+    receives: tuple[ChunkSpec, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.count < 0:
@@ -85,17 +91,13 @@ class RingPlan:
         wanted = min(MIN_CHUNKS, longest * self.accumulator_itemsize // MIN_CHUNK_BYTES)
         k = max(1, fewest, wanted)
         object.__setattr__(self, "chunks_per_segment", k)
-        object.__setattr__(self, "chunks", 2 * (self.size - 1) * k)
-
-    def send(self, index: int) -> ChunkSpec:
-        """Return what this rank sends as chunk *index*, 0 <= index < chunks."""
-        step, part = divmod(index, self.chunks_per_segment)
-        return self._chunk(step, part, self.rank - step)
-
-    def receive(self, index: int) -> ChunkSpec:
-        """Return what this rank receives as chunk *index*, 0 <= index < chunks."""
-        step, part = divmod(index, self.chunks_per_segment)
-        return self._chunk(step, part, self.rank - step - 1)
+        chunks = 2 * (self.size - 1) * k
+        places = [divmod(index, k) for index in range(chunks)]
+        sends = tuple(self._chunk(step, part, self.rank - step) for step, part in places)
+        receives = tuple(self._chunk(step, part, self.rank - step - 1) for step, part in places)
+        object.__setattr__(self, "chunks", chunks)
+        object.__setattr__(self, "sends", sends)
+        object.__setattr__(self, "receives", receives)
 
     def _chunk(self, step: int, part: int, segment: int) -> ChunkSpec:
         size, k = self.size, self.chunks_per_segment

@@ -139,7 +139,7 @@ class Transfer:
         if index >= self._received + k or index == self.plan.chunks:
             return None
         self._next = index + 1
-        chunk = self.plan.send(index)
+        chunk = self.plan.sends[index]
         if chunk.wide:
             return index, self._partials[index].data[: chunk.nbytes]
         whole = self._source_bytes if chunk.step == 0 else self._target_bytes
@@ -172,7 +172,7 @@ class Transfer:
                 f"chunk {index} of {self.plan.chunks} came, but {self._received} "
                 f"is {'expected' if self._incoming is None else 'still being received'}"
             )
-        chunk = self.plan.receive(index)
+        chunk = self.plan.receives[index]
         if length != chunk.nbytes:
             raise TransferError(f"chunk {index} has {length} bytes instead of {chunk.nbytes}")
         # A complete segment overwrites the partial one, which must have left by then: it is part

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from ringd.collective.reduction import Array, Reduction
 from ringd.collective.transfer import ScratchPool, Transfer, TransferError
 from ringd.wire import frames
 from ringd.wire.frames import FrameError, FrameType, Header
+
+_PLANS = 64
 
 Key = tuple[int, int]
 """Of an op: (gid, sequence number)."""
@@ -49,6 +52,7 @@ class Bulk:
         self._chunk_bytes = chunk_bytes
         self._checksum = checksum
         self._on_finished = on_finished
+        self._plan = lru_cache(_PLANS)(self._make_plan)  # programs repeat their shapes
         self._scratch = ScratchPool(chunk_bytes)
         self._transfers: dict[Key, Transfer] = {}
         self._ready: dict[int, list[int]] = {}  # by gid: a heap of ops that may send
@@ -63,14 +67,7 @@ class Bulk:
 
     def start(self, gid: int, seq: int, reduction: Reduction, source: Array, target: Array) -> None:
         """Begin the op; its first chunks can be pulled at once."""
-        plan = RingPlan(
-            count=len(source),
-            itemsize=source.itemsize,
-            accumulator_itemsize=reduction.accumulator.itemsize,
-            size=self._size,
-            rank=self._rank,
-            chunk_bytes=self._chunk_bytes,
-        )
+        plan = self._plan(len(source), source.itemsize, reduction.accumulator.itemsize)
         transfer = Transfer(plan, reduction, source, target, self._scratch)
         self._transfers[gid, seq] = transfer
         self._queue(gid, seq)
@@ -141,6 +138,11 @@ class Bulk:
             self._check_finished(key, transfer)
 
     # --- inside -----------------------------------------------------------------------
+
+    def _make_plan(self, count: int, itemsize: int, accumulator_itemsize: int) -> RingPlan:
+        return RingPlan(
+            count, itemsize, accumulator_itemsize, self._size, self._rank, self._chunk_bytes
+        )
 
     def _frame(
         self, gid: int, seq: int, index: int, chunk: memoryview

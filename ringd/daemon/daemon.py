@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
 from ringd import __version__
-from ringd.border.client import Client
 from ringd.border.server import BorderServer, Limits
 from ringd.config import load
 from ringd.config.settings import Config
 from ringd.daemon import logs
+from ringd.daemon.inquiry import Answers
 from ringd.daemon.neighbours import Neighbours
 from ringd.daemon.notify import ServiceManager
 from ringd.daemon.programs import Programs
@@ -22,7 +23,7 @@ from ringd.daemon.state import State, StateFile
 from ringd.daemon.status import status
 from ringd.errors import RingError
 from ringd.net.loop import Loop
-from ringd.wire.border import Attach, Detach, Submit
+from ringd.wire.border import AskRejoin, AskStatus, AskTrace
 
 DRAIN = 5.0
 """Seconds that ops under way get to finish after SIGTERM; what does not is run again later."""
@@ -66,7 +67,8 @@ class Daemon:
         border = BorderServer(
             loop,
             self._socket,
-            handler=self,
+            handler=self._programs,
+            answers={AskStatus: self._status, AskRejoin: self._rejoin, AskTrace: self._trace},
             log=structlog.get_logger("border"),
             node=config.node,
             mode=config.ipc.mode,
@@ -135,38 +137,26 @@ class Daemon:
         logs.configure(config.log.level, config.log.format)
         self._log.info("reloaded", path=str(config.path))
 
-    # --- the border's handler ---------------------------------------------------------
+    # --- questions --------------------------------------------------------------------
 
-    def attach(self, client: Client, message: Attach) -> None:
-        """Pass on."""
-        self._programs.attach(client, message)
-
-    def submit(self, client: Client, message: Submit, payload: memoryview | None) -> None:
-        """Pass on."""
-        self._programs.submit(client, message, payload)
-
-    def detach(self, client: Client, message: Detach) -> None:
-        """Pass on."""
-        self._programs.detach(client, message)
-
-    def client_gone(self, client: Client, reason: str) -> None:
-        """Pass on."""
-        self._programs.client_gone(client, reason)
-
-    def status(self) -> bytes:
-        """Answer ``ringd-cli status``."""
+    def _status(self, answer: Callable[[bytes], None]) -> None:
         now = self._loop.now()
-        return status(self._config, self._neighbours, self._programs, self._started, now)
+        answer(status(self._config, self._neighbours, self._programs, self._started, now))
 
-    def rejoin(self) -> bytes:
-        """Answer ``ringd-cli rejoin``."""
+    def _rejoin(self, answer: Callable[[bytes], None]) -> None:
         self._log.info("rejoin asked for")
-        self._loop.call_soon(self._neighbours.rejoin)
-        return json.dumps({"generation": self._neighbours.machine.generation}).encode()
+        answer(json.dumps({"generation": self._neighbours.machine.generation}).encode())
+        self._neighbours.rejoin()
 
-    def trace(self) -> bytes:
-        """Answer ``ringd-cli trace``."""
-        return self._recorder.dump()
+    def _trace(self, answer: Callable[[bytes], None]) -> None:
+        names = self._neighbours.names
+
+        def done(answers: Answers) -> None:
+            members = [answers[rank] for rank in sorted(answers)]
+            silent = [name for rank, name in enumerate(names) if rank not in answers]
+            answer(json.dumps({"schema_version": 1, "members": members, "silent": silent}).encode())
+
+        self._neighbours.inquiries.ask(done)
 
 
 def _check_reload(old: Config, new: Config) -> None:

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -88,6 +89,7 @@ class Programs:
             groups.Seal: self._seal,
             groups.Free: self._free,
             groups.Accept: self._accept,
+            groups.TellSession: self._tell_session,
             groups.Deny: self._deny,
             groups.Report: self._report,
             groups.TellReleased: self._tell_released,
@@ -114,6 +116,7 @@ class Programs:
                 released=message.released,
                 on_loss=message.on_loss,
                 now=self._loop.now(),
+                session=message.session,
             )
         )
 
@@ -231,8 +234,8 @@ class Programs:
         if call.kind == "barrier":
             self._finished(action.gid, action.seq)
             return
-        dtype = dtype_from_name(call.dtype)
-        reduction = Reduction(call.reduction, dtype, self._config.size)
+        reduction = _reduction(call.reduction, call.dtype, self._config.size)
+        dtype = reduction.dtype
         count = math.prod(call.shape)
         if action.serve:  # the client has its result, and may have changed it since
             target = np.empty(count, dtype)
@@ -280,6 +283,9 @@ class Programs:
                 window=ipc.window,
             )
         )
+
+    def _tell_session(self, action: groups.TellSession) -> None:
+        cast(Client, action.client).tell_session(action.join_id, action.session)
 
     def _deny(self, action: groups.Deny) -> None:
         client = cast(Client, action.client)
@@ -362,3 +368,8 @@ class Programs:
     def _ticked(self) -> None:
         self._tick = None
         self._perform(self.engine.tick(self._loop.now()))
+
+
+@lru_cache(maxsize=256)
+def _reduction(operation: str, dtype: str, size: int) -> Reduction:
+    return Reduction(operation, dtype_from_name(dtype), size)

@@ -12,6 +12,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from ringd.wire.control import Call
 
 KEPT = 4096
@@ -30,8 +32,8 @@ class Event:
     details: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class OpEvent:
+# A Struct rather than a dataclass: made for every call, and several times as fast to make.
+class OpEvent(msgspec.Struct, frozen=True, gc=False):
     """A call that ended here; times on the monotonic clock."""
 
     at: float

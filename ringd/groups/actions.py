@@ -53,8 +53,6 @@ class Seal(msgspec.Struct, frozen=True):
     """Mark the result in shared memory as complete."""
 
     join_id: int
-    session: int
-    """The session's number; the client attaches with it again."""
     submission: Submission
 
 
@@ -71,6 +69,18 @@ class Accept(msgspec.Struct, frozen=True):
     join_id: int
 
 
+class TellSession(msgspec.Struct, frozen=True):
+    """Tell the client who its peers are, by join id: it attaches with that after a restart.
+
+    Comes before the first offer. It must have left this process before that (the kernel then
+    delivers it even if we die): a client that does not know its session was in none.
+    """
+
+    client: Hashable
+    join_id: int
+    session: tuple[int, ...]
+
+
 class Deny(msgspec.Struct, frozen=True):
     """Tell the client that its request is refused."""
 
@@ -85,8 +95,6 @@ class Report(msgspec.Struct, frozen=True):
 
     client: Hashable
     join_id: int
-    session: int
-    """The session's number, or 0; the client attaches with it again."""
     submission: Submission
     code: str
     message: str
@@ -135,6 +143,7 @@ Action = Union[
     Seal,
     Free,
     Accept,
+    TellSession,
     Deny,
     Report,
     TellReleased,

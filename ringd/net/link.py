@@ -120,6 +120,8 @@ class Link:
         self._filled = 0
         self._discarding = False
 
+        self._frames_in = 0
+        self._frames_out = 0
         self._control: deque[bytes] = deque()
         self._out: list[Payload] = []  # begun, exactly the bytes still to go
         self._out_size = 0
@@ -166,7 +168,7 @@ class Link:
             return
         if len(payload) != header.length:
             raise ValueError(f"{len(payload)} bytes of payload, {header.length} announced")
-        head = frames.pack(header)
+        head = self._pack(header)
         if len(payload) < JOIN_BELOW or self._out or self._writing or self._control:
             self._control.append(head + payload if payload else head)
             if not (self._flush_queued or self._blocked):
@@ -213,7 +215,7 @@ class Link:
             return
         if goodbye and not self._mute:
             text = capped(reason, frames.MAX_LENGTH[FrameType.BYE])
-            bye = frames.pack(Header(FrameType.BYE, len(text))) + text
+            bye = self._pack(Header(FrameType.BYE, len(text))) + text
             with contextlib.suppress(OSError):
                 self._sock.sendmsg([*self._out, b"".join(self._control), bye])
         self._shut()
@@ -317,7 +319,8 @@ class Link:
         view = self._view
         start, end = 0, self._end
         while end - start >= HEADER_SIZE and not self._closed:
-            header = frames.unpack(view[start : start + HEADER_SIZE])
+            header = frames.unpack(view[start : start + HEADER_SIZE], self._frames_in)
+            self._frames_in += 1
             start += HEADER_SIZE
             length = header.length
             if header.type is FrameType.DATA:
@@ -423,6 +426,12 @@ class Link:
         self._pulse.spoke = self._loop.now()
         return sent
 
+    def _pack(self, header: Header) -> bytes:
+        """Return the bytes of *header*, whose frame is the next to go."""
+        number = self._frames_out
+        self._frames_out += 1
+        return frames.pack(header, number)
+
     def _gather(self) -> None:
         """Begin the control frames that wait or, when they are few, also a DATA frame."""
         control, out = self._control, self._out
@@ -437,7 +446,7 @@ class Link:
                 header, payload = pulled
                 if len(payload) != header.length:
                     raise ValueError(f"{len(payload)} bytes, {header.length} announced")
-                out += (frames.pack(header), payload)
+                out += (self._pack(header), payload)
                 size += HEADER_SIZE + header.length
                 self._out_data = header
         self._out_size = size

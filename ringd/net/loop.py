@@ -194,19 +194,23 @@ class Loop:
 
     def _settle(self) -> float | None:
         """Run prepare and queued callbacks; return how long to sleep (None: until an event)."""
+        busy = self._prepare()
+        soon = self._soon
+        if soon:
+            for _ in range(len(soon)):  # what these queue waits for the next look at the sockets
+                soon.popleft()()
+            busy = self._prepare()  # rather than a look at the sockets, which costs a system call
+        if busy or soon or self._stopping:
+            return 0.0
+        due = self._earliest()
+        return None if due is None else max(0.0, due - self.now())
+
+    def _prepare(self) -> bool:
         busy = False
         for prepare in self._prepares:
             if prepare():
                 busy = True
-        soon = self._soon
-        if soon:
-            busy = True
-            for _ in range(len(soon)):  # what these queue waits for the next round of events
-                soon.popleft()()
-        if busy or self._stopping:
-            return 0.0
-        due = self._earliest()
-        return None if due is None else max(0.0, due - self.now())
+        return busy
 
     def _iterate(self, timeout: float | None) -> None:
         ready = self._selector.select(timeout)

@@ -66,6 +66,8 @@ class Attach(msgspec.Struct, frozen=True, array_like=True, tag="attach"):
     """``"wait"`` or ``"fail"``."""
     pid: int
     program: str
+    session: tuple[int, ...] = ()
+    """The join ids, by rank, of the session, as told over a lifeline; empty before that."""
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
@@ -201,7 +203,8 @@ _encoder = msgspec.msgpack.Encoder()
 _request_decoder = msgspec.msgpack.Decoder(Request)
 _reply_decoder = msgspec.msgpack.Decoder(Reply)
 
-DecodeError = msgspec.DecodeError
+DecodeError = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What the decoders raise on bytes that are not a message of theirs; for ``except``."""
 
 
 def encode(message: Request | Reply) -> bytes:

@@ -190,8 +190,8 @@ _membership_decoder = msgspec.msgpack.Decoder(MembershipMessage)
 _inquiry_decoder = msgspec.msgpack.Decoder(Inquiry)
 _group_decoder = msgspec.msgpack.Decoder(GroupMessage)
 
-DecodeError = msgspec.DecodeError
-"""What the decoders raise on bytes that are not a message of theirs (ValidationError is one)."""
+DecodeError = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What the decoders raise on bytes that are not a message of theirs; for ``except``."""
 
 
 def encode(message: MembershipMessage | Inquiry | GroupMessage) -> bytes:

@@ -6,7 +6,8 @@ A frame is a header of 48 bytes and a payload of ``length`` bytes. Little-endian
     index u32 | origin u16 | flags u16 | payload_crc u32 | header_crc u32
 
 The header carries its own CRC-32, so a stream that is out of step is found at the first
-header and never believed.
+header and never believed. That checksum also counts: it begins with the number of frames that
+went before, so one that is missing or comes twice is found by the next.
 """
 
 from __future__ import annotations
@@ -99,8 +100,8 @@ checksum = zlib.crc32
 """CRC-32 of a payload, for ``payload_crc`` with the flag :data:`CHECKSUM`."""
 
 
-def pack(header: Header) -> bytes:
-    """Return the 48 bytes of *header*.
+def pack(header: Header, number: int = 0) -> bytes:
+    """Return the 48 bytes of *header*, of the frame that *number* others went before.
 
     Raises:
         struct.error: A field does not fit, which is a bug of the caller.
@@ -118,11 +119,11 @@ def pack(header: Header) -> bytes:
         header.flags,
         header.payload_crc,
     )
-    return body + _CRC.pack(zlib.crc32(body))
+    return body + _CRC.pack(zlib.crc32(body, number & 0xFFFFFFFF))
 
 
-def unpack(buffer: Buffer) -> Header:
-    """Return the header in the first 48 bytes of *buffer*.
+def unpack(buffer: Buffer, number: int = 0) -> Header:
+    """Return the header in the first 48 bytes of *buffer*, after *number* other frames.
 
     Raises:
         FrameError: These bytes are not a header of this version of the protocol, or it
@@ -148,7 +149,7 @@ def unpack(buffer: Buffer) -> Header:
         raise FrameError(f"magic 0x{magic:04x} is not that of a frame (0x{MAGIC:04x})")
     if version != VERSION:
         raise FrameError(f"frame version {version}, but this is version {VERSION}")
-    if zlib.crc32(buffer[:_GUARDED]) != header_crc:
+    if zlib.crc32(buffer[:_GUARDED], number & 0xFFFFFFFF) != header_crc:
         raise FrameError("the header's checksum is wrong")
     known = _TYPES.get(kind)
     if known is None:

@@ -1,9 +1,10 @@
 """What crosses a lifeline: the plain Unix stream beside a client's ZeroMQ connection.
 
-The daemon opens with a token (:data:`ringd.wire.border.TOKEN_BYTES`). After that only the
-client speaks, in records of fixed size that introduce and withdraw its memory segments; a
-record that adds a segment carries its descriptor (SCM_RIGHTS). The end of the stream is the
-end of the client, or of the daemon.
+The daemon opens with a token (:data:`ringd.wire.border.TOKEN_BYTES`). After that the client
+speaks in records of fixed size that introduce and withdraw its memory segments; a record that
+adds a segment carries its descriptor (SCM_RIGHTS). The daemon says who the client's peers are,
+for whatever was sent here arrives even if the sender dies. The end of the stream is the end of
+the client, or of the daemon.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ SUFFIX = ".life"
 
 _RECORD = struct.Struct("<BxxxIQ")
 RECORD_BYTES = _RECORD.size
+
+_SESSION = struct.Struct("<QH")
 
 
 def pack(operation: int, segment: int, size: int) -> bytes:
@@ -35,3 +38,24 @@ def unpack(record: bytes) -> tuple[int, int, int]:
     if operation not in (ADD, DROP):
         raise ValueError(f"unknown lifeline operation {operation}")
     return operation, segment, size
+
+
+def pack_session(join_id: int, session: tuple[int, ...]) -> bytes:
+    """Return the record that tells a client the join ids, by rank, of its session."""
+    return _SESSION.pack(join_id, len(session)) + struct.pack(f"<{len(session)}Q", *session)
+
+
+def take_session(stream: bytearray) -> tuple[int, tuple[int, ...]] | None:
+    """Take the first record off *stream* and return it: (join id, session).
+
+    None, and *stream* as it was, when the record is not complete.
+    """
+    if len(stream) < _SESSION.size:
+        return None
+    join_id, size = _SESSION.unpack_from(stream)
+    end = _SESSION.size + 8 * size
+    if len(stream) < end:
+        return None
+    session = struct.unpack_from(f"<{size}Q", stream, _SESSION.size)
+    del stream[:end]
+    return join_id, session

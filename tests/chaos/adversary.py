@@ -12,13 +12,20 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
+from chaos.calls import STYLES
 from chaos.faults import Kind
 from chaos.stage import Stage
 
 PATIENCE = 40.0
 """Seconds without a completed call, with all faults healed, that are a hang."""
 
+SUSPICIOUS = 8.0
+"""Seconds without one after which the daemons are asked for all they know."""
+
 SEVERAL = "several at once"
+
+BRISK = [name for name, style in STYLES.items() if style.largest <= 1 << 20]
+"""Groups whose calls take next to no time by themselves, so that what a fault adds shows."""
 
 
 class Hang(Exception):
@@ -55,12 +62,12 @@ class Adversary:
             begins = start + (rng.uniform(0, 0.6) if i else 0.0)
             heapq.heappush(stories, (begins, i, kind.story(self._stage, own)))
         if count == 1:
-            ledger.watch(start, self.added[chosen[0].name])
+            ledger.watch(start, self.added[chosen[0].name], BRISK)
         self._play(stories)
         self._stage.heal()
         healed = time.monotonic()
         if count > 1:
-            ledger.watch(healed, self.added[SEVERAL])
+            ledger.watch(healed, self.added[SEVERAL], BRISK)
         self.await_progress(healed)
         names = ", ".join(kind.name for kind in chosen)
         took = time.monotonic() - start
@@ -85,8 +92,12 @@ class Adversary:
             Hang: they have not within *patience* seconds.
         """
         ledger = self._stage.ledger
+        recorded = False
         while not ledger.progressed(since) and not ledger.failed:
             self._stage.programs.pump(0.02)
+            if not recorded and time.monotonic() > since + SUSPICIOUS:
+                recorded = True  # before other groups' calls fill the flight recorders
+                self._stage.record(ledger.stuck(since)[0])
             if time.monotonic() > since + patience:
                 stuck = ", ".join(ledger.stuck(since))
                 text = f"no call of {stuck} for {patience:g} s"

@@ -73,9 +73,9 @@ class Ledger:
         self.counts[kind] += 1
         self.violations.append(f"{kind}: {text}")
 
-    def watch(self, moment: float, into: list[float]) -> None:
-        """Add to *into*, for each group, the seconds from *moment* to its next complete call."""
-        self._watched += [(moment, group, into) for group in self.groups]
+    def watch(self, moment: float, into: list[float], groups: Iterable[str]) -> None:
+        """Add to *into*, for each of *groups*, the seconds from *moment* to its next full call."""
+        self._watched += [(moment, group, into) for group in groups]
 
     def progressed(self, moment: float) -> bool:
         """Whether each group has completed a call since *moment*."""

@@ -25,10 +25,12 @@ class Program:
         self._rest = b""
         command = [sys.executable, "-m", "chaos.workload", "--socket", cluster.sockets[rank]]
         command += ["--group", group, "--seed", str(seed), "--stop", str(stop)]
+        # The programs run the ringd and the chaos that this process runs.
+        environ = cluster.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self.log = cluster.directory / f"{group}.{rank}.err"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=log, env=cluster.environ
+                command, stdout=subprocess.PIPE, stderr=log, env=environ
             )
         assert self.process.stdout is not None
         self.fd = self.process.stdout.fileno()
@@ -106,7 +108,7 @@ class Programs:
         place = (program.group, program.rank)
         if self._running.get(place) is program:
             del self._running[place]
-            if code:
+            if code and not self._ledger.failed:
                 self._ledger.died(*place, code, program.log)
 
     def finish(self, patience: float) -> None:

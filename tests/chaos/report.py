@@ -13,7 +13,7 @@ _SPREAD = "p50 / p95 / max"
 
 _ADDED = """\
 Added time: from a fault that came alone to the next call that was complete on all ranks, for
-each group. For several at once: from the end of the last one."""
+each group whose calls are small. For several at once: from the end of the last one."""
 
 _HELD = """\
 What the daemons hold without programs, before and after {survived:,} faults that they all lived
@@ -93,7 +93,7 @@ class Report:
             "| daemon | open files | memory (MiB) | shared memory (MiB) |",
             "| --- | ---: | ---: | ---: |",
         ]
-        for rank, (old, new) in enumerate(zip(self.before, self.after, strict=True)):
+        for rank, (old, new) in enumerate(zip(self.before, self.after, strict=False)):
             lines.append(
                 f"| n{rank} | {old.files} to {new.files} "
                 f"| {old.memory / 2**20:.1f} to {new.memory / 2**20:.1f} "

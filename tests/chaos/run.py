@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from chaos.adversary import Adversary, Hang
-from chaos.faults import KINDS
+from chaos.faults import KINDS, Kind
 from chaos.report import Report
 from chaos.resources import Holding, holdings
 from chaos.stage import Stage
@@ -43,6 +43,8 @@ class Options:
 
 def play(options: Options, directory: Path, command: str, tell: Callable[[str], None]) -> Report:
     """Do the run; *directory* keeps configs, logs and, if it went wrong, what is known of that."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(0.0002)  # the network's thread must not hold up the adversary
     stage = Stage(directory, options.size, options.seed, checksum=options.checksum)
     kinds = [kind for kind in KINDS if options.checksum or not kind.needs_checksum]
     adversary = Adversary(stage, options.seed, tell)
@@ -70,6 +72,7 @@ def play(options: Options, directory: Path, command: str, tell: Callable[[str], 
         if stage.ledger.failed:
             _keep_evidence(stage, directory)
         stage.close()
+        sys.setswitchinterval(interval)
     report.seconds = time.monotonic() - begun
     report.counts, report.added = adversary.counts, dict(adversary.added)
     return report
@@ -94,7 +97,13 @@ def _numbers(
     return sets
 
 
-def _phase(stage, adversary, kinds, sets, share) -> None:
+def _phase(
+    stage: Stage,
+    adversary: Adversary,
+    kinds: Sequence[Kind],
+    sets: Callable[[float], Iterator[int]],
+    share: float,
+) -> None:
     """Start the programs, disturb them, and have them stop."""
     stage.programs.start_all()
     adversary.await_progress(time.monotonic(), START)
@@ -126,11 +135,7 @@ def _compare(stage: Stage, report: Report) -> None:
 
 def _keep_evidence(stage: Stage, directory: Path) -> None:
     """Write down what each daemon and each program was at."""
-    stage.programs.stacks()
-    for node in stage.cluster.nodes:
-        status = node.status()
-        (directory / f"{node.name}.status.json").write_text(json.dumps(status, indent=1))
-        if status is not None:
-            (directory / f"{node.name}.trace.json").write_text(json.dumps(node.trace(), indent=1))
     (directory / "violations.txt").write_text("\n".join(stage.ledger.violations) + "\n")
+    stage.programs.stacks()
+    stage.record("end")
     stage.programs.pump(1.0)

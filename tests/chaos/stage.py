@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import socket
 import threading
@@ -154,6 +155,16 @@ class Stage:
             visitor = socket.create_connection(("127.0.0.1", node.port), 0.5)
             self._strangers.append(visitor)
             visitor.sendall(words)
+
+    def record(self, when: str) -> None:
+        """Write down what each daemon says of itself, for whoever looks for a bug."""
+        for node in self.cluster.nodes:
+            said = {"status": node.status(), "trace": None}
+            if said["status"] is not None:
+                with contextlib.suppress(RingError):
+                    said["trace"] = node.trace()
+            path = self.cluster.directory / f"{node.name}.{when}.json"
+            path.write_text(json.dumps(said, indent=1))
 
     # --- afterwards -------------------------------------------------------------------
 

@@ -1,0 +1,135 @@
+"""``trace``: what happened lately, on all members that answer."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ringd.cli.ask import ask, daemon_options, fail, find_socket
+from ringd.errors import RingError
+from ringd.wire.border import AskTrace
+
+_MICROSECONDS = 1e6
+
+
+@click.command()
+@daemon_options
+@click.option(
+    "--chrome",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a Chrome trace, for ui.perfetto.dev or chrome://tracing.",
+)
+def trace(socket: Path | None, *, as_json: bool, chrome: Path | None) -> None:
+    """Print the flight recorders of all members that answer, oldest event first.
+
+    \b
+    Times are each machine's own wall clock.
+    Example: ringd-cli trace --chrome ring.json
+    """  # noqa: D301  click wants the backspace itself
+    try:
+        body = ask(find_socket(socket), AskTrace)
+    except RingError as error:
+        fail(error)
+    if chrome is not None:
+        chrome.write_text(json.dumps(chrome_trace(body)))
+        click.echo(f"Wrote {chrome}; open it at ui.perfetto.dev.")
+    elif as_json:
+        click.echo(json.dumps(body))
+    else:
+        for line in lines(body):
+            click.echo(line)
+
+
+def merged(body: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return all members' events as (node, event), by time."""
+    events = [(member["node"], event) for member in body["members"] for event in member["events"]]
+    return sorted(events, key=lambda pair: float(pair[1]["at"]))
+
+
+def lines(body: dict[str, Any]) -> list[str]:
+    """Return the trace for people, one line for each event."""
+    width = max((len(member["node"]) for member in body["members"]), default=0)
+    out = []
+    for node, event in merged(body):
+        at = datetime.fromtimestamp(event["at"], tz=timezone.utc)
+        out.append(f"{at:%H:%M:%S.%f}  {node:<{width}}  {_text(event)}")
+    if body["silent"]:
+        out.append(f"No answer from: {', '.join(body['silent'])}")
+    return out
+
+
+def _text(event: dict[str, Any]) -> str:
+    if event["what"] != "op":
+        details = [f"{k}={v}" for k, v in event.items() if k not in ("at", "what")]
+        return " ".join([event["what"], *details])
+    took = (event["at"] - event["submitted"]) * 1e3
+    waited = ""
+    if event["started"] is not None:
+        waited = f", of that {(event['started'] - event['submitted']) * 1e3:.2f} ms for others"
+    return (
+        f"op {event['seq']} of group {event['group']!r}: {event['call']}, {event['outcome']} "
+        f"after {took:.2f} ms{waited}"
+    )
+
+
+def chrome_trace(body: dict[str, Any]) -> dict[str, Any]:
+    """Return the trace in Chrome's JSON format: a process for each member, a thread a group.
+
+    Source: the Trace Event Format document (phases M, X and i; times in microseconds).
+    """
+    out: list[dict[str, Any]] = []
+    for pid, member in enumerate(body["members"]):
+        out.append(_named("process_name", pid, 0, member["node"]))
+        out.append(_named("thread_name", pid, 0, "ring"))
+        groups: dict[str, int] = {}
+        for event in member["events"]:
+            if event["what"] != "op":
+                details = {k: v for k, v in event.items() if k not in ("at", "what")}
+                out.append(
+                    {
+                        "ph": "i",
+                        "s": "p",
+                        "name": event["what"],
+                        "pid": pid,
+                        "tid": 0,
+                        "ts": event["at"] * _MICROSECONDS,
+                        "args": details,
+                    }
+                )
+                continue
+            tid = groups.setdefault(event["group"], len(groups) + 1)
+            if tid == len(groups):
+                out.append(_named("thread_name", pid, tid, f"group {event['group']}"))
+            out += _spans(pid, tid, event)
+    return {"traceEvents": out, "displayTimeUnit": "ms"}
+
+
+def _spans(pid: int, tid: int, event: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the op as one or two spans: waiting for the others, then running."""
+    started = event["at"] if event["started"] is None else event["started"]
+    args = {key: event[key] for key in ("seq", "bytes", "outcome")}
+    phases = [("wait for others", event["submitted"], started)]
+    if event["started"] is not None:
+        phases.append((event["call"], started, event["at"]))
+    return [
+        {
+            "ph": "X",
+            "name": name,
+            "cat": event["call"],
+            "pid": pid,
+            "tid": tid,
+            "ts": start * _MICROSECONDS,
+            "dur": max(0.0, end - start) * _MICROSECONDS,
+            "args": args,
+        }
+        for name, start, end in phases
+    ]
+
+
+def _named(kind: str, pid: int, tid: int, name: str) -> dict[str, Any]:
+    return {"ph": "M", "name": kind, "pid": pid, "tid": tid, "args": {"name": name}}

@@ -1,0 +1,162 @@
+"""A few engines on a bench: what one says the others hear, step by step and in a known order."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from ringd.groups import actions
+from ringd.groups.engine import Engine
+from ringd.groups.op import Submission
+from ringd.wire.control import Call, Poll
+
+
+def call(shape=3, name="grad"):
+    """Return what members agree on."""
+    return Call("all_reduce", "sum", "float32", (shape,), name)
+
+
+def submission(seq, *, timeout=None, hold=False, sealed=True, large=False, what=None, now=0.0):
+    """Return a call as the daemon hands it to the engine."""
+    return Submission(
+        seq=seq,
+        call=call() if what is None else what,
+        payload=None if large else b"input",
+        deadline=None if timeout is None else now + timeout,
+        timeout=timeout,
+        hold=hold,
+        sealed=sealed,
+    )
+
+
+class Bench:
+    """*n* engines in one ring; clients are named after their rank."""
+
+    def __init__(self, n, **settings):
+        self.n = n
+        self.now = 0.0
+        self.compute = True
+        """Whether what is to run is through at once."""
+        self.names = tuple("abcdefgh"[:n])
+        self.settings = settings
+        self.engines = [self.make(rank) for rank in range(n)]
+        self.links = [deque() for _ in range(n)]
+        self.log = [[] for _ in range(n)]
+        self.submissions = []
+
+    def make(self, rank):
+        """Return a daemon that knows nothing."""
+        return Engine(rank=rank, names=self.names, **self.settings)
+
+    def did(self, rank, kind):
+        """Return what *rank* asked for, of one kind."""
+        return [action for action in self.log[rank] if isinstance(action, kind)]
+
+    def reports(self, rank):
+        """Return how the calls of *rank* ended, in order."""
+        return [(a.submission.seq, a.code) for a in self.did(rank, actions.Report)]
+
+    def message(self, rank):
+        """Return the text of the last report."""
+        return self.did(rank, actions.Report)[-1].message
+
+    def do(self, rank, todo):
+        """Carry out what the engine of *rank* asks for."""
+        for action in todo:
+            self.log[rank].append(action)
+            if isinstance(action, actions.Broadcast):
+                self.links[rank].append(
+                    (rank, action.gid, action.seq, action.message, action.payload)
+                )
+            elif isinstance(action, actions.Relay):
+                self.links[rank].append(
+                    (action.origin, action.gid, action.seq, action.message, b"")
+                )
+            elif isinstance(action, actions.Run) and self.compute:
+                engine = self.engines[rank]
+                self.do(rank, engine.finished(action.gid, action.seq, self.now))
+
+    def step(self, rank):
+        """Deliver the first message on the link from *rank*."""
+        origin, gid, seq, message, payload = self.links[rank].popleft()
+        right = (rank + 1) % self.n
+        if not isinstance(message, Poll) and (right + 1) % self.n != origin:
+            self.links[right].append((origin, gid, seq, message, payload))
+        engine = self.engines[right]
+        self.do(right, engine.received(origin, gid, seq, message, payload, self.now))
+
+    def settle(self):
+        """Deliver all messages."""
+        while any(self.links):
+            for rank in range(self.n):
+                if self.links[rank]:
+                    self.step(rank)
+
+    def up(self):
+        """A new generation."""
+        for rank, engine in enumerate(self.engines):
+            self.do(rank, engine.ring_up(self.now))
+        self.settle()
+
+    def down(self):
+        """Everything in flight is lost."""
+        for link in self.links:
+            link.clear()
+        for rank, engine in enumerate(self.engines):
+            self.do(rank, engine.ring_down("link to b lost", self.now))
+
+    def attach(self, rank, join_id, *, group="g", client=None, on_loss="wait", **kwargs):
+        """A client joins, or comes back."""
+        kwargs.setdefault("released", 0)
+        todo = self.engines[rank].attach(
+            client or self.names[rank],
+            group=group,
+            join_id=join_id,
+            on_loss=on_loss,
+            now=self.now,
+            **kwargs,
+        )
+        self.do(rank, todo)
+
+    def join_all(self, base=10, group="g", **kwargs):
+        """One client on every rank; the join ids are ``base + rank``."""
+        for rank in range(self.n):
+            self.attach(rank, base + rank, group=group, **kwargs)
+        self.settle()
+
+    def submit(self, rank, what, *, join_id=None, acked=0, outcome="", client=None):
+        """Hand over a call."""
+        self.submissions.append(what)
+        todo = self.engines[rank].submit(
+            client or self.names[rank],
+            10 + rank if join_id is None else join_id,
+            what,
+            acked=acked,
+            outcome=outcome,
+            message="",
+            now=self.now,
+        )
+        self.do(rank, todo)
+
+    def gone(self, rank, client=None, reason="died"):
+        """A client is gone."""
+        todo = self.engines[rank].detach(client or self.names[rank], reason, self.now)
+        self.do(rank, todo)
+
+    def tick(self, wait):
+        """Let time pass, for all."""
+        self.now += wait
+        for rank, engine in enumerate(self.engines):
+            self.do(rank, engine.tick(self.now))
+
+    def freed(self):
+        """Return for each submission that was handed over how often it was freed."""
+        every = [a.submission for log in self.log for a in log if isinstance(a, actions.Free)]
+        return [sum(one is free for free in every) for one in self.submissions]
+
+
+def ready(n=3, **settings):
+    """Return a bench whose ring is up, with a client on each rank in group ``g``."""
+    bench = Bench(n, **settings)
+    bench.up()
+    bench.join_all()
+    return bench

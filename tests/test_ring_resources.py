@@ -1,0 +1,194 @@
+"""State directories, disks and descriptors of real daemons, and what strangers do to them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+
+import ringd
+from ringd.wire import border
+from tests.cluster import Cluster, wait_until
+from tests.ringkit import (
+    BOUNDED,
+    HASTY,
+    Program,
+    begin,
+    connected,
+    everywhere,
+    tensor,
+    total,
+    wait_state,
+)
+
+STATE = "state.json"
+
+
+def reasons(cluster: Cluster, rank: int, event: str) -> list[str]:
+    """Return the reasons that the daemon of *rank* has logged with *event*."""
+    return [line["reason"] for line in cluster[rank].log() if line["event"] == event]
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"\x00" * 100, b'{"generation": -1, "incarnation": "x"}', b"[1]"]
+)
+def test_damaged_state_file(place: Path, damage: bytes) -> None:
+    """A damaged state file is set aside with a word, and no generation is used twice."""
+    with Cluster(place, 2) as cluster:
+        generation = cluster.start().wait_ready()
+        cluster[1].kill()
+        (state,) = cluster[1].state_dir.glob("*.json")
+        state.write_bytes(damage)
+        cluster[1].start()
+        assert cluster.wait_ready(beyond=generation) > generation
+        assert "damaged" in reasons(cluster, 1, "state file")[0]
+        (aside,) = cluster[1].state_dir.glob("*damaged*")
+        assert aside.read_bytes() == damage
+
+
+def test_lost_state_directory(place: Path) -> None:
+    """A member whose state is gone altogether comes back as well."""
+    with Cluster(place, 2) as cluster:
+        generation = cluster.start().wait_ready()
+        cluster[0].restart()
+        generation = cluster.wait_ready(beyond=generation)
+        cluster[0].kill()
+        for path in cluster[0].state_dir.iterdir():
+            path.unlink()
+        cluster[0].start()
+        assert cluster.wait_ready(beyond=generation) > generation
+
+
+@pytest.mark.parametrize("directory", ["/dev/null/state", "/sys/ringd"])
+def test_unwritable_state_directory(place: Path, directory: str) -> None:
+    """A daemon that cannot keep its state says where and what to do, and does not start."""
+    with Cluster(place, 1) as cluster:
+        cluster[0].state_dir = Path(directory)
+        cluster.start()
+        assert cluster[0].process is not None
+        assert cluster[0].process.wait(30) == 78
+        (text,) = reasons(cluster, 0, "cannot start")
+        assert directory in text
+        assert "--state-dir" in text
+
+
+def test_full_disk(place: Path) -> None:
+    """While its state cannot be saved, a member says so, keeps trying, and joins when it can."""
+    with Cluster(place, 2, settings=HASTY) as cluster:
+        generation = cluster.start().wait_ready()
+        with connected(cluster) as rings:
+            full = cluster[1].state_dir / (STATE + ".new")
+            full.symlink_to("/dev/full")  # a disk without room, for whatever is written there
+            cluster[0].rejoin()
+            wait_until(lambda: len(reasons(cluster, 1, "state not saved")) >= 2, "two attempts")
+            assert "No space left" in reasons(cluster, 1, "state not saved")[0]
+            wait_state(cluster[0], "forming")
+            wait_until(
+                lambda: "No space left" in str((cluster[0].status() or {}).get("waiting_for")),
+                "the other member knows why",
+            )
+            calls = begin(rings, lambda ring: ring.all_reduce(tensor(ring.rank, 300_000)))
+            full.unlink()
+            for call in calls:
+                np.testing.assert_array_equal(call.result(), total(2, 300_000))
+            assert cluster.wait_ready(beyond=generation) > generation
+        state = json.loads((cluster[1].state_dir / STATE).read_text())
+        assert state["generation"] == cluster.wait_ready()
+
+
+def test_garbage_at_every_door(calm_cluster: Cluster) -> None:
+    """While strangers send garbage to the ports and the sockets, calls go on undisturbed."""
+    rng = random.Random(7)
+    answers = 0
+    with connected(calm_cluster, "garbage") as rings, contextlib.ExitStack() as stack:
+        generation = rings[0].generation
+
+        def run(ring: ringd.Ring) -> None:
+            for step in range(60):
+                count = (100, 12_000, 300_000)[step % 3]
+                result = ring.all_reduce(tensor(ring.rank, count, step))
+                np.testing.assert_array_equal(result, total(3, count, step))
+
+        calls = begin(rings, run)
+        context = stack.enter_context(zmq.Context())
+        for _round in range(5):
+            for node in calm_cluster.nodes:
+                for text in (b"", b"GET / HTTP/1.0\r\n\r\n", rng.randbytes(4096), b"\xff" * 70_000):
+                    stranger = socket.create_connection(("127.0.0.1", node.port))
+                    stack.callback(stranger.close)
+                    with contextlib.suppress(OSError):  # hung up on already
+                        stranger.sendall(text)
+                dealer = context.socket(zmq.DEALER)
+                dealer.setsockopt(zmq.LINGER, 0)
+                stack.callback(dealer.close)
+                dealer.connect(f"ipc://{node.socket}")
+                dealer.send(rng.randbytes(100))
+                dealer.send_multipart([b"x"] * 5)
+                dealer.send(border.encode(border.Detach(1)))
+                dealer.send(border.encode(_submit()))
+                assert dealer.poll(30_000)
+                answers += isinstance(border.decode_reply(dealer.recv()), border.Denied)
+                raw = socket.socket(socket.AF_UNIX)
+                stack.callback(raw.close)
+                raw.connect(str(node.socket) + ".life")
+                with contextlib.suppress(OSError):
+                    raw.sendall(rng.randbytes(1000))
+        for call in calls:
+            call.result()
+        assert [ring.generation for ring in rings] == [generation] * 3
+    assert answers == 15
+    assert all(node.running for node in calm_cluster.nodes)
+
+
+def _submit() -> border.Submit:
+    from ringd.wire.control import Call  # noqa: PLC0415 - ringkit has another Call
+
+    call = Call("all_reduce", "sum", "float32", (3,), "")
+    return border.Submit(1, 0, call, None, border.Ref(9, 0, 12), None, 0, False, "", "")
+
+
+def test_nothing_piles_up(place: Path) -> None:
+    """Descriptors, mappings and memory of the daemons are flat over many programs and rejoins."""
+    with Cluster(place, 3, settings=BOUNDED) as cluster:
+        cluster.start().wait_ready()
+
+        def use(number: int) -> None:
+            with connected(cluster, f"group {number % 3}") as rings:
+                everywhere(rings, lambda ring: ring.all_reduce(tensor(ring.rank, 300_000)).sum())
+                work = rings[0].all_reduce_async(tensor(0, 300_000))  # never completes
+                assert not work.done()
+
+        def rest(rank: int) -> tuple[int, int]:
+            node = cluster[rank]
+            maps = Path(f"/proc/{node.pid}/maps").read_text()
+            return node.open_files(), maps.count("memfd:ringd")
+
+        for number in range(3):
+            use(number)
+            cluster[number].rejoin()
+            cluster.wait_ready(beyond=number + 1)
+        idle = [cluster[rank].status()["clients"] for rank in range(3)]  # type: ignore[index]
+        wait_until(lambda: all(rest(rank)[1] == 0 for rank in range(3)), "nothing mapped")
+        before = [rest(rank) for rank in range(3)]
+        memory = [cluster[rank].resident_bytes() for rank in range(3)]
+        for number in range(20):
+            generation = cluster.wait_ready()
+            use(number)
+            if number % 5 == 0:
+                with Program(cluster[1], "ring.empty(2_000_000); hear()", "killed") as program:
+                    program.kill()
+            cluster[number % 3].rejoin()
+            cluster.wait_ready(beyond=generation)
+        wait_until(lambda: [rest(rank) for rank in range(3)] == before, f"as before: {before}")
+        for rank in range(3):
+            assert cluster[rank].resident_bytes() < memory[rank] + (8 << 20)
+            status = cluster[rank].status()
+            assert status is not None
+            assert status["groups"] == []
+            assert status["clients"] == [] == idle[rank]
