@@ -160,7 +160,7 @@ class Sim:
 
     # --- the ring ---------------------------------------------------------------------
 
-    def send(
+    def send(  # noqa: PLR0917 - as in a frame
         self,
         node: Node,
         origin: int,

@@ -184,7 +184,7 @@ class Calls:
         if not self.live:
             absent = [self.names[r] for r in range(self.size) if r not in self.confirmed]
             return "not back in the ring: " + ", ".join(absent)
-        return missing(op, self.names, self.ledger.done)
+        return missing(op, self.names, self._needy(op))
 
     # --- the life of an op ------------------------------------------------------------
 
@@ -263,12 +263,17 @@ class Calls:
         if op.phase is not Phase.HELD or op.holds:
             return
         beyond = self.limit is not None and op.seq >= self.limit  # nobody can run it again
-        if self.client is None or beyond or all(map(op.finished_by.__contains__, self._needy(op))):
+        if self.client is None or beyond or not self._needy(op):
             self._end_well(op)
 
     def _needy(self, op: Op) -> list[int]:
+        """Return the ranks that may still need our input of *op*."""
         done = self.ledger.done
-        return [r for r in range(self.size) if r != self.rank and done[r] <= op.seq]
+        return [
+            rank
+            for rank in range(self.size)
+            if rank != self.rank and done[rank] <= op.seq and rank not in op.finished_by
+        ]
 
     def _announce(self, op: Op) -> None:
         """Tell those who hold their input that we need it no more, once that is certain."""

@@ -31,15 +31,11 @@ def differences(group: str, seq: int, offers: Sequence[Offer], names: Sequence[s
     return f"op {seq} of group {group!r}: the members sent different calls: {sent}"
 
 
-def missing(op: Op, names: Sequence[str], done: Sequence[int]) -> str:
-    """Return for whom *op* waits in a live session; *done* holds the members' done floors."""
+def missing(op: Op, names: Sequence[str], needy: Sequence[int]) -> str:
+    """Return for whom *op* waits in a live session; *needy* ranks may need our input again."""
     if op.phase in (Phase.HELD, Phase.LENDING):
-        needy = [
-            name
-            for rank, name in enumerate(names)
-            if rank not in op.finished_by and done[rank] <= op.seq
-        ]
-        return "the result is here, but the input may still be needed by: " + ", ".join(needy)
+        who = ", ".join(names[rank] for rank in needy)
+        return f"the result is here, but the input may still be needed by: {who}"
     absent = [names[rank] for rank in op.missing()]
     if absent:
         return "not submitted by: " + ", ".join(absent)

@@ -1,0 +1,216 @@
+"""Every fault point of small rings, and seeded storms of faults on larger ones.
+
+:class:`groups_simulation.Sim` checks each value, each error's reason, that nothing is applied
+twice, that every call ends and that nothing is left over; a test here only picks the faults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from random import Random
+
+import pytest
+from groups_models import Spec, Violation
+from groups_simulation import Sim
+
+from ringd.groups.calls import Calls
+from ringd.groups.ledger import Ledger
+from ringd.groups.op import OK, Phase
+from ringd.groups.roll import Roll
+
+SMALL = {
+    "g": [Spec("inline"), Spec("large"), Spec("large", hold=True), Spec("bare")],
+    "h": [Spec("eager", hold=True), Spec("large"), Spec("inline")],
+}
+TINY = {"g": [Spec("large"), Spec("eager", hold=True)]}
+
+
+def strike(sim, fault):
+    """Return what does *fault* to *sim*: a kind and, where it has one, a rank."""
+    kind, rank = fault
+
+    def act():
+        if kind == "cut":
+            sim.cut_link()
+        if kind == "all":
+            for other in range(sim.n):
+                sim.crash_daemon(other)
+        if kind in ("daemon", "machine"):
+            sim.crash_daemon(rank)
+        if kind in ("client", "machine"):
+            sim.kill_client(rank, "g")
+
+    return act
+
+
+def faults(n):
+    """Return every kind of fault on every rank of a ring of *n*."""
+    each = [(kind, rank) for kind in ("daemon", "client", "machine") for rank in range(n)]
+    return [("cut", 0), ("all", 0), *each]
+
+
+def points(n, seed, programs):
+    """Return how many messages and actions an undisturbed run has."""
+    sim = Sim(n, seed, programs)
+    sim.finish()
+    assert set(sim.outcomes) == {OK}
+    return sim.points
+
+
+@pytest.mark.parametrize(
+    ("n", "stride"), [(1, 1), (2, 1), (3, 2), (4, 6)], ids=["n1", "n2", "n3", "n4"]
+)
+def test_one_fault_at_every_point(n, stride):
+    """A crash, a death or a cut before and after each message and action is survived.
+
+    With *stride* above 1, every stride-th point is struck, a different one for each fault.
+    """
+    last = points(n, n, SMALL)
+    for offset, fault in enumerate(faults(n)):
+        for point in range(1 + offset % stride, last + 1, stride):
+            sim = Sim(n, n, SMALL)
+            sim.injections[point] = strike(sim, fault)
+            sim.finish()
+            if fault[0] in ("cut", "daemon", "all"):
+                assert set(sim.outcomes) == {OK}, (fault, point)
+
+
+def test_two_faults_at_every_pair_of_points():
+    """A second fault strikes while the ring of two still recovers from the first."""
+    last = points(2, 5, TINY)
+    kinds = faults(2)
+    for first in range(1, last + 1, 5):
+        for second in range(first + 1, last + 90, 7):
+            sim = Sim(2, 5, TINY)
+            sim.injections[first] = strike(sim, kinds[(first + second) % len(kinds)])
+            sim.injections[second] = strike(sim, kinds[second % len(kinds)])
+            sim.finish()
+
+
+def chaos(n, seed, *, most=12):
+    """Run random programs under random faults, all drawn from *seed*."""
+    rng = Random(seed)
+    deadlines, mismatches, failing = seed % 3 == 0, seed % 4 == 1, seed % 5 == 2
+
+    def draw():
+        kind = rng.choice(["inline", "eager", "large", "bare"])
+        hold = kind in ("eager", "large") and rng.random() < 0.4
+        hasty = deadlines and rng.random() < 0.25
+        return Spec(kind, hold=hold, timeout=rng.uniform(0.001, 0.3) if hasty else None)
+
+    groups = "gh"[: rng.randint(1, 2)]
+    programs = {group: [draw() for _ in range(rng.randint(1, 6))] for group in groups}
+    odd = {(rng.randrange(n), rng.choice(groups), rng.randrange(6)) for _ in range(3)}
+
+    def spec(client, seq):
+        plain = client.specs[seq]
+        other = mismatches and (client.rank, client.group, seq) in odd
+        return dataclasses.replace(plain, shape=2) if other else plain
+
+    sim = Sim(
+        n,
+        seed,
+        programs,
+        depth=rng.randint(1, 4),
+        spec=spec,
+        on_loss=lambda rank, group: "fail" if failing and group == "g" and rank % 2 else "wait",
+        survive=rng.choice([0.0, 0.5, 1.0]),
+    )
+    if failing:
+        sim.unkind.add("g")
+    span = rng.choice([0.05, 0.15, 0.5])
+    for _ in range(rng.randint(1, most)):
+        sim.after(rng.uniform(0, span), draw_fault(sim, rng, groups))
+    sim.run(lambda: sim.now > span, span + 1)
+    sim.finish()
+    return sim
+
+
+def draw_fault(sim, rng, groups):
+    """Return a random fault."""
+    kind = rng.choice(["daemon", "daemon", "cut", "client", "machine", "all"])
+    rank, group, down = rng.randrange(sim.n), rng.choice(groups), rng.choice([0.001, 0.03, 0.2])
+
+    def act():
+        if kind == "cut":
+            sim.cut_link()
+        if kind == "all":
+            for other in range(sim.n):
+                sim.crash_daemon(other, down * (1 + other) / sim.n)
+        if kind in ("daemon", "machine"):
+            sim.crash_daemon(rank, down)
+        if kind in ("client", "machine"):
+            sim.kill_client(rank, group)
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("n", "seeds"), [(2, 300), (3, 250), (4, 150), (7, 60), (16, 8), (64, 1)], ids=str
+)
+def test_random_storms(n, seeds):
+    """Whatever strikes, every value is right and every call ends."""
+    outcomes = set()
+    for seed in range(seeds):
+        outcomes |= set(chaos(n, seed).outcomes)
+    assert OK in outcomes
+    if seeds > 50:  # the storms were rough enough to mean something
+        errors = {"group_lost", "peer_lost", "deadline_exceeded", "mismatch"}
+        assert outcomes == {OK} | errors
+
+
+# --- the checks themselves ------------------------------------------------------------
+
+
+def storms():
+    """Run enough to catch an engine that breaks a promise."""
+    for seed in range(120):
+        chaos(2 + seed % 3, seed)
+
+
+def forget_lenders(monkeypatch):
+    """Tell lenders as soon as their own result stands."""
+    monkeypatch.setattr(Calls, "_needy", lambda *_: [])
+
+
+def trust_the_messenger(monkeypatch):
+    """Take an unsealed, unacknowledged result for safe."""
+    monkeypatch.setattr(Ledger, "settled", lambda _self, op, **_: bool(op.ended and op.submission))
+
+
+def serve_nobody(monkeypatch):
+    """Never serve those that missed the end."""
+    start = Calls._start
+
+    def mutant(self, op, submission, *, eager):
+        if op.phase is not Phase.ENDED:
+            start(self, op, submission, eager=eager)
+
+    monkeypatch.setattr(Calls, "_start", mutant)
+
+
+def keep_quiet_about_the_absent(monkeypatch):
+    """Let others wait for a client that is gone for good."""
+    monkeypatch.setattr(Roll, "_check_absent", lambda *_: None)
+
+
+def leak(monkeypatch):
+    """Do not free what failed."""
+    monkeypatch.setattr(Calls, "_free_failed", lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    "mutate",
+    [
+        forget_lenders,
+        trust_the_messenger,
+        serve_nobody,
+        keep_quiet_about_the_absent,
+        leak,
+    ],
+)
+def test_a_broken_engine_is_caught(monkeypatch, mutate):
+    """These storms find what they are there to find."""
+    mutate(monkeypatch)
+    with pytest.raises(Violation):
+        storms()
