@@ -43,7 +43,7 @@ class Sim:
         on_loss: Callable[[int, str], str] = lambda _rank, _group: "wait",
         spec: Callable[[Client, int], Spec] = lambda client, seq: client.specs[seq],
         survive: float = 0.5,
-        jitter: bool = True,
+        pipe: float = 1.0,
     ) -> None:
         self.n = n
         self.rng = Random(seed)
@@ -54,7 +54,8 @@ class Sim:
         self.spec = spec
         self.on_loss = on_loss
         self.survive = survive
-        self.jitter = jitter
+        self.pipe = pipe
+        """Milliseconds that a message between client and daemon takes at most."""
         self.now = 0.0
         self.events: list[tuple[float, int, Callable[[], None]]] = []
         self.pipes: dict[object, deque[Callable[[], None]]] = {}
@@ -111,7 +112,7 @@ class Sim:
 
     def delay(self, most: float) -> float:
         """Return a random time of up to *most* milliseconds."""
-        return self.rng.uniform(0, most) / 1000 if self.jitter else most / 2000
+        return self.rng.uniform(0, most) / 1000
 
     def after(self, wait: float, event: Callable[[], None]) -> None:
         """Let *event* happen *wait* seconds from now."""
@@ -130,7 +131,7 @@ class Sim:
             if events:
                 events.popleft()()
 
-        self.after(self.delay(1), deliver)
+        self.after(self.delay(self.pipe), deliver)
 
     def cut(self, pipe: object, *, keep: bool) -> None:
         """The pipe is closed; what is in it arrives all the same, or does not."""

@@ -377,6 +377,25 @@ def test_async_losses_are_told_before_new_calls(tmp_path):
                 work.wait()
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_losses_are_told_once_where_each_call_is_reported(tmp_path, waits):
+    """The daemon reports the lost calls, then the loss: told by a call's wait or by the next call."""
+    with fake(tmp_path, hold=True) as (daemon, ring):
+        work = ring.all_reduce_async(SMALL)
+        eventually(lambda: daemon.handler.submitted)
+        tell(daemon, lambda join_id: border.Failed(join_id, 0, 0, "group_lost", "died"))
+        if waits:
+            with pytest.raises(ringd.GroupLost):
+                work.wait(30)
+        tell(daemon, lambda join_id: border.Lost(join_id, 0, "group_lost", "died"))
+        eventually(lambda: (ring.state, len(daemon.handler.attaches))[1] == 2)
+        daemon.handler.hold = False
+        if not waits:
+            with pytest.raises(ringd.GroupLost):
+                ring.all_reduce(SMALL)
+        np.testing.assert_array_equal(ring.all_reduce(SMALL), 2 * SMALL)
+
+
 def test_failed_call_is_that_calls_alone(tmp_path):
     """An error that the daemon reports ends its call; the next one goes on."""
     with fake(tmp_path, hold=True) as (daemon, ring):

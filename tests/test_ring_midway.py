@@ -127,7 +127,7 @@ def test_frames_of_an_old_generation(proxied: tuple[Cluster, Proxy]) -> None:
 
 @pytest.mark.parametrize("victim", [0, 1, 2])
 def test_loss_is_told_on_every_rank(proxied: tuple[Cluster, Proxy], victim: int) -> None:
-    """With ``on_loss="fail"`` the call under way ends with PeerLost everywhere, the next is good."""
+    """With ``on_loss="fail"`` the open call ends with PeerLost everywhere; the next is good."""
     cluster, proxy = proxied
     group = f"told {victim}"
     generation = cluster.wait_ready()

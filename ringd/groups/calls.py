@@ -282,7 +282,7 @@ class Calls:
         held = op.phase in (Phase.HELD, Phase.LENDING)  # and sealed: see Submission.hold
         if held or self.ledger.settled(op, acks=self.left is None):
             op.announced = True
-            self._announce_done(op.seq)
+            self.announce_done(op.seq)
 
     def _end_well(self, op: Op) -> None:
         op.move(Move.END)
@@ -333,7 +333,8 @@ class Calls:
         if self.ledger.advance(self.ops, acks=self.left is None):
             self._release()
 
-    def _announce_done(self, finished: int | None = None) -> None:
+    def announce_done(self, finished: int | None = None) -> None:
+        """Tell the others our done floor, and that we are finished with op *finished*."""
         self.ledger.announced = self.ledger.own
         done = Done(self.ledger.own, finished)
         self.out.append(Broadcast(self.gid, finished or 0, done))

@@ -76,7 +76,8 @@ class Roll:
         self._out.append(Broadcast(0, 0, joined))
         if session.left is not None:
             self._out.append(Broadcast(session.gid, 0, session.left))
-        session.flush()
+        if session.formed and session.ledger.own:
+            session.announce_done()
 
     def _joined(self, origin: int, message: Joined, now: float) -> None:
         if message.session and not well_formed(message.session, len(self.names)):

@@ -131,7 +131,7 @@ class Session(Calls):
             if self.client is not None:
                 self.out.append(TellSession(self.client, self.join_id, self.join_ids))
         self._advance()
-        self._announce_done()
+        self.announce_done()
         for seq in sorted(self.ops):
             op = self.ops.get(seq)
             if op is not None and op.submission is not None:
@@ -242,7 +242,7 @@ class Session(Calls):
     def flush(self) -> None:
         """Send what :attr:`lazy` speaks of, while the ring is up."""
         if self.formed and self.ledger.unannounced:
-            self._announce_done()
+            self.announce_done()
         if self.client is not None and self.ledger.untold:
             self.ledger.told = self.floor
             self.out.append(TellReleased(self.client, self.join_id, self.floor))

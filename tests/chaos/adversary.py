@@ -1,6 +1,6 @@
 """The adversary: does one set of faults after the other, and waits each time for the groups.
 
-A set begins with one to five faults at nearly the same time, and is over when all groups have
+A set begins with one to eight faults at nearly the same time, and is over when all groups have
 completed a call after the last of them. What is done to whom derives from the seed alone.
 """
 
@@ -18,6 +18,9 @@ from chaos.stage import Stage
 
 PATIENCE = 40.0
 """Seconds without a completed call, with all faults healed, that are a hang."""
+
+LONGEST = 40.0
+"""Seconds that a set of faults may take; more, and something does not end that was ended."""
 
 SUSPICIOUS = 8.0
 """Seconds without one after which the daemons are asked for all they know."""
@@ -52,7 +55,7 @@ class Adversary:
         """
         rng = Random(f"{self._seed}/set {number}")
         ledger = self._stage.ledger
-        count = 1 if rng.random() < 0.5 else rng.randint(2, 5)
+        count = 1 if rng.random() < 0.4 else rng.randint(2, 8)
         chosen = rng.choices(kinds, [kind.weight for kind in kinds], k=count)
         start = time.monotonic()
         stories: list[tuple[float, int, Iterator[float]]] = []
@@ -77,8 +80,11 @@ class Adversary:
             self._stage.programs.pump(0.01)
 
     def _play(self, stories: list[tuple[float, int, Iterator[float]]]) -> None:
+        begun = time.monotonic()
         while stories:
             due, i, story = heapq.heappop(stories)
+            if due > begun + LONGEST:
+                self._hang(f"after {LONGEST:g} s: {story}")
             while (left := due - time.monotonic()) > 0:
                 self._stage.programs.pump(min(left, 0.05))
             pause = next(story, None)
@@ -99,7 +105,8 @@ class Adversary:
                 recorded = True  # before other groups' calls fill the flight recorders
                 self._stage.record(ledger.stuck(since)[0])
             if time.monotonic() > since + patience:
-                stuck = ", ".join(ledger.stuck(since))
-                text = f"no call of {stuck} for {patience:g} s"
-                ledger.violate("hangs", text)
-                raise Hang(text)
+                self._hang(f"no call of {', '.join(ledger.stuck(since))} for {patience:g} s")
+
+    def _hang(self, text: str) -> None:
+        self._stage.ledger.violate("hangs", text)
+        raise Hang(text)

@@ -46,10 +46,10 @@ class Style:
 
 
 STYLES = {
-    "steps": Style(4, 256 << 10, 1, 0.05, 16, 0.002),
-    "flights": Style(4, 1 << 20, 12, 0.02, 32, 0.001),
-    "layers": Style(32 << 10, 64 << 20, 3, 0.0, 4, 0.001),
-    "ticks": Style(4, 4096, 1, 0.2, 64, 0.001),
+    "steps": Style(4, 256 << 10, 1, 0.05, 16, 0.004),
+    "flights": Style(4, 1 << 20, 12, 0.02, 32, 0.002),
+    "layers": Style(32 << 10, 64 << 20, 3, 0.0, 4, 0.004),
+    "ticks": Style(4, 4096, 1, 0.2, 64, 0.004),
 }
 
 
@@ -146,7 +146,7 @@ def make(seed: int, group: str, number: int, size: int) -> Call:
     ops += [] if dtype.kind == "c" else ["min", "max"]
     ops += ["mean", "mean"] if name in FLOATS else []
     op = rng.choice(ops)
-    spread = 1.0 if rng.random() < LARGEST else rng.random() ** 1.5
+    spread = 1.0 if rng.random() < LARGEST else rng.random() ** 2.5
     nbytes = int(style.smallest * (style.largest / style.smallest) ** spread)
     count = max(1, nbytes // dtype.itemsize)
     shape = (count,)

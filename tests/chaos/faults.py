@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 
+from cluster import Node
+
 from chaos.calls import STYLES
 from chaos.proxy import Harm
 from chaos.stage import LOST_AFTER, Stage
@@ -58,22 +60,23 @@ def kill_all(stage: Stage, rng: Random) -> Iterator[float]:
 
 def terminate(stage: Stage, rng: Random) -> Iterator[float]:
     """Restart a daemon in good order."""
-    node = stage.node(rng)
-    stage.signal(node, signal.SIGTERM)
-    while node.running:
-        yield 0.02
-    stage.start(node)
+    yield from _restart(stage, stage.node(rng))
 
 
 def terminate_in_turn(stage: Stage, rng: Random) -> Iterator[float]:
     """Restart all daemons in good order, one after the other, as an upgrade does."""
     nodes = stage.cluster.nodes
     for node in rng.sample(nodes, len(nodes)):
-        stage.signal(node, signal.SIGTERM)
-        while node.running:
-            yield 0.02
-        stage.start(node)
+        yield from _restart(stage, node)
         yield rng.uniform(0.2, 1.0)
+
+
+def _restart(stage: Stage, node: Node) -> Iterator[float]:
+    process = node.process
+    stage.signal(node, signal.SIGTERM)
+    while process is not None and process.poll() is None:
+        yield 0.02
+    stage.start(node)  # unless somebody else has by now
 
 
 def pause(shortest: float, longest: float) -> Story:

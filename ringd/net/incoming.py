@@ -1,0 +1,159 @@
+"""The reading half of a link: where bytes go, and the frames that they make.
+
+Small frames pass through a small buffer; the payload of a DATA frame is received straight into
+the memory that it is for. The owner has the socket, and learns of frames by three callbacks.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+from ringd.wire import frames
+from ringd.wire.frames import HEADER_SIZE, FrameError, FrameType, Header
+
+READ_BUFFER = 8 * 1024
+"""Bytes of the small buffer: several control frames, and the head of a large one."""
+
+_NOTHING = memoryview(b"")
+
+
+class Incoming:
+    """Frames out of a stream of bytes.
+
+    The callbacks may call any method, and may raise :class:`~ringd.wire.frames.FrameError`.
+
+    Args:
+        leftover: The first bytes of the stream; handed over by the first :meth:`advance`.
+        destination: Returns where a DATA frame's payload goes, ``header.length`` bytes; None:
+            it is read and discarded.
+        complete: Told that this memory is filled, and its checksum right if it had one.
+        deliver: Given every frame of another type; the payload is valid only during the call.
+    """
+
+    def __init__(
+        self,
+        leftover: bytes,
+        *,
+        destination: Callable[[Header], memoryview | None],
+        complete: Callable[[Header], None],
+        deliver: Callable[[Header, memoryview], None],
+    ) -> None:
+        self._destination = destination
+        self._complete = complete
+        self._deliver = deliver
+        self._closed = False
+        self._small = memoryview(bytearray(max(READ_BUFFER, len(leftover))))
+        self._small[: len(leftover)] = leftover
+        self._end = len(leftover)  # the small buffer holds unparsed bytes up to here
+        self._header: Header | None = None  # of the frame whose payload is being received
+        self._body = _NOTHING  # where that payload goes
+        self._filled = 0
+        self._discarding = False
+        self._number = 0  # of the next frame
+
+    def receive(self, sock: socket.socket) -> int:
+        """Read once and return the number of bytes, for :meth:`advance`; 0 at the end.
+
+        Raises:
+            OSError: By the socket, also BlockingIOError.
+        """
+        if self._header is None:
+            return sock.recv_into(self._small[self._end :])
+        # The next header comes with the end of this payload, in one call. No name is given to
+        # the slice: its owner may unmap the memory as soon as it is complete.
+        return sock.recvmsg_into([self._body[self._filled :], self._small])[0]
+
+    def advance(self, got: int) -> bool:
+        """Hand over what *got* more bytes complete; return whether they filled all there was.
+
+        Raises:
+            FrameError: They are no frames; nothing can be made of this stream any more.
+        """
+        header = self._header
+        rest = 0 if header is None else header.length - self._filled
+        full = got == rest + len(self._small) - self._end
+        if got < rest:
+            self._filled += got
+            return full
+        self._end += got - rest
+        if header is not None:
+            self._hand_over()
+        if self._end >= HEADER_SIZE:
+            self._parse()
+        return full
+
+    def divert(self, group: int, seq: int) -> None:
+        """Discard the rest of a DATA payload of the op ``(group, seq)``, as if from the start."""
+        header = self._header
+        if (
+            header is not None
+            and header.type is FrameType.DATA
+            and (header.group, header.seq) == (group, seq)
+        ):
+            self._body = memoryview(bytearray(header.length))
+            self._discarding = True
+
+    def close(self) -> None:
+        """Hand nothing over any more, and let go of all memory."""
+        self._closed = True
+        self._header = None
+        self._body = _NOTHING
+
+    def _parse(self) -> None:
+        """Consume the small buffer: afterwards it holds less than a header."""
+        small = self._small
+        start, end = 0, self._end
+        while end - start >= HEADER_SIZE and not self._closed:
+            header = frames.unpack(small[start : start + HEADER_SIZE], self._number)
+            self._number += 1
+            start += HEADER_SIZE
+            length = header.length
+            if header.type is FrameType.DATA:
+                body = self._destination(header)
+                self._discarding = body is None
+                self._body = memoryview(bytearray(length)) if body is None else body
+                del body  # see receive
+            elif end - start >= length:
+                payload = small[start : start + length]
+                _verify(header, payload)
+                self._deliver(header, payload)
+                start += length
+                continue
+            else:
+                self._body = memoryview(bytearray(length))
+            have = min(end - start, length)
+            self._body[:have] = small[start : start + have]
+            start += have
+            self._header = header
+            self._filled = have
+            if have < length:
+                break
+            self._hand_over()
+        rest = end - start
+        if rest and start:
+            small[:rest] = small[start:end]
+        self._end = rest
+
+    def _hand_over(self) -> None:
+        """Hand over the payload that has just become complete."""
+        header, body = self._header, self._body
+        self._header, self._body = None, _NOTHING
+        if header is None or self._discarding:
+            self._discarding = False
+            return
+        _verify(header, body)
+        if header.type is FrameType.DATA:
+            del body  # see receive
+            self._complete(header)
+        else:
+            self._deliver(header, body)
+
+
+def _verify(header: Header, payload: memoryview) -> None:
+    if not header.flags:
+        return
+    if header.flags & frames.MESSAGE_CHECKSUM:
+        payload = payload[: header.index]
+    if frames.checksum(payload) != header.payload_crc:
+        raise FrameError(f"the checksum of a {header.type.name} payload is wrong")
