@@ -66,7 +66,7 @@ class Sim:
         self.links = [deque() for _ in range(n)]
         self.exchanges: dict[tuple[int, int], Exchange] = {}
         self.points = 0
-        self.storm = 1000 * n * n * (4 + sum(map(len, programs.values())))
+        self.storm = 20_000 + 100 * n * n * (4 + sum(map(len, programs.values())))
         self.crashed: set[int] = set()
         """Ranks whose daemon died at least once."""
         self.injections: dict[int, Callable[[], None]] = {}

@@ -113,11 +113,6 @@ def lend(ring: ringd.Ring, x: np.ndarray, *, empty: bool) -> np.ndarray:
     return buffer
 
 
-def open_ops(node: Node, group: str = "test") -> list[dict[str, Any]]:
-    """Return the calls of *group* that the daemon of *node* has open."""
-    return [op for entry in groups(node) if entry["name"] == group for op in entry["open_ops"]]
-
-
 def op_counts(node: Node, group: str = "test") -> dict[str, int]:
     """Return how many calls each member has made in *group*, as the daemon of *node* knows it."""
     counts: dict[str, int] = {}

@@ -379,7 +379,7 @@ def test_async_losses_are_told_before_new_calls(tmp_path):
 
 @pytest.mark.parametrize("waits", [False, True])
 def test_losses_are_told_once_where_each_call_is_reported(tmp_path, waits):
-    """The daemon reports the lost calls, then the loss: told by a call's wait or by the next call."""
+    """Lost calls are reported, then the loss: a wait tells of it, or else the next call does."""
     with fake(tmp_path, hold=True) as (daemon, ring):
         work = ring.all_reduce_async(SMALL)
         eventually(lambda: daemon.handler.submitted)
@@ -440,6 +440,20 @@ def test_group_given_up_meanwhile_is_group_lost(tmp_path):
             ring.all_reduce(SMALL)
         np.testing.assert_array_equal(ring.all_reduce(SMALL), 2 * SMALL)
         assert len(second.handler.attaches) == 3
+        ring.close()
+
+
+def test_peers_are_remembered_for_the_next_daemon(tmp_path):
+    """What a daemon said of the session, also with its last breath, the next one is told."""
+    with FakeDaemon(tmp_path / "s") as first:
+        ring = ringd.connect(first.path, timeout=10)
+        ((client, join_id),) = first.handler.joins.items()
+        assert first.handler.attaches[0].session == ()
+        first.run(lambda: client.tell_session(join_id + 1, (1, 2)))  # of no stay of ours
+        first.run(lambda: client.tell_session(join_id, (join_id, 7, 2**64 - 1)))
+    with FakeDaemon(tmp_path / "s") as second:
+        np.testing.assert_array_equal(ring.all_reduce(SMALL), 2 * SMALL)
+        assert second.handler.attaches[0].session == (join_id, 7, 2**64 - 1)
         ring.close()
 
 

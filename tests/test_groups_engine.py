@@ -206,6 +206,25 @@ def test_everything_is_gone_after_all_have_left():
     assert bench.freed() == [1, 1, 1]
 
 
+def test_calls_that_fail_after_their_client_has_left_are_settled_too():
+    """Nobody is there to acknowledge a mismatch; it must not keep the session for ever."""
+    bench = ready(3)
+    bench.submit(2, submission(0, what=call(shape=8)))
+    bench.settle()
+    bench.gone(2)
+    bench.settle()
+    bench.submit(0, submission(0))
+    bench.submit(1, submission(0))
+    bench.settle()
+    assert [bench.reports(rank) for rank in (0, 1)] == [[(0, "mismatch")]] * 2
+    for rank in range(2):
+        bench.gone(rank)
+    bench.settle()
+    bench.tick(0.1)
+    bench.settle()
+    assert [engine.joins for engine in bench.engines] == [{}, {}, {}]
+
+
 # --- deadlines ------------------------------------------------------------------------
 
 
@@ -522,6 +541,49 @@ def test_what_the_client_knows_survives_its_daemon():
     bench.tick(1.0)
     bench.settle()
     assert bench.engines[1].groups["g"].local.floor == 1
+
+
+def test_one_that_comes_back_late_learns_what_is_done_also_from_those_not_yet_gone():
+    """The session goes live no more, as one member is gone; still all of it is released."""
+    bench = ready(3)
+    all_reduce(bench)
+    bench.gone(2)
+    bench.settle()
+    bench.tick(0.1)
+    bench.settle()
+    assert bench.engines[2].joins == {}
+    bench.down()
+    bench.engines[1] = bench.make(1)
+    bench.up()
+    bench.attach(1, 11, session=(10, 11, 12))
+    bench.submit(1, submission(0), outcome=OK)
+    bench.settle()
+    assert bench.engines[1].joins[11].floor == 1
+
+
+def test_a_session_that_winds_up_does_not_hide_the_next_client():
+    """The new clients of two places stay known, though their predecessors are spoken of again."""
+    bench = ready(3)
+    for rank in (0, 2):
+        bench.submit(rank, submission(0))
+    bench.settle()
+    for rank in (0, 2):
+        bench.gone(rank)
+        bench.attach(rank, 20 + rank, client="next")
+    bench.settle()
+    bench.down()
+    bench.engines[1] = bench.make(1)
+    bench.up()
+    bench.attach(1, 11, session=(10, 11, 12))
+    bench.submit(1, submission(0))
+    bench.settle()
+    assert bench.reports(1) == [(0, OK)]
+    bench.attach(1, 21)
+    bench.submit(1, submission(0), join_id=21)
+    for rank in (0, 2):
+        bench.submit(rank, submission(0), join_id=20 + rank, client="next")
+    bench.settle()
+    assert bench.reports(1) == [(0, OK), (0, OK)]
 
 
 def test_messages_of_an_older_session_are_counted_and_dropped():

@@ -19,7 +19,6 @@ from tests.ringkit import (
     connected,
     everywhere,
     lend,
-    open_ops,
     tensor,
     total,
     wait_state,
@@ -61,9 +60,6 @@ def test_killed_in_mid_transfer(
         proxy.stall_after(LARGE)  # bytes: a fifth of what this link carries for it
         calls = begin(
             rings, lambda ring: ring.all_reduce(lend(ring, tensor(ring.rank, LARGE), empty=empty))
-        )
-        wait_until(
-            lambda: any(op["progress"] for op in open_ops(cluster[2], group)), "call half through"
         )
         assert proxy.stalled.wait(30)
         assert [call.running for call in calls] == [True] * 3
@@ -109,7 +105,6 @@ def test_frames_of_an_old_generation(proxied: tuple[Cluster, Proxy]) -> None:
         proxy.stall_after(LARGE)
         calls = begin(rings, lambda ring: ring.all_reduce(tensor(ring.rank, LARGE)))
         assert proxy.stalled.wait(30)
-        wait_until(lambda: any(op["progress"] for op in open_ops(cluster[2], "stale")), "half way")
         cluster[0].kill()  # its neighbour notices at once; chunks are on their way there
         wait_state(cluster[2], "forming")
         proxy.resume()

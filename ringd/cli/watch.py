@@ -53,7 +53,8 @@ def health(socket: Path | None, *, as_json: bool, wait: str | None) -> None:
     deadline = time.monotonic() + seconds
     while True:
         try:
-            left = max(0.1, deadline - time.monotonic()) if seconds else 5.0
+            # A busy daemon gets a second also when the user's time is over: it is not gone.
+            left = max(1.0, deadline - time.monotonic()) if seconds else 5.0
             body = ask(find_socket(socket), AskStatus, timeout=min(5.0, left))
         except DaemonUnavailable as error:
             if time.monotonic() >= deadline:

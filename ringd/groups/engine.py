@@ -172,8 +172,7 @@ class Engine(Roll):
         """A new generation: introduce our clients again, those that are winding up first."""
         self.up = True
         for session in sorted(self.joins.values(), key=lambda session: session.left is None):
-            if session.formed or session.limit is None:  # else nobody shall count on it
-                self._introduce(session)
+            self._introduce(session)
             if session.formed and session.live:  # alone in the ring
                 session.go_live()
         for group in list(self.groups.values()):

@@ -212,22 +212,22 @@ class Session(Calls):
             return
         self.limit = limit
         self.loss = (code, message)
-        for op in list(self.ops.values()):
-            if op.seq >= limit and not op.ended:
-                if op.phase is Phase.HELD:
-                    self._complete(op)
-                else:
-                    self._end(op, code, message)
+        cut_off = [op for op in self.ops.values() if op.seq >= limit and not op.ended]
+        for op in cut_off:
+            if op.phase is Phase.HELD:
+                self._complete(op)
+        # Before the calls' ends: a client that learned of those first would make its next call
+        # in this session, and lose that as well.
         if self.left is None:
             self.out.append(TellLost(self.client, self.join_id, limit, code, message))
+        for op in cut_off:
+            if op.phase is not Phase.HELD and not op.ended:
+                self._end(op, code, message)
 
     def fail_all(self, code: str, message: str) -> None:
         """The client asked to be told of any loss at once: all of its open ops end."""
         open_ops = [op for op in self.ops.values() if op.submission is not None and not op.ended]
-        limit = min((op.seq for op in open_ops), default=self.next_seq)
-        for op in open_ops:
-            self._end(op, code, message)
-        self.cut(limit, code, message)
+        self.cut(min((op.seq for op in open_ops), default=self.next_seq), code, message)
 
     # --- news that can wait -----------------------------------------------------------
 

@@ -116,7 +116,8 @@ class Incoming:
                 del body  # see receive
             elif end - start >= length:
                 payload = small[start : start + length]
-                _verify(header, payload)
+                if header.flags:
+                    _verify(header, payload)
                 self._deliver(header, payload)
                 start += length
                 continue
@@ -142,7 +143,8 @@ class Incoming:
         if header is None or self._discarding:
             self._discarding = False
             return
-        _verify(header, body)
+        if header.flags:
+            _verify(header, body)
         if header.type is FrameType.DATA:
             del body  # see receive
             self._complete(header)
@@ -151,8 +153,6 @@ class Incoming:
 
 
 def _verify(header: Header, payload: memoryview) -> None:
-    if not header.flags:
-        return
     if header.flags & frames.MESSAGE_CHECKSUM:
         payload = payload[: header.index]
     if frames.checksum(payload) != header.payload_crc:

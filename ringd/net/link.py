@@ -1,8 +1,8 @@
 """A link: frames over one authenticated TCP connection to a neighbour.
 
-Nothing here knows what the bytes mean. Small frames pass through a small buffer; the payload
-of a DATA frame is received straight into the memory that the handler names, and sent straight
-from the memory that the handler gives. Nothing blocks:
+Nothing here knows what the bytes mean. The payload of a DATA frame is received straight into
+the memory that the handler names (see :mod:`ringd.net.incoming`), and sent straight from the
+memory that the handler gives. Nothing blocks:
 
 * A frame that was begun is finished before anything else; then control frames go, then data.
 * Data is *pulled* from the handler when the socket takes it, never queued.
@@ -16,6 +16,7 @@ import socket
 from collections import deque
 from typing import Literal, Protocol, Union
 
+from ringd.net.incoming import Incoming
 from ringd.net.loop import EVENT_READ, EVENT_WRITE, Loop
 from ringd.net.oserrors import describe
 from ringd.net.pulse import Pulse
@@ -27,9 +28,6 @@ from ringd.wire.text import capped, printable
 Side = Literal["left", "right"]
 Payload = Union[bytes, bytearray, memoryview]
 
-READ_BUFFER = 8 * 1024
-"""Bytes of the small buffer: several control frames, and the head of a large one."""
-
 TURN = 1 << 20
 """Bytes read or written before the loop gets a chance to serve others."""
 
@@ -38,8 +36,6 @@ GATHER = 32
 
 JOIN_BELOW = 16 * 1024
 """Payloads below this are copied next to their header; larger ones are written at once."""
-
-_NOTHING = memoryview(b"")
 
 
 class LinkHandler(Protocol):
@@ -111,16 +107,12 @@ class Link:
         self._pulse = Pulse(loop, heartbeat, lost_after, send=self._beat, lost=self._lost)
         self._closed = False
 
-        self._small = bytearray(max(READ_BUFFER, len(leftover)))
-        self._small[: len(leftover)] = leftover
-        self._view = memoryview(self._small)
-        self._end = len(leftover)  # the small buffer holds unparsed bytes up to here
-        self._header: Header | None = None  # of the frame whose payload is being received
-        self._body = _NOTHING  # where that payload goes
-        self._filled = 0
-        self._discarding = False
-
-        self._frames_in = 0
+        self._incoming = Incoming(
+            leftover,
+            destination=self._destination,
+            complete=self._complete,
+            deliver=self._deliver,
+        )
         self._frames_out = 0
         self._control: deque[bytes] = deque()
         self._out: list[Payload] = []  # begun, exactly the bytes still to go
@@ -192,14 +184,7 @@ class Link:
         The rest of a DATA payload now being received for it is discarded, the rest of one now
         being sent is copied; neither ``data_received`` nor ``data_sent`` is called for them.
         """
-        header = self._header
-        if (
-            header is not None
-            and header.type is FrameType.DATA
-            and (header.group, header.seq) == (group, seq)
-        ):
-            self._body = memoryview(bytearray(header.length))
-            self._discarding = True
+        self._incoming.divert(group, seq)
         header = self._out_data
         if header is not None and (header.group, header.seq) == (group, seq):
             self._out = [bytes(part) for part in self._out]
@@ -227,11 +212,10 @@ class Link:
             return
         if self.side == "right":
             self._pulse.ping()  # so that the round trip is known from the start
-        if self._end:
-            try:
-                self._parse()
-            except FrameError as error:
-                self._lost(f"protocol error: {error}")
+        try:
+            self._incoming.advance(0)  # what came behind the handshake
+        except FrameError as error:
+            self._lost(f"protocol error: {error}")
 
     def _beat(self, header: Header) -> None:
         if not (self._blocked or self._mute):  # else the peer has bytes of ours to read
@@ -257,8 +241,7 @@ class Link:
         self._control.clear()
         self._out.clear()
         self._out_data = None
-        self._header = None
-        self._body = _NOTHING
+        self._incoming.close()
 
     # --- reading ----------------------------------------------------------------------
 
@@ -275,103 +258,38 @@ class Link:
             self._lost(f"protocol error: {error}")
 
     def _read_turn(self) -> None:
+        incoming = self._incoming
         budget = TURN
         while budget > 0 and not self._closed:
-            header = self._header
-            rest = 0 if header is None else header.length - self._filled
-            room = rest + len(self._small) - self._end
-            got = self._receive(rest)
-            if got < rest:
-                self._filled += got
-            elif got:
-                self._end += got - rest
-                if header is not None:
-                    self._complete()
-                if self._end >= HEADER_SIZE:
-                    self._parse()
-            if got < room:
+            try:
+                got = incoming.receive(self._sock)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._lost(describe(error))
+                return
+            if not got:
+                self._lost("connection closed by peer")
+                return
+            self.bytes_in += got
+            self._pulse.heard = self._loop.now()
+            if not incoming.advance(got):
                 return  # the socket is drained: no need to be told so
             budget -= got
 
-    def _receive(self, rest: int) -> int:
-        """Read once; return the number of bytes, 0 when there is nothing or the link is lost."""
-        try:
-            if rest:
-                # The next header comes with the end of this payload, in one call. No name is
-                # given to the slice: the handler may unmap its memory in data_received.
-                got = self._sock.recvmsg_into([self._body[self._filled :], self._view])[0]
-            else:
-                got = self._sock.recv_into(self._view[self._end :])
-        except BlockingIOError:
-            return 0
-        except OSError as error:
-            self._lost(describe(error))
-            return 0
-        if not got:
-            self._lost("connection closed by peer")
-            return 0
-        self.bytes_in += got
-        self._pulse.heard = self._loop.now()
-        return got
-
-    def _parse(self) -> None:
-        """Consume the small buffer: afterwards it holds less than a header."""
-        view = self._view
-        start, end = 0, self._end
-        while end - start >= HEADER_SIZE and not self._closed:
-            header = frames.unpack(view[start : start + HEADER_SIZE], self._frames_in)
-            self._frames_in += 1
-            start += HEADER_SIZE
-            length = header.length
-            if header.type is FrameType.DATA:
-                self._body = self._destination(header)
-            elif header.type is FrameType.HEARTBEAT:
-                self._pulse.received(header)
-                continue
-            elif end - start >= length:
-                self._deliver(header, view[start : start + length])
-                start += length
-                continue
-            else:
-                self._body = memoryview(bytearray(length))
-            have = min(end - start, length)
-            self._body[:have] = view[start : start + have]
-            start += have
-            self._header = header
-            self._filled = have
-            if have < length:
-                break
-            self._complete()
-        rest = end - start
-        if rest and start:
-            view[:rest] = view[start:end]
-        self._end = rest
-
-    def _destination(self, header: Header) -> memoryview:
+    def _destination(self, header: Header) -> memoryview | None:
         body = self._handler.data_buffer(self, header)
-        self._discarding = body is None
-        if body is None:
-            return memoryview(bytearray(header.length))
-        if len(body) != header.length:
+        if body is not None and len(body) != header.length:
             raise ValueError(f"a buffer of {len(body)} for a payload of {header.length} bytes")
         return body
 
-    def _complete(self) -> None:
-        """Hand over the payload that has just become complete."""
-        header, body = self._header, self._body
-        self._header, self._body = None, _NOTHING
-        if header is None or self._discarding:
-            self._discarding = False
-        elif header.type is FrameType.DATA:
-            _verify(header, body)
-            del body  # see _read
-            self._handler.data_received(self, header)
-        else:
-            self._deliver(header, body)
+    def _complete(self, header: Header) -> None:
+        self._handler.data_received(self, header)
 
     def _deliver(self, header: Header, payload: memoryview) -> None:
-        _verify(header, payload)
-        if header.type is FrameType.BYE:
+        if header.type is FrameType.HEARTBEAT:
+            self._pulse.received(header)
+        elif header.type is FrameType.BYE:
             text = printable(bytes(payload).decode(errors="replace"), len(payload))
             self._lost(f"closed by peer: {text}")
         else:
@@ -471,12 +389,3 @@ class Link:
             self._lost(reason)
 
         self._loop.call_soon(give_up)
-
-
-def _verify(header: Header, payload: memoryview) -> None:
-    if not header.flags:
-        return
-    if header.flags & frames.MESSAGE_CHECKSUM:
-        payload = payload[: header.index]
-    if frames.checksum(payload) != header.payload_crc:
-        raise FrameError(f"the checksum of a {header.type.name} payload is wrong")

@@ -36,6 +36,8 @@ class Report:
     """Seconds from a fault to the next complete call of each group, by kind."""
     before: Sequence[Holding] = ()
     after: Sequence[Holding] = ()
+    harmed: int = 0
+    """Times that the network did something to bytes or a connection that it had been told to."""
     survived: int = 0
     """Faults between *before* and *after*, through which the daemons lived."""
 
@@ -61,6 +63,7 @@ class Report:
             f"| daemons | {self.size} |",
             f"| seconds | {self.seconds:.0f} |",
             f"| faults | {sum(self.counts.values()):,} |",
+            f"| bytes and connections that these spoilt | {self.harmed:,} |",
             f"| calls complete on all ranks ({by_group}) | {complete:,} |",
             f"| results checked, every value | {counts['ok']:,} |",
             f"| bytes of them | {ledger.nbytes / 1e9:.1f} GB |",

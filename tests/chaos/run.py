@@ -75,6 +75,7 @@ def play(options: Options, directory: Path, command: str, tell: Callable[[str], 
         sys.setswitchinterval(interval)
     report.seconds = time.monotonic() - begun
     report.counts, report.added = adversary.counts, dict(adversary.added)
+    report.harmed = sum(proxy.harmed for proxy in stage.proxies)
     return report
 
 

@@ -1,0 +1,215 @@
+"""What a member knows of all members, and how that spreads.
+
+A change of the own links, or of what else the own link state tells, goes to both neighbours.
+What a neighbour told goes on to the other one, if it is news. A neighbour that comes up is
+told everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ringd.membership.actions import MemberView, Send, Side
+from ringd.membership.linkstate import LinkTable
+from ringd.wire.control import LinkState, News
+
+MAX_ERROR = 300
+"""Characters of error text that travel in a link state."""
+
+
+@dataclass(slots=True)
+class _Link:
+    up: bool = False
+    address: str = ""
+    error: str = ""
+
+
+class Flooding:
+    """The link states of all members, the own one among them.
+
+    Methods that change something return what is to be sent. ``now`` is in seconds on any clock
+    that does not go backwards.
+
+    Args:
+        rank: Own position in the roster.
+        names: All members' names, in rank order.
+        generation: The highest generation on the own disk.
+        incarnation: Own start count.
+    """
+
+    def __init__(self, rank: int, names: Sequence[str], generation: int, incarnation: int) -> None:
+        self._rank = rank
+        self._names = names
+        self._size = len(names)
+        self._links: dict[Side, _Link] = {"left": _Link(), "right": _Link()}
+        self._dial_errors: dict[str, str] = {}
+        self._disk_error = ""
+        self._generation = generation
+        self._incarnation = incarnation
+        self._draining = False
+        self._epoch = 0
+        self._errors: dict[int, tuple[str, float]] = {}
+        self.own = self._describe(version=1)
+        """This member's state, as last told."""
+        self.table = LinkTable(self._size)
+        """All members' newest known states."""
+        self.table.put(self.own)
+
+    # --- what can be asked ------------------------------------------------------------
+
+    def up(self, side: Side) -> bool:
+        """Whether there is a link on *side*."""
+        return self._links[side].up
+
+    def neighbour(self, side: Side) -> str:
+        """Return the name of the neighbour on *side*."""
+        step = 1 if side == "right" else -1
+        return self._names[(self._rank + step) % self._size]
+
+    def members(self, now: float) -> list[MemberView]:
+        """Return what is known of each member, in rank order."""
+        reached = self.table.reachable(self._rank)
+        edge = {(r + step) % self._size for r in reached for step in (1, -1)}
+        views = []
+        for rank in range(self._size):
+            left = self.table[(rank - 1) % self._size]
+            error, since = self._errors.get(rank, ("", None))
+            views.append(
+                MemberView(
+                    rank=rank,
+                    state="up" if rank in reached else "down" if rank in edge else "unknown",
+                    address="" if left is None else left.address,
+                    error=error,
+                    error_since=None if since is None else min(since, now),
+                )
+            )
+        return views
+
+    # --- what changes here ------------------------------------------------------------
+
+    def link_up(self, side: Side, address: str, now: float) -> list[Send]:
+        """Take note of a new link, also in the place of an old one."""
+        link = self._links[side]
+        link.up, link.address, link.error = True, address, ""
+        if side == "right":
+            self._dial_errors.clear()
+        self._epoch += 1
+        told = self._publish(now, but=side)
+        return [*told, Send(side, News(self.table.known()))]
+
+    def links_down(self, sides: Iterable[Side], reason: str, now: float) -> list[Send]:
+        """Take note that there is no link on *sides* any more."""
+        for side in sides:
+            link = self._links[side]
+            link.up, link.error = False, reason
+            self._epoch += 1
+        return self._publish(now)
+
+    def dial_failed(self, address: str, reason: str, now: float) -> list[Send]:
+        """Take note that the right neighbour cannot be reached at *address*."""
+        link = self._links["right"]
+        # A member with several addresses fails at each in turn: only what is new is told.
+        if link.up or self._dial_errors.get(address) == reason:
+            return []
+        self._dial_errors[address] = reason
+        link.address = address
+        link.error = "; ".join(f"{a}: {r}" for a, r in self._dial_errors.items())
+        return self._publish(now)
+
+    def forget_dial_errors(self) -> None:
+        """Let failures to reach the right neighbour be news again."""
+        self._dial_errors.clear()
+
+    def persisted(self, generation: int, incarnation: int, now: float) -> list[Send]:
+        """Take note of what is on disk.
+
+        The generation alone is told with the next change.
+        """
+        self._generation = generation
+        told = self.disk_failed("", now)
+        if incarnation != self._incarnation:
+            self._incarnation = incarnation
+            self._epoch += 1
+            told += self._publish(now, version=1)
+        return told
+
+    def disk_failed(self, reason: str, now: float) -> list[Send]:
+        """Take note of why the state file cannot be written; empty if it can."""
+        if self._disk_error == reason:
+            return []
+        self._disk_error = reason
+        self._epoch += 1
+        return self._publish(now)
+
+    def drain(self, now: float) -> list[Send]:
+        """Tell that this member is shutting down."""
+        self._draining = True
+        return self._publish(now)
+
+    # --- what changes elsewhere -------------------------------------------------------
+
+    def received(
+        self, side: Side, states: Iterable[LinkState], now: float
+    ) -> tuple[list[Send], LinkState | None]:
+        """Take over what is newer in *states*; what they say of this member is not for here.
+
+        Returns:
+            What is to be sent, and one state that ends any ring formed before it, if any does.
+        """
+        merge = self.table.merge(state for state in states if state.rank != self._rank)
+        if not merge.changed:
+            return [], None
+        for state in merge.changed:
+            if state.error:
+                self._note_errors(state.rank, now)
+        other: Side = "right" if side == "left" else "left"
+        return self._tell(other, merge.changed), merge.moved
+
+    # --- inside -----------------------------------------------------------------------
+
+    def _publish(
+        self, now: float, *, version: int | None = None, but: Side | None = None
+    ) -> list[Send]:
+        """Tell the neighbours, except on the side *but*, about this member's new state."""
+        self.own = self._describe(self.own.version + 1 if version is None else version)
+        self.table.put(self.own)
+        for rank in (self._rank, (self._rank + 1) % self._size, (self._rank - 1) % self._size):
+            self._note_errors(rank, now)
+        sends: list[Send] = []
+        for side in self._links:
+            if side != but:
+                sends += self._tell(side, (self.own,))
+        return sends
+
+    def _tell(self, side: Side, states: tuple[LinkState, ...]) -> list[Send]:
+        return [Send(side, News(states))] if self.up(side) else []
+
+    def _describe(self, version: int) -> LinkState:
+        errors = [
+            f"{side} neighbour {self.neighbour(side)}: {link.error}"
+            for side, link in self._links.items()
+            if link.error
+        ]
+        if self._disk_error:
+            errors.append(f"state file: {self._disk_error}")
+        alone = self._size == 1
+        return LinkState(
+            rank=self._rank,
+            incarnation=self._incarnation,
+            version=version,
+            left_up=self.up("left") or alone,
+            right_up=self.up("right") or alone,
+            generation=self._generation,
+            address=self._links["right"].address,
+            error="; ".join(errors)[:MAX_ERROR],
+            draining=self._draining,
+            epoch=self._epoch,
+        )
+
+    def _note_errors(self, rank: int, now: float) -> None:
+        """Remember when an error about *rank* or its neighbours changed."""
+        for near in (rank, (rank + 1) % self._size, (rank - 1) % self._size):
+            text = self.table.complaint(near)
+            if text and self._errors.get(near, ("", 0.0))[0] != text:
+                self._errors[near] = (text, now)

@@ -1,0 +1,58 @@
+"""What a member can be doing, and what moves it from there: the table of states."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class State(Enum):
+    """What a member is doing."""
+
+    FORMING = "forming"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+class Event(Enum):
+    """What can change the state."""
+
+    FORMED = "the ring formed"
+    LINK_LOST = "a link was lost"
+    LINK_UP = "a neighbour has connected anew"
+    NEWS = "links changed elsewhere"
+    ROUND = "rank 0 has started another round"
+    DISK = "the state file cannot be written"
+    OLDER_SELF = "the others know an older self of this member, whose state file was lost"
+    REJOIN = "asked to rejoin"
+    DRAIN = "asked to shut down"
+
+
+TRANSITIONS: dict[tuple[State, Event], State] = {
+    (State.FORMING, Event.FORMED): State.READY,
+    (State.FORMING, Event.LINK_LOST): State.FORMING,
+    (State.FORMING, Event.LINK_UP): State.FORMING,
+    (State.FORMING, Event.NEWS): State.FORMING,
+    (State.FORMING, Event.ROUND): State.FORMING,
+    (State.FORMING, Event.DISK): State.FORMING,
+    (State.FORMING, Event.OLDER_SELF): State.FORMING,
+    (State.FORMING, Event.REJOIN): State.FORMING,
+    (State.FORMING, Event.DRAIN): State.DRAINING,
+    (State.READY, Event.LINK_LOST): State.FORMING,
+    (State.READY, Event.LINK_UP): State.FORMING,
+    (State.READY, Event.NEWS): State.FORMING,
+    (State.READY, Event.ROUND): State.FORMING,
+    (State.READY, Event.DISK): State.FORMING,
+    (State.READY, Event.OLDER_SELF): State.FORMING,
+    (State.READY, Event.REJOIN): State.FORMING,
+    (State.READY, Event.DRAIN): State.DRAINING,
+    # A ring that a draining member is in may break; it takes no part in another.
+    (State.DRAINING, Event.LINK_LOST): State.DRAINING,
+    (State.DRAINING, Event.LINK_UP): State.DRAINING,
+    (State.DRAINING, Event.NEWS): State.DRAINING,
+    (State.DRAINING, Event.ROUND): State.DRAINING,
+    (State.DRAINING, Event.DISK): State.DRAINING,
+    (State.DRAINING, Event.OLDER_SELF): State.DRAINING,
+    (State.DRAINING, Event.REJOIN): State.DRAINING,
+    (State.DRAINING, Event.DRAIN): State.DRAINING,
+}
+"""Every legal move; (READY, FORMED) and (DRAINING, FORMED) would be bugs and raise KeyError."""
