@@ -2,7 +2,8 @@
 
 As a thread of the test (:class:`FakeDaemon`), or as a process of its own that can be killed::
 
-    python tests/fake_daemon.py SOCKET [--size N] [--hold] [--die-after N] [--seal-and-die]
+    python tests/fake_daemon.py SOCKET [--size N] [--hold] [--timeout S] [--die-after N] \
+[--seal-and-die]
 """
 
 from __future__ import annotations
@@ -51,10 +52,15 @@ class Handler:
     """Say with each completion that it is finished everywhere."""
     state: str = "ready"
     generation: int = 7
+    lost_after: float = 0.0
+    timeout: float | None = None
+    ask_ack: bool = False
+    """Ask for each completion to be acknowledged."""
     deny_attach: tuple[str, str] | None = None
     on_submit: Callable[[Submitted], None] | None = None
     attaches: list[border.Attach] = field(default_factory=list)
     submitted: list[Submitted] = field(default_factory=list)
+    acks: list[int] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
     detached: int = 0
     groups: dict[str, Client] = field(default_factory=dict)
@@ -86,6 +92,8 @@ class Handler:
                     max_message=limits.max_message,
                     segment_budget=limits.segment_budget,
                     window=limits.window,
+                    lost_after=self.lost_after,
+                    timeout=self.timeout,
                 )
             )
 
@@ -97,6 +105,15 @@ class Handler:
             self.on_submit(call)
         elif not self.hold:
             self.complete(call)
+
+    def submit_failed(self, client: Client, message: border.Submit, text: str) -> None:
+        """Fail the call."""
+        client.send(border.Failed(message.join_id, message.seq, 0, "refused", text))
+
+    def ack(self, client: Client, message: border.Ack) -> None:
+        """Note it."""
+        assert self.joins[client] == message.join_id
+        self.acks.append(message.acked)
 
     def complete(self, call: Submitted, released: int | None = None) -> None:
         """Reduce, and tell the client."""
@@ -110,7 +127,9 @@ class Handler:
                 border.Failed(message.join_id, message.seq, released, error.code, str(error))
             )
             return
-        reply = border.Completed(message.join_id, message.seq, released, self.generation)
+        reply = border.Completed(
+            message.join_id, message.seq, released, self.generation, self.ask_ack
+        )
         client.send(reply, result)
 
     def compute(self, call: Submitted) -> memoryview | None:
@@ -247,11 +266,12 @@ def main() -> None:
     parser.add_argument("socket", type=Path)
     parser.add_argument("--size", type=int, default=2)
     parser.add_argument("--hold", action="store_true", help="complete nothing")
+    parser.add_argument("--timeout", type=float, help="of calls that name none")
     parser.add_argument("--die-after", type=int, default=0, help="calls completed before death")
     parser.add_argument("--seal-and-die", action="store_true", help="finish a call, tell nobody")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    handler = Handler(size=options.size, hold=options.hold)
+    handler = Handler(size=options.size, hold=options.hold, timeout=options.timeout)
 
     def on_submit(call: Submitted) -> None:
         if options.seal_and_die:

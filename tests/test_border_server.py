@@ -157,6 +157,31 @@ def test_segment_sent_just_before_the_call_is_found(daemon):
             raw.lifeline.send(lifeline.pack(lifeline.DROP, seq, 0))
 
 
+def test_lifeline_is_read_in_portions(daemon, monkeypatch):
+    """A flood of records cannot keep the daemon from others, nor the rest of it from being read."""
+    monkeypatch.setattr(lifeline_module, "_RECORDS_PER_EVENT", 2)
+    reads, drain = [], lifeline_module.Lifeline.drain
+
+    def noted(self, wanted=None):
+        before = len(self.segments)
+        drain(self, wanted)
+        reads.append((wanted, len(self.segments) - before))
+
+    monkeypatch.setattr(lifeline_module.Lifeline, "drain", noted)
+    with Raw(daemon) as raw:
+
+        def flood():
+            for number in range(9):
+                raw.pass_segment(number, 4096)
+            (client,) = daemon.server.clients
+            client.view(border.Ref(4, 0, 8), writable=False)
+            return client
+
+        client = daemon.run(flood)
+        eventually(lambda: len(client._lifeline.segments) == 9)
+        assert [read for read in reads if read[1]] == [(4, 5), (None, 2), (None, 2)]
+
+
 def test_questions_need_no_lifeline(daemon):
     """Status, rejoin and trace are answered to anyone who may open the socket."""
     with Raw(daemon, attach=False, with_lifeline=False) as raw:
@@ -177,15 +202,32 @@ def test_other_version_is_told_so(daemon):
 
 GOOD_CALL = control.Call("all_reduce", "sum", "float32", (2,), "")
 EIGHT = bytes(8)
+UNSOUND = [
+    ({"seq": -1}, "sequence number"),
+    ({"seq": 2**62 + 1}, "sequence number"),
+    ({"acked": -1}, "sequence number"),
+    ({"acked": 2**62 + 1}, "sequence number"),
+    ({"join_id": 0}, "join id"),
+    ({"timeout": float("nan")}, "timeout"),
+    ({"timeout": float("inf")}, "timeout"),
+]
+SHARED = control.Call("all_reduce", "sum", "float32", (1024,), "")
 FAULTS = [
-    ({"seq": -1}, [EIGHT], "sequence number"),
-    ({"timeout": float("nan")}, [EIGHT], "timeout"),
-    ({"timeout": float("inf")}, [EIGHT], "timeout"),
     ({}, [bytes(7)], "has 8 bytes, but 7 came"),
     ({}, [], "input is missing"),
     ({"source": border.Ref(1, 0, 8)}, [EIGHT], "came twice"),
     ({"source": border.Ref(1, 0, 9)}, [], "has 8 bytes, but 9 came"),
     ({"target": border.Ref(1, 0, 4)}, [EIGHT], "target 4"),
+    (
+        {"call": SHARED, "source": border.Ref(1, 4096, 4096), "target": border.Ref(1, 0, 4096)},
+        [],
+        "overlap 0 to 4112, the target and its seal",
+    ),
+    (
+        {"call": SHARED, "source": border.Ref(1, 0, 4096), "target": border.Ref(1, 4095, 4096)},
+        [],
+        "overlap",
+    ),
     ({"message": "x" * 5000}, [EIGHT], "too long"),
     ({"call": control.Call("scatter", "sum", "float32", (2,), "")}, [EIGHT], "unknown kind"),
     ({"call": control.Call("all_reduce", "xor", "float32", (2,), "")}, [EIGHT], "unknown op"),
@@ -201,14 +243,44 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("changes", "frames", "text"), FAULTS)
-def test_call_that_cannot_be_is_denied(daemon, changes, frames, text):
-    """What contradicts itself is denied with the reason, and the client can go on."""
+def test_call_that_cannot_be_fails_alone(daemon, changes, frames, text):
+    """What contradicts itself fails with the reason, and the session goes on."""
     with Raw(daemon) as raw:
         reply = raw.ask(raw.submit(**changes), *frames)
-        assert (type(reply), reply.join_id, reply.code) == (border.Denied, 5, "refused")
+        assert (type(reply), reply.join_id, reply.seq) == (border.Failed, 5, 0)
+        assert reply.code == "refused"
         assert text in reply.message
         assert raw.ask(raw.submit(), EIGHT) == border.Completed(5, 0, 1, 7)
         assert daemon.server.denied == 1
+
+
+@pytest.mark.parametrize(("changes", "text"), UNSOUND)
+def test_call_that_cannot_be_numbered_is_denied(daemon, changes, text):
+    """A message with numbers to which no answer could refer is denied as a whole."""
+    with Raw(daemon) as raw:
+        reply = raw.ask(raw.submit(**changes), EIGHT)
+        assert (type(reply), reply.code) == (border.Denied, "refused")
+        assert text in reply.message
+        assert raw.ask(raw.submit(), EIGHT) == border.Completed(5, 0, 1, 7)
+
+
+def test_input_beside_its_target_is_no_overlap(daemon):
+    """Source and target may share a segment, as long as the seal has room between them."""
+    with Raw(daemon) as raw:
+        raw.pass_segment(1, 16384)
+        for seq, (source, target) in enumerate([(0, 4096), (4112, 0)]):
+            refs = {"source": border.Ref(1, source, 4096), "target": border.Ref(1, target, 4096)}
+            reply = raw.ask(raw.submit(seq=seq, call=SHARED, **refs))
+            assert reply == border.Completed(5, seq, seq + 1, 7)
+
+
+def test_acknowledgement_reaches_the_handler(daemon):
+    """Of a client that is attached; others are denied, as are numbers that cannot be."""
+    with Raw(daemon) as raw, Raw(daemon, attach=False) as stranger:
+        assert "attach" in stranger.ask(border.Ack(5, 1)).message
+        assert "sequence number" in raw.ask(border.Ack(5, 2**62 + 1)).message
+        raw.send(border.Ack(5, 3))
+        eventually(lambda: daemon.handler.acks == [3])
 
 
 @pytest.mark.parametrize(
@@ -219,6 +291,8 @@ def test_call_that_cannot_be_is_denied(daemon, changes, frames, text):
         ({"group": "a\nb"}, "group's name"),
         ({"join_id": 0}, "join id"),
         ({"next_seq": 1, "released": 2}, "contradict"),
+        ({"next_seq": 2**62 + 1}, "sequence number"),
+        ({"released": -1}, "sequence number"),
         ({"on_loss": "panic"}, "on_loss"),
         ({"program": "p" * 2000}, "program"),
         ({"token": bytes(16)}, "token"),
@@ -522,6 +596,28 @@ def test_reader_that_never_reads_is_parted_with(tmp_path):
         daemon.run(flood, 60)
         eventually(lambda: daemon.handler.gone)
         assert daemon.handler.gone == ["it does not read what the daemon sends"]
+
+
+def test_successor_of_a_dead_client_is_asked_to_wait(daemon):
+    """Until the daemon has read a dead client's last words its group's next one comes again."""
+    dead, other = Raw(daemon), Raw(daemon, group="other")
+    new, elsewhere = Raw(daemon, attach=False), Raw(daemon, attach=False, group="elsewhere")
+    attaching = daemon.server._attach
+
+    def all_at_once():
+        dead.lifeline.close()  # and nothing was read since
+        for raw in (new, elsewhere):
+            client = daemon.server._by_token[raw.token]
+            attaching(b"id of " + raw.group.encode(), raw.attach())
+            answered[raw.group] = client.routing_id is not None
+
+    answered = {}
+    daemon.run(all_at_once)
+    assert answered == {"g": False, "elsewhere": True}
+    eventually(lambda: daemon.handler.gone)
+    assert isinstance(new.ask(new.attach()), border.Attached)
+    for raw in (new, other, elsewhere):
+        raw.close()
 
 
 def test_hundreds_of_clients_leave_nothing_behind(daemon):

@@ -158,8 +158,35 @@ def test_retired_memory_is_never_used_again():
     pool.retire(block)
     pool.retire(block)
     del block
-    assert all(pool.take(100_000).segment is not retired for _ in range(50))
-    assert pool.dropped == [(retired.number, "channel")]
+    others = [pool.take(100_000) for _ in range(50)]
+    assert all(other.segment is not retired for other in others)
+    assert pool.dropped == []
+
+
+def test_retired_memory_counts_until_nothing_refers_to_it():
+    """While an op or an array holds on to it, so does the daemon, which is told at the end."""
+    pool = Pool(64 * MIB)
+    block = pool.take(100_000)
+    block.segment.passed_to = "channel"
+    number, size = block.segment.number, pool.size
+    array = pool.lend(block, 100_000, as_input=True)
+    pool.retire(block)
+    del block
+    pool._collect()
+    assert (pool.size, pool.dropped, len(pool)) == (size, [], 0)
+    assert pool.find(array) is not None
+    del array
+    assert pool.has_returns is True
+    pool._collect()
+    assert (pool.size, pool.dropped, pool.has_returns) == (0, [(number, "channel")], False)
+
+
+def test_memory_that_no_daemon_has_got_is_not_lost():
+    """Nobody can be at work in what was never passed on."""
+    pool = Pool(64 * MIB)
+    block = pool.take(100_000)
+    pool.retire(block)
+    assert len(pool) == 1
 
 
 def test_seal_is_read_where_the_daemon_writes_it():

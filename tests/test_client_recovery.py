@@ -1,6 +1,7 @@
 """The daemon dies, returns, loses the group or stops to answer: what the program sees of it."""
 
 import contextlib
+import errno
 import gc
 import os
 import signal
@@ -12,11 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zmq
 from fake_daemon import FakeDaemon, eventually, open_fds
 
 import ringd
 from ringd.border.server import Limits
+from ringd.client import channel as channel_module
 from ringd.client import connection as connection_module
+from ringd.client.pump import Pump
 from ringd.wire import border, lifeline
 
 FAKE = Path(__file__).with_name("fake_daemon.py")
@@ -289,16 +293,165 @@ def test_memory_that_the_daemon_may_still_read_is_not_reused(tmp_path, monkeypat
         inputs.clear()
 
 
-def test_daemon_that_stays_away_ends_calls_without_a_deadline(daemons, monkeypatch):
-    """Never a hang: also a call without a timeout ends some day."""
-    monkeypatch.setattr(connection_module, "AWAY", 0.1)
-    daemons.start()
-    with ringd.connect(daemons.path, timeout=10) as ring:
-        work = ring.all_reduce_async(SMALL)
+@pytest.mark.parametrize("end", ["denied", "daemon lost", "left behind"])
+def test_results_that_others_may_still_need_keep_their_memory(tmp_path, end):
+    """A call that succeeded, and is not released, may be served from its input for a while."""
+    with fake(tmp_path, release=False, on_loss="fail") as (daemon, ring):
+        ring.all_reduce(LARGE)
+        (first,) = daemon.handler.submitted
+        number = first.message.source.segment
+        daemon.run(lambda: setattr(daemon.handler, "hold", True))
+        work = ring.all_reduce_async(LARGE)
+        eventually(lambda: len(daemon.handler.submitted) == 2)
+        if end == "denied":
+            tell(daemon, lambda join_id: border.Denied(join_id, "refused", "no"))
+        elif end == "daemon lost":
+            ring._connection._pump.channel.hang_up()
+        else:
+            tell(daemon, lambda join_id: border.Lost(join_id, 0, "group_lost", "died"))
+        with pytest.raises(ringd.RingError):
+            work.wait(30)
+        assert number not in ring._connection._group.pool._segments
+
+
+def test_call_given_up_while_the_daemon_is_away_keeps_its_memory(tmp_path, monkeypatch):
+    """Also a daemon that was parted with may be at work in it: it is free when released."""
+    monkeypatch.setattr(connection_module, "GRACE", 0.01)
+    with FakeDaemon(tmp_path / "s", hold=True, limits=Limits(inline_limit=1024)) as first:
+        ring = ringd.connect(first.path, timeout=10)
+        work = ring.all_reduce_async(LARGE, timeout=0.05)
+    with pytest.raises(ringd.DeadlineExceeded):
         work.wait(30)
+    (op,) = session_of(ring).ops.values()
+    blocks = op.kept
+    assert [block.segment.number for block in blocks] == [1, 1]
+    pool = ring._connection._group.pool
+    others = [pool.take(LARGE.nbytes) for _ in range(3)]
+    assert all(
+        (other.segment, other.offset) != (block.segment, block.offset)
+        for other in others
+        for block in blocks
+    )
+    with FakeDaemon(tmp_path / "s") as second:
+        second.handler.on_submit = lambda call: call.client.send(
+            border.Released(call.message.join_id, call.message.seq + 1)
+        )
+        eventually(lambda: (ring.state, op.kept)[1] == ())
+        ring.close()
+
+
+def test_lent_input_is_not_given_back_before_the_daemon_says_so(daemons, monkeypatch):
+    """Past its deadline the daemon may still read the user's own array; its end is an answer."""
+    monkeypatch.setattr(connection_module, "GRACE", 0.01)
+    daemons.start("--hold")
+    with ringd.connect(daemons.path, timeout=10) as ring:
+        x = ring.empty(100_000)
+        x[:] = 1
+        work = ring.all_reduce_async(x, timeout=0.01)
+        with pytest.raises(ringd.DeadlineExceeded, match="it goes on"):
+            work.wait(0.1)
+        assert work.done() is False
         daemons.kill()
-        with pytest.raises(ringd.DaemonUnavailable, match=r"away for 0\.1 s"):
+        with pytest.raises(ringd.DeadlineExceeded, match=r"its deadline passed.*is away"):
+            work.wait(30)
+
+
+def test_daemons_default_deadline_is_kept_here_too(daemons, monkeypatch):
+    """Never a hang: a call without a timeout ends also when the daemon is away, or stopped."""
+    monkeypatch.setattr(connection_module, "GRACE", 0.01)
+    process = daemons.start("--timeout", "0.1")
+    with ringd.connect(daemons.path, timeout=10) as ring:
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(ringd.DeadlineExceeded, match=r"does not answer.*is it stopped\?"):
             ring.all_reduce(SMALL)
+        daemons.kill()
+        with pytest.raises(ringd.DeadlineExceeded, match=r"is away \(.*s: "):
+            ring.all_reduce(SMALL)
+
+
+def test_grace_grows_with_the_daemons_own(tmp_path):
+    """The daemon may be as late as it says, and some more, before the client gives up."""
+    with fake(tmp_path, hold=True, lost_after=100.0) as (_, ring):
+        ring.all_reduce_async(SMALL, timeout=50)
+        (op,) = session_of(ring).ops.values()
+        assert op.give_up - op.timeout == pytest.approx(100 + connection_module.GRACE)
+
+
+def test_outcome_is_acknowledged_where_somebody_waits_for_that(tmp_path):
+    """At once, without a further call; in order, whatever the order of the outcomes."""
+    with fake(tmp_path, hold=True) as (daemon, ring):
+        works = [ring.all_reduce_async(SMALL) for _ in range(3)]
+        eventually(lambda: len(daemon.handler.submitted) == 3)
+
+        def complete(i, ask):
+            daemon.handler.ask_ack = ask
+            daemon.handler.complete(daemon.handler.submitted[i], 0)
+
+        daemon.run(lambda: complete(1, ask=True))
+        works[1].wait(30)
+        daemon.run(lambda: complete(0, ask=False))
+        works[0].wait(30)
+        eventually(lambda: daemon.handler.acks == [2])
+        daemon.run(lambda: complete(2, ask=False))
+        works[2].wait(30)
+        assert daemon.run(lambda: daemon.handler.acks) == [2]
+
+
+def test_message_that_a_sender_finds_wakes_the_sleeper(tmp_path):
+    """To send may eat the edge for which another thread sleeps; that thread is told."""
+    with fake(tmp_path, hold=True) as (daemon, ring):
+        work = ring.all_reduce_async(SMALL)
+        eventually(lambda: daemon.handler.submitted)
+        channel, pump = ring._connection._pump.channel, ring._connection._pump
+        channel._poller.unregister(channel._dealer.getsockopt(zmq.FD))  # its edge is eaten
+        thread = threading.Thread(target=work.wait, args=(60,))
+        thread.start()
+        eventually(lambda: pump._pumping)
+        send = channel.send
+
+        def sent(*args):
+            channel.send = send
+            send(*args)
+            daemon.run(lambda: daemon.handler.complete(daemon.handler.submitted[0]))
+            eventually(lambda: channel._dealer.getsockopt(zmq.EVENTS) & zmq.POLLIN)
+
+        channel.send = sent
+        ring.all_reduce_async(SMALL)
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def test_zmq_out_of_descriptors_is_tried_again(tmp_path, monkeypatch):
+    """What ZeroMQ raises ends an attempt to connect, not the attempts; nothing is left open."""
+    real, calls = channel_module._open_dealer, []
+
+    def scarce(path):
+        calls.append(path)
+        if len(calls) <= 2:
+            raise zmq.ZMQError(errno.EMFILE)
+        return real(path)
+
+    monkeypatch.setattr(channel_module, "_open_dealer", scarce)
+    with fake(tmp_path) as (daemon, ring):
+        np.testing.assert_array_equal(ring.all_reduce(SMALL), 2 * SMALL)
+        assert len(calls) == 3
+        eventually(lambda: len(daemon.server._by_token) == 1)
+
+
+def test_interrupted_connect_leaves_no_ghost(tmp_path, monkeypatch):
+    """Ctrl-C in connect ends it: nobody attaches later in its name."""
+    threads = threading.active_count()
+    with monkeypatch.context() as patch:
+
+        def interrupted(*_):
+            raise KeyboardInterrupt
+
+        patch.setattr(Pump, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ringd.connect(tmp_path / "s", timeout=10)
+    assert threading.active_count() == threads
+    with fake(tmp_path) as (daemon, _):
+        assert len(daemon.handler.attaches) == 1
 
 
 @BOTH
@@ -434,7 +587,7 @@ def test_group_given_up_meanwhile_is_group_lost(tmp_path):
         # Denied again and again, it asks only when it is called.
         eventually(lambda: len(second.handler.attaches) == 2)
         ring.state  # noqa: B018 - takes in what has arrived
-        second.handler.deny_attach = None
+        second.run(lambda: setattr(second.handler, "deny_attach", None))  # the second is answered
         eventually(lambda: ring._connection._group.untold is not None)
         with pytest.raises(ringd.GroupLost):
             ring.all_reduce(SMALL)

@@ -7,12 +7,10 @@ from itertools import product
 import msgspec
 import pytest
 
+from ringd.membership.flooding import MAX_ERROR
 from ringd.membership.machine import (
-    DISK_RETRY,
     GAP,
-    MAX_ERROR,
     PATIENCE,
-    TRANSITIONS,
     Broken,
     Changed,
     DropLinks,
@@ -23,6 +21,8 @@ from ringd.membership.machine import (
     Send,
     State,
 )
+from ringd.membership.states import TRANSITIONS
+from ringd.membership.storage import DISK_RETRY
 from ringd.wire.control import Commit, LinkState, News, Propose
 
 

@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 from simulation import FSYNC, HOP, LOST_AFTER, Adversary, Simulation, Violation
 
+import ringd.membership.flooding
 import ringd.membership.machine
 from ringd.membership.machine import PATIENCE, Machine
 
@@ -231,8 +232,11 @@ MUTANTS = {
         '            self._out.append(Send("right", commit))\n            self._enter(commit)\n',
     ),
     "sent before it is on disk": (
-        "self._wanted = Persist(self._seen,",
-        'self._out.append(Send("right", current.commit)); self._wanted = Persist(self._seen,',
+        "        self._storage.want(generation=self._seen)\n",
+        """\
+        self._storage.want(generation=self._seen)
+        self._out.append(Send("right", current.commit))
+""",
     ),
     "a commit outlives a lost link": (
         "        self._proposal = self._commit = self._round = None\n        if self._ring",
@@ -243,36 +247,35 @@ MUTANTS = {
         "        self._proposal = self._commit = None\n        if self._ring",
     ),
     "a rank 0 without memory leaves no gap": (
-        "1 if self._seen <= self._wanted.generation else GAP",
+        "1 if self._seen <= self._storage.wanted.generation else GAP",
         "1",
     ),
     "proposals pass whatever is missing": (
         "        if self._able() and propose.incarnations",
         "        if propose.incarnations",
     ),
-    "news ends no ring": ("        if merge.moved is not None:", "        if False:"),
-    "news goes no further": ("        self._tell(_other(side), News(merge.changed))\n", ""),
-    "a new neighbour hears no old news": ("News(self._table.known())", "News(())"),
+    "news ends no ring": ("        if moved is not None:", "        if False:"),
+    "news goes no further": ("self._tell(other, merge.changed), merge", "[], merge"),
+    "a new neighbour hears no old news": ("News(self.table.known())", "News(())"),
     "another round ends no ring": ("        self._interrupt(Event.ROUND)\n", ""),
-    "the older self is ignored": ("elif own is not None and is_newer(state, own):", "elif False:"),
-    "disks are not tried again": (
-        "            self._disk_retry = None\n        if self._round",
-        "            pass\n        if self._round",
-    ),
+    "the older self is ignored": ("state.rank == self.rank and is_newer(state, own)", "False"),
+    "disks are not tried again": ("        self._storage.tick(now)\n", ""),
 }
 """Machines with one rule less."""
 
 
 def mutant(old, new):
-    """Return a Machine whose source has *new* in the place of *old*."""
-    source = inspect.getsource(ringd.membership.machine)
-    assert source.count(old) == 1
-    module = ModuleType("mutant")
-    sys.modules["mutant"] = module  # dataclasses look their module up
-    try:
-        exec(compile(source.replace(old, new), "mutant", "exec"), module.__dict__)  # noqa: S102
-    finally:
-        del sys.modules["mutant"]
+    """Return a Machine whose source, of one module or the other, has *new* in place of *old*."""
+    found = 0
+    with pytest.MonkeyPatch.context() as patch:
+        for original in (ringd.membership.flooding, ringd.membership.machine):
+            source = inspect.getsource(original)
+            found += source.count(old)
+            module = ModuleType(original.__name__)
+            patch.setitem(sys.modules, module.__name__, module)  # for dataclasses and imports
+            code = compile(source.replace(old, new), module.__name__, "exec")
+            exec(code, module.__dict__)  # noqa: S102 - what a mutant is
+    assert found == 1
     return module.Machine
 
 

@@ -13,7 +13,7 @@ import pytest
 from netkit import KEY, identity, open_fds, run_until
 
 from ringd.config.settings import JoinSettings
-from ringd.errors import ConfigError
+from ringd.errors import RingError
 from ringd.net.listener import MAX_PENDING, Listener
 from ringd.net.loop import Loop
 from ringd.wire.handshake import Code, Dialing
@@ -326,7 +326,7 @@ def test_port_in_use(make):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         scene = make(bind=[("127.0.0.1", 0), ("127.0.0.1", port)])
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(RingError) as caught:
             scene.start()
     assert str(caught.value) == (
         f"cannot listen on 127.0.0.1:{port}: Address already in use (errno {errno.EADDRINUSE}); "
@@ -338,7 +338,7 @@ def test_port_in_use(make):
 
 def test_an_address_of_another_machine(make):
     """An address that no interface has is a clear error."""
-    with pytest.raises(ConfigError, match="no interface of this machine has that address"):
+    with pytest.raises(RingError, match="no interface of this machine has that address"):
         make(bind=[("192.0.2.1", 5680)]).start()
 
 
@@ -354,7 +354,7 @@ def test_without_ipv6(make, monkeypatch):
     monkeypatch.setattr(socket, "socket", Without)
     scene = make(bind=[("127.0.0.1", 0), ("::", 0)]).start()
     assert len(scene.listener.addresses) == 1
-    with pytest.raises(ConfigError, match="neither IPv4 nor IPv6"):
+    with pytest.raises(RingError, match="neither IPv4 nor IPv6"):
         make(bind=[("::", 0)]).start()
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from ringd.daemon import state as state_module
 from ringd.daemon.state import State, StateFile
-from ringd.errors import ConfigError, RingError
+from ringd.errors import RingError
 
 
 def on_disk(directory):
@@ -186,19 +186,19 @@ def test_failed_start_leaves_no_open_file(tmp_path):
 def test_unusable_directory(tmp_path, monkeypatch):
     """A directory that cannot be used is a config error with a remedy."""
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"cannot keep state here: Not a directory.*--state-dir"):
+    with pytest.raises(RingError, match=r"cannot keep state here: Not a directory.*--state-dir"):
         StateFile(tmp_path / "file" / "state", "mini")
 
     def refuse(*_args):
         raise PermissionError(errno.EACCES, "Permission denied", "lock")
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(ConfigError, match="cannot keep state here: Permission denied"):
+    with pytest.raises(RingError, match="cannot keep state here: Permission denied"):
         StateFile(tmp_path, "mini")
 
 
 def test_unreadable_file(tmp_path):
     """A state that is there but cannot be read is an error: to forget it could reuse numbers."""
     (tmp_path / "state.json").mkdir()
-    with pytest.raises(ConfigError, match="cannot keep state here: Is a directory"):
+    with pytest.raises(RingError, match="cannot keep state here: Is a directory"):
         StateFile(tmp_path, "mini")

@@ -16,7 +16,17 @@ if TYPE_CHECKING:
 class Client:
     """One connected program: its lifeline, and the ZeroMQ routing id that belongs to it."""
 
-    __slots__ = ("_lifeline", "_server", "alive", "pid", "program", "routing_id", "token", "uid")
+    __slots__ = (
+        "_lifeline",
+        "_server",
+        "alive",
+        "group",
+        "pid",
+        "program",
+        "routing_id",
+        "token",
+        "uid",
+    )
 
     def __init__(self, server: BorderServer, lifeline: Lifeline) -> None:
         self._server = server
@@ -30,6 +40,8 @@ class Client:
         """Process id, in the kernel's word."""
         self.uid = lifeline.credentials.uid
         """User id, in the kernel's word."""
+        self.group = ""
+        """The group that it attached to last."""
         self.program = ""
         """The program's name, in its own word."""
 
@@ -49,6 +61,11 @@ class Client:
         if self.alive and self.routing_id is not None:
             self._server.send(self, reply, payload)
 
+    @property
+    def ending(self) -> bool:
+        """Whether it is gone, though some of what it handed over may still be unread."""
+        return self._lifeline.ended
+
     def tell_session(self, join_id: int, session: tuple[int, ...]) -> None:
         """Tell it the join ids of its peers, in a way that outlives this process."""
         if self.alive:
@@ -63,7 +80,7 @@ class Client:
         """
         if ref.segment not in self._lifeline.segments:
             # Its record was sent before the message that refers to it, on the other socket.
-            self._lifeline.drain()
+            self._lifeline.drain(ref.segment)
         if not self.alive:
             raise errors.Refused("the client is gone")
         return self._lifeline.segments.view(ref, writable=writable)

@@ -17,6 +17,8 @@ from ringd.wire.border import TOKEN_BYTES
 MAX_LIFELINES = 4096
 _ACCEPTS_PER_EVENT = 64
 _ACCEPT_PAUSE = 0.5  # seconds, when descriptors have run out
+_RECORDS_PER_EVENT = 256  # then the others have their turn
+_RECORDS_PER_CALL = 4096  # more than a socket holds, and than a decent client has to say
 _FDS_PER_RECORD = 4  # more than the one that belongs there, so that the others get closed
 _ANCILLARY = socket.CMSG_SPACE(_FDS_PER_RECORD * array.array("i").itemsize)
 _RECEIVE_FLAGS = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # absent on macOS
@@ -49,9 +51,14 @@ class Lifeline:
         connection.send(self.token)  # an empty socket takes 16 bytes
         loop.add(connection, EVENT_READ, self._readable)
 
-    def drain(self) -> None:
-        """Take in every record that has arrived; does not block."""
-        while self._open:
+    def drain(self, wanted: int | None = None) -> None:
+        """Take in records that have arrived; does not block, nor go on for ever.
+
+        *wanted*: stop at the record of this segment.
+        """
+        for _ in range(_RECORDS_PER_EVENT if wanted is None else _RECORDS_PER_CALL):
+            if not self._open or (wanted is not None and wanted in self.segments):
+                return
             try:
                 data, ancillary, flags, _ = self._connection.recvmsg(
                     wire.RECORD_BYTES - len(self._partial), _ANCILLARY, _RECEIVE_FLAGS
@@ -83,6 +90,12 @@ class Lifeline:
             return
         if sent < len(record):  # thousands of records are unread
             self._end("it does not read what the daemon sends")
+
+    @property
+    def ended(self) -> bool:
+        """Whether the other side is gone; known here before ``on_end`` is called."""
+        self.drain()
+        return not self._open
 
     def close(self) -> None:
         """Hang up; the client reads the end of the stream. Segments stay while views do."""

@@ -5,7 +5,7 @@ A program first connects to the lifeline and reads a token there; the token, sen
 kernel's word that the program is gone. Questions (status, rejoin, trace) need neither.
 
 Nothing that a client sends raises here: what cannot be used is answered with
-:class:`~ringd.wire.border.Denied`, counted, and forgotten.
+:class:`~ringd.wire.border.Denied`, counted, and forgotten; a call that cannot be run fails alone.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from ringd import errors
 from ringd.border.client import Client
 from ringd.border.endpoint import Endpoint
 from ringd.border.lifeline import Lifeline, LifelineListener
-from ringd.border.validate import fault_of
+from ringd.border.validate import call_fault_of, fault_of
 from ringd.net.loop import EVENT_READ, Loop, Timer
 from ringd.wire.border import (
+    Ack,
     Answer,
     AskRejoin,
     AskStatus,
@@ -58,6 +59,15 @@ class BorderHandler(Protocol):
 
     def submit(self, client: Client, message: Submit, payload: memoryview | None) -> None:
         """A call was handed over; *payload* (inline input) stays valid while referenced."""
+
+    def submit_failed(self, client: Client, message: Submit, text: str) -> None:
+        """A call came that cannot be run here, for the reason *text*; answer with Failed.
+
+        The message's numbers and timeout are sound; nothing else in it is to be relied on.
+        """
+
+    def ack(self, client: Client, message: Ack) -> None:
+        """*client* has the outcomes that it was asked to acknowledge."""
 
     def detach(self, client: Client, message: Detach) -> None:
         """*client* leaves in good order; it is not alive any more."""
@@ -253,12 +263,14 @@ class BorderServer:
             self._deny(routing_id, getattr(message, "join_id", 0), fault)
 
     def _dispatch(self, routing_id: bytes, message: Request, payload: memoryview | None) -> None:
-        if isinstance(message, Submit):
+        if isinstance(message, (Submit, Ack)):
             client = self._by_routing_id.get(routing_id)
             if client is None:
                 self._deny(routing_id, message.join_id, "attach to a group first")
+            elif isinstance(message, Ack):
+                self._handler.ack(client, message)
             else:
-                self._handler.submit(client, message, payload)
+                self._submit(client, message, payload)
         elif isinstance(message, Attach):
             self._attach(routing_id, message)
         elif isinstance(message, Detach):
@@ -271,6 +283,14 @@ class BorderServer:
         else:
             self._answer(routing_id, message)
 
+    def _submit(self, client: Client, message: Submit, payload: memoryview | None) -> None:
+        fault = call_fault_of(message, None if payload is None else len(payload))
+        if fault is None:
+            self._handler.submit(client, message, payload)
+        else:
+            self._count_denied(client, fault)
+            self._handler.submit_failed(client, message, fault)
+
     def _attach(self, routing_id: bytes, message: Attach) -> None:
         client = self._by_token.get(message.token)
         holder = self._by_routing_id.get(routing_id)
@@ -279,6 +299,12 @@ class BorderServer:
                 routing_id, message.join_id, "the token is not one that a lifeline was given"
             )
             return
+        rivals = (other for other in self.clients if other.group == message.group)
+        if any(other.ending for other in rivals if other is not client):
+            # Its place is free once all that it handed over is read.
+            text = "a program that has just ended is still being seen off; try again"
+            self._reply(routing_id, Denied(message.join_id, errors.NotReady.code, text))
+            return
         timer = self._waiting.pop(client, None)
         if timer is not None:
             timer.cancel()
@@ -286,6 +312,7 @@ class BorderServer:
             self._by_routing_id.pop(client.routing_id, None)  # its ZeroMQ connection is a new one
         client.routing_id = routing_id
         client.program = message.program
+        client.group = message.group
         self._by_routing_id[routing_id] = client
         self._handler.attach(client, message)
 
@@ -293,16 +320,18 @@ class BorderServer:
         self._answers[type(question)](lambda body: self._reply(routing_id, Answer(body)))
 
     def _deny(self, routing_id: bytes, join_id: int, text: str) -> None:
+        self._count_denied(self._by_routing_id.get(routing_id), text)
+        self._reply(routing_id, Denied(join_id, errors.Refused.code, text))
+
+    def _count_denied(self, client: Client | None, text: str) -> None:
         self.denied += 1
         if self.denied & (self.denied - 1) == 0:  # the 1st, 2nd, 4th, 8th...
-            client = self._by_routing_id.get(routing_id)
             self._log.warning(
                 "message denied",
                 reason=text,
                 pid=client.pid if client else None,
                 denied_so_far=self.denied,
             )
-        self._reply(routing_id, Denied(join_id, errors.Refused.code, text))
 
     def _reply(self, routing_id: bytes, reply: Reply) -> None:
         if self._closed:

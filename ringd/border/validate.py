@@ -6,10 +6,12 @@ import math
 from functools import lru_cache
 
 from ringd.collective import reduction
-from ringd.wire.border import VERSION, Attach, Request, Submit
+from ringd.wire.border import SEAL, VERSION, Ack, Attach, Ref, Request, Submit, seal_offset
 from ringd.wire.control import MAX_CALL_NAME, MAX_GROUP_NAME, Call
 
 _MAX_U64 = (1 << 64) - 1
+_MAX_NUMBER = 1 << 62
+"""Of an op. Far from where 64 bits end, so that one may count on from any of them."""
 _MAX_BYTES = (1 << 63) - 1
 _MAX_DIMENSIONS = 64
 _MAX_TEXT = 1024
@@ -18,16 +20,20 @@ _MAX_TEXT = 1024
 def fault_of(message: Request, payload_bytes: int | None) -> str | None:
     """Return what is wrong with *message* and its second frame, None if nothing is.
 
+    The call in a Submit is :func:`call_fault_of`'s.
+
     Args:
         message: as decoded.
         payload_bytes: length of the second frame; None without one.
     """
     if isinstance(message, Submit):
-        return _submit_fault(message, payload_bytes)
+        return _submit_fault(message)
     if payload_bytes is not None:
         return "a second frame came where none belongs"
     if isinstance(message, Attach):
         return _attach_fault(message)
+    if isinstance(message, Ack):
+        return _numbers_fault(message.join_id, message.acked)
     version = getattr(message, "version", VERSION)
     if version != VERSION:
         return _version_fault(version)
@@ -46,9 +52,10 @@ def _attach_fault(message: Attach) -> str | None:
         return _version_fault(message.version)
     if not 0 < len(message.group) <= MAX_GROUP_NAME or not message.group.isprintable():
         return f"a group's name has 1 to {MAX_GROUP_NAME} printable characters"
-    if not 0 < message.join_id <= _MAX_U64:
-        return "a join id is a positive number of 64 bits"
-    if not 0 <= message.released <= message.next_seq <= _MAX_U64:
+    fault = _numbers_fault(message.join_id, message.released, message.next_seq)
+    if fault is not None:
+        return fault
+    if message.released > message.next_seq:
         return "released and next_seq contradict each other"
     if message.on_loss not in ("wait", "fail"):
         return f"on_loss is 'wait' or 'fail', not {message.on_loss[:32]!r}"
@@ -57,11 +64,27 @@ def _attach_fault(message: Attach) -> str | None:
     return None
 
 
-def _submit_fault(message: Submit, payload_bytes: int | None) -> str | None:
-    if not 0 <= message.seq <= _MAX_U64:
-        return "a sequence number is a number of 64 bits"
+def _numbers_fault(join_id: int, *numbers: int) -> str | None:
+    if not 0 < join_id <= _MAX_U64:
+        return "a join id is a positive number of 64 bits"
+    if not all(0 <= number <= _MAX_NUMBER for number in numbers):
+        return "a sequence number lies between 0 and 2**62"
+    return None
+
+
+def _submit_fault(message: Submit) -> str | None:
     if message.timeout is not None and not math.isfinite(message.timeout):
         return "a timeout is a finite number of seconds"
+    return _numbers_fault(message.join_id, message.seq, message.acked)
+
+
+def call_fault_of(message: Submit, payload_bytes: int | None) -> str | None:
+    """Return why the call in *message* cannot be run here, None if it can.
+
+    Args:
+        message: one of which :func:`fault_of` has nothing to say.
+        payload_bytes: length of the second frame; None without one.
+    """
     if len(message.message) > 4 * _MAX_TEXT or len(message.outcome) > _MAX_TEXT:
         return "the outcome's text is too long"
     expected = _tensor_bytes(message.call)
@@ -77,6 +100,21 @@ def _submit_fault(message: Submit, payload_bytes: int | None) -> str | None:
         return f"{message.call} has {expected or 0} bytes, but {given} came"
     if message.target is not None and message.target.length != (expected or 0):
         return f"{message.call} has {expected or 0} bytes, its target {message.target.length}"
+    if message.source is not None and message.target is not None:
+        return _overlap(message.source, message.target)
+    return None
+
+
+def _overlap(source: Ref, target: Ref) -> str | None:
+    if source.segment != target.segment:
+        return None
+    target_end = seal_offset(target) + SEAL.size
+    if source.offset < target_end and target.offset < source.offset + source.length:
+        return (
+            f"bytes {source.offset} to {source.offset + source.length} of segment "
+            f"{source.segment}, the input, overlap {target.offset} to {target_end}, the target "
+            "and its seal"
+        )
     return None
 
 

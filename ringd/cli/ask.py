@@ -40,13 +40,27 @@ def daemon_options(command: _Command) -> _Command:
 
 
 def find_socket(given: Path | None) -> Path:
-    """Return the socket to ask; raises DaemonUnavailable when there is none."""
+    """Return the socket on which a daemon listens.
+
+    Raises:
+        DaemonUnavailable: There is none.
+        RingError: There is one that this user may not speak to.
+    """
     candidates = [given] if given is not None else list(paths.socket_candidates())
+    forbidden: RingError | None = None
+    trouble = []
     for candidate in candidates:
-        if candidate.exists():
+        try:
+            _knock(candidate, ANSWER_WITHIN)
+        except DaemonUnavailable as error:
+            trouble.append(str(error))
+        except RingError as error:
+            forbidden = forbidden or error
+        else:
             return candidate
-    tried = ", ".join(str(candidate) for candidate in candidates)
-    raise DaemonUnavailable(f"no daemon here: tried {tried}; start ringd, or name its --socket")
+    raise forbidden or DaemonUnavailable(
+        f"no daemon here ({'; '.join(trouble)}); start ringd, or name its --socket"
+    )
 
 
 def ask(path: Path, question: Question, timeout: float = ANSWER_WITHIN) -> dict[str, Any]:

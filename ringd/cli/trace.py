@@ -36,7 +36,10 @@ def trace(socket: Path | None, *, as_json: bool, chrome: Path | None) -> None:
     except RingError as error:
         fail(error)
     if chrome is not None:
-        chrome.write_text(json.dumps(chrome_trace(body)))
+        try:
+            chrome.write_text(json.dumps(chrome_trace(body)))
+        except OSError as error:
+            raise click.ClickException(f"{chrome}: {error.strerror}") from None
         click.echo(f"Wrote {chrome}; open it at ui.perfetto.dev.")
     elif as_json:
         click.echo(json.dumps(body))

@@ -64,27 +64,22 @@ class Channel:
         self.wake_fd = wake_fd
         self.attached = False
         """Set by the owner once the daemon has taken it in."""
-        self.lifeline = _open_lifeline(path)
-        try:
-            self.token = _read_token(self.lifeline)
-            self._dealer = _context().socket(zmq.DEALER)
-        except BaseException:
-            self.lifeline.close()
-            raise
-        self._dealer.setsockopt(zmq.LINGER, 0)
-        # Without a high-water mark no credit is passed back and forth, and none wakes us up.
-        # The daemon's window bounds what is under way.
-        self._dealer.setsockopt(zmq.SNDHWM, 0)
-        self._dealer.setsockopt(zmq.RCVHWM, 0)
-        self._dealer.connect(f"ipc://{path}")
-        self._poller = select.poll()
-        self._poller.register(int(self._dealer.getsockopt(zmq.FD)), select.POLLIN)
-        self._poller.register(self.lifeline, select.POLLIN)
-        self._poller.register(wake_fd, select.POLLIN)
         self._heard = bytearray()
         self._listening = threading.Lock()
-        self._end_poller = select.poll()
-        self._end_poller.register(self.lifeline, select.POLLIN)
+        try:
+            with contextlib.ExitStack() as undo:
+                self.lifeline = undo.enter_context(_open_lifeline(path))
+                self.token = _read_token(self.lifeline)
+                self._dealer = undo.enter_context(_open_dealer(path))
+                self._poller = select.poll()
+                self._poller.register(int(self._dealer.getsockopt(zmq.FD)), select.POLLIN)
+                self._poller.register(self.lifeline, select.POLLIN)
+                self._poller.register(wake_fd, select.POLLIN)
+                self._end_poller = select.poll()
+                self._end_poller.register(self.lifeline, select.POLLIN)
+                undo.pop_all()
+        except zmq.ZMQError as error:  # which is no OSError
+            raise OSError(error.errno, error.strerror) from error
 
     def send(self, message: Request, payload: Payload | None = None) -> None:
         """Queue *message*; never blocks. A large *payload* must stay as it is until the op ends."""
@@ -207,6 +202,21 @@ def _open_lifeline(path: str) -> socket.socket:
         lifeline.close()
         raise
     return lifeline
+
+
+def _open_dealer(path: str) -> zmq.Socket[bytes]:
+    dealer = _context().socket(zmq.DEALER)
+    try:
+        dealer.setsockopt(zmq.LINGER, 0)
+        # Without a high-water mark no credit is passed back and forth, and none wakes us up.
+        # The daemon's window bounds what is under way.
+        dealer.setsockopt(zmq.SNDHWM, 0)
+        dealer.setsockopt(zmq.RCVHWM, 0)
+        dealer.connect(f"ipc://{path}")
+    except BaseException:
+        dealer.close(linger=0)
+        raise
+    return dealer
 
 
 def _read_token(lifeline: socket.socket) -> bytes:

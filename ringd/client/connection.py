@@ -25,11 +25,9 @@ from ringd.client.pump import Pump
 from ringd.client.session import Op
 from ringd.wire.border import Attached, DecodeError, Detach
 
-GRACE = 1.0
-"""Seconds after a deadline at which the client stops to wait for the daemon to notice."""
-
-AWAY = 1800.0
-"""Seconds that a call without a timeout waits for a daemon that went away."""
+GRACE = 2.0
+"""Seconds, beyond those that the daemon may take to notice a deadline, until the client stops to
+wait for its word."""
 
 _FIRST_RETRY = 0.02
 _LAST_RETRY = 0.1  # a try costs 0.1 ms, and calls wait for it
@@ -48,7 +46,6 @@ class Connection:
         self._pump = Pump(self._drain, self._lost)
         self._mutex = self._pump.mutex
         self._pid = os.getpid()
-        self._away_since = time.monotonic()
         self._closed = False
         self._keeper = threading.Thread(target=self._keep, name="ringd", daemon=True)
 
@@ -64,12 +61,16 @@ class Connection:
         group = self._group
         _alive.add(self)
         self._keeper.start()
-        with self._mutex:
-            self._pump.wait(
-                lambda: group.info is not None or group.refusal is not None,
-                time.monotonic() + timeout,
-            )
-            info, refusal, trouble = group.info, group.refusal, group.trouble
+        try:
+            with self._mutex:
+                self._pump.wait(
+                    lambda: group.info is not None or group.refusal is not None,
+                    time.monotonic() + timeout,
+                )
+                info, refusal, trouble = group.info, group.refusal, group.trouble
+        except BaseException:  # Ctrl-C: nobody is left who could close it
+            self.close()
+            raise
         if info is None:
             self.close()
             raise refusal or errors.DaemonUnavailable(
@@ -193,7 +194,7 @@ class Connection:
         Args:
             op: the call.
             timeout: in seconds; 0 for no deadline, None for the daemon's default.
-            until: when *timeout* is over; None if never, or by default.
+            until: when that is over; None for never.
 
         Raises:
             GroupLost: or another reason why the stay in the group ended, if the user does not
@@ -212,11 +213,12 @@ class Connection:
                     )
                 self.check()
             if until is not None:
-                op.timeout, op.give_up = until, until + GRACE
+                op.timeout, op.give_up = until, until + self.latest.lost_after + GRACE
             else:
                 op.timeout = timeout
             session.add(op)
             group.hand_over(op)
+            self._pump.sent()
 
     def _has_room(self) -> bool:
         session = self._group.session
@@ -243,13 +245,13 @@ class Connection:
             raise type(error)(*error.args)  # a new one: this may be raised in several places
 
     def _wait_once(self, op: Op, until: float | None) -> None:
-        limit = self._limit(op, until)  # differs once the daemon goes away
+        limit = self._limit(op, until)  # differs when the daemon goes, or comes
 
         def news() -> bool:
             return op.ended or self._limit(op, until) != limit
 
         if not self._pump.wait(news, limit):
-            self._overdue(op, until)
+            self._overdue(op)
 
     def done(self, op: Op) -> bool:
         """Whether *op* has ended, well or not."""
@@ -259,32 +261,37 @@ class Connection:
                 self._drain()
                 limit = self._limit(op, None)
                 if not op.ended and limit is not None and time.monotonic() >= limit:
-                    self._overdue(op, None)
+                    self._overdue(op)
         return op.ended
 
     def _limit(self, op: Op, until: float | None) -> float | None:
         """Return the moment at which the wait for *op* is over, None for never."""
-        give_up = op.give_up
-        if op.timeout is None and self._pump.channel is None:
-            give_up = self._away_since + AWAY
+        give_up = self._give_up(op)
         if give_up is None or until is None:
             return until if give_up is None else give_up
         return min(give_up, until)
 
-    def _overdue(self, op: Op, until: float | None) -> None:
+    def _give_up(self, op: Op) -> float | None:
+        """Return the moment at which the client ends *op* by itself, None for never.
+
+        Never what is the user's own memory and in a daemon's hands: it may be read from, for the
+        others, until the daemon has answered or ended.
+        """
+        return None if op.hold and self._pump.channel is not None else op.give_up
+
+    def _overdue(self, op: Op) -> None:
         """The moment that :meth:`_limit` gave has passed."""
-        now = time.monotonic()
         group = self._group
+        give_up = self._give_up(op)
         what = f"op {op.seq} of group {group.name!r}, {op.call}"
-        if op.give_up is not None and now >= op.give_up:
-            state = "is away" if self._pump.channel is None else "does not answer"
-            text = f"{what}: its deadline passed, and this machine's daemon {state}"
-            group.give_up(op, errors.DeadlineExceeded(text))
-        elif until is not None and now >= until:
+        if give_up is None or time.monotonic() < give_up:
             raise errors.DeadlineExceeded(f"{what}: not finished yet; it goes on")
+        if self._pump.channel is None:
+            state = f"is away ({group.trouble})"
         else:
-            text = f"{what}: the daemon has been away for {AWAY:g} s; {group.trouble}"
-            group.give_up(op, errors.DaemonUnavailable(text))
+            state = "is there, but does not answer (see `ringd-cli status`; is it stopped?)"
+        text = f"{what}: its deadline passed, and this machine's daemon {state}"
+        group.give_up(op, errors.DeadlineExceeded(text))
         self._pump.tell()
 
     # --- results ----------------------------------------------------------------------
@@ -328,7 +335,6 @@ class Connection:
         """With the lock: the daemon is gone; the keeper, who sees that too, closes the channel."""
         if self._pump.channel is channel:
             self._pump.channel = None
-            self._away_since = time.monotonic()
             self._group.lose(channel)
             self._pump.tell()
 

@@ -19,6 +19,7 @@ from ringd.client.pool import Pool
 from ringd.client.session import Op, Session
 from ringd.wire.border import (
     VERSION,
+    Ack,
     Answer,
     Attach,
     Attached,
@@ -109,8 +110,7 @@ class Group:
 
     def give_up(self, op: Op, error: errors.RingError) -> None:
         """End *op* here, without the daemon's word."""
-        self._retire(op)
-        op.session.fail(op, error)
+        op.session.fail(op, error, keep=True)
 
     def told(self, op: Op, error: errors.RingError) -> None:
         """The user has been told that *op* ended with *error*.
@@ -145,6 +145,7 @@ class Group:
             else:
                 text = f"op {op.seq}: the daemon answered with a result of another length"
                 self.give_up(op, errors.RingError(text))
+        self._acknowledge(reply)
         self._progress(reply.released)
 
     def _failed(self, reply: Failed, _payload: Payload | None) -> None:
@@ -154,6 +155,7 @@ class Group:
         op = session.ops.get(reply.seq)
         if op is not None and not op.ended:
             session.fail(op, errors.from_code(reply.code, reply.message))
+        self._acknowledge(reply)
         self._progress(reply.released)
 
     def _released(self, reply: Released, _payload: Payload | None) -> None:
@@ -187,12 +189,17 @@ class Group:
         elif self.info is None:
             self.refusal = error
         else:
-            # Nothing that is open is going to be answered; it may still be at work over there.
-            for op in self.session.ops.values():
-                if not op.ended:
-                    self._retire(op)
             self._cut(self.session.released, error)
             self._progress(0)
+
+    def _acknowledge(self, reply: Completed | Failed) -> None:
+        """Say at once what has arrived, where somebody waits for that."""
+        session = self.session
+        if reply.ack:
+            session.ack_wanted = max(session.ack_wanted, reply.seq + 1)
+        if min(session.ack_wanted, session.acked) > session.ack_sent and self._channel is not None:
+            self._channel.send(Ack(session.join_id, session.acked))
+            session.ack_sent = session.acked
 
     def _ignore(self, _reply: Answer, _payload: Payload | None) -> None:
         """An answer to a question that was never asked."""
@@ -211,11 +218,12 @@ class Group:
         session = self.session
         if session.limit is None and error.code not in session.told:  # else the user knows, or will
             self.untold, self._befell = error, session
+        self._retire(floor)
         session.cut(floor, error)
 
     def _join_anew(self) -> None:
+        self._retire(self.session.released)
         for op in self.session.ops.values():
-            self._retire(op)  # others may have to be served from it for a while
             op.forget_input()
         self.session.ops.clear()
         self.session = Session()
@@ -260,11 +268,17 @@ class Group:
             if block is not None and block.segment.passed_to is not channel:
                 channel.pass_segment(block.segment)
 
-    def _retire(self, op: Op) -> None:
-        if self._channel is not None:
-            for block in (op.source_block, op.target):
-                if block is not None:
-                    self.pool.retire(block)
+    def _retire(self, floor: int) -> None:
+        """Ops from *floor* on are about to be forgotten.
+
+        Nobody is going to tell us when they are released. Until then the daemon, also one that we
+        have parted with, may write to their memory, or serve others from it.
+        """
+        for op in self.session.ops.values():
+            if op.seq >= floor:
+                for block in (op.source_block, op.target, *op.kept):
+                    if block is not None:
+                        self.pool.retire(block)
 
     def part(self, channel: Channel, trouble: str) -> None:
         """Hang up on a daemon that cannot be worked with; the keeper finds the next one."""

@@ -35,6 +35,7 @@ class Segment:
     """One piece of shared memory, cut into blocks of one size."""
 
     __slots__ = (
+        "_forgotten",
         "address",
         "block_size",
         "fd",
@@ -46,8 +47,12 @@ class Segment:
         "size",
     )
 
-    def __init__(self, number: int, size: int, block_size: int) -> None:
+    def __init__(
+        self, number: int, size: int, block_size: int, forgotten: deque[tuple[int, int, object]]
+    ) -> None:
         self.fd = -1
+        self.passed_to: object = None
+        """The connection over which the daemon has received it; None for none."""
         self.number = number
         self.size = size
         self.block_size = block_size
@@ -56,8 +61,7 @@ class Segment:
         self.address = _address(np.frombuffer(self.mapping, np.uint8))
         self.free = [i * block_size for i in reversed(range(size // block_size))]
         self.last_used = 0
-        self.passed_to: object = None
-        """The connection over which the daemon has received it; None for none."""
+        self._forgotten = forgotten
 
     @property
     def idle(self) -> bool:
@@ -69,6 +73,8 @@ class Segment:
         # may have to be passed to the next daemon. The mapping goes with its last view.
         if self.fd >= 0:
             os.close(self.fd)
+        if self.passed_to is not None:  # a retired one; may run at any moment, as Block's
+            self._forgotten.append((self.number, self.size, self.passed_to))
 
 
 class Block:
@@ -119,12 +125,14 @@ class Pool:
         """Numbers of segments that are gone from here, and the connection that they were passed
         over; the daemon has yet to be told."""
         self.size = 0
-        """Bytes of all segments."""
+        """Bytes of all segments, retired ones that are still referred to included."""
         self.lent = 0
         """Bytes that users' arrays hold."""
         self._segments: dict[int, Segment] = {}
         self._by_block_size: dict[int, list[Segment]] = {}
         self._returned: deque[tuple[Segment, int, int, bool]] = deque()
+        self._forgotten: deque[tuple[int, int, object]] = deque()
+        """Retired segments that nothing refers to any more: number, size, passed to."""
         self._starts: list[int] = []  # addresses of lent blocks, sorted
         self._lent_blocks: list[weakref.ref[Block]] = []
         self._clock = 0
@@ -136,7 +144,7 @@ class Pool:
     @property
     def has_returns(self) -> bool:
         """Whether blocks have come back since the last :meth:`take`."""
-        return bool(self._returned)
+        return bool(self._returned or self._forgotten)
 
     def take(self, length: int) -> Block | None:
         """Return a block for a tensor of *length* bytes and its seal.
@@ -217,11 +225,13 @@ class Pool:
     def retire(self, block: Block) -> None:
         """Never use the memory of *block* again: the daemon may still be at work in it.
 
-        Its segment is dropped. On the daemon's side it stays mapped for as long as it is
-        needed there, which is more than we can know.
+        Its segment serves out its time, and the daemon is told to drop it once nothing here
+        refers to it. Over there it stays mapped for as long as it is needed, which is more than
+        we can know.
         """
-        if block.segment.number in self._segments:
-            self._drop(block.segment)
+        segment = block.segment
+        if segment.passed_to is not None and segment.number in self._segments:
+            self._remove(segment)
 
     def close(self) -> None:
         """Give everything back that no user's array holds."""
@@ -231,6 +241,14 @@ class Pool:
         self.size = 0
 
     def _collect(self) -> None:
+        if self._returned:
+            self._take_back()
+        while self._forgotten:  # perhaps by that
+            number, size, passed_to = self._forgotten.popleft()
+            self.size -= size
+            self.dropped.append((number, passed_to))
+
+    def _take_back(self) -> None:
         returned = self._returned
         while returned:
             segment, offset, lent, found = returned.popleft()
@@ -256,7 +274,7 @@ class Pool:
             if not self._make_room(size):
                 return None
         try:
-            segment = Segment(self._next_number, size, block_size)
+            segment = self._make(size, block_size)
         except OSError as error:
             segment_or_none = self._second_try(size, block_size, error)
             if segment_or_none is None:
@@ -268,12 +286,15 @@ class Pool:
         self.size += segment.size
         return segment
 
+    def _make(self, size: int, block_size: int) -> Segment:
+        return Segment(self._next_number, size, block_size, self._forgotten)
+
     def _second_try(self, size: int, block_size: int, error: OSError) -> Segment | None:
         """Give back what is idle, then ask the system for the least that will do."""
         if error.errno not in _NO_MEMORY or not (self._evict(self.size) or size > block_size):
             return None
         try:
-            return Segment(self._next_number, block_size, block_size)
+            return self._make(block_size, block_size)
         except OSError:
             return None
 
@@ -308,10 +329,13 @@ class Pool:
             self._drop(segment)
         return freed > 0
 
-    def _drop(self, segment: Segment) -> None:
-        self.size -= segment.size
+    def _remove(self, segment: Segment) -> None:
         del self._segments[segment.number]
         self._by_block_size[segment.block_size].remove(segment)
+
+    def _drop(self, segment: Segment) -> None:
+        self.size -= segment.size
+        self._remove(segment)
         if segment.passed_to is not None:
             self.dropped.append((segment.number, segment.passed_to))
             segment.passed_to = None

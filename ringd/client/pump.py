@@ -57,6 +57,15 @@ class Pump:
             else:
                 self._pump(self.channel, timeout)
 
+    def sent(self) -> None:
+        """With the lock: a message was sent.
+
+        To send takes the edge of ZeroMQ's descriptor away as to receive does, also from under a
+        thread that is about to be woken by it: look in its stead.
+        """
+        if self._pumping:
+            self._drain()
+
     def tell(self) -> None:
         """With the lock: something has changed that other threads may be waiting for."""
         if self._waiters:

@@ -192,7 +192,7 @@ class Ring:
         self._connection.check()
         array = tensors.accept(x, op, out)
         call = tensors.describe(array, op, name)
-        wire_timeout, until = _deadline(timeout)
+        wire_timeout, until = self._deadline(timeout)
         work_op = self._prepare(array, call, until)
         self._connection.submit(work_op, wire_timeout, until)
         return Work(self, self._connection, work_op, tensors.native(array.dtype), out)
@@ -209,7 +209,7 @@ class Ring:
         """
         self._connection.check()
         op = Op(tensors.barrier(name), 0)
-        wire_timeout, until = _deadline(timeout)
+        wire_timeout, until = self._deadline(timeout)
         self._connection.submit(op, wire_timeout, until)
         self._connection.wait(op, None)
 
@@ -292,13 +292,14 @@ class Ring:
             )
         return Op(call, length, payload=tensors.to_bytes(array))
 
-
-def _deadline(timeout: float | None) -> tuple[float | None, float | None]:
-    """Return a user's timeout as (what the daemon is told, the moment on the monotonic clock)."""
-    if timeout is None:
-        return None, None
-    if timeout == math.inf:
-        return 0.0, None
-    if not timeout > 0:
-        raise ValueError(f"a timeout is a positive number of seconds, not {timeout!r}")
-    return timeout, time.monotonic() + timeout
+    def _deadline(self, timeout: float | None) -> tuple[float | None, float | None]:
+        """Return *timeout* as (what the daemon is told, the moment on the monotonic clock)."""
+        if timeout == math.inf:
+            return 0.0, None
+        if timeout is None:
+            timeout = self._connection.latest.timeout
+            if timeout is None:
+                return None, None
+        elif not timeout > 0:
+            raise ValueError(f"a timeout is a positive number of seconds, not {timeout!r}")
+        return timeout, time.monotonic() + timeout

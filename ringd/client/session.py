@@ -27,6 +27,7 @@ class Op:
         "error",
         "give_up",
         "hold",
+        "kept",
         "length",
         "payload",
         "reply",
@@ -63,6 +64,8 @@ class Op:
         """Where the result comes to stand; None when it travels inside the message."""
         self.hold = hold
         """Whether the input is the user's own array."""
+        self.kept: tuple[Block | None, ...] = ()
+        """Memory that the daemon may be at work in until the op is released."""
         self.timeout: float | None = None
         """The deadline on the monotonic clock, 0 for none, None for the daemon's default."""
         self.give_up: float | None = None
@@ -109,16 +112,22 @@ class Op:
         self.ended = True
         self.reply = reply
 
-    def fail(self, error: errors.RingError) -> None:
-        """The call ended with *error*; nobody needs its input any more."""
+    def fail(self, error: errors.RingError, *, keep: bool = False) -> None:
+        """The call ended with *error*; nobody needs its input any more.
+
+        *keep*: the daemon may not know that, and use its memory until the op is released.
+        """
+        kept = (self.source_block, self.target) if keep else ()
         self.ended = True
         self.error = error
         self.target = None
         self.forget_input()
+        self.kept = kept
 
     def forget_input(self) -> None:
-        """Let the input's memory go."""
+        """Let go of the memory that only the daemon needs."""
         self.payload = self.source = self.source_block = None
+        self.kept = ()
 
 
 class Session:
@@ -133,6 +142,10 @@ class Session:
         """All ops below are finished on all members."""
         self.acked = 0
         """All ops below have their outcome here."""
+        self.ack_wanted = 0
+        """Somebody waits to hear of ops below that they have their outcome here."""
+        self.ack_sent = 0
+        """What :attr:`acked` was when that was answered last."""
         self.ops: dict[int, Op] = {}
         """What is not released, by number."""
         self.limit: int | None = None
@@ -163,9 +176,9 @@ class Session:
         op.finish(reply)
         self._ended()
 
-    def fail(self, op: Op, error: errors.RingError) -> None:
-        """*op* ended with *error*."""
-        op.fail(error)
+    def fail(self, op: Op, error: errors.RingError, *, keep: bool = False) -> None:
+        """*op* ended with *error*; *keep* as in :meth:`Op.fail`."""
+        op.fail(error, keep=keep)
         self._ended()
 
     def release(self, floor: int) -> None:

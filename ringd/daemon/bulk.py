@@ -69,13 +69,21 @@ class Bulk:
         """Begin the op; its first chunks can be pulled at once."""
         plan = self._plan(len(source), source.itemsize, reduction.accumulator.itemsize)
         transfer = Transfer(plan, reduction, source, target, self._scratch)
+        if transfer.finished:  # alone in the ring
+            self._on_finished(gid, seq)
+            return
         self._transfers[gid, seq] = transfer
         self._queue(gid, seq)
-        self._check_finished((gid, seq), transfer)
 
     def stop(self, gid: int, seq: int) -> None:
         """Forget the op; the caller makes the links let go of its memory."""
         self._transfers.pop((gid, seq), None)
+
+    def use_source(self, gid: int, seq: int, source: Array) -> None:
+        """Read the op's input from *source*, an equal copy, from now on; harmless if unknown."""
+        transfer = self._transfers.get((gid, seq))
+        if transfer is not None:
+            transfer.use_source(source)
 
     def progress(self, gid: int, seq: int) -> tuple[int, int] | None:
         """Return how many of the op's chunks were received, and of how many; None if not here."""

@@ -60,7 +60,7 @@ class Daemon:
         self._loop = loop = Loop()
         self._started = loop.now()
         self._recorder = Recorder(config.node)
-        self._neighbours = Neighbours(loop, config, store, self._recorder.dump)
+        self._neighbours = Neighbours(loop, config, store, self._recorder)
         self._programs = Programs(loop, config, self._neighbours, self._recorder)
         self._neighbours.attach(self._programs, self._programs.bulk)
         self._neighbours.on_state = self._state_changed
@@ -115,7 +115,8 @@ class Daemon:
             return
         self._log.info("stopping", ops_under_way=len(self._programs.bulk))
         self._manager.tell("STOPPING=1")
-        self._programs.draining = True
+        self._recorder.note("stopping")
+        self._programs.drain()
         self._neighbours.drain()
         self._stop_when_idle(self._loop.now() + DRAIN)
 
@@ -136,6 +137,7 @@ class Daemon:
         self._config = config
         logs.configure(config.log.level, config.log.format)
         self._log.info("reloaded", path=str(config.path))
+        self._recorder.note("reloaded")
 
     # --- questions --------------------------------------------------------------------
 
@@ -145,6 +147,7 @@ class Daemon:
 
     def _rejoin(self, answer: Callable[[bytes], None]) -> None:
         self._log.info("rejoin asked for")
+        self._recorder.note("rejoin asked for")
         answer(json.dumps({"generation": self._neighbours.machine.generation}).encode())
         self._neighbours.rejoin()
 
@@ -152,9 +155,10 @@ class Daemon:
         names = self._neighbours.names
 
         def done(answers: Answers) -> None:
-            members = [answers[rank] for rank in sorted(answers)]
-            silent = [name for rank, name in enumerate(names) if rank not in answers]
-            answer(json.dumps({"schema_version": 1, "members": members, "silent": silent}).encode())
+            # Spliced, not parsed: it may be megabytes, and the ring waits for this loop.
+            members = b",".join(answers[rank] for rank in sorted(answers))
+            silent = json.dumps([name for rank, name in enumerate(names) if rank not in answers])
+            answer(b'{"schema_version":1,"members":[%b],"silent":%b}' % (members, silent.encode()))
 
         self._neighbours.inquiries.ask(done)
 

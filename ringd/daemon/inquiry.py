@@ -6,25 +6,29 @@ goes back the way its question came. In a whole ring everyone is reached twice a
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from ringd.membership.machine import Side
 from ringd.net.loop import Loop, Timer
 from ringd.wire.control import Ask, Inquiry, Told
+from ringd.wire.frames import FrameError
 
 PATIENCE = 1.0
 """Seconds after which the answers that came are all there are."""
 
 _REMEMBERED = 256
-_MAX_BODY = 32 << 20
+_MAX_BODY = 8 << 20
 """Bytes of an answer once it is unpacked."""
 
-Answers = dict[int, Any]
-"""By rank, what each member said."""
+_MAX_TOLD = 900 << 10
+"""Bytes of an answer on a link, which takes no frame over 1 MiB."""
+
+Answers = dict[int, bytes]
+"""By rank, the JSON that each member said."""
+
+Done = Callable[[Answers], None]
 
 
 class Inquiries:
@@ -51,22 +55,35 @@ class Inquiries:
         self._send = send
         self._answer = answer
         self._number = int(loop.now() * 1e6)  # not one of a former life
-        self._open: dict[int, tuple[Answers, Callable[[Answers], None], Timer]] = {}
+        self._answers: Answers = {}  # to the question that is open
+        self._waiters: list[Done] = []  # for those; none while no question is open
+        self._timer: Timer | None = None
         self._seen: deque[tuple[int, int]] = deque(maxlen=_REMEMBERED)
 
-    def ask(self, done: Callable[[Answers], None]) -> None:
-        """Ask everybody; call *done* with the answers, this member's included."""
+    def ask(self, done: Done) -> None:
+        """Ask everybody; call *done* with the answers, this member's included.
+
+        Who asks while a question is open gets the answers to that one: members are asked once
+        at a time, however many ask here.
+        """
+        self._waiters.append(done)
+        if len(self._waiters) > 1:
+            return
         self._number += 1
-        number = self._number
-        answers: Answers = {self._rank: json.loads(self._answer())}
-        timer = self._loop.call_later(PATIENCE, lambda: self._close(number))
-        self._open[number] = (answers, done, timer)
+        self._answers = {self._rank: self._answer()}
+        self._timer = self._loop.call_later(PATIENCE, self._close)
         for side in ("left", "right"):
-            self._send(side, Ask(self._rank, number))
-        self._check(number)
+            self._send(side, Ask(self._rank, self._number))
+        self._check()
 
     def received(self, side: Side, message: Inquiry) -> None:
-        """A neighbour asks, passes on a question, or passes back an answer."""
+        """A neighbour asks, passes on a question, or passes back an answer.
+
+        Raises:
+            FrameError: No member can have said this.
+        """
+        if not 0 <= message.origin < self._size:
+            raise FrameError(f"an inquiry of rank {message.origin}")
         onward: Side = "left" if side == "right" else "right"
         if isinstance(message, Ask):
             key = (message.origin, message.number)
@@ -74,28 +91,31 @@ class Inquiries:
                 return
             self._seen.append(key)
             body = zlib.compress(self._answer())
-            self._send(side, Told(message.origin, message.number, self._rank, body))
+            if len(body) <= _MAX_TOLD:
+                self._send(side, Told(message.origin, message.number, self._rank, body))
             self._send(onward, message)
         elif message.origin != self._rank:
             self._send(onward, message)
-        elif message.number in self._open and 0 <= message.rank < self._size:
-            answer = _unpack(message.body)
-            if answer is not None:
-                self._open[message.number][0][message.rank] = answer
-                self._check(message.number)
+        elif self._waiters and message.number == self._number and message.rank < self._size:
+            body = _unpack(message.body)
+            if body:
+                self._answers[message.rank] = body
+                self._check()
 
-    def _check(self, number: int) -> None:
-        if len(self._open[number][0]) == self._size:
-            self._open[number][2].cancel()
-            self._close(number)
+    def _check(self) -> None:
+        if len(self._answers) == self._size:
+            self._close()
 
-    def _close(self, number: int) -> None:
-        answers, done, _ = self._open.pop(number)
-        done(answers)
+    def _close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        waiters, self._waiters = self._waiters, []
+        for done in waiters:
+            done(self._answers)
 
 
-def _unpack(body: bytes) -> Any:
+def _unpack(body: bytes) -> bytes:
     try:
-        return json.loads(zlib.decompressobj().decompress(body, _MAX_BODY))
-    except (zlib.error, ValueError):
-        return None
+        return zlib.decompressobj().decompress(body, _MAX_BODY)
+    except zlib.error:
+        return b""

@@ -14,9 +14,10 @@ from ringd.daemon import logs
 from ringd.daemon.daemon import Daemon
 from ringd.errors import ConfigError, RingError
 from ringd.host import paths
+from ringd.host.limits import raise_open_files
 
 EX_CONFIG = 78
-"""Of sysexits.h; the service files know that a restart cannot help."""
+"""Of sysexits.h: what is wrong stands in the config, so a restart cannot help."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,15 +56,15 @@ def main(
     its configuration again.
     """
     path = config or paths.find_config()
-    problems = load.problems(path, node)
-    if problems:
-        for problem in problems:
-            click.echo(problem, err=True)
+    try:
+        settings = load.load(path, node)
+    except ConfigError as error:
+        click.echo(str(error), err=True)
         sys.exit(EX_CONFIG)
-    settings = load.load(path, node)
     if check_config:
         click.echo(f"{path}: good; this is {settings.node!r}, rank {settings.rank}")
         return
+    raise_open_files()
     logs.configure(settings.log.level, settings.log.format)
     places = paths.default_paths()
     socket = socket or (Path(settings.ipc.socket) if settings.ipc.socket else places.socket)

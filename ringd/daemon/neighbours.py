@@ -7,6 +7,7 @@ client.
 
 from __future__ import annotations
 
+import math
 import socket
 from collections import Counter
 from collections.abc import Callable
@@ -14,10 +15,12 @@ from typing import Protocol
 
 import structlog
 
+from ringd.collective.reduction import dtype_from_name
 from ringd.config.settings import Config
 from ringd.daemon.bulk import Bulk
 from ringd.daemon.inquiry import Inquiries
 from ringd.daemon.reach import Reach
+from ringd.daemon.recorder import Recorder
 from ringd.daemon.state import State as Stored
 from ringd.daemon.state import StateFile
 from ringd.membership import machine as membership
@@ -25,9 +28,20 @@ from ringd.membership.machine import Machine, Side
 from ringd.net.link import Link
 from ringd.net.loop import Loop, Timer
 from ringd.wire import control, frames
-from ringd.wire.control import Ask, GroupMessage, Inquiry, MembershipMessage, Poll, Told
+from ringd.wire.control import Ask, GroupMessage, Inquiry, MembershipMessage, Offer, Poll, Told
 from ringd.wire.frames import FrameError, FrameType, Header
 from ringd.wire.handshake import Peer
+
+
+def fits(offer: Offer, nbytes: int) -> bool:
+    """Whether *nbytes* of tensor may come with *offer*; a wrong length must not reach numpy."""
+    if not offer.eager or offer.call.kind == "barrier":
+        return nbytes == 0
+    try:
+        itemsize = dtype_from_name(offer.call.dtype).itemsize
+    except TypeError:
+        return False
+    return nbytes == math.prod(offer.call.shape) * itemsize
 
 
 class RingUser(Protocol):
@@ -48,12 +62,11 @@ class RingUser(Protocol):
 class Neighbours:
     """See the module's docstring. ``attach`` the user and the bulk side, then :meth:`start`."""
 
-    def __init__(
-        self, loop: Loop, config: Config, store: StateFile, answer: Callable[[], bytes]
-    ) -> None:
+    def __init__(self, loop: Loop, config: Config, store: StateFile, recorder: Recorder) -> None:
         self._loop = loop
         self._config = config
         self._store = store
+        self._recorder = recorder
         self._log = structlog.get_logger("ring")
         self._user: RingUser
         self._bulk: Bulk
@@ -71,7 +84,7 @@ class Neighbours:
         self.on_state: Callable[[str], None] = lambda _text: None
         """Told in words whenever the ring's state changes."""
         self.links: dict[Side, Link] = {}
-        self.inquiries = Inquiries(loop, self.rank, self.size, self._send, answer)
+        self.inquiries = Inquiries(loop, self.rank, self.size, self._send, recorder.dump)
         """Questions to all members that can be reached."""
         self.dropped: Counter[str] = Counter()
         """Frames that were of no use, by reason."""
@@ -159,6 +172,7 @@ class Neighbours:
         self._log.info(
             "link up", side=side, peer=peer.name, address=address, incarnation=peer.incarnation
         )
+        self._recorder.note("link up", side=side, peer=peer.name, address=address)
         if self._reach is not None:
             self._reach.forget_said()
         self._perform(self.machine.link_up(side, peer.incarnation, address, self._loop.now()))
@@ -170,6 +184,7 @@ class Neighbours:
         del self.links[link.side]
         self.losses[link.side] += 1
         self._log.warning("link lost", side=link.side, peer=link.peer.name, reason=reason)
+        self._recorder.note("link lost", side=link.side, peer=link.peer.name, reason=reason)
         self._perform(self.machine.link_down(link.side, reason, self._loop.now()))
         self._redial(link)
 
@@ -233,6 +248,9 @@ class Neighbours:
             if link is not None:
                 link.close(action.reason, goodbye=True)
                 self._log.info("link dropped", side=side, peer=link.peer.name, reason=action.reason)
+                self._recorder.note(
+                    "link dropped", side=side, peer=link.peer.name, reason=action.reason
+                )
                 self._redial(link)
 
     def _persist(self, action: membership.Persist) -> None:
@@ -317,6 +335,9 @@ class Neighbours:
             self.dropped["of another generation"] += 1
             return
         message = control.decode_group(payload[: header.index])
+        data = bytes(payload[header.index :])
+        if isinstance(message, Offer) and not fits(message, len(data)):
+            raise FrameError(f"{len(data)} bytes cannot be the tensor of {message.call}")
         own = header.origin == self.rank
         if not isinstance(message, Poll):  # a poll changes on its way and comes back
             if own:
@@ -324,7 +345,6 @@ class Neighbours:
             right = self.links.get("right")
             if right is not None and header.origin != self._right_rank:
                 right.send(header, payload)
-        data = bytes(payload[header.index :])
         self._user.group_message(header.origin, header.group, header.seq, message, data)
 
     def data_buffer(self, link: Link, header: Header) -> memoryview | None:
@@ -361,3 +381,8 @@ class Neighbours:
         """Make the links let go of an aborted op's memory."""
         for link in self.links.values():
             link.divert(gid, seq)
+
+    def copy_outgoing(self, gid: int, seq: int) -> None:
+        """Make the links send what is left of the op's chunk from memory of their own."""
+        for link in self.links.values():
+            link.copy_outgoing(gid, seq)

@@ -20,7 +20,7 @@ from ringd import errors
 from ringd.border.client import Client
 from ringd.collective.reduction import Array, Reduction, dtype_from_name
 from ringd.config.settings import Config
-from ringd.daemon.bulk import Bulk, flat
+from ringd.daemon.bulk import Bulk, Key, flat
 from ringd.daemon.neighbours import Neighbours
 from ringd.daemon.recorder import OpEvent, Recorder
 from ringd.groups import actions as groups
@@ -45,6 +45,8 @@ class Buffers:
     """Behind the target."""
     submitted: float
     started: float | None = None
+    run: Key | None = None
+    """The op that was started on them last."""
     result: Array | None = None
     """An inline result, once there is one."""
 
@@ -88,6 +90,7 @@ class Programs:
             groups.Stop: self._stop,
             groups.Seal: self._seal,
             groups.Free: self._free,
+            groups.KeepInput: self._keep_input,
             groups.Accept: self._accept,
             groups.TellSession: self._tell_session,
             groups.Deny: self._deny,
@@ -108,6 +111,7 @@ class Programs:
     def attach(self, client: Client, message: border.Attach) -> None:
         """A program joins a group."""
         self._clients.add(client)
+        self._recorder.note("client joins", pid=client.pid, group=message.group)
         self._perform(
             self.engine.attach(
                 client,
@@ -126,21 +130,49 @@ class Programs:
             return
         now = self._loop.now()
         try:
-            submission = self._submission(client, message, payload, now)
+            buffers = self._buffers(client, message, payload, now)
         except errors.RingError as error:
-            client.send(border.Failed(message.join_id, message.seq, 0, error.code, str(error)))
-            return
+            self._submit_error(client, message, error.code, str(error))
+        else:
+            submission = self._submission(message, buffers, now)
+            self._hand_over(client, message, submission, message.outcome, message.message)
+
+    def submit_failed(self, client: Client, message: border.Submit, text: str) -> None:
+        """A call came that cannot be run here."""
+        if not self.draining:
+            self._submit_error(client, message, errors.Refused.code, text)
+
+    def _submit_error(self, client: Client, message: border.Submit, code: str, text: str) -> None:
+        """End the call here; the others hear of it, so that the group goes on in step."""
+        client.send(border.Failed(message.join_id, message.seq, 0, code, text))
+        now = self._loop.now()
+        submission = self._submission(message, Buffers(memoryview(b""), None, None, now), now)
+        self._hand_over(client, message, submission, code, text)
+
+    def _hand_over(
+        self,
+        client: Client,
+        message: border.Submit,
+        submission: Submission,
+        outcome: str,
+        text: str,
+    ) -> None:
         self._perform(
             self.engine.submit(
                 client,
                 message.join_id,
                 submission,
                 acked=message.acked,
-                outcome=message.outcome,
-                message=message.message,
-                now=now,
+                outcome=outcome,
+                message=text,
+                now=self._loop.now(),
             )
         )
+
+    def ack(self, client: Client, message: border.Ack) -> None:
+        """A program has outcomes that somebody waits for it to have."""
+        now = self._loop.now()
+        self._perform(self.engine.ack(client, message.join_id, message.acked, now))
 
     def detach(self, client: Client, message: border.Detach) -> None:  # noqa: ARG002 - the border's
         """A program leaves in good order."""
@@ -153,16 +185,12 @@ class Programs:
 
     def _gone(self, client: Client, reason: str) -> None:
         self._clients.discard(client)
+        self._recorder.note("client leaves", pid=client.pid, how=reason)
         self._perform(self.engine.detach(client, reason, self._loop.now()))
 
-    def _submission(
-        self,
-        client: Client,
-        message: border.Submit,
-        payload: memoryview | None,
-        now: float,
-    ) -> Submission:
-        call = message.call
+    def _buffers(
+        self, client: Client, message: border.Submit, payload: memoryview | None, now: float
+    ) -> Buffers:
         source, target, seal = payload, None, None
         if message.source is not None:
             source = client.view(message.source, writable=False)
@@ -172,22 +200,28 @@ class Programs:
                 message.target.segment, border.seal_offset(message.target), border.SEAL.size
             )
             seal = client.view(place, writable=True)
-        if source is None:
-            source = memoryview(b"")
+        return Buffers(memoryview(b"") if source is None else source, target, seal, now)
+
+    def _submission(self, message: border.Submit, buffers: Buffers, now: float) -> Submission:
         timeout = message.timeout if message.timeout is not None else self._config.ops.timeout
         if timeout is not None and timeout <= 0:
             timeout = None
-        eager = source.nbytes <= self._config.ops.eager_limit
+        eager = buffers.source.nbytes <= self._config.ops.eager_limit
         return Submission(
             seq=message.seq,
-            call=call,
-            payload=source if eager else None,
+            call=message.call,
+            payload=buffers.source if eager else None,
             deadline=None if timeout is None else now + timeout,
             timeout=timeout,
             hold=message.hold,
-            sealed=seal is not None,
-            buffers=Buffers(source, target, seal, now),
+            sealed=buffers.seal is not None,
+            buffers=buffers,
         )
+
+    def drain(self) -> None:
+        """Take no more calls; clients keep theirs for our successor."""
+        self.draining = True
+        self._tell_state("draining", self._neighbours.machine.generation)
 
     # --- the ring's side --------------------------------------------------------------
 
@@ -244,6 +278,7 @@ class Programs:
         else:
             target = buffers.result = np.empty(count, dtype)
         buffers.started = self._loop.now()
+        buffers.run = (action.gid, action.seq)
         if action.payloads is not None:
             inputs = [flat(payload, dtype) for payload in action.payloads]
             reduction.reduce_all(inputs, target)
@@ -266,6 +301,20 @@ class Programs:
         action.submission.buffers = None
         action.submission.payload = None
 
+    def _keep_input(self, action: groups.KeepInput) -> None:
+        """Copy the program's own memory, which it is about to have back."""
+        submission = action.submission
+        buffers = cast("Buffers | None", submission.buffers)
+        if buffers is None:
+            return
+        buffers.source = memoryview(bytes(buffers.source))
+        if submission.payload is not None:
+            submission.payload = buffers.source
+        if buffers.run is not None:
+            source = flat(buffers.source, dtype_from_name(submission.call.dtype))
+            self.bulk.use_source(*buffers.run, source)
+            self._neighbours.copy_outgoing(*buffers.run)
+
     def _accept(self, action: groups.Accept) -> None:
         client, ipc = cast(Client, action.client), self._config.ipc
         machine = self._neighbours.machine
@@ -281,6 +330,8 @@ class Programs:
                 max_message=ipc.max_message,
                 segment_budget=ipc.segment_budget,
                 window=ipc.window,
+                lost_after=self._config.join.lost_after,
+                timeout=self._config.ops.timeout,
             )
         )
 
@@ -299,14 +350,21 @@ class Programs:
         if action.code != OK:
             client.send(
                 border.Failed(
-                    action.join_id, submission.seq, action.released, action.code, action.message
+                    action.join_id,
+                    submission.seq,
+                    action.released,
+                    action.code,
+                    action.message,
+                    action.ack,
                 )
             )
             return
         result = None if buffers is None else buffers.result
         generation = self._neighbours.machine.generation
         client.send(
-            border.Completed(action.join_id, submission.seq, action.released, generation),
+            border.Completed(
+                action.join_id, submission.seq, action.released, generation, action.ack
+            ),
             None if result is None else result.view(_BYTES).data,
         )
 
@@ -332,10 +390,12 @@ class Programs:
 
     def _tell_lost(self, action: groups.TellLost) -> None:
         self._log.info("session over", reason=action.message, client=str(action.client))
+        self._recorder.note("session over", reason=action.message)
         client = cast(Client, action.client)
         client.send(border.Lost(action.join_id, action.floor, action.code, action.message))
 
     def _warn(self, action: groups.Warn) -> None:
+        self._recorder.note("call waits", group=action.group, seq=action.seq, why=action.missing)
         self._log.warning(
             "call waits",
             group=action.group,

@@ -61,11 +61,7 @@ class Reach:
         self._user = user
         self._log = structlog.get_logger("ring")
         self._names = tuple(member.name for member in config.ring.members)
-        self._backoff = Backoff(
-            config.join.backoff_first,
-            config.join.backoff_max,
-            random.Random(),  # noqa: S311 - jitter
-        )
+        self._backoff = _backoff(config)
         self._listener = self._make_listener(config)
         self._dialer = self._make_dialer()
         self._knock = self._make_knock()
@@ -77,7 +73,7 @@ class Reach:
         """Listen, dial, knock.
 
         Raises:
-            ConfigError: An address cannot be bound.
+            RingError: An address cannot be bound.
         """
         self._listener.start()
         self._dialer.start()
@@ -112,9 +108,14 @@ class Reach:
             RingError: A new address of this member cannot be bound; the old config stays.
         """
         old = self._config
-        if config.listen_addresses(config.node) != old.listen_addresses(old.node):
-            self._listen_elsewhere(config)
+        if (
+            config.listen_addresses(config.node) != old.listen_addresses(old.node)
+            or config.ring.key != old.ring.key
+            or config.join != old.join
+        ):
+            self._listen_anew(config)
         self._config = config
+        self._backoff = _backoff(config)
         dialing = self._dialer.active
         self._knock.stop()
         self._dialer.stop()
@@ -132,9 +133,9 @@ class Reach:
 
     # --- the makers -------------------------------------------------------------------
 
-    def _listen_elsewhere(self, config: Config) -> None:
+    def _listen_anew(self, config: Config) -> None:
         old, new = self._listener, self._make_listener(config)
-        old.stop()  # the new one may want some of its addresses
+        old.stop()  # the new one wants some of its addresses
         try:
             new.start()
         except RingError:
@@ -206,3 +207,8 @@ class Reach:
             self._said.clear()
         self._said.add((where, reason))
         self._log.warning(event, address=where, reason=reason)
+
+
+def _backoff(config: Config) -> Backoff:
+    jitter = random.Random()  # noqa: S311 - no secret
+    return Backoff(config.join.backoff_first, config.join.backoff_max, jitter)

@@ -16,6 +16,8 @@ import msgspec
 
 from ringd.wire.control import Call
 
+_LONGEST_CALL = 100
+
 KEPT = 4096
 """Events; the oldest go first."""
 
@@ -78,7 +80,7 @@ def _plain(event: Event | OpEvent, shift: float) -> dict[str, Any]:
         "what": "op",
         "group": event.group,
         "seq": event.seq,
-        "call": str(event.call),
+        "call": str(event.call)[:_LONGEST_CALL],
         "bytes": event.nbytes,
         "submitted": event.submitted + shift,
         "started": None if event.started is None else event.started + shift,

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from ringd.errors import ConfigError, RingError
+from ringd.errors import RingError
 from ringd.host.disk import flush
 
 STATE_NAME = "state.json"
@@ -38,7 +38,7 @@ class StateFile:
     the log if the file was damaged or another member's, else None.
 
     Raises:
-        ConfigError: The directory cannot be made, read or written.
+        RingError: The directory cannot be made, read or written.
         RingError: Another daemon uses it.
     """
 
@@ -156,8 +156,8 @@ def _u64(value: object) -> int:
     return value
 
 
-def _unusable(directory: Path, error: OSError) -> ConfigError:
-    return ConfigError(
+def _unusable(directory: Path, error: OSError) -> RingError:
+    return RingError(
         f"{directory}: cannot keep state here: {error.strerror} ({error.filename or directory}); "
         "let the user that runs ringd own it, or name another with --state-dir"
     )

@@ -56,6 +56,12 @@ class Seal(msgspec.Struct, frozen=True):
     submission: Submission
 
 
+class KeepInput(msgspec.Struct, frozen=True):
+    """Copy the input that the client lends, which gets its memory back, before anything else."""
+
+    submission: Submission
+
+
 class Free(msgspec.Struct, frozen=True):
     """The submission is needed no more; comes once for each one that was handed over."""
 
@@ -99,6 +105,8 @@ class Report(msgspec.Struct, frozen=True):
     code: str
     message: str
     released: int
+    ack: bool
+    """Somebody waits to hear that the client has it: ask it to say so at once."""
 
 
 class TellReleased(msgspec.Struct, frozen=True):
@@ -141,6 +149,7 @@ Action = Union[
     Run,
     Stop,
     Seal,
+    KeepInput,
     Free,
     Accept,
     TellSession,

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from ringd.errors import DeadlineExceeded, Mismatch
-from ringd.groups.actions import Action, Broadcast, Free, Relay, Report, Run, Seal, Stop
+from ringd.groups.actions import Action, Broadcast, Free, KeepInput, Relay, Report, Run, Seal, Stop
 from ringd.groups.ledger import Ledger
 from ringd.groups.op import OK, Move, Op, Phase, Submission
 from ringd.groups.words import differences, late, missing
@@ -86,7 +86,8 @@ class Calls:
             return
         op = self._op(seq, now)
         op.offers[rank] = offer
-        op.payloads[rank] = payload
+        if not op.ended:
+            op.payloads[rank] = payload
         self._consider(op)
 
     def peer_done(self, rank: int, floor: int) -> None:
@@ -112,7 +113,7 @@ class Calls:
         if op.phase is Phase.FINISHED and not op.holds:
             self._succeed(op)
         elif op.phase is Phase.HELD and op.poll_id:
-            self._end_late(op)
+            self._keep(op)
         else:
             self._complete(op)
 
@@ -123,9 +124,9 @@ class Calls:
         if op.ended or op.poll_id:
             return
         op.poll_id = poll_id
-        if op.phase is Phase.LENDING:
-            return  # the others compute with us right now; it ends when they have their result
-        if op.phase is not Phase.HELD and self.live and self.size > 1:
+        if op.has_result:
+            self._keep(op)  # only the others' need for the input held it back
+        elif self.live and self.size > 1:
             op.holds.add(poll_id)
             self.out.append(Relay(self.rank, self.gid, op.seq, Poll(poll_id, completed=False)))
         else:
@@ -139,7 +140,7 @@ class Calls:
         completed = poll.completed or seq < self.floor
         if seq >= self.floor:
             op = self._op(seq, now)
-            if op.outcome == OK:
+            if op.has_result:
                 completed = True
             elif not op.ended:
                 op.holds.add(poll.poll_id)
@@ -150,7 +151,7 @@ class Calls:
         if op is None or op.poll_id != poll.poll_id:
             return
         code, message = "", ""
-        if not poll.completed and op.outcome != OK:
+        if not poll.completed and not op.has_result:
             code = op.outcome or DeadlineExceeded.code
             message = op.message or self._late(op, self.waiting_for(op))
         self.out.append(Broadcast(self.gid, seq, Verdict(poll.poll_id, code, message)))
@@ -166,15 +167,12 @@ class Calls:
         op.holds.discard(poll_id)
         if op.ended:
             return
-        if code:
+        if code and not op.has_result:
             self._end(op, code, message)
         elif op.phase is Phase.FINISHED and not op.holds:
             self._succeed(op)
         else:
             self._complete(op)
-
-    def _end_late(self, op: Op) -> None:
-        self._end(op, DeadlineExceeded.code, self._late(op, self.waiting_for(op)))
 
     def _late(self, op: Op, why: str) -> str:
         return late(self.group, op, self.names[self.rank], why)
@@ -213,7 +211,8 @@ class Calls:
         self.out.append(Broadcast(self.gid, op.seq, offer, data))
         self.counts[self.rank] = max(self.counts[self.rank], op.seq + 1)
         op.offers[self.rank] = offer
-        op.payloads[self.rank] = data
+        if not op.ended:
+            op.payloads[self.rank] = data
         self._consider(op)
 
     def _consider(self, op: Op) -> None:
@@ -253,7 +252,10 @@ class Calls:
         if submission.hold:
             op.move(Move.HOLD)
             self._announce(op)
-            self._complete(op)
+            if op.poll_id:
+                self._keep(op)  # the client has waited long enough
+            else:
+                self._complete(op)
         else:
             self._end_well(op)
             self._announce(op)
@@ -284,11 +286,23 @@ class Calls:
             op.announced = True
             self.announce_done(op.seq)
 
-    def _end_well(self, op: Op) -> None:
-        op.move(Move.END)
+    def _end_well(self, op: Op, move: Move = Move.END) -> None:
+        op.move(move)
         op.outcome = OK
+        op.forget_payloads()
         self._report(op)
         self._advance()
+
+    def _keep(self, op: Op) -> None:
+        """End an op whose result stands here, though others may need the input: copy that."""
+        self.keep_input(op)
+        self._end_well(op, Move.KEEP)
+
+    def keep_input(self, op: Op) -> None:
+        """Make the op independent of the memory that the client lends."""
+        if op.submission is not None and op.submission.hold:
+            op.submission.hold = False
+            self.out.append(KeepInput(op.submission))
 
     def _end(self, op: Op, code: str, message: str) -> None:
         """End the op with an error."""
@@ -296,6 +310,7 @@ class Calls:
             self.out.append(Stop(self.gid, op.seq))
         op.move(Move.END)
         op.outcome, op.message = code, message
+        op.forget_payloads()
         self._report(op)
         self._free_failed(op)
         self._advance()
@@ -319,6 +334,7 @@ class Calls:
                     code=op.outcome,
                     message=op.message,
                     released=self.floor,
+                    ack=op.prompt and not op.submission.sealed,
                 )
             )
 

@@ -17,6 +17,8 @@ from ringd.groups.roll import Roll
 from ringd.groups.session import MAX_JOIN_ID, Session
 from ringd.wire.control import Done, GroupMessage, Joined, Left, Offer, Poll, Verdict
 
+_HEAP_SLACK = 64
+
 LAZY = 0.02
 """Seconds until news on finished ops is sent by itself when no offer has carried it."""
 
@@ -131,6 +133,14 @@ class Engine(Roll):
             if submission.deadline is not None:
                 heapq.heappush(self._deadlines, (submission.deadline, join_id, seq))
             heapq.heappush(self._stalls, (now + self.stall_warning, join_id, seq))
+            self._thin_out()
+        return self._flush(now)
+
+    def ack(self, client: Hashable, join_id: int, acked: int, now: float) -> list[Action]:
+        """The client has every outcome below *acked*."""
+        session = self.joins.get(join_id)
+        if session is not None and session.client == client:
+            session.ack(acked)
         return self._flush(now)
 
     def _turn_down(
@@ -147,6 +157,8 @@ class Engine(Roll):
         known = op.submission if op is not None else None
         if known is not None and known.call != submission.call:
             return f"{name} was submitted as {known.call} and now as {submission.call}"
+        if known is not None and not outcome and known.payload not in (None, submission.payload):
+            return f"{name} was submitted with other bytes before"
         if seq > session.next_seq:
             return f"{name} skips op {session.next_seq}"
         if seq - session.floor >= self.window:
@@ -276,6 +288,19 @@ class Engine(Roll):
             if session is not None and op is not None and not op.ended:
                 due.append((op, session))
         return due
+
+    def _thin_out(self) -> None:
+        """Forget deadlines of ops that ended long before them, now and then."""
+        allowed = _HEAP_SLACK + 2 * sum(len(session.ops) for session in self.joins.values())
+        for heap in (self._deadlines, self._stalls):
+            if len(heap) > allowed:
+                heap[:] = [entry for entry in heap if self._open(*entry[1:])]
+                heapq.heapify(heap)
+
+    def _open(self, join_id: int, seq: int) -> bool:
+        session = self.joins.get(join_id)
+        op = session.ops.get(seq) if session is not None else None
+        return op is not None and not op.ended
 
     def waiting_for(self, session: Session, op: Op) -> str:
         """Return in words for whom *op* waits."""

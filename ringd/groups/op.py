@@ -40,6 +40,7 @@ class Move(enum.Enum):
     START = "start"
     FINISH = "finish"
     HOLD = "hold"
+    KEEP = "keep"
     END = "end"
     RESET = "reset"
 
@@ -56,6 +57,8 @@ MOVES: dict[tuple[Phase, Move], Phase] = {
     (Phase.FINISHED, Move.END): Phase.ENDED,
     (Phase.FINISHED, Move.RESET): Phase.OPEN,
     (Phase.HELD, Move.START): Phase.LENDING,
+    (Phase.HELD, Move.KEEP): Phase.ENDED,  # a copy of the input takes the place of the client's
+    (Phase.LENDING, Move.KEEP): Phase.SERVING,
     (Phase.HELD, Move.END): Phase.ENDED,
     (Phase.HELD, Move.RESET): Phase.HELD,
     (Phase.LENDING, Move.FINISH): Phase.HELD,
@@ -144,6 +147,10 @@ class Op:
         self.finished_by.clear()
         self.holds.clear()
         self.announced = False
+
+    def forget_payloads(self) -> None:
+        """The op has ended: what others sent is needed no more."""
+        self.payloads = [b""] * self.size
 
     @property
     def ended(self) -> bool:

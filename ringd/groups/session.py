@@ -191,6 +191,9 @@ class Session(Calls):
         if self.limit is not None:
             submitted = min(submitted, self.limit)
         self.left = Left(self.group, self.join_id, submitted, code, message)
+        for op in self.ops.values():
+            if not op.ended:
+                self.keep_input(op)
         self.cut(self.left.submitted, code, message)
         self._settle()
         return self.left

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Literal, Union
 
+from ringd.membership.states import State
 from ringd.wire.control import MembershipMessage
 
 Side = Literal["left", "right"]
-
-
-class State(Enum):
-    """What a member is doing."""
-
-    FORMING = "forming"
-    READY = "ready"
-    DRAINING = "draining"
 
 
 @dataclass(frozen=True, slots=True)

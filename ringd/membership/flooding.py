@@ -98,12 +98,14 @@ class Flooding:
         told = self._publish(now, but=side)
         return [*told, Send(side, News(self.table.known()))]
 
-    def links_down(self, sides: Iterable[Side], reason: str, now: float) -> list[Send]:
+    def links_down(self, sides: tuple[Side, ...], reason: str, now: float) -> list[Send]:
         """Take note that there is no link on *sides* any more."""
         for side in sides:
             link = self._links[side]
             link.up, link.error = False, reason
             self._epoch += 1
+        if "right" in sides:
+            self._dial_errors.clear()
         return self._publish(now)
 
     def dial_failed(self, address: str, reason: str, now: float) -> list[Send]:
@@ -116,10 +118,6 @@ class Flooding:
         link.address = address
         link.error = "; ".join(f"{a}: {r}" for a, r in self._dial_errors.items())
         return self._publish(now)
-
-    def forget_dial_errors(self) -> None:
-        """Let failures to reach the right neighbour be news again."""
-        self._dial_errors.clear()
 
     def persisted(self, generation: int, incarnation: int, now: float) -> list[Send]:
         """Take note of what is on disk.

@@ -1,6 +1,7 @@
 """How one member forms the ring with the others, holds it, and notices that it broke.
 
 Pure: events come in with the time at which they happen, actions go out.
+Rule 1 is the business of :mod:`~ringd.membership.flooding`; the others are followed here.
 
 The rules
 ---------
@@ -33,7 +34,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 from ringd.membership.actions import (
     Action,
@@ -45,9 +45,12 @@ from ringd.membership.actions import (
     Ready,
     Send,
     Side,
-    State,
 )
-from ringd.membership.linkstate import LinkTable, is_newer
+from ringd.membership.flooding import Flooding
+from ringd.membership.linkstate import is_newer
+from ringd.membership.objections import objection
+from ringd.membership.states import TRANSITIONS, Event, State
+from ringd.membership.storage import StableStorage
 from ringd.wire.control import Commit, LinkState, MembershipMessage, News, Propose
 
 __all__ = [
@@ -68,66 +71,8 @@ __all__ = [
 PATIENCE = 1.0
 """Seconds that rank 0 gives its first round; doubled with each that does not come back."""
 MAX_PATIENCE = 30.0
-DISK_RETRY = 1.0
-"""Seconds between attempts to persist."""
 GAP = 1000
 """Generations left out by a rank 0 that has lost its state file."""
-MAX_GENERATION = 1 << 63
-"""Far beyond any that counting can reach, and still below what frames can carry."""
-MAX_ERROR = 300
-"""Characters of error text that travel in a link state."""
-
-
-class Event(Enum):
-    """What can change the state."""
-
-    FORMED = "the ring formed"
-    LINK_LOST = "a link was lost"
-    LINK_UP = "a neighbour has connected anew"
-    NEWS = "links changed elsewhere"
-    ROUND = "rank 0 has started another round"
-    DISK = "the state file cannot be written"
-    OLDER_SELF = "the others know an older self of this member, whose state file was lost"
-    REJOIN = "asked to rejoin"
-    DRAIN = "asked to shut down"
-
-
-TRANSITIONS: dict[tuple[State, Event], State] = {
-    (State.FORMING, Event.FORMED): State.READY,
-    (State.FORMING, Event.LINK_LOST): State.FORMING,
-    (State.FORMING, Event.LINK_UP): State.FORMING,
-    (State.FORMING, Event.NEWS): State.FORMING,
-    (State.FORMING, Event.ROUND): State.FORMING,
-    (State.FORMING, Event.DISK): State.FORMING,
-    (State.FORMING, Event.OLDER_SELF): State.FORMING,
-    (State.FORMING, Event.REJOIN): State.FORMING,
-    (State.FORMING, Event.DRAIN): State.DRAINING,
-    (State.READY, Event.LINK_LOST): State.FORMING,
-    (State.READY, Event.LINK_UP): State.FORMING,
-    (State.READY, Event.NEWS): State.FORMING,
-    (State.READY, Event.ROUND): State.FORMING,
-    (State.READY, Event.DISK): State.FORMING,
-    (State.READY, Event.OLDER_SELF): State.FORMING,
-    (State.READY, Event.REJOIN): State.FORMING,
-    (State.READY, Event.DRAIN): State.DRAINING,
-    # A ring that a draining member is in may break; it takes no part in another.
-    (State.DRAINING, Event.LINK_LOST): State.DRAINING,
-    (State.DRAINING, Event.LINK_UP): State.DRAINING,
-    (State.DRAINING, Event.NEWS): State.DRAINING,
-    (State.DRAINING, Event.ROUND): State.DRAINING,
-    (State.DRAINING, Event.DISK): State.DRAINING,
-    (State.DRAINING, Event.OLDER_SELF): State.DRAINING,
-    (State.DRAINING, Event.REJOIN): State.DRAINING,
-    (State.DRAINING, Event.DRAIN): State.DRAINING,
-}
-"""Every legal move; (READY, FORMED) and (DRAINING, FORMED) would be bugs and raise KeyError."""
-
-
-@dataclass(slots=True)
-class _Link:
-    up: bool = False
-    address: str = ""
-    error: str = ""
 
 
 @dataclass(slots=True)
@@ -171,22 +116,11 @@ class Machine:
         self.rank = rank
         self.size = size
         self._names = tuple(names) or tuple(f"rank {r}" for r in range(size))
+        self._flooding = Flooding(rank, self._names, generation, incarnation)
+        self._table = self._flooding.table
+        self._storage = StableStorage(generation, incarnation)
         self._state = State.FORMING
         self._out: list[Action] = []
-        self._links: dict[Side, _Link] = {"left": _Link(), "right": _Link()}
-        self._dial_errors: dict[str, str] = {}
-        self._table = LinkTable(size)
-        self._errors: dict[int, tuple[str, float]] = {}
-
-        self._incarnation = incarnation
-        self._epoch = 0
-        self._draining = False
-
-        self._stored = Persist(generation, incarnation)
-        self._wanted = self._stored
-        self._writing: Persist | None = None
-        self._disk_error = ""
-        self._disk_retry: float | None = None
 
         self._seen = generation
         self._attempts = 0
@@ -195,7 +129,6 @@ class Machine:
         self._proposal: Propose | None = None
         self._commit: Commit | None = None
         self._ring: Commit | None = None
-        self._table.put(self._describe(version=1))
 
     # --- what can be asked ------------------------------------------------------------
 
@@ -207,12 +140,12 @@ class Machine:
     @property
     def generation(self) -> int:
         """The highest generation persisted here; the one in use while :attr:`in_ring`."""
-        return self._stored.generation
+        return self._storage.stored.generation
 
     @property
     def incarnation(self) -> int:
         """This member's incarnation; rises when it finds that its state file was lost."""
-        return self._incarnation
+        return self._flooding.own.incarnation
 
     @property
     def in_ring(self) -> bool:
@@ -228,8 +161,8 @@ class Machine:
     def next_deadline(self) -> float | None:
         """When :meth:`tick` is to be called; None while there is nothing to wait for."""
         deadlines = [] if self._round is None else [self._round.deadline]
-        if self._disk_retry is not None:
-            deadlines.append(self._disk_retry)
+        if self._storage.retry is not None:
+            deadlines.append(self._storage.retry)
         return min(deadlines, default=None)
 
     def missing(self) -> dict[int, str]:
@@ -238,22 +171,7 @@ class Machine:
 
     def members(self, now: float) -> list[MemberView]:
         """Return what is known of each member, in rank order; *now* as for events."""
-        reached = self._table.reachable(self.rank)
-        edge = {(r + step) % self.size for r in reached for step in (1, -1)}
-        views = []
-        for rank in range(self.size):
-            left = self._table[(rank - 1) % self.size]
-            error, since = self._errors.get(rank, ("", None))
-            views.append(
-                MemberView(
-                    rank=rank,
-                    state="up" if rank in reached else "down" if rank in edge else "unknown",
-                    address="" if left is None else left.address,
-                    error=error,
-                    error_since=None if since is None else min(since, now),
-                )
-            )
-        return views
+        return self._flooding.members(now)
 
     # --- events -----------------------------------------------------------------------
 
@@ -263,45 +181,33 @@ class Machine:
 
     def link_up(self, side: Side, peer_incarnation: int, address: str, now: float) -> list[Action]:
         """Take note of an authenticated link; it replaces one that was thought to be up."""
-        link = self._links[side]
-        link.up, link.address, link.error = True, address, ""
-        if side == "right":
-            self._dial_errors.clear()
-        self._epoch += 1
-        self._publish(now, told=side)
-        self._out.append(Send(side, News(self._table.known())))
+        self._out += self._flooding.link_up(side, address, now)
         self._interrupt(
-            Event.LINK_UP, f"{self._neighbour(side)} (incarnation {peer_incarnation}), {side}"
+            Event.LINK_UP,
+            f"{self._flooding.neighbour(side)} (incarnation {peer_incarnation}), {side}",
         )
         return self._done(now)
 
     def link_down(self, side: Side, reason: str, now: float) -> list[Action]:
         """Take note of a lost link; nothing happens if it was known to be down."""
-        if self._links[side].up:
-            self._lose(side, reason)
-            self._publish(now)
-            self._interrupt(Event.LINK_LOST, f"to {self._neighbour(side)}: {reason}")
+        if self._flooding.up(side):
+            self._out += self._flooding.links_down((side,), reason, now)
+            self._interrupt(Event.LINK_LOST, f"to {self._flooding.neighbour(side)}: {reason}")
         return self._done(now)
 
     def dial_failed(self, address: str, reason: str, now: float) -> list[Action]:
         """Take note that the right neighbour cannot be reached at *address*."""
-        link = self._links["right"]
-        # A member with several addresses fails at each in turn: only what is new is told.
-        if not link.up and self._dial_errors.get(address) != reason:
-            self._dial_errors[address] = reason
-            link.address = address
-            link.error = "; ".join(f"{a}: {r}" for a, r in self._dial_errors.items())
-            self._publish(now)
+        self._out += self._flooding.dial_failed(address, reason, now)
         return self._done(now)
 
     def received(self, side: Side, message: MembershipMessage, now: float) -> list[Action]:
         """Take a neighbour's message; one that no neighbour could send costs it the link."""
-        if not self._links[side].up:
+        if not self._flooding.up(side):
             return []
-        objection = self._objection(side, message)
-        if objection:
-            self._drop((side,), f"protocol error: {objection}", now)
-            self._interrupt(Event.LINK_LOST, f"to {self._neighbour(side)}: {objection}")
+        reason = objection(self.rank, self.size, side, message)
+        if reason:
+            self._drop((side,), f"protocol error: {reason}", now)
+            self._interrupt(Event.LINK_LOST, f"to {self._flooding.neighbour(side)}: {reason}")
         elif isinstance(message, News):
             self._take_news(side, message, now)
         elif isinstance(message, Propose):
@@ -312,15 +218,9 @@ class Machine:
 
     def persisted(self, generation: int, now: float) -> list[Action]:
         """Take note that the outstanding :class:`Persist`, of *generation*, is on disk."""
-        self._stored = self._written(generation)
-        if self._disk_error:
-            self._disk_error = ""
-            self._epoch += 1
-            self._publish(now)
-        if self._stored.incarnation != self._incarnation:
-            self._incarnation = self._stored.incarnation
-            self._epoch += 1
-            self._publish(now, version=1)
+        self._storage.persisted(generation)
+        incarnation = self._storage.stored.incarnation
+        self._out += self._flooding.persisted(generation, incarnation, now)
         if self._commit is not None and self._commit.generation == generation:
             self._enter(self._commit)
         current = self._round
@@ -334,19 +234,14 @@ class Machine:
 
     def persist_failed(self, reason: str, now: float) -> list[Action]:
         """Take note that the outstanding :class:`Persist` failed; it is tried again later."""
-        self._written(None)
-        self._disk_retry = now + DISK_RETRY
-        if self._disk_error != reason:
-            self._disk_error = reason
-            self._epoch += 1
-            self._publish(now)
+        self._storage.failed(now)
+        self._out += self._flooding.disk_failed(reason, now)
         self._interrupt(Event.DISK, reason)
         return self._done(now)
 
     def rejoin(self, now: float) -> list[Action]:
         """Drop both links, and with them the ring, and forget what went wrong."""
         self._patience = PATIENCE
-        self._dial_errors.clear()
         if self.size > 1:
             self._drop(("left", "right"), "asked to rejoin", now)
         self._interrupt(Event.REJOIN)
@@ -354,17 +249,15 @@ class Machine:
 
     def drain(self, now: float) -> list[Action]:
         """Take no part in a new ring; the one in use goes on until a link is lost."""
-        if not self._draining:
-            self._draining = True
+        if self._state is not State.DRAINING:
             self._proposal = self._commit = self._round = None
-            self._publish(now)
+            self._out += self._flooding.drain(now)
             self._move(Event.DRAIN)
         return self._done(now)
 
     def tick(self, now: float) -> list[Action]:
         """Let time pass; to be called at :attr:`next_deadline`, harmless at other times."""
-        if self._disk_retry is not None and now >= self._disk_retry:
-            self._disk_retry = None
+        self._storage.tick(now)
         if self._round is not None and now >= self._round.deadline:
             self._round = None
             self._patience = min(MAX_PATIENCE, 2 * self._patience)
@@ -372,41 +265,15 @@ class Machine:
 
     # --- messages ---------------------------------------------------------------------
 
-    def _objection(self, side: Side, message: MembershipMessage) -> str:
-        if isinstance(message, News):
-            for state in message.states:
-                if not (0 <= state.rank < self.size and 0 <= state.generation < MAX_GENERATION):
-                    return f"news of rank {state.rank} in generation {state.generation}"
-            return ""
-        kind = type(message).__name__
-        if side != "left":
-            return f"{kind} from the right"
-        # A proposal holds the incarnations of those that it has passed.
-        passed = self.rank if isinstance(message, Propose) and self.rank else self.size
-        if len(message.incarnations) != passed:
-            return f"{kind} with {len(message.incarnations)} incarnations instead of {passed}"
-        if not 0 <= message.generation < MAX_GENERATION:
-            return f"{kind} of generation {message.generation}"
-        return ""
-
     def _take_news(self, side: Side, news: News, now: float) -> None:
-        own = self._table[self.rank]
-        others = []
+        own = self._flooding.own
         for state in news.states:
             self._seen = max(self._seen, state.generation)
-            if state.rank != self.rank:
-                others.append(state)
-            elif own is not None and is_newer(state, own):
+            if state.rank == self.rank and is_newer(state, own):
                 self._outlive(state)
-        merge = self._table.merge(others)
-        if not merge.changed:
-            return
-        self._tell(_other(side), News(merge.changed))
-        for state in merge.changed:
-            if state.error:
-                self._note_errors(state.rank, now)
-        if merge.moved is not None:
-            moved = merge.moved
+        sends, moved = self._flooding.received(side, news.states, now)
+        self._out += sends
+        if moved is not None:
             self._interrupt(
                 Event.NEWS, f"{self._names[moved.rank]}: {moved.error or 'linked anew'}"
             )
@@ -429,7 +296,7 @@ class Machine:
             self._proposal = Propose(
                 attempt=propose.attempt,
                 generation=self._seen,
-                incarnations=(*propose.incarnations, self._incarnation),
+                incarnations=(*propose.incarnations, self.incarnation),
             )
             self._out.append(Send("right", self._proposal))
 
@@ -448,20 +315,20 @@ class Machine:
             and proposal.attempt == commit.attempt
             and self._able()
             and commit.incarnations == self._table.incarnations()
-            and commit.generation > self._wanted.generation
+            and commit.generation > self._storage.wanted.generation
         ):
             self._proposal = None
             self._commit = commit
             self._seen = max(self._seen, commit.generation)
             self._out.append(Send("right", commit))
-            self._wanted = Persist(commit.generation, self._wanted.incarnation)
+            self._storage.want(generation=commit.generation)
 
     # --- rounds of rank 0 -------------------------------------------------------------
 
     def _begin_round(self, now: float) -> None:
         self._attempts += 1
         self._round = _Round(self._attempts, now, now + self._patience)
-        propose = Propose(self._attempts, self._seen, (self._incarnation,))
+        propose = Propose(self._attempts, self._seen, (self.incarnation,))
         if self.size == 1:
             self._decide(self._round, propose)
         else:
@@ -470,9 +337,9 @@ class Machine:
     def _decide(self, current: _Round, propose: Propose) -> None:
         # Rank 0 wrote down every generation that it sent. Others know a higher one? Then its
         # file was lost, or an old one restored, and there may be more that nobody remembers.
-        self._seen += 1 if self._seen <= self._wanted.generation else GAP
+        self._seen += 1 if self._seen <= self._storage.wanted.generation else GAP
         current.commit = Commit(propose.attempt, self._seen, propose.incarnations)
-        self._wanted = Persist(self._seen, self._wanted.incarnation)
+        self._storage.want(generation=self._seen)
 
     # --- the pieces of all of these ----------------------------------------------------
 
@@ -481,7 +348,7 @@ class Machine:
         return (
             self._table.all_up()
             and self._state is State.FORMING
-            and self._wanted.incarnation == self._incarnation
+            and self._storage.wanted.incarnation == self.incarnation
         )
 
     def _enter(self, commit: Commit) -> None:
@@ -505,94 +372,21 @@ class Machine:
 
     def _outlive(self, older: LinkState) -> None:
         """Rise above *older*, this member's former self."""
-        if self._wanted.incarnation <= older.incarnation:
-            self._wanted = Persist(self._wanted.generation, older.incarnation + 1)
+        if self._storage.wanted.incarnation <= older.incarnation:
+            self._storage.want(incarnation=older.incarnation + 1)
             self._interrupt(Event.OLDER_SELF)
 
-    def _lose(self, side: Side, reason: str) -> None:
-        link = self._links[side]
-        link.up, link.error = False, reason
-        self._epoch += 1
-
     def _drop(self, sides: tuple[Side, ...], reason: str, now: float) -> None:
-        for side in sides:
-            self._lose(side, reason)
-        self._publish(now)
+        self._out += self._flooding.links_down(sides, reason, now)
         self._out.append(DropLinks(reason, sides))
-
-    def _written(self, generation: int | None) -> Persist:
-        """Return the outstanding Persist, which has ended."""
-        writing = self._writing
-        if writing is None or generation not in (None, writing.generation):
-            raise ValueError(f"generation {generation} was not to be persisted, but {writing}")
-        self._writing = None
-        return writing
 
     def _done(self, now: float) -> list[Action]:
         """Do what the event made possible, and hand out the actions."""
         if self.rank == 0 and self._round is None and self._able():
             self._begin_round(now)
-        if (
-            self._writing is None
-            and self._disk_retry is None
-            and (self._wanted != self._stored or self._disk_error)
-        ):
-            self._writing = self._wanted
-            self._out.append(self._wanted)
+        self._out += self._storage.due()
         out, self._out = self._out, []
         return out
-
-    def _publish(self, now: float, *, version: int = 0, told: Side | None = None) -> None:
-        """Tell the neighbours, other than *told*, about this member's new state."""
-        known = self._table[self.rank]
-        state = self._describe(version or (1 if known is None else known.version + 1))
-        self._table.put(state)
-        for rank in (self.rank, (self.rank + 1) % self.size, (self.rank - 1) % self.size):
-            self._note_errors(rank, now)
-        for side in ("left", "right"):
-            if side != told:
-                self._tell(side, News((state,)))
-
-    def _tell(self, side: Side, message: MembershipMessage) -> None:
-        if self._links[side].up:
-            self._out.append(Send(side, message))
-
-    def _describe(self, version: int) -> LinkState:
-        errors = [
-            f"{side} neighbour {self._neighbour(side)}: {link.error}"
-            for side, link in self._links.items()
-            if link.error
-        ]
-        if self._disk_error:
-            errors.append(f"state file: {self._disk_error}")
-        alone = self.size == 1
-        return LinkState(
-            rank=self.rank,
-            incarnation=self._incarnation,
-            version=version,
-            left_up=self._links["left"].up or alone,
-            right_up=self._links["right"].up or alone,
-            generation=self._stored.generation,
-            address=self._links["right"].address,
-            error="; ".join(errors)[:MAX_ERROR],
-            draining=self._draining,
-            epoch=self._epoch,
-        )
-
-    def _note_errors(self, rank: int, now: float) -> None:
-        """Remember when an error about *rank* or its neighbours changed."""
-        for near in (rank, (rank + 1) % self.size, (rank - 1) % self.size):
-            text = self._table.complaint(near)
-            if text and self._errors.get(near, ("", 0.0))[0] != text:
-                self._errors[near] = (text, now)
-
-    def _neighbour(self, side: Side) -> str:
-        step = 1 if side == "right" else -1
-        return self._names[(self.rank + step) % self.size]
-
-
-def _other(side: Side) -> Side:
-    return "right" if side == "left" else "left"
 
 
 def _reason(event: Event, detail: str) -> str:

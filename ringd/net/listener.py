@@ -13,7 +13,7 @@ from functools import partial
 
 from ringd.config.settings import JoinSettings
 from ringd.config.units import format_address
-from ringd.errors import ConfigError
+from ringd.errors import RingError
 from ringd.net.exchange import Exchange
 from ringd.net.loop import EVENT_READ, Loop, Timer
 from ringd.net.oserrors import describe
@@ -95,16 +95,16 @@ class Listener:
         """Listen.
 
         Raises:
-            ConfigError: An address cannot be listened on; names it, and a remedy.
+            RingError: An address cannot be listened on; names it, and a remedy.
         """
         try:
             for host, port in self._bind:
                 self._sockets += _listen(host, port)
-        except ConfigError:
+        except RingError:
             self.stop()
             raise
         if self._bind and not self._sockets:
-            raise ConfigError("cannot listen: this machine has neither IPv4 nor IPv6")
+            raise RingError("cannot listen: this machine has neither IPv4 nor IPv6")
         self._watch()
 
     def stop(self) -> None:
@@ -213,5 +213,5 @@ def _listen(host: str, port: int) -> list[socket.socket]:
             return []  # IPv6 is switched off
         remedy = _REMEDIES.get(error.errno or 0)
         text = f"cannot listen on {format_address(host, port)}: {describe(error)}"
-        raise ConfigError(f"{text}; {remedy}" if remedy else text) from error
+        raise RingError(f"{text}; {remedy}" if remedy else text) from error
     return sockets

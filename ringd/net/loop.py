@@ -26,6 +26,8 @@ EVENT_WRITE = selectors.EVENT_WRITE
 PAUSE_THRESHOLD = 1.0
 """Seconds by which a timer must be late before the process is taken to have been asleep."""
 
+_LONGEST_SLEEP = 3600.0  # seconds; epoll takes no more than some weeks
+
 _COMPACT_FROM = 64
 """Cancelled timers are left in the heap until there are this many, and they are the majority."""
 
@@ -203,7 +205,7 @@ class Loop:
         if busy or soon or self._stopping:
             return 0.0
         due = self._earliest()
-        return None if due is None else max(0.0, due - self.now())
+        return None if due is None else min(_LONGEST_SLEEP, max(0.0, due - self.now()))
 
     def _prepare(self) -> bool:
         busy = False

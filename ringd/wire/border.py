@@ -91,6 +91,14 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
     message: str
 
 
+class Ack(msgspec.Struct, frozen=True, array_like=True, tag="ack"):
+    """Say what has been received, without waiting for the next call to say it."""
+
+    join_id: int
+    acked: int
+    """As in :class:`Submit`."""
+
+
 class Detach(msgspec.Struct, frozen=True, array_like=True, tag="detach"):
     """Leave the group in good order."""
 
@@ -115,7 +123,7 @@ class AskTrace(msgspec.Struct, frozen=True, array_like=True, tag="trace"):
     version: int
 
 
-Request = Union[Attach, Submit, Detach, AskStatus, AskRejoin, AskTrace]
+Request = Union[Attach, Submit, Ack, Detach, AskStatus, AskRejoin, AskTrace]
 
 
 # --- daemon to client -----------------------------------------------------------------
@@ -139,6 +147,10 @@ class Attached(msgspec.Struct, frozen=True, array_like=True, tag="attached"):
     """Bytes of shared memory that one client may have passed at any time."""
     window: int
     """How many unreleased ops a client may have."""
+    lost_after: float = 3.0
+    """Seconds; how late the daemon may be to notice that a deadline has passed."""
+    timeout: Optional[float] = None
+    """Seconds; the deadline of calls that name none. None for no deadline."""
 
 
 class Completed(msgspec.Struct, frozen=True, array_like=True, tag="completed"):
@@ -148,6 +160,8 @@ class Completed(msgspec.Struct, frozen=True, array_like=True, tag="completed"):
     seq: int
     released: int
     generation: int
+    ack: bool = False
+    """Somebody waits for this to be received: answer with :class:`Ack`."""
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
@@ -158,6 +172,8 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
     released: int
     code: str
     message: str
+    ack: bool = False
+    """As in :class:`Completed`."""
 
 
 class Released(msgspec.Struct, frozen=True, array_like=True, tag="released"):

@@ -64,6 +64,7 @@ class Adversary:
             own = Random(f"{self._seed}/set {number}/{i}")
             begins = start + (rng.uniform(0, 0.6) if i else 0.0)
             heapq.heappush(stories, (begins, i, kind.story(self._stage, own)))
+        ledger.alone = count == 1 and not chosen[0].ends_daemons
         if count == 1:
             ledger.watch(start, self.added[chosen[0].name], BRISK)
         self._play(stories)

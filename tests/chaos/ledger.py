@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-TOGETHER = 15.0
-"""Seconds: a daemon and a program that died within this time of each other died together."""
+RETURN = 2.0
+"""Seconds after a daemon's start in which its programs have surely come back to it."""
 
 
 @dataclass
@@ -59,8 +59,16 @@ class Ledger:
         self.nbytes = 0
         self.notices: list[float] = []
         """Seconds from a program's death to the end of the others' calls."""
-        self.daemons: list[tuple[int, float]] = []
-        """Which were ended, by rank, and when."""
+        self.absences: dict[int, list[tuple[float, float]]] = defaultdict(list)
+        """By rank, when its daemon was away from its programs: since, until."""
+        self.excused: list[str] = []
+        """Split outcomes that the loss of a whole machine explains."""
+        self.misnamed: list[str] = []
+        """What GroupLost said where it named no member whose program had died."""
+        self.alone = False
+        """Whether the adversary does one fault at a time right now."""
+        self.calm_notices: list[float] = []
+        """As ``notices``, where nothing but that program's death was going on."""
         self._watched: list[tuple[float, str, list[float]]] = []
 
     @property
@@ -101,7 +109,13 @@ class Ledger:
 
     def daemon_ended(self, rank: int, moment: float) -> None:
         """The adversary ended a daemon."""
-        self.daemons.append((rank, moment))
+        self.absences[rank].append((moment, math.inf))
+
+    def daemon_started(self, rank: int, moment: float) -> None:
+        """The adversary started it again."""
+        self.absences[rank] = [
+            (since, min(until, moment + RETURN)) for since, until in self.absences[rank]
+        ]
 
     def died(self, group: str, rank: int, code: int, log: Path) -> None:
         """A program ended by itself, with an error."""
@@ -140,18 +154,22 @@ class Ledger:
         if len(good) > 1:
             self.violate("wrong values", f"call {number} of {group.name} differs: {ended}")
         if good and "lost" in outcomes:
-            if self._machine_lost(group, min(when for _, when in ended.values())):
-                self.counts["split"] += 1
+            lost = [when for outcome, when in ended.values() if outcome == "lost"]
+            if self._machine_lost(group, max(lost)):
+                self.excused.append(f"call {number} of {group.name}: {ended}")
             else:
                 self.violate("split outcomes", f"call {number} of {group.name}: {ended}")
 
-    def _machine_lost(self, group: Group, since: float) -> bool:
-        """Whether a program and its daemon died together, which may split a call's outcome."""
+    def _machine_lost(self, group: Group, moment: float) -> bool:
+        """Whether a program that died before *moment* had no daemon then to speak for it.
+
+        What it had handed over may have gone with the daemon, and so split a call's outcome.
+        """
         return any(
-            rank == death.rank and abs(moment - death.moment) < TOGETHER
+            since <= moment and until >= death.moment
             for death in group.deaths
-            if death.healed > since - TOGETHER
-            for rank, moment in self.daemons
+            if death.moment <= moment <= death.healed
+            for since, until in self.absences[death.rank]
         )
 
     def _lost(self, group: Group, rank: int, number: int, moment: float, text: str) -> None:
@@ -164,8 +182,12 @@ class Ledger:
             self.violate("calls lost", f"{what}, though no program had died: {text}")
             return
         named = any(repr(self.names[death.rank]) in text for death in dead)
-        self.counts["GroupLost that names another"] += not named
-        self.notices.append(moment - max(death.moment for death in dead))
+        if not named:
+            self.misnamed.append(f"{group.name} on {self.names[rank]} at {moment:.2f}: {text}")
+        notice = moment - max(death.moment for death in dead)
+        self.notices.append(notice)
+        if self.alone:
+            self.calm_notices.append(notice)
 
     def _resumed(self, group: Group, rank: int, number: int, moment: float, text: str) -> None:
         del text

@@ -68,9 +68,10 @@ class Report:
             f"| results checked, every value | {counts['ok']:,} |",
             f"| bytes of them | {ledger.nbytes / 1e9:.1f} GB |",
             f"| calls ended by GroupLost, after a program was ended | {counts['GroupLost']:,} |",
-            f"| of these, naming another member | {counts['GroupLost that names another']:,} |",
+            f"| of these, naming no member whose program had died | {len(ledger.misnamed):,} |",
             f"| from a program's end to that, {_SPREAD} | {_spread(ledger.notices)} |",
-            f"| outcomes split by the loss of a whole machine | {counts['split']:,} |",
+            f"| the same, where nothing else happened | {_spread(ledger.calm_notices)} |",
+            f"| outcomes split by the loss of a whole machine | {len(ledger.excused):,} |",
         ]
         lines += [f"| **{what}** | **{counts[what]}** |" for what in MUST_BE_ZERO]
         return lines

@@ -69,6 +69,8 @@ def play(options: Options, directory: Path, command: str, tell: Callable[[str], 
     finally:
         for node in stage.cluster.nodes:
             stage.inspect(node)
+        (directory / "excused.txt").write_text("\n".join(stage.ledger.excused))
+        (directory / "misnamed.txt").write_text("\n".join(stage.ledger.misnamed))
         if stage.ledger.failed:
             _keep_evidence(stage, directory)
         stage.close()

@@ -86,6 +86,7 @@ class Stage:
         self.inspect(node)
         self._started[self.rank(node)] = time.monotonic()
         node.start()
+        self.ledger.daemon_started(self.rank(node), time.monotonic())
 
     def inspect(self, node: Node) -> None:
         """Note it if a daemon ended in another way than it was ended."""
