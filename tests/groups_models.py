@@ -148,6 +148,8 @@ class Client:
         self.lost = True
         self.doomed = False
         self.retrying = False
+        self.owing = False
+        """The daemon asked for an acknowledgement."""
         self.connect()
 
     def __str__(self) -> str:
@@ -280,7 +282,9 @@ class Client:
         copy = work.source.value if copied else None
         acked = next((s for s, w in sorted(self.mine.items()) if not w.outcome), len(self.mine))
         outcome, message = work.outcome, work.message
-        if again and work.spec.hold and work.seal is not None and outcome in ("", OK):
+        if again and work.spec.hold and outcome == OK:
+            outcome = "error"  # the program may have changed what it lent by now
+        elif again and work.spec.hold and work.seal is not None and not outcome:
             outcome = OK
         hold = work.spec.hold and work.outcome == ""  # once told, it lends nothing any more
 
@@ -314,11 +318,20 @@ class Client:
             if action.code == OK and work.target is not None:
                 result = work.target.value
             work.end(action.code, action.message, result)
+            self.owing |= action.ack
+            if self.owing and not self.open:
+                self.owing = False
+                self._ack(action.join_id)
         elif isinstance(action, actions.TellReleased):
             self._release(action.join_id, action.released)
         elif isinstance(action, actions.TellLost):
             self._lost(action.join_id, action.floor, action.code, action.message)
         self.advance()
+
+    def _ack(self, join_id: int) -> None:
+        connection, works = self.connection, self.works[join_id]
+        acked = next((s for s, w in sorted(works.items()) if not w.outcome), len(works))
+        self._send(lambda engine, now: engine.ack(connection, join_id, acked, now))
 
     def _release(self, join_id: int, released: int) -> None:
         for seq in range(self.released[join_id], released):
@@ -519,12 +532,13 @@ class Node:
         elif isinstance(action, (actions.Warn, actions.Dropped)):
             pass
         else:
-            client = self.peers.get(action.client)  # type: ignore[arg-type] - our own tuples
-            if client is None:
-                return
             result = None
             if isinstance(action, actions.Report):
                 result = action.submission.buffers.result
+                self.sim.note_late(self, action)
+            client = self.peers.get(action.client)  # type: ignore[arg-type] - our own tuples
+            if client is None:
+                return
             self.sim.queue(("down", action.client), lambda: client.hear(action, result))
 
     def run(self, action: actions.Run) -> None:

@@ -82,6 +82,12 @@ class Sim:
         """Groups in which somebody asked for errors on any loss."""
         self.applied: dict[tuple[int, int], dict[tuple[int, ...], list[Client]]] = {}
         """For each input, the sessions in which it was summed, and who saw that."""
+        self.parted: set[tuple[int, int]] = set()
+        """By rank and gid, sessions that are not live there."""
+        self.parted_last: dict[int, float] = {}
+        """By gid, when a member last went live in that session."""
+        self.late_alone: set[tuple[int, int]] = set()
+        """Calls, by join id and number, that ended late while not everybody could be asked."""
         self.outcomes: Counter[str] = Counter()
         self.closing = False
         self.clients: list[Client] = []
@@ -297,10 +303,32 @@ class Sim:
     # --- checks -----------------------------------------------------------------------
 
     def note(self, node: Node) -> None:
-        """Remember which sessions exist."""
+        """Remember which sessions exist, and where they are not live."""
         if node.engine is not None:
             for gid, session in node.engine.by_gid.items():
                 self.sessions.setdefault(gid, session.join_ids)
+                place = (node.rank, gid)
+                if not session.live:
+                    self.parted.add(place)
+                elif place in self.parted:
+                    self.parted.remove(place)
+                    self.parted_last[gid] = self.now
+
+    def note_late(self, node: Node, report: actions.Report) -> None:
+        """Remember whether a deadline that has passed was decided on without the others."""
+        deadline = report.submission.deadline
+        if report.code != "deadline_exceeded" or deadline is None or deadline > self.now:
+            return
+        assert node.engine is not None
+        gid = node.engine.joins[report.join_id].gid
+        whole = (
+            gid != 0
+            and self.generation != 0
+            and all(other.generation == self.generation for other in self.nodes)
+            and not any((rank, gid) in self.parted for rank in range(self.n))
+        )
+        if not whole or self.parted_last.get(gid, 0.0) >= deadline:
+            self.late_alone.add((report.join_id, report.submission.seq))
 
     def check_value(self, work: Work) -> None:
         """A result is the sum of what the members of its session handed over, once."""
@@ -368,7 +396,11 @@ class Sim:
                     raise Violation(f"{buffers.work} was never freed by {node.rank}")
 
     def check_agreement(self) -> None:
-        """Who lives sees one outcome everywhere, unless a daemon died after its client had left."""
+        """Who lives sees one outcome everywhere, but for what the promises except.
+
+        That is: a daemon died after its client had left, or a deadline passed while the ring
+        was down or the session not live.
+        """
         for join_ids in self.agreed:
             gone = [join_id for join_id in join_ids if self.owners[join_id].join_id != join_id]
             lost = {self.owners[j].rank for j in join_ids if j in self.dead or j in gone}
@@ -377,7 +409,9 @@ class Sim:
             for seq in range(len(self.owners[join_ids[0]].specs)):
                 works = [self.works.get((join_id, seq)) for join_id in join_ids]
                 ends = {w.outcome for w in works if w and w.outcome and w.counts_on(join_ids)}
-                if len(ends) > 1 and OK in ends and ends <= {OK, "group_lost", "mismatch"}:
+                alone = any((join_id, seq) in self.late_alone for join_id in join_ids)
+                excused = alone and "deadline_exceeded" in ends
+                if len(ends) > 1 and OK in ends and not excused:
                     raise Violation(f"op {seq} of {join_ids} ended in two ways: {ends}")
 
     def empty(self) -> bool:

@@ -84,6 +84,8 @@ class Op:
         """What the daemon is told of this op when it has to be told again."""
         if self.error is not None:
             return self.error.code
+        if self.ended and self.hold:
+            return errors.RingError.code  # whoever still lacks the result cannot have it from us
         return OK if self.ended or self.sealed else ""
 
     def submission(self, now: float, acked: int) -> Submit:
@@ -104,8 +106,16 @@ class Op:
             acked=acked,
             hold=self.hold,
             outcome=outcome,
-            message=str(self.error)[:_MAX_MESSAGE] if self.error is not None else "",
+            message=self._explanation()[:_MAX_MESSAGE],
         )
+
+    def _explanation(self) -> str:
+        if self.error is None and self.ended and self.hold:
+            return (
+                "a member that had the result has its own memory back, and lost the daemon that "
+                "kept a copy of the input: this one cannot be computed again"
+            )
+        return "" if self.error is None else str(self.error)
 
     def finish(self, reply: Payload | None) -> None:
         """The call succeeded."""

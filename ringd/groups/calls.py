@@ -225,9 +225,11 @@ class Calls:
                 if offer is not None and offer.outcome not in ("", OK):
                     self._end(op, offer.outcome, offer.message)
                     return
-        if op.outcome not in ("", OK) or not op.complete:
+        if not op.complete:
             return
         self._announce(op)
+        if op.outcome not in ("", OK):
+            return
         offers = [offer for offer in op.offers if offer is not None]
         if any(offer.call != submission.call for offer in offers):
             if not op.has_result:
@@ -334,7 +336,7 @@ class Calls:
                     code=op.outcome,
                     message=op.message,
                     released=self.floor,
-                    ack=op.prompt and not op.submission.sealed,
+                    ack=op.outcome != OK or (op.prompt and not op.submission.sealed),
                 )
             )
 

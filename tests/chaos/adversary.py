@@ -76,8 +76,12 @@ class Adversary:
         names = ", ".join(kind.name for kind in chosen)
         took = time.monotonic() - start
         self._tell(f"set {number}: {names}: went on after {took:.2f} s")
-        calm = rng.uniform(0, 0.15)
-        while time.monotonic() < healed + calm:
+        self.rest(rng.uniform(0, 0.15))
+
+    def rest(self, seconds: float) -> None:
+        """Let the programs be for a while."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
             self._stage.programs.pump(0.01)
 
     def _play(self, stories: list[tuple[float, int, Iterator[float]]]) -> None:

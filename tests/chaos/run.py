@@ -20,8 +20,11 @@ START = 60.0
 STOP = 120.0
 """Seconds in which all programs must have agreed to stop."""
 
-GROWTH = 48 << 20
-"""Bytes of memory that a daemon may have more of after a thousand faults: allocators keep some."""
+GROWTH = 16 << 20
+"""Bytes of memory that a daemon may have more of after hundreds of faults."""
+
+WARM_UP = 5.0
+"""Seconds without faults before it is measured for the first time: records and caches fill."""
 
 SURVIVED_SHARE = 0.35
 """Of the faults, at the end: those that no daemon dies of, so that leaks show."""
@@ -110,6 +113,8 @@ def _phase(
     """Start the programs, disturb them, and have them stop."""
     stage.programs.start_all()
     adversary.await_progress(time.monotonic(), START)
+    if not kinds:
+        adversary.rest(WARM_UP)
     for number in sets(share) if kinds else ():
         adversary.act(number, kinds)
         if stage.ledger.failed:
