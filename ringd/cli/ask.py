@@ -59,7 +59,7 @@ def find_socket(given: Path | None) -> Path:
         else:
             return candidate
     raise forbidden or DaemonUnavailable(
-        f"no daemon here ({'; '.join(trouble)}); start ringd, or name its --socket"
+        f"no daemon here ({', '.join(trouble)}); start ringd, or name its --socket"
     )
 
 
@@ -100,8 +100,10 @@ def _knock(path: Path, timeout: float) -> None:
         except PermissionError:
             text = f"{path}: no permission; join the group that owns it, or ask as root"
             raise RingError(text) from None
+        except FileNotFoundError:
+            raise DaemonUnavailable(f"nothing at {path}") from None
         except OSError as error:
-            text = f"{path}: {error.strerror or error}; the daemon that made this socket is gone"
+            text = f"at {path}: {error.strerror or error}, so the daemon that made it is gone"
             raise DaemonUnavailable(text) from None
 
 

@@ -136,7 +136,7 @@ class Demo:
     def status(self, node: str) -> dict[str, object] | None:
         """Return the daemon's own word, None if it does not run."""
         try:
-            return ask(self.socket(node), AskStatus, timeout=1.0)
+            return ask(self.socket(node), AskStatus)
         except RingError:
             return None
 
