@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from cluster import Cluster, wait_until
+from cluster import PATIENCE, Cluster, wait_until
 
 from chaos.calls import STYLES
 from chaos.ledger import Ledger
@@ -59,9 +59,16 @@ class Programs:
         self._leaving: dict[tuple[str, int], Program] = {}
 
     def start(self, group: str, rank: int) -> None:
-        """Start the program of *group* on *rank*, unless it runs."""
+        """Start the program of *group* on *rank*, unless it runs.
+
+        As a supervisor does, once its predecessor has ended: that may take a while after a
+        SIGKILL, with much memory to give back, and until then its place is rightly taken.
+        """
         if (group, rank) in self._running:
             return
+        former = self._leaving.pop((group, rank), None)
+        if former is not None:
+            former.process.wait(PATIENCE)
         program = Program(self._cluster, group, rank, self._seed, self._stop)
         self._running[group, rank] = program
         self._selector.register(program.fd, selectors.EVENT_READ, program)

@@ -60,6 +60,8 @@ class Stage:
         self.ledger = Ledger(STYLES, [node.name for node in self.cluster.nodes])
         self.programs = Programs(self.cluster, self.ledger, seed)
         self._started = [0.0] * size
+        self._sent: list[set[int]] = [set() for _ in range(size)]
+        """Signals that this run has sent to each daemon's process."""
         self._asked: list[threading.Thread] = []
         self._strangers: list[socket.socket] = []
 
@@ -89,13 +91,16 @@ class Stage:
             return
         self.inspect(node)
         self._started[self.rank(node)] = time.monotonic()
+        self._sent[self.rank(node)].clear()
         node.start()
         self.ledger.daemon_started(self.rank(node), time.monotonic())
 
     def inspect(self, node: Node) -> None:
-        """Note it if a daemon ended in another way than it was ended."""
+        """Note it if a daemon ended in another way than this run ended it."""
         code = None if node.process is None else node.process.poll()
-        if code not in (None, 0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP):
+        sent = self._sent[self.rank(node)]
+        asked = code is None or -code in sent or (code == 0 and signal.SIGTERM in sent)
+        if not asked:
             lines = node.log_path.read_text().splitlines()[-8:]
             self.ledger.violate("daemons crashed", f"{node.name}: {code}: {lines}")
 
@@ -103,6 +108,7 @@ class Stage:
         """End a daemon at once."""
         self.inspect(node)
         self.ledger.daemon_ended(self.rank(node), time.monotonic())
+        self._sent[self.rank(node)].add(signal.SIGKILL)
         node.kill()
 
     def signal(self, node: Node, signum: int) -> None:
@@ -110,6 +116,7 @@ class Stage:
         if signum == signal.SIGTERM:
             self.ledger.daemon_ended(self.rank(node), time.monotonic())
         if node.running:
+            self._sent[self.rank(node)].add(signum)
             node.signal(signum)
 
     def rejoin(self, node: Node) -> None:
