@@ -112,8 +112,6 @@ class Calls:
         op.move(Move.FINISH)
         if op.phase is Phase.FINISHED and not op.holds:
             self._succeed(op)
-        elif op.phase is Phase.HELD and op.poll_id:
-            self._keep(op)
         else:
             self._complete(op)
 

@@ -166,6 +166,7 @@ class Session(Calls):
         elif outcome:
             op.move(Move.END)
             op.outcome, op.message = outcome, message
+            op.forget_payloads()
             self._free_failed(op)
         elif self.limit is not None and seq >= self.limit:
             self._end(op, *self.loss)
@@ -191,8 +192,9 @@ class Session(Calls):
         if self.limit is not None:
             submitted = min(submitted, self.limit)
         self.left = Left(self.group, self.join_id, submitted, code, message)
+        # Also where the client seems to have died: a program that only forgot its ring lives on.
         for op in self.ops.values():
-            if not op.ended:
+            if not op.ended and op.seq < submitted:
                 self.keep_input(op)
         self.cut(self.left.submitted, code, message)
         self._settle()
