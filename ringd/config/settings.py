@@ -168,6 +168,11 @@ class JoinSettings:
         _duration(0.02),
         "A silent neighbour counts as lost after this: at least two heartbeats.",
     )
+    congestion: str = _setting(
+        "auto",
+        _one_of("auto", "system"),
+        'TCP\'s congestion control on Linux: "system", or "auto": not bbr, slow on fast links.',
+    )
 
 
 @dataclass(frozen=True, slots=True)

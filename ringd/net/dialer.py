@@ -14,6 +14,7 @@ from errno import EINPROGRESS
 
 from ringd.config.settings import JoinSettings
 from ringd.config.units import format_address, parse_address
+from ringd.host.tcp import link_socket
 from ringd.membership.backoff import Backoff
 from ringd.net.exchange import Exchange
 from ringd.net.loop import EVENT_WRITE, Loop, Timer
@@ -144,7 +145,7 @@ class _Round:
         configured = self._configured
         self._address = configured if literal == configured else f"{configured} ({literal})"
         try:
-            sock = socket.socket(family, socket.SOCK_STREAM)
+            sock = link_socket(family, self._settings.congestion)
         except OSError as error:
             self._failed(describe(error))
             return

@@ -14,6 +14,7 @@ from functools import partial
 from ringd.config.settings import JoinSettings
 from ringd.config.units import format_address
 from ringd.errors import RingError
+from ringd.host.tcp import link_socket
 from ringd.net.exchange import Exchange
 from ringd.net.loop import EVENT_READ, Loop, Timer
 from ringd.net.oserrors import describe
@@ -99,7 +100,7 @@ class Listener:
         """
         try:
             for host, port in self._bind:
-                self._sockets += _listen(host, port)
+                self._sockets += _listen(host, port, self._settings.congestion)
         except RingError:
             self.stop()
             raise
@@ -186,14 +187,14 @@ class Listener:
         return False
 
 
-def _listen(host: str, port: int) -> list[socket.socket]:
+def _listen(host: str, port: int, congestion: str) -> list[socket.socket]:
     """Return listening sockets for every address of *host*; none if its family is missing."""
     sockets: list[socket.socket] = []
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, _, _, _, address in dict.fromkeys(found):
             try:
-                sock = socket.socket(family, socket.SOCK_STREAM)
+                sock = link_socket(family, congestion)
             except OSError as error:
                 if error.errno == errno.EAFNOSUPPORT:
                     continue  # a kernel without IPv6
