@@ -22,6 +22,7 @@ from ringd.daemon.recorder import Recorder
 from ringd.daemon.state import State, StateFile
 from ringd.daemon.status import status
 from ringd.errors import RingError
+from ringd.host import heap
 from ringd.net.loop import Loop
 from ringd.wire.border import AskRejoin, AskStatus, AskTrace
 
@@ -97,6 +98,7 @@ class Daemon:
             )
             self._manager.tell("READY=1")
             self._manager.feed_watchdog(loop)
+            heap.settle()
             loop.run()
         finally:
             self._neighbours.stop("the daemon stops")

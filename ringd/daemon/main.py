@@ -13,7 +13,7 @@ from ringd.config import load
 from ringd.daemon import logs
 from ringd.daemon.daemon import Daemon
 from ringd.errors import ConfigError, RingError
-from ringd.host import paths
+from ringd.host import heap, paths
 from ringd.host.limits import raise_open_files
 
 EX_CONFIG = 78
@@ -65,6 +65,7 @@ def main(
         click.echo(f"{path}: good; this is {settings.node!r}, rank {settings.rank}")
         return
     raise_open_files()
+    heap.give_back_large_blocks()
     logs.configure(settings.log.level, settings.log.format)
     places = paths.default_paths()
     socket = socket or (Path(settings.ipc.socket) if settings.ipc.socket else places.socket)

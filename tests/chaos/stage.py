@@ -34,9 +34,6 @@ lost_after = "800ms"
 checksum = {checksum}
 """
 
-TIDY = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
-"""Has glibc give large blocks back at once. It else keeps tens of MiB, in which a leak is lost."""
-
 SETTLED = 1.5
 """Seconds after which a daemon surely handles SIGHUP; before, that may end it."""
 
@@ -56,7 +53,6 @@ class Stage:
         self.cluster = Cluster(
             directory, size, settings=self.settings, dial=self._dial(), ports=ports
         )
-        self.cluster.environ |= TIDY
         self.ledger = Ledger(STYLES, [node.name for node in self.cluster.nodes])
         self.programs = Programs(self.cluster, self.ledger, seed)
         self._started = [0.0] * size

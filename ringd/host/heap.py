@@ -1,0 +1,43 @@
+"""The daemon's own heap: large blocks go back when they are freed, the collector has little to do.
+
+A daemon runs for months beside programs that want the memory themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import sys
+
+LARGE = 128 << 10
+"""Bytes from which a block is a mapping of its own, and goes back when it is freed."""
+
+SPARE = 1 << 20
+"""Bytes that may lie free at the end of the heap."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
+def give_back_large_blocks() -> None:
+    """Fix malloc's thresholds, where it is glibc's; macOS gives memory back by itself.
+
+    glibc begins with this threshold too, but raises it to the size of any larger block that is
+    freed, up to 32 MiB, and then lets twice as much lie free. Measured: three daemons that reduced
+    64 MiB of float16 held 53 to 71 MiB by that, and 46 MiB with it fixed. A call of 16 KiB to
+    64 MiB takes as long either way, as buffers in use are pooled.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # musl has no such function, nor the need
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(_M_MMAP_THRESHOLD, LARGE)
+            mallopt(_M_TRIM_THRESHOLD, SPARE)
+
+
+def settle() -> None:
+    """Leave all that exists now out of later collections: it stays till the end anyway.
+
+    Else each full one looks at the 36,000 objects of a start, which takes 6 to 14 ms in which the
+    ring waits, and it comes only when a quarter as many have piled up.
+    """
+    gc.freeze()
