@@ -101,6 +101,7 @@ class Lifeline:
         """Hang up; the client reads the end of the stream. Segments stay while views do."""
         self._hang_up()
         self.segments.clear()
+        self.on_end = None  # it knows the client, which knows us: no work for the collector
 
     def _readable(self, _events: int) -> None:
         self.drain()

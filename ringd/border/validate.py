@@ -15,6 +15,7 @@ _MAX_NUMBER = 1 << 62
 _MAX_BYTES = (1 << 63) - 1
 _MAX_DIMENSIONS = 64
 _MAX_TEXT = 1024
+_MAX_WORD = 32
 
 
 def fault_of(message: Request, payload_bytes: int | None) -> str | None:
@@ -118,21 +119,31 @@ def _overlap(source: Ref, target: Ref) -> str | None:
     return None
 
 
-@lru_cache(maxsize=1024)  # programs repeat their calls
 def _tensor_bytes(call: Call) -> int | str | None:
     """Return the bytes of the call's tensor, None for a barrier; a string is a fault."""
     if len(call.name) > MAX_CALL_NAME:
         return f"a call's name has up to {MAX_CALL_NAME} characters"
-    if call.kind == "barrier":
-        return None if not (call.reduction or call.dtype or call.shape) else "a barrier has no data"
-    if call.kind != "all_reduce":
-        return f"unknown kind of call {call.kind[:32]!r}"
+    if max(len(call.kind), len(call.reduction), len(call.dtype)) > _MAX_WORD:
+        return f"a call's kind, op and dtype have up to {_MAX_WORD} characters"
+    if len(call.shape) > _MAX_DIMENSIONS:
+        return "a shape has up to 64 sides, none negative"
+    return _bytes_of(call.kind, call.reduction, call.dtype, call.shape)
+
+
+@lru_cache(maxsize=1024)  # programs repeat their calls, under ever new names
+def _bytes_of(
+    kind: str, operation: str, dtype_name: str, shape: tuple[int, ...]
+) -> int | str | None:
+    if kind == "barrier":
+        return None if not (operation or dtype_name or shape) else "a barrier has no data"
+    if kind != "all_reduce":
+        return f"unknown kind of call {kind!r}"
     try:
-        dtype = reduction.dtype_from_name(call.dtype)
-        reduction.check(call.reduction, dtype)
+        dtype = reduction.dtype_from_name(dtype_name)
+        reduction.check(operation, dtype)
     except (TypeError, ValueError) as error:
         return str(error)
-    if len(call.shape) > _MAX_DIMENSIONS or any(side < 0 for side in call.shape):
+    if any(side < 0 for side in shape):
         return "a shape has up to 64 sides, none negative"
-    size = math.prod(call.shape) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     return size if size <= _MAX_BYTES else "the tensor is too large"

@@ -110,8 +110,9 @@ class Inquiries:
         if self._timer is not None:
             self._timer.cancel()
         waiters, self._waiters = self._waiters, []
+        answers, self._answers = self._answers, {}  # megabytes, and nobody's business any more
         for done in waiters:
-            done(self._answers)
+            done(answers)
 
 
 def _unpack(body: bytes) -> bytes:

@@ -11,6 +11,7 @@ went live is for good, and the client is told of it first.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable
 from hashlib import blake2b
 
@@ -21,6 +22,9 @@ from ringd.groups.op import OK, Move, Phase, Submission
 from ringd.wire.control import Left
 
 MAX_JOIN_ID = 2**64 - 1
+
+_REMEMBERED_SESSIONS = 64
+"""News is late by a trip round the ring, not by that many joins of other members."""
 
 
 def session_number(group: str, join_ids: tuple[int, ...]) -> int:
@@ -66,7 +70,7 @@ class Session(Calls):
         self.join_ids: tuple[int, ...] = ()
         self.pledged = False
         """The client knows its peers, as something may have been offered to them."""
-        self.given_up: set[tuple[int, ...]] = set()
+        self.given_up: deque[tuple[int, ...]] = deque(maxlen=_REMEMBERED_SESSIONS)
         """Sessions that a member left before they went live; late news of them may come yet."""
 
     # --- forming ----------------------------------------------------------------------
@@ -98,7 +102,7 @@ class Session(Calls):
 
     def unform(self) -> None:
         """Forget the peers: they never agreed on this session; the client's ops wait on."""
-        self.given_up.add(self.join_ids)
+        self.given_up.append(self.join_ids)
         for op in list(self.ops.values()):
             self._reset(op)
             if op.submission is None:

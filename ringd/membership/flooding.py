@@ -17,6 +17,9 @@ from ringd.wire.control import LinkState, News
 MAX_ERROR = 300
 """Characters of error text that travel in a link state."""
 
+MAX_DIAL_ERRORS = 64
+"""Addresses with their errors that are kept: a name may resolve to another one each time."""
+
 
 @dataclass(slots=True)
 class _Link:
@@ -114,6 +117,8 @@ class Flooding:
         # A member with several addresses fails at each in turn: only what is new is told.
         if link.up or self._dial_errors.get(address) == reason:
             return []
+        if address not in self._dial_errors and len(self._dial_errors) >= MAX_DIAL_ERRORS:
+            del self._dial_errors[next(iter(self._dial_errors))]
         self._dial_errors[address] = reason
         link.address = address
         link.error = "; ".join(f"{a}: {r}" for a, r in self._dial_errors.items())

@@ -52,10 +52,13 @@ class Exchange:
         self._over = True
         self._timer.cancel()
         self._loop.remove(self._sock)
+        # They know the exchange, as a rule: without this it would wait for the collector.
+        del self._on_peer, self._on_failed
 
     def _fail(self, reason: str) -> None:
+        on_failed = self._on_failed
         self.abort()
-        self._on_failed(reason)
+        on_failed(reason)
 
     def _ready(self, _events: int) -> None:
         try:
@@ -78,8 +81,9 @@ class Exchange:
         self._send()
         peer = self._handshake.peer
         if peer is not None and not self._over:
+            on_peer = self._on_peer
             self._release()
-            self._on_peer(peer, self._handshake.leftover)
+            on_peer(peer, self._handshake.leftover)
 
     def _send(self) -> None:
         if self._over:
