@@ -520,7 +520,9 @@ class Simulation:
             raise Violation(f"{rank} goes from generation {self._used[rank]} to {generation}")
         self._used[rank] = generation
         # The whole ring is known from this member's word, and must be what others said.
-        incarnations = process.machine.incarnations
+        ring = process.machine._ring
+        assert ring is not None
+        incarnations = ring.incarnations
         if self._rings.setdefault(generation, incarnations) != incarnations:
             raise Violation(f"two rings of generation {generation}")
         if self._members.setdefault((generation, rank), process.boot) != process.boot:

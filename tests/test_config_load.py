@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from ringd.config.load import choose_node, load, problems, ring_problems
+from ringd.config.load import choose_node, load, ring_problems
 from ringd.config.settings import Member
 from ringd.errors import ConfigError
 
@@ -49,6 +49,15 @@ def write(tmp_path):
         return path
 
     return write_config
+
+
+def problems(path, node):
+    """Return what loading complains of, line by line; nothing if the file can be used."""
+    try:
+        load(path, node)
+    except ConfigError as error:
+        return str(error).splitlines()
+    return []
 
 
 def said(path, node="a"):
@@ -205,12 +214,13 @@ format = 3
 
 
 def test_load_raises_all_problems(write):
-    """The error holds the same lines."""
+    """The error has a line for each problem, and nothing else."""
     path = write(LOOPBACK + '[log]\nlevel = "x"\nformat = "y"\n')
     with pytest.raises(ConfigError) as caught:
         load(path, "a")
-    assert str(caught.value).splitlines() == problems(path, "a")
-    assert len(problems(path, "a")) == 2
+    first, second = str(caught.value).splitlines()
+    assert first.startswith(f'{path}: log.level = "x": ')
+    assert second.startswith(f'{path}: log.format = "y": ')
 
 
 @pytest.mark.parametrize(

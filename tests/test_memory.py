@@ -77,7 +77,7 @@ def test_handshakes_that_are_over_are_freed() -> None:
                 rank, purpose = (0, "link") if kind == "link" else (2, "knock")
                 dialing = Dialing(identity(rank), KEY, "b", os.urandom(32), purpose)
                 sock.sendall(dialing.outgoing())
-                run_until(loop, lambda: listener.pending)
+                run_until(loop, lambda: listener._pending)
                 loop.call_later(0.0, loop.stop)
                 loop.run()
                 dialing.receive(sock.recv(4096))

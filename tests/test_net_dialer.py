@@ -74,6 +74,7 @@ class Scene:
                 (sock, peer, address, leftover)
             ),
             "on_failure": lambda address, reason: self.failures.append((address, reason)),
+            "resolver": resolver.Resolver(self.loop),
         }
         dialer = Dialer(self.loop, **(values | changes))
         self.closables.append(dialer)
@@ -438,7 +439,6 @@ def test_out_of_descriptors(scene):
 def test_knock(scene):
     """A knock is heard by the left neighbour, once, and leaves no connection."""
     target, _ = scene.listener(rank=0)
-    done = []
     knock = Knock(
         scene.loop,
         identity=lambda: identity(1),
@@ -446,36 +446,43 @@ def test_knock(scene):
         target="a",
         addresses=lambda: [f"127.0.0.1:{free_port()}", target, target],
         settings=QUICK,
-        on_done=done.append,
+        resolver=resolver.Resolver(scene.loop),
     )
     knock.start()
-    run_until(scene.loop, lambda: done and scene.knocks)
+    run_until(scene.loop, lambda: scene.knocks and not knock.active)
     assert [peer.name for peer in scene.knocks] == ["b"]
-    assert [len(failures) for failures in done] == [1]
     assert scene.accepted == []
 
 
 def test_knock_is_not_repeated(scene):
     """A knock that nobody hears ends after one round."""
-    done = []
+    rounds = []
     port = free_port()
+
+    def addresses():
+        rounds.append(port)
+        return [f"127.0.0.1:{port}"]
+
     knock = Knock(
         scene.loop,
         identity=lambda: identity(1),
         key=KEY,
         target="a",
-        addresses=lambda: [f"127.0.0.1:{port}"],
+        addresses=addresses,
         settings=QUICK,
-        on_done=done.append,
+        resolver=resolver.Resolver(scene.loop),
     )
     knock.start()
-    run_until(scene.loop, lambda: done)
-    reason = f"connection refused (errno {errno.ECONNREFUSED})"
-    assert done == [[(f"127.0.0.1:{port}", reason)]]
+    run_until(scene.loop, lambda: not knock.active)
+    scene.listener(rank=0, port=port)
+    late = scene.loop.now() + 0.1
+    run_until(scene.loop, lambda: scene.loop.now() > late)
+    assert (len(rounds), scene.knocks) == (1, [])
     knock.start()
     knock.stop()
-    run_until(scene.loop, lambda: True)
-    assert len(done) == 1
+    late = scene.loop.now() + 0.1
+    run_until(scene.loop, lambda: scene.loop.now() > late)
+    assert (knock.active, scene.knocks) == (False, [])
 
 
 def test_itself(scene, monkeypatch):

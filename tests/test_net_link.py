@@ -17,7 +17,7 @@ from ringd.wire import frames
 from ringd.wire.frames import CHECKSUM, FrameError, FrameType, Header
 from ringd.wire.handshake import Peer
 
-PEER = Peer("b", 1, 8, "link", b"")
+PEER = Peer("b", 1, 8, "link")
 
 
 @pytest.fixture

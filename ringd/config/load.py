@@ -49,17 +49,11 @@ def load(path: str | Path, node: str | None = None, *, hostname: str | None = No
     Raises:
         ConfigError: With one line for each problem.
     """
-    config, lines = _read(Path(path), node, hostname)
-    if config is None or lines:
-        raise ConfigError("\n".join(lines))
+    report = _Report(Path(path))
+    config = _read(report, node, hostname)
+    if config is None or report.lines:
+        raise ConfigError("\n".join(report.lines))
     return config
-
-
-def problems(
-    path: str | Path, node: str | None = None, *, hostname: str | None = None
-) -> list[str]:
-    """Return one line for each problem of the file at *path*; empty when it can be used."""
-    return _read(Path(path), node, hostname)[1]
 
 
 def ring_problems(path: str | Path, name: str, members: Iterable[Member]) -> list[str]:
@@ -119,11 +113,10 @@ class _Report:
                 self.add(prefix + key, f"unknown key{remedy}")
 
 
-def _read(path: Path, node: str | None, hostname: str | None) -> tuple[Config | None, list[str]]:
-    report = _Report(path)
+def _read(report: _Report, node: str | None, hostname: str | None) -> Config | None:
     document = _parse(report)
     if document is None:
-        return None, report.lines
+        return None
     report.unknown_keys("", document, ("ring", *SECTIONS))
     ring = _ring(report, document.get("ring"))
     sections = {name: _section(report, name, document.get(name, {})) for name in SECTIONS}
@@ -134,7 +127,7 @@ def _read(path: Path, node: str | None, hostname: str | None) -> tuple[Config | 
             me = choose_node(names, node, hostname or socket.gethostname())
         except ValueError as error:
             report.add("ring.members", error)
-    return Config(ring=ring, path=path, node=me, **sections), report.lines
+    return Config(ring=ring, path=report.path, node=me, **sections)
 
 
 def _parse(report: _Report) -> dict[str, Any] | None:

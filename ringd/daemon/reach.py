@@ -19,6 +19,7 @@ from ringd.membership.machine import Side
 from ringd.net.dialer import Dialer, Knock
 from ringd.net.listener import Listener
 from ringd.net.loop import Loop
+from ringd.net.resolver import Resolver
 from ringd.wire.handshake import Identity, Peer
 
 HEALTHY_AFTER = 10.0
@@ -62,6 +63,7 @@ class Reach:
         self._log = structlog.get_logger("ring")
         self._names = tuple(member.name for member in config.ring.members)
         self._backoff = _backoff(config)
+        self._resolver = Resolver(loop)
         self._listener = self._make_listener(config)
         self._dialer = self._make_dialer()
         self._knock = self._make_knock()
@@ -176,6 +178,7 @@ class Reach:
             backoff=self._backoff,
             on_link=lambda *made: self._user.link_made("right", *made),
             on_failure=self._dial_failed,
+            resolver=self._resolver,
         )
 
     def _make_knock(self) -> Knock:
@@ -187,6 +190,7 @@ class Reach:
             target=target.name,
             addresses=lambda: target.addresses,
             settings=self._config.join,
+            resolver=self._resolver,
         )
 
     # --- failures ---------------------------------------------------------------------

@@ -153,11 +153,6 @@ class Machine:
         return self._ring is not None
 
     @property
-    def incarnations(self) -> tuple[int, ...]:
-        """All members' incarnations in the ring in use, in rank order; empty without one."""
-        return () if self._ring is None else self._ring.incarnations
-
-    @property
     def next_deadline(self) -> float | None:
         """When :meth:`tick` is to be called; None while there is nothing to wait for."""
         deadlines = [] if self._round is None else [self._round.deadline]

@@ -20,7 +20,7 @@ from ringd.net.exchange import Exchange
 from ringd.net.loop import EVENT_WRITE, Loop, Timer
 from ringd.net.oserrors import describe
 from ringd.net.resolver import Endpoint, Found, Resolver
-from ringd.wire.handshake import NONCE_SIZE, Dialing, Identity, Peer, Purpose
+from ringd.wire.handshake import NONCE_SIZE, Dialing, Identity, Peer
 
 OnLink = Callable[[socket.socket, Peer, str, bytes], None]
 """Called with the socket, the peer, its address as text, and bytes behind the handshake."""
@@ -214,8 +214,7 @@ class Dialer:
             the owner to reset it when a link has been healthy for a while.
         on_link: Takes over the socket; the dialer rests until :meth:`start`.
         on_failure: Learns of every try that failed.
-        resolver: To share lookups with others.
-        purpose: What the handshake says.
+        resolver: Looks names up.
     """
 
     def __init__(
@@ -230,8 +229,7 @@ class Dialer:
         backoff: Backoff,
         on_link: OnLink,
         on_failure: OnFailure,
-        resolver: Resolver | None = None,
-        purpose: Purpose = "link",
+        resolver: Resolver,
     ) -> None:
         self._loop = loop
         self._identity = identity
@@ -242,8 +240,7 @@ class Dialer:
         self._backoff = backoff
         self._on_link = on_link
         self._on_failure = on_failure
-        self._resolver = resolver or Resolver(loop)
-        self._purpose = purpose
+        self._resolver = resolver
         self._round: _Round | None = None
         self._sleep: Timer | None = None
         self._linked_at: float | None = None
@@ -307,8 +304,7 @@ class Dialer:
         )
 
     def _make_handshake(self) -> Dialing:
-        nonce = os.urandom(NONCE_SIZE)
-        return Dialing(self._identity(), self._key, self._target, nonce, self._purpose)
+        return Dialing(self._identity(), self._key, self._target, os.urandom(NONCE_SIZE))
 
     def _succeeded(self, sock: socket.socket, peer: Peer, address: str, leftover: bytes) -> None:
         self._round = None
@@ -329,8 +325,8 @@ class Dialer:
 class Knock:
     """Tells a neighbour, once, that we are here, so that it need not sleep out its backoff.
 
-    Tries every address until one is answered by the neighbour; then, or when all have failed,
-    calls ``on_done(failures)`` with the failed addresses and their reasons.
+    Tries every address until one is answered by the neighbour, or all have failed: then it is
+    not needed, for a neighbour that is not there will dial when it starts.
     """
 
     def __init__(
@@ -342,8 +338,7 @@ class Knock:
         target: str,
         addresses: Callable[[], Sequence[str]],
         settings: JoinSettings,
-        on_done: Callable[[list[tuple[str, str]]], None] = lambda _failures: None,
-        resolver: Resolver | None = None,
+        resolver: Resolver,
     ) -> None:
         self._loop = loop
         self._identity = identity
@@ -351,15 +346,12 @@ class Knock:
         self._target = target
         self._addresses = addresses
         self._settings = settings
-        self._on_done = on_done
-        self._resolver = resolver or Resolver(loop)
-        self._failures: list[tuple[str, str]] = []
+        self._resolver = resolver
         self._round: _Round | None = None
 
     def start(self) -> None:
         """Knock; a knock that is under way starts over."""
         self.stop()
-        self._failures = []
         self._round = _Round(
             self._loop,
             self._resolver,
@@ -367,12 +359,17 @@ class Knock:
             self._settings,
             make_handshake=self._make_handshake,
             on_link=self._answered,
-            on_failure=lambda address, reason: self._failures.append((address, reason)),
+            on_failure=lambda _address, _reason: None,
             on_exhausted=self._done,
         )
 
+    @property
+    def active(self) -> bool:
+        """Whether it is under way."""
+        return self._round is not None
+
     def stop(self) -> None:
-        """Give up; ``on_done`` is not called any more."""
+        """Give up."""
         if self._round is not None:
             self._round.abort()
             self._round = None
@@ -387,4 +384,3 @@ class Knock:
 
     def _done(self) -> None:
         self._round = None
-        self._on_done(self._failures)

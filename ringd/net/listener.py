@@ -18,7 +18,7 @@ from ringd.host.tcp import link_socket
 from ringd.net.exchange import Exchange
 from ringd.net.loop import EVENT_READ, Loop, Timer
 from ringd.net.oserrors import describe
-from ringd.wire.handshake import NONCE_SIZE, Accepting, Code, Identity, Peer
+from ringd.wire.handshake import NONCE_SIZE, Accepting, Identity, Peer
 
 BACKLOG = 512
 """Connections that the kernel holds for us while we are busy."""
@@ -67,8 +67,6 @@ class Listener:
         on_knock: Callable[[Peer], None],
         on_refused: Callable[[str, str], None],
     ) -> None:
-        self.refusal: tuple[Code, str] | None = None
-        """When set, neighbours are refused with this, such as while draining."""
         self._loop = loop
         self._bind = bind
         self._identity = identity
@@ -86,11 +84,6 @@ class Listener:
     def addresses(self) -> list[tuple[str, int]]:
         """The (host, port) pairs that are listened on."""
         return [sock.getsockname()[:2] for sock in self._sockets]
-
-    @property
-    def pending(self) -> int:
-        """The number of handshakes under way."""
-        return len(self._pending)
 
     def start(self) -> None:
         """Listen.
@@ -171,7 +164,7 @@ class Listener:
         exchange = Exchange(
             self._loop,
             sock,
-            Accepting(self._identity(), self._key, os.urandom(NONCE_SIZE), self.refusal),
+            Accepting(self._identity(), self._key, os.urandom(NONCE_SIZE)),
             timeout=self._settings.handshake_timeout,
             on_peer=succeeded,
             on_failed=failed,

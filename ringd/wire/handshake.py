@@ -214,7 +214,6 @@ class _Handshake:
             purpose,
             self._nonce,
             own.incarnation,
-            own.boot,
             own.settings,
         )
         self._transcript.append(self._send(Kind.HELLO, hello))
@@ -277,7 +276,6 @@ class _Handshake:
             self._identity.members.index(hello.name),
             hello.incarnation,
             hello.purpose,
-            hello.boot,
         )
 
 
@@ -325,19 +323,10 @@ class Accepting(_Handshake):
         identity: What we say about ourselves.
         key: The ring's key; empty when the ring has none.
         nonce: 32 random bytes, never used before.
-        refusal: When given, whoever has proved to be a neighbour is refused with this code
-            and text.
     """
 
-    def __init__(
-        self,
-        identity: Identity,
-        key: bytes,
-        nonce: bytes,
-        refusal: tuple[Code, str] | None = None,
-    ) -> None:
+    def __init__(self, identity: Identity, key: bytes, nonce: bytes) -> None:
         super().__init__(_Role.ACCEPTOR, identity, key, nonce)
-        self._refusal = refusal
 
     def _check_purpose(self, hello: Hello) -> None:
         own = self._identity
@@ -359,6 +348,4 @@ class Accepting(_Handshake):
         self._prove()
 
     def _proven(self) -> None:
-        if self._refusal is not None:
-            self._refuse(*self._refusal)
         self._send(Kind.ACCEPT, Accept())

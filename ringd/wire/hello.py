@@ -47,8 +47,6 @@ class Code(enum.IntEnum):
     """Settings differ that must be equal on all members."""
     KEY = 8
     """The other side has another key, or none."""
-    BUSY = 9
-    DRAINING = 10
 
 
 class HandshakeError(Exception):
@@ -79,8 +77,6 @@ class Identity:
     incarnation: int
     settings: str = ""
     """The settings that must be equal everywhere, readable, such as ``"chunk=262144"``."""
-    boot: bytes = b""
-    """Random bytes of this run of the daemon, at most 64."""
 
     @property
     def name(self) -> str:
@@ -96,7 +92,6 @@ class Peer:
     rank: int
     incarnation: int
     purpose: Purpose
-    boot: bytes
 
 
 class Kind(enum.IntEnum):
@@ -121,7 +116,6 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     purpose: Purpose
     nonce: Annotated[bytes, msgspec.Meta(min_length=NONCE_SIZE, max_length=NONCE_SIZE)]
     incarnation: Annotated[int, msgspec.Meta(ge=0)]
-    boot: Annotated[bytes, msgspec.Meta(max_length=64)]
     settings: Annotated[str, msgspec.Meta(max_length=MAX_SETTINGS)]
 
 
