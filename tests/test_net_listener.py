@@ -149,6 +149,18 @@ def test_refusals(scene):
     assert sock.recv(1) == b""
 
 
+def test_the_reason_outlives_a_refusal_that_cannot_be_sent(scene):
+    """Whoever hangs up before it has heard why is named with the reason all the same."""
+    sock = scene.connect(keep=False)
+    sock.sendall(Dialing(identity(0, ring="lab"), KEY, "b", os.urandom(32)).outgoing())
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()  # with a reset
+    run_until(scene.loop, lambda: scene.refused)
+    assert [reason for _, reason in scene.refused] == [
+        "'b' belongs to ring 'home', 'a' to ring 'lab'"
+    ]
+
+
 def garbage_of(number):
     """Return what a stranger of some kind sends."""
     hello = Dialing(identity(0), b"", "b", bytes(32)).outgoing()

@@ -74,9 +74,8 @@ class Exchange:
         try:
             self._handshake.receive(data)
         except HandshakeError as error:
-            self._send()
-            if not self._over:
-                self._fail(f"refused by the other side: {error}" if error.by_peer else str(error))
+            self._push()  # whether or not it learns of it, this is the reason
+            self._fail(f"refused by the other side: {error}" if error.by_peer else str(error))
             return
         self._send()
         peer = self._handshake.peer
@@ -86,18 +85,21 @@ class Exchange:
             on_peer(peer, self._handshake.leftover)
 
     def _send(self) -> None:
-        if self._over:
-            return
+        if not self._over:
+            trouble = self._push()
+            if trouble:
+                self._fail(trouble)
+
+    def _push(self) -> str:
+        """Send what is to be sent; return what went wrong, empty if nothing did."""
         data = self._handshake.outgoing()
         if not data:
-            return
+            return ""
         try:
             sent = self._sock.send(data)
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self._fail(describe(error))
-            return
-        if sent < len(data):
-            # A handshake is far smaller than any socket's buffer: the other side does not read.
-            self._fail("the other side does not read its part of the handshake")
+            return describe(error)
+        # A handshake is far smaller than any socket's buffer.
+        return "" if sent == len(data) else "the other side does not read its part of the handshake"
