@@ -313,13 +313,13 @@ def test_a_link_that_did_not_hold(scene):
     dialer = scene.dialer(target, backoff=backoff)
     run_until(scene.loop, lambda: scene.links)
     dialer.start()
-    assert (backoff.waits, dialer.active) == (1, True)
+    assert (backoff.waits, backoff.resets, dialer.active) == (1, 0, True)
     dialer.wake()
     run_until(scene.loop, lambda: len(scene.links) == 2)
 
 
 def test_a_link_that_held(scene, monkeypatch):
-    """After a link that was healthy for a while the next is dialed at once."""
+    """After a link that was healthy for a while the next is dialed at once, as at a start."""
     backoff = Forever()
     target, _ = scene.listener()
     dialer = scene.dialer(target, backoff=backoff)
@@ -328,7 +328,7 @@ def test_a_link_that_held(scene, monkeypatch):
     monkeypatch.setattr(scene.loop, "now", lambda: real() + 60)
     dialer.start()
     run_until(scene.loop, lambda: len(scene.links) == 2)
-    assert backoff.waits == 0
+    assert (backoff.waits, backoff.resets) == (0, 1)
 
 
 @pytest.mark.parametrize("stage", ["start", "connect", "handshake", "sleep"])

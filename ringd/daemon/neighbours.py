@@ -190,7 +190,7 @@ class Neighbours:
 
     def _redial(self, link: Link) -> None:
         if link.side == "right" and self._reach is not None:
-            self._reach.redial(self._loop.now() - link.since)
+            self._reach.redial()
 
     def dial_failed(self, address: str, reason: str) -> None:
         """The right neighbour could not be reached."""

@@ -22,9 +22,6 @@ from ringd.net.loop import Loop
 from ringd.net.resolver import Resolver
 from ringd.wire.handshake import Identity, Peer
 
-HEALTHY_AFTER = 10.0
-"""Seconds that a link must have held before its loss is dialed without a trace of backoff."""
-
 _REMEMBERED = 256
 
 
@@ -87,10 +84,8 @@ class Reach:
         self._dialer.stop()
         self._listener.stop()
 
-    def redial(self, held: float) -> None:
-        """Dial the right neighbour, whose link has held for *held* seconds."""
-        if held >= HEALTHY_AFTER:
-            self._backoff.reset()
+    def redial(self) -> None:
+        """Dial the right neighbour, whose link is lost."""
         self._dialer.start()
 
     def hurry(self) -> None:

@@ -210,8 +210,8 @@ class Dialer:
         target: The neighbour's name.
         addresses: Called before every round; ``"host:port"``, preferred first.
         settings: Timeouts.
-        backoff: How long to sleep after a round that failed. Reset by :meth:`wake`; it is for
-            the owner to reset it when a link has been healthy for a while.
+        backoff: How long to sleep after a round that failed, or a link that did not hold. Reset
+            by :meth:`wake`, and by a link that did.
         on_link: Takes over the socket; the dialer rests until :meth:`start`.
         on_failure: Learns of every try that failed.
         resolver: Looks names up.
@@ -254,17 +254,17 @@ class Dialer:
     def start(self) -> None:
         """Dial until there is a link; does nothing while active.
 
-        The first round starts at once, or after a backoff sleep when the last link did not
-        hold for long.
+        The first round starts at once, with the backoff forgotten. But when the last link did
+        not even hold for as long as it takes to notice a silent peer, it is one more failure.
         """
         if self.active:
             return
-        if self._linked_at is not None:
-            held = self._loop.now() - self._linked_at
-            self._linked_at = None
-            if held < self._settings.lost_after:
+        linked_at, self._linked_at = self._linked_at, None
+        if linked_at is not None:
+            if self._loop.now() - linked_at < self._settings.lost_after:
                 self._sleep_then_dial()
                 return
+            self._backoff.reset()
         self._dial()
 
     def wake(self) -> None:
