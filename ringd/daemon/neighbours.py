@@ -91,6 +91,7 @@ class Neighbours:
         self.losses: Counter[str] = Counter()
         """Links lost, by side."""
         self._tick: Timer | None = None
+        self._tick_due: float | None = None
         self._reach: Reach | None = None
         if self.size > 1:
             self._reach = Reach(loop, config, lambda: self.machine.incarnation, self)
@@ -265,18 +266,19 @@ class Neighbours:
             self._perform(self.machine.persisted(action.generation, now()))
 
     def _arm(self) -> None:
+        """Let the loop call us at the machine's next deadline."""
         due = self.machine.next_deadline
+        if due == self._tick_due:
+            return
+        self._tick_due = due
         if self._tick is not None:
-            if due is not None and self._tick.callback is not None and self._tick.when == due:
-                return
             self._tick.cancel()
             self._tick = None
         if due is not None:
             self._tick = self._loop.call_later(max(0.0, due - self._loop.now()), self._ticked)
-            self._tick.when = due
 
     def _ticked(self) -> None:
-        self._tick = None
+        self._tick = self._tick_due = None
         self._perform(self.machine.tick(self._loop.now()))
 
     # --- frames -----------------------------------------------------------------------
