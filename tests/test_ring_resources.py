@@ -14,7 +14,7 @@ import zmq
 
 import ringd
 from ringd.wire import border
-from tests.cluster import Cluster, wait_until
+from tests.cluster import Cluster, free_ports, wait_until
 from tests.ringkit import (
     BOUNDED,
     HASTY,
@@ -76,6 +76,18 @@ def test_unwritable_state_directory(place: Path, directory: str) -> None:
         (text,) = reasons(cluster, 0, "cannot start")
         assert directory in text
         assert "--state-dir" in text
+
+
+def test_a_taken_port_is_the_last_word(place: Path) -> None:
+    """A daemon that cannot listen says so, with the port, and nothing of having stopped."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with Cluster(place, 2, ports=[port, *free_ports(1)]) as cluster:
+            cluster.start([0])
+            assert cluster[0].process is not None
+            assert cluster[0].process.wait(30) == 1
+            assert [line["event"] for line in cluster[0].log()] == ["cannot start"]
+            assert f"127.0.0.1:{port}" in reasons(cluster, 0, "cannot start")[0]
 
 
 def test_full_disk(place: Path) -> None:

@@ -104,7 +104,7 @@ class Daemon:
             self._neighbours.stop("the daemon stops")
             border.close()
             loop.close()
-            self._log.info("ringd stopped")
+        self._log.info("ringd stopped")
 
     def _state_changed(self, text: str) -> None:
         self._manager.tell(f"STATUS={text}")
