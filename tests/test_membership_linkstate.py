@@ -21,7 +21,6 @@ def up(rank, *, incarnation=1, version=1, **changes):
         right_up=True,
         generation=0,
         address="",
-        error="",
     )
     return msgspec.structs.replace(state, **changes)
 
@@ -37,7 +36,7 @@ def test_order_of_news_does_not_matter():
     """Every order of the same news ends in the same table, also for twins of one version."""
     news = [
         up(0, version=2),
-        up(0, version=2, error="its older self"),
+        up(0, version=2, left_error="its older self"),
         up(0, version=1, left_up=False),
         up(0, incarnation=2, version=1, right_up=False),
         up(0, incarnation=2, version=1),
@@ -48,7 +47,7 @@ def test_order_of_news_does_not_matter():
 
 def test_newer_is_a_strict_order():
     """Of two states that differ exactly one is newer; none is newer than itself."""
-    states = [up(0, version=v, error=e) for v in (1, 2) for e in ("", "x")]
+    states = [up(0, version=v, left_error=e) for v in (1, 2) for e in ("", "x")]
     for a in states:
         for b in states:
             assert is_newer(a, b) + is_newer(b, a) == (a != b)
@@ -83,8 +82,9 @@ def test_what_ends_a_ring(state, moves):
     ("change", "why"),
     [
         ({"left_up": False}, "not linked to both neighbours yet"),
-        ({"right_up": False, "error": "refused"}, "refused"),
-        ({"error": "state file: disk full"}, "state file: disk full"),
+        ({"right_up": False, "right_error": "refused"}, "refused"),
+        ({"disk_error": "state file: disk full"}, "state file: disk full"),
+        ({"left_error": "lost", "right_error": "refused"}, "lost; refused"),
         ({"draining": True}, "shutting down"),
     ],
 )
@@ -109,7 +109,7 @@ def test_reachable_ends_at_links_that_either_end_calls_down():
 
 def test_complaints_come_from_the_neighbours():
     """What is wrong with a member is what its neighbours say; its own word counts for its disk."""
-    table = table_of(up(0, right_up=False, error="refused"), up(1), up(2, error="disk full"))
-    assert [table.complaint(rank) for rank in range(3)] == ["", "refused", "disk full"]
-    table.merge([up(0, version=2), up(2, version=2, left_up=False, error="lost")])
+    table = table_of(up(0, right_up=False, right_error="no"), up(1), up(2, disk_error="full"))
+    assert [table.complaint(rank) for rank in range(3)] == ["", "no", "full"]
+    table.merge([up(0, version=2), up(2, version=2, left_up=False, left_error="lost")])
     assert [table.complaint(rank) for rank in range(3)] == ["", "lost", ""]

@@ -28,7 +28,7 @@ from ringd.wire.control import Commit, LinkState, News, Propose
 
 def other(rank, *, version=9, incarnation=1, epoch=2, **changes):
     """Return the state of a member with both links up, but for *changes*."""
-    state = LinkState(rank, incarnation, version, True, True, 0, "", "", False, epoch)
+    state = LinkState(rank, incarnation, version, True, True, 0, "", epoch=epoch)
     return msgspec.structs.replace(state, **changes)
 
 
@@ -268,6 +268,16 @@ def test_dial_errors_are_told_once_each():
     assert view.error == "right neighbour air: a:1: refused; b:1: refused"
 
 
+def test_each_error_has_its_own_age():
+    """What is new about one neighbour makes nothing of the other's error younger, or part of it."""
+    machine = ready()
+    machine.link_down("left", "cut", 1.0)
+    machine.link_down("right", "silent", 5.0)
+    left, _, right = machine.members(9.0)
+    assert (left.error, left.error_since) == ("left neighbour rank 0: cut", 1.0)
+    assert (right.error, right.error_since) == ("right neighbour rank 2: silent", 5.0)
+
+
 def test_whatever_ends_a_ring_raises_the_epoch():
     """Others that see only the last of several states still learn that something happened."""
     machine = ready()
@@ -365,7 +375,7 @@ def test_members_are_up_down_or_unknown():
     machine = Machine(0, 5, 1, 0)
     assert [v.state for v in machine.members(0.0)] == ["up", "down", "unknown", "unknown", "down"]
     machine.link_up("right", 1, "", 0.0)
-    machine.received("right", News((other(1, right_up=False, error="refused"),)), 2.0)
+    machine.received("right", News((other(1, right_up=False, right_error="refused"),)), 2.0)
     views = machine.members(3.0)
     assert [v.state for v in views] == ["up", "up", "down", "unknown", "down"]
     assert (views[2].error, views[2].error_since) == ("refused", 2.0)

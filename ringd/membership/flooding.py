@@ -15,7 +15,7 @@ from ringd.membership.linkstate import LinkTable
 from ringd.wire.control import LinkState, News
 
 MAX_ERROR = 300
-"""Characters of error text that travel in a link state."""
+"""Characters of each error text that travels in a link state."""
 
 MAX_DIAL_ERRORS = 64
 """Addresses with their errors that are kept: a name may resolve to another one each time."""
@@ -189,13 +189,6 @@ class Flooding:
         return [Send(side, News(states))] if self.up(side) else []
 
     def _describe(self, version: int) -> LinkState:
-        errors = [
-            f"{side} neighbour {self.neighbour(side)}: {link.error}"
-            for side, link in self._links.items()
-            if link.error
-        ]
-        if self._disk_error:
-            errors.append(f"state file: {self._disk_error}")
         alone = self._size == 1
         return LinkState(
             rank=self._rank,
@@ -205,10 +198,16 @@ class Flooding:
             right_up=self.up("right") or alone,
             generation=self._generation,
             address=self._links["right"].address,
-            error="; ".join(errors)[:MAX_ERROR],
+            left_error=self._complaint("left"),
+            right_error=self._complaint("right"),
+            disk_error=f"state file: {self._disk_error}"[:MAX_ERROR] if self._disk_error else "",
             draining=self._draining,
             epoch=self._epoch,
         )
+
+    def _complaint(self, side: Side) -> str:
+        error = self._links[side].error
+        return f"{side} neighbour {self.neighbour(side)}: {error}"[:MAX_ERROR] if error else ""
 
     def _note_errors(self, rank: int, now: float) -> None:
         """Remember when an error about *rank* or its neighbours changed."""

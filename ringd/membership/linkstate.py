@@ -119,12 +119,11 @@ class LinkTable:
         """Return what is said about *rank*: by a neighbour that misses it, or by itself."""
         size = len(self._states)
         left, own, right = (self._states[r % size] for r in (rank - 1, rank, rank + 1))
-        if left is not None and not left.right_up and left.error:
-            return left.error
-        if right is not None and not right.left_up and right.error:
-            return right.error
-        # With both links up, what it complains of is its own disk.
-        return own.error if own is not None and own.left_up and own.right_up else ""
+        if left is not None and left.right_error:
+            return left.right_error
+        if right is not None and right.left_error:
+            return right.left_error
+        return "" if own is None else own.disk_error
 
     def _linked(self, rank: int, step: int) -> bool:
         here = self._states[rank]

@@ -59,14 +59,22 @@ class LinkState(msgspec.Struct, frozen=True, array_like=True):
     """The highest generation this member has persisted."""
     address: str
     """The right neighbour's address in use, or the one last tried."""
-    error: str
-    """Why a link is down or nothing can be persisted, in words; empty while all is well."""
+    left_error: str = ""
+    """Why the left link is down, in words; empty while it is up, as with the others."""
+    right_error: str = ""
+    disk_error: str = ""
+    """Why nothing can be persisted."""
     draining: bool = False
     epoch: int = 0
     """Rises with every change that ends a ring (a link up, down or replaced, a full disk).
 
     A link that flaps may be seen from afar only in its last state, "up": the epoch tells.
     """
+
+    @property
+    def error(self) -> str:
+        """All that is wrong, in words; empty while all is well."""
+        return "; ".join(filter(None, (self.left_error, self.right_error, self.disk_error)))
 
 
 class News(msgspec.Struct, frozen=True, array_like=True, tag="news"):
