@@ -91,7 +91,7 @@ class Scene:
             settings=QUICK,
             on_link=lambda sock, peer, *_: self.accepted.append((sock, peer)),
             on_knock=self.knocks.append,
-            on_refused=lambda address, reason: self.refused.append((address, reason)),
+            on_refused=lambda address, reason, _cause: self.refused.append((address, reason)),
         )
         listener.start()
         self.closables.append(listener)

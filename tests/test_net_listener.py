@@ -36,7 +36,7 @@ class Scene:
             settings=JoinSettings(handshake_timeout=timeout),
             on_link=lambda *link: self.accepted.append(link),
             on_knock=self.knocks.append,
-            on_refused=lambda address, reason: self.refused.append((address, reason)),
+            on_refused=lambda address, reason, _cause: self.refused.append((address, reason)),
         )
 
     @property

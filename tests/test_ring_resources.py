@@ -13,7 +13,9 @@ import pytest
 import zmq
 
 import ringd
+from ringd.daemon.oncelog import BURST
 from ringd.wire import border
+from ringd.wire.handshake import Dialing, Identity
 from tests.cluster import Cluster, free_ports, wait_until
 from tests.ringkit import (
     BOUNDED,
@@ -155,7 +157,37 @@ def test_garbage_at_every_door(calm_cluster: Cluster) -> None:
             call.result()
         assert [ring.generation for ring in rings] == [generation] * 3
     assert answers == 15
+    for node in calm_cluster.nodes:
+        status = node.status()
+        assert status is not None
+        assert status["counters"]["denied_messages"] >= answers
     assert all(node.running for node in calm_cluster.nodes)
+
+
+def test_a_stranger_cannot_fill_the_log(place: Path) -> None:
+    """Refusals in ever new words, and unlike ones, are all counted; few of them are logged."""
+    with Cluster(place, 2) as cluster:
+        cluster.start([0])
+        wait_until(cluster[0].status, "the daemon answers")
+
+        def refusals() -> dict[str, int]:
+            status = cluster[0].status()
+            assert status is not None
+            return status["counters"]["refusals"]
+
+        for number in range(50):
+            stranger = Identity(f"ring {number}", ("n0", "n1"), 1, 1)
+            hello = Dialing(stranger, b"", "n0", bytes(32)).outgoing()
+            for text in (hello, b"GET / HTTP/1.0\r\n\r\n"):
+                with socket.create_connection(("127.0.0.1", cluster[0].port)) as sock:
+                    sock.sendall(text)
+                    while sock.recv(4096):
+                        pass
+        wait_until(lambda: refusals() == {"ring": 50, "protocol": 50}, "all are counted")
+        said = reasons(cluster, 0, "connection refused")
+        assert sorted(said) == sorted(set(said))
+        assert sum("belongs to ring" in reason for reason in said) == BURST
+        assert len(said) == BURST + 1
 
 
 def _submit() -> border.Submit:

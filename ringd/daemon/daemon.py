@@ -65,7 +65,7 @@ class Daemon:
         self._programs = Programs(loop, config, self._neighbours, self._recorder)
         self._neighbours.attach(self._programs, self._programs.bulk)
         self._neighbours.on_state = self._state_changed
-        border = BorderServer(
+        self._border = border = BorderServer(
             loop,
             self._socket,
             handler=self._programs,
@@ -144,8 +144,15 @@ class Daemon:
     # --- questions --------------------------------------------------------------------
 
     def _status(self, answer: Callable[[bytes], None]) -> None:
-        now = self._loop.now()
-        answer(status(self._config, self._neighbours, self._programs, self._started, now))
+        body = status(
+            self._config,
+            self._neighbours,
+            self._programs,
+            self._border,
+            started=self._started,
+            now=self._loop.now(),
+        )
+        answer(body)
 
     def _rejoin(self, answer: Callable[[bytes], None]) -> None:
         self._log.info("rejoin asked for")

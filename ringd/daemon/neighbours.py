@@ -145,9 +145,9 @@ class Neighbours:
         self._config = config
 
     @property
-    def refused(self) -> int:
-        """Connections that were turned away."""
-        return 0 if self._reach is None else self._reach.refused
+    def refused(self) -> Counter[str]:
+        """Connections that were turned away, by cause."""
+        return Counter() if self._reach is None else self._reach.refused
 
     # --- links ------------------------------------------------------------------------
 

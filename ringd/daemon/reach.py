@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import random
 import socket
+from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
 import structlog
 
 from ringd.config.settings import Config
+from ringd.daemon.oncelog import OnceLog
 from ringd.errors import RingError
 from ringd.membership.backoff import Backoff
 from ringd.membership.machine import Side
@@ -21,8 +23,6 @@ from ringd.net.listener import Listener
 from ringd.net.loop import Loop
 from ringd.net.resolver import Resolver
 from ringd.wire.handshake import Identity, Peer
-
-_REMEMBERED = 256
 
 
 class ReachUser(Protocol):
@@ -57,16 +57,15 @@ class Reach:
         self._config = config
         self._incarnation = incarnation
         self._user = user
-        self._log = structlog.get_logger("ring")
+        self._once = OnceLog(structlog.get_logger("ring"), loop.now)
         self._names = tuple(member.name for member in config.ring.members)
         self._backoff = _backoff(config)
         self._resolver = Resolver(loop)
         self._listener = self._make_listener(config)
         self._dialer = self._make_dialer()
         self._knock = self._make_knock()
-        self._said: set[tuple[str, str]] = set()
-        self.refused = 0
-        """Connections that were turned away."""
+        self.refused: Counter[str] = Counter()
+        """Connections that were turned away, by cause."""
 
     def start(self) -> None:
         """Listen, dial, knock.
@@ -126,7 +125,7 @@ class Reach:
 
     def forget_said(self) -> None:
         """Log again what was logged before: the circumstances have changed."""
-        self._said.clear()
+        self._once.forget()
 
     # --- the makers -------------------------------------------------------------------
 
@@ -191,21 +190,15 @@ class Reach:
     # --- failures ---------------------------------------------------------------------
 
     def _dial_failed(self, address: str, reason: str) -> None:
-        self._say_once("cannot reach the right neighbour yet", address, reason)
+        configured = address.partition(" (")[0]
+        event = "cannot reach the right neighbour yet"
+        self._once.warning(event, cause=configured, where=address, reason=reason)
         self._user.dial_failed(address, reason)
 
-    def _refused(self, address: str, reason: str) -> None:
-        self.refused += 1
-        self._say_once("connection refused", address.rpartition(":")[0], reason)
-
-    def _say_once(self, event: str, where: str, reason: str) -> None:
-        """Log what may repeat for ever, such as a stranger's visits, the first time only."""
-        if (where, reason) in self._said:
-            return
-        if len(self._said) >= _REMEMBERED:
-            self._said.clear()
-        self._said.add((where, reason))
-        self._log.warning(event, address=where, reason=reason)
+    def _refused(self, address: str, reason: str, cause: str) -> None:
+        self.refused[cause] += 1
+        host = address.rpartition(":")[0]
+        self._once.warning("connection refused", cause=cause, where=host, reason=reason)
 
 
 def _backoff(config: Config) -> Backoff:

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from ringd import __version__
+from ringd.border.server import BorderServer
 from ringd.config.settings import Config
 from ringd.daemon.neighbours import Neighbours
 from ringd.daemon.programs import Programs
@@ -17,7 +18,13 @@ SCHEMA_VERSION = 1
 
 
 def status(
-    config: Config, neighbours: Neighbours, programs: Programs, started: float, now: float
+    config: Config,
+    neighbours: Neighbours,
+    programs: Programs,
+    border: BorderServer,
+    *,
+    started: float,
+    now: float,
 ) -> bytes:
     """Return the status as JSON; times are seconds ago."""
     machine = neighbours.machine
@@ -66,9 +73,12 @@ def status(
             "calls": dict(programs.outcomes),
             "dropped_frames": dict(neighbours.dropped),
             "dropped_messages": dict(programs.dropped),
+            "denied_messages": border.denied,
+            "dropped_replies": border.dropped,
             "stale_chunks": programs.bulk.stale,
             "links_lost": dict(neighbours.losses),
-            "refused_connections": neighbours.refused,
+            "refused_connections": neighbours.refused.total(),
+            "refusals": dict(neighbours.refused),
         },
     }
     return json.dumps(body).encode()

@@ -192,7 +192,7 @@ class _Round:
             self._make_handshake(),
             timeout=self._settings.handshake_timeout,
             on_peer=lambda peer, leftover: self._succeeded(sock, peer, leftover),
-            on_failed=self._failed,
+            on_failed=lambda reason, _cause: self._failed(reason),
         )
 
     def _succeeded(self, sock: socket.socket, peer: Peer, leftover: bytes) -> None:

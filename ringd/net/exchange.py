@@ -17,7 +17,8 @@ class Exchange:
 
     * ``on_peer(peer, leftover)``: it succeeded and the socket is the caller's again, watched
       by nobody;
-    * ``on_failed(reason)``: it failed or its time was up, and the socket is closed;
+    * ``on_failed(reason, cause)``: it failed or its time was up, and the socket is closed. The
+      cause is one of a few words, whatever the other side says;
     * :meth:`abort`: the socket is closed and nobody called.
     """
 
@@ -29,7 +30,7 @@ class Exchange:
         *,
         timeout: float,
         on_peer: Callable[[Peer, bytes], None],
-        on_failed: Callable[[str], None],
+        on_failed: Callable[[str, str], None],
     ) -> None:
         self._loop = loop
         self._sock = sock
@@ -39,7 +40,7 @@ class Exchange:
         self._over = False
         loop.add(sock, EVENT_READ, self._ready)
         text = f"no handshake within {timeout:g} s"
-        self._timer = loop.call_later(timeout, lambda: self._fail(text))
+        self._timer = loop.call_later(timeout, lambda: self._fail(text, "silent"))
         loop.call_soon(self._send)
 
     def abort(self) -> None:
@@ -55,10 +56,10 @@ class Exchange:
         # They know the exchange, as a rule: without this it would wait for the collector.
         del self._on_peer, self._on_failed
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str, cause: str) -> None:
         on_failed = self._on_failed
         self.abort()
-        on_failed(reason)
+        on_failed(reason, cause)
 
     def _ready(self, _events: int) -> None:
         try:
@@ -66,16 +67,17 @@ class Exchange:
         except BlockingIOError:
             return
         except OSError as error:
-            self._fail(describe(error))
+            self._fail(describe(error), "closed")
             return
         if not data:
-            self._fail("connection closed during the handshake")
+            self._fail("connection closed during the handshake", "closed")
             return
         try:
             self._handshake.receive(data)
         except HandshakeError as error:
             self._push()  # whether or not it learns of it, this is the reason
-            self._fail(f"refused by the other side: {error}" if error.by_peer else str(error))
+            reason = f"refused by the other side: {error}" if error.by_peer else str(error)
+            self._fail(reason, error.code.name.lower())
             return
         self._send()
         peer = self._handshake.peer
@@ -88,7 +90,7 @@ class Exchange:
         if not self._over:
             trouble = self._push()
             if trouble:
-                self._fail(trouble)
+                self._fail(trouble, "closed")
 
     def _push(self) -> str:
         """Send what is to be sent; return what went wrong, empty if nothing did."""

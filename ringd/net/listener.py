@@ -52,7 +52,7 @@ class Listener:
         on_link: Takes over the socket of the left neighbour: socket, peer, address, and bytes
             that came behind the handshake.
         on_knock: Learns that the right neighbour is ready to be dialed.
-        on_refused: Learns the address of whoever was turned away, and why.
+        on_refused: Learns the address of whoever was turned away, why, and the cause in a word.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Listener:
         settings: JoinSettings,
         on_link: Callable[[socket.socket, Peer, str, bytes], None],
         on_knock: Callable[[Peer], None],
-        on_refused: Callable[[str, str], None],
+        on_refused: Callable[[str, str, str], None],
     ) -> None:
         self._loop = loop
         self._bind = bind
@@ -157,9 +157,9 @@ class Listener:
                 sock.close()
                 self._on_knock(peer)
 
-        def failed(reason: str) -> None:
+        def failed(reason: str, cause: str) -> None:
             del self._pending[exchange]
-            self._on_refused(address, reason)
+            self._on_refused(address, reason, cause)
 
         exchange = Exchange(
             self._loop,
@@ -175,7 +175,7 @@ class Listener:
         for exchange, address in self._pending.items():
             del self._pending[exchange]
             exchange.abort()
-            self._on_refused(address, f"dropped: {reason}")
+            self._on_refused(address, f"dropped: {reason}", "crowded")
             return True
         return False
 
