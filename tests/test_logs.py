@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
+import time
 from datetime import datetime, timedelta
 
 import pytest
 import structlog
 
 from ringd.daemon import logs
+from ringd.daemon.linewriter import WAITING
 
 
 class Terminal(io.StringIO):
@@ -26,9 +30,15 @@ def _restore_structlog():
     structlog.reset_defaults()
 
 
+def written(stream):
+    """Return what was written to *stream*, once all of it is."""
+    assert logs.flush(10)
+    return stream.getvalue()
+
+
 def lines(stream):
     """Return the JSON objects written to *stream*, one a line."""
-    return [json.loads(line) for line in stream.getvalue().splitlines()]
+    return [json.loads(line) for line in written(stream).splitlines()]
 
 
 def test_json_elsewhere():
@@ -51,14 +61,14 @@ def test_console_on_a_terminal(monkeypatch):
     stream = Terminal()
     logs.configure(stream=stream)
     structlog.get_logger().info("ring ready", generation=3)
-    assert "ring ready" in stream.getvalue()
-    assert "\x1b[" in stream.getvalue()
+    assert "ring ready" in written(stream)
+    assert "\x1b[" in written(stream)
     monkeypatch.setenv("NO_COLOR", "1")
     plain = Terminal()
     logs.configure(stream=plain)
     structlog.get_logger().info("ring ready", generation=3)
-    assert "\x1b[" not in plain.getvalue()
-    assert "generation=3" in plain.getvalue()
+    assert "\x1b[" not in written(plain)
+    assert "generation=3" in written(plain)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +79,7 @@ def test_chosen_form(form, stream, json_expected):
     """The config's word counts more than what the stream is."""
     logs.configure(form=form, stream=stream)
     structlog.get_logger().info("hello")
-    assert stream.getvalue().startswith("{") is json_expected
+    assert written(stream).startswith("{") is json_expected
 
 
 def test_level_and_its_change():
@@ -102,7 +112,7 @@ def test_exceptions_are_shown():
             _ = 1 / 0
         except ZeroDivisionError:
             structlog.get_logger().exception("failed")
-        assert "ZeroDivisionError: division by zero" in stream.getvalue()
+        assert "ZeroDivisionError: division by zero" in written(stream)
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space")])
@@ -118,10 +128,52 @@ def test_unwritable_log_is_no_crash(error):
 
     stream = Broken()
     logs.configure(stream=stream)
+    before = logs.lost()
     structlog.get_logger().info("hello")
-    assert stream.tried == 1
+    assert logs.flush(10)
+    assert (stream.tried, logs.lost() - before) == (1, 1)
     closed = io.StringIO()
     logs.configure(stream=closed)
     log = structlog.get_logger()
     closed.close()
     log.info("hello")
+    assert logs.flush(10)
+    assert logs.lost() - before == 2
+
+
+def test_a_pipe_that_nobody_reads():
+    """Nobody waits for the reader; what there is no room for is counted, and told when it reads."""
+    reader, writer = os.pipe()
+    try:
+        os.set_blocking(writer, False)
+        filling = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                filling += os.write(writer, b"\n" * 4096)
+        os.set_blocking(writer, True)
+        with open(writer, "w", closefd=False) as stream:
+            before = logs.lost()
+            logs.configure(stream=stream)
+            log = structlog.get_logger()
+            log.info("line", number=0)
+            deadline = time.monotonic() + 10
+            while not logs._writers[-1]._lines.empty():  # it is in the thread's hands
+                assert time.monotonic() < deadline
+            for number in range(1, WAITING + 11):
+                log.info("line", number=number)
+            assert logs.lost() - before == 10
+            assert not logs.flush(0.01)
+            text = b""
+            while len(text) < filling or not logs.flush(0):
+                text += os.read(reader, 65536)
+            log.info("read again")
+            assert logs.flush(10)
+            text += os.read(reader, 65536)
+    finally:
+        os.close(reader)
+        os.close(writer)
+    found = [json.loads(line) for line in text.decode().split("\n") if line]
+    numbers = [line["number"] for line in found if line["event"] == "line"]
+    assert numbers == list(range(WAITING + 1))
+    assert [line["event"] for line in found[-2:]] == ["read again", "log lines were lost"]
+    assert found[-1]["so_far"] == 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import socket
 from pathlib import Path
@@ -195,6 +196,37 @@ def _submit() -> border.Submit:
 
     call = Call("all_reduce", "sum", "float32", (3,), "")
     return border.Submit(1, 0, call, None, border.Ref(9, 0, 12), None, 0, False, "", "")
+
+
+def test_a_log_that_nobody_reads(place: Path) -> None:
+    """With a full pipe for standard error a daemon forms rings, runs calls, and can be ended."""
+    with Cluster(place, 2) as cluster, contextlib.ExitStack() as stack:
+        readers = []
+        for node in cluster.nodes:
+            os.mkfifo(node.log_path)
+            readers.append(os.open(node.log_path, os.O_RDONLY | os.O_NONBLOCK))
+            stack.callback(os.close, readers[-1])
+            filler = os.open(node.log_path, os.O_WRONLY | os.O_NONBLOCK)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(filler, b"\n" * 4096)
+            os.close(filler)
+        generation = cluster.start().wait_ready()
+        with connected(cluster) as rings:
+            results = everywhere(rings, lambda ring: ring.all_reduce(tensor(ring.rank, 300_000)))
+            cluster[0].rejoin()
+            assert cluster.wait_ready(beyond=generation) > generation
+        for result in results:
+            np.testing.assert_array_equal(result, total(2, 300_000))
+        assert cluster[0].stop() == 0
+        text = bytearray()
+
+        def read_on() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                text.extend(os.read(readers[1], 65536))
+            return b"ring ready" in text
+
+        wait_until(read_on, "what was logged comes late, and is not lost")
 
 
 def test_nothing_piles_up(place: Path) -> None:

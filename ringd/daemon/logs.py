@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
@@ -11,6 +12,13 @@ from typing import Any, TextIO
 
 import structlog
 
+from ringd.daemon.linewriter import LineWriter
+
+_AT_EXIT = 1.0
+"""Seconds that the last lines get to be written."""
+
+_writers: list[LineWriter] = []  # one for each stream that was ever logged to
+
 
 def configure(level: str = "info", form: str = "auto", stream: TextIO | None = None) -> None:
     """Send the log of every module to *stream* (standard error).
@@ -18,11 +26,12 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
     Args:
         level: The least severe level written: ``debug``, ``info``, ``warning`` or ``error``.
         form: ``console``, ``json``, or ``auto``: console if *stream* is a terminal.
-        stream: Where to; a failure to write there is ignored.
+        stream: Where to. Nobody waits for it: lines that it does not take are lost and counted.
 
     May be called again, to change the level; loggers taken by ``structlog.get_logger()`` follow.
     """
     stream = sys.stderr if stream is None else stream
+    writer = _writer(stream)
     terminal = stream.isatty()
     last: list[Any]
     if form == "console" or (form == "auto" and terminal):
@@ -42,24 +51,43 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
             *last,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
-        logger_factory=lambda *_: _Writer(stream),
+        logger_factory=lambda *_: _Logger(writer),
         # Bound methods are not cached, so that a new level reaches loggers in use.
         cache_logger_on_first_use=False,
     )
 
 
-class _Writer:
-    """Writes lines; one that cannot be written is lost, for no log is worth the ring."""
+def flush(timeout: float = _AT_EXIT) -> bool:
+    """Wait until all lines are written, or *timeout* seconds for a stream; return if they are."""
+    return all(writer.flush(timeout) for writer in _writers)
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+
+def lost() -> int:
+    """Return how many lines could not be written."""
+    return sum(writer.lost for writer in _writers)
+
+
+def _writer(stream: TextIO) -> LineWriter:
+    for writer in _writers:
+        if writer.stream is stream:
+            return writer
+    if not _writers:
+        atexit.register(flush)
+    _writers.append(LineWriter(stream))
+    return _writers[-1]
+
+
+class _Logger:
+    """What structlog writes lines to."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        self._writer = writer
 
     def msg(self, line: str) -> None:
-        try:
-            self._stream.write(line + "\n")
-            self._stream.flush()
-        except (OSError, ValueError):
-            pass
+        if self._writer.write(line):
+            so_far = self._writer.news_of_loss()
+            if so_far:
+                structlog.get_logger("log").warning("log lines were lost", so_far=so_far)
 
     debug = info = warning = error = critical = exception = msg
 

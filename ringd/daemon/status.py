@@ -9,6 +9,7 @@ from typing import Any
 from ringd import __version__
 from ringd.border.server import BorderServer
 from ringd.config.settings import Config
+from ringd.daemon import logs
 from ringd.daemon.neighbours import Neighbours
 from ringd.daemon.programs import Programs
 from ringd.groups.session import Session
@@ -77,6 +78,7 @@ def status(
             "dropped_replies": border.dropped,
             "stale_chunks": programs.bulk.stale,
             "links_lost": dict(neighbours.losses),
+            "lost_log_lines": logs.lost(),
             "refused_connections": neighbours.refused.total(),
             "refusals": dict(neighbours.refused),
         },
