@@ -106,6 +106,13 @@ def scene(make):
     return make().start()
 
 
+@pytest.fixture
+def ports():
+    """Two ports that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("", 0)) as two:
+        return one.getsockname()[1], two.getsockname()[1]
+
+
 def test_a_neighbour(scene):
     """The left neighbour is handed over with its address; the listener goes on."""
     for number in range(3):
@@ -315,6 +322,51 @@ def test_stop_while_out_of_descriptors(scene):
     late = scene.loop.now() + 0.15
     run_until(scene.loop, lambda: scene.loop.now() > late)
     assert scene.pending == 0
+
+
+def used(scene, *bind):
+    """Move the listener of *scene* to *bind*; return the sockets that it had, by address."""
+    before = {sock.getsockname()[:2]: sock for sock in scene.listener._open_sockets()}
+    scene.listener.use(bind, key=KEY, settings=JoinSettings())
+    return before
+
+
+def test_other_addresses(make, ports):
+    """A listener moves to other addresses and keeps those that stay, socket and all."""
+    one, two = ports
+    scene = make(bind=[("127.0.0.1", one)]).start()
+    scene.connect()
+    run_until(scene.loop, lambda: scene.pending == 1)
+    before = used(scene, ("127.0.0.1", one), ("127.0.0.2", two))
+    assert scene.listener.addresses == [("127.0.0.1", one), ("127.0.0.2", two)]
+    assert scene.listener._open_sockets()[0] is before["127.0.0.1", one]
+    assert (scene.pending, scene.refused) == (0, [])
+    scene.neighbour()
+    used(scene, ("127.0.0.2", two))
+    scene.neighbour()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", one))
+
+
+def test_from_an_address_to_the_wildcard_and_back(make, ports):
+    """Both want the same port of the same listener, which is no reason to refuse."""
+    port, _ = ports
+    scene = make(bind=[("127.0.0.1", port)]).start()
+    for host in ("0.0.0.0", "127.0.0.1"):  # noqa: S104 - a test
+        used(scene, (host, port))
+        assert scene.listener.addresses == [(host, port)]
+        scene.neighbour()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])  # noqa: S104 - a test
+def test_addresses_that_cannot_be_had(make, ports, host):
+    """When a new address is taken, the listener stays where it was, and goes on."""
+    one, two = ports
+    scene = make(bind=[("127.0.0.1", one)]).start()
+    with socket.create_server(("127.0.0.1", two)), pytest.raises(RingError, match=f":{two}: "):
+        used(scene, (host, one), ("127.0.0.1", two))
+    assert scene.listener.addresses == [("127.0.0.1", one)]
+    scene.neighbour()
 
 
 def test_both_families(make):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import ringd
+from ringd.cli.watch import render
 from tests.cluster import Cluster, free_ports, wait_until
 from tests.proxy import Proxy
 from tests.ringkit import (
@@ -217,3 +220,30 @@ def test_reload_of_a_bad_config(place: Path, settings: str, culprit: str) -> Non
         wait_until(refusals, "a line in the log")
         assert culprit in refusals()[0]
         assert cluster.wait_ready() == generation
+
+
+def test_reload_to_a_taken_port(place: Path) -> None:
+    """A port that is taken is refused, as status says until a reload is good; the old one stays."""
+    with Cluster(place, 2) as cluster:
+        generation = cluster.start().wait_ready()
+        old = cluster[1].port
+
+        def refusal() -> Any:
+            status = cluster[1].status()
+            return status and status["reload_error"]
+
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            cluster[1].port = taken.getsockname()[1]
+            cluster.write_config("")
+            cluster[1].signal(signal.SIGHUP)
+            wait_until(refusal, "the refusal in status")
+        assert f"127.0.0.1:{cluster[1].port}" in refusal()["reason"]
+        status = cluster[1].status()
+        assert status is not None
+        assert refusal()["reason"] in render(status)
+        cluster[0].rejoin()  # which makes the link anew, to the old port
+        assert cluster.wait_ready(beyond=generation) > generation
+        cluster[1].port = old
+        cluster.write_config("")
+        cluster[1].signal(signal.SIGHUP)
+        wait_until(lambda: (cluster[1].status() or {}).get("reload_error", 1) is None, "good again")

@@ -99,7 +99,12 @@ def headline(body: dict[str, Any]) -> str:
 
 def render(body: dict[str, Any]) -> str:
     """Return the status for people; what is wrong comes first."""
-    lines = [f"ring {body['ring']!r}, {body['size']} members", headline(body), ""]
+    lines = [f"ring {body['ring']!r}, {body['size']} members", headline(body)]
+    refused = body.get("reload_error")
+    if refused is not None:
+        lines.append(f"the reload {age(refused['age'])} ago was refused, the old settings stay:")
+        lines += [f"  {line}" for line in refused["reason"].splitlines()]
+    lines.append("")
     width = max(len(member["name"]) for member in body["members"])
     for member in body["members"]:
         line = f"  {member['rank']:>3}  {member['name']:<{width}}  {member['state']:<8}"

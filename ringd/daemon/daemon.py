@@ -39,6 +39,7 @@ class Daemon:
         self._state_dir = state_dir
         self._log = structlog.get_logger("ringd")
         self._manager = ServiceManager()
+        self._reload_error: tuple[str, float] | None = None  # the last reload's, and when
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT.
@@ -135,7 +136,9 @@ class Daemon:
             self._neighbours.reload(config)
         except RingError as error:
             self._log.error("reload refused, the old settings stay", reason=str(error))
+            self._reload_error = (str(error), self._loop.now())
             return
+        self._reload_error = None
         self._config = config
         logs.configure(config.log.level, config.log.format)
         self._log.info("reloaded", path=str(config.path))
@@ -150,6 +153,7 @@ class Daemon:
             self._programs,
             self._border,
             started=self._started,
+            reload_error=self._reload_error,
             now=self._loop.now(),
         )
         answer(body)

@@ -15,7 +15,6 @@ import structlog
 
 from ringd.config.settings import Config
 from ringd.daemon.oncelog import OnceLog
-from ringd.errors import RingError
 from ringd.membership.backoff import Backoff
 from ringd.membership.machine import Side
 from ringd.net.dialer import Dialer, Knock
@@ -109,7 +108,9 @@ class Reach:
             or config.ring.key != old.ring.key
             or config.join != old.join
         ):
-            self._listen_anew(config)
+            self._listener.use(
+                config.listen_addresses(config.node), key=config.ring.key, settings=config.join
+            )
         self._config = config
         self._backoff = _backoff(config)
         dialing = self._dialer.active
@@ -128,16 +129,6 @@ class Reach:
         self._once.forget()
 
     # --- the makers -------------------------------------------------------------------
-
-    def _listen_anew(self, config: Config) -> None:
-        old, new = self._listener, self._make_listener(config)
-        old.stop()  # the new one wants some of its addresses
-        try:
-            new.start()
-        except RingError:
-            old.start()
-            raise
-        self._listener = new
 
     def _identity(self) -> Identity:
         return Identity(

@@ -25,6 +25,7 @@ def status(
     border: BorderServer,
     *,
     started: float,
+    reload_error: tuple[str, float] | None,
     now: float,
 ) -> bytes:
     """Return the status as JSON; times are seconds ago."""
@@ -43,6 +44,9 @@ def status(
         "generation": machine.generation,
         "incarnation": machine.incarnation,
         "waiting_for": _waiting_for(neighbours, views),
+        "reload_error": None
+        if reload_error is None
+        else {"reason": reload_error[0], "age": now - reload_error[1]},
         "members": [
             {
                 "name": neighbours.names[view.rank],

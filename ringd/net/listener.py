@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from ringd.config.settings import JoinSettings
@@ -38,6 +38,10 @@ _REMEDIES = {
     "address, or set what it is to listen on",
     errno.EACCES: "ports below 1024 need privileges: choose a higher one",
 }
+
+
+_Sockets = dict[tuple[str, int], list[socket.socket]]
+"""Listening sockets by (host, port): several for a name, none for a family that is missing."""
 
 
 class Listener:
@@ -75,7 +79,7 @@ class Listener:
         self._on_link = on_link
         self._on_knock = on_knock
         self._on_refused = on_refused
-        self._sockets: list[socket.socket] = []
+        self._sockets: _Sockets = {}
         self._pending: dict[Exchange, str] = {}  # with addresses, the oldest first
         self._pause: Timer | None = None
         self._watching = False
@@ -83,7 +87,7 @@ class Listener:
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """The (host, port) pairs that are listened on."""
-        return [sock.getsockname()[:2] for sock in self._sockets]
+        return [sock.getsockname()[:2] for sock in self._open_sockets()]
 
     def start(self) -> None:
         """Listen.
@@ -91,22 +95,56 @@ class Listener:
         Raises:
             RingError: An address cannot be listened on; names it, and a remedy.
         """
-        try:
-            for host, port in self._bind:
-                self._sockets += _listen(host, port, self._settings.congestion)
-        except RingError:
-            self.stop()
-            raise
-        if self._bind and not self._sockets:
-            raise RingError("cannot listen: this machine has neither IPv4 nor IPv6")
+        self._sockets = _listen_on(self._bind, {}, self._settings.congestion)
         self._watch()
+
+    def use(self, bind: Sequence[tuple[str, int]], *, key: bytes, settings: JoinSettings) -> None:
+        """Listen on *bind* from now on, with another key and other timeouts.
+
+        What is listened on and shall be still is never given up. The handshakes under way, which
+        began with the old key, are dropped.
+
+        Raises:
+            RingError: An address cannot be listened on; all stays as it was.
+        """
+        same = settings.congestion == self._settings.congestion  # what accepted sockets inherit
+        kept = {where: socks for where, socks in self._sockets.items() if same and where in bind}
+        new = [where for where in bind if where not in kept]
+        old = [where for where in self._sockets if where not in kept]
+        ports = {port for _, port in new}
+        self._unwatch()
+        try:
+            # A wildcard and an address do not share a port: there the old one has to go first.
+            in_the_way = [where for where in old if where[1] in ports]
+            self._close(in_the_way)
+            try:
+                opened = _listen_on(new, kept, settings.congestion)
+            except RingError:
+                congestion = self._settings.congestion
+                self._sockets |= _listen_on(in_the_way, self._sockets, congestion)
+                raise
+            self._close([where for where in old if where in self._sockets])
+            self._sockets |= opened
+            self._bind, self._key, self._settings = bind, key, settings
+            self._drop_pending()
+        finally:
+            self._watch()
 
     def stop(self) -> None:
         """Stop listening and drop the handshakes under way."""
         self._unwatch()
-        for sock in self._sockets:
-            sock.close()
-        self._sockets.clear()
+        self._close(list(self._sockets))
+        self._drop_pending()
+
+    def _open_sockets(self) -> list[socket.socket]:
+        return [sock for socks in self._sockets.values() for sock in socks]
+
+    def _close(self, places: Iterable[tuple[str, int]]) -> None:
+        for where in places:
+            for sock in self._sockets.pop(where):
+                sock.close()
+
+    def _drop_pending(self) -> None:
         for exchange in self._pending:
             exchange.abort()
         self._pending.clear()
@@ -114,7 +152,7 @@ class Listener:
     def _watch(self) -> None:
         self._pause = None
         self._watching = True
-        for sock in self._sockets:
+        for sock in self._open_sockets():
             self._loop.add(sock, EVENT_READ, partial(self._accept, sock))
 
     def _unwatch(self) -> None:
@@ -122,7 +160,7 @@ class Listener:
             self._pause.cancel()
             self._pause = None
         elif self._watching:
-            for sock in self._sockets:
+            for sock in self._open_sockets():
                 self._loop.remove(sock)
         self._watching = False
 
@@ -178,6 +216,25 @@ class Listener:
             self._on_refused(address, f"dropped: {reason}", "crowded")
             return True
         return False
+
+
+def _listen_on(bind: Iterable[tuple[str, int]], beside: _Sockets, congestion: str) -> _Sockets:
+    """Return listening sockets for all of *bind*, to stand beside others.
+
+    Raises:
+        RingError: For one of them, or as there would be none at all; nothing is left open then.
+    """
+    sockets: _Sockets = {}
+    try:
+        for host, port in bind:
+            sockets[host, port] = _listen(host, port, congestion)
+    except RingError:
+        for sock in [sock for socks in sockets.values() for sock in socks]:
+            sock.close()
+        raise
+    if sockets and not any((sockets | beside).values()):
+        raise RingError("cannot listen: this machine has neither IPv4 nor IPv6")
+    return sockets
 
 
 def _listen(host: str, port: int, congestion: str) -> list[socket.socket]:
