@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import ringd
+from ringd.cli.trace import chrome_trace, lines
 from tests.cluster import Cluster, wait_until
 from tests.ringkit import BOUNDED, Program, begin, connected, everywhere, tensor, total, wait_counts
 
@@ -129,3 +130,22 @@ def test_trace_of_all_members(calm_cluster: Cluster) -> None:
     events = json.loads(path.read_text())["traceEvents"]
     seen = [event for event in events if "'seen'" in str(event) and event["ph"] == "X"]
     assert len({event["pid"] for event in seen}) == 3
+
+
+def test_trace_of_calls_that_are_open(calm_cluster: Cluster) -> None:
+    """A call that waits is in the trace as begun, on the members that made it, and in Chrome's."""
+    with connected(calm_cluster, "stalled") as rings:
+        work = rings[0].all_reduce_async(np.ones(3), name="stuck")
+        wait_counts(calm_cluster[1], [1, 0, 0], "stalled")
+        body = calm_cluster[1].trace()
+        said = [line for line in lines(body) if "'stuck'" in line]
+        assert len(said) == 1
+        assert "  n0  op 0 of group 'stalled': " in said[0]
+        assert said[0].endswith("begun and open: it waits for others")
+        spans = [e for e in chrome_trace(body)["traceEvents"] if "'stuck'" in str(e)]
+        assert [(span["ph"], span["name"]) for span in spans] == [("B", "wait for others")]
+        everywhere(rings[1:], lambda ring: ring.all_reduce(np.ones(3), name="stuck"))
+        assert work.wait().tolist() == [3.0] * 3
+    said = [line for line in lines(calm_cluster[1].trace()) if "'stuck'" in line]
+    assert [line for line in said if "begun" in line] == []
+    assert len([line for line in said if ", ok after " in line]) == 3

@@ -67,23 +67,28 @@ def lines(body: dict[str, Any]) -> list[str]:
 
 
 def _text(event: dict[str, Any]) -> str:
-    if event["what"] != "op":
+    op = f"op {event['seq']} of group {event['group']!r}: {event['call']}" if _is_op(event) else ""
+    if event["what"] == "op begun":
+        waits = "others" if event["started"] is None else "its end"
+        return f"{op}, begun and open: it waits for {waits}"
+    if not op:
         details = [f"{k}={v}" for k, v in event.items() if k not in ("at", "what")]
         return " ".join([event["what"], *details])
     took = (event["at"] - event["submitted"]) * 1e3
     waited = ""
     if event["started"] is not None:
         waited = f", of that {(event['started'] - event['submitted']) * 1e3:.2f} ms for others"
-    return (
-        f"op {event['seq']} of group {event['group']!r}: {event['call']}, {event['outcome']} "
-        f"after {took:.2f} ms{waited}"
-    )
+    return f"{op}, {event['outcome']} after {took:.2f} ms{waited}"
+
+
+def _is_op(event: dict[str, Any]) -> bool:
+    return event["what"] in ("op", "op begun")
 
 
 def chrome_trace(body: dict[str, Any]) -> dict[str, Any]:
     """Return the trace in Chrome's JSON format: a process for each member, a thread a group.
 
-    Source: the Trace Event Format document (phases M, X and i; times in microseconds).
+    Source: the Trace Event Format document (phases M, X, B and i; times in microseconds).
     """
     out: list[dict[str, Any]] = []
     for pid, member in enumerate(body["members"]):
@@ -91,7 +96,7 @@ def chrome_trace(body: dict[str, Any]) -> dict[str, Any]:
         out.append(_named("thread_name", pid, 0, "ring"))
         groups: dict[str, int] = {}
         for event in member["events"]:
-            if event["what"] != "op":
+            if not _is_op(event):
                 details = {k: v for k, v in event.items() if k not in ("at", "what")}
                 out.append(
                     {
@@ -113,25 +118,32 @@ def chrome_trace(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spans(pid: int, tid: int, event: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the op as one or two spans: waiting for the others, then running."""
-    started = event["at"] if event["started"] is None else event["started"]
-    args = {key: event[key] for key in ("seq", "bytes", "outcome")}
-    phases = [("wait for others", event["submitted"], started)]
-    if event["started"] is not None:
-        phases.append((event["call"], started, event["at"]))
-    return [
-        {
-            "ph": "X",
+    """Return the op as one or two spans: waiting for the others, then running.
+
+    The last span of one that is open has no end.
+    """
+    end = None if event["what"] == "op begun" else event["at"]
+    phases: list[tuple[str, float, float | None]] = []
+    if event["started"] is None:
+        phases.append(("wait for others", event["submitted"], end))
+    else:
+        phases.append(("wait for others", event["submitted"], event["started"]))
+        phases.append((event["call"], event["started"], end))
+    spans = []
+    for name, start, stop in phases:
+        span: dict[str, Any] = {
+            "ph": "B" if stop is None else "X",
             "name": name,
             "cat": event["call"],
             "pid": pid,
             "tid": tid,
             "ts": start * _MICROSECONDS,
-            "dur": max(0.0, end - start) * _MICROSECONDS,
-            "args": args,
+            "args": {key: event[key] for key in ("seq", "bytes", "outcome")},
         }
-        for name, start, end in phases
-    ]
+        if stop is not None:
+            span["dur"] = max(0.0, stop - start) * _MICROSECONDS
+        spans.append(span)
+    return spans
 
 
 def _named(kind: str, pid: int, tid: int, name: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ringd.daemon.notify import ServiceManager
 from ringd.daemon.programs import Programs
 from ringd.daemon.recorder import Recorder
 from ringd.daemon.state import State, StateFile
-from ringd.daemon.status import status
+from ringd.daemon.status import open_ops, status
 from ringd.errors import RingError
 from ringd.host import heap
 from ringd.net.loop import Loop
@@ -65,6 +65,7 @@ class Daemon:
         self._neighbours = Neighbours(loop, config, store, self._recorder)
         self._programs = Programs(loop, config, self._neighbours, self._recorder)
         self._neighbours.attach(self._programs, self._programs.bulk)
+        self._recorder.open_ops = lambda: open_ops(self._programs)
         self._neighbours.on_state = self._state_changed
         self._border = border = BorderServer(
             loop,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +37,10 @@ class Event:
 
 # A Struct rather than a dataclass: made for every call, and several times as fast to make.
 class OpEvent(msgspec.Struct, frozen=True, gc=False):
-    """A call that ended here; times on the monotonic clock."""
+    """A call, as a rule one that ended here; times on the monotonic clock."""
 
     at: float
+    """When it ended; while it is open, when it was submitted."""
     group: str
     seq: int
     call: Call
@@ -47,6 +49,7 @@ class OpEvent(msgspec.Struct, frozen=True, gc=False):
     started: float | None
     """When all members had submitted; None when that never came."""
     outcome: str
+    """Empty while it is open."""
 
 
 class Recorder:
@@ -55,6 +58,8 @@ class Recorder:
     def __init__(self, node: str) -> None:
         self._node = node
         self._events: deque[Event | OpEvent] = deque(maxlen=KEPT)
+        self.open_ops: Callable[[], list[OpEvent]] = list
+        """Gives the calls that are open, which is what a stall is about."""
 
     def note(self, what: str, **details: Any) -> None:
         """Record that *what* happened."""
@@ -65,9 +70,9 @@ class Recorder:
         self._events.append(event)
 
     def dump(self) -> bytes:
-        """Return all events, oldest first, as JSON."""
+        """Return all events as JSON, oldest first, and behind them the calls that are open."""
         shift = time.time() - time.monotonic()
-        events = [_plain(event, shift) for event in self._events]
+        events = [_plain(event, shift) for event in (*self._events, *self.open_ops())]
         body = {"schema_version": SCHEMA_VERSION, "node": self._node, "events": events}
         return json.dumps(body).encode()
 
@@ -77,7 +82,7 @@ def _plain(event: Event | OpEvent, shift: float) -> dict[str, Any]:
         return {"at": event.at + shift, "what": event.what, **event.details}
     return {
         "at": event.at + shift,
-        "what": "op",
+        "what": "op" if event.outcome else "op begun",
         "group": event.group,
         "seq": event.seq,
         "call": str(event.call)[:_LONGEST_CALL],

@@ -12,6 +12,7 @@ from ringd.config.settings import Config
 from ringd.daemon import logs
 from ringd.daemon.neighbours import Neighbours
 from ringd.daemon.programs import Programs
+from ringd.daemon.recorder import OpEvent
 from ringd.groups.session import Session
 from ringd.membership.machine import MemberView
 
@@ -98,6 +99,26 @@ def _waiting_for(neighbours: Neighbours, views: list[MemberView]) -> dict[str, s
     lost.pop(neighbours.rank, None)
     missing = lost or neighbours.machine.missing()
     return {neighbours.names[rank]: why for rank, why in missing.items()}
+
+
+def open_ops(programs: Programs) -> list[OpEvent]:
+    """Return the calls that were submitted here and have no outcome yet."""
+    return [
+        OpEvent(
+            at=op.submission.buffers.submitted,
+            group=name,
+            seq=op.seq,
+            call=op.submission.call,
+            nbytes=op.submission.buffers.source.nbytes,
+            submitted=op.submission.buffers.submitted,
+            started=op.submission.buffers.started,
+            outcome="",
+        )
+        for name, group in programs.engine.groups.items()
+        if group.local is not None
+        for op in group.local.ops.values()
+        if not op.ended and op.submission is not None and op.submission.buffers is not None
+    ]
 
 
 def _group(programs: Programs, name: str, now: float) -> dict[str, Any]:
