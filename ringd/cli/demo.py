@@ -147,15 +147,24 @@ class Demo:
             visitor.sendall(b"GET / HTTP/1.0\r\n\r\n")
         self.story.tell("stranger", f"visited {node}'s port and sent garbage", fg="yellow")
 
-    def wait_ready(self) -> tuple[float, int]:
-        """Wait until all daemons are ready; return the seconds that took, and the generation."""
+    def wait_ready(self, last: str) -> str:
+        """Wait until all daemons are ready; return in words how soon after the start of *last*."""
         start = time.monotonic()
         while time.monotonic() < start + PATIENCE:
-            states = [self.status(node) for node in NODES]
-            if all(state is not None and state["state"] == "ready" for state in states):
-                generations = {state["generation"] for state in states if state is not None}
-                if len(generations) == 1:
-                    return time.monotonic() - start, int(str(generations.pop()))
+            ready = {}
+            for node in sorted(NODES, key=lambda node: node == last):  # the last one last
+                status = self.status(node)
+                if status is not None and status["state"] == "ready":
+                    ready[node] = status
+            generations = {status["generation"] for status in ready.values()}
+            if len(ready) == len(NODES) and len(generations) == 1:
+                # Its uptime counts from when it listens; before, Python starts.
+                listened = float(str(ready[last]["uptime"]))
+                return (
+                    f"{listened * 1e3:.0f} ms after {last}'s daemon listened "
+                    f"({(time.monotonic() - start) * 1e3:.0f} ms after its process began), "
+                    f"generation {generations.pop()}"
+                )
             time.sleep(0.01)
         raise RingError(f"the ring did not form within {PATIENCE:g} s; logs in {self.directory}")
 
@@ -227,9 +236,7 @@ def _play(stage: Demo, script: Path) -> bool:
     time.sleep(1.5)
     tell("bert", f"waits for: {stage.waiting('bert')}")
     daemons["anna"] = stage.daemon("anna")
-    seconds, generation = stage.wait_ready()
-    text = f"ready {seconds * 1e3:.0f} ms after the last daemon's start, generation {generation}"
-    tell("ring", text, fg="green")
+    tell("ring", f"ready {stage.wait_ready('anna')}", fg="green")
 
     stage.story.chapter("Three programs train one model; a daemon is killed under them")
     for node in ("carl", "bert"):
@@ -253,14 +260,9 @@ def _play(stage: Demo, script: Path) -> bool:
             time.sleep(1.0)
             tell("anna", f"waits for: {stage.waiting('anna')}")
             daemons["bert"] = stage.daemon("bert")
-            seconds, generation = stage.wait_ready()
+            text = f"formed again {stage.wait_ready('bert')}; nobody lost a step"
             recovered = True
-            tell(
-                "ring",
-                f"formed again {seconds * 1e3:.0f} ms after that daemon's start, "
-                f"generation {generation}; nobody lost a step",
-                fg="green",
-            )
+            tell("ring", text, fg="green")
         time.sleep(0.02)
     return _judge(stage, script, programs, recovered=recovered)
 

@@ -60,7 +60,6 @@ class Daemon:
     def _serve(self, store: StateFile) -> None:
         config = self._config
         self._loop = loop = Loop()
-        self._started = loop.now()
         self._recorder = Recorder(config.node)
         self._neighbours = Neighbours(loop, config, store, self._recorder)
         self._programs = Programs(loop, config, self._neighbours, self._recorder)
@@ -85,6 +84,7 @@ class Daemon:
         )
         try:
             self._neighbours.start()
+            self._started = loop.now()  # it listens from here on
             for signum in (signal.SIGTERM, signal.SIGINT):
                 loop.on_signal(signum, self._drain)
             loop.on_signal(signal.SIGHUP, self._reload)
