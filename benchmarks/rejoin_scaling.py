@@ -13,7 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from simulation import FSYNC, HOP, Simulation
+from simulation import FSYNC, Simulation
+from virtual_network import HOP
 
 SIZES = (2, 3, 4, 5, 8, 16, 32, 64, 128, 256, 512, 1000)
 

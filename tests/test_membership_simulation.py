@@ -8,7 +8,9 @@ from itertools import product
 from types import ModuleType
 
 import pytest
-from simulation import FSYNC, HOP, LOST_AFTER, Adversary, Simulation, Violation
+from adversary import Adversary
+from simulation import FSYNC, Simulation
+from virtual_network import HOP, LOST_AFTER, Violation
 
 import ringd.membership.flooding
 import ringd.membership.machine

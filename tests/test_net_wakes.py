@@ -1,0 +1,131 @@
+"""When a dialer tries again: after its backoff, a knock, or a link that was lost."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from dialkit import Forever, Scene, address, free_port, full_host
+from netkit import run_until
+
+from ringd.config.settings import JoinSettings
+
+
+@pytest.fixture
+def scene():
+    """A scene that is closed afterwards and leaves nothing open."""
+    with Scene() as made:
+        yield made
+
+
+@pytest.fixture
+def full():
+    """The address of a host that drops every SYN."""
+    with full_host() as where:
+        yield where
+
+
+def test_wake_ends_a_sleep(scene):
+    """A knock ends the backoff sleep at once and forgets the backoff."""
+    backoff = Forever()
+    port = free_port()
+    dialer = scene.dialer(f"127.0.0.1:{port}", backoff=backoff)
+    run_until(scene.loop, lambda: backoff.waits == 1)
+    scene.listener(port=port)
+    dialer.wake()
+    run_until(scene.loop, lambda: scene.links and scene.accepted)
+    assert backoff.resets == 1
+
+
+def test_wake_ends_a_slow_connect(scene, full):
+    """A knock ends an attempt at an address that does not answer; the round starts over."""
+    addresses = [full]
+    slow = JoinSettings(connect_timeout=3600)
+    dialer = scene.dialer(addresses=lambda: addresses, settings=slow)
+    run_until(scene.loop, lambda: dialer._round._sock is not None)
+    addresses[0], _ = scene.listener()
+    dialer.wake()
+    run_until(scene.loop, lambda: scene.links and scene.accepted)
+    assert scene.failures == []
+
+
+def test_wake_spares_a_handshake(scene):
+    """A knock during a handshake lets it go on, and retries at once should it fail."""
+    backoff = Forever()
+    silent = socket.create_server(("127.0.0.1", 0))
+    addresses = [address(*silent.getsockname())]
+    dialer = scene.dialer(addresses=lambda: addresses, backoff=backoff)
+    run_until(scene.loop, lambda: dialer._round.connected)
+    addresses[0], _ = scene.listener()
+    dialer.wake()
+    run_until(scene.loop, lambda: scene.links and scene.accepted)
+    silent.close()
+    assert [reason for _, reason in scene.failures] == ["no handshake within 0.2 s"]
+    assert backoff.waits == 0
+
+
+def test_wake_does_nothing_at_rest(scene):
+    """A knock does not make a second link."""
+    target, _ = scene.listener()
+    dialer = scene.dialer(target)
+    run_until(scene.loop, lambda: scene.links and scene.accepted)
+    dialer.wake()
+    assert not dialer.active
+
+
+def test_a_link_that_did_not_hold(scene):
+    """After a link that broke at once the next is dialed behind a backoff sleep."""
+    backoff = Forever()
+    target, _ = scene.listener()
+    dialer = scene.dialer(target, backoff=backoff)
+    run_until(scene.loop, lambda: scene.links)
+    dialer.start()
+    assert (backoff.waits, backoff.resets, dialer.active) == (1, 0, True)
+    dialer.wake()
+    run_until(scene.loop, lambda: len(scene.links) == 2)
+
+
+def test_a_link_that_held(scene, monkeypatch):
+    """After a link that was healthy for a while the next is dialed at once, as at a start."""
+    backoff = Forever()
+    target, _ = scene.listener()
+    dialer = scene.dialer(target, backoff=backoff)
+    run_until(scene.loop, lambda: scene.links)
+    real = scene.loop.now
+    monkeypatch.setattr(scene.loop, "now", lambda: real() + 60)
+    dialer.start()
+    run_until(scene.loop, lambda: len(scene.links) == 2)
+    assert (backoff.waits, backoff.resets) == (0, 1)
+
+
+def test_knock(scene):
+    """A knock is heard by the left neighbour, once, and leaves no connection."""
+    target, _ = scene.listener(rank=0)
+    knock = scene.knock(lambda: [f"127.0.0.1:{free_port()}", target, target])
+    knock.start()
+    run_until(scene.loop, lambda: scene.knocks and not knock.active)
+    assert [peer.name for peer in scene.knocks] == ["b"]
+    assert scene.accepted == []
+
+
+def test_knock_is_not_repeated(scene):
+    """A knock that nobody hears ends after one round."""
+    rounds = []
+    port = free_port()
+
+    def addresses():
+        rounds.append(port)
+        return [f"127.0.0.1:{port}"]
+
+    knock = scene.knock(addresses)
+    knock.start()
+    run_until(scene.loop, lambda: not knock.active)
+    scene.listener(rank=0, port=port)
+    late = scene.loop.now() + 0.1
+    run_until(scene.loop, lambda: scene.loop.now() > late)
+    assert (len(rounds), scene.knocks) == (1, [])
+    knock.start()
+    knock.stop()
+    late = scene.loop.now() + 0.1
+    run_until(scene.loop, lambda: scene.loop.now() > late)
+    assert (knock.active, scene.knocks) == (False, [])
