@@ -17,8 +17,8 @@ from ringd.host import paths
 from ringd.wire import border
 from ringd.wire.border import AskRejoin, AskStatus, AskTrace
 
-ERROR, USAGE, NO_DAEMON, NOT_READY = 1, 2, 3, 4
-"""Exit codes besides 0."""
+ERROR, NO_DAEMON, NOT_READY = 1, 3, 4
+"""Exit codes besides 0, and click's 2 for wrong usage."""
 
 Question = Union[type[AskStatus], type[AskRejoin], type[AskTrace]]
 
