@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 import ringd
 from tests.cluster import Cluster
 from tests.ringkit import BOUNDED, connected
+
+# The default deadline of 200 ms for each example says only how busy the machine is.
+hypothesis.settings.register_profile("ringd", deadline=None)
+hypothesis.settings.load_profile("ringd")
 
 
 @pytest.fixture
