@@ -806,6 +806,15 @@ def test_program_that_just_ends_does_not_hang(tmp_path):
         eventually(lambda: daemon.handler.gone)
 
 
+@pytest.fixture
+def _interruptible():
+    """Let SIGINT raise also where the tests are a shell's background job, which ignores it."""
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, old)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_interrupt_leaves_the_ring_usable(daemons):
     """Ctrl-C in a waiting call is KeyboardInterrupt at once; the call and the ring go on."""
     daemons.start("--hold")
