@@ -14,6 +14,7 @@ import pytest
 import zmq
 from fake_daemon import FakeDaemon, eventually, mapped, open_fds
 
+from ringd.border import client as client_module
 from ringd.border import lifeline as lifeline_module
 from ringd.border import server as server_module
 from ringd.border.server import Limits
@@ -127,10 +128,10 @@ def daemon(tmp_path):
 
 
 def test_client_is_known_by_the_kernels_word(daemon):
-    """Pid and uid are the kernel's, the program's name its own."""
+    """The pid is the kernel's, the program's name its own."""
     with Raw(daemon):
         (client,) = daemon.run(lambda: daemon.server.clients)
-        assert (client.pid, client.uid, client.program) == (os.getpid(), os.getuid(), "raw")
+        assert (client.pid, client.program) == (os.getpid(), "raw")
         assert client.alive
         assert repr(client) == f"<Client raw pid={os.getpid()}>"
 
@@ -292,6 +293,8 @@ def test_acknowledgement_reaches_the_handler(daemon):
         ({"join_id": 0}, "join id"),
         ({"next_seq": 1, "released": 2}, "contradict"),
         ({"next_seq": 2**62 + 1}, "sequence number"),
+        ({"former": -1}, "former stay"),
+        ({"former": 7, "loss": "x" * 5000}, "former stay"),
         ({"released": -1}, "sequence number"),
         ({"on_loss": "panic"}, "on_loss"),
         ({"program": "p" * 2000}, "program"),
@@ -408,13 +411,79 @@ def test_death_is_told_once_and_frees_everything(daemon):
         eventually(lambda: client.segment_bytes == 1 << 20)
         raw.lifeline.close()
         eventually(lambda: daemon.handler.gone)
-        assert daemon.handler.gone == ["the process ended or closed its connection"]
+        assert daemon.handler.gone == ["the process ended"]
         assert (client.alive, client.segment_bytes, mapped()) == (False, 0, before)
         client.send(border.Released(5, 1))  # in vain, and harmless
         assert daemon.run(lambda: daemon.server.clients) == []
     with Raw(daemon):
         pass
     eventually(lambda: len(daemon.handler.gone) == 2)
+
+
+@pytest.mark.parametrize("word", [True, False])
+def test_one_that_hangs_up_and_lives_on_says_so(daemon, word):
+    """Only of those that end without that word is it known that they write to nothing more."""
+    with Raw(daemon) as raw:
+        (client,) = daemon.run(lambda: daemon.server.clients)
+        if word:
+            raw.lifeline.send(lifeline.pack(lifeline.PART, 0, 0))
+        raw.lifeline.shutdown(socket.SHUT_RDWR)
+        eventually(lambda: daemon.handler.gone)
+        assert client.died is not word
+
+
+@pytest.mark.parametrize("end", ["death", "detach"])
+def test_memory_is_given_back_after_the_handler_knows(daemon, end):
+    """And after what it calls soon: that takes a while for a large client, and others wait."""
+    held = []
+
+    def note(client):
+        daemon.loop.call_soon(lambda: held.append(client.segment_bytes))
+
+    daemon.handler.on_leave = note
+    with Raw(daemon) as raw:
+        raw.pass_segment(1, 1 << 20).close()
+        (client,) = daemon.run(lambda: daemon.server.clients)
+        eventually(lambda: client.segment_bytes == 1 << 20)
+        raw.lifeline.close() if end == "death" else raw.send(border.Detach(5))
+        eventually(lambda: held)
+        assert held == [1 << 20]
+        eventually(lambda: client.segment_bytes == 0)
+
+
+def nudged(raw, timeout):
+    """Whether the daemon says on the lifeline that there is something to read."""
+    raw.lifeline.settimeout(timeout)
+    try:
+        return raw.lifeline.recv(64) == lifeline.pack_session(0, ())
+    except TimeoutError:
+        return False
+
+
+def test_one_that_acknowledges_nothing_is_woken(daemon):
+    """Somebody waits for it: a program that computes learns over the lifeline that it has mail."""
+    daemon.handler.ask_ack = True
+    with Raw(daemon) as raw:
+        assert raw.ask(raw.submit(), EIGHT).ack
+        assert nudged(raw, 10)
+        # What has to be acknowledged first came later, and nobody had asked for that.
+        daemon.handler.ask_ack = False
+        assert not raw.ask(raw.submit(seq=1), EIGHT).ack
+        assert nudged(raw, 10)
+
+
+def test_one_that_acknowledges_is_left_alone(daemon, monkeypatch):
+    """Nobody is woken for what has been said, be it by an Ack or with the next call."""
+    monkeypatch.setattr(client_module, "NUDGE_AFTER", 0.2)
+    daemon.handler.ask_ack = True
+    with Raw(daemon) as raw:
+        assert raw.ask(raw.submit(), EIGHT).ack
+        assert raw.ask(raw.submit(seq=1, acked=1), EIGHT).ack
+        raw.send(border.Ack(5, 2))
+        eventually(lambda: daemon.handler.acks == [2])
+        (client,) = daemon.run(lambda: daemon.server.clients)
+        eventually(lambda: daemon.run(lambda: client._nudge is None))
+        assert not nudged(raw, 0.01)
 
 
 def test_what_was_handed_over_before_death_still_counts(daemon):

@@ -41,6 +41,9 @@ class Lifeline:
         self.token = secrets.token_bytes(TOKEN_BYTES)
         self.segments = SegmentTable(budget)
         self.on_end: Callable[[str], None] | None = None
+        self.died = False
+        """Whether the stream ended without the word that its process lives on."""
+        self._parted = False
         self._loop = loop
         self._connection = connection
         self._partial = b""
@@ -66,12 +69,14 @@ class Lifeline:
             except BlockingIOError:
                 return
             except OSError as error:
+                self.died = not self._parted
                 self._end(f"its lifeline broke: {error.strerror}")
                 return
             self._take_fds(ancillary)
             self._fd_lost |= bool(flags & socket.MSG_CTRUNC)
             if not data:
-                self._end("the process ended or closed its connection")
+                self.died = not self._parted
+                self._end("the process ended" if self.died else "the program hung up")
                 return
             self._partial += data
             if len(self._partial) == wire.RECORD_BYTES:
@@ -124,6 +129,8 @@ class Lifeline:
             self.segments.add(segment, size, self._fds[0] if fds else None)
         elif fds:
             raise SegmentAbuse("a descriptor came where none belongs")
+        elif operation == wire.PART:
+            self._parted = True
         else:
             self.segments.drop(segment)
 

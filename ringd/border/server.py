@@ -22,7 +22,7 @@ from ringd import errors
 from ringd.border.client import Client
 from ringd.border.endpoint import Endpoint
 from ringd.border.lifeline import Lifeline, LifelineListener
-from ringd.border.validate import call_fault_of, fault_of
+from ringd.border.validate import MAX_NUMBER, call_fault_of, fault_of
 from ringd.net.loop import EVENT_READ, Loop, Timer
 from ringd.wire.border import (
     Ack,
@@ -267,10 +267,12 @@ class BorderServer:
             client = self._by_routing_id.get(routing_id)
             if client is None:
                 self._deny(routing_id, message.join_id, "attach to a group first")
-            elif isinstance(message, Ack):
-                self._handler.ack(client, message)
             else:
-                self._submit(client, message, payload)
+                client.acknowledged(message.acked)
+                if isinstance(message, Ack):
+                    self._handler.ack(client, message)
+                else:
+                    self._submit(client, message, payload)
         elif isinstance(message, Attach):
             self._attach(routing_id, message)
         elif isinstance(message, Detach):
@@ -279,7 +281,7 @@ class BorderServer:
                 self._forget(client)
                 client.alive = False
                 self._handler.detach(client, message)
-                client.hang_up()
+                self._loop.call_soon(client.hang_up)
         else:
             self._answer(routing_id, message)
 
@@ -311,6 +313,7 @@ class BorderServer:
         if client.routing_id is not None:
             self._by_routing_id.pop(client.routing_id, None)  # its ZeroMQ connection is a new one
         client.routing_id = routing_id
+        client.acknowledged(MAX_NUMBER)  # by this it joins anew, if it had joined before
         client.program = message.program
         client.group = message.group
         self._by_routing_id[routing_id] = client
@@ -344,7 +347,7 @@ class BorderServer:
     # --- lifelines --------------------------------------------------------------------
 
     def _new_lifeline(self, lifeline: Lifeline) -> None:
-        client = Client(self, lifeline)
+        client = Client(self, lifeline, self._loop)
         lifeline.on_end = lambda reason: self._lifeline_ended(client, reason)
         self._by_token[client.token] = client
         self._waiting[client] = self._loop.call_later(
@@ -362,11 +365,12 @@ class BorderServer:
     def _gone(self, client: Client, reason: str) -> None:
         if not client.alive:
             return
-        attached = client.routing_id is not None
         self._forget(client)
-        client.hang_up()
-        if attached:
+        client.alive = False
+        if client.routing_id is not None:
             self._handler.client_gone(client, reason)
+        # After the others have been told: to give a large client's memory back takes a while.
+        self._loop.call_soon(client.hang_up)
 
     def _forget(self, client: Client) -> None:
         self._by_token.pop(client.token, None)

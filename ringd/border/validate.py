@@ -7,10 +7,10 @@ from functools import lru_cache
 
 from ringd.collective import reduction
 from ringd.wire.border import SEAL, VERSION, Ack, Attach, Ref, Request, Submit, seal_offset
-from ringd.wire.control import MAX_CALL_NAME, MAX_GROUP_NAME, Call
+from ringd.wire.control import MAX_CALL_NAME, MAX_GROUP_NAME, MAX_TEXT, Call
 
 _MAX_U64 = (1 << 64) - 1
-_MAX_NUMBER = 1 << 62
+MAX_NUMBER = 1 << 62
 """Of an op. Far from where 64 bits end, so that one may count on from any of them."""
 _MAX_BYTES = (1 << 63) - 1
 _MAX_DIMENSIONS = 64
@@ -62,13 +62,15 @@ def _attach_fault(message: Attach) -> str | None:
         return f"on_loss is 'wait' or 'fail', not {message.on_loss[:32]!r}"
     if len(message.program) > _MAX_TEXT:
         return "the program's name is too long"
+    if not 0 <= message.former <= _MAX_U64 or len(message.loss) > MAX_TEXT:
+        return "the client's former stay cannot have been such"
     return None
 
 
 def _numbers_fault(join_id: int, *numbers: int) -> str | None:
     if not 0 < join_id <= _MAX_U64:
         return "a join id is a positive number of 64 bits"
-    if not all(0 <= number <= _MAX_NUMBER for number in numbers):
+    if not all(0 <= number <= MAX_NUMBER for number in numbers):
         return "a sequence number lies between 0 and 2**62"
     return None
 
@@ -86,7 +88,7 @@ def call_fault_of(message: Submit, payload_bytes: int | None) -> str | None:
         message: one of which :func:`fault_of` has nothing to say.
         payload_bytes: length of the second frame; None without one.
     """
-    if len(message.message) > 4 * _MAX_TEXT or len(message.outcome) > _MAX_TEXT:
+    if len(message.message) > MAX_TEXT or len(message.outcome) > _MAX_TEXT:
         return "the outcome's text is too long"
     expected = _tensor_bytes(message.call)
     if isinstance(expected, str):

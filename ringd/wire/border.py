@@ -59,7 +59,10 @@ class Attach(msgspec.Struct, frozen=True, array_like=True, tag="attach"):
     join_id: int
     """Chosen at random by the client for each join; the same again after a reconnect."""
     next_seq: int
-    """The number of the next op the client will submit for the first time."""
+    """The number of the next op the client will submit for the first time.
+
+    Those from *released* up to here are submitted again right after this.
+    """
     released: int
     """Every op below is known to be finished on all members."""
     on_loss: str
@@ -68,6 +71,10 @@ class Attach(msgspec.Struct, frozen=True, array_like=True, tag="attach"):
     program: str
     session: tuple[int, ...] = ()
     """The join ids, by rank, of the session, as told over a lifeline; empty before that."""
+    former: int = 0
+    """The join id of the client's stay before this one; 0 for none."""
+    loss: str = ""
+    """What GroupLost said of the former stay, where that is how it ended."""
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
