@@ -126,3 +126,18 @@ def test_one_that_comes_too_late_is_told_why():
     bench.settle()
     bench.attach(1, 11, session=(10, 11))
     assert bench.did(1, actions.Deny)[0].message == bench.message(0)
+
+
+def test_one_that_dies_before_it_found_back_is_said_to_have_died():
+    """Its daemon had restarted and did not know yet which session it belonged to."""
+    bench = ready(3)
+    bench.submit(0, submission(0))
+    bench.submit(2, submission(0))
+    bench.settle()
+    bench.down()
+    bench.engines[1] = bench.make(1)
+    bench.attach(1, 11)
+    bench.gone(1)
+    bench.attach(1, 21, client="b2")
+    bench.up()
+    assert [bench.message(rank) for rank in (0, 2)] == [DEATH] * 2

@@ -312,7 +312,12 @@ def blame_survivors(monkeypatch):
 def forget_why_survivors_came(monkeypatch):
     """Take a survivor that joins anew at its restarted daemon for a stranger."""
     replaced = Roll._replaced
-    monkeypatch.setattr(Roll, "_replaced", lambda self, j, a, _: replaced(self, j, a, None))
+
+    def mutant(self, join_id, absent, successor):
+        successor.before = Before()
+        replaced(self, join_id, absent, successor)
+
+    monkeypatch.setattr(Roll, "_replaced", mutant)
 
 
 def let_the_living_write(monkeypatch):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from ringd.errors import GroupLost
 from ringd.groups.actions import Action, Broadcast, Dropped
-from ringd.groups.session import Before, Session, session_number, well_formed
+from ringd.groups.session import Session, session_number, well_formed
 from ringd.wire.control import Done, Joined, Left
 
 _REMEMBERED_LEAVERS = 1024
@@ -103,13 +103,13 @@ class Roll:
         if ours in self.joins or ours in self.absent:
             return
         gid = session_number(group.name, join_ids)
-        if ours in self._leavers:
-            left_gid, left = self._leavers[ours]
-            if left_gid == gid:
-                self._say_gone(gid, left)
-                return
         absent = Absent(group.name, join_ids, now + self.reattach)
-        if group.local is not None or ours in self._leavers:
+        left_gid, left = self._leavers.get(ours, (0, None))
+        if left is not None and left_gid == gid:
+            self._say_gone(gid, left)
+        elif left is not None:  # before it had found back into the session
+            self._give_up(ours, absent, left.message)
+        elif group.local is not None:
             self._replaced(ours, absent, group.local)
         else:
             self.absent[ours] = absent
@@ -124,9 +124,9 @@ class Roll:
             if absent.group == stay.group:
                 self._replaced(join_id, absent, stay)
 
-    def _replaced(self, join_id: int, absent: Absent, successor: Session | None) -> None:
+    def _replaced(self, join_id: int, absent: Absent, successor: Session) -> None:
         """A new client has the place of an absent one, or the same client under a new number."""
-        before = Before() if successor is None else successor.before
+        before = successor.before
         if before.join_id == join_id and before.loss:
             self._give_up(join_id, absent, before.loss)
         else:

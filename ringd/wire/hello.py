@@ -47,7 +47,6 @@ class Code(enum.IntEnum):
     """Settings differ that must be equal on all members."""
     KEY = 8
     """The other side has another key, or none."""
-    BUSY = 9
     DRAINING = 10
 
 
