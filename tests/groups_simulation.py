@@ -406,6 +406,7 @@ class Sim:
         was down or the session not live.
         """
         for join_ids in self.agreed:
+            self.check_blame(join_ids)
             gone = [join_id for join_id in join_ids if self.owners[join_id].join_id != join_id]
             lost = {self.owners[j].rank for j in join_ids if j in self.dead or j in gone}
             if lost & self.crashed or self.owners[join_ids[0]].group in self.unkind:
@@ -417,6 +418,15 @@ class Sim:
                 excused = alone and "deadline_exceeded" in ends
                 if len(ends) > 1 and OK in ends and not excused:
                     raise Violation(f"op {seq} of {join_ids} ended in two ways: {ends}")
+
+    def check_blame(self, join_ids: tuple[int, ...]) -> None:
+        """Where one client ended a session, and its daemon lived, all read the same of it."""
+        gone = [j for j in join_ids if j in self.dead or not self.owners[j].alive]
+        if len(gone) == 1 and self.owners[gone[0]].rank not in self.crashed:
+            ends = [work for j in join_ids for work in self.owners[j].works.get(j, {}).values()]
+            texts = {work.message for work in ends if work.outcome == "group_lost"}
+            if len(texts) > 1:
+                raise Violation(f"the loss of {join_ids} reads differently: {texts}")
 
     def empty(self) -> bool:
         """Whether no daemon knows of anything any more."""
