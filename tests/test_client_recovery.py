@@ -911,9 +911,9 @@ def test_blocking_call_wakes_nobody_without_need(daemons, count):
 @pytest.mark.parametrize("end", ["forgotten", "exits", "raises"])
 def test_the_daemon_is_told_whether_the_program_lives_on(tmp_path, end):
     """A ring that is forgotten leaves a program that may write to what it had lent; an end not."""
-    died = []
+    parted = []
     with FakeDaemon(tmp_path / "s") as daemon:
-        daemon.handler.on_leave = lambda client: died.append(client.died)
+        daemon.handler.on_leave = lambda client: parted.append(client.parted)
         if end == "forgotten":
             ring = ringd.connect(daemon.path, timeout=10)
             del ring
@@ -923,8 +923,8 @@ def test_the_daemon_is_told_whether_the_program_lives_on(tmp_path, end):
             text = f"import sys, ringd; ring = ringd.connect({daemon.path!r}); {body}"
             command = [sys.executable, "-c", text]
             subprocess.run(command, check=False, stderr=subprocess.DEVNULL, timeout=30)
-        eventually(lambda: died)
-        assert died == [end != "forgotten"]
+        eventually(lambda: parted)
+        assert parted == [end == "forgotten"]
 
 
 def test_a_program_that_ends_lets_go_before_it_is_taken_apart(tmp_path):

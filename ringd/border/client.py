@@ -108,6 +108,11 @@ class Client:
         """Whether its process has ended: nobody writes to its memory any more."""
         return self._lifeline.died
 
+    @property
+    def parted(self) -> bool:
+        """Whether it said that it hangs up and lives on."""
+        return self._lifeline.parted
+
     def tell_session(self, join_id: int, session: tuple[int, ...]) -> None:
         """Tell it the join ids of its peers, in a way that outlives this process."""
         if self.alive:

@@ -185,7 +185,7 @@ class Programs:
     def client_gone(self, client: Client, reason: str) -> None:
         """A program died."""
         self._log.info("client gone", pid=client.pid, program=client.program, reason=reason)
-        self._gone(client, f"(pid {client.pid}) {'died' if client.died else 'hung up'}")
+        self._gone(client, f"(pid {client.pid}) {'hung up' if client.parted else 'died'}")
 
     def _gone(self, client: Client, how: str) -> None:
         self._clients.discard(client)
