@@ -6,7 +6,17 @@ import math
 from functools import lru_cache
 
 from ringd.collective import reduction
-from ringd.wire.border import SEAL, VERSION, Ack, Attach, Ref, Request, Submit, seal_offset
+from ringd.wire.border import (
+    MAX_LOSS,
+    SEAL,
+    VERSION,
+    Ack,
+    Attach,
+    Ref,
+    Request,
+    Submit,
+    seal_offset,
+)
 from ringd.wire.control import MAX_CALL_NAME, MAX_GROUP_NAME, MAX_TEXT, Call
 
 _MAX_U64 = (1 << 64) - 1
@@ -62,7 +72,7 @@ def _attach_fault(message: Attach) -> str | None:
         return f"on_loss is 'wait' or 'fail', not {message.on_loss[:32]!r}"
     if len(message.program) > _MAX_TEXT:
         return "the program's name is too long"
-    if not 0 <= message.former <= _MAX_U64 or len(message.loss) > MAX_TEXT:
+    if not 0 <= message.former <= _MAX_U64 or len(message.loss) > MAX_LOSS:
         return "the client's former stay cannot have been such"
     return None
 

@@ -10,7 +10,7 @@ import secrets
 from ringd import errors
 from ringd.client.channel import Payload
 from ringd.client.pool import Block
-from ringd.wire.border import Ref, Submit
+from ringd.wire.border import MAX_LOSS, Ref, Submit
 from ringd.wire.control import MAX_TEXT, Call
 
 OK = "ok"
@@ -151,7 +151,7 @@ class Session:
         if after is not None:
             self.former = after.join_id
             if isinstance(after.loss, errors.GroupLost):
-                self.former_loss = str(after.loss)[:MAX_TEXT]
+                self.former_loss = str(after.loss)[:MAX_LOSS]
         self.members: tuple[int, ...] = ()
         """The join ids, by rank, of those who are in it; empty until a daemon says so."""
         self.next_seq = 0

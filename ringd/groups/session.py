@@ -61,8 +61,8 @@ class Session(Calls):
         client: Hashable,
         on_loss: str,
         released: int,
-        expected: int,
-        before: Before,
+        expected: int = 0,
+        before: Before = Before(),  # noqa: B008 - a value
         rank: int,
         names: tuple[str, ...],
         out: list[Action],

@@ -20,6 +20,9 @@ VERSION = 1
 TOKEN_BYTES = 16
 """What the daemon sends first on a lifeline; proves that a client's two connections are one's."""
 
+MAX_LOSS = 512
+"""Characters of what a client says of its former stay; the daemon remembers many such texts."""
+
 SEAL = struct.Struct("<QQ")
 """Join id and sequence number, written by the daemon behind a finished result.
 
