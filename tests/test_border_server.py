@@ -73,21 +73,20 @@ class Raw:
         }
         return border.Submit(**{**fields, **changes})
 
-    def send(self, message, *frames):
+    def send(self, message, payload=None):
         """Send a message, or bytes."""
-        header = message if isinstance(message, bytes) else border.encode(message)
-        self.dealer.send_multipart([header, *frames])
+        self.dealer.send(message if isinstance(message, bytes) else border.pack(message, payload))
 
     def receive(self, timeout=10.0):
         """Return the next reply; its payload is in :attr:`payload`."""
         assert self.dealer.poll(timeout * 1000), "no reply"
-        header, *rest = self.dealer.recv_multipart()
-        self.payload = rest[0] if rest else None
-        return border.decode_reply(header)
+        reply, payload = border.unpack_reply(self.dealer.recv())
+        self.payload = None if payload is None else bytes(payload)
+        return reply
 
-    def ask(self, message, *frames):
+    def ask(self, message, payload=None):
         """Send, and return the reply."""
-        self.send(message, *frames)
+        self.send(message, payload)
         return self.receive()
 
     def pass_segment(self, number, size, fd=None, record=None):
@@ -336,17 +335,27 @@ def test_new_zmq_connection_takes_the_place_of_the_old(daemon):
 
 def test_frames_that_are_no_message_are_denied(daemon):
     """Garbage, wrong types, too many or too large frames: denied, counted, forgotten."""
-    wrong = msgspec.msgpack.encode(["submit", "not a number"])
+    good = border.pack(border.AskStatus(border.VERSION))
+
+    def framed(head, length=None, has_payload=0):
+        return head + struct.pack("<IB", len(head) if length is None else length, has_payload)
+
     rubbish = [
         [b""],
         [b"\xc1"],
         [b"hello"],
-        [wrong],
         [bytes(20000)],
-        [b"\x92\xa6st\xddtus\x01"],
-        [b"\x93\xa6status\x01" + b"\x91" * 16000],
-        [border.encode(border.AskStatus(border.VERSION)), b"extra"],
-        [border.encode(border.Detach(5)), b"a", b"b"],
+        [framed(b"")],
+        [framed(msgspec.msgpack.encode(["submit", "not a number"]))],
+        [framed(b"\x92\xa6st\xddtus\x01")],
+        [framed(b"\x93\xa6status\x01" + b"\x91" * 16000)],
+        [framed(msgspec.msgpack.encode(["status", *[1] * border.MAX_REQUEST]))],
+        [framed(good[:-5], length=2**32 - 1)],
+        [framed(good[:-5], has_payload=2)],
+        [b"extra" + good],
+        [border.pack(border.AskStatus(border.VERSION), b"extra")],
+        [border.pack(border.Detach(5)), b"a"],
+        [border.pack(border.Detach(5)), b"a", b"b"],
         [b"", b"", b"", b""],
     ]
     with Raw(daemon, attach=False, with_lifeline=False) as raw:
@@ -362,7 +371,7 @@ def test_random_bytes_harm_nobody(daemon):
     seed = random.Random(20240806)
     with Raw(daemon) as raw, Raw(daemon, attach=False, with_lifeline=False) as vandal:
         seeds = [
-            border.encode(message)
+            border.pack(message)
             for message in (raw.submit(), vandal.attach(), border.Detach(5), border.AskTrace(1))
         ]
         for _ in range(1000):

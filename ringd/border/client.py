@@ -65,7 +65,7 @@ class Client:
         return self._lifeline.segments.mapped_bytes
 
     def send(self, reply: Reply, payload: bytes | memoryview | None = None) -> None:
-        """Send *reply*, with *payload* as its second frame; copied before this returns.
+        """Send *reply*, with *payload*, which is copied before this returns.
 
         A message to a client that is gone is dropped.
         """

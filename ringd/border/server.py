@@ -25,6 +25,8 @@ from ringd.border.lifeline import Lifeline, LifelineListener
 from ringd.border.validate import MAX_NUMBER, call_fault_of, fault_of
 from ringd.net.loop import EVENT_READ, Loop, Timer
 from ringd.wire.border import (
+    COPY_BELOW,
+    COPY_SMALL,
     Ack,
     Answer,
     AskRejoin,
@@ -37,18 +39,14 @@ from ringd.wire.border import (
     Reply,
     Request,
     Submit,
-    decode_request,
-    encode,
+    pack,
+    unpack_request,
 )
 
 __all__ = ["BorderHandler", "BorderServer", "Client", "Limits"]
 
-_MAX_HEADER = 16384
 _BATCH = 64  # messages taken in one go, then the links have their turn
 _ATTACH_WITHIN = 10.0  # seconds from the lifeline's opening
-_SMALL = 8192
-"""Bytes; below, libzmq keeps messages in a shared buffer at any offset: copying costs no more
-than wrapping, and the copy is aligned."""
 
 
 class BorderHandler(Protocol):
@@ -159,7 +157,7 @@ class BorderServer:
         """Send to *client*; :meth:`Client.send` is the way in."""
         assert client.routing_id is not None  # noqa: S101 - for the type checker
         try:
-            self._send(client.routing_id, encode(reply), payload)
+            self._send(client.routing_id, pack(reply, payload))
         except zmq.Again:
             # It has not read thousands of messages; keeping on would fill our memory.
             # Later, for the handler is at work right now.
@@ -202,16 +200,10 @@ class BorderServer:
         router.bind(f"ipc://{self._endpoint.path}")
         return router
 
-    def _send(self, routing_id: bytes, header: bytes, payload: bytes | memoryview | None) -> None:
+    def _send(self, routing_id: bytes, frame: bytes) -> None:
         self._alert = True
-        send = self._router.send
-        send(routing_id, zmq.SNDMORE | zmq.NOBLOCK)
-        if payload is None:
-            send(header, zmq.NOBLOCK)
-        else:
-            send(header, zmq.SNDMORE | zmq.NOBLOCK)
-            # Copied: the memory may be the client's, and is not ours to keep for long.
-            send(payload, zmq.NOBLOCK, copy=True)
+        self._router.send(routing_id, zmq.SNDMORE | zmq.NOBLOCK)
+        self._router.send(frame, zmq.NOBLOCK, copy=len(frame) < COPY_BELOW)
 
     def _readable(self, _events: int) -> None:
         self._alert = True
@@ -237,22 +229,16 @@ class BorderServer:
     def _receive(self) -> None:
         router = self._router
         routing_id = router.recv(zmq.NOBLOCK)
-        payload: memoryview | None = None
-        header = router.recv(zmq.NOBLOCK, copy=False)
-        frame, extra = header, 0
-        while frame.more:
-            frame = router.recv(zmq.NOBLOCK, copy=False)
-            extra += 1
-            if extra == 1:
-                payload = memoryview(frame.bytes) if len(frame) < _SMALL else frame.buffer
-        if len(header) > _MAX_HEADER:
-            self._deny(routing_id, 0, f"a message's first frame has up to {_MAX_HEADER} bytes")
-            return
-        if extra > 1:
-            self._deny(routing_id, 0, "a message has one or two frames")
+        frame = router.recv(zmq.NOBLOCK, copy=False)
+        if frame.more:
+            while router.recv(zmq.NOBLOCK, copy=False).more:
+                pass
+            self._deny(routing_id, 0, "a message has one frame")
             return
         try:
-            message = decode_request(header.buffer)
+            message, payload = unpack_request(
+                frame.bytes if len(frame) < COPY_SMALL else frame.buffer
+            )
         except DecodeError as error:
             self._deny(routing_id, 0, f"not a message of this protocol: {error}")
             return
@@ -340,7 +326,7 @@ class BorderServer:
         if self._closed:
             return  # an answer that took its time
         try:
-            self._send(routing_id, encode(reply), None)
+            self._send(routing_id, pack(reply))
         except zmq.ZMQError:  # gone, or it asks and asks and never reads
             self.dropped += 1
 

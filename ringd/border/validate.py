@@ -29,18 +29,18 @@ _MAX_WORD = 32
 
 
 def fault_of(message: Request, payload_bytes: int | None) -> str | None:
-    """Return what is wrong with *message* and its second frame, None if nothing is.
+    """Return what is wrong with *message* and its payload, None if nothing is.
 
     The call in a Submit is :func:`call_fault_of`'s.
 
     Args:
         message: as decoded.
-        payload_bytes: length of the second frame; None without one.
+        payload_bytes: length of the payload; None without one.
     """
     if isinstance(message, Submit):
         return _submit_fault(message)
     if payload_bytes is not None:
-        return "a second frame came where none belongs"
+        return "a payload came where none belongs"
     if isinstance(message, Attach):
         return _attach_fault(message)
     if isinstance(message, Ack):
@@ -96,7 +96,7 @@ def call_fault_of(message: Submit, payload_bytes: int | None) -> str | None:
 
     Args:
         message: one of which :func:`fault_of` has nothing to say.
-        payload_bytes: length of the second frame; None without one.
+        payload_bytes: length of the payload; None without one.
     """
     if len(message.message) > MAX_TEXT or len(message.outcome) > _MAX_TEXT:
         return "the outcome's text is too long"
