@@ -58,6 +58,7 @@ class Handler:
     """Ask for each completion to be acknowledged."""
     deny_attach: tuple[str, str] | None = None
     on_submit: Callable[[Submitted], None] | None = None
+    on_leave: Callable[[Client], None] = lambda _client: None
     attaches: list[border.Attach] = field(default_factory=list)
     submitted: list[Submitted] = field(default_factory=list)
     acks: list[int] = field(default_factory=list)
@@ -162,11 +163,13 @@ class Handler:
     def detach(self, client: Client, message: border.Detach) -> None:  # noqa: ARG002
         """Forget the client."""
         self.detached += 1
+        self.on_leave(client)
         self._forget(client)
 
     def client_gone(self, client: Client, reason: str) -> None:
         """Forget the client."""
         self.gone.append(reason)
+        self.on_leave(client)
         self._forget(client)
 
     @property

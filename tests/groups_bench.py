@@ -140,9 +140,10 @@ class Bench:
         )
         self.do(rank, todo)
 
-    def gone(self, rank, client=None, reason="died"):
+    def gone(self, rank, client=None, reason="died", *, lives=False):
         """A client is gone."""
-        todo = self.engines[rank].detach(client or self.names[rank], reason, self.now)
+        engine = self.engines[rank]
+        todo = engine.detach(client or self.names[rank], reason, self.now, lives=lives)
         self.do(rank, todo)
 
     def tick(self, wait):

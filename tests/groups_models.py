@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ringd.groups import actions
 from ringd.groups.engine import Engine
 from ringd.groups.op import OK, Submission
+from ringd.groups.session import Before
 from ringd.wire.control import Call
 
 if TYPE_CHECKING:
@@ -150,6 +151,9 @@ class Client:
         self.retrying = False
         self.owing = False
         """The daemon asked for an acknowledgement."""
+        self.before = Before()
+        self.losses: dict[int, tuple[str, str]] = {}
+        """By join id, the code and the text with which a stay ended."""
         self.connect()
 
     def __str__(self) -> str:
@@ -185,6 +189,8 @@ class Client:
             self._attach_again()
 
     def _join_anew(self) -> None:
+        code, loss = self.losses.get(self.join_id, ("", ""))
+        self.before = Before(self.join_id, loss if code == "group_lost" else "")
         self.join_id = next(self.sim.counter)
         self.works[self.join_id] = {}
         self.released[self.join_id] = 0
@@ -198,6 +204,7 @@ class Client:
         join_id, released = self.join_id, self.released[self.join_id]
         connection, group, on_loss = self.connection, self.group, self.on_loss
         session = self.sessions.get(join_id, ())
+        expected, before = len(self.mine), self.before
 
         def attach(engine: Engine, now: float) -> list[actions.Action]:
             return engine.attach(
@@ -208,6 +215,8 @@ class Client:
                 on_loss=on_loss,
                 now=now,
                 session=session,
+                expected=expected,
+                before=before,
             )
 
         self._send(attach)
@@ -233,11 +242,12 @@ class Client:
                 if work.outcome:
                     continue
                 if join_id != self.join_id or self.lost:
-                    work.end("group_lost", "its daemon went away", None)
+                    work.end(*self.losses[join_id], None)
                 elif self.on_loss == "fail":
                     self.sim.unkind.add(self.group)
                     work.end("peer_lost", "this machine's daemon went away", None)
         if self.on_loss == "fail":
+            self.losses.setdefault(self.join_id, ("peer_lost", "its daemon went away"))
             self.lost = True
             self.sim.dead.add(self.join_id)
         self.sim.after(self.sim.delay(5), self.connect)
@@ -365,6 +375,7 @@ class Client:
         for seq, work in works.items():
             if seq >= floor and not work.outcome:
                 work.end(code, message, None)
+        self.losses.setdefault(join_id, (code, message))
         if join_id != self.join_id or self.lost:
             return
         if floor < len(self.specs):
@@ -389,15 +400,26 @@ class Client:
 
         def notice() -> None:
             if node.engine is not None and node.peers.pop(connection, None) is not None:
-                node.carry_out(node.engine.detach(connection, "died", self.sim.now))
+                node.carry_out(node.engine.detach(connection, "died", self.sim.now, lives=False))
 
         self.sim.after(self.sim.delay(5), notice)
 
     def close(self) -> None:
-        """Leave in good order."""
-        connection = self.connection
-        self._send(lambda engine, now: engine.detach(connection, "left the group", now))
-        self.die()
+        """Leave in good order; what was lent is the program's again once the daemon knows."""
+        node, connection = self.sim.nodes[self.rank], self.connection
+
+        def leave() -> None:
+            if node.engine is not None and node.peers.pop(connection, None) is not None:
+                node.carry_out(node.engine.detach(connection, "left the group", self.sim.now))
+            for works in self.works.values():
+                for work in works.values():
+                    if work.spec.hold:
+                        work.source.write(GARBAGE)
+
+        self.sim.queue(("up", connection), leave)
+        self.alive = False
+        self.sim.dead.add(self.join_id)
+        self.sim.clients.remove(self)
 
 
 class Node:

@@ -7,6 +7,7 @@ notice at different times, and a daemon dies between any two of its actions.
 from __future__ import annotations
 
 import heapq
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -353,7 +354,10 @@ class Sim:
         self.outcomes[work.outcome] += 1
         mates = {j for ids in self.sessions.values() if work.join_id in ids for j in ids}
         if work.outcome == "group_lost":
-            allowed = bool(mates & self.dead)
+            gone = {j for j in mates if j in self.dead or not self.owners[j].alive}
+            lost = {self.owners[join_id].rank for join_id in gone}
+            named = {int(rank) for rank in re.findall(r"'m(\d+)'", work.message)}
+            allowed = bool(named) and named <= lost
         elif work.outcome == "peer_lost":
             allowed = work.client.group in self.unkind
         elif work.outcome == "deadline_exceeded":
@@ -402,6 +406,7 @@ class Sim:
         was down or the session not live.
         """
         for join_ids in self.agreed:
+            self.check_blame(join_ids)
             gone = [join_id for join_id in join_ids if self.owners[join_id].join_id != join_id]
             lost = {self.owners[j].rank for j in join_ids if j in self.dead or j in gone}
             if lost & self.crashed or self.owners[join_ids[0]].group in self.unkind:
@@ -413,6 +418,15 @@ class Sim:
                 excused = alone and "deadline_exceeded" in ends
                 if len(ends) > 1 and OK in ends and not excused:
                     raise Violation(f"op {seq} of {join_ids} ended in two ways: {ends}")
+
+    def check_blame(self, join_ids: tuple[int, ...]) -> None:
+        """Where one client ended a session, and its daemon lived, all read the same of it."""
+        gone = [j for j in join_ids if j in self.dead or not self.owners[j].alive]
+        if len(gone) == 1 and self.owners[gone[0]].rank not in self.crashed:
+            ends = [work for j in join_ids for work in self.owners[j].works.get(j, {}).values()]
+            texts = {work.message for work in ends if work.outcome == "group_lost"}
+            if len(texts) > 1:
+                raise Violation(f"the loss of {join_ids} reads differently: {texts}")
 
     def empty(self) -> bool:
         """Whether no daemon knows of anything any more."""
@@ -459,10 +473,12 @@ class Sim:
         if self.generation:
             self.break_ring()
 
-    def kill_client(self, rank: int, group: str, wait: float | None = None) -> None:
-        """Kill a program; another one starts in its place."""
+    def kill_client(
+        self, rank: int, group: str, wait: float | None = None, *, leaves: bool = False
+    ) -> None:
+        """Kill a program, or have it leave in good order; another one starts in its place."""
         for client in list(self.clients):
             if client.rank == rank and client.group == group:
-                client.die()
+                client.close() if leaves else client.die()
                 again = self.delay(30) if wait is None else wait
                 self.after(again, self.spawner(rank, group))

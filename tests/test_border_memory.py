@@ -4,6 +4,8 @@ import errno
 import os
 import socket
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from ringd import errors
 from ringd.border.segments import MAX_SEGMENTS, SegmentAbuse, SegmentTable
 from ringd.host import memory
 from ringd.host.credentials import MACOS, MAX_SOCKET_PATH, check_socket_path, peer_credentials
+from ringd.host.process import ending
 from ringd.wire.border import Ref
 
 KINDS = [False, True] if memory.SEALED_MEMORY else [False]
@@ -232,3 +235,20 @@ def test_socket_path_limit_is_told():
     with pytest.raises(ValueError, match="3 more"):
         check_socket_path("/" + "x" * (MAX_SOCKET_PATH + 2))
     assert (MACOS, MAX_SOCKET_PATH) in [(True, 103), (False, 107)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says so")
+def test_a_process_is_known_to_end_before_its_files_are_closed():
+    """So whoever reads the end of a killed process's stream finds it ending."""
+    assert not ending(os.getpid())
+    for _ in range(20):
+        ours, its = socket.socketpair()
+        program = subprocess.Popen([sys.executable, "-c", "input()"], stdin=its)
+        its.close()
+        assert not ending(program.pid)
+        program.kill()
+        assert ours.recv(1) == b""
+        assert ending(program.pid)
+        program.wait()
+        assert ending(program.pid)
+        ours.close()

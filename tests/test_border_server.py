@@ -14,6 +14,7 @@ import pytest
 import zmq
 from fake_daemon import FakeDaemon, eventually, mapped, open_fds
 
+from ringd.border import client as client_module
 from ringd.border import lifeline as lifeline_module
 from ringd.border import server as server_module
 from ringd.border.server import Limits
@@ -72,21 +73,20 @@ class Raw:
         }
         return border.Submit(**{**fields, **changes})
 
-    def send(self, message, *frames):
+    def send(self, message, payload=None):
         """Send a message, or bytes."""
-        header = message if isinstance(message, bytes) else border.encode(message)
-        self.dealer.send_multipart([header, *frames])
+        self.dealer.send(message if isinstance(message, bytes) else border.pack(message, payload))
 
     def receive(self, timeout=10.0):
         """Return the next reply; its payload is in :attr:`payload`."""
         assert self.dealer.poll(timeout * 1000), "no reply"
-        header, *rest = self.dealer.recv_multipart()
-        self.payload = rest[0] if rest else None
-        return border.decode_reply(header)
+        reply, payload = border.unpack_reply(self.dealer.recv())
+        self.payload = None if payload is None else bytes(payload)
+        return reply
 
-    def ask(self, message, *frames):
+    def ask(self, message, payload=None):
         """Send, and return the reply."""
-        self.send(message, *frames)
+        self.send(message, payload)
         return self.receive()
 
     def pass_segment(self, number, size, fd=None, record=None):
@@ -127,10 +127,10 @@ def daemon(tmp_path):
 
 
 def test_client_is_known_by_the_kernels_word(daemon):
-    """Pid and uid are the kernel's, the program's name its own."""
+    """The pid is the kernel's, the program's name its own."""
     with Raw(daemon):
         (client,) = daemon.run(lambda: daemon.server.clients)
-        assert (client.pid, client.uid, client.program) == (os.getpid(), os.getuid(), "raw")
+        assert (client.pid, client.program) == (os.getpid(), "raw")
         assert client.alive
         assert repr(client) == f"<Client raw pid={os.getpid()}>"
 
@@ -292,6 +292,8 @@ def test_acknowledgement_reaches_the_handler(daemon):
         ({"join_id": 0}, "join id"),
         ({"next_seq": 1, "released": 2}, "contradict"),
         ({"next_seq": 2**62 + 1}, "sequence number"),
+        ({"former": -1}, "former stay"),
+        ({"former": 7, "loss": "x" * 513}, "former stay"),
         ({"released": -1}, "sequence number"),
         ({"on_loss": "panic"}, "on_loss"),
         ({"program": "p" * 2000}, "program"),
@@ -333,17 +335,27 @@ def test_new_zmq_connection_takes_the_place_of_the_old(daemon):
 
 def test_frames_that_are_no_message_are_denied(daemon):
     """Garbage, wrong types, too many or too large frames: denied, counted, forgotten."""
-    wrong = msgspec.msgpack.encode(["submit", "not a number"])
+    good = border.pack(border.AskStatus(border.VERSION))
+
+    def framed(head, length=None, has_payload=0):
+        return head + struct.pack("<IB", len(head) if length is None else length, has_payload)
+
     rubbish = [
         [b""],
         [b"\xc1"],
         [b"hello"],
-        [wrong],
         [bytes(20000)],
-        [b"\x92\xa6st\xddtus\x01"],
-        [b"\x93\xa6status\x01" + b"\x91" * 16000],
-        [border.encode(border.AskStatus(border.VERSION)), b"extra"],
-        [border.encode(border.Detach(5)), b"a", b"b"],
+        [framed(b"")],
+        [framed(msgspec.msgpack.encode(["submit", "not a number"]))],
+        [framed(b"\x92\xa6st\xddtus\x01")],
+        [framed(b"\x93\xa6status\x01" + b"\x91" * 16000)],
+        [framed(msgspec.msgpack.encode(["status", *[1] * border.MAX_REQUEST]))],
+        [framed(good[:-5], length=2**32 - 1)],
+        [framed(good[:-5], has_payload=2)],
+        [b"extra" + good],
+        [border.pack(border.AskStatus(border.VERSION), b"extra")],
+        [border.pack(border.Detach(5)), b"a"],
+        [border.pack(border.Detach(5)), b"a", b"b"],
         [b"", b"", b"", b""],
     ]
     with Raw(daemon, attach=False, with_lifeline=False) as raw:
@@ -359,7 +371,7 @@ def test_random_bytes_harm_nobody(daemon):
     seed = random.Random(20240806)
     with Raw(daemon) as raw, Raw(daemon, attach=False, with_lifeline=False) as vandal:
         seeds = [
-            border.encode(message)
+            border.pack(message)
             for message in (raw.submit(), vandal.attach(), border.Detach(5), border.AskTrace(1))
         ]
         for _ in range(1000):
@@ -408,13 +420,84 @@ def test_death_is_told_once_and_frees_everything(daemon):
         eventually(lambda: client.segment_bytes == 1 << 20)
         raw.lifeline.close()
         eventually(lambda: daemon.handler.gone)
-        assert daemon.handler.gone == ["the process ended or closed its connection"]
+        assert daemon.handler.gone == ["the process ended"]
         assert (client.alive, client.segment_bytes, mapped()) == (False, 0, before)
         client.send(border.Released(5, 1))  # in vain, and harmless
         assert daemon.run(lambda: daemon.server.clients) == []
     with Raw(daemon):
         pass
     eventually(lambda: len(daemon.handler.gone) == 2)
+
+
+@pytest.mark.parametrize("word", [True, False])
+@pytest.mark.parametrize("lives", [True, False])
+def test_one_that_hangs_up_is_dead_only_if_nothing_speaks_against_it(
+    daemon, monkeypatch, word, lives
+):
+    """Of those that say that they live on, and whose process goes on, memory may yet change."""
+    monkeypatch.setattr(lifeline_module, "ending", lambda _pid: not lives)
+    with Raw(daemon) as raw:
+        (client,) = daemon.run(lambda: daemon.server.clients)
+        if word:
+            raw.lifeline.send(lifeline.pack(lifeline.PART, 0, 0))
+        raw.lifeline.shutdown(socket.SHUT_RDWR)
+        eventually(lambda: daemon.handler.gone)
+        assert client.parted is word
+        assert client.died is not (word or lives)
+
+
+@pytest.mark.parametrize("end", ["death", "detach"])
+def test_memory_is_given_back_after_the_handler_knows(daemon, end):
+    """And after what it calls soon: that takes a while for a large client, and others wait."""
+    held = []
+
+    def note(client):
+        daemon.loop.call_soon(lambda: held.append(client.segment_bytes))
+
+    daemon.handler.on_leave = note
+    with Raw(daemon) as raw:
+        raw.pass_segment(1, 1 << 20).close()
+        (client,) = daemon.run(lambda: daemon.server.clients)
+        eventually(lambda: client.segment_bytes == 1 << 20)
+        raw.lifeline.close() if end == "death" else raw.send(border.Detach(5))
+        eventually(lambda: held)
+        assert held == [1 << 20]
+        eventually(lambda: client.segment_bytes == 0)
+
+
+def nudged(raw, timeout):
+    """Whether the daemon says on the lifeline that there is something to read."""
+    raw.lifeline.settimeout(timeout)
+    try:
+        return raw.lifeline.recv(64) == lifeline.pack_session(0, ())
+    except TimeoutError:
+        return False
+
+
+def test_one_that_acknowledges_nothing_is_woken(daemon):
+    """Somebody waits for it: a program that computes learns over the lifeline that it has mail."""
+    daemon.handler.ask_ack = True
+    with Raw(daemon) as raw:
+        assert raw.ask(raw.submit(), EIGHT).ack
+        assert nudged(raw, 10)
+        # What has to be acknowledged first came later, and nobody had asked for that.
+        daemon.handler.ask_ack = False
+        assert not raw.ask(raw.submit(seq=1), EIGHT).ack
+        assert nudged(raw, 10)
+
+
+def test_one_that_acknowledges_is_left_alone(daemon, monkeypatch):
+    """Nobody is woken for what has been said, be it by an Ack or with the next call."""
+    monkeypatch.setattr(client_module, "NUDGE_AFTER", 0.2)
+    daemon.handler.ask_ack = True
+    with Raw(daemon) as raw:
+        assert raw.ask(raw.submit(), EIGHT).ack
+        assert raw.ask(raw.submit(seq=1, acked=1), EIGHT).ack
+        raw.send(border.Ack(5, 2))
+        eventually(lambda: daemon.handler.acks == [2])
+        (client,) = daemon.run(lambda: daemon.server.clients)
+        eventually(lambda: daemon.run(lambda: client._nudge is None))
+        assert not nudged(raw, 0.01)
 
 
 def test_what_was_handed_over_before_death_still_counts(daemon):

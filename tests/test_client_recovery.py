@@ -397,6 +397,14 @@ def test_outcome_is_acknowledged_where_somebody_waits_for_that(tmp_path):
         assert daemon.run(lambda: daemon.handler.acks) == [2]
 
 
+def test_outcome_is_acknowledged_also_while_the_program_computes(tmp_path):
+    """It makes no call and waits for none; its daemon wakes it, as somebody waits for that."""
+    with fake(tmp_path, ask_ack=True) as (daemon, ring):
+        work = ring.all_reduce_async(SMALL)
+        eventually(lambda: daemon.handler.acks == [1])
+        np.testing.assert_array_equal(work.wait(), 2 * SMALL)
+
+
 def test_message_that_a_sender_finds_wakes_the_sleeper(tmp_path):
     """To send may eat the edge for which another thread sleeps; that thread is told."""
     with fake(tmp_path, hold=True) as (daemon, ring):
@@ -489,6 +497,53 @@ def test_lost_group_is_told_once_and_joined_anew(tmp_path, x):
         ):
             daemon.run(lambda reply=reply: client.send(reply))
         np.testing.assert_array_equal(ring.all_reduce(x), 2 * x)
+
+
+def test_one_that_joins_anew_says_who_had_left(tmp_path):
+    """Its daemon may be another one by then, and others may be told of its leaving only."""
+    with fake(tmp_path) as (daemon, ring):
+        tell(daemon, lambda join_id: border.Lost(join_id, 0, "group_lost", "b's client died"))
+        eventually(lambda: (ring.state, len(daemon.handler.attaches))[1] == 2)
+        first, second = daemon.handler.attaches
+        assert (first.former, first.loss) == (0, "")
+        assert (second.former, second.loss) == (first.join_id, "b's client died")
+        tell(daemon, lambda join_id: border.Lost(join_id, 0, "peer_lost", "the ring broke"))
+        eventually(lambda: (ring.state, len(daemon.handler.attaches))[1] == 3)
+        assert (daemon.handler.attaches[2].former, daemon.handler.attaches[2].loss) == (
+            second.join_id,
+            "",
+        )
+
+
+def test_one_that_closes_does_not_join_anew(tmp_path):
+    """Also if another client leaves just then: its daemon has forgotten it by now."""
+    with fake(tmp_path) as (daemon, ring):
+        ring.all_reduce(SMALL)
+
+        def lose(client):
+            client.alive = True  # the word is on its way already
+            client.send(border.Lost(daemon.handler.joins[client], 1, "group_lost", "b left"))
+            client.alive = False
+
+        daemon.handler.on_leave = lose
+        ring.close()
+        assert daemon.run(lambda: daemon.server.denied) == 0
+        assert len(daemon.handler.attaches) == 1
+
+
+def test_calls_that_are_lost_are_not_announced_again(tmp_path):
+    """A new daemon is told how many calls are about to come, and that many come."""
+    with FakeDaemon(tmp_path / "s", hold=True) as first:
+        ring = ringd.connect(first.path, timeout=10)
+        works = [ring.all_reduce_async(SMALL) for _ in range(4)]
+        eventually(lambda: len(first.handler.submitted) == 4)
+        tell(first, lambda join_id: border.Lost(join_id, 2, "group_lost", "b's client died"))
+        eventually(works[2].done)
+    with FakeDaemon(tmp_path / "s") as second:
+        for work in works[:2]:
+            np.testing.assert_array_equal(work.wait(30), 2 * SMALL)
+        assert (second.handler.attaches[0].next_seq, len(second.handler.submitted)) == (2, 2)
+        ring.close()
 
 
 def test_loss_without_open_calls_is_told_by_the_next_call(tmp_path):
@@ -658,7 +713,7 @@ def test_garbage_from_the_daemon_is_survived(tmp_path):
         eventually(lambda: daemon.handler.submitted)
         (client,) = daemon.run(lambda: daemon.server.clients)
         daemon.handler.hold = False
-        daemon.run(lambda: daemon.server._send(client.routing_id, b"\xc1garbage", None))
+        daemon.run(lambda: daemon.server._send(client.routing_id, b"\xc1garbage"))
         np.testing.assert_array_equal(work.wait(30), 2 * LARGE)
         assert len(daemon.handler.attaches) == 2
 
@@ -860,3 +915,36 @@ def test_blocking_call_wakes_nobody_without_need(daemons, count):
         after = switches()
         assert len(polls) <= 55  # one sleep for each call, none in vain
         assert after.get(keeper) == before.get(keeper)
+
+
+@pytest.mark.parametrize("end", ["forgotten", "exits", "raises"])
+def test_the_daemon_is_told_whether_the_program_lives_on(tmp_path, end):
+    """A ring that is forgotten leaves a program that may write to what it had lent; an end not."""
+    parted = []
+    with FakeDaemon(tmp_path / "s") as daemon:
+        daemon.handler.on_leave = lambda client: parted.append(client.parted)
+        if end == "forgotten":
+            ring = ringd.connect(daemon.path, timeout=10)
+            del ring
+            gc.collect()
+        else:
+            body = {"exits": "sys.exit(3)", "raises": "raise ValueError"}[end]
+            text = f"import sys, ringd; ring = ringd.connect({daemon.path!r}); {body}"
+            command = [sys.executable, "-c", text]
+            subprocess.run(command, check=False, stderr=subprocess.DEVNULL, timeout=30)
+        eventually(lambda: parted)
+        assert parted == [end == "forgotten"]
+
+
+def test_a_program_that_ends_lets_go_before_it_is_taken_apart(tmp_path):
+    """The others need not wait for what it still does at its end."""
+    with FakeDaemon(tmp_path / "s") as daemon:
+        text = f"""
+import atexit, sys, ringd
+atexit.register(sys.stdin.read)
+ring = ringd.connect({daemon.path!r})
+"""
+        program = subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.PIPE)
+        eventually(lambda: daemon.handler.gone)
+        assert program.poll() is None
+        program.communicate()

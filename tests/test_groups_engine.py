@@ -7,7 +7,8 @@ from groups_bench import Bench, call, ready, submission
 
 from ringd.groups import actions
 from ringd.groups.op import OK
-from ringd.wire.control import Left, Offer
+from ringd.groups.words import differences
+from ringd.wire.control import MAX_TEXT, Left, Offer
 
 
 def all_reduce(bench, seq=0, **kwargs):
@@ -60,6 +61,19 @@ def test_a_mismatch_reads_the_same_on_every_rank_and_harms_nothing_else():
     assert "b: all_reduce sum float32[4]" in bench.message(1)
     all_reduce(bench, 1)
     assert [bench.reports(rank)[-1] for rank in range(3)] == [(1, OK)] * 3
+
+
+def test_a_mismatch_of_many_long_calls_still_tells_of_each():
+    """The text fits into what may be offered again, and has something of every member in it."""
+    names = tuple(f"machine-{rank}" for rank in range(64))
+    offers = [
+        Offer(call(rank, f"{rank:03}" * 80), 0, eager=False, prompt=False, outcome="", message="")
+        for rank in range(64)
+    ]
+    text = differences("g" * 64, 7, offers, names)
+    assert len(text) <= MAX_TEXT
+    assert all(f"machine-{rank}: all_reduce" in text for rank in range(64))
+    assert all(f"{rank:03}'" in text for rank in range(64))
 
 
 def test_a_rank_ahead_of_the_others_is_seen_in_the_counts():
@@ -694,10 +708,22 @@ def test_a_lender_that_leaves_has_its_memory_back_first():
     bench = ready(2)
     bench.submit(0, submission(0, large=True, hold=True))
     bench.settle()
-    bench.gone(0, reason="left")
+    bench.gone(0, reason="left", lives=True)
     names = [type(action).__name__ for action in bench.log[0]]
     assert names.count("KeepInput") == 1
     assert "Run" not in names
+    bench.submit(1, submission(0, large=True))
+    bench.settle()
+    assert bench.reports(1) == [(0, OK)]
+
+
+def test_what_a_dead_lender_lent_is_not_copied():
+    """Nobody writes to it any more, and a copy would keep the others from the news."""
+    bench = ready(2)
+    bench.submit(0, submission(0, large=True, hold=True))
+    bench.settle()
+    bench.gone(0)
+    assert bench.did(0, actions.KeepInput) == []
     bench.submit(1, submission(0, large=True))
     bench.settle()
     assert bench.reports(1) == [(0, OK)]

@@ -14,10 +14,12 @@ import pytest
 from groups_models import Spec, Violation
 from groups_simulation import Sim
 
+from ringd.groups.actions import Relay
 from ringd.groups.calls import Calls
 from ringd.groups.ledger import Ledger
 from ringd.groups.op import OK, Phase
 from ringd.groups.roll import Roll
+from ringd.groups.session import Before, Session
 
 SMALL = {
     "g": [Spec("inline"), Spec("large"), Spec("large", hold=True), Spec("bare")],
@@ -94,6 +96,61 @@ def test_two_faults_at_every_pair_of_points():
             sim.finish()
 
 
+LONG = {"g": [Spec("inline")] * 5}
+
+
+def mourning(cuts=18, crashes=14):
+    """Kill a client, and soon after disturb how the others learn of it, at many points.
+
+    Guards: that GroupLost names who left first, and no survivor that left because of that.
+    """
+    last = points(3, 4, LONG)
+    daemons = [("daemon", 0), ("daemon", 2)]
+    for every, step, end, kinds in ((cuts, 1, 60, [("cut", 0)]), (crashes, 3, 100, daemons)):
+        for first in range(1, last + 1, every):
+            for second in range(first + 1, first + end, step):
+                sim = Sim(3, 4, LONG)
+                sim.injections[first] = strike(sim, ("client", 1))
+                sim.injections[second] = strike(sim, kinds[second % len(kinds)])
+                sim.finish()
+
+
+def impatient(seed, n, spec, *, rank, timeout, **options):
+    """Return a ring in which one op is called, with a deadline in milliseconds on *rank*."""
+
+    def hurried(client, _seq):
+        return dataclasses.replace(spec, timeout=timeout / 1000) if client.rank == rank else spec
+
+    return Sim(n, seed, {"g": [spec]}, spec=hurried, **options)
+
+
+def hurry(n, seeds=4):
+    """Let a lender's deadline pass at every half millisecond of a call that all lend to.
+
+    Guards: that a poll counts a result that stands, but of which its client was not told yet.
+    """
+    for seed in range(seeds):
+        for half in range(1, 140):
+            spec = Spec("large", hold=True)
+            impatient(seed, n, spec, rank=seed % n, timeout=half / 2).finish()
+
+
+def homecoming(seeds=4):
+    """Restart a daemon during a call, whose deadline passes elsewhere about when it is back.
+
+    Guards: that no poll is answered for a client that has yet to say how its calls ended. The
+    clients are slow, so that there is time between their coming back and their saying so.
+    """
+    spec = Spec("large")
+    for seed in range(seeds):
+        last = points(2, seed, {"g": [spec]})
+        for point in range(1, last + 1, 3):
+            for timeout in range(3 * (1 + point % 3), 300, 9):
+                sim = impatient(seed, 2, spec, rank=0, timeout=timeout, survive=1.0, pipe=60.0)
+                sim.injections[point] = strike(sim, ("daemon", 1))
+                sim.finish()
+
+
 def chaos(n, seed, *, most=12):
     """Run random programs under random faults, all drawn from *seed*."""
     rng = Random(seed)
@@ -136,7 +193,7 @@ def chaos(n, seed, *, most=12):
 
 def draw_fault(sim, rng, groups):
     """Return a random fault."""
-    kind = rng.choice(["daemon", "daemon", "cut", "client", "machine", "all"])
+    kind = rng.choice(["daemon", "daemon", "cut", "client", "leave", "machine", "all"])
     rank, group, down = rng.randrange(sim.n), rng.choice(groups), rng.choice([0.001, 0.03, 0.2])
 
     def act():
@@ -147,8 +204,8 @@ def draw_fault(sim, rng, groups):
                 sim.crash_daemon(other, down * (1 + other) / sim.n)
         if kind in ("daemon", "machine"):
             sim.crash_daemon(rank, down)
-        if kind in ("client", "machine"):
-            sim.kill_client(rank, group)
+        if kind in ("client", "leave", "machine"):
+            sim.kill_client(rank, group, leaves=kind == "leave")
 
     return act
 
@@ -178,6 +235,10 @@ def storms():
         sim.finish()
     for seed in range(120):
         chaos(2 + seed % 3, seed)
+    mourning()
+    hurry(2)
+    hurry(3)
+    homecoming()
 
 
 def test_a_sound_engine_passes():
@@ -216,18 +277,72 @@ def leak(monkeypatch):
     monkeypatch.setattr(Calls, "_free_failed", lambda *_: None)
 
 
+def count_only_what_was_told(monkeypatch):
+    """Say in a poll that a result which is held back is none."""
+    polled = Calls.polled
+
+    def mutant(self, origin, seq, poll, now):
+        op = self.ops.get(seq)
+        if op is not None and not op.ended and op.has_result and origin != self.rank:
+            op.holds.add(poll.poll_id)
+            self.out.append(Relay(origin, self.gid, seq, poll))
+        else:
+            polled(self, origin, seq, poll, now)
+
+    monkeypatch.setattr(Calls, "polled", mutant)
+
+
+def answer_for_the_silent(monkeypatch):
+    """Answer polls for a client that is back and has not said yet how its calls ended."""
+    monkeypatch.setattr(Session, "returning", False)
+
+
+def blame_survivors(monkeypatch):
+    """Say of one that leaves because of a loss only that it leaves."""
+    make_way = Roll._make_way
+
+    def mutant(self, stay, holder):
+        stay.before = Before()
+        make_way(self, stay, holder)
+
+    monkeypatch.setattr(Roll, "_make_way", mutant)
+    monkeypatch.setattr(Session, "_cause", lambda _self, message: message)
+
+
+def forget_why_survivors_came(monkeypatch):
+    """Take a survivor that joins anew at its restarted daemon for a stranger."""
+    replaced = Roll._replaced
+
+    def mutant(self, join_id, absent, successor):
+        successor.before = Before()
+        replaced(self, join_id, absent, successor)
+
+    monkeypatch.setattr(Roll, "_replaced", mutant)
+
+
+def let_the_living_write(monkeypatch):
+    """Do not copy what a client had lent that leaves and lives on."""
+    leave = Session.leave
+    monkeypatch.setattr(Session, "leave", lambda self, text, **_: leave(self, text, lives=False))
+
+
 @pytest.mark.parametrize(
-    "mutate",
+    ("mutate", "trial"),
     [
-        forget_lenders,
-        trust_the_messenger,
-        serve_nobody,
-        keep_quiet_about_the_absent,
-        leak,
+        (forget_lenders, storms),
+        (trust_the_messenger, storms),
+        (serve_nobody, storms),
+        (keep_quiet_about_the_absent, storms),
+        (leak, storms),
+        (let_the_living_write, storms),
+        (count_only_what_was_told, lambda: hurry(2)),
+        (answer_for_the_silent, homecoming),
+        (blame_survivors, mourning),
+        (forget_why_survivors_came, mourning),
     ],
 )
-def test_a_broken_engine_is_caught(monkeypatch, mutate):
-    """These storms find what they are there to find."""
+def test_a_broken_engine_is_caught(monkeypatch, mutate, trial):
+    """These trials find what they are there to find."""
     mutate(monkeypatch)
     with pytest.raises(Violation):
-        storms()
+        trial()

@@ -6,11 +6,16 @@ from typing import TYPE_CHECKING
 
 from ringd import errors
 from ringd.border.lifeline import Lifeline
+from ringd.net.loop import Loop, Timer
 from ringd.wire import lifeline
-from ringd.wire.border import Ref, Reply
+from ringd.wire.border import Completed, Failed, Ref, Reply
 
 if TYPE_CHECKING:
     from ringd.border.server import BorderServer
+
+
+NUDGE_AFTER = 0.05
+"""Seconds until a client is woken that does not acknowledge what somebody waits for."""
 
 
 class Client:
@@ -18,6 +23,10 @@ class Client:
 
     __slots__ = (
         "_lifeline",
+        "_loop",
+        "_nudge",
+        "_owed_since",
+        "_owes",
         "_server",
         "alive",
         "group",
@@ -25,12 +34,16 @@ class Client:
         "program",
         "routing_id",
         "token",
-        "uid",
     )
 
-    def __init__(self, server: BorderServer, lifeline: Lifeline) -> None:
+    def __init__(self, server: BorderServer, lifeline: Lifeline, loop: Loop) -> None:
         self._server = server
         self._lifeline = lifeline
+        self._loop = loop
+        self._owes = 0
+        """Somebody waits for it to acknowledge all ops below."""
+        self._owed_since = 0.0
+        self._nudge: Timer | None = None
         self.token = lifeline.token
         self.routing_id: bytes | None = None
         """Of its ZeroMQ connection; None before it attached."""
@@ -38,8 +51,6 @@ class Client:
         """False once it is gone or has left; :meth:`send` is in vain from then on."""
         self.pid = lifeline.credentials.pid
         """Process id, in the kernel's word."""
-        self.uid = lifeline.credentials.uid
-        """User id, in the kernel's word."""
         self.group = ""
         """The group that it attached to last."""
         self.program = ""
@@ -54,17 +65,53 @@ class Client:
         return self._lifeline.segments.mapped_bytes
 
     def send(self, reply: Reply, payload: bytes | memoryview | None = None) -> None:
-        """Send *reply*, with *payload* as its second frame; copied before this returns.
+        """Send *reply*, with *payload*, which is copied before this returns.
 
         A message to a client that is gone is dropped.
         """
         if self.alive and self.routing_id is not None:
             self._server.send(self, reply, payload)
+            if isinstance(reply, (Completed, Failed)) and (reply.ack or self._owes):
+                self._expect_ack(reply)
+
+    def acknowledged(self, acked: int) -> None:
+        """It has all outcomes below *acked*."""
+        if acked >= self._owes:
+            self._owes = 0
+
+    def _expect_ack(self, reply: Completed | Failed) -> None:
+        """Wake it if it does not answer: a program that computes takes no messages in."""
+        if not self._owes:
+            self._owed_since = self._loop.now()
+        if reply.ack:
+            self._owes = max(self._owes, reply.seq + 1)
+        if self._nudge is None:
+            self._nudge = self._loop.call_later(NUDGE_AFTER, self._nudge_it)
+
+    def _nudge_it(self) -> None:
+        self._nudge = None
+        if not (self._owes and self.alive):
+            return
+        left = self._owed_since + NUDGE_AFTER - self._loop.now()
+        if left > 0:  # for that it had no time yet
+            self._nudge = self._loop.call_later(left, self._nudge_it)
+        else:
+            self._lifeline.send(lifeline.pack_session(0, ()))
 
     @property
     def ending(self) -> bool:
         """Whether it is gone, though some of what it handed over may still be unread."""
         return self._lifeline.ended
+
+    @property
+    def died(self) -> bool:
+        """Whether its process has ended: nobody writes to its memory any more."""
+        return self._lifeline.died
+
+    @property
+    def parted(self) -> bool:
+        """Whether it said that it hangs up and lives on."""
+        return self._lifeline.parted
 
     def tell_session(self, join_id: int, session: tuple[int, ...]) -> None:
         """Tell it the join ids of its peers, in a way that outlives this process."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from ringd.border.segments import SegmentAbuse, SegmentTable
 from ringd.host.credentials import Credentials, peer_credentials
+from ringd.host.process import ending
 from ringd.net.loop import EVENT_READ, Loop
 from ringd.wire import lifeline as wire
 from ringd.wire.border import TOKEN_BYTES
@@ -41,6 +42,10 @@ class Lifeline:
         self.token = secrets.token_bytes(TOKEN_BYTES)
         self.segments = SegmentTable(budget)
         self.on_end: Callable[[str], None] | None = None
+        self.parted = False
+        """Whether the other side said that it hangs up and lives on."""
+        self.died = False
+        """Whether the stream ended with its process."""
         self._loop = loop
         self._connection = connection
         self._partial = b""
@@ -66,12 +71,12 @@ class Lifeline:
             except BlockingIOError:
                 return
             except OSError as error:
-                self._end(f"its lifeline broke: {error.strerror}")
+                self._ended(f"its lifeline broke: {error.strerror}")
                 return
             self._take_fds(ancillary)
             self._fd_lost |= bool(flags & socket.MSG_CTRUNC)
             if not data:
-                self._end("the process ended or closed its connection")
+                self._ended("the program hung up" if self.parted else "the process ended")
                 return
             self._partial += data
             if len(self._partial) == wire.RECORD_BYTES:
@@ -124,6 +129,8 @@ class Lifeline:
             self.segments.add(segment, size, self._fds[0] if fds else None)
         elif fds:
             raise SegmentAbuse("a descriptor came where none belongs")
+        elif operation == wire.PART:
+            self.parted = True
         else:
             self.segments.drop(segment)
 
@@ -145,6 +152,11 @@ class Lifeline:
             self._loop.remove(self._connection)
             self._connection.close()
             self._close_fds()
+
+    def _ended(self, reason: str) -> None:
+        # The word may be missing where this side had read nothing for long: ask the system too.
+        self.died = not self.parted and ending(self.credentials.pid)
+        self._end(reason)
 
     def _end(self, reason: str) -> None:
         if self._open:

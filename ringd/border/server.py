@@ -22,9 +22,11 @@ from ringd import errors
 from ringd.border.client import Client
 from ringd.border.endpoint import Endpoint
 from ringd.border.lifeline import Lifeline, LifelineListener
-from ringd.border.validate import call_fault_of, fault_of
+from ringd.border.validate import MAX_NUMBER, call_fault_of, fault_of
 from ringd.net.loop import EVENT_READ, Loop, Timer
 from ringd.wire.border import (
+    COPY_BELOW,
+    COPY_SMALL,
     Ack,
     Answer,
     AskRejoin,
@@ -37,18 +39,14 @@ from ringd.wire.border import (
     Reply,
     Request,
     Submit,
-    decode_request,
-    encode,
+    pack,
+    unpack_request,
 )
 
 __all__ = ["BorderHandler", "BorderServer", "Client", "Limits"]
 
-_MAX_HEADER = 16384
 _BATCH = 64  # messages taken in one go, then the links have their turn
 _ATTACH_WITHIN = 10.0  # seconds from the lifeline's opening
-_SMALL = 8192
-"""Bytes; below, libzmq keeps messages in a shared buffer at any offset: copying costs no more
-than wrapping, and the copy is aligned."""
 
 
 class BorderHandler(Protocol):
@@ -159,7 +157,7 @@ class BorderServer:
         """Send to *client*; :meth:`Client.send` is the way in."""
         assert client.routing_id is not None  # noqa: S101 - for the type checker
         try:
-            self._send(client.routing_id, encode(reply), payload)
+            self._send(client.routing_id, pack(reply, payload))
         except zmq.Again:
             # It has not read thousands of messages; keeping on would fill our memory.
             # Later, for the handler is at work right now.
@@ -202,16 +200,10 @@ class BorderServer:
         router.bind(f"ipc://{self._endpoint.path}")
         return router
 
-    def _send(self, routing_id: bytes, header: bytes, payload: bytes | memoryview | None) -> None:
+    def _send(self, routing_id: bytes, frame: bytes) -> None:
         self._alert = True
-        send = self._router.send
-        send(routing_id, zmq.SNDMORE | zmq.NOBLOCK)
-        if payload is None:
-            send(header, zmq.NOBLOCK)
-        else:
-            send(header, zmq.SNDMORE | zmq.NOBLOCK)
-            # Copied: the memory may be the client's, and is not ours to keep for long.
-            send(payload, zmq.NOBLOCK, copy=True)
+        self._router.send(routing_id, zmq.SNDMORE | zmq.NOBLOCK)
+        self._router.send(frame, zmq.NOBLOCK, copy=len(frame) < COPY_BELOW)
 
     def _readable(self, _events: int) -> None:
         self._alert = True
@@ -237,22 +229,16 @@ class BorderServer:
     def _receive(self) -> None:
         router = self._router
         routing_id = router.recv(zmq.NOBLOCK)
-        payload: memoryview | None = None
-        header = router.recv(zmq.NOBLOCK, copy=False)
-        frame, extra = header, 0
-        while frame.more:
-            frame = router.recv(zmq.NOBLOCK, copy=False)
-            extra += 1
-            if extra == 1:
-                payload = memoryview(frame.bytes) if len(frame) < _SMALL else frame.buffer
-        if len(header) > _MAX_HEADER:
-            self._deny(routing_id, 0, f"a message's first frame has up to {_MAX_HEADER} bytes")
-            return
-        if extra > 1:
-            self._deny(routing_id, 0, "a message has one or two frames")
+        frame = router.recv(zmq.NOBLOCK, copy=False)
+        if frame.more:
+            while router.recv(zmq.NOBLOCK, copy=False).more:
+                pass
+            self._deny(routing_id, 0, "a message has one frame")
             return
         try:
-            message = decode_request(header.buffer)
+            message, payload = unpack_request(
+                frame.bytes if len(frame) < COPY_SMALL else frame.buffer
+            )
         except DecodeError as error:
             self._deny(routing_id, 0, f"not a message of this protocol: {error}")
             return
@@ -267,10 +253,12 @@ class BorderServer:
             client = self._by_routing_id.get(routing_id)
             if client is None:
                 self._deny(routing_id, message.join_id, "attach to a group first")
-            elif isinstance(message, Ack):
-                self._handler.ack(client, message)
             else:
-                self._submit(client, message, payload)
+                client.acknowledged(message.acked)
+                if isinstance(message, Ack):
+                    self._handler.ack(client, message)
+                else:
+                    self._submit(client, message, payload)
         elif isinstance(message, Attach):
             self._attach(routing_id, message)
         elif isinstance(message, Detach):
@@ -279,7 +267,7 @@ class BorderServer:
                 self._forget(client)
                 client.alive = False
                 self._handler.detach(client, message)
-                client.hang_up()
+                self._loop.call_soon(client.hang_up)
         else:
             self._answer(routing_id, message)
 
@@ -311,6 +299,7 @@ class BorderServer:
         if client.routing_id is not None:
             self._by_routing_id.pop(client.routing_id, None)  # its ZeroMQ connection is a new one
         client.routing_id = routing_id
+        client.acknowledged(MAX_NUMBER)  # by this it joins anew, if it had joined before
         client.program = message.program
         client.group = message.group
         self._by_routing_id[routing_id] = client
@@ -337,14 +326,14 @@ class BorderServer:
         if self._closed:
             return  # an answer that took its time
         try:
-            self._send(routing_id, encode(reply), None)
+            self._send(routing_id, pack(reply))
         except zmq.ZMQError:  # gone, or it asks and asks and never reads
             self.dropped += 1
 
     # --- lifelines --------------------------------------------------------------------
 
     def _new_lifeline(self, lifeline: Lifeline) -> None:
-        client = Client(self, lifeline)
+        client = Client(self, lifeline, self._loop)
         lifeline.on_end = lambda reason: self._lifeline_ended(client, reason)
         self._by_token[client.token] = client
         self._waiting[client] = self._loop.call_later(
@@ -362,11 +351,12 @@ class BorderServer:
     def _gone(self, client: Client, reason: str) -> None:
         if not client.alive:
             return
-        attached = client.routing_id is not None
         self._forget(client)
-        client.hang_up()
-        if attached:
+        client.alive = False
+        if client.routing_id is not None:
             self._handler.client_gone(client, reason)
+        # After the others have been told: to give a large client's memory back takes a while.
+        self._loop.call_soon(client.hang_up)
 
     def _forget(self, client: Client) -> None:
         self._by_token.pop(client.token, None)

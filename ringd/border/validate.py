@@ -6,11 +6,21 @@ import math
 from functools import lru_cache
 
 from ringd.collective import reduction
-from ringd.wire.border import SEAL, VERSION, Ack, Attach, Ref, Request, Submit, seal_offset
-from ringd.wire.control import MAX_CALL_NAME, MAX_GROUP_NAME, Call
+from ringd.wire.border import (
+    MAX_LOSS,
+    SEAL,
+    VERSION,
+    Ack,
+    Attach,
+    Ref,
+    Request,
+    Submit,
+    seal_offset,
+)
+from ringd.wire.control import MAX_CALL_NAME, MAX_GROUP_NAME, MAX_TEXT, Call
 
 _MAX_U64 = (1 << 64) - 1
-_MAX_NUMBER = 1 << 62
+MAX_NUMBER = 1 << 62
 """Of an op. Far from where 64 bits end, so that one may count on from any of them."""
 _MAX_BYTES = (1 << 63) - 1
 _MAX_DIMENSIONS = 64
@@ -19,18 +29,18 @@ _MAX_WORD = 32
 
 
 def fault_of(message: Request, payload_bytes: int | None) -> str | None:
-    """Return what is wrong with *message* and its second frame, None if nothing is.
+    """Return what is wrong with *message* and its payload, None if nothing is.
 
     The call in a Submit is :func:`call_fault_of`'s.
 
     Args:
         message: as decoded.
-        payload_bytes: length of the second frame; None without one.
+        payload_bytes: length of the payload; None without one.
     """
     if isinstance(message, Submit):
         return _submit_fault(message)
     if payload_bytes is not None:
-        return "a second frame came where none belongs"
+        return "a payload came where none belongs"
     if isinstance(message, Attach):
         return _attach_fault(message)
     if isinstance(message, Ack):
@@ -62,13 +72,15 @@ def _attach_fault(message: Attach) -> str | None:
         return f"on_loss is 'wait' or 'fail', not {message.on_loss[:32]!r}"
     if len(message.program) > _MAX_TEXT:
         return "the program's name is too long"
+    if not 0 <= message.former <= _MAX_U64 or len(message.loss) > MAX_LOSS:
+        return "the client's former stay cannot have been such"
     return None
 
 
 def _numbers_fault(join_id: int, *numbers: int) -> str | None:
     if not 0 < join_id <= _MAX_U64:
         return "a join id is a positive number of 64 bits"
-    if not all(0 <= number <= _MAX_NUMBER for number in numbers):
+    if not all(0 <= number <= MAX_NUMBER for number in numbers):
         return "a sequence number lies between 0 and 2**62"
     return None
 
@@ -84,9 +96,9 @@ def call_fault_of(message: Submit, payload_bytes: int | None) -> str | None:
 
     Args:
         message: one of which :func:`fault_of` has nothing to say.
-        payload_bytes: length of the second frame; None without one.
+        payload_bytes: length of the payload; None without one.
     """
-    if len(message.message) > 4 * _MAX_TEXT or len(message.outcome) > _MAX_TEXT:
+    if len(message.message) > MAX_TEXT or len(message.outcome) > _MAX_TEXT:
         return "the outcome's text is too long"
     expected = _tensor_bytes(message.call)
     if isinstance(expected, str):

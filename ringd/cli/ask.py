@@ -76,12 +76,12 @@ def ask(path: Path, question: Question, timeout: float = ANSWER_WITHIN) -> dict[
     dealer.setsockopt(zmq.LINGER, 0)
     try:
         dealer.connect(f"ipc://{path}")
-        dealer.send(border.encode(question(border.VERSION)))
+        dealer.send(border.pack(question(border.VERSION)))
         if not dealer.poll(int(timeout * 1000)):
             raise DaemonUnavailable(
                 f"{path}: no answer within {timeout:g} s; its daemon is stuck: see its log"
             )
-        reply = border.decode_reply(dealer.recv())
+        reply = border.unpack_reply(dealer.recv())[0]
     finally:
         dealer.close()
         context.term()

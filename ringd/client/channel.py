@@ -19,12 +19,18 @@ import zmq
 from ringd.client.pool import Segment
 from ringd.host.credentials import check_socket_path
 from ringd.wire import lifeline as wire
-from ringd.wire.border import TOKEN_BYTES, Reply, Request, decode_reply, encode
+from ringd.wire.border import (
+    COPY_BELOW,
+    COPY_SMALL,
+    TOKEN_BYTES,
+    Reply,
+    Request,
+    pack,
+    unpack_reply,
+)
 
 _CONNECT_TIMEOUT = 2.0  # seconds; a healthy daemon answers in microseconds
 _SEND_TIMEOUT = 2.0  # seconds, for a record on the lifeline
-_COPY_BELOW = 1 << 20  # bytes; ZeroMQ's bookkeeping for larger ones is cheaper than a copy
-_SMALL = 8192  # bytes; as in ringd.border.server
 
 Payload = bytes | memoryview
 
@@ -82,24 +88,17 @@ class Channel:
             raise OSError(error.errno, error.strerror) from error
 
     def send(self, message: Request, payload: Payload | None = None) -> None:
-        """Queue *message*; never blocks. A large *payload* must stay as it is until the op ends."""
-        if payload is None:
-            self._dealer.send(encode(message))
-        else:
-            self._dealer.send(encode(message), zmq.SNDMORE)
-            self._dealer.send(payload, 0, copy=len(payload) < _COPY_BELOW)
+        """Queue *message* and a copy of *payload*; never blocks."""
+        frame = pack(message, payload)
+        self._dealer.send(frame, 0, copy=len(frame) < COPY_BELOW)
 
     def receive(self) -> tuple[Reply, Payload | None] | None:
-        """Return the next message and its second frame; None when there is none now."""
+        """Return the next message and its payload; None when there is none now."""
         dealer = self._dealer
         if not int(dealer.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             return None
-        frame = header = dealer.recv(zmq.NOBLOCK, copy=False)
-        payload: Payload | None = None
-        while frame.more:
-            frame = dealer.recv(zmq.NOBLOCK, copy=False)
-            payload = frame.bytes if len(frame) < _SMALL else frame.buffer
-        return decode_reply(header.buffer), payload
+        frame = dealer.recv(zmq.NOBLOCK, copy=False)
+        return unpack_reply(frame.bytes if len(frame) < COPY_SMALL else frame.buffer)
 
     def pass_segment(self, segment: Segment) -> None:
         """Hand *segment* to the daemon.
@@ -159,9 +158,15 @@ class Channel:
                     return True
                 self._heard += data
 
-    def hang_up(self) -> None:
-        """End the lifeline, so that both sides see its end; from any thread."""
+    def hang_up(self, *, dying: bool = False) -> None:
+        """End the lifeline, so that both sides see its end; from any thread.
+
+        *dying*: so does this process; nothing here is going to change what was lent.
+        """
         with contextlib.suppress(OSError):  # the other side was first
+            if not dying:
+                self.lifeline.send(wire.pack(wire.PART, 0, 0))
+        with contextlib.suppress(OSError):
             self.lifeline.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ while the program is busy with something else.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import time
@@ -23,7 +24,7 @@ from ringd.client.group import Group
 from ringd.client.pool import Block, Bytes
 from ringd.client.pump import Pump
 from ringd.client.session import Op
-from ringd.wire.border import Attached, DecodeError, Detach
+from ringd.wire.border import Attached, DecodeError
 
 GRACE = 2.0
 """Seconds, beyond those that the daemon may take to notice a deadline, until the client stops to
@@ -60,6 +61,8 @@ class Connection:
         """
         group = self._group
         _alive.add(self)
+        atexit.unregister(_exiting)  # called first is what was registered last
+        atexit.register(_exiting)
         self._keeper.start()
         try:
             with self._mutex:
@@ -88,13 +91,9 @@ class Connection:
             self._drain()
             self._closed = True
             channel = self._pump.channel
-            session = self._group.session
-            if channel is not None:
-                channel.send(Detach(session.join_id))
-            session.cut(0, errors.RingError("the ring was closed before the call had ended"))
+            self._group.leave()
             self._pump.tell()
-        # The daemon hangs up when it has read the Detach. To hang up before would mean that we
-        # died.
+        # The daemon hangs up when it has read the Detach; sooner, and we would count as dead.
         self._keeper.join(_DETACH_TIMEOUT)
         if channel is not None and self._keeper.is_alive():
             channel.hang_up()
@@ -102,13 +101,13 @@ class Connection:
         with self._mutex:
             self._group.pool.close()
 
-    def abandon(self) -> None:
-        """End without ceremony; for the garbage collector, hence without any lock."""
+    def abandon(self, *, dying: bool = False) -> None:
+        """End without ceremony, nor lock, for the garbage collector; *dying*: with the process."""
         if os.getpid() == self._pid and not self._closed:
             self._closed = True
             channel = self._pump.channel
             if channel is not None:
-                channel.hang_up()
+                channel.hang_up(dying=dying)
 
     def check(self) -> None:
         """Raise RingError unless this connection can be used, in this process."""
@@ -392,6 +391,12 @@ def _forked() -> None:
     for connection in list(_alive):
         connection.in_child()
     _alive.clear()
+
+
+def _exiting() -> None:
+    """Let the others know at once: a large program takes its time to be taken apart."""
+    for connection in list(_alive):
+        connection.abandon(dying=True)
 
 
 os.register_at_fork(after_in_child=_forked)

@@ -25,6 +25,7 @@ from ringd.wire.border import (
     Attached,
     Completed,
     Denied,
+    Detach,
     Failed,
     Lost,
     Released,
@@ -53,6 +54,7 @@ class Group:
         self._on_loss = on_loss
         self._program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
         self._channel: Channel | None = None
+        self._left = False
 
     # --- the daemon comes and goes ----------------------------------------------------
 
@@ -75,6 +77,13 @@ class Group:
         if self._on_loss == "fail" and self.session.open:
             text = f"this machine's daemon ({channel.path}) went away"
             self._cut(self.session.released, errors.PeerLost(text))
+
+    def leave(self) -> None:
+        """Leave in good order; calls that are open end with an error."""
+        self._left = True
+        if self._channel is not None:
+            self._channel.send(Detach(self.session.join_id))
+        self.session.cut(0, errors.RingError("the ring was closed before the call had ended"))
 
     # --- calls ------------------------------------------------------------------------
 
@@ -211,7 +220,7 @@ class Group:
         session.release(released)
         # A place of our own at once: the others need not wait for our next call to see us. Only
         # where a daemon had us before, or one that will not have us would be asked for ever.
-        if session.over and session.attached and not session.open:
+        if session.over and session.attached and not (session.open or self._left):
             self._join_anew()
 
     def _cut(self, floor: int, error: errors.RingError) -> None:
@@ -226,7 +235,7 @@ class Group:
         for op in self.session.ops.values():
             op.forget_input()
         self.session.ops.clear()
-        self.session = Session()
+        self.session = Session(after=self.session)
         if self._channel is not None:
             self._attach()
 
@@ -239,12 +248,14 @@ class Group:
                 token=channel.token,
                 group=self.name,
                 join_id=session.join_id,
-                next_seq=session.next_seq,
+                next_seq=session.end,
                 released=session.released,
                 on_loss=self._on_loss,
                 pid=os.getpid(),
                 program=self._program,
                 session=session.members,
+                former=session.former,
+                loss=session.former_loss,
             )
         )
 

@@ -77,7 +77,7 @@ class Ring:
         self._connection = connection
         self._group = group
         # A ring that is forgotten is hung up on, and the group notices.
-        weakref.finalize(self, connection.abandon)
+        weakref.finalize(self, connection.abandon).atexit = False  # the connection sees to that
 
     # --- what and where ---------------------------------------------------------------
 

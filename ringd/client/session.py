@@ -10,11 +10,10 @@ import secrets
 from ringd import errors
 from ringd.client.channel import Payload
 from ringd.client.pool import Block
-from ringd.wire.border import Ref, Submit
-from ringd.wire.control import Call
+from ringd.wire.border import MAX_LOSS, Ref, Submit
+from ringd.wire.control import MAX_TEXT, Call
 
 OK = "ok"
-_MAX_MESSAGE = 4096
 _LEAST_TIMEOUT = 1e-3  # seconds; 0 would mean: none
 
 
@@ -106,7 +105,7 @@ class Op:
             acked=acked,
             hold=self.hold,
             outcome=outcome,
-            message=self._explanation()[:_MAX_MESSAGE],
+            message=self._explanation()[:MAX_TEXT],
         )
 
     def _explanation(self) -> str:
@@ -143,8 +142,16 @@ class Op:
 class Session:
     """One stay in a group, known by its join id."""
 
-    def __init__(self) -> None:
+    def __init__(self, after: Session | None = None) -> None:
         self.join_id = secrets.randbits(63) + 1
+        self.former = 0
+        """The join id of the stay before this one; 0 for none."""
+        self.former_loss = ""
+        """Who had left that one first, if that was how it ended: others may not know yet."""
+        if after is not None:
+            self.former = after.join_id
+            if isinstance(after.loss, errors.GroupLost):
+                self.former_loss = str(after.loss)[:MAX_LOSS]
         self.members: tuple[int, ...] = ()
         """The join ids, by rank, of those who are in it; empty until a daemon says so."""
         self.next_seq = 0
@@ -167,6 +174,11 @@ class Session:
         """How many ops have no outcome yet."""
         self.attached = False
         """Whether a daemon has ever accepted it."""
+
+    @property
+    def end(self) -> int:
+        """The number below which all calls have been made that are not lost."""
+        return self.next_seq if self.limit is None else min(self.next_seq, self.limit)
 
     @property
     def over(self) -> bool:

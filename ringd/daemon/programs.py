@@ -7,8 +7,9 @@ messages into the engine's events and carries its actions out.
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
@@ -26,6 +27,7 @@ from ringd.daemon.recorder import OpEvent, Recorder
 from ringd.groups import actions as groups
 from ringd.groups.engine import Engine
 from ringd.groups.op import OK, Submission
+from ringd.groups.session import Before
 from ringd.net.loop import Loop, Timer
 from ringd.wire import border
 from ringd.wire.control import GroupMessage
@@ -121,6 +123,8 @@ class Programs:
                 on_loss=message.on_loss,
                 now=self._loop.now(),
                 session=message.session,
+                expected=message.next_seq,
+                before=Before(message.former, message.loss),
             )
         )
 
@@ -181,12 +185,20 @@ class Programs:
     def client_gone(self, client: Client, reason: str) -> None:
         """A program died."""
         self._log.info("client gone", pid=client.pid, program=client.program, reason=reason)
-        self._gone(client, f"(pid {client.pid}) died")
+        self._gone(client, f"(pid {client.pid}) {'hung up' if client.parted else 'died'}")
 
-    def _gone(self, client: Client, reason: str) -> None:
+    def _gone(self, client: Client, how: str) -> None:
         self._clients.discard(client)
-        self._recorder.note("client leaves", pid=client.pid, how=reason)
-        self._perform(self.engine.detach(client, reason, self._loop.now()))
+        self._recorder.note("client leaves", pid=client.pid, how=how)
+        how += time.strftime(" at %Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        now = self._loop.now()
+        todo = self.engine.detach(client, how, now, lives=not client.died)
+        # The others learn of it before memory is copied, and the client, which may write to it
+        # once it is hung up on, after that: what is called soon is called in order.
+        copies = [action for action in todo if isinstance(action, groups.KeepInput)]
+        self._perform([action for action in todo if not isinstance(action, groups.KeepInput)])
+        if copies:
+            self._loop.call_soon(lambda: self._perform(copies))
 
     def _buffers(
         self, client: Client, message: border.Submit, payload: memoryview | None, now: float
@@ -252,7 +264,7 @@ class Programs:
 
     # --- the engine's actions ---------------------------------------------------------
 
-    def _perform(self, actions: list[groups.Action]) -> None:
+    def _perform(self, actions: Sequence[groups.Action]) -> None:
         for action in actions:
             self._doers[type(action)](action)
         self._arm()
@@ -307,7 +319,7 @@ class Programs:
         buffers = cast("Buffers | None", submission.buffers)
         if buffers is None:
             return
-        buffers.source = memoryview(bytes(buffers.source))
+        buffers.source = flat(buffers.source, _BYTES).copy().data  # touches huge pages, if any
         if submission.payload is not None:
             submission.payload = buffers.source
         if buffers.run is not None:

@@ -11,10 +11,10 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from ringd.errors import GroupLost, PeerLost, Refused
-from ringd.groups.actions import Accept, Action, Deny, Dropped, Free, Relay, Warn
+from ringd.groups.actions import Accept, Action, Deny, Dropped, Free, Relay, TellLost, Warn
 from ringd.groups.op import Op, Submission
 from ringd.groups.roll import Roll
-from ringd.groups.session import MAX_JOIN_ID, Session
+from ringd.groups.session import MAX_JOIN_ID, Before, Session
 from ringd.wire.control import Done, GroupMessage, Joined, Left, Offer, Poll, Verdict
 
 _HEAP_SLACK = 64
@@ -34,6 +34,8 @@ class Engine(Roll):
     """Why the ring is down, once it was up."""
     _deadlines: list[tuple[float, int, int]] = field(default_factory=list)
     _stalls: list[tuple[float, int, int]] = field(default_factory=list)
+    _returning: dict[int, float] = field(default_factory=dict)
+    """Joins that have yet to submit again what a former daemon had, and when they are given up."""
     _lazy_due: float | None = None
     _polls: int = 0
 
@@ -49,11 +51,15 @@ class Engine(Roll):
         on_loss: str,
         now: float,
         session: tuple[int, ...] = (),
+        expected: int = 0,
+        before: Before = Before(),  # noqa: B008 - a value
     ) -> list[Action]:
         """A client joins *group*, anew or (with the same join id) after this daemon restarted.
 
         *session* is what it was told of its peers by a former daemon
-        (:class:`~ringd.groups.actions.TellSession`); empty if nothing.
+        (:class:`~ringd.groups.actions.TellSession`); empty if nothing. Ops from *released* up to
+        *expected* are those that it is going to submit again. *before* is where it was before it
+        joined anew.
         """
         if not 0 < join_id <= MAX_JOIN_ID or released < 0:
             text = f"a join of group {group!r} cannot have id {join_id} and op {released} to start"
@@ -71,25 +77,26 @@ class Engine(Roll):
             return self._flush(now)
         if join_id in self.joins or join_id in self._leavers:
             text = f"join id {join_id} of group {group!r} is used up; join anew"
+            if (left := self._last_words(join_id)) is not None:
+                text = left.message
             return self._deny(client, join_id, GroupLost.code, text)
-        if holder is not None:
-            self._leave(holder, GroupLost.code, self._says("left the group and joined it anew"))
-        self.absent.pop(join_id, None)
-        for other, absent in list(self.absent.items()):
-            if absent.group == group:
-                self._give_up(other, absent, "was replaced by another")
-        place = self._group(group)
         stay = Session(
             group=group,
             join_id=join_id,
             client=client,
             on_loss=on_loss,
             released=released,
+            expected=expected,
+            before=before,
             rank=self.rank,
             names=self.names,
             out=self._out,
         )
+        self._make_way(stay, holder)
+        place = self._group(group)
         self.joins[join_id] = stay
+        if stay.returning:
+            self._returning[join_id] = now + self.reattach
         place.local = stay
         place.present[self.rank] = Joined(group, join_id, session)
         self._out.append(Accept(client, join_id))
@@ -170,11 +177,16 @@ class Engine(Roll):
             return f"{name} lends its input, but has no sealed target"
         return ""
 
-    def detach(self, client: Hashable, reason: str, now: float) -> list[Action]:
-        """A client left its group in good order, or is gone; *reason* completes a sentence."""
+    def detach(
+        self, client: Hashable, reason: str, now: float, *, lives: bool = True
+    ) -> list[Action]:
+        """A client left its group in good order, or is gone; *reason* completes a sentence.
+
+        *lives*: its process does, and may write to what it had lent.
+        """
         for session in list(self.joins.values()):
             if session.client == client:
-                self._leave(session, GroupLost.code, self._says(reason))
+                self._leave(session, self._says(reason), lives=lives)
                 session.abandon()
         return self._flush(now)
 
@@ -254,6 +266,7 @@ class Engine(Roll):
         """When :meth:`tick` wants to be called next; None for not at all."""
         times = [heap[0][0] for heap in (self._deadlines, self._stalls) if heap]
         times += [absent.due for absent in self.absent.values()]
+        times += self._returning.values()
         if self._lazy_due is not None:
             times.append(self._lazy_due)
         return min(times, default=None)
@@ -276,8 +289,22 @@ class Engine(Roll):
                 self._out.append(Warn(session.group, op.seq, op.submission.call, age, missing))
         for join_id, absent in list(self.absent.items()):
             if now >= absent.due:
-                self._give_up(join_id, absent, "did not come back after its daemon restarted")
+                why = self._says("did not come back after its daemon restarted")
+                self._give_up(join_id, absent, why)
+        self._look_after(now)
         return self._flush(now)
+
+    def _look_after(self, now: float) -> None:
+        """Do without clients that came back and do not say how their calls had ended."""
+        for join_id, due in list(self._returning.items()):
+            session = self.joins.get(join_id)
+            if session is None or not session.returning:
+                del self._returning[join_id]
+            elif now >= due:
+                text = self._says("did not hand its calls over again after its daemon restarted")
+                self._out.append(TellLost(session.client, join_id, 0, GroupLost.code, text))
+                self._leave(session, text)
+                session.abandon()
 
     def _due(self, heap: list[tuple[float, int, int]], now: float) -> list[tuple[Op, Session]]:
         due = []

@@ -103,21 +103,39 @@ class Roll:
         if ours in self.joins or ours in self.absent:
             return
         gid = session_number(group.name, join_ids)
-        if ours in self._leavers:
-            left_gid, left = self._leavers[ours]
-            if left_gid == gid:
-                self._say_gone(gid, left)
-                return
         absent = Absent(group.name, join_ids, now + self.reattach)
-        if group.local is not None or ours in self._leavers:
-            self._give_up(ours, absent, "was replaced by another")
+        left_gid, left = self._leavers.get(ours, (0, None))
+        if left is not None and left_gid == gid:
+            self._say_gone(gid, left)
+        elif left is not None:  # before it had found back into the session
+            self._give_up(ours, absent, left.message)
+        elif group.local is not None:
+            self._replaced(ours, absent, group.local)
         else:
             self.absent[ours] = absent
 
-    def _give_up(self, join_id: int, absent: Absent, reason: str) -> None:
+    def _make_way(self, stay: Session, holder: Session | None) -> None:
+        """The client of *stay* takes the place of any other in its group."""
+        if holder is not None:
+            known = stay.before.loss if stay.before.join_id == holder.join_id else ""
+            self._leave(holder, known or self._says("left the group and joined it anew"))
+        self.absent.pop(stay.join_id, None)
+        for join_id, absent in list(self.absent.items()):
+            if absent.group == stay.group:
+                self._replaced(join_id, absent, stay)
+
+    def _replaced(self, join_id: int, absent: Absent, successor: Session) -> None:
+        """A new client has the place of an absent one, or the same client under a new number."""
+        before = successor.before
+        if before.join_id == join_id and before.loss:
+            self._give_up(join_id, absent, before.loss)
+        else:
+            self._give_up(join_id, absent, self._says("was replaced by another"))
+
+    def _give_up(self, join_id: int, absent: Absent, why: str) -> None:
         self.absent.pop(join_id, None)
         gid = session_number(absent.group, absent.join_ids)
-        left = Left(absent.group, join_id, 0, GroupLost.code, self._says(reason))
+        left = Left(absent.group, join_id, 0, GroupLost.code, why)
         self._remember(gid, left)
         self._say_gone(gid, left)
 
@@ -151,11 +169,12 @@ class Roll:
         session.unform()
         self._introduce(session)
 
-    def _leave(self, session: Session, code: str, message: str) -> None:
+    def _leave(self, session: Session, message: str, *, lives: bool = True) -> None:
         if session.left is None:
-            left = session.leave(code, message)
+            left = session.leave(message, lives=lives)
             if self.up:
                 self._out.append(Broadcast(session.gid, 0, left))
+            session.answer_early()
         group = self._group(session.group)
         if group.local is session:
             group.local = None
@@ -192,6 +211,12 @@ class Roll:
 
     def _says(self, reason: str) -> str:
         return f"the client on {self.names[self.rank]!r} {reason}"
+
+    def _last_words(self, join_id: int) -> Left | None:
+        """Return what was said to all when a client left, as far as is known."""
+        if join_id in self.joins:
+            return self.joins[join_id].left
+        return self._leavers[join_id][1] if join_id in self._leavers else None
 
     def _remember(self, gid: int, left: Left) -> None:
         self._leavers[left.join_id] = (gid, left)

@@ -14,17 +14,27 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable
 from hashlib import blake2b
+from typing import NamedTuple
 
-from ringd.errors import DeadlineExceeded
+from ringd.errors import DeadlineExceeded, GroupLost
 from ringd.groups.actions import Action, Free, Stop, TellLost, TellReleased, TellSession
 from ringd.groups.calls import Calls
 from ringd.groups.op import OK, Move, Phase, Submission
-from ringd.wire.control import Left
+from ringd.wire.control import Left, Poll
 
 MAX_JOIN_ID = 2**64 - 1
 
 _REMEMBERED_SESSIONS = 64
 """News is late by a trip round the ring, not by that many joins of other members."""
+
+
+class Before(NamedTuple):
+    """Where a client comes from that joins."""
+
+    join_id: int = 0
+    """Of its stay before this one; 0 for none."""
+    loss: str = ""
+    """Why that was lost, if it was: who left that session first, in words."""
 
 
 def session_number(group: str, join_ids: tuple[int, ...]) -> int:
@@ -51,6 +61,8 @@ class Session(Calls):
         client: Hashable,
         on_loss: str,
         released: int,
+        expected: int = 0,
+        before: Before = Before(),  # noqa: B008 - a value
         rank: int,
         names: tuple[str, ...],
         out: list[Action],
@@ -65,8 +77,13 @@ class Session(Calls):
             out=out,
         )
         self.on_loss = on_loss
+        self.before = before
         self.next_seq = released
         """The number of the client's next op."""
+        self.expected = expected
+        """Ops below were handed to a former daemon and are about to be handed over again."""
+        self.early: list[tuple[int, int, Poll, float]] = []
+        """Polls on such ops, which may have completed: (origin, number, poll, when it came)."""
         self.join_ids: tuple[int, ...] = ()
         self.pledged = False
         """The client knows its peers, as something may have been offered to them."""
@@ -144,6 +161,7 @@ class Session(Calls):
     def suspend(self, reason: str) -> None:
         """The ring broke, which overtakes any poll that is on its way."""
         self.confirmed = {self.rank} if self.formed else set()
+        self.early.clear()
         self.ledger.announced = 0
         for op in list(self.ops.values()):
             self._reset(op)
@@ -152,6 +170,24 @@ class Session(Calls):
             self._complete(op)  # the poll that held it back is gone
 
     # --- the client's side ------------------------------------------------------------
+
+    @property
+    def returning(self) -> bool:
+        """Whether the client has yet to say how some calls ended under a former daemon."""
+        return self.left is None and self.next_seq < self.expected
+
+    def polled(self, origin: int, seq: int, poll: Poll, now: float) -> None:
+        """As in :class:`Calls`; the answer waits for a client that is about to say it."""
+        if self.returning and self.next_seq <= seq < self.expected:
+            self.early.append((origin, seq, poll, now))
+        else:
+            super().polled(origin, seq, poll, now)
+
+    def answer_early(self) -> None:
+        """Answer the polls of which the client has said what it knows, or never will."""
+        early, self.early = self.early, []
+        for origin, seq, poll, now in early:
+            self.polled(origin, seq, poll, now)
 
     def submit(self, submission: Submission, outcome: str, message: str, now: float) -> None:
         """Take the client's next op, or one again that it offered to a former daemon."""
@@ -178,6 +214,8 @@ class Session(Calls):
         self._complete(op)
         if self.live:
             self._offer(op, submission)
+        if self.early:
+            self.answer_early()
 
     def ack(self, acked: int) -> None:
         """The client has every outcome below *acked*."""
@@ -190,19 +228,34 @@ class Session(Calls):
                 if (op := self.ops.get(seq)) is not None:
                     self._announce(op)
 
-    def leave(self, code: str, message: str) -> Left:
-        """The client takes part no more; what it handed over is still completed for others."""
+    def leave(self, message: str, *, lives: bool) -> Left:
+        """The client takes part no more; what it handed over is still completed for others.
+
+        *lives*: it may write to what it had lent. Dead ones leave their memory to us.
+        """
         submitted = self.next_seq if self.formed else 0
         if self.limit is not None:
+            if self.next_seq >= self.limit:
+                message = self._cause(message)
             submitted = min(submitted, self.limit)
-        self.left = Left(self.group, self.join_id, submitted, code, message)
-        # Also where the client seems to have died: a program that only forgot its ring lives on.
+        self.left = Left(self.group, self.join_id, submitted, GroupLost.code, message)
         for op in self.ops.values():
-            if not op.ended and op.seq < submitted:
-                self.keep_input(op)
-        self.cut(self.left.submitted, code, message)
+            if not op.ended and op.seq < submitted and op.submission is not None:
+                if lives:
+                    self.keep_input(op)
+                op.submission.hold = False
+        self.cut(self.left.submitted, self.left.code, message)
         self._settle()
         return self.left
+
+    def _cause(self, message: str) -> str:
+        """Return what others shall hear of one that goes because its session is over.
+
+        That is who left first, in the same words for all: some may hear of the survivors'
+        leaving only, as when the ring broke in between.
+        """
+        code, loss = self.loss
+        return loss if code == GroupLost.code else f"{message}: {loss}"
 
     def abandon(self) -> None:
         """The client is not there any more to hear how its calls end."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ringd.groups.op import Op, Phase
-from ringd.wire.control import Offer
+from ringd.wire.control import MAX_TEXT, Offer
 
 
 def describe(group: str, op: Op) -> str:
@@ -19,7 +19,8 @@ def late(group: str, op: Op, node: str, why: str) -> str:
     timeout = op.submission.timeout if op.submission else None
     # What arrives is the user's number less the microseconds of its way here.
     seconds = "" if timeout is None else f" of {round(timeout, 2) or timeout:g} s"
-    return f"{describe(group, op)}: the deadline{seconds} passed on {node!r}; {why}"
+    text = f"{describe(group, op)}: the deadline{seconds} passed on {node!r}; {why}"
+    return shorten(text, MAX_TEXT)
 
 
 def differences(group: str, seq: int, offers: Sequence[Offer], names: Sequence[str]) -> str:
@@ -27,8 +28,22 @@ def differences(group: str, seq: int, offers: Sequence[Offer], names: Sequence[s
     by_call: dict[str, list[str]] = {}
     for rank, offer in enumerate(offers):
         by_call.setdefault(str(offer.call), []).append(names[rank])
-    sent = "; ".join(f"{', '.join(who)}: {call}" for call, who in by_call.items())
-    return f"op {seq} of group {group!r}: the members sent different calls: {sent}"
+    head = f"op {seq} of group {group!r}: the members sent different calls: "
+    sent = [(", ".join(who), call) for call, who in by_call.items()]
+    text = head + "; ".join(f"{who}: {call}" for who, call in sent)
+    if len(text) <= MAX_TEXT:
+        return text
+    room = (MAX_TEXT - len(head)) // len(sent) - len(": ; ")  # for each, so that none is left out
+    short = [(shorten(who, room // 2), call) for who, call in sent]
+    return head + "; ".join(f"{who}: {shorten(call, room - len(who))}" for who, call in short)
+
+
+def shorten(text: str, room: int) -> str:
+    """Return *text* in at most *room* characters, without its middle if need be."""
+    if len(text) <= room:
+        return text
+    head = room // 2
+    return f"{text[:head]}…{text[len(text) - (room - 1 - head) :]}"
 
 
 def missing(op: Op, names: Sequence[str], needy: Sequence[int]) -> str:

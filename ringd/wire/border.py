@@ -1,8 +1,15 @@
 """The messages between a client program and its daemon, over the ZeroMQ ipc socket.
 
-A ZeroMQ message is one frame of MessagePack (one of the structs below), and for an inline
-tensor a second frame with its raw little-endian bytes in C order. Big tensors stand in
+A message is one ZeroMQ frame::
+
+    payload | MessagePack | length of the MessagePack u32 | whether there is a payload u8
+
+The MessagePack is one of the structs below. The payload is an inline tensor, its raw bytes in C
+order; it stands in front, where it is aligned. All is little-endian. Big tensors stand in
 segments of shared memory instead and are named by a :class:`Ref`.
+
+One frame, since libzmq aborts the process when a socket is closed while it has sent one frame of
+a message to a peer that hangs up before the next (``session_base_t::clean_pipes``, 4.3.5).
 """
 
 from __future__ import annotations
@@ -19,6 +26,9 @@ VERSION = 1
 
 TOKEN_BYTES = 16
 """What the daemon sends first on a lifeline; proves that a client's two connections are one's."""
+
+MAX_LOSS = 512
+"""Characters of what a client says of its former stay; the daemon remembers many such texts."""
 
 SEAL = struct.Struct("<QQ")
 """Join id and sequence number, written by the daemon behind a finished result.
@@ -59,7 +69,10 @@ class Attach(msgspec.Struct, frozen=True, array_like=True, tag="attach"):
     join_id: int
     """Chosen at random by the client for each join; the same again after a reconnect."""
     next_seq: int
-    """The number of the next op the client will submit for the first time."""
+    """The number of the next op the client will submit for the first time.
+
+    Those from *released* up to here are submitted again right after this.
+    """
     released: int
     """Every op below is known to be finished on all members."""
     on_loss: str
@@ -68,6 +81,10 @@ class Attach(msgspec.Struct, frozen=True, array_like=True, tag="attach"):
     program: str
     session: tuple[int, ...] = ()
     """The join ids, by rank, of the session, as told over a lifeline; empty before that."""
+    former: int = 0
+    """The join id of the client's stay before this one; 0 for none."""
+    loss: str = ""
+    """What GroupLost said of the former stay, where that is how it ended."""
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
@@ -79,7 +96,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
     timeout: Optional[float]
     """Seconds from now; None for the daemon's default, 0 or less for no deadline."""
     source: Optional[Ref]
-    """The input; None when it is the message's second frame."""
+    """The input; None when it is the message's payload."""
     target: Optional[Ref]
     """Where the result shall be written; None to send it inside the reply."""
     acked: int
@@ -154,7 +171,7 @@ class Attached(msgspec.Struct, frozen=True, array_like=True, tag="attached"):
 
 
 class Completed(msgspec.Struct, frozen=True, array_like=True, tag="completed"):
-    """The call is done; the result is in the target, or in the message's second frame."""
+    """The call is done; the result is in the target, or in the message's payload."""
 
     join_id: int
     seq: int
@@ -215,6 +232,18 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
 
 Reply = Union[Attached, Completed, Failed, Released, Lost, RingState, Denied, Answer]
 
+COPY_SMALL = 8 << 10
+"""Bytes; shorter frames are received as a copy: libzmq keeps them in a shared buffer, at any
+offset; copying costs no more than wrapping, and the copy is aligned."""
+
+COPY_BELOW = 1 << 20
+"""Bytes; shorter frames are sent as a copy: ZeroMQ's bookkeeping for one without costs more."""
+
+MAX_REQUEST = 32 << 10
+"""Bytes of a request without its payload; the text of an outcome may take up half of it."""
+
+_TRAILER = struct.Struct("<IB")
+
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder = msgspec.msgpack.Decoder(Request)
 _reply_decoder = msgspec.msgpack.Decoder(Reply)
@@ -223,18 +252,39 @@ DecodeError = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What the decoders raise on bytes that are not a message of theirs; for ``except``."""
 
 
-def encode(message: Request | Reply) -> bytes:
-    """Return the MessagePack form of *message*."""
-    return _encoder.encode(message)
+def pack(message: Request | Reply, payload: bytes | memoryview | None = None) -> bytes:
+    """Return the frame of *message* with *payload* (bytes), which is copied."""
+    head = _encoder.encode(message)
+    if payload is None:
+        return head + _TRAILER.pack(len(head), 0)
+    return b"".join((payload, head, _TRAILER.pack(len(head), 1)))
 
 
-def decode_request(data: bytes | memoryview) -> Request:
-    """Return the client's message in *data*; raises :data:`DecodeError`."""
-    message: Request = _request_decoder.decode(data)
-    return message
+def unpack_request(frame: bytes | memoryview) -> tuple[Request, memoryview | None]:
+    """Return the client's message and its payload, which is part of *frame*.
+
+    Raises:
+        One of :data:`DecodeError`: these bytes are no request.
+    """
+    head, payload = _split(frame)
+    if len(head) > MAX_REQUEST:
+        raise msgspec.DecodeError(f"{len(head)} bytes without payload, more than {MAX_REQUEST}")
+    return _request_decoder.decode(head), payload
 
 
-def decode_reply(data: bytes | memoryview) -> Reply:
-    """Return the daemon's message in *data*; raises :data:`DecodeError`."""
-    message: Reply = _reply_decoder.decode(data)
-    return message
+def unpack_reply(frame: bytes | memoryview) -> tuple[Reply, memoryview | None]:
+    """Return the daemon's message and its payload, as :func:`unpack_request` does."""
+    head, payload = _split(frame)
+    return _reply_decoder.decode(head), payload
+
+
+def _split(frame: bytes | memoryview) -> tuple[memoryview, memoryview | None]:
+    data = memoryview(frame)
+    end = len(data) - _TRAILER.size
+    if end < 0:
+        raise msgspec.DecodeError(f"{len(data)} bytes are too few")
+    length, has_payload = _TRAILER.unpack_from(data, end)
+    start = end - length
+    if start < 0 or has_payload not in (0, 1) or (start and not has_payload):
+        raise msgspec.DecodeError("its trailer does not fit its length")
+    return data[start:end], data[:start] if has_payload else None

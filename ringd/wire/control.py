@@ -17,6 +17,8 @@ import msgspec
 
 MAX_GROUP_NAME = 64
 MAX_CALL_NAME = 256
+MAX_TEXT = 4096
+"""Characters of an error's message."""
 
 
 class Call(msgspec.Struct, frozen=True, array_like=True):

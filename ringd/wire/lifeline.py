@@ -4,7 +4,8 @@ The daemon opens with a token (:data:`ringd.wire.border.TOKEN_BYTES`). After tha
 speaks in records of fixed size that introduce and withdraw its memory segments; a record that
 adds a segment carries its descriptor (SCM_RIGHTS). The daemon says who the client's peers are,
 for whatever was sent here arrives even if the sender dies. The end of the stream is the end of
-the client, or of the daemon.
+the client, or of the daemon. A client that hangs up and lives on says so first: what it had lent
+to the daemon may then change, while the dead write nothing any more.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import struct
 
 ADD = 1
 DROP = 2
+PART = 3
 
 SUFFIX = ".life"
 """Appended to the path of the ZeroMQ socket."""
@@ -35,13 +37,16 @@ def unpack(record: bytes) -> tuple[int, int, int]:
         ValueError: the operation is unknown.
     """
     operation, segment, size = _RECORD.unpack(record)
-    if operation not in (ADD, DROP):
+    if operation not in (ADD, DROP, PART):
         raise ValueError(f"unknown lifeline operation {operation}")
     return operation, segment, size
 
 
 def pack_session(join_id: int, session: tuple[int, ...]) -> bytes:
-    """Return the record that tells a client the join ids, by rank, of its session."""
+    """Return the record that tells a client the join ids, by rank, of its session.
+
+    With join id 0, which is nobody's, it says only: look at your messages.
+    """
     return _SESSION.pack(join_id, len(session)) + struct.pack(f"<{len(session)}Q", *session)
 
 

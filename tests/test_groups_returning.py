@@ -1,0 +1,99 @@
+"""A client that comes back to a restarted daemon: nothing is decided before it has spoken."""
+
+from __future__ import annotations
+
+import pytest
+from groups_bench import ready, submission
+
+from ringd.groups import actions
+from ringd.groups.op import OK
+from ringd.wire.control import Poll
+
+
+def back(bench, *, expected=1):
+    """Op 0 completes on b alone; b's daemon restarts and b attaches, but says no more yet."""
+    bench.compute = False
+    for rank in range(3):
+        timeout = 5.0 if rank == 0 else None
+        bench.submit(rank, submission(0, large=True, timeout=timeout))
+    bench.settle()
+    gid = bench.did(1, actions.Run)[0].gid
+    bench.do(1, bench.engines[1].finished(gid, 0, bench.now))
+    assert bench.reports(1) == [(0, OK)]
+    bench.compute = True
+    bench.down()
+    bench.engines[1] = bench.make(1)
+    bench.up()
+    bench.attach(1, 11, session=(10, 11, 12), expected=expected)
+    bench.settle()
+    bench.tick(5.0)
+    bench.settle()
+
+
+def polls(bench, rank):
+    """Return the answers of *rank* to polls."""
+    return [a.message.completed for a in bench.did(rank, actions.Relay)]
+
+
+def test_a_poll_waits_for_what_the_client_is_about_to_say():
+    """The call had completed on b; so it completes on all, though its deadline has passed."""
+    bench = ready(3)
+    back(bench)
+    assert (polls(bench, 1), bench.reports(0)) == ([], [])
+    bench.submit(1, submission(0, large=True), outcome=OK)
+    bench.settle()
+    assert polls(bench, 1) == [True]
+    assert [bench.reports(rank) for rank in range(3)] == [[(0, OK)]] * 3
+
+
+def test_a_poll_on_what_is_new_is_answered_at_once():
+    """A client that had not got that far cannot have completed it."""
+    bench = ready(3)
+    back(bench, expected=0)
+    assert polls(bench, 1) == [False]
+    assert bench.reports(0) == [(0, "deadline_exceeded")]
+
+
+@pytest.mark.parametrize("how", ["dies", "stays silent"])
+def test_a_poll_does_not_wait_for_a_client_that_will_not_speak(how):
+    """The member is named; a living one joins anew."""
+    bench = ready(3, reattach=7.0)
+    back(bench)
+    if how == "dies":
+        bench.gone(1)
+    else:
+        bench.tick(1.9)
+        assert bench.did(1, actions.TellLost) == []
+        bench.tick(0.1)
+        assert [a.floor for a in bench.did(1, actions.TellLost)] == [0]
+        bench.attach(1, 21)
+    bench.settle()
+    assert polls(bench, 1) == [False]
+    assert [bench.reports(rank) for rank in (0, 2)] == [[(0, "group_lost")]] * 2
+    reason = {"dies": "died", "stays silent": "did not hand its calls over again"}[how]
+    assert f"the client on 'b' {reason}" in bench.message(0)
+    assert bench.message(0) == bench.message(2)
+
+
+def test_a_poll_that_waits_goes_with_the_ring():
+    """A break overtakes it; nobody answers it in the next generation."""
+    bench = ready(3)
+    back(bench)
+    bench.down()
+    bench.up()
+    bench.submit(1, submission(0, large=True), outcome=OK)
+    bench.settle()
+    assert polls(bench, 1) == []
+    assert bench.reports(2) == [(0, "deadline_exceeded")]  # a's alone, as the ring broke
+
+
+def test_an_engine_forgets_those_that_are_back():
+    """No timer is left over for a client that did its part."""
+    bench = ready(3)
+    back(bench)
+    bench.submit(1, submission(0, large=True), outcome=OK)
+    bench.settle()
+    bench.tick(60.0)
+    assert bench.engines[1].next_deadline is None
+    todo = bench.engines[1].received(0, 4711, 0, Poll(5, completed=False), b"", bench.now)
+    assert [type(action) for action in todo] == [actions.Dropped, actions.Relay]
