@@ -64,7 +64,8 @@ class Adversary:
             own = Random(f"{self._seed}/set {number}/{i}")
             begins = start + (rng.uniform(0, 0.6) if i else 0.0)
             heapq.heappush(stories, (begins, i, kind.story(self._stage, own)))
-        ledger.alone = count == 1 and not chosen[0].ends_daemons
+        ledger.alone = count == 1
+        ledger.calm = count == 1 and not chosen[0].ends_daemons
         if count == 1:
             ledger.watch(start, self.added[chosen[0].name], BRISK)
         self._play(stories)
@@ -73,6 +74,10 @@ class Adversary:
         if count > 1:
             ledger.watch(healed, self.added[SEVERAL], BRISK)
         self.await_progress(healed)
+        known = len(ledger.violations)
+        ledger.settle()
+        if len(ledger.violations) > known:  # before the flight recorders have forgotten it
+            self._stage.record(f"set-{number}")
         names = ", ".join(kind.name for kind in chosen)
         took = time.monotonic() - start
         self._tell(f"set {number}: {names}: went on after {took:.2f} s")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from chaos.adversary import Adversary, Hang
 from chaos.faults import KINDS, Kind
+from chaos.ledger import Ledger
 from chaos.report import Report
 from chaos.resources import Holding, holdings
 from chaos.stage import Stage
@@ -57,7 +58,7 @@ def play(options: Options, directory: Path, command: str, tell: Callable[[str], 
         stage.heal()
         sets = _numbers(options, adversary, begun)
         _phase(stage, adversary, kinds, sets, 1 - SURVIVED_SHARE)
-        if report.good:
+        if not stage.ledger.failed:
             _phase(stage, adversary, [], sets, 0.0)  # what daemons keep once they were at work
             report.before = _idle(stage)
             so_far = sum(adversary.counts.values())
@@ -72,9 +73,9 @@ def play(options: Options, directory: Path, command: str, tell: Callable[[str], 
     finally:
         for node in stage.cluster.nodes:
             stage.inspect(node)
-        (directory / "excused.txt").write_text("\n".join(stage.ledger.excused))
-        (directory / "misnamed.txt").write_text("\n".join(stage.ledger.misnamed))
-        if stage.ledger.failed:
+        stage.ledger.settle()
+        _keep_words(stage.ledger, directory)
+        if not report.good:
             _keep_evidence(stage, directory)
         stage.close()
         sys.setswitchinterval(interval)
@@ -139,6 +140,18 @@ def _compare(stage: Stage, report: Report) -> None:
             stage.ledger.violate("daemons crashed", f"{node.name} is another process")
         if new.shared or new.files > old.files or new.memory > old.memory + GROWTH:
             stage.ledger.violate("leaks", f"{node.name}: {old} became {new}")
+
+
+def _keep_words(ledger: Ledger, directory: Path) -> None:
+    """Write down what was excused, and why, and how long each notice took."""
+    judge = ledger.judge
+    for name, lines in {
+        "excused": ledger.excused,
+        "group_lost": map(str, judge.group_lost.all),
+        "peer_lost": map(str, judge.peer_lost.all),
+        "overdue": map(str, judge.overdue.all),
+    }.items():
+        (directory / f"{name}.txt").write_text("\n".join(lines) + "\n")
 
 
 def _keep_evidence(stage: Stage, directory: Path) -> None:

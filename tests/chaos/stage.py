@@ -53,7 +53,10 @@ class Stage:
         self.cluster = Cluster(
             directory, size, settings=self.settings, dial=self._dial(), ports=ports
         )
-        self.ledger = Ledger(STYLES, [node.name for node in self.cluster.nodes])
+        nodes = self.cluster.nodes
+        self.ledger = Ledger(
+            STYLES, [node.name for node in nodes], [node.log_path for node in nodes], LOST_AFTER
+        )
         self.programs = Programs(self.cluster, self.ledger, seed)
         self._started = [0.0] * size
         self._sent: list[set[int]] = [set() for _ in range(size)]
@@ -86,10 +89,12 @@ class Stage:
         if node.running:
             return
         self.inspect(node)
-        self._started[self.rank(node)] = time.monotonic()
-        self._sent[self.rank(node)].clear()
+        rank, now = self.rank(node), time.monotonic()
+        self.ledger.lives.daemon_gone(rank, now)
+        self._started[rank] = now
+        self._sent[rank].clear()
         node.start()
-        self.ledger.daemon_started(self.rank(node), time.monotonic())
+        self.ledger.lives.daemon_started(rank, node.pid, now)
 
     def inspect(self, node: Node) -> None:
         """Note it if a daemon ended in another way than this run ended it."""
@@ -106,6 +111,7 @@ class Stage:
         self.ledger.daemon_ended(self.rank(node), time.monotonic())
         self._sent[self.rank(node)].add(signal.SIGKILL)
         node.kill()
+        self.ledger.lives.daemon_gone(self.rank(node), time.monotonic())
 
     def signal(self, node: Node, signum: int) -> None:
         """Send a daemon a signal, if it runs."""
