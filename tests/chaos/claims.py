@@ -6,7 +6,7 @@ Judged a little later than they come in, when all that was written down of the c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from chaos.breaks import Breaks
@@ -49,7 +49,8 @@ class Claim:
         resumed: when it went on with calls in this stay; infinite if it has not.
         noise: what its pulse told.
         fails: whether the group asked for ``on_loss="fail"``.
-        due: its deadline, NaN if it has none.
+        begun: the programs that made the call, and when each did; complete only in a while.
+        timeout: the call's, in seconds; 0 for none.
         calm: whether one fault alone was going on that ends no daemon.
         alone: whether one fault alone was going on.
         text: the error's.
@@ -66,7 +67,8 @@ class Claim:
     resumed: float
     noise: str
     fails: bool
-    due: float
+    begun: Mapping[Life, float]
+    timeout: float
     calm: bool
     alone: bool
     text: str
@@ -147,12 +149,13 @@ class Judge:
             self.violate("PeerLost late", str(notice))
 
     def _late(self, claim: Claim) -> None:
-        if math.isnan(claim.due):
+        due = min(claim.begun.values(), default=math.nan) + claim.timeout
+        if not claim.timeout:
             self.violate("calls lost", f"a deadline that was not set has passed: {claim}")
-        elif claim.moment < claim.due:
-            self.violate("calls lost", f"before the deadline {claim.due:.3f}: {claim}")
+        elif claim.moment < due:
+            self.violate("calls lost", f"before the deadline {due:.3f}: {claim}")
         elif claim.noise != "landed":
-            seconds, noise = claim.later_than(claim.due)
+            seconds, noise = claim.later_than(due)
             notice = Notice(seconds, noise, math.nan, True, claim.calm, str(claim))
             self.overdue.all.append(notice)
             if seconds > self.detection + GRACE + SLOW:

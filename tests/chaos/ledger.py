@@ -115,6 +115,7 @@ class Ledger:
             for number in sorted(group.ended):
                 self._settle(group, number)
             group.begun.clear()
+            group.floor = 0  # the next programs begin anew
         self.settle()
 
     def settle(self) -> None:
@@ -226,8 +227,6 @@ class Ledger:
                 return
         else:
             stay, resumed = group.stays[life]
-            timeout = group.timeouts.get(number, 0.0)
-            due = min(group.begun[number].values(), default=math.nan) if number >= 0 else math.nan
             self._claims.append(
                 Claim(
                     group=group.name,
@@ -244,7 +243,8 @@ class Ledger:
                     resumed=resumed,
                     noise=noise,
                     fails=style.on_loss == "fail",
-                    due=due + timeout if timeout else math.nan,
+                    begun=group.begun[number] if number >= 0 else {},
+                    timeout=group.timeouts.get(number, 0.0),
                     calm=self.calm,
                     alone=self.alone,
                     text=words,
@@ -267,19 +267,26 @@ class Ledger:
         for other in sorted(number for number in group.ended if number < max(numbers)):
             self._settle(group, other)
         group.floor = max(numbers)
-        # What was made in former stays, by programs that may be dead, is made anew.
-        for other, programs in list(group.begun.items()):
-            for program, began in list(programs.items()):
-                if began < group.stays[program][1]:
-                    del programs[program]
-            if not programs:
-                del group.begun[other]
+        self._forget_former_stays(group)
         latest = max(when for _, when in group.resumed.values())
         for death in group.deaths:
             if death.life.ended < latest:
                 death.healed = min(death.healed, latest)
                 group.stays.pop(death.life, None)
         group.resumed.clear()
+
+    @staticmethod
+    def _forget_former_stays(group: Group) -> None:
+        """Calls that were made in them, by programs that may be dead, are made anew."""
+        for other, programs in list(group.begun.items()):
+            for program, began in list(programs.items()):
+                if began < group.stays[program][1]:
+                    del programs[program]
+            if not programs:
+                del group.begun[other]
+        for ended in group.ended.values():
+            for rank in [r for r, how in ended.items() if how.moment < group.resumed[r][1]]:
+                del ended[rank]
 
     def _leaving(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
         del number, text
