@@ -19,14 +19,16 @@ from ringd.collective.reduction import Reduction
 
 SIZE = 3
 FAULTS = 12
+GROUPS = ("flights", "layers", "dues", "alarms")
 
 
 def test_nothing_lost_under_an_adversary(tmp_path):
     """All values are right and no call is lost, whatever is killed, cut and garbled."""
-    report = play(Options(seed=11, size=SIZE, faults=FAULTS), tmp_path, "test", lambda _text: None)
+    options = Options(seed=11, size=SIZE, faults=FAULTS, groups=GROUPS)
+    report = play(options, tmp_path, "test", lambda _text: None)
     assert report.ledger.violations == []
     assert sum(report.counts.values()) >= FAULTS
-    assert set(report.ledger.calls) == set(STYLES)
+    assert set(report.ledger.calls) == set(GROUPS)
     assert "| **wrong values** | **0** |" in report.markdown()
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from cluster import PATIENCE, Cluster, wait_until
 
-from chaos.calls import STYLES
 from chaos.ledger import Ledger
 from chaos.lives import Life
 
@@ -85,7 +84,7 @@ class Programs:
     def start_missing(self) -> None:
         """Start those that do not run."""
         for rank in range(len(self._cluster.nodes)):
-            for group in STYLES:
+            for group in self._ledger.styles:
                 self.start(group, rank)
 
     def kill(self, group: str, rank: int, signum: int = signal.SIGKILL) -> None:

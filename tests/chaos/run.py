@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chaos.adversary import Adversary, Hang
+from chaos.calls import STYLES
 from chaos.faults import KINDS, Kind
 from chaos.ledger import Ledger
 from chaos.report import Report
@@ -43,13 +44,14 @@ class Options:
     """Seconds."""
     checksum: bool = True
     """Of the setting of that name; without it, no tensor is garbled."""
+    groups: Sequence[str] = tuple(STYLES)
 
 
 def play(options: Options, directory: Path, command: str, tell: Callable[[str], None]) -> Report:
     """Do the run; *directory* keeps configs, logs and, if it went wrong, what is known of that."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(0.0002)  # the network's thread must not hold up the adversary
-    stage = Stage(directory, options.size, options.seed, checksum=options.checksum)
+    stage = Stage(directory, options.size, options.groups, options.seed, checksum=options.checksum)
     kinds = [kind for kind in KINDS if options.checksum or not kind.needs_checksum]
     adversary = Adversary(stage, options.seed, tell)
     report = Report(command, options.size, stage.ledger)

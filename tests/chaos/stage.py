@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -39,10 +40,13 @@ SETTLED = 1.5
 
 
 class Stage:
-    """A ring of *size* in *directory*, with a proxy before each member."""
+    """A ring of *size* in *directory* with programs in *groups*, and a proxy before each member."""
 
-    def __init__(self, directory: Path, size: int, seed: int, *, checksum: bool) -> None:
+    def __init__(
+        self, directory: Path, size: int, groups: Sequence[str], seed: int, *, checksum: bool
+    ) -> None:
         self.size = size
+        self.groups = groups
         self.checksum = checksum
         self.settings = SETTINGS.format(checksum=str(checksum).lower())
         self.network = Network()
@@ -55,7 +59,10 @@ class Stage:
         )
         nodes = self.cluster.nodes
         self.ledger = Ledger(
-            STYLES, [node.name for node in nodes], [node.log_path for node in nodes], LOST_AFTER
+            {group: STYLES[group] for group in groups},
+            [node.name for node in nodes],
+            [node.log_path for node in nodes],
+            LOST_AFTER,
         )
         self.programs = Programs(self.cluster, self.ledger, seed)
         self._started = [0.0] * size
