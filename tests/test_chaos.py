@@ -24,7 +24,7 @@ GROUPS = ("flights", "layers", "dues", "alarms")
 
 def test_nothing_lost_under_an_adversary(tmp_path):
     """All values are right and no call is lost, whatever is killed, cut and garbled."""
-    options = Options(seed=11, size=SIZE, faults=FAULTS, groups=GROUPS)
+    options = Options(seed=11, size=SIZE, faults=FAULTS, groups=GROUPS, warm_up=8)
     report = play(options, tmp_path, "test", lambda _text: None)
     assert report.ledger.violations == []
     assert sum(report.counts.values()) >= FAULTS
@@ -209,6 +209,22 @@ def test_peer_lost_needs_a_loss(told, broken, excused):
     told.say("0 began 0 1.0 0", "1 began 0 1.0 0", group="f")
     told.say("0 ok 0 1.2 77 8", "1 peer 0 1.3 1.0 - why", group="f")
     assert told.kinds() == ([] if excused else ["calls lost", "split outcomes"])
+
+
+@pytest.mark.parametrize(
+    ("since", "late"),
+    [
+        (0.9, True),  # open when the ring broke, and told only 2 s later
+        (1.15, False),  # begun when it was all but back, and told at the next break
+    ],
+)
+def test_peer_lost_within_the_detection_time(told, since, late):
+    """From the first break that began while the program waited."""
+    told.form(0.5)
+    for moment, event in [(1.0, "forming"), (1.2, "ready"), (2.9, "forming")]:
+        told.log(0, moment, f"ring {event}")
+    told.say(f"1 peer -1 3.0 {since} - why", group="f")
+    assert told.kinds() == (["PeerLost late"] if late else [])
 
 
 @pytest.mark.parametrize(

@@ -91,10 +91,13 @@ class Breaks:
         return spans
 
     def during(self, since: float, until: float) -> tuple[float, float] | None:
-        """Return when the ring was broken, if it was at any instant from *since* to *until*."""
+        """Return when the ring was broken, if it was at any instant from *since* to *until*.
+
+        The first break that began in that time, else the one that lasted then.
+        """
         at = bisect.bisect_right(self._spans, (until + SLACK, math.inf)) - 1
-        if at >= 0 and self._spans[at][1] >= since - SLACK:
-            while at > 0 and self._spans[at - 1][1] >= since - SLACK:
-                at -= 1
-            return self._spans[at]
-        return None
+        if at < 0 or self._spans[at][1] < since - SLACK:
+            return None
+        while at > 0 and self._spans[at - 1][0] >= since:
+            at -= 1
+        return self._spans[at]

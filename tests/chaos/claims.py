@@ -141,6 +141,9 @@ class Judge:
             return
         if claim.noise == "landed":
             return
+        # A wait may begin just before the members agree that the ring is back, and last until it
+        # breaks again: then it is that break of which it was to be told.
+        broken = self.breaks.during(claim.since, claim.moment) or broken
         seconds, noise = claim.later_than(broken[0])
         waited = claim.since <= broken[0]
         notice = Notice(seconds, noise, math.nan, waited, claim.alone, str(claim))

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster import wait_until
+
 from chaos.adversary import Adversary, Hang
 from chaos.calls import STYLES
 from chaos.faults import KINDS, Kind
@@ -25,8 +27,8 @@ STOP = 120.0
 GROWTH = 16 << 20
 """Bytes of memory that a daemon may have more of after hundreds of faults."""
 
-WARM_UP = 5.0
-"""Seconds without faults before it is measured for the first time: records and caches fill."""
+PEACE = 120.0
+"""Seconds in which the calls before that must be through."""
 
 SURVIVED_SHARE = 0.35
 """Of the faults, at the end: those that no daemon dies of, so that leaks show."""
@@ -45,6 +47,9 @@ class Options:
     checksum: bool = True
     """Of the setting of that name; without it, no tensor is garbled."""
     groups: Sequence[str] = tuple(STYLES)
+    warm_up: int = 60
+    """Calls of each group without faults before memory is measured first: records and caches
+    fill, and the largest tensors have passed."""
 
 
 def play(options: Options, directory: Path, command: str, tell: Callable[[str], None]) -> Report:
@@ -61,7 +66,7 @@ def play(options: Options, directory: Path, command: str, tell: Callable[[str], 
         sets = _numbers(options, adversary, begun)
         _phase(stage, adversary, kinds, sets, 1 - SURVIVED_SHARE)
         if not stage.ledger.failed:
-            _phase(stage, adversary, [], sets, 0.0)  # what daemons keep once they were at work
+            _warm_up(stage, options)
             report.before = _idle(stage)
             so_far = sum(adversary.counts.values())
             mild = [kind for kind in kinds if not kind.ends_daemons]
@@ -117,13 +122,26 @@ def _phase(
     """Start the programs, disturb them, and have them stop."""
     stage.programs.start_all()
     adversary.await_progress(time.monotonic(), START)
-    if not kinds:
-        adversary.rest(WARM_UP)
-    for number in sets(share) if kinds else ():
+    for number in sets(share):
         adversary.act(number, kinds)
         if stage.ledger.failed:
             return
     stage.programs.finish(STOP)
+
+
+def _warm_up(stage: Stage, options: Options) -> None:
+    """Have the programs make calls in peace, so that the daemons keep what they always keep."""
+    ledger, programs = stage.ledger, stage.programs
+    before = ledger.calls.copy()
+    programs.start_all()
+
+    def enough() -> bool:
+        programs.pump(0.05)
+        fewest = min(ledger.calls[group] - before[group] for group in options.groups)
+        return fewest >= options.warm_up or ledger.failed
+
+    wait_until(enough, f"{options.warm_up} calls of each group in peace", PEACE)
+    programs.finish(STOP)
 
 
 def _idle(stage: Stage) -> list[Holding]:
