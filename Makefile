@@ -42,10 +42,11 @@ demo: $(READY) ## Show the main job: a ring, a training, a daemon killed and bac
 test: $(READY) ## Run the tests; ARGS="-k name" for some of them
 	$(BIN)/pytest $(ARGS)
 
-chaos: $(READY) ## Disturb a ring, check every value; SEED= SIZE= DURATION= (s) FAULTS= REPORT=
+chaos: $(READY) ## Disturb a ring, check every value; SEED= SIZE= DURATION= (s) FAULTS= CHECKSUM=off
 	PYTHONPATH=tests $(BIN)/python -m chaos $(if $(SEED),--seed $(SEED)) \
 	$(if $(SIZE),--size $(SIZE)) $(if $(DURATION),--duration $(DURATION)) \
-	$(if $(FAULTS),--faults $(FAULTS)) $(if $(REPORT),--report $(REPORT)) $(ARGS)
+	$(if $(FAULTS),--faults $(FAULTS)) $(if $(REPORT),--report $(REPORT)) \
+	$(if $(filter off,$(CHECKSUM)),--no-checksum) $(ARGS)
 
 lint: $(READY) ## Check style
 	$(BIN)/ruff check

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import time
+from dataclasses import replace
+from datetime import datetime, timezone
 from random import Random
 
 import numpy as np
 import pytest
-from chaos.calls import LARGEST, STYLES, make
+from chaos.calls import LARGEST, STYLES, Style, make
 from chaos.ledger import Ledger
+from chaos.lives import Life
 from chaos.run import Options, play
 
 from ringd.collective.reduction import Reduction
 
 SIZE = 3
 FAULTS = 12
+GROUPS = ("flights", "layers", "dues", "alarms")
 
 
 def test_nothing_lost_under_an_adversary(tmp_path):
     """All values are right and no call is lost, whatever is killed, cut and garbled."""
-    report = play(Options(seed=11, size=SIZE, faults=FAULTS), tmp_path, "test", lambda _text: None)
+    options = Options(seed=11, size=SIZE, faults=FAULTS, groups=GROUPS, warm_up=8)
+    report = play(options, tmp_path, "test", lambda _text: None)
     assert report.ledger.violations == []
     assert sum(report.counts.values()) >= FAULTS
-    assert set(report.ledger.calls) == set(STYLES)
+    assert set(report.ledger.calls) == set(GROUPS)
     assert "| **wrong values** | **0** |" in report.markdown()
 
 
@@ -64,33 +71,186 @@ def test_calls_derive_from_the_seed():
     assert max(nbytes) == STYLES["layers"].largest
 
 
-def said(*lines):
-    """Return a ledger of two ranks that was told *lines*: (rank, line)."""
-    ledger = Ledger(["g"], ["n0", "n1"])
-    for rank, line in lines:
-        ledger.line("g", rank, line)
-    return ledger
+NAMES = ("n0", "n1")
+STYLE = Style(4, 4096, 1, 0.0, 64, 0.0)
+
+
+class Told:
+    """A ledger of two ranks, in groups g and f (``on_loss="fail"``), and its programs."""
+
+    def __init__(self, tmp_path):
+        self.logs = [tmp_path / f"{name}.log" for name in NAMES]
+        styles = {"g": STYLE, "f": replace(STYLE, on_loss="fail")}
+        self.ledger = Ledger(styles, NAMES, self.logs, 0.8)
+        self.ledger.calm = self.ledger.alone = True
+        self.lives = {}
+        for rank in range(2):
+            self.ledger.lives.daemon_started(rank, 100 + rank, 0.0)
+            for group in "gf":
+                self.start(group, rank, 0.1)
+
+    def start(self, group, rank, moment):
+        """A program was started."""
+        self.lives[group, rank] = life = Life(rank, 200 + rank, moment)
+        self.ledger.started(group, life)
+
+    def say(self, *lines, group="g"):
+        """Programs said *lines*, each of the form ``RANK WHAT NUMBER MOMENT ...``."""
+        for line in lines:
+            rank, _, text = line.partition(" ")
+            self.ledger.line(group, self.lives[group, int(rank)], text)
+        return self
+
+    def kill(self, rank, moment, group="g"):
+        """A program was killed, and its files closed at once."""
+        self.ledger.killed(group, self.lives[group, rank], moment)
+        self.lives[group, rank].gone = moment
+
+    def log(self, rank, moment, event):
+        """A daemon wrote into its log."""
+        shift = time.time() - time.monotonic()
+        stamp = datetime.fromtimestamp(moment + shift, timezone.utc).isoformat()
+        with self.logs[rank].open("a") as log:
+            log.write(json.dumps({"timestamp": stamp, "event": event}) + "\n")
+
+    def form(self, moment):
+        """The ring formed."""
+        for rank in range(2):
+            self.log(rank, moment, "ring ready")
+
+    def kinds(self):
+        """Return the kinds of all violations, in order."""
+        self.ledger.settle()
+        return [violation.partition(":")[0] for violation in self.ledger.violations]
+
+
+@pytest.fixture
+def told(tmp_path):
+    """Return a ring of which everything is told by the test."""
+    return Told(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("lines", "kind"),
     [
-        ([(0, "ok 0 1.0 77 8"), (1, "ok 0 1.0 78 8")], "wrong values"),
-        ([(0, "lost 0 1.0 why")], "calls lost"),
-        ([(0, "error 0 1.0 Mismatch: why")], "calls lost"),
-        ([(1, "wrong 0 1.0 why")], "wrong values"),
+        (["0 ok 0 1.0 77 8", "1 ok 0 1.0 78 8"], "wrong values"),
+        (["0 lost 0 1.0 0.9 - why"], "calls lost"),
+        (["0 peer 0 1.0 0.9 - why"], "calls lost"),
+        (["0 late 0 1.0 0.9 - why"], "calls lost"),
+        (["0 began 0 0.9 0.5", "0 late 0 1.0 0.9 - why"], "calls lost"),
+        (["0 began 0 0.9 0.5", "0 late 0 9.0 0.9 - why"], "deadlines ignored"),
+        (["0 spent 0 1.0 0.9 - why"], "calls lost"),
+        (["0 error 0 1.0 Mismatch: why"], "calls lost"),
+        (["1 wrong 0 1.0 why"], "wrong values"),
     ],
 )
-def test_ledger_finds_what_must_not_be(lines, kind):
+def test_ledger_finds_what_must_not_be(told, lines, kind):
     """Differing results, unexplained errors and wrong values are violations."""
-    ledger = said(*lines)
-    assert [violation.partition(":")[0] for violation in ledger.violations] == [kind]
+    assert told.say(*lines).kinds() == [kind]
 
 
-def test_ledger_finds_split_outcomes():
-    """A call that ended well here and with GroupLost there is one, once all have gone on."""
-    ledger = said((0, "ok 0 1.0 77 8"))
-    ledger.killed("g", 1, 2.0)
-    for rank, line in [(1, "lost 0 3.0 'n1' died"), (0, "resumed 1 4.0 "), (1, "resumed 1 4.0 ")]:
-        ledger.line("g", rank, line)
-    assert [violation.partition(":")[0] for violation in ledger.violations] == ["split outcomes"]
+@pytest.mark.parametrize(
+    ("program", "daemon", "next_up", "excused"),
+    [
+        (2.0, None, None, False),  # the program alone: its daemon has its input
+        (None, 2.0, None, False),  # the daemon alone: the program has it
+        (2.0, 2.1, None, True),
+        (2.0, 3.5, None, False),  # later than the error
+        (2.1, 2.0, None, True),
+        (2.1, 2.0, 2.05, True),  # on its way to the next daemon
+        (2.9, 2.0, 2.05, False),  # back at the next daemon, which lives
+        (2.0, 0.9, 1.0, False),  # before the call, of which this daemon knew nothing
+    ],
+)
+def test_split_needs_the_ends_of_that_program_and_its_daemon(
+    told, program, daemon, next_up, excused
+):
+    """A result here and GroupLost there: only where the input went with program and daemon."""
+    told.form(0.5)
+    told.say("0 began 0 1.5 0", "1 began 0 1.5 0", "0 ok 0 1.6 77 8")
+    if daemon is not None:
+        told.ledger.daemon_ended(1, daemon)
+        told.ledger.lives.daemon_gone(1, daemon)
+        told.ledger.lives.daemon_started(1, 111, daemon)
+    if next_up is not None:
+        told.log(1, next_up, "ringd started")
+    if program is not None:
+        told.kill(1, program)
+        told.start("g", 1, program + 0.1)
+    told.say("1 lost 0 3.0 1.5 - 'n1' died", "0 resumed 1 4.0 ", "1 resumed 1 4.0 ")
+    split = [kind for kind in told.kinds() if kind == "split outcomes"]
+    assert (split, sum(told.ledger.excuses.values())) == (
+        [] if excused else ["split outcomes"],
+        excused,
+    )
+
+
+@pytest.mark.parametrize(
+    ("broken", "back", "excused"),
+    [(1.3, 1.4, False), (1.3, 1.6, True), (1.55, 1.6, True), (1.8, 1.9, False)],
+)
+def test_deadline_splits_only_while_the_ring_is_broken(told, broken, back, excused):
+    """A result here and DeadlineExceeded there: only if the ring was broken in between."""
+    told.form(0.5)
+    told.log(0, broken, "ring forming")
+    told.log(0, back, "ring ready")
+    told.say("0 began 0 1.0 0.5", "1 began 0 1.0 0.5")
+    told.say("0 ok 0 1.2 77 8", "1 late 0 1.7 1.0 - why")
+    assert told.kinds() == ([] if excused else ["split outcomes"])
+    assert sum(told.ledger.excuses.values()) == excused
+
+
+@pytest.mark.parametrize(("broken", "excused"), [(0.7, False), (1.1, True), (1.8, False)])
+def test_peer_lost_needs_a_loss(told, broken, excused):
+    """PeerLost, also beside a result, only if the ring broke before it."""
+    told.form(0.5)
+    told.log(0, broken, "ring forming")
+    told.log(0, broken + 0.1, "ring ready")
+    told.say("0 began 0 1.0 0", "1 began 0 1.0 0", group="f")
+    told.say("0 ok 0 1.2 77 8", "1 peer 0 1.3 1.0 - why", group="f")
+    assert told.kinds() == ([] if excused else ["calls lost", "split outcomes"])
+
+
+@pytest.mark.parametrize(
+    ("since", "late"),
+    [
+        (0.9, True),  # open when the ring broke, and told only 2 s later
+        (1.15, False),  # begun when it was all but back, and told at the next break
+    ],
+)
+def test_peer_lost_within_the_detection_time(told, since, late):
+    """From the first break that began while the program waited."""
+    told.form(0.5)
+    for moment, event in [(1.0, "forming"), (1.2, "ready"), (2.9, "forming")]:
+        told.log(0, moment, f"ring {event}")
+    told.say(f"1 peer -1 3.0 {since} - why", group="f")
+    assert told.kinds() == (["PeerLost late"] if late else [])
+
+
+@pytest.mark.parametrize(
+    ("line", "kinds", "noise"),
+    [
+        ("0 lost 0 2.4 1.0 1.5:0.2,2.1:0.09 'n1' died", [], 0.09),
+        ("0 lost 0 2.6 1.0 - 'n1' died", ["GroupLost late"], 0.0),
+        ("0 lost 0 2.6 2.2 - 'n1' died", [], 0.0),
+        ("0 lost 0 2.1 1.0 - 'n0' died", ["GroupLost names a survivor"], 0.0),
+    ],
+)
+def test_notice_of_a_death(told, line, kinds, noise):
+    """Half a second, from the later of the death and the wait's begin, naming who died."""
+    told.say("0 resumed 0 0.9 ", "0 began 0 1.0 0")
+    told.kill(1, 2.0)
+    told.say(line)
+    assert told.kinds() == kinds
+    assert [notice.noise for notice in told.ledger.judge.group_lost.all] == [noise]
+
+
+def test_amid_other_faults_a_notice_may_be_late(told):
+    """The promise is for a death alone; the others are counted, too."""
+    told.ledger.calm = False
+    told.kill(1, 2.0)
+    assert told.say("0 lost 0 2.9 1.0 - 'n1' died").kinds() == []
+    judge = told.ledger.judge
+    found = [notice.seconds for notice in judge.group_lost.those(calm=False)]
+    assert found == [pytest.approx(0.9)]
+    assert judge.group_lost.those(calm=True) == []

@@ -38,7 +38,7 @@ def main(
     command = f"make chaos SEED={seed} SIZE={size} " + (
         f"FAULTS={faults}" if faults else f"DURATION={duration:g}"
     )
-    command += "" if checksum else " ARGS=--no-checksum"
+    command += "" if checksum else " CHECKSUM=off"
     directory = Path(tempfile.mkdtemp(prefix="ringd-chaos-"))
     click.echo(f"{command}; logs in {directory}")
     begun = time.monotonic()

@@ -12,7 +12,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
-from chaos.calls import STYLES
 from chaos.faults import Kind
 from chaos.stage import Stage
 
@@ -27,8 +26,9 @@ SUSPICIOUS = 8.0
 
 SEVERAL = "several at once"
 
-BRISK = [name for name, style in STYLES.items() if style.largest <= 1 << 20]
-"""Groups whose calls take next to no time by themselves, so that what a fault adds shows."""
+BRISK = 1 << 20
+"""Bytes: groups whose calls are all smaller take next to no time for them, so that what a fault
+adds shows."""
 
 
 class Hang(Exception):
@@ -46,6 +46,8 @@ class Adversary:
         """Faults, by kind."""
         self.added: dict[str, list[float]] = defaultdict(list)
         """By kind of a fault that came alone: seconds to the next complete call of each group."""
+        styles = stage.ledger.styles
+        self._brisk = [group for group in stage.groups if styles[group].largest <= BRISK]
 
     def act(self, number: int, kinds: Sequence[Kind]) -> None:
         """Do set *number* of faults; returns when all groups have gone on.
@@ -64,15 +66,20 @@ class Adversary:
             own = Random(f"{self._seed}/set {number}/{i}")
             begins = start + (rng.uniform(0, 0.6) if i else 0.0)
             heapq.heappush(stories, (begins, i, kind.story(self._stage, own)))
-        ledger.alone = count == 1 and not chosen[0].ends_daemons
+        ledger.alone = count == 1
+        ledger.calm = count == 1 and not chosen[0].ends_daemons
         if count == 1:
-            ledger.watch(start, self.added[chosen[0].name], BRISK)
+            ledger.watch(start, self.added[chosen[0].name], self._brisk)
         self._play(stories)
         self._stage.heal()
         healed = time.monotonic()
         if count > 1:
-            ledger.watch(healed, self.added[SEVERAL], BRISK)
+            ledger.watch(healed, self.added[SEVERAL], self._brisk)
         self.await_progress(healed)
+        known = len(ledger.violations)
+        ledger.settle()
+        if len(ledger.violations) > known:  # before the flight recorders have forgotten it
+            self._stage.record(f"set-{number}")
         names = ", ".join(kind.name for kind in chosen)
         took = time.monotonic() - start
         self._tell(f"set {number}: {names}: went on after {took:.2f} s")

@@ -43,6 +43,9 @@ class Style:
     """Calls between two votes on whether to stop."""
     pause: float
     """Seconds that the program computes between two calls."""
+    deadlines: float = 0.0
+    """Share of the calls that have a deadline, which faults may make them miss."""
+    on_loss: str = "wait"
 
 
 STYLES = {
@@ -50,7 +53,12 @@ STYLES = {
     "flights": Style(4, 1 << 20, 12, 0.02, 32, 0.002),
     "layers": Style(32 << 10, 64 << 20, 3, 0.0, 4, 0.004),
     "ticks": Style(4, 4096, 1, 0.2, 64, 0.004),
+    "dues": Style(4, 256 << 10, 4, 0.05, 32, 0.01, deadlines=0.7),
+    "alarms": Style(4, 256 << 10, 2, 0.05, 32, 0.01, on_loss="fail"),
 }
+
+DEADLINES = (0.05, 1.0)
+"""Seconds; well above what a call takes in peace, and around what a fault costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +70,7 @@ class Call:
         op: a reduction or ``"barrier"``.
         exact: whether its result does not depend on the order of the sum.
         patterns: shape (size, period), one row for each rank.
+        timeout: its deadline, in seconds; None for the daemon's, which is never met here.
     """
 
     number: int
@@ -70,6 +79,7 @@ class Call:
     shape: tuple[int, ...]
     exact: bool
     patterns: Array
+    timeout: float | None
 
     @property
     def name(self) -> str:
@@ -136,10 +146,13 @@ def make(seed: int, group: str, number: int, size: int) -> Call:
     style = STYLES[group]
     rng = Random(f"{seed}/{group}/{number}")
     values = np.random.default_rng([seed & 0xFFFFFFFF, zlib.crc32(group.encode()), number])
+    due = Random(f"{seed}/{group}/{number}/due")
+    timeout = None
+    if due.random() < style.deadlines:
+        timeout = DEADLINES[0] * (DEADLINES[1] / DEADLINES[0]) ** due.random()
     if rng.random() < style.barriers:
-        return Call(
-            number, "barrier", np.dtype(np.uint8), (0,), True, np.empty((size, 0), np.uint8)
-        )
+        nothing = np.empty((size, 0), np.uint8)
+        return Call(number, "barrier", np.dtype(np.uint8), (0,), True, nothing, timeout)
     name = rng.choice(["bool", *INTEGERS, *FLOATS, *FLOATS])
     dtype = dtype_from_name(name)
     ops = ["sum", "sum", "prod"]
@@ -156,7 +169,7 @@ def make(seed: int, group: str, number: int, size: int) -> Call:
     exact = name not in FLOATS or rng.random() < 0.5 or (op == "prod" and dtype.kind == "c")
     period = min(PERIOD, count)
     patterns = _patterns(values, dtype, op, (size, period), exact=exact)
-    return Call(number, op, dtype, shape, exact, patterns)
+    return Call(number, op, dtype, shape, exact, patterns, timeout)
 
 
 def _patterns(

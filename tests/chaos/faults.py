@@ -9,7 +9,6 @@ from random import Random
 
 from cluster import Node
 
-from chaos.calls import STYLES
 from chaos.proxy import Harm
 from chaos.stage import LOST_AFTER, Stage
 
@@ -185,7 +184,7 @@ def strangers(stage: Stage, rng: Random) -> Iterator[float]:
 
 def kill_program(stage: Stage, rng: Random) -> Iterator[float]:
     """End a program with SIGKILL; another takes its place."""
-    group, rank = rng.choice(list(STYLES)), rng.randrange(stage.size)
+    group, rank = rng.choice(stage.groups), rng.randrange(stage.size)
     stage.programs.kill(group, rank)
     yield rng.uniform(0, 0.3)
     stage.programs.start(group, rank)
@@ -193,7 +192,7 @@ def kill_program(stage: Stage, rng: Random) -> Iterator[float]:
 
 def kill_group(stage: Stage, rng: Random) -> Iterator[float]:
     """End all programs of a group but one."""
-    group = rng.choice(list(STYLES))
+    group = rng.choice(stage.groups)
     ranks = rng.sample(range(stage.size), stage.size - 1)
     for rank in ranks:
         stage.programs.kill(group, rank)
@@ -204,7 +203,7 @@ def kill_group(stage: Stage, rng: Random) -> Iterator[float]:
 
 def leave(stage: Stage, rng: Random) -> Iterator[float]:
     """End a program by an exception, so that it closes its ring; another takes its place."""
-    group, rank = rng.choice(list(STYLES)), rng.randrange(stage.size)
+    group, rank = rng.choice(stage.groups), rng.randrange(stage.size)
     stage.programs.kill(group, rank, signal.SIGTERM)
     while not stage.programs.gone(group, rank):
         yield 0.02
@@ -215,12 +214,12 @@ def lose_machine(stage: Stage, rng: Random) -> Iterator[float]:
     """End a daemon and all programs beside it."""
     rank = rng.randrange(stage.size)
     node = stage.cluster[rank]
-    for group in STYLES:
+    for group in stage.groups:
         stage.programs.kill(group, rank)
     stage.kill(node)
     yield rng.uniform(0, 0.3)
     stage.start(node)
-    for group in STYLES:
+    for group in stage.groups:
         stage.programs.start(group, rank)
 
 

@@ -1,29 +1,30 @@
 """What the programs said, compared: that all of a group got the same, and who got nothing.
 
-Finds what must not be: wrong values, results that differ between ranks, calls that ended with
-an error that nobody has caused, calls that ended well on one rank and with an error on another.
+Finds what must not be: wrong values, results that differ between ranks, errors that nobody has
+caused, calls that ended well on one rank and with an error on another without an excuse.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-RETURN = 2.0
-"""Seconds after a daemon's start in which its programs have surely come back to it."""
+from chaos.breaks import Breaks
+from chaos.calls import Style
+from chaos.claims import Claim, Death, Judge
+from chaos.lives import Life, Lives
+from chaos.splits import Outcome, Split, excuses
 
+SPENT = "has its own memory back"
+"""What a plain RingError that may be says: a lent input is not there any more."""
 
-@dataclass
-class Death:
-    """A program that was ended."""
-
-    rank: int
-    moment: float
-    healed: float = math.inf
-    """When all of its group went on."""
+GO_ON = frozenset(
+    {"split outcomes", "GroupLost late", "GroupLost names a survivor", "PeerLost late"}
+)
+"""Violations that fail the run and do not end it: what follows is still worth to know."""
 
 
 @dataclass
@@ -33,10 +34,13 @@ class Group:
     name: str
     floor: int = 0
     """All calls below are settled."""
-    ended: dict[int, dict[int, tuple[str, float]]] = field(
-        default_factory=lambda: defaultdict(dict)
-    )
-    """By call and rank: the digest, or "lost"; and when."""
+    begun: dict[int, dict[Life, float]] = field(default_factory=lambda: defaultdict(dict))
+    """By call: the programs that made it, and when."""
+    timeouts: dict[int, float] = field(default_factory=dict)
+    ended: dict[int, dict[int, Outcome]] = field(default_factory=lambda: defaultdict(dict))
+    """By call and rank."""
+    stays: dict[Life, tuple[float, float]] = field(default_factory=dict)
+    """By program: when its stay in the group began, and when it went on with calls in it."""
     resumed: dict[int, tuple[int, float]] = field(default_factory=dict)
     """By rank: where it went on last, and when, as long as not all have."""
     deaths: list[Death] = field(default_factory=list)
@@ -48,40 +52,52 @@ class Group:
 class Ledger:
     """All groups. Violations are kept as lines of text."""
 
-    def __init__(self, groups: Iterable[str], names: list[str]) -> None:
-        self.groups = {name: Group(name) for name in groups}
+    def __init__(
+        self,
+        styles: Mapping[str, Style],
+        names: Sequence[str],
+        logs: Sequence[Path],
+        detection: float,
+    ) -> None:
+        self.styles = styles
+        self.groups = {name: Group(name) for name in styles}
         self.names = names
         self.violations: list[str] = []
+        self.failed = False
+        """Whether anything happened that ends the run."""
         self.counts: Counter[str] = Counter()
-        """Of calls: "ok" by rank, "complete" on all ranks, "lost" and so on."""
+        """Of calls, by rank: "ok", "lost" and so on; of violations, by kind."""
         self.calls: Counter[str] = Counter()
         """Complete ones, by group."""
         self.nbytes = 0
-        self.notices: list[float] = []
-        """Seconds from a program's death to the end of the others' calls."""
-        self.absences: dict[int, list[tuple[float, float]]] = defaultdict(list)
-        """By rank, when its daemon was away from its programs: since, until."""
+        self.lives = Lives()
+        self.breaks = Breaks(logs, self.lives)
+        self.judge = Judge(names, self.breaks, detection, self.violate)
+        self.judge.deaths = {name: group.deaths for name, group in self.groups.items()}
+        self.excuses: Counter[str] = Counter()
+        """Calls with unlike outcomes that are allowed, by reason."""
         self.excused: list[str] = []
-        """Split outcomes that the loss of a whole machine explains."""
-        self.misnamed: list[str] = []
-        """What GroupLost said where it named no member whose program had died."""
+        """The same, one line for each, with the events that excuse it."""
+        self.calm = False
+        """Whether the adversary does one fault right now, which ends no daemon."""
         self.alone = False
-        """Whether the adversary does one fault at a time right now."""
-        self.calm_notices: list[float] = []
-        """As ``notices``, where nothing but that program's death was going on."""
+        """Whether the adversary does one fault right now."""
+        self._claims: list[Claim] = []
+        self._splits: list[Split] = []
         self._watched: list[tuple[float, str, list[float]]] = []
 
     @property
-    def failed(self) -> bool:
-        """Whether anything happened that must not."""
-        return bool(self.violations)
+    def good(self) -> bool:
+        """Whether nothing happened that must not."""
+        return not self.violations
 
     def violate(self, kind: str, text: str) -> None:
         """Note what must not be."""
         self.counts[kind] += 1
         self.violations.append(f"{kind}: {text}")
+        self.failed = self.failed or kind not in GO_ON
 
-    def watch(self, moment: float, into: list[float], groups: Iterable[str]) -> None:
+    def watch(self, moment: float, into: list[float], groups: Sequence[str]) -> None:
         """Add to *into*, for each of *groups*, the seconds from *moment* to its next full call."""
         self._watched += [(moment, group, into) for group in groups]
 
@@ -98,49 +114,88 @@ class Ledger:
         for group in self.groups.values():
             for number in sorted(group.ended):
                 self._settle(group, number)
+            group.begun.clear()
+            group.floor = 0  # the next programs begin anew
+        self.settle()
 
-    # --- what happens -----------------------------------------------------------------
+    def settle(self) -> None:
+        """Find the causes of all errors that were heard of so far."""
+        self.breaks.read()
+        claims, self._claims = self._claims, []
+        for claim in claims:
+            self.judge.judge(claim)
+        splits, self._splits = self._splits, []
+        for split in splits:
+            found = excuses(split, self.lives, self.breaks)
+            if found is None:
+                self.violate("split outcomes", str(split))
+                continue
+            for reason, events in found:
+                self.excuses[reason] += 1
+                self.excused.append(f"{split}: {reason}: {events}")
 
-    def killed(self, group: str, rank: int, moment: float) -> None:
-        """The adversary ended a program."""
-        place = self.groups[group]
-        place.deaths.append(Death(rank, moment))
-        place.resumed.pop(rank, None)
+    # --- what happens to daemons and programs -----------------------------------------
 
     def daemon_ended(self, rank: int, moment: float) -> None:
-        """The adversary ended a daemon."""
-        self.absences[rank].append((moment, math.inf))
+        """The adversary is about to end a daemon."""
+        self.lives.daemon_ended(rank, moment)
+        self.breaks.ended(rank, moment)
 
-    def daemon_started(self, rank: int, moment: float) -> None:
-        """The adversary started it again."""
-        self.absences[rank] = [
-            (since, min(until, moment + RETURN)) for since, until in self.absences[rank]
-        ]
+    def started(self, group: str, life: Life) -> None:
+        """A program was started."""
+        self.groups[group].stays[life] = (life.started, math.inf)
 
-    def died(self, group: str, rank: int, code: int, log: Path) -> None:
+    def killed(self, group: str, life: Life, moment: float) -> None:
+        """The adversary is about to end a program."""
+        place = self.groups[group]
+        life.ended = moment
+        place.deaths.append(Death(life, moment))
+        place.resumed.pop(life.rank, None)
+
+    def died(self, group: str, life: Life, code: int, log: Path) -> None:
         """A program ended by itself, with an error."""
         words = log.read_text().strip().splitlines()[-1:] if log.exists() else []
-        self.violate("calls lost", f"the program of {group} on {self.names[rank]}: {code}, {words}")
+        where = f"the program of {group} on {self.names[life.rank]}"
+        self.violate("calls lost", f"{where}: {code}, {words}")
 
-    def line(self, group: str, rank: int, line: str) -> None:
+    # --- what programs say ------------------------------------------------------------
+
+    def line(self, group: str, life: Life, line: str) -> None:
         """A program said something."""
         place = self.groups[group]
         what, number, moment, *rest = line.split(" ", 3)
         text = rest[0] if rest else ""
-        _SAID[what](self, place, rank, int(number), float(moment), text)
+        if what in _SAID:
+            _SAID[what](self, place, life, int(number), float(moment), text)
+        else:
+            self._error(what, place, life, int(number), float(moment), text)
 
-    def _ok(self, group: Group, rank: int, number: int, moment: float, text: str) -> None:
+    def _began(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
+        if number >= group.floor:
+            group.begun[number][life] = moment
+            group.timeouts[number] = float(text)
+
+    def _ok(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
         digest, nbytes = text.split()
         self.counts["ok"] += 1
         self.nbytes += int(nbytes)
+        self._ended(group, life, number, Outcome("ok", moment, digest))
+
+    def _ended(self, group: Group, life: Life, number: int, outcome: Outcome) -> None:
         if number < group.floor:  # of a program that is dead by now
             return
         ended = group.ended[number]
-        ended[rank] = (digest, moment)
-        if len(ended) < len(self.names) or any(how == "lost" for how, _ in ended.values()):
+        ended[life.rank] = outcome
+        if len(ended) < len(self.names):
             return
+        complete = all(how.kind == "ok" for how in ended.values())
+        latest = max(how.moment for how in ended.values())
         self._settle(group, number)
-        group.last = max(group.last, *(when for _, when in ended.values()))
+        if complete:
+            self._completed(group, latest)
+
+    def _completed(self, group: Group, moment: float) -> None:
+        group.last = max(group.last, moment)
         self.calls[group.name] += 1
         for watched in [w for w in self._watched if w[1] == group.name and group.last > w[0]]:
             watched[2].append(group.last - watched[0])
@@ -149,49 +204,61 @@ class Ledger:
     def _settle(self, group: Group, number: int) -> None:
         """All that will be heard of call *number* has been."""
         ended = group.ended.pop(number, {})
-        outcomes = {outcome for outcome, _ in ended.values()}
-        good = outcomes - {"lost"}
-        if len(good) > 1:
-            self.violate("wrong values", f"call {number} of {group.name} differs: {ended}")
-        if good and "lost" in outcomes:
-            lost = [when for outcome, when in ended.values() if outcome == "lost"]
-            if self._machine_lost(group, max(lost)):
-                self.excused.append(f"call {number} of {group.name}: {ended}")
-            else:
-                self.violate("split outcomes", f"call {number} of {group.name}: {ended}")
+        begun = group.begun.pop(number, {})
+        timeout = group.timeouts.pop(number, 0.0)
+        kinds = {how.kind for how in ended.values()}
+        name = f"call {number} of {group.name}"
+        if len({how.digest for how in ended.values() if how.kind == "ok"}) > 1:
+            self.violate("wrong values", f"{name} differs: {ended}")
+        if (len(kinds) > 1 and "ok" in kinds) or "spent" in kinds:
+            fails = self.styles[group.name].on_loss == "fail"
+            self._splits.append(Split(name, fails, timeout, begun, ended))
 
-    def _machine_lost(self, group: Group, moment: float) -> bool:
-        """Whether a program that died before *moment* had no daemon then to speak for it.
+    def _error(  # noqa: PLR0917 - as the others, and the word itself
+        self, kind: str, group: Group, life: Life, number: int, moment: float, text: str
+    ) -> None:
+        """An error that has to have a cause."""
+        since, noise, words = text.split(" ", 2)
+        self.counts[kind] += 1
+        style = self.styles[group.name]
+        if kind == "spent":
+            if SPENT not in words:
+                self._unknown(group, life, number, moment, words)
+                return
+        else:
+            stay, resumed = group.stays[life]
+            self._claims.append(
+                Claim(
+                    group=group.name,
+                    rank=life.rank,
+                    number=number,
+                    kind=kind,
+                    moment=moment,
+                    since=float(since),
+                    opened=min(
+                        (programs[life] for programs in group.begun.values() if life in programs),
+                        default=float(since),
+                    ),
+                    stay=stay,
+                    resumed=resumed,
+                    noise=noise,
+                    fails=style.on_loss == "fail",
+                    begun=group.begun[number] if number >= 0 else {},
+                    timeout=group.timeouts.get(number, 0.0),
+                    calm=self.calm,
+                    alone=self.alone,
+                    text=words,
+                )
+            )
+            if kind != "late" and noise != "landed":
+                group.stays[life] = (moment, math.inf)
+        if number >= 0:
+            self._ended(group, life, number, Outcome(kind, moment))
 
-        What it had handed over may have gone with the daemon, and so split a call's outcome.
-        """
-        return any(
-            since <= moment and until >= death.moment
-            for death in group.deaths
-            if death.moment <= moment <= death.healed
-            for since, until in self.absences[death.rank]
-        )
-
-    def _lost(self, group: Group, rank: int, number: int, moment: float, text: str) -> None:
-        self.counts["GroupLost"] += 1
-        if number >= group.floor:
-            group.ended[number].setdefault(rank, ("lost", moment))
-        dead = [death for death in group.deaths if death.moment <= moment <= death.healed]
-        if not dead:
-            what = f"call {number} of {group.name} on {self.names[rank]}"
-            self.violate("calls lost", f"{what}, though no program had died: {text}")
-            return
-        named = any(repr(self.names[death.rank]) in text for death in dead)
-        if not named:
-            self.misnamed.append(f"{group.name} on {self.names[rank]} at {moment:.2f}: {text}")
-        notice = moment - max(death.moment for death in dead)
-        self.notices.append(notice)
-        if self.alone:
-            self.calm_notices.append(notice)
-
-    def _resumed(self, group: Group, rank: int, number: int, moment: float, text: str) -> None:
+    def _resumed(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
         del text
-        group.resumed[rank] = (number, moment)
+        group.stays[life] = (group.stays[life][0], moment)
+        group.resumed[life.rank] = (number, moment)
         if len(group.resumed) < len(self.names):
             return
         numbers = {there for there, _ in group.resumed.values()}
@@ -200,30 +267,54 @@ class Ledger:
         for other in sorted(number for number in group.ended if number < max(numbers)):
             self._settle(group, other)
         group.floor = max(numbers)
+        self._forget_former_stays(group)
         latest = max(when for _, when in group.resumed.values())
         for death in group.deaths:
-            if death.moment < latest:
+            if death.life.ended < latest:
                 death.healed = min(death.healed, latest)
+                group.stays.pop(death.life, None)
         group.resumed.clear()
 
-    def _wrong(self, group: Group, rank: int, number: int, moment: float, text: str) -> None:
-        del moment
-        self.violate("wrong values", f"call {number} of {group.name} on {self.names[rank]}: {text}")
+    @staticmethod
+    def _forget_former_stays(group: Group) -> None:
+        """Calls that were made in them, by programs that may be dead, are made anew."""
+        for other, programs in list(group.begun.items()):
+            for program, began in list(programs.items()):
+                if began < group.stays[program][1]:
+                    del programs[program]
+            if not programs:
+                del group.begun[other]
+        for ended in group.ended.values():
+            for rank in [r for r, how in ended.items() if how.moment < group.resumed[r][1]]:
+                del ended[rank]
 
-    def _error(self, group: Group, rank: int, number: int, moment: float, text: str) -> None:
-        del moment
-        self.violate("calls lost", f"call {number} of {group.name} on {self.names[rank]}: {text}")
+    def _leaving(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
+        del number, text
+        for death in group.deaths:
+            if death.life is life:
+                death.moment = moment
 
-    def _done(self, group: Group, rank: int, number: int, moment: float, text: str) -> None:
+    def _wrong(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
+        del moment
+        where = f"call {number} of {group.name} on {self.names[life.rank]}"
+        self.violate("wrong values", f"{where}: {text}")
+
+    def _unknown(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
+        del moment
+        where = f"call {number} of {group.name} on {self.names[life.rank]}"
+        self.violate("calls lost", f"{where}: {text}")
+
+    def _done(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
         del number, moment, text
-        group.finished.add(rank)
+        group.finished.add(life.rank)
 
 
 _SAID = {
+    "began": Ledger._began,
     "ok": Ledger._ok,
-    "lost": Ledger._lost,
     "resumed": Ledger._resumed,
     "wrong": Ledger._wrong,
-    "error": Ledger._error,
+    "error": Ledger._unknown,
+    "leaving": Ledger._leaving,
     "done": Ledger._done,
 }

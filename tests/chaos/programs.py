@@ -12,8 +12,8 @@ from pathlib import Path
 
 from cluster import PATIENCE, Cluster, wait_until
 
-from chaos.calls import STYLES
 from chaos.ledger import Ledger
+from chaos.lives import Life
 
 
 class Program:
@@ -29,9 +29,11 @@ class Program:
         environ = cluster.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self.log = cluster.directory / f"{group}.{rank}.err"
         with self.log.open("ab") as log:
+            started = time.monotonic()
             self.process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=log, env=environ
             )
+        self.life = Life(rank, self.process.pid, started)
         assert self.process.stdout is not None
         self.fd = self.process.stdout.fileno()
         os.set_blocking(self.fd, False)
@@ -71,6 +73,7 @@ class Programs:
             former.process.wait(PATIENCE)
         program = Program(self._cluster, group, rank, self._seed, self._stop)
         self._running[group, rank] = program
+        self._ledger.started(group, program.life)
         self._selector.register(program.fd, selectors.EVENT_READ, program)
 
     def start_all(self) -> None:
@@ -81,14 +84,14 @@ class Programs:
     def start_missing(self) -> None:
         """Start those that do not run."""
         for rank in range(len(self._cluster.nodes)):
-            for group in STYLES:
+            for group in self._ledger.styles:
                 self.start(group, rank)
 
     def kill(self, group: str, rank: int, signum: int = signal.SIGKILL) -> None:
         """End one by a signal."""
         program = self._running.pop((group, rank), None)
         if program is not None:
-            self._ledger.killed(group, rank, time.monotonic())
+            self._ledger.killed(group, program.life, time.monotonic())
             program.process.send_signal(signum)
             self._leaving[group, rank] = program
 
@@ -103,8 +106,9 @@ class Programs:
             program = key.data
             lines, more = program.lines()
             for line in lines:
-                self._ledger.line(program.group, program.rank, line)
+                self._ledger.line(program.group, program.life, line)
             if not more:
+                program.life.gone = time.monotonic()
                 self._selector.unregister(program.fd)
                 self._ended(program)
 
@@ -116,7 +120,7 @@ class Programs:
         if self._running.get(place) is program:
             del self._running[place]
             if code and not self._ledger.failed:
-                self._ledger.died(*place, code, program.log)
+                self._ledger.died(program.group, program.life, code, program.log)
 
     def finish(self, patience: float) -> None:
         """Have all of them agree to stop, and wait until they have."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from chaos.ledger import Ledger
+from chaos.notices import Notices
 from chaos.resources import Holding
 
 _SPREAD = "p50 / p95 / max"
@@ -19,7 +21,18 @@ _HELD = """\
 What the daemons hold without programs, before and after {survived:,} faults that they all lived
 through:"""
 
-MUST_BE_ZERO = ("wrong values", "calls lost", "split outcomes", "hangs", "daemons crashed", "leaks")
+MUST_BE_ZERO = (
+    "wrong values",
+    "calls lost",
+    "split outcomes",
+    "GroupLost names a survivor",
+    "GroupLost late",
+    "PeerLost late",
+    "deadlines ignored",
+    "hangs",
+    "daemons crashed",
+    "leaks",
+)
 
 
 @dataclass
@@ -44,7 +57,7 @@ class Report:
     @property
     def good(self) -> bool:
         """Whether all that must be 0 is."""
-        return not self.ledger.failed
+        return self.ledger.good
 
     def markdown(self) -> str:
         """Return the page."""
@@ -67,11 +80,13 @@ class Report:
             f"| calls complete on all ranks ({by_group}) | {complete:,} |",
             f"| results checked, every value | {counts['ok']:,} |",
             f"| bytes of them | {ledger.nbytes / 1e9:.1f} GB |",
-            f"| calls ended by GroupLost, after a program was ended | {counts['GroupLost']:,} |",
-            f"| of these, naming no member whose program had died | {len(ledger.misnamed):,} |",
-            f"| from a program's end to that, {_SPREAD} | {_spread(ledger.notices)} |",
-            f"| the same, where nothing else happened | {_spread(ledger.calm_notices)} |",
-            f"| outcomes split by the loss of a whole machine | {len(ledger.excused):,} |",
+            f"| calls ended by GroupLost | {counts['lost']:,} |",
+            *_notices("GroupLost, from a program's end on", ledger.judge.group_lost),
+            f"| calls ended by PeerLost | {counts['peer']:,} |",
+            *_notices("PeerLost, from the loss on", ledger.judge.peer_lost),
+            f"| calls ended by DeadlineExceeded | {counts['late']:,} |",
+            *_notices("DeadlineExceeded, from the deadline on", ledger.judge.overdue),
+            *(f"| split, allowed: {why} | {n:,} |" for why, n in sorted(ledger.excuses.items())),
         ]
         lines += [f"| **{what}** | **{counts[what]}** |" for what in MUST_BE_ZERO]
         return lines
@@ -104,6 +119,25 @@ class Report:
                 f"| {old.shared / 2**20:.1f} to {new.shared / 2**20:.1f} |"
             )
         return lines
+
+
+def _notices(what: str, notices: Notices) -> list[str]:
+    """Return the lines on how long programs waited for an error, and the machine's part in it."""
+    lines = []
+    for calm, where in ((False, "all"), (True, "where nothing else happened")):
+        for waited, whose in ((True, "who waited already"), (False, "who began to wait later")):
+            those = notices.those(calm=calm, waited=waited)
+            if not those:
+                continue
+            seconds = _spread([notice.seconds for notice in those])
+            lines.append(f"| {what}, {where}, {whose} ({len(those)}), {_SPREAD} | {seconds} |")
+            noise = _spread([notice.noise for notice in those])
+            lines.append(f"| ... by which a mere wake-up there was late meanwhile | {noise} |")
+            buried = [notice.buried for notice in those if math.isfinite(notice.buried)]
+            if buried:
+                ends = _spread(buried)
+                lines.append(f"| ... until a killed program's files were seen closed | {ends} |")
+    return lines
 
 
 def _spread(seconds: Sequence[float]) -> str:

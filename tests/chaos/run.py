@@ -8,8 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster import wait_until
+
 from chaos.adversary import Adversary, Hang
+from chaos.calls import STYLES
 from chaos.faults import KINDS, Kind
+from chaos.ledger import Ledger
 from chaos.report import Report
 from chaos.resources import Holding, holdings
 from chaos.stage import Stage
@@ -23,8 +27,8 @@ STOP = 120.0
 GROWTH = 16 << 20
 """Bytes of memory that a daemon may have more of after hundreds of faults."""
 
-WARM_UP = 5.0
-"""Seconds without faults before it is measured for the first time: records and caches fill."""
+PEACE = 120.0
+"""Seconds in which the calls before that must be through."""
 
 SURVIVED_SHARE = 0.35
 """Of the faults, at the end: those that no daemon dies of, so that leaks show."""
@@ -42,13 +46,17 @@ class Options:
     """Seconds."""
     checksum: bool = True
     """Of the setting of that name; without it, no tensor is garbled."""
+    groups: Sequence[str] = tuple(STYLES)
+    warm_up: int = 60
+    """Calls of each group without faults before memory is measured first: records and caches
+    fill, and the largest tensors have passed."""
 
 
 def play(options: Options, directory: Path, command: str, tell: Callable[[str], None]) -> Report:
     """Do the run; *directory* keeps configs, logs and, if it went wrong, what is known of that."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(0.0002)  # the network's thread must not hold up the adversary
-    stage = Stage(directory, options.size, options.seed, checksum=options.checksum)
+    stage = Stage(directory, options.size, options.groups, options.seed, checksum=options.checksum)
     kinds = [kind for kind in KINDS if options.checksum or not kind.needs_checksum]
     adversary = Adversary(stage, options.seed, tell)
     report = Report(command, options.size, stage.ledger)
@@ -57,24 +65,25 @@ def play(options: Options, directory: Path, command: str, tell: Callable[[str], 
         stage.heal()
         sets = _numbers(options, adversary, begun)
         _phase(stage, adversary, kinds, sets, 1 - SURVIVED_SHARE)
-        if report.good:
-            _phase(stage, adversary, [], sets, 0.0)  # what daemons keep once they were at work
+        if not stage.ledger.failed:
+            _warm_up(stage, options)
             report.before = _idle(stage)
             so_far = sum(adversary.counts.values())
             mild = [kind for kind in kinds if not kind.ends_daemons]
             _phase(stage, adversary, mild, sets, 1.0)
             report.after = _idle(stage)
             report.survived = sum(adversary.counts.values()) - so_far
-            _compare(stage, report)
+            if not stage.ledger.failed:
+                _compare(stage, report)
     except (Hang, AssertionError) as error:
         if not stage.ledger.failed:
             stage.ledger.violate("hangs", str(error))
     finally:
         for node in stage.cluster.nodes:
             stage.inspect(node)
-        (directory / "excused.txt").write_text("\n".join(stage.ledger.excused))
-        (directory / "misnamed.txt").write_text("\n".join(stage.ledger.misnamed))
-        if stage.ledger.failed:
+        stage.ledger.settle()
+        _keep_words(stage.ledger, directory)
+        if not report.good:
             _keep_evidence(stage, directory)
         stage.close()
         sys.setswitchinterval(interval)
@@ -113,13 +122,26 @@ def _phase(
     """Start the programs, disturb them, and have them stop."""
     stage.programs.start_all()
     adversary.await_progress(time.monotonic(), START)
-    if not kinds:
-        adversary.rest(WARM_UP)
-    for number in sets(share) if kinds else ():
+    for number in sets(share):
         adversary.act(number, kinds)
         if stage.ledger.failed:
             return
     stage.programs.finish(STOP)
+
+
+def _warm_up(stage: Stage, options: Options) -> None:
+    """Have the programs make calls in peace, so that the daemons keep what they always keep."""
+    ledger, programs = stage.ledger, stage.programs
+    before = ledger.calls.copy()
+    programs.start_all()
+
+    def enough() -> bool:
+        programs.pump(0.05)
+        fewest = min(ledger.calls[group] - before[group] for group in options.groups)
+        return fewest >= options.warm_up or ledger.failed
+
+    wait_until(enough, f"{options.warm_up} calls of each group in peace", PEACE)
+    programs.finish(STOP)
 
 
 def _idle(stage: Stage) -> list[Holding]:
@@ -139,6 +161,18 @@ def _compare(stage: Stage, report: Report) -> None:
             stage.ledger.violate("daemons crashed", f"{node.name} is another process")
         if new.shared or new.files > old.files or new.memory > old.memory + GROWTH:
             stage.ledger.violate("leaks", f"{node.name}: {old} became {new}")
+
+
+def _keep_words(ledger: Ledger, directory: Path) -> None:
+    """Write down what was excused, and why, and how long each notice took."""
+    judge = ledger.judge
+    for name, lines in {
+        "excused": ledger.excused,
+        "group_lost": map(str, judge.group_lost.all),
+        "peer_lost": map(str, judge.peer_lost.all),
+        "overdue": map(str, judge.overdue.all),
+    }.items():
+        (directory / f"{name}.txt").write_text("\n".join(lines) + "\n")
 
 
 def _keep_evidence(stage: Stage, directory: Path) -> None:

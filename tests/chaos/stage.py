@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -39,10 +40,13 @@ SETTLED = 1.5
 
 
 class Stage:
-    """A ring of *size* in *directory*, with a proxy before each member."""
+    """A ring of *size* in *directory* with programs in *groups*, and a proxy before each member."""
 
-    def __init__(self, directory: Path, size: int, seed: int, *, checksum: bool) -> None:
+    def __init__(
+        self, directory: Path, size: int, groups: Sequence[str], seed: int, *, checksum: bool
+    ) -> None:
         self.size = size
+        self.groups = groups
         self.checksum = checksum
         self.settings = SETTINGS.format(checksum=str(checksum).lower())
         self.network = Network()
@@ -53,7 +57,13 @@ class Stage:
         self.cluster = Cluster(
             directory, size, settings=self.settings, dial=self._dial(), ports=ports
         )
-        self.ledger = Ledger(STYLES, [node.name for node in self.cluster.nodes])
+        nodes = self.cluster.nodes
+        self.ledger = Ledger(
+            {group: STYLES[group] for group in groups},
+            [node.name for node in nodes],
+            [node.log_path for node in nodes],
+            LOST_AFTER,
+        )
         self.programs = Programs(self.cluster, self.ledger, seed)
         self._started = [0.0] * size
         self._sent: list[set[int]] = [set() for _ in range(size)]
@@ -86,10 +96,12 @@ class Stage:
         if node.running:
             return
         self.inspect(node)
-        self._started[self.rank(node)] = time.monotonic()
-        self._sent[self.rank(node)].clear()
+        rank, now = self.rank(node), time.monotonic()
+        self.ledger.lives.daemon_gone(rank, now)
+        self._started[rank] = now
+        self._sent[rank].clear()
         node.start()
-        self.ledger.daemon_started(self.rank(node), time.monotonic())
+        self.ledger.lives.daemon_started(rank, node.pid, now)
 
     def inspect(self, node: Node) -> None:
         """Note it if a daemon ended in another way than this run ended it."""
@@ -106,6 +118,7 @@ class Stage:
         self.ledger.daemon_ended(self.rank(node), time.monotonic())
         self._sent[self.rank(node)].add(signal.SIGKILL)
         node.kill()
+        self.ledger.lives.daemon_gone(self.rank(node), time.monotonic())
 
     def signal(self, node: Node, signum: int) -> None:
         """Send a daemon a signal, if it runs."""

@@ -1,0 +1,165 @@
+"""Errors that a program was told, and whether there was a cause: a death, or a broken ring.
+
+Judged a little later than they come in, when all that was written down of the causes is read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from chaos.breaks import Breaks
+from chaos.lives import Life
+from chaos.notices import Notice, Notices
+from chaos.pulse import lateness
+
+MARGIN = 0.5
+"""Seconds that PeerLost may take besides the detection of the loss."""
+
+GRACE = 2.0
+"""Seconds that a call may last beyond its deadline and the detection of a silent daemon."""
+
+SLOW = 1.5
+"""Seconds that this may take besides, on a busy machine: a paused daemon comes back meanwhile."""
+
+
+@dataclass
+class Death:
+    """A program that was ended."""
+
+    life: Life
+    moment: float
+    """When that began: before the signal was sent, or when the program began to close its ring."""
+    healed: float = math.inf
+    """When all of its group went on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a program said of an error.
+
+    Attributes:
+        group, rank, number: of the call; -1 for one by which the members agree on something.
+        kind: the workload's word for the error.
+        moment: when it was told.
+        since: when it began to wait.
+        opened: when it made the oldest call that may have been under way.
+        stay: when its stay in the group began.
+        resumed: when it went on with calls in this stay; infinite if it has not.
+        noise: what its pulse told.
+        fails: whether the group asked for ``on_loss="fail"``.
+        begun: the programs that made the call, and when each did; complete only in a while.
+        timeout: the call's, in seconds; 0 for none.
+        calm: whether one fault alone was going on that ends no daemon.
+        alone: whether one fault alone was going on.
+        text: the error's.
+    """
+
+    group: str
+    rank: int
+    number: int
+    kind: str
+    moment: float
+    since: float
+    opened: float
+    stay: float
+    resumed: float
+    noise: str
+    fails: bool
+    begun: Mapping[Life, float]
+    timeout: float
+    calm: bool
+    alone: bool
+    text: str
+
+    def __str__(self) -> str:
+        """Return what is known of it."""
+        return (
+            f"call {self.number} of {self.group} on rank {self.rank}, waiting since "
+            f"{self.since:.3f}, told at {self.moment:.3f}: {self.text}"
+        )
+
+    def later_than(self, moment: float) -> tuple[float, float]:
+        """Return the seconds from *moment*, if the wait had begun by then, and their noise."""
+        start = max(moment, self.since)
+        return self.moment - start, lateness(self.noise, start, self.moment)
+
+
+@dataclass
+class Judge:
+    """Finds the causes; *violate* takes what has none, or has come too late."""
+
+    names: Sequence[str]
+    breaks: Breaks
+    detection: float
+    """Seconds in which the loss of a member is noticed."""
+    violate: Callable[[str, str], None]
+    deaths: dict[str, list[Death]] = field(default_factory=dict)
+    """By group."""
+    group_lost: Notices = field(default_factory=Notices)
+    peer_lost: Notices = field(default_factory=Notices)
+    overdue: Notices = field(default_factory=Notices)
+
+    def judge(self, claim: Claim) -> None:
+        """Find the cause of *claim*."""
+        {"lost": self._lost, "peer": self._peer, "late": self._late}[claim.kind](claim)
+
+    def _lost(self, claim: Claim) -> None:
+        broken = self.breaks.during(claim.stay, claim.moment) if claim.fails else None
+        if broken is not None:
+            return  # another member of the group was told of a loss, and has left it
+        dead = [
+            death
+            for death in self.deaths.get(claim.group, [])
+            if death.life.ended <= claim.moment <= death.healed
+        ]
+        if not dead:
+            self.violate("calls lost", f"though no program had died: {claim}")
+            return
+        named = [death for death in dead if repr(self.names[death.life.rank]) in claim.text]
+        if not named:
+            self.violate("GroupLost names a survivor", str(claim))
+        if claim.noise == "landed" or claim.fails:
+            return
+        # Whoever is in the group with others is told of the first of them that died since then.
+        during = [death.moment for death in dead if death.moment > claim.resumed]
+        first = min(during) if during else max(death.moment for death in named or dead)
+        cause = next(death for death in dead if death.moment == first)
+        seconds, noise = claim.later_than(first)
+        killed = cause.moment == cause.life.ended and math.isfinite(cause.life.gone)
+        buried = cause.life.gone - first if killed else math.nan
+        notice = Notice(seconds, noise, buried, claim.since <= first, claim.calm, str(claim))
+        self.group_lost.all.append(notice)
+        if notice.late:
+            self.violate("GroupLost late", str(notice))
+
+    def _peer(self, claim: Claim) -> None:
+        broken = self.breaks.during(claim.opened, claim.moment)
+        if not claim.fails or broken is None:
+            self.violate("calls lost", f"PeerLost, though the ring held: {claim}")
+            return
+        if claim.noise == "landed":
+            return
+        # A wait may begin just before the members agree that the ring is back, and last until it
+        # breaks again: then it is that break of which it was to be told.
+        broken = self.breaks.during(claim.since, claim.moment) or broken
+        seconds, noise = claim.later_than(broken[0])
+        waited = claim.since <= broken[0]
+        notice = Notice(seconds, noise, math.nan, waited, claim.alone, str(claim))
+        self.peer_lost.all.append(notice)
+        if claim.alone and seconds > self.detection + MARGIN:
+            self.violate("PeerLost late", str(notice))
+
+    def _late(self, claim: Claim) -> None:
+        due = min(claim.begun.values(), default=math.nan) + claim.timeout
+        if not claim.timeout:
+            self.violate("calls lost", f"a deadline that was not set has passed: {claim}")
+        elif claim.moment < due:
+            self.violate("calls lost", f"before the deadline {due:.3f}: {claim}")
+        elif claim.noise != "landed":
+            seconds, noise = claim.later_than(due)
+            notice = Notice(seconds, noise, math.nan, True, claim.calm, str(claim))
+            self.overdue.all.append(notice)
+            if seconds > self.detection + GRACE + SLOW:
+                self.violate("deadlines ignored", str(notice))

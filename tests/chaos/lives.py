@@ -1,0 +1,109 @@
+"""Who lived when: every process of a program and of a daemon, with the instants of its ends.
+
+All moments are on the monotonic clock. An *end* has two: when it was begun, which is taken
+before the signal is sent, and when the process was seen to be gone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+BACK = 0.3
+"""Seconds after its daemon has come up in which a program may be on its way back to it: it tries
+every 0.1 s, and then has to hand its calls over again."""
+
+PROGRAM_FIRST = "a program ended, then its daemon, which held its input"
+DAEMON_FIRST = "a daemon ended, then its program, before it was back at the next one"
+
+
+@dataclass(eq=False)
+class Life:
+    """One process."""
+
+    rank: int
+    pid: int
+    started: float
+    ended: float = math.inf
+    """When its end was begun."""
+    gone: float = math.inf
+    """When it was seen to be gone."""
+    up: float = math.inf
+    """Of a daemon: when it began to serve, by its own word."""
+
+    def __str__(self) -> str:
+        """Return what the evidence says of it."""
+        return f"rank {self.rank}, pid {self.pid}, ended {self.ended:.3f} to {self.gone:.3f}"
+
+    @property
+    def ending(self) -> bool:
+        """Whether its end was begun."""
+        return self.ended < math.inf
+
+
+@dataclass
+class Lives:
+    """The daemons' processes; those of programs are kept by whoever hears of their calls."""
+
+    daemons: dict[int, list[Life]] = field(default_factory=lambda: defaultdict(list))
+    """By rank, in order."""
+
+    def daemon_started(self, rank: int, pid: int, moment: float) -> None:
+        """A daemon's process was started."""
+        self.daemons[rank].append(Life(rank, pid, moment))
+
+    def daemon_ended(self, rank: int, moment: float) -> None:
+        """The end of *rank*'s daemon is about to begin, if it runs."""
+        for life in self.daemons[rank][-1:]:
+            life.ended = min(life.ended, moment)
+
+    def daemon_gone(self, rank: int, moment: float) -> None:
+        """*rank*'s daemon was seen to be gone."""
+        for life in self.daemons[rank][-1:]:
+            life.gone = min(life.gone, moment)
+
+    def daemon_up(self, rank: int, moment: float) -> None:
+        """A daemon of *rank* began to serve at *moment*."""
+        for life in reversed(self.daemons[rank]):
+            if life.started <= moment:
+                life.up = min(life.up, moment)
+                return
+
+    def any_daemon_ended(self, since: float, until: float) -> Life | None:
+        """Return a daemon whose end was begun in that time."""
+        for lives in self.daemons.values():
+            for life in lives:
+                if since <= life.ended <= until:
+                    return life
+        return None
+
+    def machine_lost(
+        self, begun: Mapping[Life, float], until: float
+    ) -> tuple[str, Life, Life] | None:
+        """Return the pair of ends by which an input was lost that only one machine had.
+
+        Args:
+            begun: the programs that made the call, and when each did.
+            until: when the first member was told that the call is lost.
+
+        Returns:
+            The reason, the program and the daemon, both of one machine: the program had made
+            the call and ended, and so did the daemon that held its input then; or, if the daemon
+            ended first, the program ended before it can have handed its input to the next one.
+            Both ends were begun before *until*. None if there is no such pair.
+        """
+        for program, began in begun.items():
+            if program.ended > until:
+                continue
+            daemons = self.daemons[program.rank]
+            for i, daemon in enumerate(daemons):
+                if daemon.ended > until or daemon.gone < began:
+                    continue
+                if daemon.started <= program.ended <= daemon.gone:
+                    return PROGRAM_FIRST, program, daemon
+                back = min((later.up for later in daemons[i + 1 :]), default=math.inf) + BACK
+                if daemon.gone < program.ended <= back:
+                    return DAEMON_FIRST, program, daemon
+        return None

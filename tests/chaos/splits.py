@@ -1,0 +1,121 @@
+"""Calls that ended well on one member and with an error on another: which of them may be.
+
+Exactly those of docs/guarantees.md: where a program and the daemon that held its input both
+ended, where the ring was broken at a deadline, and where a program asked to be told of losses.
+Each is excused by recorded events of that very call, or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from chaos.breaks import Breaks
+from chaos.lives import Life, Lives
+
+BROKEN_AT_DEADLINE = "the ring was broken between the deadline and its error"
+COPY_GONE = "a daemon ended that kept the copy of a lent input past its deadline"
+LOSS_TOLD = 'on_loss="fail": the ring broke while the call was open'
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a call ended on a member.
+
+    Attributes:
+        kind: "ok", or the workload's word for the error.
+        moment: when the program knew.
+        digest: of the result.
+    """
+
+    kind: str
+    moment: float
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A call with unlike outcomes.
+
+    Attributes:
+        name: the call and its group.
+        fails: whether the group's programs asked for ``on_loss="fail"``.
+        timeout: the call's; 0 for none.
+        begun: the programs that made the call, and when each did.
+        outcomes: by rank.
+    """
+
+    name: str
+    fails: bool
+    timeout: float
+    begun: Mapping[Life, float]
+    outcomes: Mapping[int, Outcome]
+
+    def __str__(self) -> str:
+        """Return what is known of it."""
+        began = {life.rank: round(moment, 3) for life, moment in self.begun.items()}
+        ended = {rank: (how.kind, round(how.moment, 3)) for rank, how in self.outcomes.items()}
+        return f"{self.name}, timeout {self.timeout:.3f}, began {began}, ended {ended}"
+
+
+def excuses(split: Split, lives: Lives, breaks: Breaks) -> list[tuple[str, str]] | None:
+    """Return why each kind of error is allowed beside a result, with the events that show it.
+
+    None if one of them is not allowed.
+    """
+    found = []
+    for kind in sorted({how.kind for how in split.outcomes.values()} - {"ok"}):
+        moments = [how.moment for how in split.outcomes.values() if how.kind == kind]
+        reason = _EXCUSES[kind](split, moments, lives, breaks)
+        if reason is None:
+            return None
+        found.append(reason)
+    return found
+
+
+def _lost(
+    split: Split, moments: list[float], lives: Lives, breaks: Breaks
+) -> tuple[str, str] | None:
+    pair = lives.machine_lost(split.begun, min(moments))
+    if pair is not None:
+        reason, program, daemon = pair
+        return reason, f"program {program}; daemon {daemon}"
+    return _told(split, moments, lives, breaks) if split.fails else None
+
+
+def _told(
+    split: Split, moments: list[float], _lives: Lives, breaks: Breaks
+) -> tuple[str, str] | None:
+    """Whoever asked to be told loses also calls that others have completed by then."""
+    broken = breaks.during(min(split.begun.values(), default=min(moments)), min(moments))
+    if not split.fails or broken is None:
+        return None
+    return LOSS_TOLD, f"broken {broken[0]:.3f} to {broken[1]:.3f}"
+
+
+def _late(
+    split: Split, _moments: list[float], _lives: Lives, breaks: Breaks
+) -> tuple[str, str] | None:
+    """The ring was broken, at some instant from a member's deadline to its error."""
+    for life, began in split.begun.items():
+        how = split.outcomes.get(life.rank)
+        if how is None or how.kind != "late":
+            continue
+        broken = breaks.during(began + split.timeout, how.moment)
+        if broken is not None:
+            return BROKEN_AT_DEADLINE, f"rank {life.rank}, {broken[0]:.3f} to {broken[1]:.3f}"
+    return None
+
+
+def _spent(
+    split: Split, moments: list[float], lives: Lives, _breaks: Breaks
+) -> tuple[str, str] | None:
+    """A member's copy of a lent input is gone with its daemon, after the deadline there."""
+    if not split.timeout or not split.begun:
+        return None
+    deadline = min(split.begun.values()) + split.timeout
+    daemon = lives.any_daemon_ended(deadline, min(moments))
+    return None if daemon is None else (COPY_GONE, f"daemon {daemon}")
+
+
+_EXCUSES = {"lost": _lost, "peer": _told, "late": _late, "spent": _spent}
