@@ -28,6 +28,13 @@ ENDS = {
 }
 
 
+def submitted(cluster: Cluster, group: str) -> int:
+    """Return how many calls of *group* the third member's program has handed over."""
+    groups = (cluster[2].status() or {"groups": []})["groups"]
+    counts = next((known["op_counts"] for known in groups if known["name"] == group), {})
+    return int(counts.get("n2", 0))
+
+
 @pytest.mark.parametrize("size", COUNTS)
 @pytest.mark.parametrize("end", ENDS)
 def test_what_was_lent_counts_as_it_was(calm_cluster: Cluster, end: str, size: str) -> None:
@@ -37,6 +44,7 @@ def test_what_was_lent_counts_as_it_was(calm_cluster: Cluster, end: str, size: s
     with Program(calm_cluster[2], BODY.format(count=count, end=ENDS[end]), group) as program:
         rings = [ringd.connect(calm_cluster.sockets[rank], group) for rank in (0, 1)]
         program.expect("made")
+        wait_until(lambda: submitted(calm_cluster, group) == 2, "the calls to be handed over")
         if end == "killed":
             program.kill()
         else:

@@ -98,7 +98,7 @@ def test_clients_that_are_gone_are_freed(tmp_path, leave: bool) -> None:
         for number in range(10):
             dealer, life = raw_client(daemon.path, f"group {number}", join_id=number + 1)
             if leave:
-                dealer.send(border.encode(border.Detach(number + 1)))
+                dealer.send(border.pack(border.Detach(number + 1)))
                 assert life.recv(1) == b""
             life.close()
             eventually(lambda: not daemon.run(lambda: daemon.server.clients))
@@ -116,10 +116,10 @@ def raw_client(path: str, group: str, join_id: int) -> tuple[zmq.Socket[bytes], 
     life.connect(path + lifeline.SUFFIX)
     token = life.recv(border.TOKEN_BYTES)
     dealer.send(
-        border.encode(border.Attach(border.VERSION, token, group, join_id, 0, 0, "wait", 1, "raw"))
+        border.pack(border.Attach(border.VERSION, token, group, join_id, 0, 0, "wait", 1, "raw"))
     )
     assert dealer.poll(30_000)
-    assert isinstance(border.decode_reply(dealer.recv()), border.Attached)
+    assert isinstance(border.unpack_reply(dealer.recv())[0], border.Attached)
     return dealer, life
 
 
@@ -148,7 +148,7 @@ def test_made_up_outcomes_are_counted_as_one(place) -> None:
                 barrier = control.Call("barrier", "", "", (), "")
                 code = f"made up {seq}"
                 message = border.Submit(77, seq, barrier, 9.0, None, None, 0, False, code, "why")
-                dealer.send(border.encode(message))
+                dealer.send(border.pack(message))
                 assert type(call.outcome()) is ringd.RingError
             status = cluster[0].status()
         dealer.close(0)

@@ -19,6 +19,13 @@ from ringd.wire.control import Done, GroupMessage, Joined, Left, Offer, Poll, Ve
 
 _HEAP_SLACK = 64
 
+ASK_WITHIN = 1.0
+"""Seconds by which a deadline may be overrun while others cannot be asked whether the call
+completed: the ring is broken, or a restarted daemon waits for its client. Most breaks are shorter.
+The client itself waits longer before it decides alone (:data:`ringd.client.connection.GRACE`)."""
+
+_LOOK_AGAIN = 0.05
+
 LAZY = 0.02
 """Seconds until news on finished ops is sent by itself when no offer has carried it."""
 
@@ -214,7 +221,8 @@ class Engine(Roll):
                 group.present[self.rank] = joined
             self._tidy(group)
         for session in list(self.joins.values()):
-            session.suspend(reason)
+            for op in session.suspend():
+                heapq.heappush(self._deadlines, (now, session.join_id, op.seq))
             if session.on_loss == "fail" and session.waits:
                 self._fail(session)
         return self._flush(now)
@@ -278,6 +286,10 @@ class Engine(Roll):
             for session in list(self.joins.values()) if self.up else ():
                 session.flush()
         for op, session in self._due(self._deadlines, now):
+            if self._can_ask_soon(session, op, now):
+                again = now + _LOOK_AGAIN
+                heapq.heappush(self._deadlines, (again, session.join_id, op.seq))
+                continue
             self._polls += 1
             poll_id = self._polls * len(self.names) + self.rank
             session.expire(op, poll_id, self.waiting_for(session, op))
@@ -293,6 +305,13 @@ class Engine(Roll):
                 self._give_up(join_id, absent, why)
         self._look_after(now)
         return self._flush(now)
+
+    def _can_ask_soon(self, session: Session, op: Op, now: float) -> bool:
+        """Whether others may know that *op* completed, and cannot be asked right now."""
+        if session.live or op.has_result or not session.formed:
+            return False
+        assert op.submission is not None  # noqa: S101 - it had a deadline
+        return now < (op.submission.deadline or now) + ASK_WITHIN
 
     def _look_after(self, now: float) -> None:
         """Do without clients that came back and do not say how their calls had ended."""

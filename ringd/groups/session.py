@@ -16,10 +16,10 @@ from collections.abc import Hashable
 from hashlib import blake2b
 from typing import NamedTuple
 
-from ringd.errors import DeadlineExceeded, GroupLost
+from ringd.errors import GroupLost
 from ringd.groups.actions import Action, Free, Stop, TellLost, TellReleased, TellSession
 from ringd.groups.calls import Calls
-from ringd.groups.op import OK, Move, Phase, Submission
+from ringd.groups.op import OK, Move, Op, Phase, Submission
 from ringd.wire.control import Left, Poll
 
 MAX_JOIN_ID = 2**64 - 1
@@ -158,16 +158,23 @@ class Session(Calls):
             if op is not None and op.submission is not None:
                 self._offer(op, op.submission)
 
-    def suspend(self, reason: str) -> None:
-        """The ring broke, which overtakes any poll that is on its way."""
+    def suspend(self) -> list[Op]:
+        """The ring broke, which overtakes any poll that is on its way.
+
+        Returns:
+            The ops whose deadline has passed, about which the others must be asked again.
+        """
+        late = []
         self.confirmed = {self.rank} if self.formed else set()
         self.early.clear()
         self.ledger.announced = 0
         for op in list(self.ops.values()):
             self._reset(op)
             if op.poll_id and not op.ended:
-                self._end(op, DeadlineExceeded.code, self._late(op, f"the ring broke: {reason}"))
+                op.poll_id = 0
+                late.append(op)
             self._complete(op)  # the poll that held it back is gone
+        return late
 
     # --- the client's side ------------------------------------------------------------
 
@@ -193,6 +200,8 @@ class Session(Calls):
         """Take the client's next op, or one again that it offered to a former daemon."""
         seq = submission.seq
         self.next_seq = seq + 1
+        if seq < self.expected:
+            submission.timeout = None  # what is left of it is not what the program asked for
         op = self._op(seq, now)
         op.submission = submission
         op.since = now
