@@ -175,11 +175,10 @@ def test_lifeline_is_read_in_portions(daemon, monkeypatch):
                 raw.pass_segment(number, 4096)
             (client,) = daemon.server.clients
             client.view(border.Ref(4, 0, 8), writable=False)
-            return client
 
-        client = daemon.run(flood)
-        eventually(lambda: len(client._lifeline.segments) == 9)
-        assert [read for read in reads if read[1]] == [(4, 5), (None, 2), (None, 2)]
+        daemon.run(flood)
+        portions = [(4, 5), (None, 2), (None, 2)]
+        eventually(lambda: [read for read in reads if read[1]] == portions)
 
 
 def test_questions_need_no_lifeline(daemon):
