@@ -63,7 +63,7 @@ class Daemon:
         self._recorder = Recorder(config.node)
         self._neighbours = Neighbours(loop, config, store, self._recorder)
         self._programs = Programs(loop, config, self._neighbours, self._recorder)
-        self._neighbours.attach(self._programs, self._programs.bulk)
+        self._neighbours.attach(self._programs, self._programs.performer.bulk)
         self._recorder.open_ops = lambda: open_ops(self._programs)
         self._neighbours.on_state = self._state_changed
         self._border = border = BorderServer(
@@ -117,7 +117,7 @@ class Daemon:
         if self._programs.draining:  # asked twice: at once, then
             self._loop.stop()
             return
-        self._log.info("stopping", ops_under_way=len(self._programs.bulk))
+        self._log.info("stopping", ops_under_way=len(self._programs.performer.bulk))
         self._manager.tell("STOPPING=1")
         self._recorder.note("stopping")
         self._programs.drain()
@@ -125,7 +125,7 @@ class Daemon:
         self._stop_when_idle(self._loop.now() + DRAIN)
 
     def _stop_when_idle(self, latest: float) -> None:
-        if not len(self._programs.bulk) or self._loop.now() >= latest:
+        if not len(self._programs.performer.bulk) or self._loop.now() >= latest:
             self._loop.call_soon(self._loop.stop)
         else:
             self._loop.call_later(0.02, lambda: self._stop_when_idle(latest))

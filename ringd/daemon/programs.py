@@ -1,56 +1,29 @@
 """The programs beside this daemon, and what their calls make it do.
 
 Between the border (clients, messages, memory), the pure groups engine and the ring: turns
-messages into the engine's events and carries its actions out.
+messages into the engine's events, and has its actions carried out.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, cast
+from collections.abc import Sequence
 
-import numpy as np
 import structlog
 
 from ringd import errors
 from ringd.border.client import Client
-from ringd.collective.reduction import Array, Reduction, dtype_from_name
 from ringd.config.settings import Config
-from ringd.daemon.bulk import Bulk, Key, flat
 from ringd.daemon.neighbours import Neighbours
-from ringd.daemon.recorder import OpEvent, Recorder
+from ringd.daemon.performer import Buffers, Performer
+from ringd.daemon.recorder import Recorder
 from ringd.groups import actions as groups
 from ringd.groups.engine import Engine
-from ringd.groups.op import OK, Submission
+from ringd.groups.op import Submission
 from ringd.groups.session import Before
 from ringd.net.loop import Loop, Timer
 from ringd.wire import border
 from ringd.wire.control import GroupMessage
-
-_BYTES = np.dtype(np.uint8)
-
-
-@dataclass(slots=True)
-class Buffers:
-    """Where the input and the result of a submission live."""
-
-    source: memoryview
-    """Empty when the call carries no data, or ended before and needs none."""
-    target: memoryview | None
-    """In the client's segment; None when the result travels in the message."""
-    seal: memoryview | None
-    """Behind the target."""
-    submitted: float
-    started: float | None = None
-    run: Key | None = None
-    """The op that was started on them last."""
-    result: Array | None = None
-    """An inline result, once there is one."""
 
 
 class Programs:
@@ -71,37 +44,17 @@ class Programs:
             reattach=config.ops.reattach,
             window=config.ipc.window,
         )
-        self.bulk = Bulk(
-            config.rank,
-            config.size,
-            chunk_bytes=config.ops.chunk,
-            checksum=config.ops.checksum,
+        self.performer = Performer(
+            loop,
+            config,
+            neighbours,
+            recorder,
+            group_of=self._group_of,
             on_finished=self._finished,
         )
-        self.outcomes: Counter[str] = Counter()
-        """Calls that ended here, by outcome."""
-        self.dropped: Counter[str] = Counter()
-        """Group messages that were of no use, by reason."""
         self._clients: set[Client] = set()
         self._tick: Timer | None = None
         self.draining = False
-        self._doers: dict[type, Callable[[Any], None]] = {
-            groups.Broadcast: self._broadcast,
-            groups.Relay: self._relay,
-            groups.Run: self._run,
-            groups.Stop: self._stop,
-            groups.Seal: self._seal,
-            groups.Free: self._free,
-            groups.KeepInput: self._keep_input,
-            groups.Accept: self._accept,
-            groups.TellSession: self._tell_session,
-            groups.Deny: self._deny,
-            groups.Report: self._report,
-            groups.TellReleased: self._tell_released,
-            groups.TellLost: self._tell_lost,
-            groups.Warn: self._warn,
-            groups.Dropped: self._count_dropped,
-        }
 
     @property
     def clients(self) -> set[Client]:
@@ -262,164 +215,13 @@ class Programs:
     def _finished(self, gid: int, seq: int) -> None:
         self._perform(self.engine.finished(gid, seq, self._loop.now()))
 
-    # --- the engine's actions ---------------------------------------------------------
+    def _group_of(self, join_id: int) -> str:
+        session = self.engine.joins.get(join_id)
+        return "" if session is None else session.group
 
     def _perform(self, actions: Sequence[groups.Action]) -> None:
-        for action in actions:
-            self._doers[type(action)](action)
+        self.performer.perform(actions)
         self._arm()
-
-    def _broadcast(self, action: groups.Broadcast) -> None:
-        self._neighbours.broadcast(action.gid, action.seq, action.message, action.payload)
-
-    def _relay(self, action: groups.Relay) -> None:
-        self._neighbours.relay(action.origin, action.gid, action.seq, action.message)
-
-    def _run(self, action: groups.Run) -> None:
-        call, buffers = action.call, cast(Buffers, action.submission.buffers)
-        if call.kind == "barrier":
-            self._finished(action.gid, action.seq)
-            return
-        reduction = _reduction(call.reduction, call.dtype, self._config.size)
-        dtype = reduction.dtype
-        count = math.prod(call.shape)
-        if action.serve:  # the client has its result, and may have changed it since
-            target = np.empty(count, dtype)
-        elif buffers.target is not None:
-            target = flat(buffers.target, dtype)
-        else:
-            target = buffers.result = np.empty(count, dtype)
-        buffers.started = self._loop.now()
-        buffers.run = (action.gid, action.seq)
-        if action.payloads is not None:
-            inputs = [flat(payload, dtype) for payload in action.payloads]
-            reduction.reduce_all(inputs, target)
-            self._finished(action.gid, action.seq)
-        else:
-            source = flat(buffers.source, dtype)
-            self.bulk.start(action.gid, action.seq, reduction, source, target)
-            self._neighbours.kick()
-
-    def _stop(self, action: groups.Stop) -> None:
-        self.bulk.stop(action.gid, action.seq)
-        self._neighbours.let_go(action.gid, action.seq)
-
-    def _seal(self, action: groups.Seal) -> None:
-        buffers = cast(Buffers, action.submission.buffers)
-        if buffers.seal is not None:
-            border.SEAL.pack_into(buffers.seal, 0, action.join_id, action.submission.seq)
-
-    def _free(self, action: groups.Free) -> None:
-        action.submission.buffers = None
-        action.submission.payload = None
-
-    def _keep_input(self, action: groups.KeepInput) -> None:
-        """Copy the program's own memory, which it is about to have back."""
-        submission = action.submission
-        buffers = cast("Buffers | None", submission.buffers)
-        if buffers is None:
-            return
-        buffers.source = flat(buffers.source, _BYTES).copy().data  # touches huge pages, if any
-        if submission.payload is not None:
-            submission.payload = buffers.source
-        if buffers.run is not None:
-            source = flat(buffers.source, dtype_from_name(submission.call.dtype))
-            self.bulk.use_source(*buffers.run, source)
-            self._neighbours.copy_outgoing(*buffers.run)
-
-    def _accept(self, action: groups.Accept) -> None:
-        client, ipc = cast(Client, action.client), self._config.ipc
-        machine = self._neighbours.machine
-        client.send(
-            border.Attached(
-                join_id=action.join_id,
-                node=self._config.node,
-                rank=self._config.rank,
-                size=self._config.size,
-                state=machine.state.value,
-                generation=machine.generation,
-                inline_limit=ipc.inline_limit,
-                max_message=ipc.max_message,
-                segment_budget=ipc.segment_budget,
-                window=ipc.window,
-                lost_after=self._config.join.lost_after,
-                timeout=self._config.ops.timeout,
-            )
-        )
-
-    def _tell_session(self, action: groups.TellSession) -> None:
-        cast(Client, action.client).tell_session(action.join_id, action.session)
-
-    def _deny(self, action: groups.Deny) -> None:
-        client = cast(Client, action.client)
-        client.send(border.Denied(action.join_id, action.code, action.message))
-
-    def _report(self, action: groups.Report) -> None:
-        client, submission = cast(Client, action.client), action.submission
-        # A wrong program, on any machine, may have made its code up, and each time another.
-        self.outcomes[OK if action.code == OK else errors.from_code(action.code, "").code] += 1
-        buffers = cast("Buffers | None", submission.buffers)
-        self._record(action, buffers)
-        if action.code != OK:
-            client.send(
-                border.Failed(
-                    action.join_id,
-                    submission.seq,
-                    action.released,
-                    action.code,
-                    action.message,
-                    action.ack,
-                )
-            )
-            return
-        result = None if buffers is None else buffers.result
-        generation = self._neighbours.machine.generation
-        client.send(
-            border.Completed(
-                action.join_id, submission.seq, action.released, generation, action.ack
-            ),
-            None if result is None else result.view(_BYTES).data,
-        )
-
-    def _record(self, action: groups.Report, buffers: Buffers | None) -> None:
-        session = self.engine.joins.get(action.join_id)
-        submission, now = action.submission, self._loop.now()
-        self._recorder.op(
-            OpEvent(
-                at=now,
-                group="" if session is None else session.group,
-                seq=submission.seq,
-                call=submission.call,
-                nbytes=0 if buffers is None else buffers.source.nbytes,
-                submitted=now if buffers is None else buffers.submitted,
-                started=None if buffers is None else buffers.started,
-                outcome=action.code,
-            )
-        )
-
-    def _tell_released(self, action: groups.TellReleased) -> None:
-        client = cast(Client, action.client)
-        client.send(border.Released(action.join_id, action.released))
-
-    def _tell_lost(self, action: groups.TellLost) -> None:
-        self._log.info("session over", reason=action.message, client=str(action.client))
-        self._recorder.note("session over", reason=action.message)
-        client = cast(Client, action.client)
-        client.send(border.Lost(action.join_id, action.floor, action.code, action.message))
-
-    def _warn(self, action: groups.Warn) -> None:
-        self._recorder.note("call waits", group=action.group, seq=action.seq, why=action.missing)
-        self._log.warning(
-            "call waits",
-            group=action.group,
-            op=action.seq,
-            call=str(action.call),
-            seconds=round(action.age, 1),
-            waiting_for=action.missing,
-        )
-
-    def _count_dropped(self, action: groups.Dropped) -> None:
-        self.dropped[action.reason] += 1
 
     # --- time -------------------------------------------------------------------------
 
@@ -441,8 +243,3 @@ class Programs:
     def _ticked(self) -> None:
         self._tick = None
         self._perform(self.engine.tick(self._loop.now()))
-
-
-@lru_cache(maxsize=256)
-def _reduction(operation: str, dtype: str, size: int) -> Reduction:
-    return Reduction(operation, dtype_from_name(dtype), size)

@@ -76,12 +76,12 @@ def status(
             for client in programs.clients
         ],
         "counters": {
-            "calls": dict(programs.outcomes),
+            "calls": dict(programs.performer.outcomes),
             "dropped_frames": dict(neighbours.dropped),
-            "dropped_messages": dict(programs.dropped),
+            "dropped_messages": dict(programs.performer.dropped),
             "denied_messages": border.denied,
             "dropped_replies": border.dropped,
-            "stale_chunks": programs.bulk.stale,
+            "stale_chunks": programs.performer.bulk.stale,
             "links_lost": dict(neighbours.losses),
             "lost_log_lines": logs.lost(),
             "refused_connections": neighbours.refused.total(),
@@ -139,7 +139,7 @@ def _open_ops(programs: Programs, session: Session, now: float) -> list[dict[str
         op = session.ops[seq]
         if op.ended:
             continue
-        progress = programs.bulk.progress(session.gid, seq)
+        progress = programs.performer.bulk.progress(session.gid, seq)
         ops.append(
             {
                 "op": seq,
