@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from groups_bench import Bench, call, ready, submission
 
+from ringd.client.connection import GRACE
 from ringd.groups import actions
+from ringd.groups.engine import ASK_WITHIN
 from ringd.groups.op import OK
 from ringd.groups.words import differences
 from ringd.wire.control import MAX_TEXT, Left, Offer
@@ -317,6 +319,11 @@ def test_a_deadline_without_a_ring_ends_the_call_here():
     bench.tick(0.05)
     assert bench.reports(0) == [(0, "deadline_exceeded")]
     assert "the ring is not up: link to b lost" in bench.message(0)
+
+
+def test_a_client_waits_longer_than_its_daemon_may():
+    """Else it would decide alone while the others are about to be asked."""
+    assert ASK_WITHIN < GRACE
 
 
 @pytest.mark.parametrize("polled", [True, False])

@@ -81,7 +81,13 @@ def ask(path: Path, question: Question, timeout: float = ANSWER_WITHIN) -> dict[
             raise DaemonUnavailable(
                 f"{path}: no answer within {timeout:g} s; its daemon is stuck: see its log"
             )
-        reply = border.unpack_reply(dealer.recv())[0]
+        try:
+            reply, _ = border.unpack_reply(dealer.recv())
+        except border.DecodeError:
+            raise RingError(
+                f"{path}: its daemon speaks another version of the protocol; install the same "
+                "release of ringd for both"
+            ) from None
     finally:
         dealer.close()
         context.term()

@@ -171,7 +171,7 @@ class JoinSettings:
     congestion: str = _setting(
         "auto",
         _one_of("auto", "system"),
-        'TCP\'s congestion control on Linux: "system", or "auto": not bbr, slow on fast links.',
+        '"auto" replaces bbr (Linux), which is slow on fast links; "system" leaves it.',
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import select
 import threading
 from typing import TextIO
 
@@ -12,7 +13,7 @@ WAITING = 500
 
 
 class LineWriter:
-    """Writes to *stream* from a thread of its own; what is lost is counted in ``lost``.
+    """Writes to *stream* from a thread of its own; what is lost is counted in :attr:`lost`.
 
     A pipe that nobody reads, a terminal that was stopped or a file system that hangs would hold
     up whoever writes to it, and no log is worth the ring.
@@ -20,7 +21,8 @@ class LineWriter:
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self.lost = 0
+        self._unwritten = 0  # counted in the thread, and the others by who writes
+        self._unqueued = 0
         self._told = 0  # of those lost
         self._lines: queue.Queue[str] = queue.Queue(WAITING)
         try:
@@ -30,12 +32,17 @@ class LineWriter:
         # Should it hang in a write for ever, it must not keep the process from its end.
         threading.Thread(target=self._run, name="log", daemon=True).start()
 
+    @property
+    def lost(self) -> int:
+        """Lines that were not written, and never will be."""
+        return self._unqueued + self._unwritten
+
     def write(self, line: str) -> bool:
         """Have *line* written, a newline behind it; return False if it is lost."""
         try:
             self._lines.put_nowait(line + "\n")
         except queue.Full:
-            self.lost += 1
+            self._unqueued += 1
             return False
         return True
 
@@ -56,7 +63,7 @@ class LineWriter:
             try:
                 self._put(line)
             except (OSError, ValueError):
-                self.lost += 1
+                self._unwritten += 1
             self._lines.task_done()
 
     def _put(self, line: str) -> None:
@@ -66,4 +73,7 @@ class LineWriter:
         # Past the stream's buffer, whose lock would be held by a write that hangs.
         rest = memoryview(line.encode(errors="replace"))
         while rest:
-            rest = rest[os.write(self._fd, rest) :]
+            try:
+                rest = rest[os.write(self._fd, rest) :]
+            except BlockingIOError:  # made so by somebody who shares the file
+                select.select([], [self._fd], [])

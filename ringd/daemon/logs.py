@@ -59,7 +59,8 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
 
 def flush(timeout: float = _AT_EXIT) -> bool:
     """Wait until all lines are written, or *timeout* seconds for a stream; return if they are."""
-    return all(writer.flush(timeout) for writer in _writers)
+    written = [writer.flush(timeout) for writer in _writers]  # each gets its time
+    return all(written)
 
 
 def lost() -> int:

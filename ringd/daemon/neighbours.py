@@ -255,7 +255,7 @@ class Neighbours:
                 self._redial(link)
 
     def _persist(self, action: membership.Persist) -> None:
-        # Holds the loop, as nothing else does: 4 ms as a rule, 24 ms the worst of 200 (ext4 on a
+        # Holds the loop: 4 ms as a rule, 24 ms the worst of 200 (ext4 on a
         # virtual disk). A generation must be on the disk before it is used, so the ring waits for
         # this in any case, and no op runs while it forms.
         now = self._loop.now

@@ -56,7 +56,7 @@ class Reach:
         self._config = config
         self._incarnation = incarnation
         self._user = user
-        self._once = OnceLog(structlog.get_logger("ring"), loop.now)
+        self._once = _once_log(loop)
         self._names = tuple(member.name for member in config.ring.members)
         self._backoff = _backoff(config)
         self._resolver = Resolver(loop)
@@ -112,6 +112,7 @@ class Reach:
                 config.listen_addresses(config.node), key=config.ring.key, settings=config.join
             )
         self._config = config
+        self._once = _once_log(self._loop)  # causes are of this config
         self._backoff = _backoff(config)
         dialing = self._dialer.active
         self._knock.stop()
@@ -195,3 +196,7 @@ class Reach:
 def _backoff(config: Config) -> Backoff:
     jitter = random.Random()  # noqa: S311 - no secret
     return Backoff(config.join.backoff_first, config.join.backoff_max, jitter)
+
+
+def _once_log(loop: Loop) -> OnceLog:
+    return OnceLog(structlog.get_logger("ring"), loop.now)

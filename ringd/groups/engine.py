@@ -22,7 +22,7 @@ _HEAP_SLACK = 64
 ASK_WITHIN = 1.0
 """Seconds by which a deadline may be overrun while others cannot be asked whether the call
 completed: the ring is broken, or a restarted daemon waits for its client. Most breaks are shorter.
-The client itself waits longer before it decides alone (:data:`ringd.client.connection.GRACE`)."""
+The client library waits longer before it decides alone."""
 
 _LOOK_AGAIN = 0.05
 
@@ -286,7 +286,7 @@ class Engine(Roll):
             for session in list(self.joins.values()) if self.up else ():
                 session.flush()
         for op, session in self._due(self._deadlines, now):
-            if self._can_ask_soon(session, op, now):
+            if self._must_wait_to_ask(session, op, now):
                 again = now + _LOOK_AGAIN
                 heapq.heappush(self._deadlines, (again, session.join_id, op.seq))
                 continue
@@ -306,12 +306,13 @@ class Engine(Roll):
         self._look_after(now)
         return self._flush(now)
 
-    def _can_ask_soon(self, session: Session, op: Op, now: float) -> bool:
+    def _must_wait_to_ask(self, session: Session, op: Op, now: float) -> bool:
         """Whether others may know that *op* completed, and cannot be asked right now."""
         if session.live or op.has_result or not session.formed:
             return False
-        assert op.submission is not None  # noqa: S101 - it had a deadline
-        return now < (op.submission.deadline or now) + ASK_WITHIN
+        assert op.submission is not None  # noqa: S101
+        assert op.submission.deadline is not None  # noqa: S101 - else nobody would ask
+        return now < op.submission.deadline + ASK_WITHIN
 
     def _look_after(self, now: float) -> None:
         """Do without clients that came back and do not say how their calls had ended."""

@@ -40,4 +40,5 @@ def settle() -> None:
     Else each full one looks at the 36,000 objects of a start, which takes 6 to 14 ms in which the
     ring waits, and it comes only when a quarter as many have piled up.
     """
+    gc.collect()
     gc.freeze()

@@ -17,8 +17,8 @@ def link_socket(family: int, congestion: str) -> socket.socket:
         family: ``socket.AF_INET`` or ``socket.AF_INET6``.
         congestion: ``"system"`` leaves the system's congestion control in place. ``"auto"``
             replaces bbr: it sends by timers, at a rate that it measures, which is for long
-            lossy paths. Over loopback a ring of four carried a quarter less with it, and over
-            1 and 2.5 Gbit/s none of the two more than the other.
+            lossy paths. Over loopback a ring of four carried a quarter less with it; over 1
+            and 2.5 Gbit/s neither carried more than the other.
 
     Raises:
         OSError: No descriptor, or no such family here.

@@ -106,22 +106,28 @@ class Listener:
 
         Raises:
             RingError: An address cannot be listened on; all stays as it was.
+            OSError: It cannot even be put back as it was; nothing can be relied on any more.
         """
-        same = settings.congestion == self._settings.congestion  # what accepted sockets inherit
-        kept = {where: socks for where, socks in self._sockets.items() if same and where in bind}
+        kept = {where: socks for where, socks in self._sockets.items() if where in bind}
         new = [where for where in bind if where not in kept]
         old = [where for where in self._sockets if where not in kept]
         ports = {port for _, port in new}
         self._unwatch()
         try:
             # A wildcard and an address do not share a port: there the old one has to go first.
-            in_the_way = [where for where in old if where[1] in ports]
+            in_the_way = {
+                where: [(sock.family, sock.getsockname()) for sock in self._sockets[where]]
+                for where in old
+                if where[1] in ports
+            }
             self._close(in_the_way)
             try:
                 opened = _listen_on(new, kept, settings.congestion)
             except RingError:
-                congestion = self._settings.congestion
-                self._sockets |= _listen_on(in_the_way, self._sockets, congestion)
+                for where, places in in_the_way.items():  # no name is looked up again
+                    self._sockets[where] = [
+                        _open(family, address, settings.congestion) for family, address in places
+                    ]
                 raise
             self._close([where for where in old if where in self._sockets])
             self._sockets |= opened
@@ -244,19 +250,10 @@ def _listen(host: str, port: int, congestion: str) -> list[socket.socket]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, _, _, _, address in dict.fromkeys(found):
             try:
-                sock = link_socket(family, congestion)
+                sockets.append(_open(family, address, congestion))
             except OSError as error:
-                if error.errno == errno.EAFNOSUPPORT:
-                    continue  # a kernel without IPv6
-                raise
-            sockets.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                # Else the IPv6 wildcard takes the IPv4 one's port.
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind(address)
-            sock.listen(BACKLOG)
-            sock.setblocking(False)
+                if error.errno != errno.EAFNOSUPPORT:  # a kernel without IPv6
+                    raise
     except OSError as error:
         for sock in sockets:
             sock.close()
@@ -266,3 +263,20 @@ def _listen(host: str, port: int, congestion: str) -> list[socket.socket]:
         text = f"cannot listen on {format_address(host, port)}: {describe(error)}"
         raise RingError(f"{text}; {remedy}" if remedy else text) from error
     return sockets
+
+
+def _open(family: int, address: object, congestion: str) -> socket.socket:
+    """Return a socket that listens on *address*, as getsockname and getaddrinfo give it."""
+    sock = link_socket(family, congestion)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # Else the IPv6 wildcard takes the IPv4 one's port.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)  # type: ignore[arg-type]
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
