@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from dataclasses import replace
 from datetime import datetime, timezone
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from chaos.calls import LARGEST, STYLES, Style, make
 from chaos.ledger import Ledger
-from chaos.lives import Life
-from chaos.run import Options, play
+from chaos.lives import STAY_FIRST, Life
+from chaos.report import Report
+from chaos.resources import Holding
+from chaos.run import Options, _idle, play
+from chaos.splits import BROKEN_AT_DEADLINE, REASONS
 
 from ringd.collective.reduction import Reduction
 
@@ -186,18 +191,143 @@ def test_split_needs_the_ends_of_that_program_and_its_daemon(
 
 
 @pytest.mark.parametrize(
-    ("broken", "back", "excused"),
-    [(1.3, 1.4, False), (1.3, 1.6, True), (1.55, 1.6, True), (1.8, 1.9, False)],
+    ("daemon", "excused"),
+    [
+        (None, False),  # no daemon ended: it has the input
+        (1.9, False),  # before the loss: its program handed the call to the next daemon
+        (2.1, True),
+        (3.5, False),  # later than the error
+    ],
 )
-def test_deadline_splits_only_while_the_ring_is_broken(told, broken, back, excused):
-    """A result here and DeadlineExceeded there: only if the ring was broken in between."""
+def test_split_of_a_program_that_joined_anew_needs_its_daemons_end(told, daemon, excused):
+    """What a survivor has handed over in a stay that a loss ended lives in its daemon alone."""
     told.form(0.5)
-    told.log(0, broken, "ring forming")
-    told.log(0, back, "ring ready")
+    told.say("1 resumed 0 1.0 ", "0 began 0 1.5 0", "1 began 0 1.5 0", "1 ok 0 1.6 77 8")
+    told.kill(0, 1.7)
+    told.start("g", 0, 1.8)
+    told.say("1 lost 1 2.0 1.6 - 'n0' died")
+    if daemon is not None:
+        told.ledger.daemon_ended(1, daemon)
+        told.ledger.lives.daemon_gone(1, daemon)
+        told.ledger.lives.daemon_started(1, 111, daemon)
+    told.say("0 lost 0 3.0 1.5 - 'n0' died", "0 resumed 1 4.0 ", "1 resumed 1 4.0 ")
+    split = [kind for kind in told.kinds() if kind == "split outcomes"]
+    assert split == ([] if excused else ["split outcomes"])
+    assert told.ledger.excuses == ({STAY_FIRST: 1} if excused else {})
+
+
+@pytest.mark.parametrize(
+    ("broken", "moment", "excused"),
+    [
+        ([(1.4, 2.6)], 2.55, True),
+        ([(1.4, 2.6)], 2.45, False),  # sooner than anybody decides alone
+        ([(1.4, 2.1)], 2.55, False),  # back within the second
+        ([(1.9, 2.6)], 2.55, False),  # there was time to ask before
+        ([(1.4, 2.0), (2.1, 2.6)], 2.55, True),  # back for too short to ask
+        ([(1.4, 1.8), (2.2, 2.6)], 2.55, False),
+        ([], 2.55, False),
+    ],
+)
+def test_deadline_splits_only_if_nobody_could_be_asked(told, broken, moment, excused):
+    """A result here and DeadlineExceeded there: only if the second after it was all broken."""
+    told.form(0.5)
+    for begin, end in broken:
+        told.log(0, begin, "ring forming")
+        told.log(0, end, "ring ready")
     told.say("0 began 0 1.0 0.5", "1 began 0 1.0 0.5")
-    told.say("0 ok 0 1.2 77 8", "1 late 0 1.7 1.0 - why")
+    told.say("0 ok 0 1.2 77 8", f"1 late 0 {moment} 1.0 - why")
     assert told.kinds() == ([] if excused else ["split outcomes"])
-    assert sum(told.ledger.excuses.values()) == excused
+    assert told.ledger.excuses == ({BROKEN_AT_DEADLINE: 1} if excused else {})
+
+
+@pytest.mark.parametrize(("hurt", "excused"), [(1.4, True), (0.9, False), (2.1, False)])
+def test_a_break_lasts_from_what_caused_it(told, hurt, excused):
+    """Silence keeps polls from coming back before the daemons notice it; not other silences."""
+    told.form(0.5)
+    told.ledger.breaks.hurts.append(hurt)
+    told.log(0, 2.15, "ring forming")
+    told.log(0, 2.6, "ring ready")
+    told.say("0 began 0 1.0 0.5", "1 began 0 1.0 0.5")
+    told.say("0 ok 0 1.2 77 8", "1 late 0 2.55 1.0 - why")
+    assert told.kinds() == ([] if excused else ["split outcomes"])
+
+
+@pytest.mark.parametrize(
+    ("up", "excused"),
+    [
+        (1.6, False),  # its program is back at 1.9, and is asked
+        (2.0, True),  # at 2.3, too short before the second is over
+        (None, True),
+    ],
+)
+def test_deadline_splits_while_a_daemon_or_its_program_is_away(told, up, excused):
+    """From a daemon's end until its program is back at the next one, nobody can be asked."""
+    told.form(0.5)
+    told.ledger.daemon_ended(0, 1.4)
+    told.ledger.lives.daemon_gone(0, 1.4)
+    told.log(0, 1.55, "ring ready")
+    if up is not None:
+        told.ledger.lives.daemon_started(0, 111, 1.45)
+        told.log(0, up, "ringd started")
+    told.say("0 began 0 1.0 0.5", "1 began 0 1.0 0.5")
+    told.say("0 ok 0 1.2 77 8", "1 late 0 2.55 1.0 - why")
+    assert told.kinds() == ([] if excused else ["split outcomes"])
+
+
+@pytest.mark.parametrize(
+    ("moment", "broken", "late"),
+    [(5.7, False, False), (5.9, False, True), (6.7, True, False), (6.9, True, True)],
+)
+def test_a_deadline_is_met_a_second_later_in_a_break(told, moment, broken, late):
+    """That is how long a call waits for others to be there who can be asked; never longer."""
+    told.form(0.5)
+    if broken:
+        told.log(0, 1.6, "ring forming")
+        told.log(0, 1.7, "ring ready")
+    told.say("0 began 0 1.0 0.5", f"0 late 0 {moment} 1.0 - why")
+    assert told.kinds() == (["deadlines ignored"] if late else [])
+
+
+def test_a_report_tells_what_failed(told):
+    """The page names the failed checks and shows each; it does so too if nothing was measured."""
+    told.say("0 resumed 0 0.9 ", "0 began 0 1.0 0").kill(1, 2.0)
+    told.say("0 lost 0 2.1 1.0 - 'n0' died").kinds()
+    page = Report("command", 2, told.ledger).markdown()
+    assert "**Failed checks:** GroupLost names a survivor (1)" in page
+    assert "* GroupLost names a survivor: call 0 of g on rank 0" in page
+    assert "where nothing else happened, who waited already (1)" in page
+    assert "| **split outcomes, unexcused** | **0** |" in page
+    assert all(f"| split, excused: {reason} | 0 |" in page for reason in REASONS)
+    assert "was not measured" in page
+
+
+def test_a_run_that_breaks_off_is_told(tmp_path, monkeypatch):
+    """An error of the run itself leaves its report, in which the run has failed."""
+
+    def broken(*_args):
+        raise OSError("no more processes")
+
+    monkeypatch.setattr("chaos.run._phase", broken)
+    report = play(Options(1, 2, groups=("ticks",)), tmp_path, "test", lambda _text: None)
+    assert not report.good
+    assert "**Failed checks:** run broke off (1)" in report.markdown()
+
+
+def test_descriptors_are_counted_when_they_have_settled(monkeypatch):
+    """What closes within a moment is not counted; what never settles ends the wait all the same."""
+    files = iter([20, 20, 19])
+    clock = iter(range(1000))
+
+    def look(_cluster):
+        return [Holding(1, next(files, 19), 0, 0)]
+
+    monkeypatch.setattr("chaos.run.holdings", look)
+    monkeypatch.setattr("chaos.run.time", SimpleNamespace(monotonic=clock.__next__, sleep=id))
+    stage = SimpleNamespace(cluster=SimpleNamespace(wait_ready=lambda: None))
+    assert [holding.files for holding in _idle(stage)] == [19]
+    files = itertools.cycle([20, 19])
+    assert _idle(stage)
+    assert next(clock) < 100
 
 
 @pytest.mark.parametrize(("broken", "excused"), [(0.7, False), (1.1, True), (1.8, False)])

@@ -11,11 +11,18 @@ import bisect
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from chaos.lives import Lives
+
+ASKED = 0.3
+"""Seconds of a ring that is up in which its members surely can ask each other: they look for that
+every 0.05 s, say who is there, and then ask; both go round, by one slow link (0.1 s) at most."""
+
+NOTICED = 0.1
+"""Seconds in which silence is noticed besides the settings, by a busy machine."""
 
 SLACK = 0.005
 """Seconds: a line is written as soon as, but not before, what it tells of is done."""
@@ -31,9 +38,15 @@ _READY = {
 
 
 class Breaks:
-    """Reads the *logs* of all members, by rank, as far as they are written."""
+    """Reads the *logs* of all members, by rank, as far as they are written.
 
-    def __init__(self, logs: Sequence[Path], lives: Lives) -> None:
+    *detection* is the time in seconds in which the loss of a member is noticed.
+    """
+
+    def __init__(self, logs: Sequence[Path], lives: Lives, detection: float) -> None:
+        self.hurts: list[float] = []
+        """When the run has done what members notice only after a while."""
+        self._detection = detection
         self._logs = logs
         self._lives = lives
         self._places = [0] * len(logs)
@@ -101,3 +114,30 @@ class Breaks:
         while at > 0 and self._spans[at - 1][0] >= since:
             at -= 1
         return self._spans[at]
+
+    def unasked(self, since: float, until: float) -> list[tuple[float, float]] | None:
+        """Return the times in which a member could not be asked, if they cover all that time.
+
+        That is: the ring was broken, also as long as nobody had noticed, or a daemon or the
+        programs of one that was started again were not there.
+        """
+        found = []
+        covered = since
+        for begin, end in sorted([*self._from_their_causes(), *self._lives.away()]):
+            if end < since:
+                continue
+            if covered >= until or begin > covered + ASKED:
+                break
+            found.append((begin, end))
+            covered = max(covered, end)
+        return found if covered + ASKED >= until and found else None
+
+    def _from_their_causes(self) -> Iterator[tuple[float, float]]:
+        """Return the breaks, each from when that was done which the members noticed then."""
+        hurts = sorted(self.hurts)
+        before = -math.inf
+        for begin, end in self._spans:
+            earliest = max(before, begin - self._detection - NOTICED)
+            at = bisect.bisect_left(hurts, earliest)
+            yield min([begin, *hurts[at : at + 1]]), end
+            before = end

@@ -13,6 +13,7 @@ from chaos.breaks import Breaks
 from chaos.lives import Life
 from chaos.notices import Notice, Notices
 from chaos.pulse import lateness
+from ringd.groups.engine import ASK_WITHIN
 
 MARGIN = 0.5
 """Seconds that PeerLost may take besides the detection of the loss."""
@@ -161,5 +162,9 @@ class Judge:
             seconds, noise = claim.later_than(due)
             notice = Notice(seconds, noise, math.nan, True, claim.calm, str(claim))
             self.overdue.all.append(notice)
-            if seconds > self.detection + GRACE + SLOW:
+            # Whom nobody can answer waits for that to pass; a new daemon does so from when it is
+            # told of the call.
+            broken = self.breaks.during(due, claim.moment) is not None
+            limit = self.detection + GRACE + SLOW + (ASK_WITHIN if broken else 0.0)
+            if seconds > limit:
                 self.violate("deadlines ignored", str(notice))

@@ -117,6 +117,7 @@ def stall(shortest: float, longest: float) -> Story:
 
     def story(stage: Stage, rng: Random) -> Iterator[float]:
         proxy = stage.proxy(rng)
+        stage.hush()
         stage.network.ask(lambda: setattr(proxy, "stalled", True))
         yield LOST_AFTER * rng.uniform(shortest, longest)
         stage.network.ask(lambda: setattr(proxy, "stalled", False))
@@ -127,6 +128,7 @@ def stall(shortest: float, longest: float) -> Story:
 def half_open(stage: Stage, rng: Random) -> Iterator[float]:
     """Reset one side of a link; the other side hears nothing of it."""
     proxy, far = stage.proxy(rng), rng.random() < 0.5
+    stage.hush()
     stage.network.ask(lambda: proxy.half_open(far=far))
     yield 0.0
 

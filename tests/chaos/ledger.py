@@ -71,7 +71,7 @@ class Ledger:
         """Complete ones, by group."""
         self.nbytes = 0
         self.lives = Lives()
-        self.breaks = Breaks(logs, self.lives)
+        self.breaks = Breaks(logs, self.lives, detection)
         self.judge = Judge(names, self.breaks, detection, self.violate)
         self.judge.deaths = {name: group.deaths for name, group in self.groups.items()}
         self.excuses: Counter[str] = Counter()
@@ -252,6 +252,7 @@ class Ledger:
             )
             if kind != "late" and noise != "landed":
                 group.stays[life] = (moment, math.inf)
+                life.parted.append(moment)
         if number >= 0:
             self._ended(group, life, number, Outcome(kind, moment))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 BACK = 0.3
@@ -16,6 +16,7 @@ BACK = 0.3
 every 0.1 s, and then has to hand its calls over again."""
 
 PROGRAM_FIRST = "a program ended, then its daemon, which held its input"
+STAY_FIRST = "a program was told of a loss, which ended its stay, then its daemon ended"
 DAEMON_FIRST = "a daemon ended, then its program, before it was back at the next one"
 
 
@@ -32,6 +33,8 @@ class Life:
     """When it was seen to be gone."""
     up: float = math.inf
     """Of a daemon: when it began to serve, by its own word."""
+    parted: list[float] = field(default_factory=list)
+    """Of a program: when it was told that a stay in its group is over; it then joins anew."""
 
     def __str__(self) -> str:
         """Return what the evidence says of it."""
@@ -71,6 +74,14 @@ class Lives:
                 life.up = min(life.up, moment)
                 return
 
+    def away(self) -> Iterator[tuple[float, float]]:
+        """Return from when until when a daemon, or programs that it had, were not there."""
+        for lives in self.daemons.values():
+            for i, life in enumerate(lives):
+                if life.ending:
+                    up = min((later.up for later in lives[i + 1 :]), default=math.inf)
+                    yield life.ended, up + BACK
+
     def any_daemon_ended(self, since: float, until: float) -> Life | None:
         """Return a daemon whose end was begun in that time."""
         for lives in self.daemons.values():
@@ -90,20 +101,24 @@ class Lives:
 
         Returns:
             The reason, the program and the daemon, both of one machine: the program had made
-            the call and ended, and so did the daemon that held its input then; or, if the daemon
-            ended first, the program ended before it can have handed its input to the next one.
-            Both ends were begun before *until*. None if there is no such pair.
+            the call and ended, and so did the daemon that held its input then; or the program's
+            stay in which it had made the call was over, and then this daemon ended; or, if the
+            daemon ended first, the program ended before it can have handed its input to the next
+            one. All of this was begun before *until*. None if there is no such pair.
         """
         for program, began in begun.items():
-            if program.ended > until:
+            parted = min((moment for moment in program.parted if moment >= began), default=math.inf)
+            if min(parted, program.ended) > until:
                 continue
             daemons = self.daemons[program.rank]
             for i, daemon in enumerate(daemons):
                 if daemon.ended > until or daemon.gone < began:
                     continue
-                if daemon.started <= program.ended <= daemon.gone:
+                if daemon.started <= program.ended <= min(until, daemon.gone):
                     return PROGRAM_FIRST, program, daemon
+                if daemon.started <= parted <= min(until, daemon.gone):
+                    return STAY_FIRST, program, daemon
                 back = min((later.up for later in daemons[i + 1 :]), default=math.inf) + BACK
-                if daemon.gone < program.ended <= back:
+                if daemon.gone < program.ended <= min(until, back):
                     return DAEMON_FIRST, program, daemon
         return None

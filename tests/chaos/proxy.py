@@ -112,6 +112,8 @@ class Network:
 
     def __init__(self) -> None:
         self.proxies: list[Proxy] = []
+        self.hurts: list[float] = []
+        """When bytes were spoilt or held back, of which members hear only after a while."""
         self._selector = selectors.DefaultSelector()
         self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._timers: list[tuple[float, int, Flow]] = []
@@ -245,6 +247,7 @@ class Network:
             harm.after -= len(data)
             return data, True
         flow.proxy.harmed += 1
+        self.hurts.append(time.monotonic())
         start, stop = harm.after, min(len(data), harm.after + harm.length)
         harms.pop(0)
         if harm.kind == "truncate":

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from chaos.ledger import Ledger
 from chaos.notices import Notices
 from chaos.resources import Holding
+from chaos.splits import REASONS
 
 _SPREAD = "p50 / p95 / max"
 
@@ -32,7 +33,11 @@ MUST_BE_ZERO = (
     "hangs",
     "daemons crashed",
     "leaks",
+    "run broke off",
 )
+
+SHOWN = 40
+"""Violations that the page tells in full."""
 
 
 @dataclass
@@ -62,7 +67,17 @@ class Report:
     def markdown(self) -> str:
         """Return the page."""
         return "\n".join(
-            [f"`{self.command}`", "", *self._summary(), "", *self._faults(), "", *self._flat()]
+            [
+                f"`{self.command}`",
+                "",
+                *self._failed(),
+                "",
+                *self._summary(),
+                "",
+                *self._faults(),
+                "",
+                *self._flat(),
+            ]
         )
 
     def _summary(self) -> list[str]:
@@ -86,9 +101,21 @@ class Report:
             *_notices("PeerLost, from the loss on", ledger.judge.peer_lost),
             f"| calls ended by DeadlineExceeded | {counts['late']:,} |",
             *_notices("DeadlineExceeded, from the deadline on", ledger.judge.overdue),
-            *(f"| split, allowed: {why} | {n:,} |" for why, n in sorted(ledger.excuses.items())),
+            *(f"| split, excused: {why} | {ledger.excuses[why]:,} |" for why in REASONS),
         ]
-        lines += [f"| **{what}** | **{counts[what]}** |" for what in MUST_BE_ZERO]
+        names = {"split outcomes": "split outcomes, unexcused"}
+        lines += [f"| **{names.get(what, what)}** | **{counts[what]}** |" for what in MUST_BE_ZERO]
+        return lines
+
+    def _failed(self) -> list[str]:
+        """Return which checks failed, and how."""
+        ledger = self.ledger
+        kinds = Counter(violation.partition(":")[0] for violation in ledger.violations)
+        failed = ", ".join(f"{kind} ({n})" for kind, n in sorted(kinds.items()))
+        lines = [f"**Failed checks:** {failed or 'none'}"]
+        lines += [f"* {' '.join(violation.split())}" for violation in ledger.violations[:SHOWN]]
+        if len(ledger.violations) > SHOWN:
+            lines.append(f"* and {len(ledger.violations) - SHOWN} more")
         return lines
 
     def _faults(self) -> list[str]:
@@ -106,6 +133,8 @@ class Report:
         return lines
 
     def _flat(self) -> list[str]:
+        if not self.after:
+            return ["What the daemons hold was not measured: the run ended before."]
         lines = [
             _HELD.format(survived=self.survived),
             "",
@@ -127,7 +156,7 @@ def _notices(what: str, notices: Notices) -> list[str]:
     for calm, where in ((False, "all"), (True, "where nothing else happened")):
         for waited, whose in ((True, "who waited already"), (False, "who began to wait later")):
             those = notices.those(calm=calm, waited=waited)
-            if not those:
+            if not those and not (calm and waited):
                 continue
             seconds = _spread([notice.seconds for notice in those])
             lines.append(f"| {what}, {where}, {whose} ({len(those)}), {_SPREAD} | {seconds} |")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,13 @@ GROWTH = 16 << 20
 
 PEACE = 120.0
 """Seconds in which the calls before that must be through."""
+
+STILL = 1.5
+"""Seconds without a change after which the daemons' descriptors have settled: links that nobody
+speaks on are closed after less (``join.handshake_timeout``)."""
+
+SETTLE = 20.0
+"""Seconds in which they must have, or are taken as they are."""
 
 SURVIVED_SHARE = 0.35
 """Of the faults, at the end: those that no daemon dies of, so that leaks show."""
@@ -78,15 +86,14 @@ def play(options: Options, directory: Path, command: str, tell: Callable[[str], 
     except (Hang, AssertionError) as error:
         if not stage.ledger.failed:
             stage.ledger.violate("hangs", str(error))
+    except Exception:  # noqa: BLE001 - what was found up to then is told all the same
+        stage.ledger.violate("run broke off", traceback.format_exc())
     finally:
-        for node in stage.cluster.nodes:
-            stage.inspect(node)
-        stage.ledger.settle()
-        _keep_words(stage.ledger, directory)
-        if not report.good:
-            _keep_evidence(stage, directory)
-        stage.close()
-        sys.setswitchinterval(interval)
+        try:
+            _conclude(stage, report, directory)
+        finally:
+            stage.close()
+            sys.setswitchinterval(interval)
     report.seconds = time.monotonic() - begun
     report.counts, report.added = adversary.counts, dict(adversary.added)
     report.harmed = sum(proxy.harmed for proxy in stage.proxies)
@@ -145,12 +152,17 @@ def _warm_up(stage: Stage, options: Options) -> None:
 
 
 def _idle(stage: Stage) -> list[Holding]:
-    """Return what the daemons hold when the ring is up and no program is there."""
+    """Return what the daemons hold when the ring is up, no program is there, and all is still."""
     stage.cluster.wait_ready()
-    wanted = time.monotonic() + 5.0
+    begun = changed = time.monotonic()
+    files: list[int] = []
     while True:
         found = holdings(stage.cluster)
-        if not any(holding.shared for holding in found) or time.monotonic() > wanted:
+        now = time.monotonic()
+        before, files = files, [holding.files for holding in found]
+        if files != before or any(holding.shared for holding in found):
+            changed = now
+        if now - changed >= STILL or now - begun > SETTLE:
             return found
         time.sleep(0.1)
 
@@ -161,6 +173,19 @@ def _compare(stage: Stage, report: Report) -> None:
             stage.ledger.violate("daemons crashed", f"{node.name} is another process")
         if new.shared or new.files > old.files or new.memory > old.memory + GROWTH:
             stage.ledger.violate("leaks", f"{node.name}: {old} became {new}")
+
+
+def _conclude(stage: Stage, report: Report, directory: Path) -> None:
+    """Judge what was heard last, and write down what is known."""
+    try:
+        for node in stage.cluster.nodes:
+            stage.inspect(node)
+        stage.ledger.settle()
+        _keep_words(stage.ledger, directory)
+        if not report.good:
+            _keep_evidence(stage, directory)
+    except Exception:  # noqa: BLE001 - as above
+        stage.ledger.violate("run broke off", traceback.format_exc())
 
 
 def _keep_words(ledger: Ledger, directory: Path) -> None:

@@ -1,8 +1,8 @@
 """Calls that ended well on one member and with an error on another: which of them may be.
 
-Exactly those of docs/guarantees.md: where a program and the daemon that held its input both
-ended, where the ring was broken at a deadline, and where a program asked to be told of losses.
-Each is excused by recorded events of that very call, or not at all.
+Exactly those of docs/guarantees.md: where a program, or its stay, and the daemon that held its
+input both ended, where nobody could be asked for a second after a deadline, and where a
+program asked to be told of losses. Each is excused by recorded events of that very call, or not at all.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from chaos.breaks import Breaks
-from chaos.lives import Life, Lives
+from chaos.lives import DAEMON_FIRST, PROGRAM_FIRST, STAY_FIRST, Life, Lives
+from ringd.groups.engine import ASK_WITHIN
 
-BROKEN_AT_DEADLINE = "the ring was broken between the deadline and its error"
+BROKEN_AT_DEADLINE = "nobody could be asked for a second from a deadline on"
 COPY_GONE = "a daemon ended that kept the copy of a lent input past its deadline"
 LOSS_TOLD = 'on_loss="fail": the ring broke while the call was open'
+
+REASONS = (PROGRAM_FIRST, STAY_FIRST, DAEMON_FIRST, BROKEN_AT_DEADLINE, COPY_GONE, LOSS_TOLD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +99,21 @@ def _told(
 def _late(
     split: Split, _moments: list[float], _lives: Lives, breaks: Breaks
 ) -> tuple[str, str] | None:
-    """The ring was broken, at some instant from a member's deadline to its error."""
+    """A member decided alone, as no other could be asked all the time that it waits for that.
+
+    The other members' errors may have been taken over from that one.
+    """
     for life, began in split.begun.items():
         how = split.outcomes.get(life.rank)
         if how is None or how.kind != "late":
             continue
-        broken = breaks.during(began + split.timeout, how.moment)
-        if broken is not None:
-            return BROKEN_AT_DEADLINE, f"rank {life.rank}, {broken[0]:.3f} to {broken[1]:.3f}"
+        due = began + split.timeout
+        if how.moment < due + ASK_WITHIN:
+            continue
+        times = breaks.unasked(due, due + ASK_WITHIN)
+        if times is not None:
+            listed = ", ".join(f"{begin:.3f} to {end:.3f}" for begin, end in times)
+            return BROKEN_AT_DEADLINE, f"rank {life.rank}, due {due:.3f}, not to be asked {listed}"
     return None
 
 

@@ -64,6 +64,7 @@ class Stage:
             [node.log_path for node in nodes],
             LOST_AFTER,
         )
+        self.ledger.breaks.hurts = self.network.hurts
         self.programs = Programs(self.cluster, self.ledger, seed)
         self._started = [0.0] * size
         self._sent: list[set[int]] = [set() for _ in range(size)]
@@ -124,6 +125,8 @@ class Stage:
         """Send a daemon a signal, if it runs."""
         if signum == signal.SIGTERM:
             self.ledger.daemon_ended(self.rank(node), time.monotonic())
+        if signum == signal.SIGSTOP:
+            self.hush()
         if node.running:
             self._sent[self.rank(node)].add(signum)
             node.signal(signum)
@@ -163,6 +166,10 @@ class Stage:
     def proxy(self, rng: Random) -> Proxy:
         """Return one of the proxies."""
         return rng.choice(self.proxies)
+
+    def hush(self) -> None:
+        """Note that somebody is about to fall silent, which the others notice later."""
+        self.network.hurts.append(time.monotonic())
 
     def harm(self, proxy: Proxy, harm: Harm, *, up: bool) -> None:
         """Do *harm* to what passes through *proxy* next."""
