@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -41,6 +42,9 @@ def main(
     command += "" if checksum else " CHECKSUM=off"
     directory = Path(tempfile.mkdtemp(prefix="ringd-chaos-"))
     click.echo(f"{command}; logs in {directory}")
+    for signum in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the report is written all the same
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, signal.default_int_handler)
     begun = time.monotonic()
     result = play(
         options,

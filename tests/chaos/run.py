@@ -86,7 +86,7 @@ def play(options: Options, directory: Path, command: str, tell: Callable[[str], 
     except (Hang, AssertionError) as error:
         if not stage.ledger.failed:
             stage.ledger.violate("hangs", str(error))
-    except Exception:  # noqa: BLE001 - what was found up to then is told all the same
+    except (Exception, KeyboardInterrupt):  # noqa: BLE001 - what was found up to then is told all the same
         stage.ledger.violate("run broke off", traceback.format_exc())
     finally:
         try:
