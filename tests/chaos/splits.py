@@ -2,7 +2,8 @@
 
 Exactly those of docs/guarantees.md: where a program, or its stay, and the daemon that held its
 input both ended, where nobody could be asked for a second after a deadline, and where a
-program asked to be told of losses. Each is excused by recorded events of that very call, or not at all.
+program asked to be told of losses. Each is excused by recorded events of that very call, or not
+at all.
 """
 
 from __future__ import annotations
