@@ -1,11 +1,15 @@
 """What a program sees: values, layouts, arguments, memory, threads."""
 
+import contextlib
+import enum
 import gc
 import math
 import os
+import sys
 import threading
 import time
 import weakref
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -206,6 +210,62 @@ def test_name_is_passed_on_and_bounded(daemon, ring):
             call()
 
 
+class Op(str, enum.Enum):
+    """A program's own names for what it uses."""
+
+    SUM = "sum"
+
+
+@pytest.mark.parametrize(
+    ("argument", "error"),
+    [
+        ({"timeout": np.float64(9)}, None),
+        ({"timeout": np.float32(9)}, None),
+        ({"timeout": np.int64(9)}, None),
+        ({"timeout": np.array(9)}, None),
+        ({"timeout": 1e300}, None),
+        ({"timeout": 10**400}, OverflowError),
+        ({"timeout": "9"}, TypeError),
+        ({"name": np.str_("l")}, None),
+        ({"name": "\udc80"}, ValueError),
+        ({"name": b"l"}, TypeError),
+        ({"name": None}, TypeError),
+        ({"op": np.str_("sum")}, None),
+        ({"op": Op.SUM}, None),
+        ({"op": b"sum"}, ValueError),
+    ],
+    ids=str,
+)
+def test_argument_is_used_or_refused_and_the_ring_goes_on(ring, argument, error):
+    """What cannot be sent is an error of that call, which is not counted."""
+    session = ring._connection._group.session
+    calls = [partial(ring.all_reduce, 1.0), *([] if "op" in argument else [ring.barrier])]
+    for call in calls:
+        with pytest.raises(error) if error else contextlib.nullcontext():
+            call(**argument)
+        assert session.ops == {}
+        assert ring.all_reduce(1.0) == 3.0
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_call_that_cannot_be_packed_is_not_counted(tmp_path, monkeypatch, present):
+    """Or every daemon to come would be offered it; be there one now or not."""
+    with FakeDaemon(tmp_path / "s") as daemon:
+        ring = ringd.connect(daemon.path, timeout=10)
+        session = ring._connection._group.session
+        if not present:
+            daemon.stop()
+            eventually(lambda: ring._connection._pump.channel is None)
+        with monkeypatch.context() as patch:
+            patch.setattr(ringd.client.tensors, "plain", lambda text: text)
+            with pytest.raises(TypeError):
+                ring.all_reduce(1.0, name=np.str_("l"))
+        assert (session.ops, session.next_seq, session.open) == ({}, 0, 0)
+    with FakeDaemon(tmp_path / "s"):
+        assert ring.all_reduce(1.0, timeout=10) == 2.0
+        ring.close()
+
+
 def test_barrier_returns(ring):
     """A barrier carries nothing and returns nothing."""
     assert ring.barrier() is None
@@ -226,6 +286,22 @@ def test_connect_checks_its_arguments(daemon, argument):
     """Wrong arguments are ValueErrors."""
     with pytest.raises(ValueError, match=next(iter(argument))):
         ringd.connect(daemon.path, **argument)
+
+
+def test_connect_takes_no_name_that_cannot_be_sent(daemon):
+    """Bytes, and halves of a surrogate pair, are refused at once."""
+    for name, error in ((b"g", TypeError), ("\udc80", ValueError)):
+        with pytest.raises(error):
+            ringd.connect(daemon.path, name)
+
+
+def test_connect_takes_numpys_strings_and_any_programs_name(daemon, monkeypatch):
+    """What a message cannot carry as it is, it carries otherwise."""
+    monkeypatch.setattr(sys, "argv", ["caf\udce9.py"])
+    group, on_loss = np.str_("numpys"), np.str_("fail")
+    with ringd.connect(daemon.path, group, timeout=10, on_loss=on_loss) as ring:
+        assert daemon.run(lambda: daemon.handler.attaches[-1].program) == "caf?.py"
+        assert ring.all_reduce(1.0) == 3.0
 
 
 def test_async_calls_keep_their_order_and_results(ring):

@@ -24,8 +24,6 @@ from ringd.wire.border import (
     COPY_SMALL,
     TOKEN_BYTES,
     Reply,
-    Request,
-    pack,
     unpack_reply,
 )
 
@@ -87,9 +85,8 @@ class Channel:
         except zmq.ZMQError as error:  # which is no OSError
             raise OSError(error.errno, error.strerror) from error
 
-    def send(self, message: Request, payload: Payload | None = None) -> None:
-        """Queue *message* and a copy of *payload*; never blocks."""
-        frame = pack(message, payload)
+    def send(self, frame: bytes) -> None:
+        """Queue *frame*, of a packed request; never blocks."""
         self._dealer.send(frame, 0, copy=len(frame) < COPY_BELOW)
 
     def receive(self) -> tuple[Reply, Payload | None] | None:

@@ -215,8 +215,7 @@ class Connection:
                 op.timeout, op.give_up = until, until + self.latest.lost_after + GRACE
             else:
                 op.timeout = timeout
-            session.add(op)
-            group.hand_over(op)
+            group.submit(session, op)
             self._pump.sent()
 
     def _has_room(self) -> bool:

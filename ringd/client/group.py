@@ -16,7 +16,7 @@ import msgspec
 from ringd import errors
 from ringd.client.channel import Channel, Payload
 from ringd.client.pool import Pool
-from ringd.client.session import Op, Session
+from ringd.client.session import Op, Session, sendable
 from ringd.wire.border import (
     VERSION,
     Ack,
@@ -31,6 +31,7 @@ from ringd.wire.border import (
     Released,
     Reply,
     RingState,
+    pack,
 )
 
 
@@ -52,7 +53,8 @@ class Group:
         self.trouble = ""
         """What went wrong last with a daemon, for messages."""
         self._on_loss = on_loss
-        self._program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+        program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+        self._program = sendable(program)
         self._channel: Channel | None = None
         self._left = False
 
@@ -82,7 +84,7 @@ class Group:
         """Leave in good order; calls that are open end with an error."""
         self._left = True
         if self._channel is not None:
-            self._channel.send(Detach(self.session.join_id))
+            self._channel.send(pack(Detach(self.session.join_id)))
         self.session.cut(0, errors.RingError("the ring was closed before the call had ended"))
 
     # --- calls ------------------------------------------------------------------------
@@ -105,8 +107,21 @@ class Group:
         window = 1 if self.info is None else self.info.window
         return self.session if len(self.session.ops) < window else None
 
-    def hand_over(self, op: Op) -> None:
-        """Send *op*, if there is a daemon; otherwise the next one gets it."""
+    def submit(self, session: Session, op: Op) -> None:
+        """Take *op* into *session*, and send it if there is a daemon; else the next one gets it.
+
+        Raises:
+            Exception: it cannot be packed, and is not counted.
+        """
+        op.session, op.seq = session, session.next_seq
+        frame = self._frame(op)
+        session.add(op)
+        self._send(op, frame)
+
+    def _frame(self, op: Op) -> bytes:
+        return pack(op.submission(time.monotonic(), self.session.acked), op.payload)
+
+    def _send(self, op: Op, frame: bytes) -> None:
         channel = self._channel
         if channel is None:
             return
@@ -115,7 +130,7 @@ class Group:
         except OSError as error:
             self.part(channel, f"its lifeline broke: {error}")
         else:
-            channel.send(op.submission(time.monotonic(), self.session.acked), op.payload)
+            channel.send(frame)
 
     def give_up(self, op: Op, error: errors.RingError) -> None:
         """End *op* here, without the daemon's word."""
@@ -207,7 +222,7 @@ class Group:
         if reply.ack:
             session.ack_wanted = max(session.ack_wanted, reply.seq + 1)
         if min(session.ack_wanted, session.acked) > session.ack_sent and self._channel is not None:
-            self._channel.send(Ack(session.join_id, session.acked))
+            self._channel.send(pack(Ack(session.join_id, session.acked)))
             session.ack_sent = session.acked
 
     def _ignore(self, _reply: Answer, _payload: Payload | None) -> None:
@@ -242,22 +257,21 @@ class Group:
     def _attach(self) -> None:
         channel, session = self._channel, self.session
         assert channel is not None  # noqa: S101 - for the type checker
-        channel.send(
-            Attach(
-                version=VERSION,
-                token=channel.token,
-                group=self.name,
-                join_id=session.join_id,
-                next_seq=session.end,
-                released=session.released,
-                on_loss=self._on_loss,
-                pid=os.getpid(),
-                program=self._program,
-                session=session.members,
-                former=session.former,
-                loss=session.former_loss,
-            )
+        attach = Attach(
+            version=VERSION,
+            token=channel.token,
+            group=self.name,
+            join_id=session.join_id,
+            next_seq=session.end,
+            released=session.released,
+            on_loss=self._on_loss,
+            pid=os.getpid(),
+            program=self._program,
+            session=session.members,
+            former=session.former,
+            loss=session.former_loss,
         )
+        channel.send(pack(attach))
 
     def _offer_again(self, op: Op) -> None:
         target = op.target
@@ -268,7 +282,7 @@ class Group:
                 op.sealed = True
             else:
                 self.session.finish(op, None)
-        self.hand_over(op)
+        self._send(op, self._frame(op))
 
     def _pass_memory(self, channel: Channel, op: Op) -> None:
         dropped, self.pool.dropped = self.pool.dropped, []

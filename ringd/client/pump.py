@@ -15,6 +15,8 @@ from collections.abc import Callable
 
 from ringd.client.channel import Channel
 
+_LONGEST_SLEEP = 3600.0  # seconds; the system's calls refuse what is much longer
+
 
 class Pump:
     """The lock around a connection's state, and the waiting for that state to change."""
@@ -45,7 +47,7 @@ class Pump:
             self._drain()
             if done():
                 return True
-            timeout = None if until is None else until - time.monotonic()
+            timeout = None if until is None else min(until - time.monotonic(), _LONGEST_SLEEP)
             if timeout is not None and timeout <= 0:
                 return False
             if self._pumping or self.channel is None:

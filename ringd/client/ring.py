@@ -50,6 +50,7 @@ def connect(
         Refused: the daemon says no, for instance because the group has a client here already.
         ValueError: an argument is out of its range.
     """
+    group, on_loss = tensors.plain(group), tensors.plain(on_loss)
     if not 0 < len(group) <= MAX_GROUP_NAME or not group.isprintable():
         raise ValueError(f"a group's name has 1 to {MAX_GROUP_NAME} printable characters")
     if on_loss not in ("wait", "fail"):
@@ -162,8 +163,10 @@ class Ring:
             shared memory, which is used again once the array and all views of it are gone.
 
         Raises:
-            TypeError: *x* cannot be reduced in this way, or *out* is of another dtype.
-            ValueError: no such op, or *out* is of another shape, or read-only.
+            TypeError: *x* cannot be reduced in this way, or *out* is of another dtype, or an
+                argument is of another type.
+            ValueError: no such op, or *out* is of another shape, or read-only, or *name* or
+                *timeout* cannot be one.
             DeadlineExceeded: says which members had not made the call.
             Mismatch: the members made different calls; says which.
             GroupLost: a program of the group died or left; the next call joins it anew.
@@ -302,4 +305,5 @@ class Ring:
                 return None, None
         elif not timeout > 0:
             raise ValueError(f"a timeout is a positive number of seconds, not {timeout!r}")
+        timeout = float(timeout)  # numpy's numbers cannot be sent
         return timeout, time.monotonic() + timeout

@@ -17,6 +17,11 @@ OK = "ok"
 _LEAST_TIMEOUT = 1e-3  # seconds; 0 would mean: none
 
 
+def sendable(text: str) -> str:
+    """Return *text* with marks for what is no text: a file's name can be of any bytes."""
+    return text.encode(errors="replace").decode()
+
+
 class Op:
     """One call, kept until it is known to be finished on all members."""
 
@@ -105,7 +110,7 @@ class Op:
             acked=acked,
             hold=self.hold,
             outcome=outcome,
-            message=self._explanation()[:MAX_TEXT],
+            message=sendable(self._explanation()[:MAX_TEXT]),
         )
 
     def _explanation(self) -> str:
@@ -186,9 +191,7 @@ class Session:
         return self.limit is not None and self.next_seq >= self.limit
 
     def add(self, op: Op) -> None:
-        """Give *op* the next number."""
-        op.session = self
-        op.seq = self.next_seq
+        """Count *op*, which has the next number."""
         self.ops[op.seq] = op
         self.next_seq += 1
         self.open += 1

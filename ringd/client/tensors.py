@@ -32,22 +32,40 @@ def describe(array: Array, op: str, name: str) -> Call:
     """Return the call to reduce *array*, as members compare it.
 
     Raises:
-        ValueError: *name* is too long.
+        TypeError, ValueError: *name* cannot be one.
     """
-    check_name(name)
-    return Call("all_reduce", op, reduction.dtype_name(array.dtype), array.shape, name)
+    dtype = reduction.dtype_name(array.dtype)
+    return Call("all_reduce", plain(op), dtype, array.shape, call_name(name))
 
 
 def barrier(name: str) -> Call:
-    """Return the call that carries no data; raises ValueError when *name* is too long."""
-    check_name(name)
-    return Call("barrier", "", "", (), name)
+    """Return the call that carries no data; raises as :func:`describe` does."""
+    return Call("barrier", "", "", (), call_name(name))
 
 
-def check_name(name: str) -> None:
-    """Raise ValueError when *name*, of a call, is too long."""
+def call_name(name: str) -> str:
+    """Return *name*, of a call, as it can be sent.
+
+    Raises:
+        TypeError: it is no string.
+        ValueError: it is too long, or no text: a half of a surrogate pair is in it.
+    """
+    name = plain(name)
     if len(name) > MAX_CALL_NAME:
         raise ValueError(f"a call's name has up to {MAX_CALL_NAME} characters, not {len(name)}")
+    return name
+
+
+def plain(text: str) -> str:
+    """Return *text* as a plain str: messages take no subclass of it, such as numpy's.
+
+    Raises:
+        TypeError: it is no string.
+        ValueError: it is no text that can be sent.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"a string is needed, not {type(text).__name__}")
+    return text.encode().decode()
 
 
 def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
