@@ -6,6 +6,7 @@ import socket
 import struct
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from fake_daemon import open_fds
 
 from ringd import errors
 from ringd.border.segments import MAX_SEGMENTS, SegmentAbuse, SegmentTable
-from ringd.host import memory
+from ringd.host import memory, process
 from ringd.host.credentials import MACOS, MAX_SOCKET_PATH, check_socket_path, peer_credentials
 from ringd.host.process import ending
 from ringd.wire.border import Ref
@@ -252,3 +253,19 @@ def test_a_process_is_known_to_end_before_its_files_are_closed():
         program.wait()
         assert ending(program.pid)
         ours.close()
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_a_process_that_cannot_be_seen_is_taken_to_live(tmp_path, monkeypatch, platform):
+    """To believe so costs a copy, to be wrong about an end a sum: only what is gone has ended."""
+    monkeypatch.setattr(process, "Path", lambda name: tmp_path / name.lstrip("/"))  # hidden
+    monkeypatch.setattr(process.sys, "platform", platform)
+    program = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT)
+    assert not ending(program.pid)  # it is there until its parent has heard
+    program.wait()
+    assert ending(program.pid)
+    assert not ending(os.getpid())
+    assert not ending(0)
+    monkeypatch.setattr(os, "kill", mock.Mock(side_effect=PermissionError))
+    assert not ending(program.pid)

@@ -917,9 +917,9 @@ def test_blocking_call_wakes_nobody_without_need(daemons, count):
         assert after.get(keeper) == before.get(keeper)
 
 
-@pytest.mark.parametrize("end", ["forgotten", "exits", "raises"])
+@pytest.mark.parametrize("end", ["forgotten", "exits", "raises", "killed"])
 def test_the_daemon_is_told_whether_the_program_lives_on(tmp_path, end):
-    """A ring that is forgotten leaves a program that may write to what it had lent; an end not."""
+    """One that runs code yet, if only at its exit, may write to what it had lent; no dead one."""
     parted = []
     with FakeDaemon(tmp_path / "s") as daemon:
         daemon.handler.on_leave = lambda client: parted.append(client.parted)
@@ -928,12 +928,16 @@ def test_the_daemon_is_told_whether_the_program_lives_on(tmp_path, end):
             del ring
             gc.collect()
         else:
-            body = {"exits": "sys.exit(3)", "raises": "raise ValueError"}[end]
-            text = f"import sys, ringd; ring = ringd.connect({daemon.path!r}); {body}"
+            body = {
+                "exits": "sys.exit(3)",
+                "raises": "raise ValueError",
+                "killed": "os.kill(os.getpid(), 9)",
+            }[end]
+            text = f"import os, sys, ringd; ring = ringd.connect({daemon.path!r}); {body}"
             command = [sys.executable, "-c", text]
             subprocess.run(command, check=False, stderr=subprocess.DEVNULL, timeout=30)
         eventually(lambda: parted)
-        assert parted == [end == "forgotten"]
+        assert parted == [end != "killed"]
 
 
 def test_a_program_that_ends_lets_go_before_it_is_taken_apart(tmp_path):

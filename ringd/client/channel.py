@@ -155,14 +155,10 @@ class Channel:
                     return True
                 self._heard += data
 
-    def hang_up(self, *, dying: bool = False) -> None:
-        """End the lifeline, so that both sides see its end; from any thread.
-
-        *dying*: so does this process; nothing here is going to change what was lent.
-        """
+    def hang_up(self) -> None:
+        """End the lifeline, so that both sides see its end; from any thread."""
         with contextlib.suppress(OSError):  # the other side was first
-            if not dying:
-                self.lifeline.send(wire.pack(wire.PART, 0, 0))
+            self.lifeline.send(wire.pack(wire.PART, 0, 0))
         with contextlib.suppress(OSError):
             self.lifeline.shutdown(socket.SHUT_RDWR)
 

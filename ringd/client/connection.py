@@ -101,13 +101,13 @@ class Connection:
         with self._mutex:
             self._group.pool.close()
 
-    def abandon(self, *, dying: bool = False) -> None:
-        """End without ceremony, nor lock, for the garbage collector; *dying*: with the process."""
+    def abandon(self) -> None:
+        """End without ceremony, nor lock: for the garbage collector, and at the process's end."""
         if os.getpid() == self._pid and not self._closed:
             self._closed = True
             channel = self._pump.channel
             if channel is not None:
-                channel.hang_up(dying=dying)
+                channel.hang_up()
 
     def check(self) -> None:
         """Raise RingError unless this connection can be used, in this process."""
@@ -393,9 +393,12 @@ def _forked() -> None:
 
 
 def _exiting() -> None:
-    """Let the others know at once: a large program takes its time to be taken apart."""
+    """Let the others know at once: a large program takes its time to be taken apart.
+
+    It is not dead yet: what runs after this may still write to what was lent.
+    """
     for connection in list(_alive):
-        connection.abandon(dying=True)
+        connection.abandon()
 
 
 os.register_at_fork(after_in_child=_forked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,16 +10,28 @@ _EXITING = 4  # PF_EXITING of linux/sched.h
 
 
 def ending(pid: int) -> bool:
-    """Whether process *pid* will never run its program again.
+    """Whether process *pid* is known never to run its program again.
 
-    Linux says so from before it closes the process's files. True where the system says nothing:
-    on macOS, and of a process that is invisible from here.
+    Linux says so from before it closes the process's files. Elsewhere, and of a process that is
+    hidden from here, it is known only once the process is gone altogether.
     """
-    if sys.platform != "linux":
-        return True
+    if pid <= 0:  # of another namespace
+        return False
+    if sys.platform == "linux":
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        except OSError:
+            return _gone(pid)
+        state, *fields = stat.rpartition(")")[2].split()  # the name before may hold anything
+        return state in "ZX" or bool(int(fields[5]) & _EXITING)
+    return _gone(pid)
+
+
+def _gone(pid: int) -> bool:
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
+        os.kill(pid, 0)
+    except ProcessLookupError:
         return True
-    state, *fields = stat.rpartition(")")[2].split()  # the name before that may hold anything
-    return state in "ZX" or bool(int(fields[5]) & _EXITING)
+    except OSError:
+        return False  # another user's
+    return False
