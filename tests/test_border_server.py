@@ -419,7 +419,7 @@ def test_death_is_told_once_and_frees_everything(daemon):
         eventually(lambda: client.segment_bytes == 1 << 20)
         raw.lifeline.close()
         eventually(lambda: daemon.handler.gone)
-        assert daemon.handler.gone == ["the process ended"]
+        assert daemon.handler.gone == ["its lifeline ended without a word"]
         assert (client.alive, client.segment_bytes, mapped()) == (False, 0, before)
         client.send(border.Released(5, 1))  # in vain, and harmless
         assert daemon.run(lambda: daemon.server.clients) == []
@@ -443,6 +443,24 @@ def test_one_that_hangs_up_is_dead_only_if_nothing_speaks_against_it(
         eventually(lambda: daemon.handler.gone)
         assert client.parted is word
         assert client.died is not (word or lives)
+        said = "hung up" if word else "without a word" if lives else "the process ended"
+        assert said in daemon.handler.gone[0]
+
+
+def test_last_word_is_heard_also_by_one_that_was_about_to_speak(daemon):
+    """That nothing can be sent any more does not hide why."""
+    with Raw(daemon) as raw:
+
+        def part():
+            """In the daemon's thread, so that it has read nothing yet."""
+            raw.lifeline.send(lifeline.pack(lifeline.PART, 0, 0))
+            raw.lifeline.close()
+            (client,) = daemon.server.clients
+            client.tell_session(5, (5,))
+
+        daemon.run(part)
+        eventually(lambda: daemon.handler.gone)
+        assert daemon.handler.gone == ["the program hung up"]
 
 
 @pytest.mark.parametrize("end", ["death", "detach"])

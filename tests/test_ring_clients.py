@@ -71,6 +71,29 @@ def test_waiting_calls_learn_of_a_death(calm_cluster: Cluster, ending: str) -> N
                 ring.close()
 
 
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "died at 2"),
+        ("raise ValueError('on purpose')", "hung up at 2"),
+        ("ring._connection._pump.channel.lifeline.send(bytes([99] * 16)); hear()", "was lost (it "),
+    ],
+    ids=["killed", "exception", "abuse"],
+)
+def test_only_the_dead_are_said_to_have_died(calm_cluster: Cluster, end: str, said: str) -> None:
+    """The others are told how a program was lost, as far as its daemon can know."""
+    group = f"how {said}"
+    with Program(calm_cluster[2], "ring.barrier(); hear(); " + end, group) as program:
+        rings = [ringd.connect(calm_cluster.sockets[rank], group) for rank in (0, 1)]
+        everywhere(rings, lambda ring: ring.barrier())
+        calls = begin(rings, lambda ring: ring.barrier())
+        program.tell()
+        for call in calls:
+            assert said in str(call.outcome())
+        for ring in rings:
+            ring.close()
+
+
 @pytest.mark.parametrize("count", COUNTS)
 def test_what_a_dead_program_handed_over_counts(calm_cluster: Cluster, count: int) -> None:
     """A call that was made before the death completes for the others; the next one does not."""

@@ -76,7 +76,7 @@ class Lifeline:
             self._take_fds(ancillary)
             self._fd_lost |= bool(flags & socket.MSG_CTRUNC)
             if not data:
-                self._ended("the program hung up" if self.parted else "the process ended")
+                self._ended("its lifeline ended without a word")
                 return
             self._partial += data
             if len(self._partial) == wire.RECORD_BYTES:
@@ -90,6 +90,8 @@ class Lifeline:
             sent = self._connection.send(record)
         except BlockingIOError:
             sent = 0
+        except ConnectionError:
+            return  # what it has said is yet to be read, and then its end
         except OSError as error:
             self._end(f"its lifeline broke: {error.strerror}")
             return
@@ -155,7 +157,11 @@ class Lifeline:
 
     def _ended(self, reason: str) -> None:
         # The word may be missing where this side had read nothing for long: ask the system too.
-        self.died = not self.parted and ending(self.credentials.pid)
+        if self.parted:
+            reason = "the program hung up"
+        elif ending(self.credentials.pid):
+            self.died = True
+            reason = "the process ended"
         self._end(reason)
 
     def _end(self, reason: str) -> None:

@@ -71,7 +71,10 @@ class BorderHandler(Protocol):
         """*client* leaves in good order; it is not alive any more."""
 
     def client_gone(self, client: Client, reason: str) -> None:
-        """*client* died, after it had attached and without having left; exactly once."""
+        """*client*, which had attached and has not left, is gone for *reason*; exactly once.
+
+        It died, hung up, or cannot be worked with: ``died`` and ``parted`` tell.
+        """
 
 
 Answerer = Callable[[Callable[[bytes], None]], None]

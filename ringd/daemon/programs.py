@@ -136,9 +136,10 @@ class Programs:
         self._gone(client, "left the group")
 
     def client_gone(self, client: Client, reason: str) -> None:
-        """A program died."""
+        """A program ended without a Detach, or cannot be worked with."""
         self._log.info("client gone", pid=client.pid, program=client.program, reason=reason)
-        self._gone(client, f"(pid {client.pid}) {'hung up' if client.parted else 'died'}")
+        how = "died" if client.died else "hung up" if client.parted else f"was lost ({reason})"
+        self._gone(client, f"(pid {client.pid}) {how}")
 
     def _gone(self, client: Client, how: str) -> None:
         self._clients.discard(client)
