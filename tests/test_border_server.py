@@ -503,6 +503,29 @@ def test_one_that_acknowledges_nothing_is_woken(daemon):
         assert nudged(raw, 10)
 
 
+def test_one_that_reads_nothing_is_woken_once(daemon, monkeypatch):
+    """A stopped program with many calls open is not hung up on for a full lifeline."""
+    monkeypatch.setattr(client_module, "NUDGE_AFTER", 0.001)
+    daemon.handler.hold = daemon.handler.ask_ack = True
+    with Raw(daemon) as raw:
+        for seq in range(50):
+            raw.send(raw.submit(seq=seq), EIGHT)
+        eventually(lambda: len(daemon.handler.submitted) == 50)
+        (client,) = daemon.run(lambda: daemon.server.clients)
+        for call in list(daemon.handler.submitted):
+            daemon.run(lambda call=call: daemon.handler.complete(call))
+            eventually(lambda: daemon.run(lambda: client._nudge is None))
+        raw.lifeline.settimeout(10)
+        assert raw.lifeline.recv(4096) == lifeline.pack_session(0, ())
+        # It speaks, but has read no more than the half of it: it is woken again.
+        raw.send(border.Ack(5, 25))
+        assert nudged(raw, 10)
+        raw.send(border.Ack(5, 50))
+        eventually(lambda: daemon.handler.acks == [25, 50])
+        assert daemon.run(lambda: client._nudge) is None
+        assert not nudged(raw, 0.01)
+
+
 def test_one_that_acknowledges_is_left_alone(daemon, monkeypatch):
     """Nobody is woken for what has been said, be it by an Ack or with the next call."""
     monkeypatch.setattr(client_module, "NUDGE_AFTER", 0.2)

@@ -25,6 +25,7 @@ class Client:
         "_lifeline",
         "_loop",
         "_nudge",
+        "_nudged",
         "_owed_since",
         "_owes",
         "_server",
@@ -44,6 +45,9 @@ class Client:
         """Somebody waits for it to acknowledge all ops below."""
         self._owed_since = 0.0
         self._nudge: Timer | None = None
+        self._nudged = False
+        """It was woken and has said nothing since: no need to fill the lifeline of one that is
+        stopped."""
         self.token = lifeline.token
         self.routing_id: bytes | None = None
         """Of its ZeroMQ connection; None before it attached."""
@@ -75,9 +79,18 @@ class Client:
                 self._expect_ack(reply)
 
     def acknowledged(self, acked: int) -> None:
-        """It has all outcomes below *acked*."""
+        """It has spoken, and has all outcomes below *acked*."""
         if acked >= self._owes:
             self._owes = 0
+        elif self._nudged:  # for the rest, which may have come after it was woken
+            self._owed_since = self._loop.now()
+            self._nudge_in(NUDGE_AFTER)
+        self._nudged = False
+
+    def owes_nothing(self) -> None:
+        """It joins anew, if it had joined before: nobody waits for what was before that."""
+        self._owes = 0
+        self._nudged = False
 
     def _expect_ack(self, reply: Completed | Failed) -> None:
         """Wake it if it does not answer: a program that computes takes no messages in."""
@@ -85,8 +98,11 @@ class Client:
             self._owed_since = self._loop.now()
         if reply.ack:
             self._owes = max(self._owes, reply.seq + 1)
-        if self._nudge is None:
-            self._nudge = self._loop.call_later(NUDGE_AFTER, self._nudge_it)
+        if self._nudge is None and not self._nudged:
+            self._nudge_in(NUDGE_AFTER)
+
+    def _nudge_in(self, seconds: float) -> None:
+        self._nudge = self._loop.call_later(seconds, self._nudge_it)
 
     def _nudge_it(self) -> None:
         self._nudge = None
@@ -94,8 +110,9 @@ class Client:
             return
         left = self._owed_since + NUDGE_AFTER - self._loop.now()
         if left > 0:  # for that it had no time yet
-            self._nudge = self._loop.call_later(left, self._nudge_it)
+            self._nudge_in(left)
         else:
+            self._nudged = True
             self._lifeline.send(lifeline.pack_session(0, ()))
 
     @property

@@ -95,7 +95,7 @@ class Lifeline:
         except OSError as error:
             self._end(f"its lifeline broke: {error.strerror}")
             return
-        if sent < len(record):  # thousands of records are unread
+        if sent < len(record):  # hundreds of records are unread
             self._end("it does not read what the daemon sends")
 
     @property

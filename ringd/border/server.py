@@ -22,7 +22,7 @@ from ringd import errors
 from ringd.border.client import Client
 from ringd.border.endpoint import Endpoint
 from ringd.border.lifeline import Lifeline, LifelineListener
-from ringd.border.validate import MAX_NUMBER, call_fault_of, fault_of
+from ringd.border.validate import call_fault_of, fault_of
 from ringd.net.loop import EVENT_READ, Loop, Timer
 from ringd.wire.border import (
     COPY_BELOW,
@@ -302,7 +302,7 @@ class BorderServer:
         if client.routing_id is not None:
             self._by_routing_id.pop(client.routing_id, None)  # its ZeroMQ connection is a new one
         client.routing_id = routing_id
-        client.acknowledged(MAX_NUMBER)  # by this it joins anew, if it had joined before
+        client.owes_nothing()
         client.program = message.program
         client.group = message.group
         self._by_routing_id[routing_id] = client

@@ -20,7 +20,7 @@ from ringd.wire.border import (
 from ringd.wire.control import MAX_CALL_NAME, MAX_GROUP_NAME, MAX_TEXT, Call
 
 _MAX_U64 = (1 << 64) - 1
-MAX_NUMBER = 1 << 62
+_MAX_NUMBER = 1 << 62
 """Of an op. Far from where 64 bits end, so that one may count on from any of them."""
 _MAX_BYTES = (1 << 63) - 1
 _MAX_DIMENSIONS = 64
@@ -80,7 +80,7 @@ def _attach_fault(message: Attach) -> str | None:
 def _numbers_fault(join_id: int, *numbers: int) -> str | None:
     if not 0 < join_id <= _MAX_U64:
         return "a join id is a positive number of 64 bits"
-    if not all(0 <= number <= MAX_NUMBER for number in numbers):
+    if not all(0 <= number <= _MAX_NUMBER for number in numbers):
         return "a sequence number lies between 0 and 2**62"
     return None
 
