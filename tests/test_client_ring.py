@@ -18,6 +18,7 @@ from fake_daemon import FakeDaemon, eventually, mapped, open_fds
 
 import ringd
 from ringd.border.server import Limits
+from ringd.client import connection as connection_module
 from ringd.client import pool as pool_module
 
 LIMIT = 1024  # bytes; small, so that small arrays go through shared memory too
@@ -636,6 +637,30 @@ def test_closed_ring_says_so(daemon):
         assert (daemon.handler.detached, daemon.handler.gone) == (detached + 1, [])
     finally:
         daemon.handler.hold = False
+
+
+def test_close_ends_no_call_before_the_daemon_has_let_go_of_its_input(tmp_path, monkeypatch):
+    """Who waits for a call may write to what it had lent as soon as that ends."""
+    monkeypatch.setattr(connection_module, "_DETACH_TIMEOUT", 30)
+    ended, found = threading.Event(), []
+    with FakeDaemon(tmp_path / "s", hold=True, limits=Limits(inline_limit=LIMIT)) as daemon:
+        ring = ringd.connect(daemon.path, timeout=10, on_loss="fail")
+        x = ring.empty(50_000)
+        x[:] = 1
+
+        def wait():
+            with pytest.raises(ringd.RingError, match="closed before"):
+                ring.all_reduce(x)
+            ended.set()
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        eventually(lambda: daemon.handler.submitted)
+        daemon.handler.on_leave = lambda _client: found.append(ended.wait(0.2))
+        ring.close()
+        thread.join(10)
+        assert (found, ended.is_set()) == ([False], True)
+        assert (daemon.handler.detached, daemon.handler.gone) == (1, [])
 
 
 def test_forgotten_ring_is_noticed_by_the_daemon(tmp_path):

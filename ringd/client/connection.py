@@ -1,9 +1,10 @@
 """A client's connection to its daemon, through all the daemon's lives.
 
 A blocking call needs no second thread: the caller itself sleeps on the sockets
-(:mod:`ringd.client.pump`). One thread per connection, the *keeper*, sleeps on the lifeline. When
-the daemon dies it waits for the next one and offers again what is not finished everywhere, also
-while the program is busy with something else.
+(:mod:`ringd.client.pump`). One thread per connection, the *keeper*, sleeps on the lifeline, for
+what must be done also while the program computes: when the daemon dies it waits for the next one
+and offers again what is not finished everywhere; once a minute, and when the daemon wakes it, it
+takes messages in.
 """
 
 from __future__ import annotations
@@ -93,20 +94,24 @@ class Connection:
             channel = self._pump.channel
             self._group.leave()
             self._pump.tell()
-        # The daemon hangs up when it has read the Detach; sooner, and we would count as dead.
-        self._keeper.join(_DETACH_TIMEOUT)
-        if channel is not None and self._keeper.is_alive():
-            channel.hang_up()
+        # The daemon hangs up when it has read the Detach and copied what open calls had lent, which
+        # may be written to once they have ended; sooner, and we would count as having hung up.
+        try:
             self._keeper.join(_DETACH_TIMEOUT)
-        with self._mutex:
-            self._group.pool.close()
+            if channel is not None and self._keeper.is_alive():
+                channel.hang_up()
+                self._keeper.join(_DETACH_TIMEOUT)
+        finally:
+            with self._mutex:
+                self._group.end()
+                self._group.pool.close()
+                self._pump.tell()
 
     def abandon(self) -> None:
         """End without ceremony, nor lock: for the garbage collector, and at the process's end."""
         if os.getpid() == self._pid and not self._closed:
             self._closed = True
-            channel = self._pump.channel
-            if channel is not None:
+            if (channel := self._pump.channel) is not None:
                 channel.hang_up()
 
     def check(self) -> None:
@@ -120,8 +125,7 @@ class Connection:
 
     def in_child(self) -> None:
         """After a fork, in the child: let go of what would keep the parent alive."""
-        channel = self._pump.channel
-        if channel is not None:
+        if (channel := self._pump.channel) is not None:
             channel.lifeline.close()
 
     # --- calls ------------------------------------------------------------------------
@@ -150,10 +154,8 @@ class Connection:
         """Wait until the ring is in *state*; whether it came to that before *until*."""
         self.check()
         with self._mutex:
-            return (
-                self._pump.wait(lambda: self._closed or self.latest.state == state, until)
-                and not self._closed
-            )
+            self._pump.wait(lambda: self._closed or self.latest.state == state, until)
+            return not self._closed and self.latest.state == state
 
     def reserve(self, lengths: Sequence[int], until: float | None) -> list[Block] | None:
         """Return blocks of shared memory, waiting for some to come back if need be.
@@ -355,19 +357,15 @@ class Connection:
     def _open(self) -> Channel | None:
         trouble: list[str] = []
         for path in self._paths:
-            channel = self._try(path, trouble)
-            if channel is not None:
+            try:
+                channel = Channel(path, self._pump.wake_reader)
+            except OSError as error:
+                trouble.append(f"{path}: {error.strerror or error}")
+            else:
                 self._paths = [path]  # from now on it is this daemon's return that we wait for
                 return channel
         self._group.trouble = "; ".join(trouble)
         return None
-
-    def _try(self, path: str, trouble: list[str]) -> Channel | None:
-        try:
-            return Channel(path, self._pump.wake_reader)
-        except OSError as error:
-            trouble.append(f"{path}: {error.strerror or error}")
-            return None
 
     def _live_with(self, channel: Channel) -> None:
         with self._mutex:
@@ -393,10 +391,7 @@ def _forked() -> None:
 
 
 def _exiting() -> None:
-    """Let the others know at once: a large program takes its time to be taken apart.
-
-    It is not dead yet: what runs after this may still write to what was lent.
-    """
+    """Let the others know now: the rest may take long, and may yet write to what was lent."""
     for connection in list(_alive):
         connection.abandon()
 

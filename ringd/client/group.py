@@ -76,15 +76,18 @@ class Group:
         self.trouble = self.trouble or f"{channel.path}: the daemon ended"
         if self.info is not None:
             self._set_state("forming", self.info.generation)
-        if self._on_loss == "fail" and self.session.open:
+        if self._on_loss == "fail" and self.session.open and not self._left:
             text = f"this machine's daemon ({channel.path}) went away"
             self._cut(self.session.released, errors.PeerLost(text))
 
     def leave(self) -> None:
-        """Leave in good order; calls that are open end with an error."""
+        """Leave in good order; calls that are open are not ended by that: see :meth:`end`."""
         self._left = True
         if self._channel is not None:
             self._channel.send(pack(Detach(self.session.join_id)))
+
+    def end(self) -> None:
+        """End the calls that are open: the daemon has let go of the memory that they lent."""
         self.session.cut(0, errors.RingError("the ring was closed before the call had ended"))
 
     # --- calls ------------------------------------------------------------------------

@@ -246,7 +246,10 @@ class Ring:
     # --- the end ----------------------------------------------------------------------
 
     def close(self) -> None:
-        """Leave the group in good order; calls that are open here end with an error."""
+        """Leave the group in good order; calls that are open here end with an error.
+
+        Waits until the daemon has let go of what they lent, up to two seconds.
+        """
         self._connection.close()
 
     def __enter__(self) -> Ring:  # noqa: PYI034 - Self needs Python 3.11
