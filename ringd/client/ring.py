@@ -36,6 +36,9 @@ def connect(
 
     Returns as soon as the daemon has answered; the ring need not be ready, calls wait for it.
 
+    Rings that are open when the program ends are hung up on first, before exit handlers
+    (:mod:`atexit`) that were registered before this call: those can make no more calls.
+
     Args:
         socket: path of the daemon's socket; by default the environment variable RINGD_SOCKET,
             else the usual place of a user's own daemon, else that of the system's.
