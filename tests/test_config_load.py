@@ -242,7 +242,17 @@ def test_load_raises_all_problems(write):
         ),
         (
             '[ipc]\nmax_message = "1MiB"\ninline_limit = "2MiB"',
-            'ipc.max_message = "1MiB": less than ipc.inline_limit; write at least 2MiB',
+            (
+                'ipc.max_message = "1MiB": less than ipc.inline_limit and 4KiB beside it; write '
+                "at least 2052KiB"
+            ),
+        ),
+        (
+            '[ipc]\nmax_message = "1MiB"\ninline_limit = "1MiB"',
+            (
+                'ipc.max_message = "1MiB": less than ipc.inline_limit and 4KiB beside it; write '
+                "at least 1028KiB"
+            ),
         ),
         (
             '[ipc]\nsegment_budget = "1MiB"\ninline_limit = "1MiB"',

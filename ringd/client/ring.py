@@ -19,10 +19,10 @@ from ringd.client.connection import Connection
 from ringd.client.session import Op
 from ringd.client.work import Work
 from ringd.host.paths import socket_candidates
+from ringd.wire.border import ROOM_FOR_HEADERS
 from ringd.wire.control import MAX_GROUP_NAME, Call
 
 _CONNECT_TIMEOUT = 30.0
-_ROOM_FOR_HEADERS = 4096
 
 
 def connect(
@@ -293,7 +293,7 @@ class Ring:
                 return Op(
                     call, length, source=source.ref(length), source_block=source, target=target
                 )
-        limit = connection.latest.max_message - _ROOM_FOR_HEADERS
+        limit = connection.latest.max_message - ROOM_FOR_HEADERS
         if length > limit:
             raise errors.ResourceExhausted(
                 f"this system has no shared memory, and {length} bytes are too many for one "

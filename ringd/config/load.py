@@ -32,6 +32,7 @@ from ringd.config.settings import (
 )
 from ringd.config.units import format_duration, format_size, parse_address
 from ringd.errors import ConfigError
+from ringd.wire.border import ROOM_FOR_HEADERS
 
 MAX_ADDRESSES = 16
 RING_KEYS = ("name", "key_file", "insecure", "members")
@@ -324,14 +325,24 @@ def _check_ipc(report: _Report, ipc: IpcSettings) -> None:
                 "ipc.group", "no such group on this machine; make it, or omit this", ipc.group
             )
     for key, bound, what in (
-        ("max_message", ipc.inline_limit, "ipc.inline_limit"),
+        (
+            "max_message",
+            ipc.inline_limit + ROOM_FOR_HEADERS,
+            f"ipc.inline_limit and {_whole(ROOM_FOR_HEADERS)} beside it",
+        ),
         # A call needs a segment for its input and one for its result.
         ("segment_budget", 2 * ipc.inline_limit, "twice ipc.inline_limit"),
     ):
         size = getattr(ipc, key)
         if size < bound:
-            problem = f"less than {what}; write at least {format_size(bound)}"
+            problem = f"less than {what}; write at least {_whole(bound)}"
             report.add(f"ipc.{key}", problem, format_size(size))
+
+
+def _whole(size: int) -> str:
+    """Return *size* as it can be written in the file, without a fraction."""
+    units = ((20, "MiB"), (10, "KiB"), (0, "B"))
+    return next(f"{size >> bits}{unit}" for bits, unit in units if not size % (1 << bits))
 
 
 def _did_you_mean(word: str, known: Iterable[str]) -> str:

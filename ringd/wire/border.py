@@ -242,6 +242,9 @@ COPY_BELOW = 1 << 20
 MAX_REQUEST = 32 << 10
 """Bytes of a request without its payload; the text of an outcome may take up half of it."""
 
+ROOM_FOR_HEADERS = 4 << 10
+"""Bytes that suffice beside the payload, for a call that is open and its result."""
+
 _TRAILER = struct.Struct("<IB")
 
 _encoder = msgspec.msgpack.Encoder()
