@@ -181,6 +181,18 @@ def test_lifeline_is_read_in_portions(daemon, monkeypatch):
         eventually(lambda: [read for read in reads if read[1]] == portions)
 
 
+def test_name_in_use_goes_to_who_comes_last(daemon):
+    """Else what a second one of that name sends would be kept for ever, and never be read."""
+    context = zmq.Context.instance()
+    with context.socket(zmq.DEALER) as first, context.socket(zmq.DEALER) as second:
+        for dealer in (first, second):
+            dealer.setsockopt(zmq.LINGER, 0)
+            dealer.setsockopt(zmq.ROUTING_ID, b"same")
+            dealer.connect(f"ipc://{daemon.path}")
+            dealer.send(border.pack(border.AskStatus(border.VERSION)))
+            assert dealer.poll(10_000)
+
+
 def test_questions_need_no_lifeline(daemon):
     """Status, rejoin and trace are answered to anyone who may open the socket."""
     with Raw(daemon, attach=False, with_lifeline=False) as raw:

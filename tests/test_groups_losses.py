@@ -92,9 +92,27 @@ def test_one_that_leaves_for_reasons_of_its_own_is_named_with_them():
     bench.down()
     bench.attach(0, 20)
     bench.up()
+    assert bench.reports(1) == [(0, "group_lost")]
     assert bench.message(1) == (
-        "the client on 'a' left the group and joined it anew: the ring broke: link to b lost"
+        "the client on 'a' waits for nobody (on_loss=\"fail\"): the ring broke: link to b lost"
     )
+
+
+def test_one_that_was_not_in_a_call_at_a_loss_hears_of_it_as_the_others_did():
+    """With on_loss="fail" on all, its next call ends with PeerLost too, in the same words."""
+    bench = Bench(2)
+    bench.up()
+    for rank in range(2):
+        bench.attach(rank, 10 + rank, on_loss="fail")
+    bench.settle()
+    bench.submit(0, submission(0, large=True))
+    bench.settle()
+    bench.down()
+    bench.attach(0, 20, on_loss="fail")
+    bench.up()
+    bench.submit(1, submission(0, large=True))
+    assert [bench.reports(rank) for rank in range(2)] == [[(0, "peer_lost")]] * 2
+    assert bench.message(0) == bench.message(1) == "the ring broke: link to b lost"
 
 
 def test_one_that_leaves_before_its_part_is_done_is_itself_to_blame():

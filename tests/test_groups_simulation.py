@@ -14,6 +14,7 @@ import pytest
 from groups_models import Spec, Violation
 from groups_simulation import Sim
 
+from ringd.errors import GroupLost
 from ringd.groups.actions import Relay
 from ringd.groups.calls import Calls
 from ringd.groups.ledger import Ledger
@@ -306,7 +307,7 @@ def blame_survivors(monkeypatch):
         make_way(self, stay, holder)
 
     monkeypatch.setattr(Roll, "_make_way", mutant)
-    monkeypatch.setattr(Session, "_cause", lambda _self, message: message)
+    monkeypatch.setattr(Session, "_cause", lambda _self, message: (GroupLost.code, message))
 
 
 def forget_why_survivors_came(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -172,6 +173,24 @@ def test_check_of_a_good_config(place: Path) -> None:
         assert done.returncode == 0
         assert "'n1', rank 1" in done.stdout
         assert not cluster[1].socket.exists()
+
+
+def test_check_finds_a_port_in_use(place: Path) -> None:
+    """One line with file, key, value and remedy; a daemon that runs is in nobody's way."""
+    with Cluster(place, 2) as cluster:
+        with socket.create_server(("127.0.0.1", cluster[1].port)):
+            done = run("ringd", "--config", str(cluster.config), "--node", "n1", "--check-config")
+        assert done.returncode == 78
+        (line,) = done.stderr.splitlines()
+        where = f"127.0.0.1:{cluster[1].port}"
+        assert line.startswith(
+            f"{cluster.config}: ring.members[1].addresses: cannot listen on {where}"
+        )
+        assert "stop the program" in line
+        cluster.start().wait_ready()
+        own = cluster[1]
+        options = ("--config", str(cluster.config), "--node", "n1", "--socket", str(own.socket))
+        assert run("ringd", *options, "--check-config").returncode == 0
 
 
 def test_version() -> None:

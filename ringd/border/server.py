@@ -193,6 +193,9 @@ class BorderServer:
         router = self._context.socket(zmq.ROUTER)
         router.setsockopt(zmq.LINGER, 0)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        # Who comes under a name in use takes its place; else libzmq keeps what it sends for ever.
+        # Our clients have names made by libzmq, which nobody else can take.
+        router.setsockopt(zmq.ROUTER_HANDOVER, 1)
         router.setsockopt(zmq.MAXMSGSIZE, self.limits.max_message)
         # The window bounds what a decent client has under way; these bound the others. A full
         # receive queue makes the sender wait, and is never a loss.

@@ -33,6 +33,7 @@ from ringd.config.settings import (
 from ringd.config.units import format_duration, format_size, parse_address
 from ringd.errors import ConfigError
 from ringd.wire.border import ROOM_FOR_HEADERS
+from ringd.wire.text import printable
 
 MAX_ADDRESSES = 16
 RING_KEYS = ("name", "key_file", "insecure", "members")
@@ -144,8 +145,21 @@ def _parse(report: _Report) -> dict[str, Any] | None:
     except UnicodeDecodeError as error:
         report.lines.append(f"{report.path}: not UTF-8 (byte {error.start}); save it as UTF-8")
     except tomli.TOMLDecodeError as error:
-        report.lines.append(f"{report.path}: not TOML: {error}; mend it there")
+        line = _line_of(report.path, str(error))
+        report.lines.append(f"{report.path}: not TOML: {error}{line}; mend it there")
     return None
+
+
+def _line_of(path: Path, error: str) -> str:
+    """Return the line that tomli's *error* names, such as a key that comes twice."""
+    found = re.search(r"at line (\d+)", error)
+    if found is None:
+        return ""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    number = int(found[1])
+    return (
+        f": {printable(lines[number - 1].strip(), _LONGEST_VALUE)}" if number <= len(lines) else ""
+    )
 
 
 def _ring(report: _Report, table: object) -> RingSettings:

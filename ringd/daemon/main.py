@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import sys
 from pathlib import Path
 
@@ -10,11 +12,13 @@ import structlog
 
 from ringd import __version__
 from ringd.config import load
+from ringd.config.settings import Config
 from ringd.daemon import logs
 from ringd.daemon.daemon import Daemon
 from ringd.errors import ConfigError, RingError
 from ringd.host import heap, paths
 from ringd.host.limits import raise_open_files
+from ringd.net.listener import obstacles
 
 EX_CONFIG = 78
 """Of sysexits.h: what is wrong stands in the config, so a restart cannot help."""
@@ -30,6 +34,7 @@ EX_CONFIG = 78
 @click.option("--node", envvar="RINGD_NODE", help="Which member this is; default: the host's name.")
 @click.option(
     "--socket",
+    "socket_path",
     type=click.Path(path_type=Path),
     envvar="RINGD_SOCKET",
     help="Where programs reach this daemon.",
@@ -45,7 +50,7 @@ EX_CONFIG = 78
 def main(
     config: Path | None,
     node: str | None,
-    socket: Path | None,
+    socket_path: Path | None,
     state_dir: Path | None,
     *,
     check_config: bool,
@@ -61,19 +66,36 @@ def main(
     except ConfigError as error:
         click.echo(str(error), err=True)
         sys.exit(EX_CONFIG)
+    places = paths.default_paths()
+    socket_path = socket_path or (
+        Path(settings.ipc.socket) if settings.ipc.socket else places.socket
+    )
     if check_config:
+        _check_ports(settings, socket_path)
         click.echo(f"{path}: good; this is {settings.node!r}, rank {settings.rank}")
         return
     raise_open_files()
     heap.give_back_large_blocks()
     logs.configure(settings.log.level, settings.log.format)
-    places = paths.default_paths()
-    socket = socket or (Path(settings.ipc.socket) if settings.ipc.socket else places.socket)
     try:
-        Daemon(settings, socket, state_dir or places.state_dir).run()
+        Daemon(settings, socket_path, state_dir or places.state_dir).run()
     except RingError as error:
         structlog.get_logger("ringd").error("cannot start", reason=str(error))
         sys.exit(EX_CONFIG if isinstance(error, ConfigError) else 1)
+
+
+def _check_ports(settings: Config, socket_path: Path) -> None:
+    """Exit with a line for each port in use, unless this member's daemon runs and uses it."""
+    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+        probe.connect(str(socket_path))
+        return
+    member = settings.ring.members[settings.rank]
+    key = f"ring.members[{settings.rank}].{'listen' if member.listen else 'addresses'}"
+    lines = obstacles(settings.listen_addresses(settings.node))
+    for line in lines:
+        click.echo(f"{settings.path}: {key}: {line}", err=True)
+    if lines:
+        sys.exit(EX_CONFIG)
 
 
 if __name__ == "__main__":

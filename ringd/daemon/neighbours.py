@@ -91,6 +91,7 @@ class Neighbours:
         self.losses: Counter[str] = Counter()
         """Links lost, by side."""
         self._tick: Timer | None = None
+        self._unsaved = ""  # why the state was not saved, the last time
         self._tick_due: float | None = None
         self._reach: Reach | None = None
         if self.size > 1:
@@ -263,9 +264,12 @@ class Neighbours:
             self._store.save(Stored(action.generation, action.incarnation))
         except OSError as error:
             reason = f"{self._store.path}: {error.strerror}"
-            self._log.error("state not saved", reason=reason)
+            if reason != self._unsaved:  # it is tried again every second
+                self._log.error("state not saved", reason=reason)
+            self._unsaved = reason
             self._perform(self.machine.persist_failed(reason, now()))
         else:
+            self._unsaved = ""
             self._perform(self.machine.persisted(action.generation, now()))
 
     def _arm(self) -> None:

@@ -14,6 +14,7 @@ import structlog
 from ringd import errors
 from ringd.border.client import Client
 from ringd.config.settings import Config
+from ringd.daemon.absence import out_of_reach
 from ringd.daemon.neighbours import Neighbours
 from ringd.daemon.performer import Buffers, Performer
 from ringd.daemon.recorder import Recorder
@@ -43,6 +44,7 @@ class Programs:
             stall_warning=config.ops.stall_warning,
             reattach=config.ops.reattach,
             window=config.ipc.window,
+            missing_members=lambda: out_of_reach(neighbours, loop.now()),
         )
         self.performer = Performer(
             loop,

@@ -10,11 +10,11 @@ from ringd import __version__
 from ringd.border.server import BorderServer
 from ringd.config.settings import Config
 from ringd.daemon import logs
+from ringd.daemon.absence import waiting_for
 from ringd.daemon.neighbours import Neighbours
 from ringd.daemon.programs import Programs
 from ringd.daemon.recorder import OpEvent
 from ringd.groups.session import Session
-from ringd.membership.machine import MemberView
 
 SCHEMA_VERSION = 1
 
@@ -44,7 +44,7 @@ def status(
         "state": machine.state.value,
         "generation": machine.generation,
         "incarnation": machine.incarnation,
-        "waiting_for": _waiting_for(neighbours, views),
+        "waiting_for": waiting_for(neighbours, now),
         "reload_error": None
         if reload_error is None
         else {"reason": reload_error[0], "age": now - reload_error[1]},
@@ -89,16 +89,6 @@ def status(
         },
     }
     return json.dumps(body).encode()
-
-
-def _waiting_for(neighbours: Neighbours, views: list[MemberView]) -> dict[str, str]:
-    """Return whom the ring waits for, and why: those out of reach, else those that complain."""
-    if neighbours.machine.in_ring:
-        return {}
-    lost = {view.rank: view.error or "not heard of yet" for view in views if view.state != "up"}
-    lost.pop(neighbours.rank, None)
-    missing = lost or neighbours.machine.missing()
-    return {neighbours.names[rank]: why for rank, why in missing.items()}
 
 
 def open_ops(programs: Programs) -> list[OpEvent]:

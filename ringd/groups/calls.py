@@ -179,7 +179,7 @@ class Calls:
         """Return in words for whom *op* waits, once the session is formed."""
         if not self.live:
             absent = [self.names[r] for r in range(self.size) if r not in self.confirmed]
-            return "not back in the ring: " + ", ".join(absent)
+            return "no client back in the group on: " + ", ".join(absent)
         return missing(op, self.names, self._needy(op))
 
     # --- the life of an op ------------------------------------------------------------

@@ -7,7 +7,7 @@ actions that follow. The daemon carries them out and owns all memory, sockets an
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from ringd.errors import GroupLost, PeerLost, Refused
@@ -39,6 +39,8 @@ class Engine(Roll):
 
     broken: str = ""
     """Why the ring is down, once it was up."""
+    missing_members: Callable[[], str] = str
+    """Says who is out of reach and since when, while the ring is down."""
     _deadlines: list[tuple[float, int, int]] = field(default_factory=list)
     _stalls: list[tuple[float, int, int]] = field(default_factory=list)
     _returning: dict[int, float] = field(default_factory=dict)
@@ -352,7 +354,8 @@ class Engine(Roll):
     def waiting_for(self, session: Session, op: Op) -> str:
         """Return in words for whom *op* waits."""
         if not self.up:
-            return f"the ring is not up{': ' + self.broken if self.broken else ''}"
+            why = self.missing_members() or self.broken
+            return f"the ring is not up{': ' + why if why else ''}"
         if not session.formed:
             present = self._group(session.group).present
             absent = [

@@ -157,7 +157,8 @@ class Roll:
             if submitted == 0 and not session.pledged and session.limit is None:
                 self._unform(group, session)
             else:
-                session.cut(submitted, message.code, message.message)
+                name = self.names[origin]
+                session.peer_left(name, submitted, message.code, message.message)
         self._tidy(group)
 
     def _unform(self, group: Group, session: Session) -> None:

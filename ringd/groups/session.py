@@ -16,7 +16,7 @@ from collections.abc import Hashable
 from hashlib import blake2b
 from typing import NamedTuple
 
-from ringd.errors import GroupLost
+from ringd.errors import GroupLost, PeerLost
 from ringd.groups.actions import Action, Free, Stop, TellLost, TellReleased, TellSession
 from ringd.groups.calls import Calls
 from ringd.groups.op import OK, Move, Op, Phase, Submission
@@ -243,11 +243,12 @@ class Session(Calls):
         *lives*: it may write to what it had lent. Dead ones leave their memory to us.
         """
         submitted = self.next_seq if self.formed else 0
+        code = GroupLost.code
         if self.limit is not None:
             if self.next_seq >= self.limit:
-                message = self._cause(message)
+                code, message = self._cause(message)
             submitted = min(submitted, self.limit)
-        self.left = Left(self.group, self.join_id, submitted, GroupLost.code, message)
+        self.left = Left(self.group, self.join_id, submitted, code, message)
         for op in self.ops.values():
             if not op.ended and op.seq < submitted and op.submission is not None:
                 if lives:
@@ -257,14 +258,23 @@ class Session(Calls):
         self._settle()
         return self.left
 
-    def _cause(self, message: str) -> str:
+    def _cause(self, message: str) -> tuple[str, str]:
         """Return what others shall hear of one that goes because its session is over.
 
         That is who left first, in the same words for all: some may hear of the survivors'
         leaving only, as when the ring broke in between.
         """
         code, loss = self.loss
-        return loss if code == GroupLost.code else f"{message}: {loss}"
+        if code in (GroupLost.code, PeerLost.code):
+            return code, loss
+        return GroupLost.code, f"{message}: {loss}"
+
+    def peer_left(self, name: str, submitted: int, code: str, message: str) -> None:
+        """The client on *name* takes part no more from op *submitted* on."""
+        if code == PeerLost.code and self.on_loss != "fail":
+            code = GroupLost.code
+            message = f'the client on {name!r} waits for nobody (on_loss="fail"): {message}'
+        self.cut(submitted, code, message)
 
     def abandon(self) -> None:
         """The client is not there any more to hear how its calls end."""

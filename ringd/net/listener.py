@@ -224,6 +224,20 @@ class Listener:
         return False
 
 
+def obstacles(bind: Iterable[tuple[str, int]]) -> list[str]:
+    """Return why those of *bind* that cannot be listened on right now cannot; with remedies."""
+    texts = []
+    for where in bind:
+        try:
+            sockets = _listen(*where, "system")
+        except RingError as error:
+            texts.append(str(error))
+        else:
+            for sock in sockets:
+                sock.close()
+    return texts
+
+
 def _listen_on(bind: Iterable[tuple[str, int]], beside: _Sockets, congestion: str) -> _Sockets:
     """Return listening sockets for all of *bind*, to stand beside others.
 
