@@ -184,7 +184,7 @@ def test_check_finds_a_port_in_use(place: Path) -> None:
         (line,) = done.stderr.splitlines()
         where = f"127.0.0.1:{cluster[1].port}"
         assert line.startswith(
-            f"{cluster.config}: ring.members[1].addresses: cannot listen on {where}"
+            f"{cluster.config}: ring.members[1].listen: cannot listen on {where}"
         )
         assert "stop the program" in line
         cluster.start().wait_ready()

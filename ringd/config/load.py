@@ -156,10 +156,8 @@ def _line_of(path: Path, error: str) -> str:
     if found is None:
         return ""
     lines = path.read_text(encoding="utf-8").splitlines()
-    number = int(found[1])
-    return (
-        f": {printable(lines[number - 1].strip(), _LONGEST_VALUE)}" if number <= len(lines) else ""
-    )
+    rest = lines[int(found[1]) - 1 :]  # none, if the file ends too early
+    return f": {printable(rest[0].strip(), _LONGEST_VALUE)}" if rest else ""
 
 
 def _ring(report: _Report, table: object) -> RingSettings:
