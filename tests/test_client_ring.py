@@ -408,6 +408,13 @@ def test_empty_is_an_ordinary_array(ring):
     assert (big.shape, big.flags.c_contiguous, big.flags.writeable) == ((5000,), True, True)
 
 
+@pytest.mark.parametrize("dtype", [object, "S4", "M8[s]"])
+def test_empty_of_what_cannot_be_reduced_is_refused(ring, dtype):
+    """As all_reduce would refuse it later."""
+    with pytest.raises(TypeError, match="cannot be reduced"):
+        ring.empty((3,), dtype)
+
+
 def test_empty_beyond_the_budget_names_the_setting(ring):
     """What cannot fit is an error that says what to raise."""
     with pytest.raises(ringd.ResourceExhausted, match=r"ipc\.segment_budget"):

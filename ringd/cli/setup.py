@@ -94,15 +94,13 @@ def keygen(path: Path) -> None:
 
 
 def _write(path: Path, text: str, *, force: bool) -> None:
-    if not force:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-        return
     # A reader of the old file must never see half of the new one.
-    beside = path.with_name(path.name + ".new")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
+    place = path.with_name(path.name + ".new") if force else path
+    with place.open("w" if force else "x", encoding="utf-8") as file:
+        try:
+            file.write(text)
+            file.flush()
+            place.replace(path)
+        except OSError:
+            place.unlink(missing_ok=True)
+            raise

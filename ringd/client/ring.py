@@ -18,6 +18,7 @@ from ringd.client import tensors
 from ringd.client.connection import Connection
 from ringd.client.session import Op
 from ringd.client.work import Work
+from ringd.collective.reduction import dtype_name
 from ringd.host.paths import socket_candidates
 from ringd.wire.border import ROOM_FOR_HEADERS
 from ringd.wire.control import MAX_GROUP_NAME, Call
@@ -233,8 +234,10 @@ class Ring:
             dtype: any that :meth:`all_reduce` takes.
 
         Raises:
+            TypeError: *dtype* is none of those, such as object.
             ResourceExhausted: no shared memory left for it; names the setting.
         """
+        dtype_name(dtype)
         wanted = np.dtype(dtype)
         size = (int(shape),) if isinstance(shape, SupportsIndex) else tuple(map(int, shape))
         length = tensors.size_of(size, wanted)
