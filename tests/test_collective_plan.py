@@ -138,15 +138,15 @@ def test_no_chunk_is_longer_than_asked(itemsize, accumulator):
         (40 * KIB, 2, 1),
         (2 * 63 * KIB, 2, 1),
         (2 * 64 * KIB, 2, 2),
-        (4 * 96 * KIB, 4, 3),
-        (1 * MIB, 2, 4),
-        (2 * MIB, 2, 4),
-        (2 * MIB + 8, 2, 5),
-        (64 * MIB, 4, 64),
+        (4 * 96 * KIB, 4, 2),
+        (1 * MIB, 2, 2),
+        (2 * MIB, 2, 2),
+        (2 * MIB + 8, 2, 3),
+        (64 * MIB, 4, 32),
     ],
 )
 def test_the_number_of_chunks_follows_the_size(nbytes, size, expected):
-    """256 KiB at most; 4 chunks or more per segment as long as they keep 32 KiB."""
+    """512 KiB at most; 2 chunks or more per segment as long as they keep 32 KiB."""
     plan = RingPlan(nbytes // 4, 4, 4, size, 0)
     assert plan.chunks_per_segment == expected
     assert plan.chunks == 2 * (size - 1) * expected

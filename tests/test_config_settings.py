@@ -47,7 +47,7 @@ def test_promised_defaults():
     """The defaults that users are told of: backoff, loss of a silent peer, socket mode."""
     join, ops = JoinSettings(), OpsSettings()
     assert (join.backoff_first, join.backoff_max, join.lost_after) == (0.1, 2.0, 3.0)
-    assert (ops.timeout, ops.eager_limit, ops.chunk, ops.checksum) == (1800, 32768, 262144, False)
+    assert (ops.timeout, ops.eager_limit, ops.chunk, ops.checksum) == (1800, 32768, 524288, False)
     assert IpcSettings().mode == 0o660
 
 

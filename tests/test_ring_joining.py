@@ -147,7 +147,7 @@ def test_other_roster_or_settings(place: Path) -> None:
         for node in cluster.nodes:
             wait_until(
                 lambda n=node: any(
-                    "chunk=262144" in str(e) and "chunk=131072" in str(e) for e in n.log()
+                    "chunk=524288" in str(e) and "chunk=131072" in str(e) for e in n.log()
                 ),
                 f"both values in the log of {node.name}",
             )

@@ -20,11 +20,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-MIN_CHUNKS = 4
+MIN_CHUNKS = 2
 """Chunks that a segment should have at least, so that receiving, reducing and sending overlap."""
 MIN_CHUNK_BYTES = 32 * 1024
 """Below this a chunk costs more in calls than its overlap gains."""
-DEFAULT_CHUNK_BYTES = 256 * 1024
+DEFAULT_CHUNK_BYTES = 512 * 1024
+"""Half of it costs four members on two cores 4 % of their speed; twice as much gains 4 % on
+loopback, but would hold up the small calls behind it on a slow link."""
 
 
 @dataclass(frozen=True, slots=True)

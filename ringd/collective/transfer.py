@@ -26,7 +26,7 @@ class ScratchPool:
 
     __slots__ = ("_free", "_keep", "nbytes")
 
-    def __init__(self, nbytes: int, keep: int = 64) -> None:
+    def __init__(self, nbytes: int, keep: int = 32) -> None:
         self.nbytes = nbytes
         self._keep = keep
         self._free: list[Array] = []

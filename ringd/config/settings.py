@@ -217,7 +217,7 @@ class OpsSettings:
         "Tensors up to this size go round the ring in one trip. Equal on all machines.",
     )
     chunk: int = _setting(
-        "256KiB",
+        "512KiB",
         _size(4 * _KIB, 2 * _MIB),
         "The pieces that larger tensors travel in. Equal on all machines.",
     )

@@ -76,7 +76,7 @@ class Identity:
     """This member's position in the roster."""
     incarnation: int
     settings: str = ""
-    """The settings that must be equal everywhere, readable, such as ``"chunk=262144"``."""
+    """The settings that must be equal everywhere, readable, such as ``"chunk=524288"``."""
 
     @property
     def name(self) -> str:
