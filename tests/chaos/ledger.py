@@ -281,7 +281,8 @@ class Ledger:
         """Calls that were made in them, by programs that may be dead, are made anew."""
         for other, programs in list(group.begun.items()):
             for program, began in list(programs.items()):
-                if began < group.stays[program][1]:
+                # Without a stay: it is dead, its place was taken, and this line of its came late.
+                if program not in group.stays or began < group.stays[program][1]:
                     del programs[program]
             if not programs:
                 del group.begun[other]
