@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 from ringd.config.settings import JoinSettings
 from ringd.config.units import format_address
@@ -279,7 +280,7 @@ def _listen(host: str, port: int, congestion: str) -> list[socket.socket]:
     return sockets
 
 
-def _open(family: int, address: object, congestion: str) -> socket.socket:
+def _open(family: int, address: Any, congestion: str) -> socket.socket:
     """Return a socket that listens on *address*, as getsockname and getaddrinfo give it."""
     sock = link_socket(family, congestion)
     try:
@@ -287,7 +288,7 @@ def _open(family: int, address: object, congestion: str) -> socket.socket:
         if family == socket.AF_INET6:
             # Else the IPv6 wildcard takes the IPv4 one's port.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind(address)  # type: ignore[arg-type]
+        sock.bind(address)
         sock.listen(BACKLOG)
         sock.setblocking(False)
     except BaseException:
