@@ -164,3 +164,10 @@ def ready(n=3, **settings):
     bench.up()
     bench.join_all()
     return bench
+
+
+def all_reduce(bench, seq=0, **kwargs):
+    """Every rank hands over op *seq*."""
+    for rank in range(bench.n):
+        bench.submit(rank, submission(seq, now=bench.now, **kwargs))
+    bench.settle()
