@@ -1,14 +1,19 @@
-"""Fixtures for the tests with real daemons."""
+"""Fixtures that several files of tests share: real daemons, dialers, links."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+from dialkit import Scene, full_host
+from netkit import Recorder, make_link, tcp_pair
 
 import ringd
+from ringd.net.link import Link
+from ringd.net.loop import Loop
 from tests.cluster import Cluster
 from tests.ringkit import BOUNDED, connected
 
@@ -36,3 +41,46 @@ def calm(calm_cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[list
     """Give a ring for each rank, in a group of the test's own."""
     with connected(calm_cluster, request.node.name[-60:]) as rings:
         yield rings
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    """Give a loop that is closed afterwards."""
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def link_pair(loop: Loop) -> Iterator[tuple[tuple[Link, Recorder], tuple[Link, Recorder]]]:
+    """Give two links over one connection, in one loop, with recorders: the right and the left."""
+    one, other = tcp_pair()
+    right, left = make_link(loop, one, "right"), make_link(loop, other)
+    yield right, left
+    right[0].close("over")
+    left[0].close("over")
+
+
+@pytest.fixture
+def raw_link(loop: Loop) -> Iterator[tuple[Link, Recorder, socket.socket]]:
+    """Give a link, its recorder, and the bare socket at the other end."""
+    sock, far = tcp_pair()
+    link, recorder = make_link(loop, sock)
+    far.settimeout(10)
+    yield link, recorder, far
+    link.close("over")
+    far.close()
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    """Give a dialer's scene that is closed afterwards and leaves nothing open."""
+    with Scene() as scene:
+        yield scene
+
+
+@pytest.fixture
+def full() -> Iterator[str]:
+    """Give the address of a host that drops every SYN."""
+    with full_host() as address:
+        yield address

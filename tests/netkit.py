@@ -1,16 +1,19 @@
-"""What the tests of ringd.net share: loops with deadlines, socket pairs, a recording handler."""
+"""What the tests of ringd.net share: loops with deadlines, socket pairs, links that record."""
 
 from __future__ import annotations
 
 import socket
 from pathlib import Path
 
+from ringd.net.link import Link
 from ringd.net.loop import Loop
+from ringd.wire import frames
 from ringd.wire.frames import FrameType, Header
-from ringd.wire.handshake import Identity
+from ringd.wire.handshake import Identity, Peer
 
 MEMBERS = ("a", "b", "c")
 KEY = b"k" * 32
+PEER = Peer("b", 1, 8, "link")
 
 
 def identity(rank=0, **changes):
@@ -88,6 +91,13 @@ class Recorder:
         self.lost.append(reason)
 
 
+def make_link(loop, sock, side="left", **changes):
+    """Return a link and its recorder."""
+    recorder = Recorder()
+    values = {"address": "x:1", "handler": recorder, "heartbeat": 60.0, "lost_after": 180.0}
+    return Link(loop, sock, PEER, side=side, **(values | changes)), recorder
+
+
 def control(payload, seq=0):
     """Return the header of a GROUP frame that carries *payload*."""
     return Header(FrameType.GROUP, len(payload), seq=seq)
@@ -97,3 +107,8 @@ def data(index, payload, **fields):
     """Return a DATA frame as ``next_data`` gives it."""
     view = memoryview(payload)
     return Header(FrameType.DATA, len(view), index=index, **fields), view
+
+
+def framed(header, payload=b"", number=0):
+    """Return the bytes of a frame that *number* others go before."""
+    return frames.pack(header, number) + bytes(payload)

@@ -7,26 +7,12 @@ import resource
 import socket
 
 import pytest
-from dialkit import Forever, NoWait, Scene, address, free_port, full_host
+from dialkit import Forever, NoWait, address, free_port
 from netkit import open_fds, run_until
 
 from ringd.config.settings import JoinSettings
 from ringd.net import dialer as dialers
 from ringd.net.loop import EVENT_READ
-
-
-@pytest.fixture
-def scene():
-    """A scene that is closed afterwards and leaves nothing open."""
-    with Scene() as made:
-        yield made
-
-
-@pytest.fixture
-def full():
-    """The address of a host that drops every SYN."""
-    with full_host() as where:
-        yield where
 
 
 def test_a_link(scene):

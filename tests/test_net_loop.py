@@ -15,14 +15,6 @@ from ringd.net import loop as loops
 from ringd.net.loop import EVENT_READ, EVENT_WRITE, Loop
 
 
-@pytest.fixture
-def loop():
-    """A loop that is closed afterwards."""
-    made = Loop()
-    yield made
-    made.close()
-
-
 class Clock:
     """A clock that is moved by hand, in place of the loop's."""
 

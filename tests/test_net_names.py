@@ -7,18 +7,11 @@ import socket
 import threading
 
 import pytest
-from dialkit import Scene, free_port
+from dialkit import free_port
 from netkit import run_until
 
 from ringd.config.settings import JoinSettings
 from ringd.net import oserrors, resolver
-
-
-@pytest.fixture
-def scene():
-    """A scene that is closed afterwards and leaves nothing open."""
-    with Scene() as made:
-        yield made
 
 
 def test_names_are_resolved_at_every_attempt(scene, monkeypatch):

@@ -4,25 +4,10 @@ from __future__ import annotations
 
 import socket
 
-import pytest
-from dialkit import Forever, Scene, address, free_port, full_host
+from dialkit import Forever, address, free_port
 from netkit import run_until
 
 from ringd.config.settings import JoinSettings
-
-
-@pytest.fixture
-def scene():
-    """A scene that is closed afterwards and leaves nothing open."""
-    with Scene() as made:
-        yield made
-
-
-@pytest.fixture
-def full():
-    """The address of a host that drops every SYN."""
-    with full_host() as where:
-        yield where
 
 
 def test_wake_ends_a_sleep(scene):

@@ -1,0 +1,103 @@
+"""Heartbeats: who is alive is heard, who is silent is lost, and nobody else is."""
+
+from __future__ import annotations
+
+from netkit import data, framed, make_link, run_until, tcp_pair
+
+from ringd.wire.frames import FrameType, Header
+
+
+def test_heartbeats_keep_an_idle_link(loop):
+    """Two idle sides hear each other, know the round trip, and sleep in between."""
+    one, other = tcp_pair()
+    right, at_right = make_link(loop, one, "right", heartbeat=0.03)
+    left, at_left = make_link(loop, other, heartbeat=0.03)
+    turns = []
+
+    def look():
+        turns.append(1)
+        if min(right.bytes_in, left.bytes_in) > 12 * 48:
+            loop.stop()
+        return False
+
+    loop.add_prepare(look)
+    loop.run()
+    # About ten heartbeats of three frames; a loop that spins turns thousands of times.
+    assert len(turns) < 150
+    assert (at_right.lost, at_left.lost) == ([], [])
+    for link in (right, left):
+        assert link.round_trip is not None
+        assert link.round_trip >= 0
+        assert link.last_heard > link.since
+        assert not link._blocked
+    right.close("over")
+    left.close("over")
+
+
+def test_heartbeats_are_not_for_the_handler(loop, link_pair):
+    """Heartbeats and their answers are the link's own business."""
+    (right, at_right), (left, at_left) = link_pair
+    run_until(loop, lambda: right.round_trip is not None and left.round_trip is not None)
+    assert at_right.frames == at_left.frames == []
+
+
+def test_forged_heartbeats(loop, raw_link):
+    """An answer to a heartbeat that was never sent measures nothing."""
+    link, _, far = raw_link
+    far.sendall(framed(Header(FrameType.HEARTBEAT, seq=2**64 - 1, group=2**64 - 1, index=1)))
+    far.sendall(framed(Header(FrameType.HEARTBEAT, seq=5, index=2), number=1))
+    far.sendall(framed(Header(FrameType.HEARTBEAT, seq=5, index=99), number=2))
+    run_until(loop, lambda: link.bytes_in == 3 * 48)
+    assert link.round_trip is None
+    assert not link.closed
+
+
+def test_a_silent_peer_is_lost(loop):
+    """A peer that says nothing is lost after the time that was given to it."""
+    sock, far = tcp_pair()
+    link, recorder = make_link(loop, sock, heartbeat=0.05, lost_after=0.15)
+    run_until(loop, lambda: recorder.lost)
+    assert loop.now() - link.since >= 0.15
+    assert len(recorder.lost) == 1
+    assert recorder.lost[0].startswith("nothing heard for ")
+    far.close()
+
+
+def test_a_side_that_only_receives_is_heard(loop):
+    """A side that gets chunk after chunk and has nothing to send still says that it lives."""
+    one, other = tcp_pair()
+    right, sender = make_link(loop, one, "right", heartbeat=0.03)
+    left, receiver = make_link(loop, other, heartbeat=0.03)
+    receiver.data_buffer = lambda _link, header: memoryview(bytearray(header.length))
+    chunk = memoryview(bytes(1000))
+    run_until(loop, lambda: right.round_trip is not None)
+    heard = right.bytes_in
+
+    def feed():
+        sender.to_send.append(data(0, chunk))
+        right.kick()
+        loop.call_later(0.005, feed)
+
+    feed()
+    run_until(loop, lambda: right.bytes_in > heard + 4 * 48 and len(receiver.received) > 10)
+    right.close("over")
+    left.close("over")
+
+
+def test_our_own_pause_is_not_the_peers_silence(loop, monkeypatch):
+    """After this process was asleep, the peer is not blamed for it."""
+    sock, far = tcp_pair()
+    link, recorder = make_link(loop, sock, heartbeat=1.0, lost_after=3.0)
+    run_until(loop, lambda: True)
+    real = loop.now
+    monkeypatch.setattr(loop, "now", lambda: real() + 100)
+    loop.call_soon(loop.stop)
+    loop.run()
+    loop.call_soon(loop.stop)
+    loop.run()
+    assert recorder.lost == []
+    assert not link.closed
+    monkeypatch.setattr(loop, "now", lambda: real() + 104.5)
+    run_until(loop, lambda: recorder.lost)
+    far.close()
+    assert recorder.lost[0].startswith("nothing heard for ")
