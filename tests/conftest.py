@@ -1,4 +1,4 @@
-"""Fixtures that several files of tests share: real daemons, dialers, links."""
+"""Fixtures that several files of tests share: daemons real and fake, dialers, links."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from clientkit import INLINE_LIMIT, Daemons
 from dialkit import Scene, full_host
+from fake_daemon import FakeDaemon
 from netkit import Recorder, make_link, tcp_pair
 
 import ringd
+from ringd.border.server import Limits
 from ringd.net.link import Link
 from ringd.net.loop import Loop
 from tests.cluster import Cluster
@@ -41,6 +44,28 @@ def calm(calm_cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[list
     """Give a ring for each rank, in a group of the test's own."""
     with connected(calm_cluster, request.node.name[-60:]) as rings:
         yield rings
+
+
+@pytest.fixture
+def daemon(place: Path) -> Iterator[FakeDaemon]:
+    """Give a fake daemon in a thread, whose ring has three members that all submit the same."""
+    with FakeDaemon(place / "s", size=3, limits=Limits(inline_limit=INLINE_LIMIT)) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def ring(daemon: FakeDaemon) -> Iterator[ringd.Ring]:
+    """Give a ring of that daemon."""
+    with ringd.connect(daemon.path, timeout=10) as ring:
+        yield ring
+
+
+@pytest.fixture
+def daemons(place: Path) -> Iterator[Daemons]:
+    """Give a place for fake daemons that are processes, one after the other."""
+    daemons = Daemons(place / "s")
+    yield daemons
+    daemons.end()
 
 
 @pytest.fixture

@@ -1,0 +1,163 @@
+"""A client leaves or dies: noticed at once, told once, after all that it had said."""
+
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+import zmq
+from borderkit import Raw
+from fake_daemon import eventually, mapped
+
+from ringd.border import lifeline as lifeline_module
+from ringd.wire import border, lifeline
+
+
+def test_killed_client_process_is_noticed(daemon):
+    """SIGKILL of a client's process is its end here, at once."""
+    code = (
+        "import sys, ringd, time; ring = ringd.connect(sys.argv[1], 'k');"
+        "print('in', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, daemon.path], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "in\n"
+    (client,) = daemon.run(lambda: daemon.server.clients)
+    assert client.pid == process.pid
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    eventually(lambda: daemon.handler.gone)
+
+
+def test_death_is_told_once_and_frees_everything(daemon):
+    """The end of the lifeline is the end of the client, of its segments and its group."""
+    before = mapped()
+    with Raw(daemon) as raw:
+        raw.pass_segment(1, 1 << 20).close()
+        (client,) = daemon.run(lambda: daemon.server.clients)
+        eventually(lambda: client.segment_bytes == 1 << 20)
+        raw.lifeline.close()
+        eventually(lambda: daemon.handler.gone)
+        assert daemon.handler.gone == ["its lifeline ended without a word"]
+        assert (client.alive, client.segment_bytes, mapped()) == (False, 0, before)
+        client.send(border.Released(5, 1))  # in vain, and harmless
+        assert daemon.run(lambda: daemon.server.clients) == []
+    with Raw(daemon):
+        pass
+    eventually(lambda: len(daemon.handler.gone) == 2)
+
+
+def test_detach_ends_the_lifeline_without_a_death(daemon):
+    """Who leaves in good order is hung up on, and not reported as dead."""
+    with Raw(daemon) as raw:
+        raw.send(border.Detach(5))
+        assert raw.hung_up()
+        assert (daemon.handler.detached, daemon.handler.gone) == (1, [])
+
+
+@pytest.mark.parametrize("word", [True, False])
+@pytest.mark.parametrize("lives", [True, False])
+def test_one_that_hangs_up_is_dead_only_if_nothing_speaks_against_it(
+    daemon, monkeypatch, word, lives
+):
+    """Of those that say that they live on, and whose process goes on, memory may yet change."""
+    monkeypatch.setattr(lifeline_module, "ending", lambda _pid: not lives)
+    with Raw(daemon) as raw:
+        (client,) = daemon.run(lambda: daemon.server.clients)
+        if word:
+            raw.lifeline.send(lifeline.pack(lifeline.PART, 0, 0))
+        raw.lifeline.shutdown(socket.SHUT_RDWR)
+        eventually(lambda: daemon.handler.gone)
+        assert client.parted is word
+        assert client.died is not (word or lives)
+        said = "hung up" if word else "without a word" if lives else "the process ended"
+        assert said in daemon.handler.gone[0]
+
+
+def test_last_word_is_heard_also_by_one_that_was_about_to_speak(daemon):
+    """That nothing can be sent any more does not hide why."""
+    with Raw(daemon) as raw:
+
+        def part():
+            """In the daemon's thread, so that it has read nothing yet."""
+            raw.lifeline.send(lifeline.pack(lifeline.PART, 0, 0))
+            raw.lifeline.close()
+            (client,) = daemon.server.clients
+            client.tell_session(5, (5,))
+
+        daemon.run(part)
+        eventually(lambda: daemon.handler.gone)
+        assert daemon.handler.gone == ["the program hung up"]
+
+
+def test_what_was_handed_over_before_death_still_counts(daemon):
+    """A call that is in the daemon's queue when the lifeline ends reaches the handler first."""
+    seen = []
+
+    def on_submit(call):
+        view = call.client.view(call.message.source, writable=False)
+        seen.append((call.message.seq, bytes(view), list(daemon.handler.gone)))
+
+    daemon.handler.on_submit = on_submit
+    held, closed = threading.Event(), threading.Event()
+    with Raw(daemon) as raw:
+        mapping = raw.pass_segment(1, 4096)
+        mapping[:8] = b"handover"
+
+        def hold():
+            """In the daemon's thread: until the call is in its queue and the client gone."""
+            held.set()
+            eventually(lambda: daemon.server._router.getsockopt(zmq.EVENTS) & zmq.POLLIN)
+            raw.lifeline.close()
+            closed.set()
+
+        daemon.loop.call_threadsafe(hold)
+        assert held.wait(10)
+        raw.send(raw.submit(source=border.Ref(1, 0, 8)))
+        assert closed.wait(10)
+        eventually(lambda: daemon.handler.gone)
+    assert seen == [(0, b"handover", [])]
+
+
+@pytest.mark.parametrize("end", ["death", "detach"])
+def test_memory_is_given_back_after_the_handler_knows(daemon, end):
+    """And after what it calls soon: that takes a while for a large client, and others wait."""
+    held = []
+
+    def note(client):
+        daemon.loop.call_soon(lambda: held.append(client.segment_bytes))
+
+    daemon.handler.on_leave = note
+    with Raw(daemon) as raw:
+        raw.pass_segment(1, 1 << 20).close()
+        (client,) = daemon.run(lambda: daemon.server.clients)
+        eventually(lambda: client.segment_bytes == 1 << 20)
+        raw.lifeline.close() if end == "death" else raw.send(border.Detach(5))
+        eventually(lambda: held)
+        assert held == [1 << 20]
+        eventually(lambda: client.segment_bytes == 0)
+
+
+def test_successor_of_a_dead_client_is_asked_to_wait(daemon):
+    """Until the daemon has read a dead client's last words its group's next one comes again."""
+    dead, other = Raw(daemon), Raw(daemon, group="other")
+    new, elsewhere = Raw(daemon, attach=False), Raw(daemon, attach=False, group="elsewhere")
+    attaching = daemon.server._attach
+
+    def all_at_once():
+        dead.lifeline.close()  # and nothing was read since
+        for raw in (new, elsewhere):
+            client = daemon.server._by_token[raw.token]
+            attaching(b"id of " + raw.group.encode(), raw.attach())
+            answered[raw.group] = client.routing_id is not None
+
+    answered = {}
+    daemon.run(all_at_once)
+    assert answered == {"g": False, "elsewhere": True}
+    eventually(lambda: daemon.handler.gone)
+    assert isinstance(new.ask(new.attach()), border.Attached)
+    for raw in (new, other, elsewhere):
+        raw.close()

@@ -1,0 +1,103 @@
+"""Calls and attachments that contradict themselves are refused in words, field by field."""
+
+import pytest
+from borderkit import EIGHT, Raw
+
+from ringd.wire import border, control
+
+UNSOUND = [
+    ({"seq": -1}, "sequence number"),
+    ({"seq": 2**62 + 1}, "sequence number"),
+    ({"acked": -1}, "sequence number"),
+    ({"acked": 2**62 + 1}, "sequence number"),
+    ({"join_id": 0}, "join id"),
+    ({"timeout": float("nan")}, "timeout"),
+    ({"timeout": float("inf")}, "timeout"),
+]
+SHARED = control.Call("all_reduce", "sum", "float32", (1024,), "")
+FAULTS = [
+    ({}, [bytes(7)], "has 8 bytes, but 7 came"),
+    ({}, [], "input is missing"),
+    ({"source": border.Ref(1, 0, 8)}, [EIGHT], "came twice"),
+    ({"source": border.Ref(1, 0, 9)}, [], "has 8 bytes, but 9 came"),
+    ({"target": border.Ref(1, 0, 4)}, [EIGHT], "target 4"),
+    (
+        {"call": SHARED, "source": border.Ref(1, 4096, 4096), "target": border.Ref(1, 0, 4096)},
+        [],
+        "overlap 0 to 4112, the target and its seal",
+    ),
+    (
+        {"call": SHARED, "source": border.Ref(1, 0, 4096), "target": border.Ref(1, 4095, 4096)},
+        [],
+        "overlap",
+    ),
+    ({"message": "x" * 5000}, [EIGHT], "too long"),
+    ({"call": control.Call("scatter", "sum", "float32", (2,), "")}, [EIGHT], "unknown kind"),
+    ({"call": control.Call("all_reduce", "xor", "float32", (2,), "")}, [EIGHT], "unknown op"),
+    ({"call": control.Call("all_reduce", "sum", "object", (2,), "")}, [EIGHT], "dtype"),
+    ({"call": control.Call("all_reduce", "mean", "int64", (1,), "")}, [EIGHT], "mean"),
+    ({"call": control.Call("all_reduce", "sum", "float32", (-2,), "")}, [EIGHT], "shape"),
+    ({"call": control.Call("all_reduce", "sum", "float32", (1 << 62, 4), "")}, [EIGHT], "large"),
+    ({"call": control.Call("all_reduce", "sum", "float32", (1,) * 65, "")}, [EIGHT], "shape"),
+    ({"call": control.Call("all_reduce", "sum", "float32", (2,), "n" * 257)}, [EIGHT], "name"),
+    ({"call": control.Call("barrier", "sum", "", (), "")}, [], "barrier has no data"),
+    ({"call": control.Call("barrier", "", "", (), "")}, [EIGHT], "0 bytes, but 8 came"),
+]
+
+
+@pytest.mark.parametrize(("changes", "frames", "text"), FAULTS)
+def test_call_that_cannot_be_fails_alone(daemon, changes, frames, text):
+    """What contradicts itself fails with the reason, and the session goes on."""
+    with Raw(daemon) as raw:
+        reply = raw.ask(raw.submit(**changes), *frames)
+        assert (type(reply), reply.join_id, reply.seq) == (border.Failed, 5, 0)
+        assert reply.code == "refused"
+        assert text in reply.message
+        assert raw.ask(raw.submit(), EIGHT) == border.Completed(5, 0, 1, 7)
+        assert daemon.server.denied == 1
+
+
+@pytest.mark.parametrize(("changes", "text"), UNSOUND)
+def test_call_that_cannot_be_numbered_is_denied(daemon, changes, text):
+    """A message with numbers to which no answer could refer is denied as a whole."""
+    with Raw(daemon) as raw:
+        reply = raw.ask(raw.submit(**changes), EIGHT)
+        assert (type(reply), reply.code) == (border.Denied, "refused")
+        assert text in reply.message
+        assert raw.ask(raw.submit(), EIGHT) == border.Completed(5, 0, 1, 7)
+
+
+def test_input_beside_its_target_is_no_overlap(daemon):
+    """Source and target may share a segment, as long as the seal has room between them."""
+    with Raw(daemon) as raw:
+        raw.pass_segment(1, 16384)
+        for seq, (source, target) in enumerate([(0, 4096), (4112, 0)]):
+            refs = {"source": border.Ref(1, source, 4096), "target": border.Ref(1, target, 4096)}
+            reply = raw.ask(raw.submit(seq=seq, call=SHARED, **refs))
+            assert reply == border.Completed(5, seq, seq + 1, 7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"group": ""}, "group's name"),
+        ({"group": "g" * 65}, "group's name"),
+        ({"group": "a\nb"}, "group's name"),
+        ({"join_id": 0}, "join id"),
+        ({"next_seq": 1, "released": 2}, "contradict"),
+        ({"next_seq": 2**62 + 1}, "sequence number"),
+        ({"former": -1}, "former stay"),
+        ({"former": 7, "loss": "x" * 513}, "former stay"),
+        ({"released": -1}, "sequence number"),
+        ({"on_loss": "panic"}, "on_loss"),
+        ({"program": "p" * 2000}, "program"),
+        ({"token": bytes(16)}, "token"),
+    ],
+)
+def test_attachment_that_cannot_be_is_denied(daemon, changes, text):
+    """An Attach is checked field by field."""
+    with Raw(daemon, attach=False) as raw:
+        reply = raw.ask(raw.attach(**changes))
+        assert isinstance(reply, border.Denied)
+        assert text in reply.message
+        assert isinstance(raw.ask(raw.attach()), border.Attached)

@@ -1,0 +1,107 @@
+"""Bytes that are no message, and clients that never read: they harm themselves alone."""
+
+import random
+import socket
+import struct
+
+import msgspec
+import zmq
+from borderkit import EIGHT, Raw
+from fake_daemon import FakeDaemon, eventually
+
+from ringd.border.server import Limits
+from ringd.wire import border, lifeline
+
+
+def test_frames_that_are_no_message_are_denied(daemon):
+    """Garbage, wrong types, too many or too large frames: denied, counted, forgotten."""
+    good = border.pack(border.AskStatus(border.VERSION))
+
+    def framed(head, length=None, has_payload=0):
+        return head + struct.pack("<IB", len(head) if length is None else length, has_payload)
+
+    rubbish = [
+        [b""],
+        [b"\xc1"],
+        [b"hello"],
+        [bytes(20000)],
+        [framed(b"")],
+        [framed(msgspec.msgpack.encode(["submit", "not a number"]))],
+        [framed(b"\x92\xa6st\xddtus\x01")],
+        [framed(b"\x93\xa6status\x01" + b"\x91" * 16000)],
+        [framed(msgspec.msgpack.encode(["status", *[1] * border.MAX_REQUEST]))],
+        [framed(good[:-5], length=2**32 - 1)],
+        [framed(good[:-5], has_payload=2)],
+        [b"extra" + good],
+        [border.pack(border.AskStatus(border.VERSION), b"extra")],
+        [border.pack(border.Detach(5)), b"a"],
+        [border.pack(border.Detach(5)), b"a", b"b"],
+        [b"", b"", b"", b""],
+    ]
+    with Raw(daemon, attach=False, with_lifeline=False) as raw:
+        for frames in rubbish:
+            raw.dealer.send_multipart(frames)
+            reply = raw.receive()
+            assert (type(reply), reply.join_id) == (border.Denied, 0)
+        assert daemon.server.denied == len(rubbish)
+
+
+def test_random_bytes_harm_nobody(daemon):
+    """A thousand mutated messages later a decent client is served as before."""
+    seed = random.Random(20240806)
+    with Raw(daemon) as raw, Raw(daemon, attach=False, with_lifeline=False) as vandal:
+        seeds = [
+            border.pack(message)
+            for message in (raw.submit(), vandal.attach(), border.Detach(5), border.AskTrace(1))
+        ]
+        for _ in range(1000):
+            data = bytearray(seed.choice(seeds))
+            for _ in range(seed.randrange(1, 6)):
+                data[seed.randrange(len(data))] = seed.randrange(256)
+            vandal.dealer.send_multipart(
+                [bytes(data), *[seed.randbytes(seed.randrange(20))] * seed.randrange(3)]
+            )
+        raw.send(raw.submit(), struct.pack("<2f", 1, 2))
+        assert raw.receive(30) == border.Completed(5, 0, 1, 7)
+
+
+def test_oversized_message_ends_that_connection_alone(tmp_path):
+    """A frame over the cap costs its sender the connection, and nobody else anything."""
+    with FakeDaemon(tmp_path / "s", limits=Limits(max_message=100_000)) as daemon:
+        with Raw(daemon) as raw, Raw(daemon, attach=False, with_lifeline=False) as vandal:
+            monitor = vandal.dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            vandal.send(bytes(200_000))
+            assert monitor.poll(10_000)
+            vandal.dealer.disable_monitor()
+            monitor.close()
+            assert raw.ask(raw.submit(), EIGHT) == border.Completed(5, 0, 1, 7)
+        assert daemon.server.denied == 0
+
+
+def test_zmq_port_scanned_by_a_plain_socket(daemon):
+    """Bytes that are no ZeroMQ at all, on both sockets, disturb nobody."""
+    with Raw(daemon) as raw:
+        for suffix in ("", lifeline.SUFFIX):
+            for _ in range(50):
+                with socket.socket(socket.AF_UNIX) as stranger:
+                    stranger.connect(daemon.path + suffix)
+                    stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert raw.ask(raw.submit(), EIGHT) == border.Completed(5, 0, 1, 7)
+        eventually(lambda: daemon.run(lambda: len(daemon.server._by_token)) == 1)
+        assert daemon.handler.gone == []  # who never attached is not mentioned
+
+
+def test_reader_that_never_reads_is_parted_with(tmp_path):
+    """Replies do not pile up without bound for a client that takes none."""
+    with FakeDaemon(tmp_path / "s", limits=Limits(window=8)) as daemon, Raw(daemon) as raw:
+        raw.dealer.setsockopt(zmq.RCVHWM, 1)
+        reply = border.Released(5, 1)
+        (client,) = daemon.run(lambda: daemon.server.clients)
+
+        def flood():
+            for _ in range(50_000):
+                client.send(reply, bytes(1000))
+
+        daemon.run(flood, 60)
+        eventually(lambda: daemon.handler.gone)
+        assert daemon.handler.gone == ["it does not read what the daemon sends"]

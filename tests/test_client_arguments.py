@@ -1,0 +1,158 @@
+"""Arguments: each is used or refused before the call, and the ring goes on."""
+
+import contextlib
+import enum
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+from fake_daemon import FakeDaemon, eventually
+
+import ringd
+
+
+def test_out_that_does_not_fit_is_refused_before_the_call(daemon, ring):
+    """A wrong *out* is the caller's error, and no member hears of it."""
+    x = np.ones(4, np.float32)
+    readonly = np.ones(4, np.float32)
+    readonly.flags.writeable = False
+    for out, error in [
+        (np.ones(4, np.float64), TypeError),
+        ([0.0] * 4, TypeError),
+        (np.ones(5, np.float32), ValueError),
+        (np.ones((2, 2), np.float32), ValueError),
+        (readonly, ValueError),
+    ]:
+        with pytest.raises(error, match="out"):
+            ring.all_reduce(x, out=out)
+    assert daemon.run(lambda: len(daemon.handler.submitted)) == 0
+
+
+@pytest.mark.parametrize(
+    ("x", "op", "error"),
+    [
+        (np.ones(2, np.int32), "mean", TypeError),
+        (np.ones(2, bool), "mean", TypeError),
+        (np.ones(2, np.complex64), "max", TypeError),
+        (np.array([object()]), "sum", TypeError),
+        (np.array(["text"]), "sum", TypeError),
+        (np.ones(2, np.longdouble), "sum", TypeError),
+        (np.zeros(2, "M8[s]"), "sum", TypeError),
+        (np.zeros(2, [("a", "i4")]), "sum", TypeError),
+        (np.ones(2), "xor", ValueError),
+    ],
+)
+def test_what_cannot_be_reduced_is_refused_in_the_client(ring, x, op, error):
+    """Undefined combinations are Python errors at the call."""
+    with pytest.raises(error):
+        ring.all_reduce(x, op)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+def test_timeout_must_be_positive(ring, timeout):
+    """A timeout that means nothing is refused."""
+    with pytest.raises(ValueError, match="timeout"):
+        ring.all_reduce(1.0, timeout=timeout)
+    with pytest.raises(ValueError, match="timeout"):
+        ring.barrier(timeout=timeout)
+
+
+def test_name_is_passed_on_and_bounded(daemon, ring):
+    """The call's name reaches the daemon; an endless one is refused here."""
+    ring.all_reduce(1.0, name="layer3.grad")
+    assert daemon.run(lambda: daemon.handler.submitted[-1].message.call.name) == "layer3.grad"
+    for call in (
+        lambda: ring.all_reduce(1.0, name="x" * 257),
+        lambda: ring.barrier(name="x" * 257),
+    ):
+        with pytest.raises(ValueError, match="256"):
+            call()
+
+
+class Op(str, enum.Enum):
+    """A program's own names for what it uses."""
+
+    SUM = "sum"
+
+
+@pytest.mark.parametrize(
+    ("argument", "error"),
+    [
+        ({"timeout": np.float64(9)}, None),
+        ({"timeout": np.float32(9)}, None),
+        ({"timeout": np.int64(9)}, None),
+        ({"timeout": np.array(9)}, None),
+        ({"timeout": 1e300}, None),
+        ({"timeout": 10**400}, OverflowError),
+        ({"timeout": "9"}, TypeError),
+        ({"name": np.str_("l")}, None),
+        ({"name": "\udc80"}, ValueError),
+        ({"name": b"l"}, TypeError),
+        ({"name": None}, TypeError),
+        ({"op": np.str_("sum")}, None),
+        ({"op": Op.SUM}, None),
+        ({"op": b"sum"}, ValueError),
+    ],
+    ids=str,
+)
+def test_argument_is_used_or_refused_and_the_ring_goes_on(ring, argument, error):
+    """What cannot be sent is an error of that call, which is not counted."""
+    session = ring._connection._group.session
+    calls = [partial(ring.all_reduce, 1.0), *([] if "op" in argument else [ring.barrier])]
+    for call in calls:
+        with pytest.raises(error) if error else contextlib.nullcontext():
+            call(**argument)
+        assert session.ops == {}
+        assert ring.all_reduce(1.0) == 3.0
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_call_that_cannot_be_packed_is_not_counted(tmp_path, monkeypatch, present):
+    """Or every daemon to come would be offered it; be there one now or not."""
+    with FakeDaemon(tmp_path / "s") as daemon:
+        ring = ringd.connect(daemon.path, timeout=10)
+        session = ring._connection._group.session
+        if not present:
+            daemon.stop()
+            eventually(lambda: ring._connection._pump.channel is None)
+        with monkeypatch.context() as patch:
+            patch.setattr(ringd.client.tensors, "plain", lambda text: text)
+            with pytest.raises(TypeError):
+                ring.all_reduce(1.0, name=np.str_("l"))
+        assert (session.ops, session.next_seq, session.open) == ({}, 0, 0)
+    with FakeDaemon(tmp_path / "s"):
+        assert ring.all_reduce(1.0, timeout=10) == 2.0
+        ring.close()
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"group": ""},
+        {"group": "x" * 65},
+        {"group": "a\tb"},
+        {"on_loss": "shrug"},
+        {"timeout": -1},
+    ],
+)
+def test_connect_checks_its_arguments(daemon, argument):
+    """Wrong arguments are ValueErrors."""
+    with pytest.raises(ValueError, match=next(iter(argument))):
+        ringd.connect(daemon.path, **argument)
+
+
+def test_connect_takes_no_name_that_cannot_be_sent(daemon):
+    """Bytes, and halves of a surrogate pair, are refused at once."""
+    for name, error in ((b"g", TypeError), ("\udc80", ValueError)):
+        with pytest.raises(error):
+            ringd.connect(daemon.path, name)
+
+
+def test_connect_takes_numpys_strings_and_any_programs_name(daemon, monkeypatch):
+    """What a message cannot carry as it is, it carries otherwise."""
+    monkeypatch.setattr(sys, "argv", ["caf\udce9.py"])
+    group, on_loss = np.str_("numpys"), np.str_("fail")
+    with ringd.connect(daemon.path, group, timeout=10, on_loss=on_loss) as ring:
+        assert daemon.run(lambda: daemon.handler.attaches[-1].program) == "caf?.py"
+        assert ring.all_reduce(1.0) == 3.0

@@ -1,0 +1,144 @@
+"""Connecting: where the daemon is looked for, when it comes late, what is said when it does not."""
+
+import errno
+import gc
+import socket
+import threading
+
+import numpy as np
+import pytest
+import zmq
+from clientkit import SMALL, fake
+from fake_daemon import FakeDaemon, eventually, mapped, open_fds
+
+import ringd
+from ringd.client import channel as channel_module
+from ringd.client.pump import Pump
+from ringd.wire import lifeline
+
+
+def test_ring_knows_its_place(ring):
+    """Rank, size, node, generation and state are the daemon's word."""
+    assert (ring.rank, ring.size, ring.node, ring.generation, ring.state) == (
+        0,
+        3,
+        "fake",
+        7,
+        "ready",
+    )
+    assert repr(ring) == "<ringd.Ring group 'default', rank 0 of 3 (fake), ready, generation 7>"
+    ring.wait_ready(timeout=1)
+
+
+def test_socket_comes_from_the_environment(daemon, monkeypatch):
+    """RINGD_SOCKET names the socket when no argument does."""
+    monkeypatch.setenv("RINGD_SOCKET", daemon.path)
+    with ringd.connect(group="env", timeout=10) as ring:
+        assert ring.size == 3
+
+
+def test_usual_places_are_searched(tmp_path, monkeypatch):
+    """Without a name the user's own daemon is found; without a daemon all places are listed."""
+    monkeypatch.delenv("RINGD_SOCKET", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    from ringd.host.paths import socket_candidates  # noqa: PLC0415
+
+    own, system = socket_candidates()
+    monkeypatch.setattr("ringd.client.ring.socket_candidates", lambda: (own, tmp_path / "none"))
+    with pytest.raises(ringd.DaemonUnavailable) as missing:
+        ringd.connect(timeout=0.05)
+    assert all(str(path) in str(missing.value) for path in (own, tmp_path / "none"))
+    assert system != own
+    with FakeDaemon(own), ringd.connect(timeout=10) as ring:
+        assert ring.size == 2
+
+
+def test_no_daemon_says_what_was_tried(tmp_path):
+    """Without a daemon connect fails after its timeout, naming path, reason and remedy."""
+    with pytest.raises(ringd.DaemonUnavailable) as missing:
+        ringd.connect(tmp_path / "s", timeout=0.05)
+    for part in (str(tmp_path / "s"), "No such file", "0.05 s", "ringd --config", "RINGD_SOCKET"):
+        assert part in str(missing.value)
+    with pytest.raises(ringd.DaemonUnavailable, match="shorter"):
+        ringd.connect(tmp_path / ("x" * 120), timeout=0.05)
+
+
+def test_daemon_that_comes_later_is_waited_for(daemons):
+    """A client may be started before its daemon."""
+    rings = []
+    thread = threading.Thread(target=lambda: rings.append(ringd.connect(daemons.path, timeout=20)))
+    thread.start()
+    daemons.start()
+    thread.join(20)
+    np.testing.assert_array_equal(rings[0].all_reduce(SMALL), 2 * SMALL)
+    rings[0].close()
+
+
+def test_socket_that_never_answers_is_no_daemon(tmp_path):
+    """Something that listens there and says nothing does not hold connect for ever."""
+    with socket.socket(socket.AF_UNIX) as silent, socket.socket(socket.AF_UNIX) as life:
+        silent.bind(str(tmp_path / "s"))
+        life.bind(str(tmp_path / "s") + lifeline.SUFFIX)
+        silent.listen()
+        life.listen()
+        with pytest.raises(ringd.DaemonUnavailable):
+            ringd.connect(tmp_path / "s", timeout=0.1)
+
+
+def test_second_client_of_a_group_is_refused(daemon, ring):
+    """One program per group and machine; the first one goes on."""
+    with pytest.raises(ringd.Refused, match="has a client already"):
+        ringd.connect(daemon.path, timeout=10)
+    assert ring.all_reduce(1.0) == 3.0
+
+
+def test_zmq_out_of_descriptors_is_tried_again(tmp_path, monkeypatch):
+    """What ZeroMQ raises ends an attempt to connect, not the attempts; nothing is left open."""
+    real, calls = channel_module._open_dealer, []
+
+    def scarce(path):
+        calls.append(path)
+        if len(calls) <= 2:
+            raise zmq.ZMQError(errno.EMFILE)
+        return real(path)
+
+    monkeypatch.setattr(channel_module, "_open_dealer", scarce)
+    with fake(tmp_path) as (daemon, ring):
+        np.testing.assert_array_equal(ring.all_reduce(SMALL), 2 * SMALL)
+        assert len(calls) == 3
+        eventually(lambda: len(daemon.server._by_token) == 1)
+
+
+def test_interrupted_connect_leaves_no_ghost(tmp_path, monkeypatch):
+    """Ctrl-C in connect ends it: nobody attaches later in its name."""
+    threads = threading.active_count()
+    with monkeypatch.context() as patch:
+
+        def interrupted(*_):
+            raise KeyboardInterrupt
+
+        patch.setattr(Pump, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ringd.connect(tmp_path / "s", timeout=10)
+    assert threading.active_count() == threads
+    with fake(tmp_path) as (daemon, _):
+        assert len(daemon.handler.attaches) == 1
+
+
+def test_descriptors_and_threads_are_flat(daemon):
+    """A hundred rings later everything that they opened is closed."""
+
+    def use(i):
+        with ringd.connect(daemon.path, f"flat{i}", timeout=10) as ring:
+            return ring.all_reduce(np.ones(50_000))[0]
+
+    def count():
+        return open_fds(), threading.active_count(), mapped()
+
+    use(0)
+    gc.collect()
+    before = count()
+    assert [use(i) for i in range(100)] == [3.0] * 100
+    gc.collect()
+    eventually(lambda: all(now <= then for now, then in zip(count(), before, strict=True)))

@@ -1,0 +1,82 @@
+"""The client's own deadline: it ends a call while the daemon is away or stopped."""
+
+import signal
+
+import numpy as np
+import pytest
+from clientkit import LARGE, SMALL, fake, session_of
+from fake_daemon import FakeDaemon, eventually
+
+import ringd
+from ringd.client import connection as connection_module
+
+
+def test_deadline_ends_a_call_without_a_daemon(daemons, monkeypatch):
+    """With the daemon away, a deadline still ends the call, and says so."""
+    monkeypatch.setattr(connection_module, "GRACE", 0.01)
+    daemons.start()
+    with ringd.connect(daemons.path, timeout=10) as ring:
+        daemons.kill()
+        with pytest.raises(ringd.DeadlineExceeded, match=r"its deadline passed.*daemon is away"):
+            ring.all_reduce(SMALL, timeout=0.05)
+        work = ring.all_reduce_async(SMALL, timeout=0.05)
+        eventually(work.done)
+        with pytest.raises(ringd.DeadlineExceeded):
+            work.wait()
+        daemons.start()
+        np.testing.assert_array_equal(ring.all_reduce(SMALL, timeout=10), 2 * SMALL)
+
+
+def test_deadline_that_passed_here_is_told_to_the_next_daemon(tmp_path, monkeypatch):
+    """A call that ended here with an error is offered again with that outcome, without input."""
+    monkeypatch.setattr(connection_module, "GRACE", 0.01)
+    with FakeDaemon(tmp_path / "s", hold=True) as first:
+        ring = ringd.connect(first.path, timeout=10)
+    with pytest.raises(ringd.DeadlineExceeded):
+        ring.all_reduce(LARGE, timeout=0.05)
+    with FakeDaemon(tmp_path / "s", hold=True) as second:
+        eventually(lambda: second.handler.submitted)
+        message = second.handler.submitted[0].message
+        assert (message.outcome, message.source, message.target) == (
+            "deadline_exceeded",
+            None,
+            None,
+        )
+        assert "its deadline passed" in message.message
+        ring.close()
+
+
+def test_stopped_daemon_does_not_hold_its_clients(daemons, monkeypatch):
+    """A deadline ends a call also while the daemon is stopped; it goes on where it was."""
+    monkeypatch.setattr(connection_module, "GRACE", 0.01)
+    process = daemons.start()
+    with ringd.connect(daemons.path, timeout=10) as ring:
+        ring.all_reduce(LARGE)
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(ringd.DeadlineExceeded, match="does not answer"):
+            ring.all_reduce(LARGE, timeout=0.05)
+        works = [ring.all_reduce_async(LARGE + i) for i in range(5)]
+        process.send_signal(signal.SIGCONT)
+        for i, work in enumerate(works):
+            np.testing.assert_array_equal(work.wait(30), 2 * (LARGE + i))
+
+
+def test_daemons_default_deadline_is_kept_here_too(daemons, monkeypatch):
+    """Never a hang: a call without a timeout ends also when the daemon is away, or stopped."""
+    monkeypatch.setattr(connection_module, "GRACE", 0.01)
+    process = daemons.start("--timeout", "0.1")
+    with ringd.connect(daemons.path, timeout=10) as ring:
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(ringd.DeadlineExceeded, match=r"does not answer.*is it stopped\?"):
+            ring.all_reduce(SMALL)
+        daemons.kill()
+        with pytest.raises(ringd.DeadlineExceeded, match=r"is away \(.*s: "):
+            ring.all_reduce(SMALL)
+
+
+def test_grace_grows_with_the_daemons_own(tmp_path):
+    """The daemon may be as late as it says, and some more, before the client gives up."""
+    with fake(tmp_path, hold=True, lost_after=100.0) as (_, ring):
+        ring.all_reduce_async(SMALL, timeout=50)
+        (op,) = session_of(ring).ops.values()
+        assert op.give_up - op.timeout == pytest.approx(100 + connection_module.GRACE)

@@ -1,0 +1,156 @@
+"""Who waits is woken: by its answer, another thread, or Ctrl-C; nobody is woken in vain."""
+
+import contextlib
+import os
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+from clientkit import SMALL, fake
+from fake_daemon import eventually
+
+import ringd
+
+
+def test_threads_share_a_ring(ring):
+    """Many threads, small and large calls, waits of all kinds: everyone gets their own result."""
+    failures = []
+
+    def work(number):
+        try:
+            for i in range(60):
+                x = np.full(10 if i % 2 else 2000, number * 1000.0 + i)
+                if i % 3:
+                    result = ring.all_reduce(x, timeout=30)
+                else:
+                    handle = ring.all_reduce_async(x, timeout=30)
+                    while i % 4 == 0 and not handle.done():
+                        pass
+                    result = handle.wait(30)
+                if not (result == 3 * x).all():
+                    failures.append((number, i))
+        except Exception as error:  # noqa: BLE001 - to be seen by the test
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+
+
+def test_waiting_thread_hears_what_another_took_in(tmp_path):
+    """A thread that sleeps on the sockets is woken when another one takes its answer in."""
+    with fake(tmp_path, size=3, hold=True) as (daemon, ring):
+        works = [ring.all_reduce_async(float(i)) for i in range(3)]
+        results = {}
+        threads = [
+            threading.Thread(target=lambda i=i: results.setdefault(i, works[i].wait(20)))
+            for i in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        complete = daemon.handler.complete
+        for i in (2, 0, 1):
+            daemon.run(lambda i=i: complete(daemon.handler.submitted[i]))
+            while not works[i].done():  # this thread takes the answer in, if it is first
+                pass
+        for thread in threads:
+            thread.join(10)
+        assert results == {0: 0.0, 1: 3.0, 2: 6.0}
+
+
+def test_message_that_a_sender_finds_wakes_the_sleeper(tmp_path):
+    """To send may eat the edge for which another thread sleeps; that thread is told."""
+    with fake(tmp_path, hold=True) as (daemon, ring):
+        work = ring.all_reduce_async(SMALL)
+        eventually(lambda: daemon.handler.submitted)
+        channel, pump = ring._connection._pump.channel, ring._connection._pump
+        channel._poller.unregister(channel._dealer.getsockopt(zmq.FD))  # its edge is eaten
+        thread = threading.Thread(target=work.wait, args=(60,))
+        thread.start()
+        eventually(lambda: pump._pumping)
+        send = channel.send
+
+        def sent(*args):
+            channel.send = send
+            send(*args)
+            daemon.run(lambda: daemon.handler.complete(daemon.handler.submitted[0]))
+            eventually(lambda: channel._dealer.getsockopt(zmq.EVENTS) & zmq.POLLIN)
+
+        channel.send = sent
+        ring.all_reduce_async(SMALL)
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("count", [1, 10_000, 1_000_000], ids=["4 B", "40 KB", "4 MB"])
+def test_blocking_call_wakes_nobody_without_need(daemons, count):
+    """A call costs this process one wake-up of its caller, and none of the keeper thread."""
+
+    def switches():
+        """Return the voluntary context switches of each of our threads (Linux tells)."""
+        threads = {}
+        root = Path("/proc/self/task")
+        for task in root.iterdir() if root.exists() else ():
+            with contextlib.suppress(OSError):
+                status = (task / "status").read_text()
+                threads[task.name] = int(status.split("\nvoluntary_ctxt_switches:")[1].split()[0])
+        return threads
+
+    daemons.start()
+    x = np.ones(count, np.float32)
+    with ringd.connect(daemons.path, timeout=10) as ring:
+        for _ in range(5):
+            ring.all_reduce(x)
+        polls = []
+        channel = ring._connection._pump.channel
+        poll = channel.poll
+        channel.poll = lambda timeout: (polls.append(timeout), poll(timeout))[1]
+        keeper = str(ring._connection._keeper.native_id)
+        before = switches()
+        for _ in range(50):
+            ring.all_reduce(x)
+        after = switches()
+        assert len(polls) <= 55  # one sleep for each call, none in vain
+        assert after.get(keeper) == before.get(keeper)
+
+
+@pytest.fixture
+def _interruptible():
+    """Let SIGINT raise also where the tests are a shell's background job, which ignores it."""
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, old)
+
+
+@pytest.mark.usefixtures("_interruptible")
+def test_interrupt_leaves_the_ring_usable(daemons):
+    """Ctrl-C in a waiting call is KeyboardInterrupt at once; the call and the ring go on."""
+    daemons.start("--hold")
+    with ringd.connect(daemons.path, timeout=10) as ring:
+        work = ring.all_reduce_async(SMALL)
+        timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            work.wait(20)
+        timer.join()
+        daemons.kill()
+        daemons.start()
+        np.testing.assert_array_equal(work.wait(30), 2 * SMALL)
+
+
+def test_forming_ring_is_waited_for(tmp_path):
+    """wait_ready waits for the news that the ring is ready, or says that it is not."""
+    with fake(tmp_path, state="forming") as (daemon, ring):
+        assert ring.state == "forming"
+        with pytest.raises(ringd.NotReady, match=r"forming after 0\.02 s"):
+            ring.wait_ready(0.02)
+        news = ringd.wire.border.RingState("ready", 9)
+        daemon.loop.call_threadsafe(lambda: daemon.server.broadcast(news))
+        ring.wait_ready(10)
+        assert (ring.state, ring.generation) == ("ready", 9)
