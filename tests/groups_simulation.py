@@ -7,16 +7,17 @@ notice at different times, and a daemon dies between any two of its actions.
 from __future__ import annotations
 
 import heapq
-import re
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 
-from groups_models import Client, Node, Spec, Violation, Work
+from groups_model_calls import Spec, Violation
+from groups_model_client import Client
+from groups_model_node import Node
+from groups_witness import Witness
 
 from ringd.groups import actions
-from ringd.groups.op import OK
 from ringd.wire.control import Poll
 
 
@@ -68,28 +69,8 @@ class Sim:
         self.exchanges: dict[tuple[int, int], Exchange] = {}
         self.points = 0
         self.storm = 20_000 + 100 * n * n * (4 + sum(map(len, programs.values())))
-        self.crashed: set[int] = set()
-        """Ranks whose daemon died at least once."""
         self.injections: dict[int, Callable[[], None]] = {}
-        self.sessions: dict[int, tuple[int, ...]] = {}
-        """All that were formed anywhere, by gid."""
-        self.agreed: set[tuple[int, ...]] = set()
-        """Those that some client was told of."""
-        self.owners: dict[int, Client] = {}
-        self.works: dict[tuple[int, int], Work] = {}
-        self.dead: set[int] = set()
-        """Join ids of clients that died, or left of their own accord."""
-        self.unkind: set[str] = set()
-        """Groups in which somebody asked for errors on any loss."""
-        self.applied: dict[tuple[int, int], dict[tuple[int, ...], list[Client]]] = {}
-        """For each input, the sessions in which it was summed, and who saw that."""
-        self.parted: set[tuple[int, int]] = set()
-        """By rank and gid, sessions that are not live there."""
-        self.parted_last: dict[int, float] = {}
-        """By gid, when a member last went live in that session."""
-        self.late_alone: set[tuple[int, int]] = set()
-        """Calls, by join id and number, that ended late while not everybody could be asked."""
-        self.outcomes: Counter[str] = Counter()
+        self.witness = Witness(self)
         self.closing = False
         self.clients: list[Client] = []
         self.nodes: list[Node] = []
@@ -110,10 +91,6 @@ class Sim:
             self.clients.append(Client(self, rank, group, self.programs[group], on_loss))
 
         return spawn
-
-    def fail(self, text: str) -> None:
-        """Report a broken promise."""
-        raise Violation(text)
 
     # --- time -------------------------------------------------------------------------
 
@@ -301,78 +278,7 @@ class Sim:
             exchange.broken = True
             del self.exchanges[gid, seq]
 
-    # --- checks -----------------------------------------------------------------------
-
-    def note(self, node: Node) -> None:
-        """Remember which sessions exist, and where they are not live."""
-        if node.engine is not None:
-            for gid, session in node.engine.by_gid.items():
-                self.sessions.setdefault(gid, session.join_ids)
-                place = (node.rank, gid)
-                if not session.live:
-                    self.parted.add(place)
-                elif place in self.parted:
-                    self.parted.remove(place)
-                    self.parted_last[gid] = self.now
-
-    def note_late(self, node: Node, report: actions.Report) -> None:
-        """Remember whether a deadline that has passed was decided on without the others."""
-        deadline = report.submission.deadline
-        if report.code != "deadline_exceeded" or deadline is None or deadline > self.now:
-            return
-        assert node.engine is not None
-        gid = node.engine.joins[report.join_id].gid
-        whole = (
-            gid != 0
-            and self.generation != 0
-            and all(other.generation == self.generation for other in self.nodes)
-            and not any((rank, gid) in self.parted for rank in range(self.n))
-        )
-        if not whole or self.parted_last.get(gid, 0.0) >= deadline:
-            self.late_alone.add((report.join_id, report.submission.seq))
-
-    def check_value(self, work: Work) -> None:
-        """A result is the sum of what the members of its session handed over, once."""
-        self.outcomes[OK] += 1
-        join_ids = work.client.sessions.get(work.join_id, ())
-        if work.join_id not in join_ids:
-            raise Violation(f"{work} completed in no session that its client knows")
-        parts = [self.works.get((join_id, work.seq)) for join_id in join_ids]
-        if any(part is None for part in parts):
-            raise Violation(f"{work} completed without all inputs")
-        expected = sum(part.token for part in parts if part is not None)
-        if work.value != expected:
-            raise Violation(f"{work} is wrong: {work.value} is not {expected}")
-        for join_id in join_ids:
-            seen = self.applied.setdefault((join_id, work.seq), {})
-            seen.setdefault(join_ids, []).append(work.client)
-            if sum(any(client.alive for client in who) for who in seen.values()) > 1:
-                raise Violation(f"op {work.seq} of join {join_id} was applied twice")
-
-    def check_error(self, work: Work) -> None:
-        """An error has a reason that the promises allow."""
-        self.outcomes[work.outcome] += 1
-        mates = {j for ids in self.sessions.values() if work.join_id in ids for j in ids}
-        if work.outcome == "group_lost":
-            gone = {j for j in mates if j in self.dead or not self.owners[j].alive}
-            lost = {self.owners[join_id].rank for join_id in gone}
-            named = {int(rank) for rank in re.findall(r"'m(\d+)'", work.message)}
-            allowed = bool(named) and named <= lost
-        elif work.outcome == "peer_lost":
-            allowed = work.client.group in self.unkind
-        elif work.outcome == "deadline_exceeded":
-            calls = [self.works.get((j, work.seq)) for j in mates | {work.join_id}]
-            allowed = any(
-                c is not None and c.spec.timeout is not None and self.now >= c.born + c.spec.timeout
-                for c in calls
-            )
-        elif work.outcome == "mismatch":
-            calls = [self.works.get((j, work.seq)) for j in mates]
-            allowed = len({c.spec.call for c in calls if c is not None}) > 1
-        else:
-            allowed = False
-        if not allowed:
-            raise Violation(f"{work} failed without reason: {work.outcome}: {work.message}")
+    # --- the end ---------------------------------------------------------------------
 
     def finish(self, limit: float = 120.0) -> None:
         """After the last fault: every call ends, and then nothing is left over."""
@@ -388,7 +294,7 @@ class Sim:
 
         if not self.run(done, limit):
             raise Violation(f"hangs: {self.describe()}")
-        self.check_agreement()
+        self.witness.check_agreement()
         self.closing = True
         for client in list(self.clients):
             client.close()
@@ -398,35 +304,6 @@ class Sim:
             for buffers in node.buffers:
                 if not buffers.freed:
                     raise Violation(f"{buffers.work} was never freed by {node.rank}")
-
-    def check_agreement(self) -> None:
-        """Who lives sees one outcome everywhere, but for what the promises except.
-
-        That is: a daemon died after its client had left, or a deadline passed while the ring
-        was down or the session not live.
-        """
-        for join_ids in self.agreed:
-            self.check_blame(join_ids)
-            gone = [join_id for join_id in join_ids if self.owners[join_id].join_id != join_id]
-            lost = {self.owners[j].rank for j in join_ids if j in self.dead or j in gone}
-            if lost & self.crashed or self.owners[join_ids[0]].group in self.unkind:
-                continue
-            for seq in range(len(self.owners[join_ids[0]].specs)):
-                works = [self.works.get((join_id, seq)) for join_id in join_ids]
-                ends = {w.outcome for w in works if w and w.outcome and w.counts_on(join_ids)}
-                alone = any((join_id, seq) in self.late_alone for join_id in join_ids)
-                excused = alone and "deadline_exceeded" in ends
-                if len(ends) > 1 and OK in ends and not excused:
-                    raise Violation(f"op {seq} of {join_ids} ended in two ways: {ends}")
-
-    def check_blame(self, join_ids: tuple[int, ...]) -> None:
-        """Where one client ended a session, and its daemon lived, all read the same of it."""
-        gone = [j for j in join_ids if j in self.dead or not self.owners[j].alive]
-        if len(gone) == 1 and self.owners[gone[0]].rank not in self.crashed:
-            ends = [work for j in join_ids for work in self.owners[j].works.get(j, {}).values()]
-            texts = {work.message for work in ends if work.outcome == "group_lost"}
-            if len(texts) > 1:
-                raise Violation(f"the loss of {join_ids} reads differently: {texts}")
 
     def empty(self) -> bool:
         """Whether no daemon knows of anything any more."""

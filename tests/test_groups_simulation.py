@@ -1,7 +1,8 @@
 """Every fault point of small rings, and seeded storms of faults on larger ones.
 
-:class:`groups_simulation.Sim` checks each value, each error's reason, that nothing is applied
-twice, that every call ends and that nothing is left over; a test here only picks the faults.
+:class:`groups_witness.Witness` checks each value, each error's reason and that nothing is applied
+twice, :class:`groups_simulation.Sim` that every call ends and that nothing is left over; a test
+here only picks the faults.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 from random import Random
 
 import pytest
-from groups_models import Spec, Violation
+from groups_model_calls import Spec, Violation
 from groups_simulation import Sim
 
 from ringd.errors import GroupLost
@@ -57,7 +58,7 @@ def points(n, seed, programs):
     """Return how many messages and actions an undisturbed run has."""
     sim = Sim(n, seed, programs)
     sim.finish()
-    assert set(sim.outcomes) == {OK}
+    assert set(sim.witness.outcomes) == {OK}
     return sim.points
 
 
@@ -82,7 +83,7 @@ def test_one_fault_at_every_point(n):
             sim.injections[point] = strike(sim, fault)
             sim.finish()
             if fault[0] in ("cut", "daemon", "all"):
-                assert set(sim.outcomes) == {OK}, (fault, point)
+                assert set(sim.witness.outcomes) == {OK}, (fault, point)
 
 
 def test_two_faults_at_every_pair_of_points():
@@ -183,7 +184,7 @@ def chaos(n, seed, *, most=12):
         pipe=rng.choice([1.0, 1.0, 60.0]),
     )
     if failing:
-        sim.unkind.add("g")
+        sim.witness.unkind.add("g")
     span = rng.choice([0.05, 0.15, 0.5])
     for _ in range(rng.randint(1, most)):
         sim.after(rng.uniform(0, span), draw_fault(sim, rng, groups))
@@ -218,7 +219,7 @@ def test_random_storms(n, seeds):
     """Whatever strikes, every value is right and every call ends."""
     outcomes = set()
     for seed in range(seeds):
-        outcomes |= set(chaos(n, seed).outcomes)
+        outcomes |= set(chaos(n, seed).witness.outcomes)
     assert OK in outcomes
     if seeds > 50:  # the storms were rough enough to mean something
         errors = {"group_lost", "peer_lost", "deadline_exceeded", "mismatch"}
