@@ -26,7 +26,7 @@ def test_closed_ring_says_so(daemon):
 
     def wait():
         with pytest.raises(ringd.RingError, match="closed before"):
-            work.wait()
+            work.wait(30)
         waiter.append(1)
 
     thread = threading.Thread(target=wait)
@@ -36,7 +36,7 @@ def test_closed_ring_says_so(daemon):
     thread.join(10)
     ring.close()
     with pytest.raises(ringd.RingError, match="closed before"):
-        work.wait()
+        work.wait(30)
     assert len(waiter) == 1
     for call in (
         lambda: ring.all_reduce(1.0),
