@@ -2,8 +2,8 @@
 
 As a thread of the test (:class:`FakeDaemon`), or as a process of its own that can be killed::
 
-    python tests/fake_daemon.py SOCKET [--size N] [--hold] [--timeout S] [--die-after N] \
-[--seal-and-die]
+    python tests/fake_daemon.py SOCKET [--size N] [--hold] [--timeout S] \
+[--lost-after S] [--die-after N] [--seal-and-die]
 """
 
 from __future__ import annotations
@@ -270,11 +270,17 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=2)
     parser.add_argument("--hold", action="store_true", help="complete nothing")
     parser.add_argument("--timeout", type=float, help="of calls that name none")
+    parser.add_argument("--lost-after", type=float, default=0.0)
     parser.add_argument("--die-after", type=int, default=0, help="calls completed before death")
     parser.add_argument("--seal-and-die", action="store_true", help="finish a call, tell nobody")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    handler = Handler(size=options.size, hold=options.hold, timeout=options.timeout)
+    handler = Handler(
+        size=options.size,
+        hold=options.hold,
+        timeout=options.timeout,
+        lost_after=options.lost_after,
+    )
 
     def on_submit(call: Submitted) -> None:
         if options.seal_and_die:

@@ -140,10 +140,10 @@ class Bench:
         )
         self.do(rank, todo)
 
-    def gone(self, rank, client=None, reason="died", *, lives=False):
+    def gone(self, rank, client=None, reason="died"):
         """A client is gone."""
         engine = self.engines[rank]
-        todo = engine.detach(client or self.names[rank], reason, self.now, lives=lives)
+        todo = engine.detach(client or self.names[rank], reason, self.now)
         self.do(rank, todo)
 
     def tick(self, wait):

@@ -33,11 +33,13 @@ class Spec:
     hold: bool = False
     timeout: float | None = None
     shape: int = 1
+    told: bool = False
+    """The result travels inside a message, also where there is shared memory."""
 
     @property
     def sealed(self) -> bool:
         """Whether the result goes to shared memory."""
-        return self.kind in ("eager", "large")
+        return self.kind in ("eager", "large") and not self.told
 
     @property
     def call(self) -> Call:
@@ -79,6 +81,12 @@ class Work:
     message: str = ""
     value: int | None = None
     released: bool = False
+    left: bool = False
+    """The daemon may count on the input as it is; the user's writes go elsewhere."""
+
+    def leave_input(self) -> None:
+        """What the user writes to what it has lent does not reach the daemon from now on."""
+        self.left |= not self.outcome
 
     def end(self, code: str, message: str, value: int | None) -> None:
         """The client learns how the call ended."""
@@ -91,13 +99,14 @@ class Work:
         if code == OK:
             self.value = value
             sim.witness.check_value(self)
-            if self.spec.hold:
+            if self.spec.hold and not self.left:
                 self.source.write(GARBAGE)
             if self.target is not None:
                 self.target.write(GARBAGE)
         else:
             sim.witness.check_error(self)
-            self.source.write(GARBAGE)
+            if not self.left:
+                self.source.write(GARBAGE)
 
     def counts_on(self, join_ids: tuple[int, ...]) -> bool:
         """Whether its client is still there and knows that it is in this session."""

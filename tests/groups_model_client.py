@@ -182,11 +182,12 @@ class Client:
         copy = work.source.value if copied else None
         acked = next((s for s, w in sorted(self.mine.items()) if not w.outcome), len(self.mine))
         outcome, message = work.outcome, work.message
-        if again and work.spec.hold and outcome == OK:
+        lent = work.spec.hold and not work.left
+        if again and lent and outcome == OK:
             outcome = "error"  # the program may have changed what it lent by now
         elif again and work.spec.hold and work.seal is not None and not outcome:
             outcome = OK
-        hold = work.spec.hold and work.outcome == ""  # once told, it lends nothing any more
+        hold = lent and work.outcome == ""  # once told, it lends nothing any more
 
         def submit(engine: Engine, now: float) -> list[actions.Action]:
             submission = self.sim.nodes[self.rank].take(work, copy, hold=hold)
@@ -215,6 +216,8 @@ class Client:
         elif isinstance(action, actions.Report):
             self._release(action.join_id, action.released)
             work = self.works[action.join_id][action.submission.seq]
+            if action.keep:
+                work.leave_input()
             if action.code == OK and work.target is not None:
                 result = work.target.value
             work.end(action.code, action.message, result)
@@ -246,6 +249,8 @@ class Client:
         if action.join_id != self.join_id or self.lost:
             return
         if action.code == "group_lost":
+            for work in self.works[action.join_id].values():
+                work.leave_input()
             self._lost(action.join_id, 0, action.code, action.message)
         elif self.accepted or "join" in action.message:
             raise Violation(f"{self} is denied: {action.message}")
@@ -290,21 +295,17 @@ class Client:
 
         def notice() -> None:
             if node.engine is not None and node.peers.pop(connection, None) is not None:
-                node.carry_out(node.engine.detach(connection, "died", self.sim.now, lives=False))
+                node.carry_out(node.engine.detach(connection, "died", self.sim.now))
 
         self.sim.after(self.sim.delay(5), notice)
 
     def close(self) -> None:
-        """Leave in good order; what was lent is the program's again once the daemon knows."""
+        """Leave in good order, and what was lent as it is."""
         node, connection = self.sim.nodes[self.rank], self.connection
 
         def leave() -> None:
             if node.engine is not None and node.peers.pop(connection, None) is not None:
                 node.carry_out(node.engine.detach(connection, "left the group", self.sim.now))
-            for works in self.works.values():
-                for work in works.values():
-                    if work.spec.hold:
-                        work.source.write(GARBAGE)
 
         self.sim.queue(("up", connection), leave)
         self.alive = False

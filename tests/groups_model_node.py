@@ -131,11 +131,6 @@ class Node:
         elif isinstance(action, actions.Seal):
             work = action.submission.buffers.work
             work.seal = (action.join_id, work.seq)
-        elif isinstance(action, actions.KeepInput):
-            buffers = action.submission.buffers
-            buffers.copy = buffers.read()
-            if action.submission.payload is not None:
-                action.submission.payload = bytes(action.submission.payload)
         elif isinstance(action, actions.Free):
             buffers = action.submission.buffers
             if buffers.freed:

@@ -1,6 +1,7 @@
 """Shared memory between two processes: made, checked, mapped, viewed, given back."""
 
 import errno
+import mmap
 import os
 import socket
 import struct
@@ -51,6 +52,33 @@ def test_both_sides_see_the_same_bytes(make):
     ours, theirs = memory.map_segment(fd, 8192), memory.map_segment(fd, 8192)
     ours[100:103] = b"abc"
     assert theirs[99:104] == b"\0abc\0"
+
+
+@pytest.mark.usefixtures("sealed")
+def test_detached_memory_is_ours_alone(make):
+    """It stays where it is and as it was; pages around it are still shared."""
+    page = mmap.PAGESIZE
+    fd = make(3 * page)
+    ours, theirs = memory.map_segment(fd, 3 * page), memory.map_segment(fd, 3 * page)
+    ours[:] = b"a" * 3 * page
+    address = np.frombuffer(ours, np.uint8).__array_interface__["data"][0]
+    memory.detach(address + page, page, fd, page)
+    assert ours[:] == b"a" * 3 * page
+    ours[:] = b"b" * 3 * page
+    assert theirs[:] == b"b" * page + b"a" * page + b"b" * page
+    assert ours[:] == b"b" * 3 * page
+
+
+@pytest.mark.parametrize(("offset", "fd"), [(1, None), (0, -1)], ids=["no page", "no file"])
+def test_what_cannot_be_detached_stays_shared(make, offset, fd):
+    """The error says why."""
+    real = make(mmap.PAGESIZE)
+    ours, theirs = (memory.map_segment(real, mmap.PAGESIZE) for _ in range(2))
+    address = np.frombuffer(ours, np.uint8).__array_interface__["data"][0]
+    with pytest.raises(OSError, match=r"Invalid argument|Bad file descriptor"):
+        memory.detach(address, mmap.PAGESIZE, real if fd is None else fd, offset)
+    ours[:3] = b"abc"
+    assert theirs[:3] == b"abc"
 
 
 @pytest.mark.usefixtures("sealed")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 from groups_bench import Bench, all_reduce, ready, submission
 
-from ringd.client.connection import GRACE
 from ringd.groups import actions
-from ringd.groups.engine import ASK_WITHIN
 from ringd.groups.op import OK
 
 
@@ -72,56 +69,6 @@ def test_two_deadlines_at_once_end_in_one_outcome():
     bench.submit(3, submission(0))
     bench.settle()
     assert [bench.reports(rank) for rank in range(4)] == [[(0, "deadline_exceeded")]] * 4
-
-
-def test_a_deadline_without_a_ring_ends_the_call_here():
-    """Nobody can be asked, for a second; the error says that the ring is down, and why."""
-    bench = ready(2)
-    bench.submit(0, submission(0, timeout=1.0))
-    bench.down()
-    bench.tick(1.0)
-    bench.tick(0.99)
-    assert bench.reports(0) == []
-    bench.tick(0.02)
-    bench.tick(0.05)
-    assert bench.reports(0) == [(0, "deadline_exceeded")]
-    assert "the ring is not up: link to b lost" in bench.message(0)
-
-
-def test_a_client_waits_longer_than_its_daemon_may():
-    """Else it would decide alone while the others are about to be asked."""
-    assert ASK_WITHIN < GRACE
-
-
-@pytest.mark.parametrize("polled", [True, False])
-def test_a_deadline_in_a_short_break_is_settled_after_it(polled):
-    """The others are asked when the ring is back: all have the error, or all the result."""
-    for completed in (True, False):
-        bench = ready(2)
-        bench.compute = False
-        for rank in range(2):
-            bench.submit(rank, submission(0, large=True, timeout=None if rank else 1.0))
-        bench.settle()
-        if completed:
-            gid = bench.did(1, actions.Run)[0].gid
-            bench.do(1, bench.engines[1].finished(gid, 0, bench.now))
-        bench.tick(0.9)
-        if polled:
-            bench.tick(0.1)  # and the break overtakes the poll
-        bench.down()
-        bench.tick(0.5)
-        assert bench.reports(0) == []
-        bench.up()
-        bench.settle()
-        bench.tick(0.05)
-        bench.settle()
-        if completed:  # b serves, and the call goes on to its end
-            gid = bench.did(0, actions.Run)[-1].gid
-            for rank in range(2):
-                bench.do(rank, bench.engines[rank].finished(gid, 0, bench.now))
-            bench.settle()
-        outcome = OK if completed else "deadline_exceeded"
-        assert [bench.reports(rank) for rank in range(2)] == [[(0, outcome)]] * 2
 
 
 def test_a_deadline_before_the_group_is_complete_names_the_absent():

@@ -63,9 +63,9 @@ def test_a_poll_does_not_wait_for_a_client_that_will_not_speak(how):
         bench.gone(1)
     else:
         bench.tick(1.9)
-        assert bench.did(1, actions.TellLost) == []
+        assert bench.did(1, actions.Deny) == []
         bench.tick(0.1)
-        assert [a.floor for a in bench.did(1, actions.TellLost)] == [0]
+        assert [a.code for a in bench.did(1, actions.Deny)] == ["group_lost"]
         bench.attach(1, 21)
     bench.settle()
     assert polls(bench, 1) == [False]

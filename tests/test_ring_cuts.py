@@ -111,6 +111,39 @@ def test_paused_daemon(proxied: tuple[Cluster, list[Proxy]], victim: int) -> Non
         assert cluster.wait_ready(beyond=generation) > generation
 
 
+@pytest.mark.parametrize("end", ["deadline", "closed"])
+def test_lent_to_a_paused_daemon(proxied: tuple[Cluster, list[Proxy]], end: str) -> None:
+    """Its program has the array back while it sleeps; what is written then changes no sum."""
+    cluster, proxies = proxied
+    group = f"lent to the paused, {end}"
+    generation = cluster.wait_ready()
+    with connected(cluster, group) as rings:
+        buffer = rings[1].empty(LARGE, np.float32)
+        buffer[:] = tensor(1, LARGE)
+        everywhere(rings, lambda ring: ring.barrier())
+        proxies[2].stall_after(LARGE)
+        timeout = 0.5 if end == "deadline" else None
+        lent = rings[1].all_reduce_async(buffer, timeout=timeout)
+        works = [rings[r].all_reduce_async(tensor(r, LARGE)) for r in (0, 2)]
+        assert proxies[2].stalled.wait(30)
+        cluster[1].signal(signal.SIGSTOP)
+        if end == "closed":
+            rings[1].close()
+        with pytest.raises(ringd.RingError, match="does not answer" if timeout else "closed"):
+            lent.wait()
+        np.testing.assert_array_equal(buffer, tensor(1, LARGE))
+        buffer[:] = np.nan
+        cluster[1].signal(signal.SIGCONT)
+        proxies[2].resume()
+        for work in works:
+            if end == "deadline":
+                with pytest.raises(ringd.DeadlineExceeded, match="on 'n1'"):
+                    work.wait()
+            else:
+                np.testing.assert_array_equal(work.wait(), total(3, LARGE))
+        assert cluster.wait_ready(beyond=generation) > generation
+
+
 def test_all_daemons_paused(proxied: tuple[Cluster, list[Proxy]]) -> None:
     """When all sleep at once, and wake at different times, the calls still come back."""
     cluster, _ = proxied

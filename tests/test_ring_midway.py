@@ -5,6 +5,7 @@ A proxy holds the call where it is, so that the fault comes neither before nor a
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -120,25 +121,32 @@ def test_frames_of_an_old_generation(proxied: tuple[Cluster, Proxy]) -> None:
         assert cluster.wait_ready(beyond=generation) > generation
 
 
+@pytest.mark.parametrize("how", ["killed", "paused"])
 @pytest.mark.parametrize("victim", [0, 1, 2])
-def test_loss_is_told_on_every_rank(proxied: tuple[Cluster, Proxy], victim: int) -> None:
+def test_loss_is_told_on_every_rank(proxied: tuple[Cluster, Proxy], victim: int, how: str) -> None:
     """With ``on_loss="fail"`` the open call ends with PeerLost everywhere; the next is good."""
     cluster, proxy = proxied
-    group = f"told {victim}"
+    group = f"told {victim} {how}"
     generation = cluster.wait_ready()
     with connected(cluster, group, on_loss="fail") as rings:
         everywhere(rings, lambda ring: ring.barrier())
         proxy.stall_after(LARGE)
         calls = begin(rings, lambda ring: ring.all_reduce(tensor(ring.rank, LARGE)))
         assert proxy.stalled.wait(30)
-        cluster[victim].kill()
+        if how == "killed":
+            cluster[victim].kill()
+        else:
+            cluster[victim].signal(signal.SIGSTOP)
         proxy.resume()
         found = [call.outcome() for call in calls]  # before the daemon is back
         assert [type(error) for error in found] == [ringd.PeerLost] * 3
         for rank, error in enumerate(found):
             assert (f"n{victim}" in str(error)) or rank == victim
         assert "this machine's daemon" in str(found[victim])
-        cluster[victim].start()
+        if how == "killed":
+            cluster[victim].start()
+        else:
+            cluster[victim].signal(signal.SIGCONT)
         cluster.wait_ready(beyond=generation)
         for result in everywhere(rings, lambda ring: ring.all_reduce(tensor(ring.rank, 9))):
             np.testing.assert_array_equal(result, total(3, 9))

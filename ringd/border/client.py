@@ -113,7 +113,7 @@ class Client:
             self._nudge_in(left)
         else:
             self._nudged = True
-            self._lifeline.send(lifeline.pack_session(0, ()))
+            self._lifeline.send(lifeline.NOTHING)
 
     @property
     def ending(self) -> bool:

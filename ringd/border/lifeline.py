@@ -133,6 +133,8 @@ class Lifeline:
             raise SegmentAbuse("a descriptor came where none belongs")
         elif operation == wire.PART:
             self.parted = True
+        elif operation == wire.BEAT:
+            self.send(wire.NOTHING)
         else:
             self.segments.drop(segment)
 

@@ -68,6 +68,8 @@ class Channel:
         self.wake_fd = wake_fd
         self.attached = False
         """Set by the owner once the daemon has taken it in."""
+        self.unanswered = 0
+        """Beats sent since the daemon was heard last on the lifeline."""
         self._heard = bytearray()
         self._listening = threading.Lock()
         try:
@@ -111,6 +113,12 @@ class Channel:
         """Tell the daemon to forget a segment; raises OSError as :meth:`pass_segment` does."""
         self._send_record(wire.pack(wire.DROP, number, 0), [])
 
+    def beat(self) -> None:
+        """Ask for a sign of life on the lifeline."""
+        self.unanswered += 1
+        with contextlib.suppress(OSError):  # full: it has much to answer; or it has just ended
+            self.lifeline.send(wire.pack(wire.BEAT, 0, 0))
+
     def poll(self, timeout: float | None) -> bool:
         """Sleep until a message, the daemon's end, a wake-up or *timeout* (seconds).
 
@@ -153,6 +161,7 @@ class Channel:
                     return True
                 if not data:
                     return True
+                self.unanswered = 0
                 self._heard += data
 
     def hang_up(self) -> None:

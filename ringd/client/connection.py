@@ -4,7 +4,8 @@ A blocking call needs no second thread: the caller itself sleeps on the sockets
 (:mod:`ringd.client.pump`). One thread per connection, the *keeper*, sleeps on the lifeline, for
 what must be done also while the program computes: when the daemon dies it waits for the next one
 and offers again what is not finished everywhere; once a minute, and when the daemon wakes it, it
-takes messages in.
+takes messages in. Where the user wants to be told of losses at once, it sees to it that the daemon
+answers.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ringd.client.pump import Pump
 from ringd.client.session import Op
 from ringd.wire.border import Attached, DecodeError
 
-GRACE = 2.0
+GRACE = 2.5
 """Seconds, beyond those that the daemon may take to notice a deadline, until the client stops to
 wait for its word."""
 
@@ -35,6 +36,9 @@ _FIRST_RETRY = 0.02
 _LAST_RETRY = 0.1  # a try costs 0.1 ms, and calls wait for it
 _DRAIN_EVERY = 60.0  # seconds; nobody else takes messages in while the program computes
 _DETACH_TIMEOUT = 1.0
+_LOST_AFTER = 3.0  # seconds, until the daemon has said what its own is
+_BEATS = 4  # in that time; the last one finds those before unanswered
+_LEAST_BEAT = 0.02
 
 _alive: weakref.WeakSet[Connection] = weakref.WeakSet()
 
@@ -111,6 +115,7 @@ class Connection:
         """End without ceremony, nor lock: for the garbage collector, and at the process's end."""
         if os.getpid() == self._pid and not self._closed:
             self._closed = True
+            self._group.abandon()
             if (channel := self._pump.channel) is not None:
                 channel.hang_up()
 
@@ -238,20 +243,13 @@ class Connection:
         if not op.ended:
             with self._mutex:
                 while not op.ended:
-                    self._wait_once(op, until)
+                    limit = min((t for t in (op.give_up, until) if t is not None), default=None)
+                    if not self._pump.wait(lambda: op.ended, limit):
+                        self._overdue(op)
         error = op.error
         if error is not None:
             self._group.told(op, error)
             raise type(error)(*error.args)  # a new one: this may be raised in several places
-
-    def _wait_once(self, op: Op, until: float | None) -> None:
-        limit = self._limit(op, until)  # differs when the daemon goes, or comes
-
-        def news() -> bool:
-            return op.ended or self._limit(op, until) != limit
-
-        if not self._pump.wait(news, limit):
-            self._overdue(op)
 
     def done(self, op: Op) -> bool:
         """Whether *op* has ended, well or not."""
@@ -259,32 +257,16 @@ class Connection:
             self.check()
             with self._mutex:
                 self._drain()
-                limit = self._limit(op, None)
+                limit = op.give_up
                 if not op.ended and limit is not None and time.monotonic() >= limit:
                     self._overdue(op)
         return op.ended
 
-    def _limit(self, op: Op, until: float | None) -> float | None:
-        """Return the moment at which the wait for *op* is over, None for never."""
-        give_up = self._give_up(op)
-        if give_up is None or until is None:
-            return until if give_up is None else give_up
-        return min(give_up, until)
-
-    def _give_up(self, op: Op) -> float | None:
-        """Return the moment at which the client ends *op* by itself, None for never.
-
-        Never what is the user's own memory and in a daemon's hands: it may be read from, for the
-        others, until the daemon has answered or ended.
-        """
-        return None if op.hold and self._pump.channel is not None else op.give_up
-
     def _overdue(self, op: Op) -> None:
-        """The moment that :meth:`_limit` gave has passed."""
+        """The time to wait for *op* is over: by its own deadline, or by who waits."""
         group = self._group
-        give_up = self._give_up(op)
         what = f"op {op.seq} of group {group.name!r}, {op.call}"
-        if give_up is None or time.monotonic() < give_up:
+        if op.give_up is None or time.monotonic() < op.give_up:
             raise errors.DeadlineExceeded(f"{what}: not finished yet; it goes on")
         if self._pump.channel is None:
             state = f"is away ({group.trouble})"
@@ -375,13 +357,33 @@ class Connection:
             self._pump.channel = channel
             self._group.install(channel)
             self._pump.tell()
-        while not channel.wait_end(_DRAIN_EVERY):
+        beat = time.monotonic()
+        while not channel.wait_end(max(0.0, beat - time.monotonic())):
             with self._mutex:
                 self._drain()
+                if time.monotonic() >= beat:
+                    beat = time.monotonic() + self._beat(channel)
         with self._mutex:
             self._drain()
             self._lost(channel)
             channel.close()
+
+    def _beat(self, channel: Channel) -> float:
+        """Ask for a sign of life where the user wants one; return the seconds until the next time.
+
+        Counted are beats that were each left unanswered for a while, not the time: a program
+        that was stopped itself hears its daemon's answer before it counts on.
+        """
+        group = self._group
+        if not group.impatient:
+            return _DRAIN_EVERY
+        lost_after = _LOST_AFTER if group.info is None else group.info.lost_after
+        if channel.unanswered < _BEATS - 1:
+            channel.beat()
+        else:
+            group.miss(channel, lost_after)
+            self._pump.tell()
+        return max(lost_after / _BEATS, _LEAST_BEAT)
 
 
 def _forked() -> None:

@@ -40,6 +40,8 @@ class Group:
 
     def __init__(self, name: str, on_loss: str) -> None:
         self.name = name
+        self.impatient = on_loss == "fail"
+        """Whether the user wants to be told of losses at once."""
         self.pool = Pool()
         self.session = Session()
         self.info: Attached | None = None
@@ -76,8 +78,17 @@ class Group:
         self.trouble = self.trouble or f"{channel.path}: the daemon ended"
         if self.info is not None:
             self._set_state("forming", self.info.generation)
-        if self._on_loss == "fail" and self.session.open and not self._left:
-            text = f"this machine's daemon ({channel.path}) went away"
+        if self.impatient:
+            self._lose_peer(f"this machine's daemon ({channel.path}) went away")
+
+    def miss(self, channel: Channel, seconds: float) -> None:
+        """The daemon has not answered for so long that it counts as lost; it may be back yet."""
+        text = f"this machine's daemon ({channel.path}) has not answered for {seconds:g} s"
+        self._lose_peer(f"{text} (is it stopped?)")
+        self._progress(0)
+
+    def _lose_peer(self, text: str) -> None:
+        if self.session.open and not self._left and self._leave_inputs():
             self._cut(self.session.released, errors.PeerLost(text))
 
     def leave(self) -> None:
@@ -87,8 +98,13 @@ class Group:
             self._channel.send(pack(Detach(self.session.join_id)))
 
     def end(self) -> None:
-        """End the calls that are open: the daemon has let go of the memory that they lent."""
+        """End the calls that are open; they may still be completed for the others."""
+        self._leave_inputs()
         self.session.cut(0, errors.RingError("the ring was closed before the call had ended"))
+
+    def abandon(self) -> None:
+        """The user is about to forget the calls that are open, without a word; takes no lock."""
+        self._leave_inputs()
 
     # --- calls ------------------------------------------------------------------------
 
@@ -136,8 +152,36 @@ class Group:
             channel.send(frame)
 
     def give_up(self, op: Op, error: errors.RingError) -> None:
-        """End *op* here, without the daemon's word."""
-        op.session.fail(op, error, keep=True)
+        """End *op* here, without the daemon's word: with *error* unless its result stands."""
+        if not self._leave_input(op):
+            op.give_up = None  # the daemon will answer, or end
+        elif self._stands(op):
+            op.session.finish(op, None)
+        else:
+            op.session.fail(op, error, keep=True)
+
+    def _leave_input(self, op: Op) -> bool:
+        """Leave the daemon what *op* has lent as it is, also when the user writes to it again.
+
+        It may be read from yet, for the others. Returns whether that could be done.
+        """
+        if op.hold and not op.ended and op.source_block is not None:
+            try:
+                self.pool.detach(op.source_block)
+            except OSError:  # no memory
+                return False
+            op.hold = False
+        return True
+
+    def _leave_inputs(self) -> bool:
+        """As :meth:`_leave_input`, for all ops; a list of them, as :meth:`abandon` has no lock."""
+        left = [self._leave_input(op) for op in list(self.session.ops.values())]
+        return all(left)
+
+    def _stands(self, op: Op) -> bool:
+        """Whether the result of *op* is complete, though no daemon has said so."""
+        mark = (op.session.join_id, op.seq)
+        return op.target is not None and op.target.sealed_by(op.length) == mark
 
     def told(self, op: Op, error: errors.RingError) -> None:
         """The user has been told that *op* ended with *error*.
@@ -167,11 +211,13 @@ class Group:
         op = session.ops.get(reply.seq)
         if op is not None and not op.ended:
             inline = op.target is None and op.call.kind != "barrier"
-            if (op.length if inline else None) == (None if payload is None else len(payload)):
-                session.finish(op, payload)
-            else:
+            if (op.length if inline else None) != (None if payload is None else len(payload)):
                 text = f"op {op.seq}: the daemon answered with a result of another length"
                 self.give_up(op, errors.RingError(text))
+            elif reply.keep and not self._leave_input(op):
+                op.sealed = True  # it ends when it is released
+            else:
+                session.finish(op, payload)
         self._acknowledge(reply)
         self._progress(reply.released)
 
@@ -216,6 +262,7 @@ class Group:
         elif self.info is None:
             self.refusal = error
         else:
+            self._leave_inputs()  # it may have taken in some of our calls before
             self._cut(self.session.released, error)
             self._progress(0)
 
@@ -277,9 +324,7 @@ class Group:
         channel.send(pack(attach))
 
     def _offer_again(self, op: Op) -> None:
-        target = op.target
-        mark = (self.session.join_id, op.seq)
-        if not op.ended and target is not None and target.sealed_by(op.length) == mark:
+        if not op.ended and self._stands(op):
             # The former daemon finished it, and died before it could say so.
             if op.hold:
                 op.sealed = True

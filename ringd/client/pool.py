@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ringd import errors
-from ringd.host.memory import create_segment, map_segment
+from ringd.host.memory import create_segment, detach, map_segment
 from ringd.wire.border import SEAL, SEAL_ALIGN, Ref, seal_offset
 
-_PAGE = 4096
+_PAGE = mmap.PAGESIZE
 _MIN_SLAB = 1 << 20
 _MAX_SLAB = 16 << 20
 _MAX_SEGMENTS = 1000  # the daemon takes 1024
@@ -233,6 +233,20 @@ class Pool:
         if segment.passed_to is not None and segment.number in self._segments:
             self._remove(segment)
 
+    def detach(self, block: Block) -> None:
+        """Make an input block the user's alone, and leave the daemon its content as it is now.
+
+        Raises:
+            OSError: the system does not let us.
+        """
+        segment = block.segment
+        if not block.found or segment.passed_to is None:
+            return  # it is already
+        detach(segment.address + block.offset, segment.block_size, segment.fd, block.offset)
+        block.found = False
+        self._forget_place(segment.address + block.offset)
+        self.retire(block)
+
     def close(self) -> None:
         """Give everything back that no user's array holds."""
         self._collect()
@@ -255,8 +269,11 @@ class Pool:
             segment.free.append(offset)
             self.lent -= lent
             if found:
-                place = bisect.bisect_left(self._starts, segment.address + offset)
-                del self._starts[place], self._lent_blocks[place]
+                self._forget_place(segment.address + offset)
+
+    def _forget_place(self, start: int) -> None:
+        place = bisect.bisect_left(self._starts, start)
+        del self._starts[place], self._lent_blocks[place]
 
     def _new_segment(self, block_size: int, length: int) -> Segment | None:
         if block_size > self.budget:

@@ -116,8 +116,8 @@ class Op:
     def _explanation(self) -> str:
         if self.error is None and self.ended and self.hold:
             return (
-                "a member that had the result has its own memory back, and lost the daemon that "
-                "kept a copy of the input: this one cannot be computed again"
+                "a member that had the result has had its own memory back since: this one cannot "
+                "be computed again"
             )
         return "" if self.error is None else str(self.error)
 
@@ -210,6 +210,8 @@ class Session:
         """All ops below *floor* are finished on all members."""
         while self.released < floor:
             op = self.ops.get(self.released)
+            if op is not None and op.sealed and not op.ended:
+                self.finish(op, None)
             if op is None or not op.ended:
                 break
             del self.ops[self.released]

@@ -125,11 +125,6 @@ class Transfer:
         """Whether the target is complete and nothing here is still to be sent."""
         return self._received == self._sent == self.plan.chunks
 
-    def use_source(self, source: Array) -> None:
-        """Read the input from *source*, an equal copy, from now on; chunks under way stay."""
-        self._source = source
-        self._source_bytes = source.view(np.uint8).data
-
     @property
     def received_chunks(self) -> int:
         """How many chunks have come in."""

@@ -79,12 +79,6 @@ class Bulk:
         """Forget the op; the caller makes the links let go of its memory."""
         self._transfers.pop((gid, seq), None)
 
-    def use_source(self, gid: int, seq: int, source: Array) -> None:
-        """Read the op's input from *source*, an equal copy, from now on; harmless if unknown."""
-        transfer = self._transfers.get((gid, seq))
-        if transfer is not None:
-            transfer.use_source(source)
-
     def progress(self, gid: int, seq: int) -> tuple[int, int] | None:
         """Return how many of the op's chunks were received, and of how many; None if not here."""
         transfer = self._transfers.get((gid, seq))

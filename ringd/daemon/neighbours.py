@@ -390,8 +390,3 @@ class Neighbours:
         """Make the links let go of an aborted op's memory."""
         for link in self.links.values():
             link.divert(gid, seq)
-
-    def copy_outgoing(self, gid: int, seq: int) -> None:
-        """Make the links send what is left of the op's chunk from memory of their own."""
-        for link in self.links.values():
-            link.copy_outgoing(gid, seq)

@@ -16,7 +16,7 @@ from ringd import errors
 from ringd.border.client import Client
 from ringd.collective.reduction import Array, Reduction, dtype_from_name
 from ringd.config.settings import Config
-from ringd.daemon.bulk import Bulk, Key, flat
+from ringd.daemon.bulk import Bulk, flat
 from ringd.daemon.neighbours import Neighbours
 from ringd.daemon.recorder import OpEvent, Recorder
 from ringd.groups import actions as groups
@@ -39,8 +39,6 @@ class Buffers:
     """Behind the target."""
     submitted: float
     started: float | None = None
-    run: Key | None = None
-    """The op that was started on them last."""
     result: Array | None = None
     """An inline result, once there is one."""
 
@@ -88,7 +86,6 @@ class Performer:
             groups.Stop: self._stop,
             groups.Seal: self._seal,
             groups.Free: self._free,
-            groups.KeepInput: self._keep_input,
             groups.Accept: self._accept,
             groups.TellSession: self._tell_session,
             groups.Deny: self._deny,
@@ -127,7 +124,6 @@ class Performer:
         else:
             target = buffers.result = np.empty(count, dtype)
         buffers.started = self._loop.now()
-        buffers.run = (action.gid, action.seq)
         if action.payloads is not None:
             inputs = [flat(payload, dtype) for payload in action.payloads]
             reduction.reduce_all(inputs, target)
@@ -149,20 +145,6 @@ class Performer:
     def _free(self, action: groups.Free) -> None:
         action.submission.buffers = None
         action.submission.payload = None
-
-    def _keep_input(self, action: groups.KeepInput) -> None:
-        """Copy the program's own memory, which it is about to have back."""
-        submission = action.submission
-        buffers = cast("Buffers | None", submission.buffers)
-        if buffers is None:
-            return
-        buffers.source = flat(buffers.source, _BYTES).copy().data  # touches huge pages, if any
-        if submission.payload is not None:
-            submission.payload = buffers.source
-        if buffers.run is not None:
-            source = flat(buffers.source, dtype_from_name(submission.call.dtype))
-            self.bulk.use_source(*buffers.run, source)
-            self._neighbours.copy_outgoing(*buffers.run)
 
     def _accept(self, action: groups.Accept) -> None:
         client, ipc = cast(Client, action.client), self._config.ipc
@@ -213,7 +195,12 @@ class Performer:
         generation = self._neighbours.machine.generation
         client.send(
             border.Completed(
-                action.join_id, submission.seq, action.released, generation, action.ack
+                action.join_id,
+                submission.seq,
+                action.released,
+                generation,
+                action.ack,
+                action.keep,
             ),
             None if result is None else result.view(_BYTES).data,
         )

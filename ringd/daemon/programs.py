@@ -44,6 +44,7 @@ class Programs:
             stall_warning=config.ops.stall_warning,
             reattach=config.ops.reattach,
             window=config.ipc.window,
+            lost_after=config.join.lost_after,
             missing_members=lambda: out_of_reach(neighbours, loop.now()),
         )
         self.performer = Performer(
@@ -147,14 +148,7 @@ class Programs:
         self._clients.discard(client)
         self._recorder.note("client leaves", pid=client.pid, how=how)
         how += time.strftime(" at %Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        now = self._loop.now()
-        todo = self.engine.detach(client, how, now, lives=not client.died)
-        # The others learn of it before memory is copied, and the client, which may write to it
-        # once it is hung up on, after that: what is called soon is called in order.
-        copies = [action for action in todo if isinstance(action, groups.KeepInput)]
-        self._perform([action for action in todo if not isinstance(action, groups.KeepInput)])
-        if copies:
-            self._loop.call_soon(lambda: self._perform(copies))
+        self._perform(self.engine.detach(client, how, self._loop.now()))
 
     def _buffers(
         self, client: Client, message: border.Submit, payload: memoryview | None, now: float

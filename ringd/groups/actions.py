@@ -56,12 +56,6 @@ class Seal(msgspec.Struct, frozen=True):
     submission: Submission
 
 
-class KeepInput(msgspec.Struct, frozen=True):
-    """Copy the input that the client lends, which gets its memory back, before anything else."""
-
-    submission: Submission
-
-
 class Free(msgspec.Struct, frozen=True):
     """The submission is needed no more; comes once for each one that was handed over."""
 
@@ -107,6 +101,8 @@ class Report(msgspec.Struct, frozen=True):
     released: int
     ack: bool
     """Somebody waits to hear that the client has it: ask it to say so at once."""
+    keep: bool
+    """Others may still need the input that the client lent: it must leave us that as it is."""
 
 
 class TellReleased(msgspec.Struct, frozen=True):
@@ -149,7 +145,6 @@ Action = Union[
     Run,
     Stop,
     Seal,
-    KeepInput,
     Free,
     Accept,
     TellSession,

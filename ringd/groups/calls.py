@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from ringd.errors import DeadlineExceeded, Mismatch
-from ringd.groups.actions import Action, Broadcast, Free, KeepInput, Relay, Report, Run, Seal, Stop
+from ringd.groups.actions import Action, Broadcast, Free, Relay, Report, Run, Seal, Stop
 from ringd.groups.ledger import Ledger
 from ringd.groups.op import OK, Move, Op, Phase, Submission
 from ringd.groups.words import differences, late, missing
@@ -204,6 +204,7 @@ class Calls:
             outcome=outcome,
             message=op.message,
         )
+        op.offered = True
         self.ledger.announced = self.ledger.own
         data = payload if eager and payload is not None else b""
         self.out.append(Broadcast(self.gid, op.seq, offer, data))
@@ -290,19 +291,14 @@ class Calls:
         op.move(move)
         op.outcome = OK
         op.forget_payloads()
-        self._report(op)
+        self._report(op, keep=move is Move.KEEP)
         self._advance()
 
     def _keep(self, op: Op) -> None:
-        """End an op whose result stands here, though others may need the input: copy that."""
-        self.keep_input(op)
+        """End an op whose result stands here, though others may need the input: we keep that."""
+        assert op.submission is not None  # noqa: S101 - what was lent was submitted
+        op.submission.hold = False
         self._end_well(op, Move.KEEP)
-
-    def keep_input(self, op: Op) -> None:
-        """Make the op independent of the memory that the client lends."""
-        if op.submission is not None and op.submission.hold:
-            op.submission.hold = False
-            self.out.append(KeepInput(op.submission))
 
     def _end(self, op: Op, code: str, message: str) -> None:
         """End the op with an error."""
@@ -320,7 +316,7 @@ class Calls:
         if op.submission is not None and op.outcome != OK:
             self.out.append(Free(op.submission))
 
-    def _report(self, op: Op) -> None:
+    def _report(self, op: Op, *, keep: bool = False) -> None:
         if op.submission is None or op.reported:
             return
         op.reported = True
@@ -335,6 +331,7 @@ class Calls:
                     message=op.message,
                     released=self.floor,
                     ack=op.outcome != OK or (op.prompt and not op.submission.sealed),
+                    keep=keep,
                 )
             )
 

@@ -7,11 +7,12 @@ actions that follow. The daemon carries them out and owns all memory, sockets an
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from ringd.errors import GroupLost, PeerLost, Refused
-from ringd.groups.actions import Accept, Action, Deny, Dropped, Free, Relay, TellLost, Warn
+from ringd.groups.actions import Accept, Action, Deny, Dropped, Free, Relay, Warn
 from ringd.groups.op import Op, Submission
 from ringd.groups.roll import Roll
 from ringd.groups.session import MAX_JOIN_ID, Before, Session
@@ -19,10 +20,10 @@ from ringd.wire.control import Done, GroupMessage, Joined, Left, Offer, Poll, Ve
 
 _HEAP_SLACK = 64
 
-ASK_WITHIN = 1.0
-"""Seconds by which a deadline may be overrun while others cannot be asked whether the call
-completed: the ring is broken, or a restarted daemon waits for its client. Most breaks are shorter.
-The client library waits longer before it decides alone."""
+ASK_WITHIN = 1.5
+"""Seconds to wait, from a deadline or a later break on, for others that may know that the call
+completed, and cannot be asked: the ring is broken, or a restarted daemon waits for its client. Most
+breaks are shorter. The client library waits longer before it decides alone."""
 
 _LOOK_AGAIN = 0.05
 
@@ -36,9 +37,12 @@ class Engine(Roll):
 
     stall_warning: float = 10.0
     window: int = 1024
+    lost_after: float = 3.0
+    """Seconds in which a break is noticed."""
 
     broken: str = ""
     """Why the ring is down, once it was up."""
+    _broke_at: float = -math.inf
     missing_members: Callable[[], str] = str
     """Says who is out of reach and since when, while the ring is down."""
     _deadlines: list[tuple[float, int, int]] = field(default_factory=list)
@@ -186,16 +190,11 @@ class Engine(Roll):
             return f"{name} lends its input, but has no sealed target"
         return ""
 
-    def detach(
-        self, client: Hashable, reason: str, now: float, *, lives: bool = True
-    ) -> list[Action]:
-        """A client left its group in good order, or is gone; *reason* completes a sentence.
-
-        *lives*: its process does, and may write to what it had lent.
-        """
+    def detach(self, client: Hashable, reason: str, now: float) -> list[Action]:
+        """A client left its group in good order, or is gone; *reason* completes a sentence."""
         for session in list(self.joins.values()):
             if session.client == client:
-                self._leave(session, self._says(reason), lives=lives)
+                self._leave(session, self._says(reason))
                 session.abandon()
         return self._flush(now)
 
@@ -215,7 +214,7 @@ class Engine(Roll):
     def ring_down(self, reason: str, now: float) -> list[Action]:
         """The ring broke: all ops go back to where they can be run again."""
         self.up = False
-        self.broken = reason
+        self.broken, self._broke_at = reason, now
         for group in list(self.groups.values()):
             group.present = [None] * len(self.names)
             if group.local is not None:
@@ -310,11 +309,14 @@ class Engine(Roll):
 
     def _must_wait_to_ask(self, session: Session, op: Op, now: float) -> bool:
         """Whether others may know that *op* completed, and cannot be asked right now."""
-        if session.live or op.has_result or not session.formed:
+        if session.live or op.has_result or not session.may_have_completed(op):
             return False
         assert op.submission is not None  # noqa: S101
-        assert op.submission.deadline is not None  # noqa: S101 - else nobody would ask
-        return now < op.submission.deadline + ASK_WITHIN
+        deadline = op.submission.deadline
+        assert deadline is not None  # noqa: S101 - else nobody would ask
+        # One break after the other must not make the client decide alone.
+        since = min(max(deadline, self._broke_at), deadline + self.lost_after)
+        return now < since + ASK_WITHIN
 
     def _look_after(self, now: float) -> None:
         """Do without clients that came back and do not say how their calls had ended."""
@@ -324,7 +326,8 @@ class Engine(Roll):
                 del self._returning[join_id]
             elif now >= due:
                 text = self._says("did not hand its calls over again after its daemon restarted")
-                self._out.append(TellLost(session.client, join_id, 0, GroupLost.code, text))
+                # It has yet to leave us what it had lent, which no TellLost asks for.
+                self._out.append(Deny(session.client, join_id, GroupLost.code, text))
                 self._leave(session, text)
                 session.abandon()
 

@@ -57,7 +57,7 @@ MOVES: dict[tuple[Phase, Move], Phase] = {
     (Phase.FINISHED, Move.END): Phase.ENDED,
     (Phase.FINISHED, Move.RESET): Phase.OPEN,
     (Phase.HELD, Move.START): Phase.LENDING,
-    (Phase.HELD, Move.KEEP): Phase.ENDED,  # a copy of the input takes the place of the client's
+    (Phase.HELD, Move.KEEP): Phase.ENDED,  # the client leaves us the input as it is
     (Phase.LENDING, Move.KEEP): Phase.SERVING,
     (Phase.HELD, Move.END): Phase.ENDED,
     (Phase.HELD, Move.RESET): Phase.HELD,
@@ -122,6 +122,8 @@ class Op:
     known: bool = False
     """The client told us the outcome itself, so it has it."""
     reported: bool = False
+    offered: bool = False
+    """Others may have all that they need to complete it."""
     announced: bool = False
     """The others know, in this generation, that we need no input again."""
     warned: bool = False

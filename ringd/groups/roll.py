@@ -170,9 +170,9 @@ class Roll:
         session.unform()
         self._introduce(session)
 
-    def _leave(self, session: Session, message: str, *, lives: bool = True) -> None:
+    def _leave(self, session: Session, message: str) -> None:
         if session.left is None:
-            left = session.leave(message, lives=lives)
+            left = session.leave(message)
             if self.up:
                 self._out.append(Broadcast(session.gid, 0, left))
             session.answer_early()

@@ -183,6 +183,10 @@ class Session(Calls):
         """Whether the client has yet to say how some calls ended under a former daemon."""
         return self.left is None and self.next_seq < self.expected
 
+    def may_have_completed(self, op: Op) -> bool:
+        """Whether other members may have completed *op*: they need our offer for that."""
+        return self.formed and (op.offered or op.seq < self.expected)
+
     def polled(self, origin: int, seq: int, poll: Poll, now: float) -> None:
         """As in :class:`Calls`; the answer waits for a client that is about to say it."""
         if self.returning and self.next_seq <= seq < self.expected:
@@ -237,10 +241,10 @@ class Session(Calls):
                 if (op := self.ops.get(seq)) is not None:
                     self._announce(op)
 
-    def leave(self, message: str, *, lives: bool) -> Left:
+    def leave(self, message: str) -> Left:
         """The client takes part no more; what it handed over is still completed for others.
 
-        *lives*: it may write to what it had lent. Dead ones leave their memory to us.
+        It leaves us what it had lent as it is.
         """
         submitted = self.next_seq if self.formed else 0
         code = GroupLost.code
@@ -251,8 +255,6 @@ class Session(Calls):
         self.left = Left(self.group, self.join_id, submitted, code, message)
         for op in self.ops.values():
             if not op.ended and op.seq < submitted and op.submission is not None:
-                if lives:
-                    self.keep_input(op)
                 op.submission.hold = False
         self.cut(self.left.submitted, self.left.code, message)
         self._settle()

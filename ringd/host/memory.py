@@ -7,6 +7,7 @@ process that uses it dies, however it dies.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import mmap
 import os
@@ -19,6 +20,18 @@ SEALED_MEMORY = sys.platform == "linux"
 """Whether segments are sealed memfds; else they are unlinked files."""
 
 _ZEROS = bytes(1 << 20)
+
+_MAP_FIXED = 0x10  # on both platforms; Python's mmap module cannot map in a given place
+_mmap = ctypes.CDLL(None, use_errno=True).mmap
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,  # off_t, also where that has 32 bits
+)
 
 
 class SegmentError(Exception):
@@ -61,6 +74,27 @@ def check_segment(fd: int, size: int) -> None:
             raise SegmentError(f"not a memfd ({error.strerror})") from error
         if not seals & fcntl.F_SEAL_SHRINK:
             raise SegmentError("not sealed against shrinking")
+
+
+def detach(address: int, length: int, fd: int, offset: int) -> None:
+    """Make mapped memory private to this process: nobody else sees what is written from now on.
+
+    It keeps its content and its place, and costs nothing until it is written to, page by page.
+    To other threads the change is atomic.
+
+    Args:
+        address: where it begins, at a page.
+        length: in bytes.
+        fd: the segment that is mapped there, in which nobody writes these bytes any more.
+        offset: of the bytes in it, a multiple of the page size.
+
+    Raises:
+        OSError: ENOMEM when the system does not let us.
+    """
+    access, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _MAP_FIXED
+    if _mmap(address, length, access, flags, fd, offset) != address:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def map_segment(fd: int, size: int) -> mmap.mmap:

@@ -190,12 +190,6 @@ class Link:
             self._out = [bytes(part) for part in self._out]
             self._out_data = None
 
-    def copy_outgoing(self, group: int, seq: int) -> None:
-        """Send the rest of a chunk of the op ``(group, seq)`` from memory of our own."""
-        header = self._out_data
-        if header is not None and (header.group, header.seq) == (group, seq):
-            self._out = [bytes(part) for part in self._out]
-
     def close(self, reason: str, *, goodbye: bool = False) -> None:
         """Close the link; ``link_lost`` is not called any more.
 

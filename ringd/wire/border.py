@@ -179,6 +179,8 @@ class Completed(msgspec.Struct, frozen=True, array_like=True, tag="completed"):
     generation: int
     ack: bool = False
     """Somebody waits for this to be received: answer with :class:`Ack`."""
+    keep: bool = False
+    """Others may need the input that was lent until this is released: leave it as it is."""
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):

@@ -5,7 +5,9 @@ speaks in records of fixed size that introduce and withdraw its memory segments;
 adds a segment carries its descriptor (SCM_RIGHTS). The daemon says who the client's peers are,
 for whatever was sent here arrives even if the sender dies. The end of the stream is the end of
 the client, or of the daemon. A client that hangs up and lives on says so first: what it had lent
-to the daemon may then change, while the dead write nothing any more.
+to the daemon may then change, while the dead write nothing any more. A client that wants to be
+told of losses at once asks for signs of life; each beat is answered by the record that says
+nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import struct
 ADD = 1
 DROP = 2
 PART = 3
+BEAT = 4
 
 SUFFIX = ".life"
 """Appended to the path of the ZeroMQ socket."""
@@ -37,17 +40,18 @@ def unpack(record: bytes) -> tuple[int, int, int]:
         ValueError: the operation is unknown.
     """
     operation, segment, size = _RECORD.unpack(record)
-    if operation not in (ADD, DROP, PART):
+    if operation not in (ADD, DROP, PART, BEAT):
         raise ValueError(f"unknown lifeline operation {operation}")
     return operation, segment, size
 
 
 def pack_session(join_id: int, session: tuple[int, ...]) -> bytes:
-    """Return the record that tells a client the join ids, by rank, of its session.
-
-    With join id 0, which is nobody's, it says only: look at your messages.
-    """
+    """Return the record that tells a client the join ids, by rank, of its session."""
     return _SESSION.pack(join_id, len(session)) + struct.pack(f"<{len(session)}Q", *session)
+
+
+NOTHING = pack_session(0, ())
+"""Look at your messages; or: I am here."""
 
 
 def take_session(stream: bytearray) -> tuple[int, tuple[int, ...]] | None:

@@ -10,19 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from chaos.breaks import Breaks
-from chaos.lives import Life
+from chaos.lives import Life, Lives
 from chaos.notices import Notice, Notices
 from chaos.pulse import lateness
-from ringd.groups.engine import ASK_WITHIN
+from ringd.client.connection import GRACE
 
 MARGIN = 0.5
 """Seconds that PeerLost may take besides the detection of the loss."""
 
-GRACE = 2.0
-"""Seconds that a call may last beyond its deadline and the detection of a silent daemon."""
+SLOW = 0.5
+"""Seconds that a program may take besides, on a busy machine, to end a call by itself."""
 
-SLOW = 1.5
-"""Seconds that this may take besides, on a busy machine: a paused daemon comes back meanwhile."""
+UNANSWERED = "has not answered"
+"""What PeerLost says of the program's own daemon when that is stopped."""
 
 
 @dataclass
@@ -92,6 +92,7 @@ class Judge:
     """Finds the causes; *violate* takes what has none, or has come too late."""
 
     names: Sequence[str]
+    lives: Lives
     breaks: Breaks
     detection: float
     """Seconds in which the loss of a member is noticed."""
@@ -136,17 +137,21 @@ class Judge:
             self.violate("GroupLost late", str(notice))
 
     def _peer(self, claim: Claim) -> None:
-        broken = self.breaks.during(claim.opened, claim.moment)
-        if not claim.fails or broken is None:
-            self.violate("calls lost", f"PeerLost, though the ring held: {claim}")
+        if UNANSWERED in claim.text:
+            lost = self.lives.pause(claim.rank, claim.moment)
+        else:
+            # A wait may begin just before the members agree that the ring is back, and last until
+            # it breaks again: then it is that break of which it was to be told.
+            during = self.breaks.during
+            broken = during(claim.since, claim.moment) or during(claim.opened, claim.moment)
+            lost = None if broken is None else broken[0]
+        if not claim.fails or lost is None:
+            self.violate("calls lost", f"PeerLost, though nobody was lost: {claim}")
             return
         if claim.noise == "landed":
             return
-        # A wait may begin just before the members agree that the ring is back, and last until it
-        # breaks again: then it is that break of which it was to be told.
-        broken = self.breaks.during(claim.since, claim.moment) or broken
-        seconds, noise = claim.later_than(broken[0])
-        waited = claim.since <= broken[0]
+        seconds, noise = claim.later_than(lost)
+        waited = claim.since <= lost
         notice = Notice(seconds, noise, math.nan, waited, claim.alone, str(claim))
         self.peer_lost.all.append(notice)
         if claim.alone and seconds > self.detection + MARGIN:
@@ -162,9 +167,5 @@ class Judge:
             seconds, noise = claim.later_than(due)
             notice = Notice(seconds, noise, math.nan, True, claim.calm, str(claim))
             self.overdue.all.append(notice)
-            # Whom nobody can answer waits for that to pass; a new daemon does so from when it is
-            # told of the call.
-            broken = self.breaks.during(due, claim.moment) is not None
-            limit = self.detection + GRACE + SLOW + (ASK_WITHIN if broken else 0.0)
-            if seconds > limit:
+            if seconds > self.detection + GRACE + SLOW:
                 self.violate("deadlines ignored", str(notice))

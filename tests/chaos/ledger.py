@@ -18,9 +18,6 @@ from chaos.claims import Claim, Death, Judge
 from chaos.lives import Life, Lives
 from chaos.splits import Outcome, Split, excuses
 
-SPENT = "has its own memory back"
-"""What a plain RingError that may be says: a lent input is not there any more."""
-
 GO_ON = frozenset(
     {"split outcomes", "GroupLost late", "GroupLost names a survivor", "PeerLost late"}
 )
@@ -72,7 +69,7 @@ class Ledger:
         self.nbytes = 0
         self.lives = Lives()
         self.breaks = Breaks(logs, self.lives, detection)
-        self.judge = Judge(names, self.breaks, detection, self.violate)
+        self.judge = Judge(names, self.lives, self.breaks, detection, self.violate)
         self.judge.deaths = {name: group.deaths for name, group in self.groups.items()}
         self.excuses: Counter[str] = Counter()
         """Calls with unlike outcomes that are allowed, by reason."""
@@ -210,7 +207,7 @@ class Ledger:
         name = f"call {number} of {group.name}"
         if len({how.digest for how in ended.values() if how.kind == "ok"}) > 1:
             self.violate("wrong values", f"{name} differs: {ended}")
-        if (len(kinds) > 1 and "ok" in kinds) or "spent" in kinds:
+        if len(kinds) > 1 and "ok" in kinds:
             fails = self.styles[group.name].on_loss == "fail"
             self._splits.append(Split(name, fails, timeout, begun, ended))
 
@@ -221,38 +218,33 @@ class Ledger:
         since, noise, words = text.split(" ", 2)
         self.counts[kind] += 1
         style = self.styles[group.name]
-        if kind == "spent":
-            if SPENT not in words:
-                self._unknown(group, life, number, moment, words)
-                return
-        else:
-            stay, resumed = group.stays[life]
-            self._claims.append(
-                Claim(
-                    group=group.name,
-                    rank=life.rank,
-                    number=number,
-                    kind=kind,
-                    moment=moment,
-                    since=float(since),
-                    opened=min(
-                        (programs[life] for programs in group.begun.values() if life in programs),
-                        default=float(since),
-                    ),
-                    stay=stay,
-                    resumed=resumed,
-                    noise=noise,
-                    fails=style.on_loss == "fail",
-                    begun=group.begun[number] if number >= 0 else {},
-                    timeout=group.timeouts.get(number, 0.0),
-                    calm=self.calm,
-                    alone=self.alone,
-                    text=words,
-                )
+        stay, resumed = group.stays[life]
+        self._claims.append(
+            Claim(
+                group=group.name,
+                rank=life.rank,
+                number=number,
+                kind=kind,
+                moment=moment,
+                since=float(since),
+                opened=min(
+                    (programs[life] for programs in group.begun.values() if life in programs),
+                    default=float(since),
+                ),
+                stay=stay,
+                resumed=resumed,
+                noise=noise,
+                fails=style.on_loss == "fail",
+                begun=group.begun[number] if number >= 0 else {},
+                timeout=group.timeouts.get(number, 0.0),
+                calm=self.calm,
+                alone=self.alone,
+                text=words,
             )
-            if kind != "late" and noise != "landed":
-                group.stays[life] = (moment, math.inf)
-                life.parted.append(moment)
+        )
+        if kind != "late" and noise != "landed":
+            group.stays[life] = (moment, math.inf)
+            life.parted.append(moment)
         if number >= 0:
             self._ended(group, life, number, Outcome(kind, moment))
 

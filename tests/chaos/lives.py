@@ -15,6 +15,9 @@ BACK = 0.3
 """Seconds after its daemon has come up in which a program may be on its way back to it: it tries
 every 0.1 s, and then has to hand its calls over again."""
 
+JUST = 0.1
+"""Seconds that a program may need to tell what it has found out."""
+
 PROGRAM_FIRST = "a program ended, then its daemon, which held its input"
 STAY_FIRST = "a program was told of a loss, which ended its stay, then its daemon ended"
 DAEMON_FIRST = "a daemon ended, then its program, before it was back at the next one"
@@ -52,6 +55,8 @@ class Lives:
 
     daemons: dict[int, list[Life]] = field(default_factory=lambda: defaultdict(list))
     """By rank, in order."""
+    pauses: dict[int, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    """By rank, when its daemon was stopped, and when it ran again."""
 
     def daemon_started(self, rank: int, pid: int, moment: float) -> None:
         """A daemon's process was started."""
@@ -66,6 +71,7 @@ class Lives:
         """*rank*'s daemon was seen to be gone."""
         for life in self.daemons[rank][-1:]:
             life.gone = min(life.gone, moment)
+        self.daemon_resumed(rank, moment)
 
     def daemon_up(self, rank: int, moment: float) -> None:
         """A daemon of *rank* began to serve at *moment*."""
@@ -82,12 +88,23 @@ class Lives:
                     up = min((later.up for later in lives[i + 1 :]), default=math.inf)
                     yield life.ended, up + BACK
 
-    def any_daemon_ended(self, since: float, until: float) -> Life | None:
-        """Return a daemon whose end was begun in that time."""
-        for lives in self.daemons.values():
-            for life in lives:
-                if since <= life.ended <= until:
-                    return life
+    def daemon_paused(self, rank: int, moment: float) -> None:
+        """*rank*'s daemon is about to be stopped."""
+        pauses = self.pauses[rank]
+        if not pauses or pauses[-1][1] < math.inf:
+            pauses.append((moment, math.inf))
+
+    def daemon_resumed(self, rank: int, moment: float) -> None:
+        """*rank*'s daemon runs again, if it was stopped."""
+        pauses = self.pauses[rank]
+        if pauses and pauses[-1][1] == math.inf:
+            pauses[-1] = (pauses[-1][0], moment)
+
+    def pause(self, rank: int, moment: float) -> float | None:
+        """Return since when *rank*'s daemon was stopped at *moment*, or until just before."""
+        for since, until in self.pauses[rank]:
+            if since <= moment <= until + JUST:
+                return since
         return None
 
     def machine_lost(

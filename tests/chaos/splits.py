@@ -1,9 +1,8 @@
 """Calls that ended well on one member and with an error on another: which of them may be.
 
 Exactly those of docs/guarantees.md: where a program, or its stay, and the daemon that held its
-input both ended, where nobody could be asked for a second after a deadline, and where a
-program asked to be told of losses. Each is excused by recorded events of that very call, or not
-at all.
+input both ended, where nobody could be asked for long after a deadline, and where a program asked
+to be told of losses. Each is excused by recorded events of that very call, or not at all.
 """
 
 from __future__ import annotations
@@ -15,11 +14,10 @@ from chaos.breaks import Breaks
 from chaos.lives import DAEMON_FIRST, PROGRAM_FIRST, STAY_FIRST, Life, Lives
 from ringd.groups.engine import ASK_WITHIN
 
-BROKEN_AT_DEADLINE = "nobody could be asked for a second from a deadline on"
-COPY_GONE = "a daemon ended that kept the copy of a lent input past its deadline"
-LOSS_TOLD = 'on_loss="fail": the ring broke while the call was open'
+UNASKED = f"nobody could be asked for {ASK_WITHIN:g} s from a deadline, or a later break, on"
+LOSS_TOLD = 'on_loss="fail": the ring broke, or a daemon stopped, while the call was open'
 
-REASONS = (PROGRAM_FIRST, STAY_FIRST, DAEMON_FIRST, BROKEN_AT_DEADLINE, COPY_GONE, LOSS_TOLD)
+REASONS = (PROGRAM_FIRST, STAY_FIRST, DAEMON_FIRST, UNASKED, LOSS_TOLD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +86,25 @@ def _lost(
 
 
 def _told(
-    split: Split, moments: list[float], _lives: Lives, breaks: Breaks
+    split: Split, moments: list[float], lives: Lives, breaks: Breaks
 ) -> tuple[str, str] | None:
     """Whoever asked to be told loses also calls that others have completed by then."""
-    broken = breaks.during(min(split.begun.values(), default=min(moments)), min(moments))
-    if not split.fails or broken is None:
+    if not split.fails:
         return None
-    return LOSS_TOLD, f"broken {broken[0]:.3f} to {broken[1]:.3f}"
+    broken = breaks.during(min(split.begun.values(), default=min(moments)), min(moments))
+    if broken is not None:
+        return LOSS_TOLD, f"broken {broken[0]:.3f} to {broken[1]:.3f}"
+    for rank, how in split.outcomes.items():  # before the others have noticed it
+        paused = None if how.kind != "peer" else lives.pause(rank, how.moment)
+        if paused is not None:
+            return LOSS_TOLD, f"daemon of rank {rank} stopped at {paused:.3f}"
+    return None
 
 
 def _late(
     split: Split, _moments: list[float], _lives: Lives, breaks: Breaks
 ) -> tuple[str, str] | None:
-    """A member decided alone, as no other could be asked all the time that it waits for that.
+    """A member decided alone, as no other could be asked all the time that it waited for that.
 
     The other members' errors may have been taken over from that one.
     """
@@ -111,22 +115,11 @@ def _late(
         due = began + split.timeout
         if how.moment < due + ASK_WITHIN:
             continue
-        times = breaks.unasked(due, due + ASK_WITHIN)
+        times = breaks.unasked(how.moment - ASK_WITHIN, how.moment)
         if times is not None:
             listed = ", ".join(f"{begin:.3f} to {end:.3f}" for begin, end in times)
-            return BROKEN_AT_DEADLINE, f"rank {life.rank}, due {due:.3f}, not to be asked {listed}"
+            return UNASKED, f"rank {life.rank}, due {due:.3f}, not to be asked {listed}"
     return None
 
 
-def _spent(
-    split: Split, moments: list[float], lives: Lives, _breaks: Breaks
-) -> tuple[str, str] | None:
-    """A member's copy of a lent input is gone with its daemon, after the deadline there."""
-    if not split.timeout or not split.begun:
-        return None
-    deadline = min(split.begun.values()) + split.timeout
-    daemon = lives.any_daemon_ended(deadline, min(moments))
-    return None if daemon is None else (COPY_GONE, f"daemon {daemon}")
-
-
-_EXCUSES = {"lost": _lost, "peer": _told, "late": _late, "spent": _spent}
+_EXCUSES = {"lost": _lost, "peer": _told, "late": _late}

@@ -127,9 +127,12 @@ class Stage:
             self.ledger.daemon_ended(self.rank(node), time.monotonic())
         if signum == signal.SIGSTOP:
             self.hush()
+            self.ledger.lives.daemon_paused(self.rank(node), time.monotonic())
         if node.running:
             self._sent[self.rank(node)].add(signum)
             node.signal(signum)
+        if signum == signal.SIGCONT:
+            self.ledger.lives.daemon_resumed(self.rank(node), time.monotonic())
 
     def rejoin(self, node: Node) -> None:
         """Ask a daemon to rejoin; it may be gone, or asleep."""

@@ -8,7 +8,6 @@ It reports on standard output, one line for each event, the first word of which 
     lost NUMBER MOMENT SINCE NOISE MESSAGE    it ended with GroupLost
     peer NUMBER MOMENT SINCE NOISE MESSAGE    it ended with PeerLost
     late NUMBER MOMENT SINCE NOISE MESSAGE    it ended with DeadlineExceeded
-    spent NUMBER MOMENT SINCE NOISE MESSAGE   it ended with a plain RingError
     wrong NUMBER MOMENT MESSAGE           it ended with wrong values
     error NUMBER MOMENT MESSAGE           it ended with another error
     leaving NUMBER MOMENT                 was asked to leave, and will now close its ring
@@ -140,7 +139,6 @@ class Program:
                 ringd.GroupLost: "lost",
                 ringd.PeerLost: "peer",
                 ringd.DeadlineExceeded: "late",
-                ringd.RingError: "spent",
             }.get(type(error))
             if what is None:
                 raise
@@ -209,7 +207,7 @@ class Program:
         except ringd.RingError as error:
             if lent is not None:
                 scribble(lent)  # the call is over, so nobody may need it
-            if type(error) not in (ringd.DeadlineExceeded, ringd.RingError):
+            if not isinstance(error, ringd.DeadlineExceeded):
                 raise
         else:
             self.check(call, result, lent)
