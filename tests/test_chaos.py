@@ -300,6 +300,15 @@ def test_a_silent_daemon_counts_as_lost_while_it_is_stopped(told, stopped, runs,
     assert told.kinds() == kinds
 
 
+@pytest.mark.parametrize(("broken", "kinds"), [(3.2, []), (4.0, ["calls lost"])])
+def test_a_silent_daemon_is_missed_by_the_other_members_too(told, broken, kinds):
+    """One that nobody has stopped may be starved for as long; then the ring breaks as well."""
+    told.form(0.5)
+    told.log(0, broken, "ring forming")
+    told.say("1 peer -1 3.0 0.9 - its daemon has not answered", group="f")
+    assert told.kinds() == kinds
+
+
 def test_a_report_tells_what_failed(told):
     """The page names the failed checks and shows each; it does so too if nothing was measured."""
     told.say("0 resumed 0 0.9 ", "0 began 0 1.0 0").kill(1, 2.0)

@@ -139,6 +139,9 @@ class Judge:
     def _peer(self, claim: Claim) -> None:
         if UNANSWERED in claim.text:
             lost = self.lives.pause(claim.rank, claim.moment)
+            if lost is None:  # then the others must have missed it as well, in an overloaded moment
+                silent = self.breaks.during(claim.moment - MARGIN, claim.moment + MARGIN)
+                lost = None if silent is None else min(silent[0], claim.moment)
         else:
             # A wait may begin just before the members agree that the ring is back, and last until
             # it breaks again: then it is that break of which it was to be told.
