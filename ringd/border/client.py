@@ -122,7 +122,7 @@ class Client:
 
     @property
     def died(self) -> bool:
-        """Whether its process has ended: nobody writes to its memory any more."""
+        """Whether its process has ended."""
         return self._lifeline.died
 
     @property

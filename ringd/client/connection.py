@@ -98,8 +98,8 @@ class Connection:
             channel = self._pump.channel
             self._group.leave()
             self._pump.tell()
-        # The daemon hangs up when it has read the Detach and copied what open calls had lent, which
-        # may be written to once they have ended; sooner, and we would count as having hung up.
+        # The daemon hangs up when it has read the Detach; sooner, and we would count as having hung
+        # up, and not as having left.
         try:
             self._keeper.join(_DETACH_TIMEOUT)
             if channel is not None and self._keeper.is_alive():
@@ -393,7 +393,7 @@ def _forked() -> None:
 
 
 def _exiting() -> None:
-    """Let the others know now: the rest may take long, and may yet write to what was lent."""
+    """Let the others know now: the rest may take long."""
     for connection in list(_alive):
         connection.abandon()
 

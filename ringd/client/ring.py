@@ -227,7 +227,8 @@ class Ring:
 
         It is an ordinary array of undefined content, in shared memory; also its contiguous
         views are handed over as they are. Small ones, which travel inside messages, need no
-        such thing and are made in ordinary memory.
+        such thing and are made in ordinary memory. One whose call ended while other members might
+        still need it (after a passed deadline, or a lost daemon) has become ordinary memory, too.
 
         Args:
             shape: of the array.
@@ -254,7 +255,7 @@ class Ring:
     def close(self) -> None:
         """Leave the group in good order; calls that are open here end with an error.
 
-        Waits until the daemon has let go of what they lent, up to two seconds.
+        Waits until the daemon knows, up to two seconds.
         """
         self._connection.close()
 
