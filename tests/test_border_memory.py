@@ -7,13 +7,15 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from unittest import mock
 
 import numpy as np
 import pytest
-from fake_daemon import open_fds
+from fake_daemon import eventually, open_fds
 
 from ringd import errors
+from ringd.border import segments
 from ringd.border.segments import MAX_SEGMENTS, SegmentAbuse, SegmentTable
 from ringd.host import memory, process
 from ringd.host.credentials import MACOS, MAX_SOCKET_PATH, check_socket_path, peer_credentials
@@ -297,3 +299,30 @@ def test_a_process_that_cannot_be_seen_is_taken_to_live(tmp_path, monkeypatch, p
     assert not ending(0)
     monkeypatch.setattr(os, "kill", mock.Mock(side_effect=PermissionError))
     assert not ending(program.pid)
+
+
+def test_memory_of_the_gone_is_given_back_beside_the_loop(make, monkeypatch):
+    """To free gigabytes takes a while, and other groups would wait for it."""
+    where = []
+    unmap = segments._unmap
+    noting = lambda mappings: (unmap(mappings), where.append(threading.get_ident()))  # noqa: E731
+    monkeypatch.setattr(segments, "_unmap", noting)
+    table = SegmentTable(1 << 20)
+    table.add(1, 8192, make(8192))
+    mapping = table._mappings[1]
+    table.clear()
+    eventually(lambda: where)
+    assert where != [threading.get_ident()]
+    assert mapping.closed
+
+
+def test_memory_that_a_call_looks_into_outlives_its_client(make):
+    """What the dead had handed over is completed for the others."""
+    table = SegmentTable(1 << 20)
+    fd = make(8192)
+    memory.map_segment(fd, 8192)[:3] = b"abc"
+    table.add(1, 8192, fd)
+    view = table.view(Ref(1, 0, 3), writable=False)
+    table.clear()
+    eventually(lambda: not any(thread.name == "unmap" for thread in threading.enumerate()))
+    assert bytes(view) == b"abc"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
+import threading
 import weakref
 
 from ringd import errors
@@ -96,9 +98,16 @@ class SegmentTable:
         return view if writable else view.toreadonly()
 
     def clear(self) -> None:
-        """Forget all segments; memory goes with the last view."""
+        """Forget all segments; memory goes with the last view.
+
+        In a thread of its own: the last one to unmap memory gives it back to the system, which
+        takes 0.1 s for each GiB, and other groups would wait for that.
+        """
+        mappings = list(self._mappings.values())
         self._mappings.clear()
         self._refusals.clear()
+        if mappings:
+            threading.Thread(target=_unmap, args=(mappings,), name="unmap", daemon=True).start()
 
     def _map(self, size: int, fd: int | None) -> mmap.mmap:
         if fd is None:
@@ -125,3 +134,9 @@ class SegmentTable:
 
     def _unmapped(self, size: int) -> None:
         self.mapped_bytes -= size
+
+
+def _unmap(mappings: list[mmap.mmap]) -> None:
+    for mapping in mappings:
+        with contextlib.suppress(BufferError):  # a call that goes on for others looks into it
+            mapping.close()
