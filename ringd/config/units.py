@@ -69,9 +69,13 @@ def parse_address(text: object) -> tuple[str, int]:
         raise ValueError(  # noqa: TRY004  one kind of error for every bad value
             'not an address; write "host:port", such as "10.0.0.1:5680"'
         )
+    if re.search(r"[][]", text) and not re.fullmatch(r"\[[^][]*\](:[^][]*)?", text):
+        raise ValueError('the brackets are no pair round an IPv6 address; write "[fd00::1]:5680"')
     host, colon, port = text.rpartition(":")
-    if not colon or host.endswith(":") or port.endswith("]"):
-        raise ValueError(f'has no port; write "host:port", such as "{text.rstrip(":")}:5680"')
+    bare = _is_ipv6(text) and not _is_ipv6(host)
+    if not colon or port.endswith("]") or bare:
+        host = f"[{text}]" if bare else text
+        raise ValueError(f'has no port; write "host:port", such as "{host}:5680"')
     if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 0 < int(port) <= _HIGHEST_PORT:
         raise ValueError(f'port "{port}" is not a number from 1 to {_HIGHEST_PORT}')
     if host.startswith("[") and host.endswith("]"):
@@ -79,7 +83,7 @@ def parse_address(text: object) -> tuple[str, int]:
             return str(ipaddress.IPv6Address(host[1:-1])), int(port)
         except ValueError:
             raise ValueError(f'"{host}" is not an IPv6 address, such as "[fd00::1]"') from None
-    if ":" in host:
+    if _is_ipv6(host):
         raise ValueError(f'an IPv6 address stands in brackets; write "[{host}]:{port}"')
     _check_host(host)
     return host, int(port)
@@ -100,6 +104,14 @@ def format_size(size: int) -> str:
     """Return *size* bytes in the largest unit that keeps the number at or above one: ``64MiB``."""
     unit = next((u for u in ("TiB", "GiB", "MiB", "KiB") if size >= _BYTES[u]), "B")
     return f"{size / _BYTES[unit]:.4g}{unit}"
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_host(host: str) -> None:
