@@ -270,7 +270,9 @@ def test_reload_to_a_taken_port(place: Path) -> None:
             cluster.write_config("")
             cluster[1].signal(signal.SIGHUP)
             wait_until(refusal, "the refusal in status")
-        assert f"127.0.0.1:{cluster[1].port}" in refusal()["reason"]
+        where = f"127.0.0.1:{cluster[1].port}"
+        key = f"{cluster.config}: ring.members[1].listen"
+        assert refusal()["reason"].startswith(f"{key}: cannot listen on {where}: ")
         status = cluster[1].status()
         assert status is not None
         assert refusal()["reason"] in render(status)

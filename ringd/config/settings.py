@@ -301,6 +301,12 @@ class Config:
             pairs = [(host, port) for _, port in own for host in ("0.0.0.0", "::")]  # noqa: S104  meant
         return tuple(dict.fromkeys(pairs))
 
+    @property
+    def listen_key(self) -> str:
+        """The key in the file that says where this member listens."""
+        key = "listen" if self.member(self.node).listen else "addresses"
+        return f"ring.members[{self.rank}].{key}"
+
 
 SECTIONS: dict[str, type[Any]] = {
     "join": JoinSettings,

@@ -89,11 +89,9 @@ def _check_ports(settings: Config, socket_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
         probe.connect(str(socket_path))
         return
-    member = settings.ring.members[settings.rank]
-    key = f"ring.members[{settings.rank}].{'listen' if member.listen else 'addresses'}"
     lines = obstacles(settings.listen_addresses(settings.node))
     for line in lines:
-        click.echo(f"{settings.path}: {key}: {line}", err=True)
+        click.echo(f"{settings.path}: {settings.listen_key}: {line}", err=True)
     if lines:
         sys.exit(EX_CONFIG)
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import random
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import structlog
 
 from ringd.config.settings import Config
 from ringd.daemon.oncelog import OnceLog
+from ringd.errors import RingError
 from ringd.membership.backoff import Backoff
 from ringd.membership.machine import Side
 from ringd.net.dialer import Dialer, Knock
@@ -72,7 +74,8 @@ class Reach:
         Raises:
             RingError: An address cannot be bound.
         """
-        self._listener.start()
+        with _naming(self._config):
+            self._listener.start()
         self._dialer.start()
         self._knock.start()
 
@@ -108,9 +111,9 @@ class Reach:
             or config.ring.key != old.ring.key
             or config.join != old.join
         ):
-            self._listener.use(
-                config.listen_addresses(config.node), key=config.ring.key, settings=config.join
-            )
+            bind = config.listen_addresses(config.node)
+            with _naming(config):
+                self._listener.use(bind, key=config.ring.key, settings=config.join)
         self._config = config
         self._once = _once_log(self._loop)  # causes are of this config
         self._backoff = _backoff(config)
@@ -191,6 +194,15 @@ class Reach:
         self.refused[cause] += 1
         host = address.rpartition(":")[0]
         self._once.warning("connection refused", cause=cause, where=host, reason=reason)
+
+
+@contextmanager
+def _naming(config: Config) -> Iterator[None]:
+    """Have the error of an address that cannot be bound name the file and the key."""
+    try:
+        yield
+    except RingError as error:
+        raise RingError(f"{config.path}: {config.listen_key}: {error}") from error
 
 
 def _backoff(config: Config) -> Backoff:
