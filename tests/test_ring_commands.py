@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -110,6 +111,56 @@ def test_help(words: list[str]) -> None:
     done = run("ringd-cli", *words, "--help")
     assert done.returncode == 0
     assert "Usage: ringd-cli" in done.stdout
+
+
+PRINTING = [
+    ["--help"],
+    ["status", "--help"],
+    ["status"],
+    ["status", "--json"],
+    ["health"],
+    ["trace"],
+    ["init", "{place}/ringd.toml", "--member", "a=127.0.0.1:5680"],
+    ["keygen", "{place}/ring.key"],
+]
+"""Commands that print, each in another way."""
+
+
+def run_into(sink: int, words: list[str], place: Path, socket: str) -> tuple[int, str]:
+    """Run a command with *sink* as its standard output; return its exit code and its errors."""
+    command = [str(Path(sys.executable).with_name("ringd-cli"))]
+    command += [word.format(place=place) for word in words]
+    done = subprocess.run(
+        command,
+        stdout=sink,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+        env={"RINGD_SOCKET": socket},  # so with standard output buffered, as it is by default
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("words", PRINTING)
+def test_output_that_finds_no_room(calm_cluster: Cluster, place: Path, words: list[str]) -> None:
+    """One line says so, and the command has failed."""
+    with Path("/dev/full").open("w") as full:
+        code, errors = run_into(full.fileno(), words, place, calm_cluster.sockets[0])
+    assert (code, errors) == (1, "Error: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("words", PRINTING)
+def test_output_that_nobody_reads(calm_cluster: Cluster, place: Path, words: list[str]) -> None:
+    """A closed pipe, as ``| head -1`` may leave it, ends a command without a word."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        code, errors = run_into(writing, words, place, calm_cluster.sockets[0])
+    finally:
+        os.close(writing)
+    assert (code, errors) == (1, "")
 
 
 def test_from_init_to_sum(place: Path) -> None:

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from typing import Any
+
 import click
 
 from ringd import __version__
+from ringd.cli.ask import ERROR
 from ringd.cli.demo import demo
 from ringd.cli.setup import init, keygen
 from ringd.cli.trace import trace
 from ringd.cli.watch import health, rejoin, status
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """Commands whose output may find no place; a closed pipe is click's business."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run, with an error in words where the output cannot be written."""
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            if error.filename is not None or isinstance(error, ConnectionError):
+                raise  # not of standard output
+            # What Python has left of it would fail once more at the exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            click.echo(f"Error: standard output: {error.strerror}", err=True)
+            sys.exit(ERROR)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ringd-cli")
 def main() -> None:
     """Set up, watch and steer the ring of daemons.
