@@ -204,7 +204,7 @@ mode = "0666"
         done = run("ringd", "--config", str(config), "--node", "b", *extra)
         assert done.returncode == 78
         lines = done.stderr.splitlines()
-        assert all(line.startswith(str(config)) for line in lines)
+        assert all(line.startswith(f"Error: {config}: ") for line in lines)
         for words in (
             ["key_fil", "key_file"],
             ["10.0.0.1"],
@@ -235,13 +235,35 @@ def test_check_finds_a_port_in_use(place: Path) -> None:
         (line,) = done.stderr.splitlines()
         where = f"127.0.0.1:{cluster[1].port}"
         assert line.startswith(
-            f"{cluster.config}: ring.members[1].listen: cannot listen on {where}"
+            f"Error: {cluster.config}: ring.members[1].listen: cannot listen on {where}"
         )
         assert "stop the program" in line
         cluster.start().wait_ready()
         own = cluster[1]
         options = ("--config", str(cluster.config), "--node", "n1", "--socket", str(own.socket))
         assert run("ringd", *options, "--check-config").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "code"),
+    [
+        ("ringd-cli", ["status", "--socket", "{place}/none"], 3),
+        ("ringd-cli", ["health", "--wait", "soon"], 2),
+        ("ringd-cli", ["init", "{place}/ringd.toml", "--member", "a=h", "--member", "b=h"], 2),
+        ("ringd-cli", ["keygen", "{place}/gone/ring.key"], 1),
+        ("ringd-cli", ["stats"], 2),
+        ("ringd", ["--config", "{place}/ringd.toml"], 78),
+        ("ringd", ["--nodes", "a"], 2),
+    ],
+)
+def test_errors_have_one_form(place: Path, name: str, words: list[str], code: int) -> None:
+    """Each error is a line that begins alike, after the usage if that was wrong."""
+    done = run(name, *(word.format(place=place) for word in words))
+    assert (done.returncode, done.stdout) == (code, "")
+    usage, *_, errors = done.stderr.rpartition("for help.\n\n")
+    assert usage.startswith(f"Usage: {name}") == (code == 2)
+    assert all(line.startswith("Error: ") for line in errors.splitlines())
+    assert errors
 
 
 def test_version() -> None:

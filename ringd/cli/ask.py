@@ -114,6 +114,6 @@ def _knock(path: Path, timeout: float) -> None:
 
 
 def fail(error: RingError) -> NoReturn:
-    """Print *error* and exit with the code that it stands for."""
-    click.echo(f"ringd-cli: {error}", err=True)
+    """Print *error*, in click's form as all errors are, and exit with the code it stands for."""
+    click.echo(f"Error: {error}", err=True)
     sys.exit(NO_DAEMON if isinstance(error, DaemonUnavailable) else ERROR)

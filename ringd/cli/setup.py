@@ -51,7 +51,7 @@ def init(path: Path, members: tuple[Member, ...], name: str, insecure: bool, for
     """  # noqa: D301  click wants the backspace itself
     lines = ring_problems(path, name, members)
     if lines:
-        raise click.UsageError("\n".join(lines))
+        raise click.UsageError("\nError: ".join(lines))
     text = render(name, members, key_file=KEY_FILE, insecure=insecure)
     try:
         _write(path, text, force=force)

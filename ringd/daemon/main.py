@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NoReturn
 
 import click
 import structlog
@@ -64,8 +66,7 @@ def main(
     try:
         settings = load.load(path, node)
     except ConfigError as error:
-        click.echo(str(error), err=True)
-        sys.exit(EX_CONFIG)
+        _give_up(str(error).splitlines())
     places = paths.default_paths()
     socket_path = socket_path or (
         Path(settings.ipc.socket) if settings.ipc.socket else places.socket
@@ -90,10 +91,15 @@ def _check_ports(settings: Config, socket_path: Path) -> None:
         probe.connect(str(socket_path))
         return
     lines = obstacles(settings.listen_addresses(settings.node))
-    for line in lines:
-        click.echo(f"{settings.path}: {settings.listen_key}: {line}", err=True)
     if lines:
-        sys.exit(EX_CONFIG)
+        _give_up(f"{settings.path}: {settings.listen_key}: {line}" for line in lines)
+
+
+def _give_up(lines: Iterable[str]) -> NoReturn:
+    """Print all that is wrong with the config, in click's form, and exit."""
+    for line in lines:
+        click.echo(f"Error: {line}", err=True)
+    sys.exit(EX_CONFIG)
 
 
 if __name__ == "__main__":
