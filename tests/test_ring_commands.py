@@ -13,8 +13,8 @@ import pytest
 
 import ringd
 from ringd.client.ring import connect
-from tests.cluster import Cluster
-from tests.ringkit import Call, connected, everywhere, wait_counts
+from tests.cluster import Cluster, wait_until
+from tests.ringkit import BOUNDED, Call, connected, everywhere, wait_counts
 
 
 def run(name: str, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -68,6 +68,43 @@ def test_status_shows_a_stuck_call(calm_cluster: Cluster) -> None:
         assert "not submitted by: n2" in text
         rings[2].all_reduce([1, 2], name="grad")
         assert [work.wait().tolist() for work in works] == [[3, 6]] * 2
+
+
+def test_status_claims_nothing_of_members_out_of_reach(place: Path) -> None:
+    """While the ring is broken, what the daemon cannot know is unknown, or as last heard."""
+    with Cluster(place, 4, settings=BOUNDED) as cluster:
+
+        def members(key: str) -> list[str]:
+            status = cluster[0].status()
+            return [] if status is None else [str(member[key]) for member in status["members"]]
+
+        cluster.start([0, 1, 3])
+        wait_until(lambda: "refused" in "".join(members("last_error")[2:3]), "n2 is missed")
+        cluster.start([2]).wait_ready()
+        with connected(cluster) as rings:
+            works = [ring.all_reduce_async([1]) for ring in rings[:3]]
+            wait_counts(cluster[0], [1, 1, 1, 0])
+            for rank in (1, 3):
+                cluster[rank].kill()
+            cut_off = ["self", "down", "unknown", "down"]
+            wait_until(lambda: members("state") == cut_off, "n2 is out of reach")
+            body = json.loads(cli(cluster, 0, "status", "--json").stdout)
+            text = cli(cluster, 0, "status").stdout
+            cluster.start([1, 3]).wait_ready()
+            rings[3].all_reduce([1])
+            assert [work.wait().tolist() for work in works] == [[4]] * 3
+            (group,) = json.loads(cli(cluster, 0, "status", "--json").stdout)["groups"]
+            assert (len(group["present"]), group["unknown"]) == (4, [])
+    assert body["waiting_for"]["n2"] == "unknown while its neighbours are out of reach"
+    assert "refused" in body["members"][2]["last_error"]  # which is long over
+    (group,) = body["groups"]
+    assert (group["present"], group["unknown"]) == (["n0"], ["n1", "n2", "n3"])
+    (op,) = group["open_ops"]
+    assert "n1 missing for" in op["waiting_for"]
+    assert "n2" not in op["waiting_for"]
+    assert "group 'test': n0 present, unknown while the ring is not up: n1, n2, n3\n" in text
+    assert "ops submitted, as last heard: n0 1, n1 1, n2 1, n3 0\n" in text
+    assert "last error: right neighbour n2" in text
 
 
 def test_exit_codes(place: Path) -> None:

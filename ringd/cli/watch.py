@@ -110,7 +110,8 @@ def render(body: dict[str, Any]) -> str:
         line = f"  {member['rank']:>3}  {member['name']:<{width}}  {member['state']:<8}"
         line += f" {member['address']}"
         if member["last_error"] and member["state"] not in ("up", "self"):
-            line += f"  {member['last_error']} ({age(member['last_error_age'])} ago)"
+            last = "last error: " if member["state"] == "unknown" else ""
+            line += f"  {last}{member['last_error']} ({age(member['last_error_age'])} ago)"
         lines.append(line.rstrip())
     for side, link in body["links"].items():
         trip = "" if link["round_trip"] is None else f", {link['round_trip'] * 1e3:.2f} ms"
@@ -120,10 +121,12 @@ def render(body: dict[str, Any]) -> str:
         )
     for group in body["groups"]:
         lines.append("")
-        lines.append(f"group {group['name']!r}: {', '.join(group['present']) or 'nobody'} present")
+        line = f"group {group['name']!r}: {', '.join(group['present']) or 'nobody'} present"
+        unknown = ", ".join(group.get("unknown", ()))
+        lines.append(line + (f", unknown while the ring is not up: {unknown}" if unknown else ""))
         counts = ", ".join(f"{name} {count}" for name, count in group["op_counts"].items())
         if counts:
-            lines.append(f"  ops submitted: {counts}")
+            lines.append(f"  ops submitted{', as last heard' if unknown else ''}: {counts}")
         for op in group["open_ops"]:
             progress = "" if op["progress"] is None else f", {op['progress']:.0%} received"
             lines.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ringd.daemon.neighbours import Neighbours
+from ringd.membership.machine import MemberView
 
 
 def waiting_for(neighbours: Neighbours, now: float) -> dict[str, str]:
@@ -11,10 +12,16 @@ def waiting_for(neighbours: Neighbours, now: float) -> dict[str, str]:
     if machine.in_ring:
         return {}
     views = machine.members(now)
-    lost = {view.rank: view.error or "not heard of yet" for view in views if view.state != "up"}
+    lost = {view.rank: _why(view) for view in views if view.state != "up"}
     lost.pop(neighbours.rank, None)
     missing = lost or machine.missing()
     return {neighbours.names[rank]: why for rank, why in missing.items()}
+
+
+def _why(view: MemberView) -> str:
+    if view.state == "unknown":  # the last error may be long over
+        return "unknown while its neighbours are out of reach"
+    return view.error or "not heard of yet"
 
 
 def out_of_reach(neighbours: Neighbours, now: float) -> str:
@@ -22,5 +29,5 @@ def out_of_reach(neighbours: Neighbours, now: float) -> str:
     return "; ".join(
         f"{neighbours.names[view.rank]} missing for {now - view.error_since:.1f} s ({view.error})"
         for view in neighbours.machine.members(now)
-        if view.state != "up" and view.rank != neighbours.rank and view.error_since is not None
+        if view.state == "down" and view.error_since is not None
     )

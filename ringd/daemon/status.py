@@ -113,11 +113,14 @@ def open_ops(programs: Programs) -> list[OpEvent]:
 
 def _group(programs: Programs, name: str, now: float) -> dict[str, Any]:
     group = programs.engine.groups[name]
-    names = programs.engine.names
+    engine = programs.engine
+    names = engine.names
     session = group.local
     return {
         "name": name,
-        "present": [names[r] for r, join_id in enumerate(group.present) if join_id is not None],
+        "present": [names[r] for r, joined in enumerate(group.present) if joined is not None],
+        # The others say who is there once the ring is up.
+        "unknown": [] if engine.up else [n for n in names if n != names[engine.rank]],
         "op_counts": {} if session is None else dict(zip(names, session.counts, strict=True)),
         "open_ops": [] if session is None else _open_ops(programs, session, now),
     }
