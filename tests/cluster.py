@@ -72,7 +72,15 @@ class Node:
         command += ["--config", str(self.cluster.config), "--node", self.name]
         command += ["--socket", str(self.socket), "--state-dir", str(self.state_dir)]
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(command, stderr=log, env=self.cluster.environ)
+            self.process = subprocess.Popen(
+                command,
+                # Nothing of the tests' own: who reads their output through a pipe would wait also
+                # for a daemon that was left behind.
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.cluster.environ,
+            )
 
     @property
     def pid(self) -> int:

@@ -320,9 +320,8 @@ def test_environment_twins(place: Path) -> None:
             "RINGD_STATE_DIR": str(node.state_dir),
         }
         with node.log_path.open("ab") as log:
-            node.process = subprocess.Popen(
-                [str(Path(sys.executable).with_name("ringd"))], stderr=log, env=environ
-            )
+            command = [str(Path(sys.executable).with_name("ringd"))]
+            node.process = subprocess.Popen(command, stdout=log, stderr=log, env=environ)
         cluster.wait_ready()
         assert node.state_dir.is_dir()
         assert node.stop() == 0

@@ -269,3 +269,12 @@ def test_nothing_piles_up(place: Path) -> None:
             assert status is not None
             assert status["groups"] == []
             assert status["clients"] == [] == idle[rank]
+
+
+def test_daemons_have_streams_of_their_own(calm_cluster: Cluster) -> None:
+    """Not the tests', whose readers would wait for the end of every daemon."""
+    for node in calm_cluster.nodes:
+        streams = [Path(f"/proc/{node.pid}/fd/{number}") for number in range(3)]
+        assert streams[0].samefile(os.devnull)
+        assert streams[1].samefile(node.log_path)
+        assert streams[2].samefile(node.log_path)
