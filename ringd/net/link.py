@@ -134,16 +134,6 @@ class Link:
         return f"<Link {self.side} {self.peer.name} {self.address}>"
 
     @property
-    def closed(self) -> bool:
-        """Whether the link was closed or lost."""
-        return self._closed
-
-    @property
-    def last_heard(self) -> float:
-        """When bytes last came, on the loop's clock, shifted by our own pauses."""
-        return self._pulse.heard
-
-    @property
     def round_trip(self) -> float | None:
         """Seconds there and back at the last heartbeat; None before the first."""
         return self._pulse.round_trip
