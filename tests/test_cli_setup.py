@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -130,6 +131,25 @@ def test_help(command):
     code, output = run(command, "--help")
     assert code == 0
     assert f"\n    ringd-cli {command} ring" in output
+
+
+def test_help_lists_every_command_in_full():
+    """What a command is for is said without dots, in lines that a terminal has room for."""
+    code, output = run("--help")
+    assert code == 0
+    listed = output.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in listed] == sorted(main.commands)
+    assert all(line.endswith(".") and not line.endswith("...") for line in listed)
+    for command in main.commands:
+        assert max(map(len, run(command, "--help")[1].splitlines())) <= 80
+
+
+def test_demo_without_what_its_programs_need(monkeypatch):
+    """It says what to install before it starts anything."""
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    code, output = run("demo")
+    assert code == 1
+    assert output == "Error: the demo trains with scikit-learn: pip install scikit-learn\n"
 
 
 def test_version():

@@ -324,5 +324,7 @@ def test_environment_twins(place: Path) -> None:
             node.process = subprocess.Popen(command, stdout=log, stderr=log, env=environ)
         cluster.wait_ready()
         assert node.state_dir.is_dir()
+        shown = run("ringd-cli", "status", RINGD_SOCKET=str(node.socket)).stdout
+        assert shown.startswith("ring 'test', 1 member\n")
         assert node.stop() == 0
         assert not node.socket.exists()

@@ -7,6 +7,7 @@ is shown was measured, and the exit code is 0 only if all of them are right.
 
 from __future__ import annotations
 
+import importlib.util
 import queue
 import re
 import shutil
@@ -198,11 +199,12 @@ def training_script() -> Iterator[Path]:
 @click.command()
 @click.option("--keep", is_flag=True, help="Keep the directory with config and logs.")
 def demo(*, keep: bool) -> None:
-    """Show three daemons and three programs on this machine; needs scikit-learn.
+    """Show three daemons and three programs on this machine.
 
-    \b
-    Takes well under a minute; exit code 0 only if every value was right.
-    """  # noqa: D301  click wants the backspace itself
+    Needs scikit-learn, and well under a minute. Exit code 0 only if every value was right.
+    """
+    if importlib.util.find_spec("sklearn") is None:
+        raise click.ClickException("the demo trains with scikit-learn: pip install scikit-learn")
     directory = Path(tempfile.mkdtemp(prefix="ringd-demo-"))
     with training_script() as script, ExitStack() as stack:
         try:
@@ -233,7 +235,8 @@ def _play(stage: Demo, script: Path) -> bool:
     tell("bert", "daemon killed before the ring ever formed", fg="red")
     time.sleep(1.0)
     daemons["bert"] = stage.daemon("bert")
-    time.sleep(1.5)
+    _until(lambda: stage.status("bert") is not None, "bert's daemon answers again")
+    time.sleep(1.0)
     tell("bert", f"waits for: {stage.waiting('bert')}")
     daemons["anna"] = stage.daemon("anna")
     tell("ring", f"ready {stage.wait_ready('anna')}", fg="green")

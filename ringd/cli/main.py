@@ -37,9 +37,8 @@ class Commands(click.Group):
 def main() -> None:
     """Set up, watch and steer the ring of daemons.
 
-    \b
     Exit codes: 0 healthy, 1 error, 2 wrong usage, 3 no daemon there, 4 running but not ready.
-    """  # noqa: D301  click wants the backspace itself
+    """
 
 
 main.add_command(init)

@@ -42,7 +42,9 @@ def _members(
 @click.option("--insecure", is_flag=True, help="Do without a key: anybody there can join.")
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def init(path: Path, members: tuple[Member, ...], name: str, insecure: bool, force: bool) -> None:
-    """Write a commented config file to PATH; the same file goes to every machine.
+    """Write a commented config file to PATH.
+
+    The same file goes to every machine.
 
     \b
     Example:
@@ -72,10 +74,11 @@ def init(path: Path, members: tuple[Member, ...], name: str, insecure: bool, for
 @click.command()
 @click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
 def keygen(path: Path) -> None:
-    """Write a new random key to PATH, readable by its owner alone; never shows it.
+    """Write a new random key to PATH.
 
-    Make one key for a ring and copy it, over a channel you trust, to every machine. To change
-    the key of a ring, remove the old file first.
+    Its owner alone can read the file, and the key is never shown. Make one key for a ring and
+    copy it, over a channel you trust, to every machine. To change the key of a ring, remove the
+    old file first.
 
     \b
     Example:

@@ -25,10 +25,11 @@ _MICROSECONDS = 1e6
     help="Write a Chrome trace, for ui.perfetto.dev or chrome://tracing.",
 )
 def trace(socket: Path | None, *, as_json: bool, chrome: Path | None) -> None:
-    """Print the flight recorders of all members that answer, oldest event first.
+    """Print what happened lately on all members that answer.
+
+    From their flight recorders, the oldest event first; times are UTC, by each machine's own clock.
 
     \b
-    Times are each machine's own wall clock.
     Example: ringd-cli trace --chrome ring.json
     """  # noqa: D301  click wants the backspace itself
     try:
@@ -60,7 +61,7 @@ def lines(body: dict[str, Any]) -> list[str]:
     out = []
     for node, event in merged(body):
         at = datetime.fromtimestamp(event["at"], tz=timezone.utc)
-        out.append(f"{at:%H:%M:%S.%f}  {node:<{width}}  {_text(event)}")
+        out.append(f"{at:%Y-%m-%dT%H:%M:%S.%fZ}  {node:<{width}}  {_text(event)}")
     if body["silent"]:
         out.append(f"No answer from: {', '.join(body['silent'])}")
     return out

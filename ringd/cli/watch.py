@@ -24,7 +24,7 @@ def status(socket: Path | None, *, as_json: bool) -> None:
     """Show the ring as this machine's daemon sees it.
 
     \b
-    Exit codes: 0 ready, 3 no daemon, 4 running but not ready.
+    Exit codes: 0 ready, 1 error, 3 no daemon, 4 running but not ready.
     Example: ringd-cli status --json | jq .generation
     """  # noqa: D301  click wants the backspace itself
     try:
@@ -43,7 +43,7 @@ def health(socket: Path | None, *, as_json: bool, wait: str | None) -> None:
     """Say in one line, and by the exit code, whether the ring is ready.
 
     \b
-    Exit codes: 0 ready, 3 no daemon, 4 running but not ready.
+    Exit codes: 0 ready, 1 error, 3 no daemon, 4 running but not ready.
     Example: ringd-cli health --wait 30s && python train.py
     """  # noqa: D301
     try:
@@ -74,9 +74,10 @@ def health(socket: Path | None, *, as_json: bool, wait: str | None) -> None:
 @click.command()
 @daemon_options
 def rejoin(socket: Path | None, *, as_json: bool) -> None:
-    """Drop the links, forget backoff, resolve names afresh, and join again.
+    """Drop the links and join again.
 
-    Calls in flight are not lost: they come back when the ring has formed again.
+    Backoff is forgotten, and names are looked up afresh. Calls in flight are not lost: they
+    come back when the ring has formed again.
 
     \b
     Example: ringd-cli rejoin && ringd-cli health --wait 10s
@@ -99,7 +100,8 @@ def headline(body: dict[str, Any]) -> str:
 
 def render(body: dict[str, Any]) -> str:
     """Return the status for people; what is wrong comes first."""
-    lines = [f"ring {body['ring']!r}, {body['size']} members", headline(body)]
+    count = f"{body['size']} member{'' if body['size'] == 1 else 's'}"
+    lines = [f"ring {body['ring']!r}, {count}", headline(body)]
     refused = body.get("reload_error")
     if refused is not None:
         lines.append(f"the reload {age(refused['age'])} ago was refused, the old settings stay:")

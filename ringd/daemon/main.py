@@ -31,23 +31,32 @@ EX_CONFIG = 78
     "--config",
     type=click.Path(path_type=Path),
     envvar="RINGD_CONFIG",
-    help="The configuration file, the same on every machine.",
+    help="The configuration file, the same on every machine; or RINGD_CONFIG. Default: "
+    "ringd.toml in the usual place of this user, or of the system.",
 )
-@click.option("--node", envvar="RINGD_NODE", help="Which member this is; default: the host's name.")
+@click.option(
+    "--node",
+    envvar="RINGD_NODE",
+    metavar="NAME",
+    help="Which member this is; or RINGD_NODE. Default: the one named like this host.",
+)
 @click.option(
     "--socket",
     "socket_path",
     type=click.Path(path_type=Path),
     envvar="RINGD_SOCKET",
-    help="Where programs reach this daemon.",
+    help="Where programs reach this daemon; or RINGD_SOCKET. Default: ipc.socket in the "
+    "configuration, else the usual place.",
 )
 @click.option(
     "--state-dir",
     type=click.Path(path_type=Path),
     envvar="RINGD_STATE_DIR",
-    help="Where generation and incarnation are kept.",
+    help="Where generation and incarnation are kept; or RINGD_STATE_DIR.",
 )
-@click.option("--check-config", is_flag=True, help="Check the configuration, and exit.")
+@click.option(
+    "--check-config", is_flag=True, help="Say all that is wrong with the configuration, and exit."
+)
 @click.version_option(__version__, prog_name="ringd")
 def main(
     config: Path | None,
