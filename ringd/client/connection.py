@@ -257,8 +257,7 @@ class Connection:
             self.check()
             with self._mutex:
                 self._drain()
-                limit = op.give_up
-                if not op.ended and limit is not None and time.monotonic() >= limit:
+                if not op.ended and op.give_up is not None and time.monotonic() >= op.give_up:
                     self._overdue(op)
         return op.ended
 
