@@ -278,6 +278,22 @@ def test_each_error_has_its_own_age():
     assert (right.error, right.error_since) == ("right neighbour rank 2: silent", 5.0)
 
 
+def test_a_member_is_missed_from_when_it_went_whatever_is_said_since():
+    """Words change, as attempts fail in other ways; when it is back, all of that is over."""
+    machine = ready()
+    machine.link_down("right", "closed", 1.0)
+    machine.dial_failed("a:1", "refused", 1.1)
+    machine.dial_failed("a:1", "timed out", 7.0)
+    missing = machine.members(9.0)[2]
+    assert (missing.missed_since, missing.error_since) == (1.0, 7.0)
+    machine.link_up("right", 1, "a:1", 10.0)
+    back = machine.members(11.0)[2]
+    assert (back.missed_since, back.error_since) == (None, 7.0)
+    machine.link_down("right", "closed", 20.0)
+    again = machine.members(21.0)[2]
+    assert (again.missed_since, again.error_since) == (20.0, 20.0)
+
+
 def test_whatever_ends_a_ring_raises_the_epoch():
     """Others that see only the last of several states still learn that something happened."""
     machine = ready()

@@ -27,7 +27,13 @@ def _why(view: MemberView) -> str:
 def out_of_reach(neighbours: Neighbours, now: float) -> str:
     """Return which members are missing, for how long and why; empty if none is known to be."""
     return "; ".join(
-        f"{neighbours.names[view.rank]} missing for {now - view.error_since:.1f} s ({view.error})"
+        f"{neighbours.names[view.rank]} {_since(view, now)}"
         for view in neighbours.machine.members(now)
-        if view.state == "down" and view.error_since is not None
+        if view.state == "down"
     )
+
+
+def _since(view: MemberView, now: float) -> str:
+    if view.missed_since is None:
+        return "not heard of yet"
+    return f"missing for {max(0.0, now - view.missed_since):.1f} s ({view.error})"

@@ -76,3 +76,5 @@ class MemberView:
     """The last thing that went wrong with it; stays after it came back."""
     error_since: float | None
     """When that became known here, on the clock of the events."""
+    missed_since: float | None
+    """Since when there has been an error all the time, if there is one; as above."""

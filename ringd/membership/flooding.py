@@ -53,6 +53,9 @@ class Flooding:
         self._draining = False
         self._epoch = 0
         self._errors: dict[int, tuple[str, float]] = {}
+        """What was said last about each member, and since when; also when it is over."""
+        self._missed: dict[int, float] = {}
+        """Since when something has been said about each member all the time, in changing words."""
         self.own = self._describe(version=1)
         """This member's state, as last told."""
         self.table = LinkTable(self._size)
@@ -85,6 +88,7 @@ class Flooding:
                     address="" if left is None else left.address,
                     error=error,
                     error_since=None if since is None else min(since, now),
+                    missed_since=self._missed.get(rank),
                 )
             )
         return views
@@ -164,8 +168,7 @@ class Flooding:
         if not merge.changed:
             return [], None
         for state in merge.changed:
-            if state.error:
-                self._note_errors(state.rank, now)
+            self._note_errors(state.rank, now)
         other: Side = "right" if side == "left" else "left"
         return self._tell(other, merge.changed), merge.moved
 
@@ -210,8 +213,11 @@ class Flooding:
         return f"{side} neighbour {self.neighbour(side)}: {error}"[:MAX_ERROR] if error else ""
 
     def _note_errors(self, rank: int, now: float) -> None:
-        """Remember when an error about *rank* or its neighbours changed."""
+        """Remember since when there are errors about *rank* and its neighbours, and these words."""
         for near in (rank, (rank + 1) % self._size, (rank - 1) % self._size):
             text = self.table.complaint(near)
-            if text and self._errors.get(near, ("", 0.0))[0] != text:
+            if not text:
+                self._missed.pop(near, None)
+            elif near not in self._missed or self._errors[near][0] != text:
+                self._missed.setdefault(near, now)
                 self._errors[near] = (text, now)
