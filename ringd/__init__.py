@@ -1,7 +1,7 @@
 """ringd: all-reduce through a ring of daemons that outlives the programs that use it."""
 
-from ringd.client.ring import Ring, connect
-from ringd.client.work import Work
+from typing import TYPE_CHECKING
+
 from ringd.errors import (
     ConfigError,
     DaemonUnavailable,
@@ -14,6 +14,24 @@ from ringd.errors import (
     ResourceExhausted,
     RingError,
 )
+
+if TYPE_CHECKING:
+    from ringd.client.ring import Ring, connect
+    from ringd.client.work import Work
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import the client library when it is asked for: the daemon starts without it."""
+        if name not in {"Ring", "Work", "connect"}:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from ringd.client import ring, work  # noqa: PLC0415 - see above
+
+        globals().update(Ring=ring.Ring, Work=work.Work, connect=ring.connect)
+        return globals()[name]
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "ConfigError",
