@@ -279,3 +279,20 @@ def test_what_a_start_made_is_left_to_itself() -> None:
     frozen = gc.get_freeze_count()
     gc.unfreeze()
     assert frozen > 1000
+
+
+def test_a_start_does_not_look_at_all_that_it_made() -> None:
+    """Leaving it to itself is no full collection, for which the ring would wait."""
+    looked: list[int] = []
+
+    def collecting(phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            looked.append(info["generation"])
+
+    gc.callbacks.append(collecting)
+    try:
+        heap.settle()
+    finally:
+        gc.callbacks.remove(collecting)
+        gc.unfreeze()
+    assert looked == [1]
