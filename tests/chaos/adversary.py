@@ -46,6 +46,8 @@ class Adversary:
         """Faults, by kind."""
         self.added: dict[str, list[float]] = defaultdict(list)
         """By kind of a fault that came alone: seconds to the next complete call of each group."""
+        self.recovered: dict[str, list[float]] = defaultdict(list)
+        """The same from its end: a daemon's restart, say, and not its kill up to 0.5 s before."""
         styles = stage.ledger.styles
         self._brisk = [group for group in stage.groups if styles[group].largest <= BRISK]
 
@@ -73,8 +75,7 @@ class Adversary:
         self._play(stories)
         self._stage.heal()
         healed = time.monotonic()
-        if count > 1:
-            ledger.watch(healed, self.added[SEVERAL], self._brisk)
+        ledger.watch(healed, self.recovered[SEVERAL if count > 1 else chosen[0].name], self._brisk)
         self.await_progress(healed)
         known = len(ledger.violations)
         ledger.settle()

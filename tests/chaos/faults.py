@@ -40,11 +40,12 @@ def kill(stage: Stage, rng: Random) -> Iterator[float]:
 def kill_again(stage: Stage, rng: Random) -> Iterator[float]:
     """The same one again and again, also while it starts."""
     node = stage.node(rng)
-    for _ in range(rng.randint(2, 4)):
+    for life in range(rng.randint(2, 4)):
+        if life:
+            yield rng.uniform(0.02, 0.9)
         stage.kill(node)
         yield rng.uniform(0, 0.1)
         stage.start(node)
-        yield rng.uniform(0.02, 0.9)
 
 
 def kill_all(stage: Stage, rng: Random) -> Iterator[float]:

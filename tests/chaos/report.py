@@ -15,8 +15,9 @@ from chaos.splits import REASONS
 _SPREAD = "p50 / p95 / max"
 
 _ADDED = """\
-Added time: from a fault that came alone to the next call that was complete on all ranks, for
-each group whose calls are small. For several at once: from the end of the last one."""
+Added time: to the next call that was complete on all ranks, for each group whose calls are small,
+from the beginning of a fault that came alone; and from the end of the fault, or of the last of
+several. A daemon that is killed stays away for up to 0.5 s: its end is when it is started again."""
 
 _HELD = """\
 What the daemons hold without programs, before and after {survived:,} faults that they all lived
@@ -52,6 +53,8 @@ class Report:
     """Faults by kind."""
     added: dict[str, list[float]] = field(default_factory=dict)
     """Seconds from a fault to the next complete call of each group, by kind."""
+    recovered: dict[str, list[float]] = field(default_factory=dict)
+    """The same, from the fault's end."""
     before: Sequence[Holding] = ()
     after: Sequence[Holding] = ()
     harmed: int = 0
@@ -122,14 +125,14 @@ class Report:
         lines = [
             _ADDED,
             "",
-            "| fault | count | alone | p50 | p95 | max |",
-            "| --- | ---: | ---: | ---: | ---: | ---: |",
+            "| fault | count | alone | p50 | p95 | max | from its end, p50 | p95 | max |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]
-        for kind in sorted(set(self.counts) | set(self.added)):
-            added = self.added.get(kind, [])
-            columns = " | ".join(_spread(added).split(" / "))
+        for kind in sorted(set(self.counts) | set(self.recovered)):
+            added, recovered = self.added.get(kind, []), self.recovered.get(kind, [])
+            columns = " | ".join(f"{_spread(added)} / {_spread(recovered)}".split(" / "))
             count = f"{self.counts[kind]:,}" if kind in self.counts else ""
-            lines.append(f"| {kind} | {count} | {len(added)} | {columns} |")
+            lines.append(f"| {kind} | {count} | {len(recovered)} | {columns} |")
         return lines
 
     def _flat(self) -> list[str]:

@@ -95,7 +95,8 @@ def play(options: Options, directory: Path, command: str, tell: Callable[[str], 
             stage.close()
             sys.setswitchinterval(interval)
     report.seconds = time.monotonic() - begun
-    report.counts, report.added = adversary.counts, dict(adversary.added)
+    report.counts = adversary.counts
+    report.added, report.recovered = dict(adversary.added), dict(adversary.recovered)
     report.harmed = sum(proxy.harmed for proxy in stage.proxies)
     return report
 
