@@ -107,7 +107,9 @@ class SegmentTable:
         self._mappings.clear()
         self._refusals.clear()
         if mappings:
-            threading.Thread(target=_unmap, args=(mappings,), name="unmap", daemon=True).start()
+            thread = threading.Thread(target=_unmap, args=(mappings,), name="unmap", daemon=True)
+            with contextlib.suppress(RuntimeError):  # no more threads: then here and now
+                thread.start()
 
     def _map(self, size: int, fd: int | None) -> mmap.mmap:
         if fd is None:
