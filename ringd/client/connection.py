@@ -34,6 +34,7 @@ wait for its word."""
 
 _FIRST_RETRY = 0.02
 _LAST_RETRY = 0.1  # a try costs 0.1 ms, and calls wait for it
+_RETRY_GROWTH = 1.1  # often in the 0.3 s that a daemon takes to start; calls wait half a step more
 _DRAIN_EVERY = 60.0  # seconds; nobody else takes messages in while the program computes
 _DETACH_TIMEOUT = 1.0
 _LOST_AFTER = 3.0  # seconds, until the daemon has said what its own is
@@ -331,7 +332,7 @@ class Connection:
                     continue
             if not self._closed:
                 time.sleep(retry)
-                retry = min(2 * retry, _LAST_RETRY)
+                retry = min(_RETRY_GROWTH * retry, _LAST_RETRY)
         with self._mutex:
             self._pump.close()
 
