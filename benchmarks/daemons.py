@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from ringd.config.keyfile import create_key
 from ringd.config.sample import render
 from ringd.config.settings import Member
+from ringd.host.ports import free_ports
 
 _STOP_TIMEOUT = 10.0  # seconds
 _LOG_TAIL = 2000  # bytes, per daemon
@@ -43,7 +43,7 @@ def running(size: int, directory: Path) -> Iterator[Daemons]:
     names = [f"rank{rank}" for rank in range(size)]
     members = [
         Member(name, (f"127.0.0.1:{port}",))
-        for name, port in zip(names, _free_ports(size), strict=True)
+        for name, port in zip(names, free_ports(size), strict=True)
     ]
     config = directory / "ringd.toml"
     config.write_text(render("bench", members))
@@ -73,11 +73,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in listeners:
-            listener.bind(("127.0.0.1", 0))
-        return [int(listener.getsockname()[1]) for listener in listeners]

@@ -26,7 +26,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -40,6 +39,7 @@ import numpy as np
 from minilm import MiniLM, Sum, alone
 
 import ringd
+from ringd.host.ports import free_ports
 
 TOLERANCE = 1e-5
 """Between the shares and the whole model: the sums are the same but for their order."""
@@ -295,15 +295,6 @@ class Stage:
         if self._args.report:
             self._args.report.write_text(json.dumps({**figures, "kills": self.kills}))
         return True
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports on loopback that nobody listens on now."""
-    with ExitStack() as stack:
-        socks = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for sock in socks:
-            sock.bind(("127.0.0.1", 0))
-        return [int(sock.getsockname()[1]) for sock in socks]
 
 
 def be_all_ranks(args: argparse.Namespace) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from ringd.cli.ask import ask
 from ringd.config.keyfile import create_key
 from ringd.errors import RingError
+from ringd.host.ports import free_ports
 from ringd.wire.border import AskRejoin, AskStatus, AskTrace
 
 PATIENCE = 30.0
@@ -39,18 +39,6 @@ def wait_until(
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout:g} s: {what}")
         time.sleep(0.005)
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports on loopback that nobody listens on now."""
-    socks = [socket.socket() for _ in range(count)]
-    try:
-        for sock in socks:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in socks]
-    finally:
-        for sock in socks:
-            sock.close()
 
 
 class Node:

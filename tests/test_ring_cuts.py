@@ -14,7 +14,8 @@ import pytest
 
 import ringd
 from ringd.cli.watch import render
-from tests.cluster import Cluster, free_ports, wait_until
+from ringd.host.ports import free_ports
+from tests.cluster import Cluster, wait_until
 from tests.proxy import Proxy
 from tests.ringkit import (
     HASTY,

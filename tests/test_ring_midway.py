@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import ringd
-from tests.cluster import Cluster, free_ports, wait_until
+from ringd.host.ports import free_ports
+from tests.cluster import Cluster, wait_until
 from tests.proxy import Proxy
 from tests.ringkit import (
     BOUNDED,

@@ -15,9 +15,10 @@ import zmq
 
 import ringd
 from ringd.daemon.oncelog import BURST
+from ringd.host.ports import free_ports
 from ringd.wire import border
 from ringd.wire.handshake import Dialing, Identity
-from tests.cluster import Cluster, free_ports, wait_until
+from tests.cluster import Cluster, wait_until
 from tests.ringkit import (
     BOUNDED,
     HASTY,

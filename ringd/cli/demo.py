@@ -31,6 +31,7 @@ from ringd.config.keyfile import create_key
 from ringd.config.sample import render
 from ringd.config.settings import Member
 from ringd.errors import RingError
+from ringd.host.ports import free_ports
 from ringd.wire.border import AskStatus
 
 NODES = ("anna", "bert", "carl")
@@ -174,15 +175,6 @@ class Demo:
         status = self.status(node) or {}
         waiting = status.get("waiting_for")
         return ", ".join(waiting) if isinstance(waiting, dict) else "?"
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports on loopback that nobody listens on now."""
-    with ExitStack() as stack:
-        socks = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for sock in socks:
-            sock.bind(("127.0.0.1", 0))
-        return [int(sock.getsockname()[1]) for sock in socks]
 
 
 @contextmanager

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-from cluster import Cluster, Node, free_ports
+from cluster import Cluster, Node
 
 from chaos.calls import STYLES
 from chaos.ledger import Ledger
 from chaos.programs import Programs
 from chaos.proxy import Harm, Network, Proxy
 from ringd.errors import RingError
+from ringd.host.ports import free_ports
 
 LOST_AFTER = 0.8
 """Seconds; short, so that many silences fit into a run."""
