@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +172,36 @@ def test_a_ring_that_is_forgotten_leaves_what_it_had_lent(silent):
     del ring, work
     eventually(lambda: silent.handler.gone)
     check_left(buffer, seen)
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("away", [False, True], ids=["silent", "away"])
+def test_an_interrupted_call_leaves_what_it_had_lent(tmp_path, away):
+    """Who tries again writes to the array first; the call goes on with what it held."""
+    with FakeDaemon(tmp_path / "s", hold=True) as first:
+        ring = ringd.connect(first.path, timeout=10)
+        buffer = ring.empty(COUNT, np.float32)
+        buffer[:] = 1
+        if away:
+            first.stop()
+        pump = ring._connection._pump
+
+        def interrupt():
+            eventually(lambda: session_of(ring).ops and (pump._waiters if away else pump._pumping))
+            os.kill(os.getpid(), signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            ring.all_reduce(buffer, timeout=30)
+        thread.join()
+        buffer[:] = 7
+    with FakeDaemon(tmp_path / "s", hold=True) as second:
+        eventually(lambda: second.handler.submitted)
+        (call,) = second.handler.submitted
+        view = second.run(lambda: call.client.view(call.message.source, writable=False))
+        np.testing.assert_array_equal(np.frombuffer(view, np.float32), FOUND)
+        ring.close()
 
 
 @pytest.mark.usefixtures("hasty")

@@ -120,15 +120,7 @@ def test_blocking_call_wakes_nobody_without_need(daemons, count):
         assert after.get(keeper) == before.get(keeper)
 
 
-@pytest.fixture
-def _interruptible():
-    """Let SIGINT raise also where the tests are a shell's background job, which ignores it."""
-    old = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, old)
-
-
-@pytest.mark.usefixtures("_interruptible")
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt_leaves_the_ring_usable(daemons):
     """Ctrl-C in a waiting call is KeyboardInterrupt at once; the call and the ring go on."""
     daemons.start("--hold")

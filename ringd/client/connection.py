@@ -243,10 +243,16 @@ class Connection:
             self.check()
         if not op.ended:
             with self._mutex:
-                while not op.ended:
-                    limit = min((t for t in (op.give_up, until) if t is not None), default=None)
-                    if not self._pump.wait(lambda: op.ended, limit):
-                        self._overdue(op)
+                try:
+                    while not op.ended:
+                        limit = min((t for t in (op.give_up, until) if t is not None), default=None)
+                        if not self._pump.wait(lambda: op.ended, limit):
+                            self._overdue(op)
+                except errors.RingError:
+                    raise
+                except BaseException:  # Ctrl-C: who cannot wait again may write to what was lent
+                    self._group.leave_input(op)
+                    raise
         error = op.error
         if error is not None:
             self._group.told(op, error)

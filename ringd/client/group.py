@@ -153,14 +153,14 @@ class Group:
 
     def give_up(self, op: Op, error: errors.RingError) -> None:
         """End *op* here, without the daemon's word: with *error* unless its result stands."""
-        if not self._leave_input(op):
+        if not self.leave_input(op):
             op.give_up = None  # the daemon will answer, or end
         elif self._stands(op):
             op.session.finish(op, None)
         else:
             op.session.fail(op, error, keep=True)
 
-    def _leave_input(self, op: Op) -> bool:
+    def leave_input(self, op: Op) -> bool:
         """Leave the daemon what *op* has lent as it is, also when the user writes to it again.
 
         It may be read from yet, for the others. Returns whether that could be done.
@@ -174,8 +174,8 @@ class Group:
         return True
 
     def _leave_inputs(self) -> bool:
-        """As :meth:`_leave_input`, for all ops; a list of them, as :meth:`abandon` has no lock."""
-        left = [self._leave_input(op) for op in list(self.session.ops.values())]
+        """As :meth:`leave_input`, for all ops; a list of them, as :meth:`abandon` has no lock."""
+        left = [self.leave_input(op) for op in list(self.session.ops.values())]
         return all(left)
 
     def _stands(self, op: Op) -> bool:
@@ -214,7 +214,7 @@ class Group:
             if (op.length if inline else None) != (None if payload is None else len(payload)):
                 text = f"op {op.seq}: the daemon answered with a result of another length"
                 self.give_up(op, errors.RingError(text))
-            elif reply.keep and not self._leave_input(op):
+            elif reply.keep and not self.leave_input(op):
                 op.sealed = True  # it ends when it is released
             else:
                 session.finish(op, payload)

@@ -44,6 +44,7 @@ class Segment:
         "mapping",
         "number",
         "passed_to",
+        "retired",
         "size",
     )
 
@@ -53,6 +54,8 @@ class Segment:
         self.fd = -1
         self.passed_to: object = None
         """The connection over which the daemon has received it; None for none."""
+        self.retired = False
+        """Whether it is used for nothing new; it counts until nothing refers to it any more."""
         self.number = number
         self.size = size
         self.block_size = block_size
@@ -73,7 +76,7 @@ class Segment:
         # may have to be passed to the next daemon. The mapping goes with its last view.
         if self.fd >= 0:
             os.close(self.fd)
-        if self.passed_to is not None:  # a retired one; may run at any moment, as Block's
+        if self.retired:  # may run at any moment, as Block's
             self._forgotten.append((self.number, self.size, self.passed_to))
 
 
@@ -229,9 +232,8 @@ class Pool:
         refers to it. Over there it stays mapped for as long as it is needed, which is more than
         we can know.
         """
-        segment = block.segment
-        if segment.passed_to is not None and segment.number in self._segments:
-            self._remove(segment)
+        if block.segment.passed_to is not None:
+            self._retire(block.segment)
 
     def detach(self, block: Block) -> None:
         """Make an input block the user's alone, and leave the daemon its content as it is now.
@@ -240,12 +242,12 @@ class Pool:
             OSError: the system does not let us.
         """
         segment = block.segment
-        if not block.found or segment.passed_to is None:
+        if not block.found:
             return  # it is already
         detach(segment.address + block.offset, segment.block_size, segment.fd, block.offset)
         block.found = False
         self._forget_place(segment.address + block.offset)
-        self.retire(block)
+        self._retire(segment)
 
     def close(self) -> None:
         """Give everything back that no user's array holds."""
@@ -260,7 +262,8 @@ class Pool:
         while self._forgotten:  # perhaps by that
             number, size, passed_to = self._forgotten.popleft()
             self.size -= size
-            self.dropped.append((number, passed_to))
+            if passed_to is not None:
+                self.dropped.append((number, passed_to))
 
     def _take_back(self) -> None:
         returned = self._returned
@@ -346,6 +349,11 @@ class Pool:
             self._drop(segment)
         return freed > 0
 
+    def _retire(self, segment: Segment) -> None:
+        if segment.number in self._segments:
+            segment.retired = True
+            self._remove(segment)
+
     def _remove(self, segment: Segment) -> None:
         del self._segments[segment.number]
         self._by_block_size[segment.block_size].remove(segment)
@@ -355,7 +363,6 @@ class Pool:
         self._remove(segment)
         if segment.passed_to is not None:
             self.dropped.append((segment.number, segment.passed_to))
-            segment.passed_to = None
 
 
 def _block_size(length: int) -> int:
