@@ -83,6 +83,42 @@ def test_what_cannot_be_detached_stays_shared(make, offset, fd):
     assert theirs[:3] == b"abc"
 
 
+REFUSING = """
+import ctypes, errno, mmap, numpy as np
+from ringd.host import memory
+
+page = mmap.PAGESIZE
+fd = memory.create_segment(page)
+ours, theirs = memory.map_segment(fd, page), memory.map_segment(fd, page)
+address = np.frombuffer(ours, np.uint8).__array_interface__["data"][0]
+munmap = ctypes.CDLL(None).munmap
+munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+
+def refuse(place, length, *_):
+    if place:
+        munmap(place, length)
+    ctypes.set_errno(errno.ENOMEM)
+    return 2**64 - 1
+
+memory._mmap = refuse
+try:
+    memory.detach(address, page, fd, 0)
+except OSError as error:
+    assert error.errno == errno.ENOMEM
+    ours[:3] = b"abc"
+    assert theirs[:3] == b"abc"
+    print("refused")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what Linux did before 6.12")
+def test_memory_that_is_refused_is_not_lost():
+    """Where each page is accounted for, a refused mapping takes away what was in its place."""
+    command = [sys.executable, "-c", REFUSING]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
+
+
 @pytest.mark.usefixtures("sealed")
 def test_size_that_is_not_the_announced_one_is_refused(make):
     """A segment must be as long as its owner says."""

@@ -22,7 +22,9 @@ SEALED_MEMORY = sys.platform == "linux"
 _ZEROS = bytes(1 << 20)
 
 _MAP_FIXED = 0x10  # on both platforms; Python's mmap module cannot map in a given place
-_mmap = ctypes.CDLL(None, use_errno=True).mmap
+_MREMAP_INTO = 1 | 2  # MREMAP_MAYMOVE | MREMAP_FIXED
+_libc = ctypes.CDLL(None, use_errno=True)
+_mmap = _libc.mmap
 _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = (
     ctypes.c_void_p,
@@ -32,6 +34,7 @@ _mmap.argtypes = (
     ctypes.c_int,
     ctypes.c_long,  # off_t, also where that has 32 bits
 )
+_FAILED = ctypes.c_void_p(-1).value
 
 
 class SegmentError(Exception):
@@ -91,10 +94,10 @@ def detach(address: int, length: int, fd: int, offset: int) -> None:
     Raises:
         OSError: ENOMEM when the system does not let us.
     """
-    access, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _MAP_FIXED
-    if _mmap(address, length, access, flags, fd, offset) != address:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    if sys.platform == "linux":
+        _move(_map_private(None, length, fd, offset), length, address)
+    else:
+        _map_private(address, length, fd, offset, _MAP_FIXED)
 
 
 def map_segment(fd: int, size: int) -> mmap.mmap:
@@ -123,6 +126,26 @@ if sys.platform == "linux":
             raise
         return fd
 
+    # What is mapped in a fixed place at once takes away what was there also if it is then refused,
+    # before Linux 6.12 and where all memory is accounted for (vm.overcommit_memory = 2). So it is
+    # made elsewhere first: to move it there needs no more memory.
+    _mremap, _munmap = _libc.mremap, _libc.munmap
+    _mremap.restype = ctypes.c_void_p
+    _mremap.argtypes = (
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_size_t,
+        ctypes.c_int,
+        ctypes.c_void_p,
+    )
+    _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+
+    def _move(old: int, length: int, address: int) -> None:
+        if _mremap(old, length, length, _MREMAP_INTO, address) != address:
+            error = _last_error()
+            _munmap(old, length)
+            raise error
+
 
 def _create_file(size: int) -> int:
     fd, path = tempfile.mkstemp(prefix="ringd-")
@@ -136,3 +159,16 @@ def _create_file(size: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _map_private(place: int | None, length: int, fd: int, offset: int, flags: int = 0) -> int:
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    address: int | None = _mmap(place, length, access, mmap.MAP_PRIVATE | flags, fd, offset)
+    if address is None or address == _FAILED:
+        raise _last_error()
+    return address
+
+
+def _last_error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
