@@ -19,6 +19,7 @@ from fake_daemon import FakeDaemon, eventually, mapped
 import ringd
 from ringd.border.lifeline import Lifeline
 from ringd.client import connection as connection_module
+from ringd.client import pool as pool_module
 from ringd.client.pool import Pool
 from ringd.wire import border, lifeline
 
@@ -170,6 +171,24 @@ def test_a_ring_that_is_forgotten_leaves_what_it_had_lent(silent):
     ring = ringd.connect(silent.path, timeout=10)
     buffer, work, seen = lend(ring, silent)
     del ring, work
+    eventually(lambda: silent.handler.gone)
+    check_left(buffer, seen)
+
+
+def test_the_end_may_come_while_an_input_is_being_left(silent, monkeypatch):
+    """That of the process, or of a forgotten ring: it waits for no lock that a thread may hold."""
+    ring = ringd.connect(silent.path, timeout=10)
+    buffer, _, seen = lend(ring, silent)
+    detach = pool_module.detach
+
+    def end(*where):
+        monkeypatch.setattr(pool_module, "detach", detach)
+        ring._connection.abandon()
+        detach(*where)
+
+    monkeypatch.setattr(pool_module, "detach", end)
+    (op,) = session_of(ring).ops.values()
+    ring._connection._group.leave_input(op)
     eventually(lambda: silent.handler.gone)
     check_left(buffer, seen)
 

@@ -5,6 +5,7 @@ Bookkeeping and messages, without waiting; :mod:`ringd.client.connection` calls 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -103,8 +104,12 @@ class Group:
         self.session.cut(0, errors.RingError("the ring was closed before the call had ended"))
 
     def abandon(self) -> None:
-        """The user is about to forget the calls that are open, without a word; takes no lock."""
-        self._leave_inputs()
+        """Leave all inputs, as the last thing: without the lock, so the pool's books stay as is."""
+        for op in list(self.session.ops.values()):
+            if op.hold and not op.ended and (block := op.source_block) is not None:
+                with contextlib.suppress(OSError):
+                    block.detach()
+                op.hold = False
 
     # --- calls ------------------------------------------------------------------------
 
@@ -174,8 +179,8 @@ class Group:
         return True
 
     def _leave_inputs(self) -> bool:
-        """As :meth:`leave_input`, for all ops; a list of them, as :meth:`abandon` has no lock."""
-        left = [self.leave_input(op) for op in list(self.session.ops.values())]
+        """As :meth:`leave_input`, for all ops; one for which it fails does not stop the rest."""
+        left = [self.leave_input(op) for op in self.session.ops.values()]
         return all(left)
 
     def _stands(self, op: Op) -> bool:

@@ -106,6 +106,11 @@ class Block:
         """Return the name of *length* bytes from *start* on."""
         return Ref(self.segment.number, self.offset + start, length)
 
+    def detach(self) -> None:
+        """Make it private to this process; see :meth:`Pool.detach`, which keeps the books too."""
+        segment = self.segment
+        detach(segment.address + self.offset, segment.block_size, segment.fd, self.offset)
+
     def clear_seal(self, length: int) -> None:
         """Zero the place behind a result of *length* bytes where the daemon seals it."""
         SEAL.pack_into(self.segment.mapping, seal_offset(self.ref(length)), 0, 0)
@@ -241,13 +246,12 @@ class Pool:
         Raises:
             OSError: the system does not let us.
         """
-        segment = block.segment
         if not block.found:
             return  # it is already
-        detach(segment.address + block.offset, segment.block_size, segment.fd, block.offset)
+        block.detach()
         block.found = False
-        self._forget_place(segment.address + block.offset)
-        self._retire(segment)
+        self._forget_place(block.segment.address + block.offset)
+        self._retire(block.segment)
 
     def close(self) -> None:
         """Give everything back that no user's array holds."""
