@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clientkit import session_of
+from clientkit import pool_of, session_of
 from fake_daemon import FakeDaemon, eventually, mapped
 
 import ringd
@@ -338,3 +338,20 @@ def test_a_stopped_daemon_is_not_asked_for_ever(process):
         with pytest.raises(ringd.PeerLost):
             ring.all_reduce(FOUND)
         assert channel.unanswered == asked
+
+
+@pytest.mark.parametrize("lent", [False, True])
+def test_a_stopped_daemon_is_handed_nothing_more(process, lent):
+    """What is passed to it stays allocated until it runs, and nothing would count it."""
+    with ringd.connect(process.path, timeout=10, on_loss="fail") as ring:
+        x = ring.empty(COUNT, np.float32) if lent else np.empty(COUNT, np.float32)
+        x[:] = 1
+        process.send_signal(signal.SIGSTOP)
+        segments = []
+        for _ in range(4):
+            with pytest.raises(ringd.PeerLost):
+                ring.all_reduce(x)
+            segments.append(pool_of(ring)._next_number)
+        assert segments[1:] == segments[1:2] * 3
+        process.send_signal(signal.SIGCONT)
+        np.testing.assert_array_equal(ring.all_reduce(x), 2 * FOUND)

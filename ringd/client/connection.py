@@ -308,7 +308,7 @@ class Connection:
         if channel is None:
             return
         for session in channel.sessions():
-            self._group.meet(*session)
+            self._group.meet(channel, *session)
         news = False
         try:
             while (received := channel.receive()) is not None:

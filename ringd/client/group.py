@@ -59,6 +59,8 @@ class Group:
         program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
         self._program = sendable(program)
         self._channel: Channel | None = None
+        self._silent = False
+        """The daemon has been missed, and not heard since: it is sent nothing more."""
         self._left = False
 
     # --- the daemon comes and goes ----------------------------------------------------
@@ -66,6 +68,7 @@ class Group:
     def install(self, channel: Channel) -> None:
         """A daemon is there: take our place in it, and offer what is unfinished."""
         self._channel = channel
+        self._silent = False
         if self.session.over and not self.session.open:
             self._join_anew()
         else:
@@ -83,10 +86,13 @@ class Group:
             self._lose_peer(f"this machine's daemon ({channel.path}) went away")
 
     def miss(self, channel: Channel, seconds: float) -> None:
-        """The daemon has not answered for so long that it counts as lost; it may be back yet."""
+        """The daemon has not answered for so long that it counts as lost; it may be back yet.
+
+        What was sent to it would pile up unread until then, shared memory first of all.
+        """
+        self._silent = True
         text = f"this machine's daemon ({channel.path}) has not answered for {seconds:g} s"
         self._lose_peer(f"{text} (is it stopped?)")
-        self._progress(0)
 
     def _lose_peer(self, text: str) -> None:
         if self.session.open and not self._left and self._leave_inputs():
@@ -147,7 +153,7 @@ class Group:
 
     def _send(self, op: Op, frame: bytes) -> None:
         channel = self._channel
-        if channel is None:
+        if channel is None or self._silent:
             return
         try:
             self._pass_memory(channel, op)
@@ -200,8 +206,10 @@ class Group:
 
     # --- messages ---------------------------------------------------------------------
 
-    def meet(self, join_id: int, members: tuple[int, ...]) -> None:
-        """Take in who our peers are, as the daemon said over the lifeline."""
+    def meet(self, channel: Channel, join_id: int, members: tuple[int, ...]) -> None:
+        """Take in what the daemon said over the lifeline: who our peers are, or that it lives."""
+        if self._silent:
+            self.install(channel)
         if join_id == self.session.join_id:
             self.session.members = members
 
@@ -306,7 +314,7 @@ class Group:
             op.forget_input()
         self.session.ops.clear()
         self.session = Session(after=self.session)
-        if self._channel is not None:
+        if self._channel is not None and not self._silent:
             self._attach()
 
     def _attach(self) -> None:
