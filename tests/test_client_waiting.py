@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from clientkit import SMALL, fake
 from fake_daemon import eventually
 
 import ringd
+from ringd.client.session import Op
+from ringd.wire.control import Call
 
 
 def test_threads_share_a_ring(ring):
@@ -146,3 +149,23 @@ def test_forming_ring_is_waited_for(tmp_path):
         daemon.loop.call_threadsafe(lambda: daemon.server.broadcast(news))
         ring.wait_ready(10)
         assert (ring.state, ring.generation) == ("ready", 9)
+
+
+@pytest.mark.parametrize("error", [None, ringd.RingError("why")], ids=["well", "badly"])
+def test_a_call_has_its_outcome_before_it_has_ended(error):
+    """Who waits looks at that without the lock, and at the rest afterwards."""
+    op = Op(Call("barrier", "", "", (), ""), 0)
+    seen = []
+
+    def note(*_):
+        seen.append((op.ended, op.error, op.reply))
+        return note
+
+    before = sys.gettrace()
+    sys.settrace(note)
+    try:
+        op.finish(b"") if error is None else op.fail(error)
+    finally:
+        sys.settrace(before)
+    outcomes = {(error, reply) for ended, error, reply in seen if ended}
+    assert outcomes == {(error, b"" if error is None else None)}

@@ -77,6 +77,7 @@ class Op:
         self.session: Session
         self.seq = -1
         self.ended = False
+        """Last of what an outcome sets, as it is looked at without the lock."""
         self.error: errors.RingError | None = None
         self.reply: Payload | None = None
         """The result, when it came inside the message."""
@@ -123,8 +124,8 @@ class Op:
 
     def finish(self, reply: Payload | None) -> None:
         """The call succeeded."""
-        self.ended = True
         self.reply = reply
+        self.ended = True
 
     def fail(self, error: errors.RingError, *, keep: bool = False) -> None:
         """The call ended with *error*; nobody needs its input any more.
@@ -132,11 +133,11 @@ class Op:
         *keep*: the daemon may not know that, and use its memory until the op is released.
         """
         kept = (self.source_block, self.target) if keep else ()
-        self.ended = True
         self.error = error
         self.target = None
         self.forget_input()
         self.kept = kept
+        self.ended = True
 
     def forget_input(self) -> None:
         """Let go of the memory that only the daemon needs."""
