@@ -228,7 +228,7 @@ class Ring:
         It is an ordinary array of undefined content, in shared memory; also its contiguous
         views are handed over as they are. Small ones, which travel inside messages, need no
         such thing and are made in ordinary memory. One whose call ended while other members might
-        still need it (after a passed deadline, or a lost daemon) has become ordinary memory, too.
+        still need it (by a deadline, a lost daemon, or Ctrl-C) has become ordinary memory.
 
         Args:
             shape: of the array.
