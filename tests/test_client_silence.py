@@ -355,3 +355,17 @@ def test_a_stopped_daemon_is_handed_nothing_more(process, lent):
         assert segments[1:] == segments[1:2] * 3
         process.send_signal(signal.SIGCONT)
         np.testing.assert_array_equal(ring.all_reduce(x), 2 * FOUND)
+
+
+@pytest.mark.parametrize("x", [FOUND[:10], FOUND], ids=["inline", "segment"])
+def test_a_daemon_that_stays_away_is_a_loss_for_each_call(daemons, x):
+    """Also for those made while it is away, which else would wait for it; then all is well."""
+    daemons.start("--lost-after", "0.2")
+    with ringd.connect(daemons.path, timeout=10, on_loss="fail") as ring:
+        ring.all_reduce(x)
+        daemons.kill()
+        for _ in range(3):
+            with pytest.raises(ringd.PeerLost, match="this machine's daemon"):
+                ring.all_reduce(x, timeout=30)
+        daemons.start("--lost-after", "0.2")
+        np.testing.assert_array_equal(ring.all_reduce(x), 2 * x)

@@ -328,19 +328,28 @@ class Connection:
 
     def _keep(self) -> None:
         """Run in the keeper thread, until the connection is closed."""
-        retry = _FIRST_RETRY
+        retry, since = _FIRST_RETRY, time.monotonic()
         while not self._closed:
             channel = self._open()
             if channel is not None:
                 self._live_with(channel)
                 if channel.attached:
-                    retry = _FIRST_RETRY
+                    retry, since = _FIRST_RETRY, time.monotonic()
                     continue
             if not self._closed:
+                self._lack(since)
                 time.sleep(retry)
                 retry = min(_RETRY_GROWTH * retry, _LAST_RETRY)
         with self._mutex:
             self._pump.close()
+
+    def _lack(self, since: float) -> None:
+        """There has been no daemon *since* then."""
+        group = self._group
+        with self._mutex:
+            if group.info is not None and time.monotonic() >= since + group.info.lost_after:
+                group.lack()
+                self._pump.tell()
 
     def _open(self) -> Channel | None:
         trouble: list[str] = []

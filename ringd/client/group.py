@@ -82,8 +82,11 @@ class Group:
         self.trouble = self.trouble or f"{channel.path}: the daemon ended"
         if self.info is not None:
             self._set_state("forming", self.info.generation)
-        if self.impatient:
-            self._lose_peer(f"this machine's daemon ({channel.path}) went away")
+        self._lose_peer(f"this machine's daemon ({channel.path}) went away")
+
+    def lack(self) -> None:
+        """The daemon has been away for so long that also calls made since then are lost."""
+        self._lose_peer(f"this machine's daemon is away ({self.trouble})")
 
     def miss(self, channel: Channel, seconds: float) -> None:
         """The daemon has not answered for so long that it counts as lost; it may be back yet.
@@ -95,7 +98,8 @@ class Group:
         self._lose_peer(f"{text} (is it stopped?)")
 
     def _lose_peer(self, text: str) -> None:
-        if self.session.open and not self._left and self._leave_inputs():
+        """Tell a user who wants to know at once; others wait for the daemon's return."""
+        if self.impatient and self.session.open and not self._left and self._leave_inputs():
             self._cut(self.session.released, errors.PeerLost(text))
 
     def leave(self) -> None:
