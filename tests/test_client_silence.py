@@ -324,7 +324,8 @@ def test_only_who_wants_to_know_at_once_asks_for_signs_of_life(tmp_path, monkeyp
             assert asleep[-1] <= 0.1 / 4
         else:
             ring.all_reduce(np.ones(3))
-            assert (sum(beats), asleep) == (0, [])
+            assert sum(beats) == 0
+            assert all(seconds > 1 for seconds in asleep)
 
 
 def test_a_stopped_daemon_is_not_asked_for_ever(process):
