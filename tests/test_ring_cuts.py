@@ -219,6 +219,19 @@ def test_reload_with_other_addresses(place: Path) -> None:
         assert status["links"]["right"]["address"] == f"127.0.0.1:{new.port}"
 
 
+def test_reload_with_another_patience(place: Path) -> None:
+    """What programs are told of the daemon's patience is what the reloaded config says."""
+    with Cluster(place, 2, settings=HASTY) as cluster:
+        cluster.start().wait_ready()
+        cluster.write_config(HASTY.replace("600ms", "700ms"))
+        cluster[0].signal(signal.SIGHUP)
+        wait_until(
+            lambda: any(event["event"] == "reloaded" for event in cluster[0].log()), "the reload"
+        )
+        with ringd.connect(cluster.sockets[0]) as ring:
+            assert ring._connection.info.lost_after == 0.7
+
+
 def test_reload_with_another_own_port(place: Path) -> None:
     """SIGHUP moves a member's own listener, and the others find it there."""
     with Cluster(place, 2, settings=HASTY) as cluster:

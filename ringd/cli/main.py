@@ -23,13 +23,15 @@ class Commands(click.Group):
         """Run, with an error in words where the output cannot be written."""
         try:
             return super().main(*args, **extra)
-        except OSError as error:
-            if error.filename is not None or isinstance(error, ConnectionError):
-                raise  # not of standard output
-            # What Python has left of it would fail once more at the exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            click.echo(f"Error: standard output: {error.strerror}", err=True)
-            sys.exit(ERROR)
+        except OSError:
+            try:
+                sys.stdout.flush()  # fails once more if that was it
+            except OSError as error:
+                # And would again at the exit.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                click.echo(f"Error: standard output: {error.strerror}", err=True)
+                sys.exit(ERROR)
+            raise
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,18 +1,14 @@
 """A client's connection to its daemon, through all the daemon's lives.
 
 A blocking call needs no second thread: the caller itself sleeps on the sockets
-(:mod:`ringd.client.pump`). One thread per connection, the *keeper*, sleeps on the lifeline, for
-what must be done also while the program computes: when the daemon dies it waits for the next one
-and offers again what is not finished everywhere; once a minute, and when the daemon wakes it, it
-takes messages in. Where the user wants to be told of losses at once, it sees to it that the daemon
-answers.
+(:mod:`ringd.client.pump`). For what must be done also while the program computes there is one
+thread per connection, the keeper (:mod:`ringd.client.keeper`).
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -23,6 +19,7 @@ import numpy.typing as npt
 from ringd import errors
 from ringd.client.channel import Channel
 from ringd.client.group import Group
+from ringd.client.keeper import Keeper
 from ringd.client.pool import Block, Bytes
 from ringd.client.pump import Pump
 from ringd.client.session import Op
@@ -32,14 +29,7 @@ GRACE = 2.5
 """Seconds, beyond those that the daemon may take to notice a deadline, until the client stops to
 wait for its word."""
 
-_FIRST_RETRY = 0.02
-_LAST_RETRY = 0.1  # a try costs 0.1 ms, and calls wait for it
-_RETRY_GROWTH = 1.1  # often in the 0.3 s that a daemon takes to start; calls wait half a step more
-_DRAIN_EVERY = 60.0  # seconds; nobody else takes messages in while the program computes
 _DETACH_TIMEOUT = 1.0
-_LOST_AFTER = 3.0  # seconds, until the daemon has said what its own is
-_BEATS = 4  # in that time; the last one finds those before unanswered
-_LEAST_BEAT = 0.02
 
 _alive: weakref.WeakSet[Connection] = weakref.WeakSet()
 
@@ -48,13 +38,12 @@ class Connection:
     """See the module's docstring. All methods may be called from any thread."""
 
     def __init__(self, paths: Sequence[str], group: str, on_loss: str) -> None:
-        self._paths = list(paths)
         self._group = Group(group, on_loss)
         self._pump = Pump(self._drain, self._lost)
         self._mutex = self._pump.mutex
         self._pid = os.getpid()
         self._closed = False
-        self._keeper = threading.Thread(target=self._keep, name="ringd", daemon=True)
+        self._keeper = Keeper(paths, self._group, self._pump)
 
     # --- beginning and end ------------------------------------------------------------
 
@@ -96,14 +85,14 @@ class Connection:
                 return
             self._drain()
             self._closed = True
+            self._keeper.end()
             channel = self._pump.channel
             self._group.leave()
             self._pump.tell()
         # The daemon hangs up when it has read the Detach; sooner, and we would count as having hung
         # up, and not as having left.
         try:
-            self._keeper.join(_DETACH_TIMEOUT)
-            if channel is not None and self._keeper.is_alive():
+            if not self._keeper.join(_DETACH_TIMEOUT) and channel is not None:
                 channel.hang_up()
                 self._keeper.join(_DETACH_TIMEOUT)
         finally:
@@ -116,6 +105,7 @@ class Connection:
         """End without ceremony, nor lock: for the garbage collector, and at the process's end."""
         if os.getpid() == self._pid and not self._closed:
             self._closed = True
+            self._keeper.end()
             self._group.abandon()
             if (channel := self._pump.channel) is not None:
                 channel.hang_up()
@@ -300,7 +290,7 @@ class Connection:
         with self._mutex:
             return self._group.pool.find(array)
 
-    # --- the daemon's lives -----------------------------------------------------------
+    # --- what the daemon says ---------------------------------------------------------
 
     def _drain(self) -> None:
         """With the lock: take in every message that has arrived."""
@@ -325,80 +315,6 @@ class Connection:
             self._pump.channel = None
             self._group.lose(channel)
             self._pump.tell()
-
-    def _keep(self) -> None:
-        """Run in the keeper thread, until the connection is closed."""
-        retry, since = _FIRST_RETRY, time.monotonic()
-        while not self._closed:
-            channel = self._open()
-            if channel is not None:
-                self._live_with(channel)
-                if channel.attached:
-                    retry, since = _FIRST_RETRY, time.monotonic()
-                    continue
-            if not self._closed:
-                self._lack(since)
-                time.sleep(retry)
-                retry = min(_RETRY_GROWTH * retry, _LAST_RETRY)
-        with self._mutex:
-            self._pump.close()
-
-    def _lack(self, since: float) -> None:
-        """There has been no daemon *since* then."""
-        group = self._group
-        with self._mutex:
-            if group.info is not None and time.monotonic() >= since + group.info.lost_after:
-                group.lack()
-                self._pump.tell()
-
-    def _open(self) -> Channel | None:
-        trouble: list[str] = []
-        for path in self._paths:
-            try:
-                channel = Channel(path, self._pump.wake_reader)
-            except OSError as error:
-                trouble.append(f"{path}: {error.strerror or error}")
-            else:
-                self._paths = [path]  # from now on it is this daemon's return that we wait for
-                return channel
-        self._group.trouble = "; ".join(trouble)
-        return None
-
-    def _live_with(self, channel: Channel) -> None:
-        with self._mutex:
-            if self._closed:
-                channel.close()
-                return
-            self._pump.channel = channel
-            self._group.install(channel)
-            self._pump.tell()
-        beat = time.monotonic()
-        while not channel.wait_end(max(0.0, beat - time.monotonic())):
-            with self._mutex:
-                self._drain()
-                if time.monotonic() >= beat:
-                    beat = time.monotonic() + self._beat(channel)
-        with self._mutex:
-            self._drain()
-            self._lost(channel)
-            channel.close()
-
-    def _beat(self, channel: Channel) -> float:
-        """Ask for a sign of life where the user wants one; return the seconds until the next time.
-
-        Counted are beats that were each left unanswered for a while, not the time: a program
-        that was stopped itself hears its daemon's answer before it counts on.
-        """
-        group = self._group
-        if not group.impatient:
-            return _DRAIN_EVERY
-        lost_after = _LOST_AFTER if group.info is None else group.info.lost_after
-        if channel.unanswered < _BEATS - 1:
-            channel.beat()
-        else:
-            group.miss(channel, lost_after)
-            self._pump.tell()
-        return max(lost_after / _BEATS, _LEAST_BEAT)
 
 
 def _forked() -> None:

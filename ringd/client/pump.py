@@ -34,8 +34,8 @@ class Pump:
         self.wake_reader, self._wake_writer = os.pipe()
         os.set_blocking(self.wake_reader, False)
         os.set_blocking(self._wake_writer, False)
-        self._drain = drain
-        self._lost = lost
+        self.drain = drain
+        self.lost = lost
         self._changed = threading.Condition(self.mutex)
         self._waiters = 0
         self._pumping = False
@@ -44,7 +44,7 @@ class Pump:
     def wait(self, done: Callable[[], bool], until: float | None) -> bool:
         """With the lock: wait until *done*, or the moment *until*; return whether it is done."""
         while True:
-            self._drain()
+            self.drain()
             if done():
                 return True
             timeout = None if until is None else min(until - time.monotonic(), _LONGEST_SLEEP)
@@ -66,7 +66,7 @@ class Pump:
         thread that is about to be woken by it: look in its stead.
         """
         if self._pumping:
-            self._drain()
+            self.drain()
 
     def tell(self) -> None:
         """With the lock: something has changed that other threads may be waiting for."""
@@ -94,8 +94,8 @@ class Pump:
             if self._waiters:
                 self._changed.notify()  # to take over, should this thread leave
             if gone:
-                self._drain()
-                self._lost(channel)
+                self.drain()
+                self.lost(channel)
             if self._closing:
                 self._release()
 

@@ -135,6 +135,7 @@ class Daemon:
             config = load.load(self._config.path, self._config.node)
             _check_reload(self._config, config)
             self._neighbours.reload(config)
+            self._programs.reload(config)
         except RingError as error:
             self._log.error("reload refused, the old settings stay", reason=str(error))
             self._reload_error = (str(error), self._loop.now())

@@ -62,7 +62,8 @@ class Performer:
         on_finished: Callable[[int, int], None],
     ) -> None:
         self._loop = loop
-        self._config = config
+        self.config = config
+        """As it was read last."""
         self._neighbours = neighbours
         self._recorder = recorder
         self._group_of = group_of
@@ -114,7 +115,7 @@ class Performer:
         if call.kind == "barrier":
             self._finished(action.gid, action.seq)
             return
-        reduction = _reduction(call.reduction, call.dtype, self._config.size)
+        reduction = _reduction(call.reduction, call.dtype, self.config.size)
         dtype = reduction.dtype
         count = math.prod(call.shape)
         if action.serve:  # the client has its result, and may have changed it since
@@ -147,22 +148,22 @@ class Performer:
         action.submission.payload = None
 
     def _accept(self, action: groups.Accept) -> None:
-        client, ipc = cast(Client, action.client), self._config.ipc
+        client, ipc = cast(Client, action.client), self.config.ipc
         machine = self._neighbours.machine
         client.send(
             border.Attached(
                 join_id=action.join_id,
-                node=self._config.node,
-                rank=self._config.rank,
-                size=self._config.size,
+                node=self.config.node,
+                rank=self.config.rank,
+                size=self.config.size,
                 state=machine.state.value,
                 generation=machine.generation,
                 inline_limit=ipc.inline_limit,
                 max_message=ipc.max_message,
                 segment_budget=ipc.segment_budget,
                 window=ipc.window,
-                lost_after=self._config.join.lost_after,
-                timeout=self._config.ops.timeout,
+                lost_after=self.config.join.lost_after,
+                timeout=self.config.ops.timeout,
             )
         )
 

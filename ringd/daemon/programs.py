@@ -180,6 +180,11 @@ class Programs:
             buffers=buffers,
         )
 
+    def reload(self, config: Config) -> None:
+        """Use the settings of *config*, of which ``[ops]`` and ``[ipc]`` are the old ones."""
+        self._config = self.performer.config = config
+        self.engine.lost_after = config.join.lost_after
+
     def drain(self) -> None:
         """Take no more calls; clients keep theirs for our successor."""
         self.draining = True

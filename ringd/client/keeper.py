@@ -1,0 +1,128 @@
+"""The thread that sees to a program's daemon, also while the program computes.
+
+It sleeps on the lifeline. When the daemon dies it waits for the next one, and offers that what is
+not finished everywhere; once a minute, and when the daemon wakes it, it takes messages in. Where
+the user wants to be told of losses at once, it asks the daemon for signs of life.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+
+from ringd.client.channel import Channel
+from ringd.client.group import Group
+from ringd.client.pump import Pump
+
+_FIRST_RETRY = 0.02
+_LAST_RETRY = 0.1  # a try costs 0.1 ms, and calls wait for it
+_RETRY_GROWTH = 1.1  # often in the 0.3 s that a daemon takes to start; calls wait half a step more
+_DRAIN_EVERY = 60.0  # seconds; nobody else takes messages in while the program computes
+_LOST_AFTER = 3.0  # seconds, until the daemon has said what its own is
+_BEATS = 4  # so many in that time; a daemon is missed when it has answered none but the first
+_LEAST_BEAT = 0.02  # seconds
+
+
+class Keeper:
+    """Of one connection: its *group* and its *pump*. *paths* are where a daemon may be."""
+
+    def __init__(self, paths: Sequence[str], group: Group, pump: Pump) -> None:
+        self._paths = list(paths)
+        self._group = group
+        self._pump = pump
+        self._ending = False
+        self._thread = threading.Thread(target=self._run, name="ringd", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look for a daemon."""
+        self._thread.start()
+
+    def end(self) -> None:
+        """Look for no other daemon; the thread ends with the one that is there. Needs no lock."""
+        self._ending = True
+
+    def join(self, timeout: float) -> bool:
+        """Wait up to *timeout* seconds for the thread's end; return whether it came."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    @property
+    def native_id(self) -> int | None:
+        """The system's name of the thread."""
+        return self._thread.native_id
+
+    def _run(self) -> None:
+        pump = self._pump
+        retry, since = _FIRST_RETRY, time.monotonic()
+        while not self._ending:
+            channel = self._open()
+            if channel is not None:
+                self._live_with(channel)
+                if channel.attached:
+                    retry, since = _FIRST_RETRY, time.monotonic()
+                    continue
+            if not self._ending:
+                self._lack(since)
+                time.sleep(retry)
+                retry = min(_RETRY_GROWTH * retry, _LAST_RETRY)
+        with pump.mutex:
+            pump.close()
+
+    def _open(self) -> Channel | None:
+        trouble: list[str] = []
+        for path in self._paths:
+            try:
+                channel = Channel(path, self._pump.wake_reader)
+            except OSError as error:
+                trouble.append(f"{path}: {error.strerror or error}")
+            else:
+                self._paths = [path]  # from now on it is this daemon's return that we wait for
+                return channel
+        self._group.trouble = "; ".join(trouble)
+        return None
+
+    def _lack(self, since: float) -> None:
+        """There has been no daemon *since* then."""
+        group = self._group
+        with self._pump.mutex:
+            if group.info is not None and time.monotonic() >= since + group.info.lost_after:
+                group.lack()
+                self._pump.tell()
+
+    def _live_with(self, channel: Channel) -> None:
+        pump = self._pump
+        with pump.mutex:
+            if self._ending:
+                channel.close()
+                return
+            pump.channel = channel
+            self._group.install(channel)
+            pump.tell()
+        beat = time.monotonic()
+        while not channel.wait_end(max(0.0, beat - time.monotonic())):
+            with pump.mutex:
+                pump.drain()
+                if time.monotonic() >= beat:
+                    beat = time.monotonic() + self._beat(channel)
+        with pump.mutex:
+            pump.drain()
+            pump.lost(channel)
+            channel.close()
+
+    def _beat(self, channel: Channel) -> float:
+        """Ask for a sign of life where the user wants one; return the seconds until the next time.
+
+        Counted are beats that were each left unanswered for a while, not the time: a program
+        that was stopped itself hears its daemon's answer before it counts on.
+        """
+        group = self._group
+        if not group.impatient:
+            return _DRAIN_EVERY
+        lost_after = _LOST_AFTER if group.info is None else group.info.lost_after
+        if channel.unanswered < _BEATS - 1:
+            channel.beat()
+        else:
+            group.miss(channel, lost_after)
+            self._pump.tell()
+        return max(lost_after / _BEATS, _LEAST_BEAT)
