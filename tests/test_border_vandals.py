@@ -9,7 +9,8 @@ import zmq
 from borderkit import EIGHT, Raw
 from fake_daemon import FakeDaemon, eventually
 
-from ringd.border.server import Limits
+from ringd.border import server as server_module
+from ringd.border.server import MAX_QUESTIONS, Limits
 from ringd.wire import border, lifeline
 
 
@@ -105,3 +106,28 @@ def test_reader_that_never_reads_is_parted_with(tmp_path):
         daemon.run(flood, 60)
         eventually(lambda: daemon.handler.gone)
         assert daemon.handler.gone == ["it does not read what the daemon sends"]
+
+
+def test_who_asks_and_asks_without_reading_is_answered_so_often(daemon):
+    """An answer may have a megabyte, and nobody tells the daemon what is read."""
+    body = b"x" * 100_000
+    daemon.run(lambda: daemon.server._answers.update({border.AskTrace: lambda say: say(body)}))
+    with Raw(daemon) as raw, Raw(daemon, group="other") as other:
+        for _ in range(1000):
+            raw.dealer.send(border.pack(border.AskTrace(border.VERSION)))
+        answers = [border.unpack_reply(raw.dealer.recv())[0] for _ in range(1000)]
+        told = [reply for reply in answers if isinstance(reply, border.Answer)]
+        assert len(told) == MAX_QUESTIONS
+        assert {reply.message for reply in answers[MAX_QUESTIONS:]} == {
+            f"{MAX_QUESTIONS} questions for a connection; open another"
+        }
+        assert isinstance(other.ask(border.AskTrace(border.VERSION)), border.Answer)
+
+
+def test_those_that_asked_are_not_remembered_for_ever(daemon, monkeypatch):
+    """ZeroMQ does not say who is gone; the daemon's memory stays bounded."""
+    monkeypatch.setattr(server_module, "_REMEMBERED_ASKERS", 3)
+    for _ in range(10):
+        with Raw(daemon, attach=False, with_lifeline=False) as raw:
+            raw.ask(border.AskStatus(border.VERSION))
+    assert daemon.run(lambda: len(daemon.server._asked)) == 3

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from fake_daemon import FakeDaemon, eventually, mapped
 import ringd
 from ringd.border.lifeline import Lifeline
 from ringd.client import connection as connection_module
+from ringd.client import keeper as keeper_module
 from ringd.client import pool as pool_module
 from ringd.client.pool import Pool
 from ringd.wire import border, lifeline
@@ -370,3 +372,27 @@ def test_a_daemon_that_stays_away_is_a_loss_for_each_call(daemons, x):
                 ring.all_reduce(x, timeout=30)
         daemons.start("--lost-after", "0.2")
         np.testing.assert_array_equal(ring.all_reduce(x), 2 * x)
+
+
+@pytest.mark.parametrize("last_word", [0.0, 0.3, 0.74])
+def test_a_daemon_is_missed_when_it_was_silent_for_as_long_as_members_may_be(
+    monkeypatch, last_word
+):
+    """Not sooner, or short pauses would count for its programs and for nobody else."""
+    now, missed = [0.0], []
+    channel = SimpleNamespace(unanswered=0, heard_at=0.0)
+    channel.beat = lambda: setattr(channel, "unanswered", channel.unanswered + 1)
+    group = SimpleNamespace(
+        impatient=True,
+        info=SimpleNamespace(lost_after=3.0),
+        miss=lambda *_: missed.append(now[0] - channel.heard_at),
+    )
+    monkeypatch.setattr(keeper_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    keeper = keeper_module.Keeper([], group, SimpleNamespace(tell=lambda: None))
+    due = 0.0
+    while not missed:
+        now[0] = due
+        due += keeper._beat(channel)
+        if channel.heard_at < last_word <= due:  # a message comes, also between two beats
+            channel.heard_at, channel.unanswered = last_word, 0
+    assert missed == [pytest.approx(3.0, abs=0.03)]

@@ -11,6 +11,7 @@ Nothing that a client sends raises here: what cannot be used is answered with
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -47,6 +48,10 @@ __all__ = ["BorderHandler", "BorderServer", "Client", "Limits"]
 
 _BATCH = 64  # messages taken in one go, then the links have their turn
 _ATTACH_WITHIN = 10.0  # seconds from the lifeline's opening
+_REMEMBERED_ASKERS = 1024
+
+MAX_QUESTIONS = 32
+"""Of one connection."""
 
 
 class BorderHandler(Protocol):
@@ -126,6 +131,8 @@ class BorderServer:
         self._handler = handler
         self._answers = answers
         self._alert = True  # the router may have messages
+        self._asked: OrderedDict[bytes, int] = OrderedDict()
+        """Questions by connection, of those that asked last."""
         self._log = log
         self._by_token: dict[bytes, Client] = {}
         self._by_routing_id: dict[bytes, Client] = {}
@@ -312,6 +319,15 @@ class BorderServer:
         self._handler.attach(client, message)
 
     def _answer(self, routing_id: bytes, question: AskStatus | AskRejoin | AskTrace) -> None:
+        # ZeroMQ tells neither what is read nor who is gone. An answer may have a megabyte, and
+        # whoever asks again and again without reading would fill our memory.
+        asked = self._asked.pop(routing_id, 0) + 1
+        self._asked[routing_id] = asked
+        if len(self._asked) > _REMEMBERED_ASKERS:
+            self._asked.popitem(last=False)
+        if asked > MAX_QUESTIONS:
+            self._deny(routing_id, 0, f"{MAX_QUESTIONS} questions for a connection; open another")
+            return
         self._answers[type(question)](lambda body: self._reply(routing_id, Answer(body)))
 
     def _deny(self, routing_id: bytes, join_id: int, text: str) -> None:

@@ -78,7 +78,8 @@ def _text(event: dict[str, Any]) -> str:
     took = (event["at"] - event["submitted"]) * 1e3
     waited = ""
     if event["started"] is not None:
-        waited = f", of that {(event['started'] - event['submitted']) * 1e3:.2f} ms for others"
+        others = (event["started"] - event["submitted"]) * 1e3
+        waited = f", all had made it after {others:.2f} ms"
     return f"{op}, {event['outcome']} after {took:.2f} ms{waited}"
 
 

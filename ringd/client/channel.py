@@ -69,7 +69,9 @@ class Channel:
         self.attached = False
         """Set by the owner once the daemon has taken it in."""
         self.unanswered = 0
-        """Beats sent since the daemon was heard last on the lifeline."""
+        """Beats sent since the daemon was heard last."""
+        self.heard_at = time.monotonic()
+        """When that was."""
         self._heard = bytearray()
         self._listening = threading.Lock()
         try:
@@ -97,6 +99,7 @@ class Channel:
         if not int(dealer.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             return None
         frame = dealer.recv(zmq.NOBLOCK, copy=False)
+        self._hear()
         return unpack_reply(frame.bytes if len(frame) < COPY_SMALL else frame.buffer)
 
     def pass_segment(self, segment: Segment) -> None:
@@ -161,8 +164,12 @@ class Channel:
                     return True
                 if not data:
                     return True
-                self.unanswered = 0
+                self._hear()
                 self._heard += data
+
+    def _hear(self) -> None:
+        self.unanswered = 0
+        self.heard_at = time.monotonic()
 
     def hang_up(self) -> None:
         """End the lifeline, so that both sides see its end; from any thread."""

@@ -20,7 +20,7 @@ _LAST_RETRY = 0.1  # a try costs 0.1 ms, and calls wait for it
 _RETRY_GROWTH = 1.1  # often in the 0.3 s that a daemon takes to start; calls wait half a step more
 _DRAIN_EVERY = 60.0  # seconds; nobody else takes messages in while the program computes
 _LOST_AFTER = 3.0  # seconds, until the daemon has said what its own is
-_BEATS = 4  # so many in that time; a daemon is missed when it has answered none but the first
+_BEATS = 4  # so many in that time
 _LEAST_BEAT = 0.02  # seconds
 
 
@@ -113,16 +113,19 @@ class Keeper:
     def _beat(self, channel: Channel) -> float:
         """Ask for a sign of life where the user wants one; return the seconds until the next time.
 
-        Counted are beats that were each left unanswered for a while, not the time: a program
-        that was stopped itself hears its daemon's answer before it counts on.
+        It is missed when it has said nothing for as long as the other members may. Beats that were
+        each left unanswered for a while must bear that out: a program that was stopped itself
+        hears its daemon's answer before it judges.
         """
         group = self._group
         if not group.impatient:
             return _DRAIN_EVERY
         lost_after = _LOST_AFTER if group.info is None else group.info.lost_after
+        left = channel.heard_at + lost_after - time.monotonic()
         if channel.unanswered < _BEATS - 1:
             channel.beat()
-        else:
+        elif left <= 0:
             group.miss(channel, lost_after)
             self._pump.tell()
-        return max(lost_after / _BEATS, _LEAST_BEAT)
+        interval = lost_after / _BEATS
+        return max(min(left, interval) if left > 0 else interval, _LEAST_BEAT)

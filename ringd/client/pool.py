@@ -325,9 +325,12 @@ class Pool:
     def _no_memory(self, size: int, error: OSError) -> errors.ResourceExhausted:
         if error.errno not in _NO_MEMORY and not self._segments:
             self.usable = False
+        remedy = "free memory, or raise the limit it names"
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            remedy = "close files, or allow more (ulimit -n)"
         return errors.ResourceExhausted(
             f"the system has no {size} bytes of shared memory for a tensor "
-            f"({error.strerror or error}): free memory, or raise the limit it names"
+            f"({error.strerror or error}): {remedy}"
         )
 
     def _make_room(self, size: int) -> bool:

@@ -54,7 +54,7 @@ def connect(
         Refused: the daemon says no, for instance because the group has a client here already.
         ValueError: an argument is out of its range.
     """
-    group, on_loss = tensors.plain(group), tensors.plain(on_loss)
+    group, on_loss = tensors.plain(group, "group"), tensors.plain(on_loss, "on_loss")
     if not 0 < len(group) <= MAX_GROUP_NAME or not group.isprintable():
         raise ValueError(f"a group's name has 1 to {MAX_GROUP_NAME} printable characters")
     if on_loss not in ("wait", "fail"):

@@ -35,7 +35,7 @@ def describe(array: Array, op: str, name: str) -> Call:
         TypeError, ValueError: *name* cannot be one.
     """
     dtype = reduction.dtype_name(array.dtype)
-    return Call("all_reduce", plain(op), dtype, array.shape, call_name(name))
+    return Call("all_reduce", plain(op, "op"), dtype, array.shape, call_name(name))
 
 
 def barrier(name: str) -> Call:
@@ -50,21 +50,21 @@ def call_name(name: str) -> str:
         TypeError: it is no string.
         ValueError: it is too long, or no text: a half of a surrogate pair is in it.
     """
-    name = plain(name)
+    name = plain(name, "a call's name")
     if len(name) > MAX_CALL_NAME:
         raise ValueError(f"a call's name has up to {MAX_CALL_NAME} characters, not {len(name)}")
     return name
 
 
-def plain(text: str) -> str:
-    """Return *text* as a plain str: messages take no subclass of it, such as numpy's.
+def plain(text: str, what: str) -> str:
+    """Return *text*, which is *what*, as a plain str: messages take no subclass, such as numpy's.
 
     Raises:
         TypeError: it is no string.
         ValueError: it is no text that can be sent.
     """
     if not isinstance(text, str):
-        raise TypeError(f"a string is needed, not {type(text).__name__}")
+        raise TypeError(f"{what} is a string, not {type(text).__name__}")
     return text.encode().decode()
 
 

@@ -226,9 +226,11 @@ class Performer:
         client.send(border.Released(action.join_id, action.released))
 
     def _tell_lost(self, action: groups.TellLost) -> None:
-        self._log.info("session over", reason=action.message, client=str(action.client))
-        self._recorder.note("session over", reason=action.message)
         client = cast(Client, action.client)
+        self._log.info(
+            "session over", reason=action.message, pid=client.pid, program=client.program
+        )
+        self._recorder.note("session over", reason=action.message)
         client.send(border.Lost(action.join_id, action.floor, action.code, action.message))
 
     def _warn(self, action: groups.Warn) -> None:

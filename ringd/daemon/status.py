@@ -136,7 +136,7 @@ def _open_ops(programs: Programs, session: Session, now: float) -> list[dict[str
         ops.append(
             {
                 "op": seq,
-                "call": str(op.submission.call) if op.submission else None,
+                "call": None if op.call is None else str(op.call),
                 "age": now - op.since,
                 "phase": op.phase.value,
                 "waiting_for": programs.engine.waiting_for(session, op)

@@ -155,6 +155,13 @@ class Op:
         self.payloads = [b""] * self.size
 
     @property
+    def call(self) -> Call | None:
+        """What is called: here, or else by the first member that is known to have made it."""
+        if self.submission is not None:
+            return self.submission.call
+        return next((offer.call for offer in self.offers if offer is not None), None)
+
+    @property
     def ended(self) -> bool:
         """Whether the outcome is final."""
         return self.outcome != ""

@@ -16,11 +16,12 @@ from collections.abc import Hashable
 from hashlib import blake2b
 from typing import NamedTuple
 
-from ringd.errors import GroupLost, PeerLost
+from ringd.errors import DeadlineExceeded, GroupLost, PeerLost
 from ringd.groups.actions import Action, Free, Stop, TellLost, TellReleased, TellSession
 from ringd.groups.calls import Calls
 from ringd.groups.op import OK, Move, Op, Phase, Submission
-from ringd.wire.control import Left, Poll
+from ringd.groups.words import shorten
+from ringd.wire.control import MAX_TEXT, Left, Poll
 
 MAX_JOIN_ID = 2**64 - 1
 
@@ -208,6 +209,9 @@ class Session(Calls):
             submission.timeout = None  # what is left of it is not what the program asked for
         op = self._op(seq, now)
         op.submission = submission
+        if op.outcome == DeadlineExceeded.code:  # the others were told some time ago
+            late = f"{op.message}; made here {now - op.since:.1f} s after the first one"
+            op.message = shorten(late, MAX_TEXT)
         op.since = now
         op.known = outcome != "" and not (outcome == OK and submission.hold)
         op.reported = op.known

@@ -11,8 +11,7 @@ from ringd.wire.control import MAX_TEXT, Offer
 
 def describe(group: str, op: Op) -> str:
     """Return the op's name."""
-    what = str(op.submission.call) if op.submission else "a call"
-    return f"{what} (op {op.seq} of group {group!r})"
+    return f"{op.call or 'a call'} (op {op.seq} of group {group!r})"
 
 
 def late(group: str, op: Op, node: str, why: str) -> str:
