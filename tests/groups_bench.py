@@ -107,6 +107,12 @@ class Bench:
         for rank, engine in enumerate(self.engines):
             self.do(rank, engine.ring_down("link to b lost", self.now))
 
+    def restart(self, *ranks):
+        """New daemons that know nothing take the place of those of *ranks*; the ring is down."""
+        self.down()
+        for rank in ranks:
+            self.engines[rank] = self.make(rank)
+
     def attach(self, rank, join_id, *, group="g", client=None, on_loss="wait", **kwargs):
         """A client joins, or comes back."""
         kwargs.setdefault("released", 0)

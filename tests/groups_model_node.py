@@ -6,6 +6,7 @@ They are as unkind as the real ones may be: inputs are read as late as possible.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 from groups_model_calls import Buffers, Violation, Work
@@ -28,7 +29,7 @@ class Node:
         self.life = 0
         self.engine: Engine | None = None
         self.generation = 0
-        self.peers: dict[tuple[int, int] | None, Client] = {}
+        self.peers: dict[Hashable, Client] = {}
         self.buffers: list[Buffers] = []
         self.running: dict[tuple[int, int], actions.Run] = {}
         self.log: Counter[str] = Counter()
@@ -139,7 +140,7 @@ class Node:
             if any(run.submission is action.submission for run in self.running.values()):
                 raise Violation(f"{buffers.work} is freed while it runs")
         elif isinstance(action, actions.TellSession):
-            client = self.peers.get(action.client)  # type: ignore[arg-type] - our own tuples
+            client = self.peers.get(action.client)
             if client is not None:  # the kernel has it before anything is offered
                 client.sessions[action.join_id] = action.session
                 self.sim.witness.agreed.add(action.session)
@@ -150,7 +151,7 @@ class Node:
             if isinstance(action, actions.Report):
                 result = action.submission.buffers.result
                 self.sim.witness.note_late(self, action)
-            client = self.peers.get(action.client)  # type: ignore[arg-type] - our own tuples
+            client = self.peers.get(action.client)
             if client is None:
                 return
             self.sim.queue(("down", action.client), lambda: client.hear(action, result))

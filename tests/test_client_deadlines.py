@@ -80,3 +80,19 @@ def test_grace_grows_with_the_daemons_own(tmp_path):
         ring.all_reduce_async(SMALL, timeout=50)
         (op,) = session_of(ring).ops.values()
         assert op.give_up - op.timeout == pytest.approx(100 + connection_module.GRACE)
+
+
+def test_a_daemon_is_told_the_timeout_that_was_asked_for(tmp_path):
+    """Beside what is left of it, which gets less on the way and from daemon to daemon."""
+    with FakeDaemon(tmp_path / "s", hold=True) as first:
+        ring = ringd.connect(first.path, timeout=10)
+        ring.all_reduce_async(SMALL, timeout=99.5)
+        ring.all_reduce_async(SMALL)
+        eventually(lambda: len(first.handler.submitted) == 2)
+        told = [call.message for call in first.handler.submitted]
+    with FakeDaemon(tmp_path / "s", hold=True) as second:
+        eventually(lambda: len(second.handler.submitted) == 2)
+        told += [call.message for call in second.handler.submitted]
+        assert [message.asked for message in told] == [99.5, None] * 2
+        assert 99.5 > told[0].timeout > told[2].timeout > 0
+        ring.close()

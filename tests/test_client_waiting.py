@@ -114,7 +114,7 @@ def test_blocking_call_wakes_nobody_without_need(daemons, count):
         channel = ring._connection._pump.channel
         poll = channel.poll
         channel.poll = lambda timeout: (polls.append(timeout), poll(timeout))[1]
-        keeper = str(ring._connection._keeper.native_id)
+        keeper = str(ring._connection._keeper._thread.native_id)
         before = switches()
         for _ in range(50):
             ring.all_reduce(x)

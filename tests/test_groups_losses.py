@@ -64,9 +64,7 @@ def test_a_survivor_says_who_left_first_to_its_restarted_daemon(first):
     """That daemon knows of no loss, and is asked for the survivor's former stay."""
     bench = ready(3)
     bereave(bench)
-    bench.down()
-    bench.engines[2] = bench.make(2)
-    bench.engines[1] = bench.make(1)  # so that nobody else can tell
+    bench.restart(1, 2)  # both, so that nobody else can tell
     if first == "client":
         bench.attach(2, 22, before=Before(12, DEATH))
     for rank, engine in enumerate(bench.engines):
@@ -137,8 +135,7 @@ def test_one_that_comes_too_late_is_told_why():
     bench = ready(2, reattach=5.0)
     bench.submit(0, submission(0))
     bench.settle()
-    bench.down()
-    bench.engines[1] = bench.make(1)
+    bench.restart(1)
     bench.up()
     bench.tick(5.0)
     bench.settle()
@@ -152,8 +149,7 @@ def test_one_that_dies_before_it_found_back_is_said_to_have_died():
     bench.submit(0, submission(0))
     bench.submit(2, submission(0))
     bench.settle()
-    bench.down()
-    bench.engines[1] = bench.make(1)
+    bench.restart(1)
     bench.attach(1, 11)
     bench.gone(1)
     bench.attach(1, 21, client="b2")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from ringd.groups.op import MOVES, OK, IllegalMove, Move, Op, Phase
-from ringd.groups.words import asked_for
 from ringd.wire.control import Call, Offer
 
 ALL = [(phase, move) for phase in Phase for move in Move]
@@ -73,10 +72,3 @@ def test_missing_names_ranks_without_an_offer():
     )
     op.offers[1] = offer
     assert (op.missing(), op.complete, op.prompt) == ([0, 2], False, False)
-
-
-@pytest.mark.parametrize("asked", [0.001, 0.05, 0.2, 0.25, 1.1, 1.25, 1.5, 1.75, 30, 3600, 1e5])
-@pytest.mark.parametrize("taken", [0.0, 1e-6, 1e-4, 0.006])
-def test_a_late_call_shows_the_timeout_that_was_asked_for(asked, taken):
-    """What the way to the daemon took of it is not seen, while that is a small part of it."""
-    assert asked_for(asked - min(taken, 0.004 * asked)) == asked

@@ -21,8 +21,7 @@ def back(bench, *, expected=1):
     bench.do(1, bench.engines[1].finished(gid, 0, bench.now))
     assert bench.reports(1) == [(0, OK)]
     bench.compute = True
-    bench.down()
-    bench.engines[1] = bench.make(1)
+    bench.restart(1)
     bench.up()
     bench.attach(1, 11, session=(10, 11, 12), expected=expected)
     bench.settle()
@@ -99,8 +98,8 @@ def test_an_engine_forgets_those_that_are_back():
     assert [type(action) for action in todo] == [actions.Dropped, actions.Relay]
 
 
-def test_a_deadline_that_was_handed_over_again_is_told_without_a_number():
-    """What is left of it on its second way in is not what the program had asked for."""
+def test_a_deadline_that_was_handed_over_again_tells_what_was_asked_for():
+    """Not what is left of it on its second way in."""
     bench = ready(3)
     back(bench)
     bench.engines[1] = bench.make(1)
@@ -108,8 +107,10 @@ def test_a_deadline_that_was_handed_over_again_is_told_without_a_number():
     bench.up()
     bench.attach(1, 11, session=(10, 11, 12), expected=3)
     for seq in range(3):
-        bench.submit(1, submission(seq, timeout=0.001 if seq == 2 else None))
+        again = submission(seq, timeout=0.001 if seq == 2 else None)
+        again.timeout = 30.0  # as it was asked for
+        bench.submit(1, again)
     bench.settle()
     bench.tick(0.001)
     bench.settle()
-    assert ": the deadline passed on 'b'; not submitted by: a, c" in bench.message(1)
+    assert ": the deadline of 30 s passed on 'b'; not submitted by: a, c" in bench.message(1)

@@ -86,7 +86,7 @@ def _numbers_fault(join_id: int, *numbers: int) -> str | None:
 
 
 def _submit_fault(message: Submit) -> str | None:
-    if message.timeout is not None and not math.isfinite(message.timeout):
+    if not all(math.isfinite(time or 0.0) for time in (message.timeout, message.asked)):
         return "a timeout is a finite number of seconds"
     return _numbers_fault(message.join_id, message.seq, message.acked)
 

@@ -39,7 +39,7 @@ class Commands(click.Group):
 def main() -> None:
     """Set up, watch and steer the ring of daemons.
 
-    Exit codes: 0 healthy, 1 error, 2 wrong usage, 3 no daemon there, 4 running but not ready.
+    Exit codes: 0 healthy, 1 error, 2 wrong usage, 3 no daemon answers, 4 running but not ready.
     """
 
 

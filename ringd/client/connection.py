@@ -210,7 +210,8 @@ class Connection:
                     )
                 self.check()
             if until is not None:
-                op.timeout, op.give_up = until, until + self.latest.lost_after + GRACE
+                op.asked, op.timeout = timeout, until
+                op.give_up = until + self.latest.lost_after + GRACE
             else:
                 op.timeout = timeout
             group.submit(session, op)

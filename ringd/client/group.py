@@ -41,8 +41,6 @@ class Group:
 
     def __init__(self, name: str, on_loss: str) -> None:
         self.name = name
-        self.impatient = on_loss == "fail"
-        """Whether the user wants to be told of losses at once."""
         self.pool = Pool()
         self.session = Session()
         self.info: Attached | None = None
@@ -62,6 +60,11 @@ class Group:
         self._silent = False
         """The daemon has been missed, and not heard since: it is sent nothing more."""
         self._left = False
+
+    @property
+    def impatient(self) -> bool:
+        """Whether the user wants to be told of losses at once."""
+        return self._on_loss == "fail"
 
     # --- the daemon comes and goes ----------------------------------------------------
 

@@ -47,11 +47,6 @@ class Keeper:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    @property
-    def native_id(self) -> int | None:
-        """The system's name of the thread."""
-        return self._thread.native_id
-
     def _run(self) -> None:
         pump = self._pump
         retry, since = _FIRST_RETRY, time.monotonic()
@@ -64,7 +59,7 @@ class Keeper:
                     continue
             if not self._ending:
                 self._lack(since)
-                time.sleep(retry)
+                time.sleep(retry)  # nothing tells when a socket appears
                 retry = min(_RETRY_GROWTH * retry, _LAST_RETRY)
         with pump.mutex:
             pump.close()
@@ -83,8 +78,10 @@ class Keeper:
         return None
 
     def _lack(self, since: float) -> None:
-        """There has been no daemon *since* then."""
+        """There has been no daemon *since* then: tell a user who wants to know at once."""
         group = self._group
+        if not group.impatient:
+            return
         with self._pump.mutex:
             if group.info is not None and time.monotonic() >= since + group.info.lost_after:
                 group.lack()

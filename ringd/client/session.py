@@ -26,6 +26,7 @@ class Op:
     """One call, kept until it is known to be finished on all members."""
 
     __slots__ = (
+        "asked",
         "call",
         "ended",
         "error",
@@ -70,6 +71,8 @@ class Op:
         """Whether the input is the user's own array."""
         self.kept: tuple[Block | None, ...] = ()
         """Memory that the daemon may be at work in until the op is released."""
+        self.asked: float | None = None
+        """The timeout that the program gave, in seconds; None if it gave none."""
         self.timeout: float | None = None
         """The deadline on the monotonic clock, 0 for none, None for the daemon's default."""
         self.give_up: float | None = None
@@ -112,6 +115,7 @@ class Op:
             hold=self.hold,
             outcome=outcome,
             message=sendable(self._explanation()[:MAX_TEXT]),
+            asked=self.asked,
         )
 
     def _explanation(self) -> str:

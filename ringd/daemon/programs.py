@@ -174,7 +174,7 @@ class Programs:
             call=message.call,
             payload=buffers.source if eager else None,
             deadline=None if timeout is None else now + timeout,
-            timeout=timeout,
+            timeout=timeout if message.asked is None else message.asked,
             hold=message.hold,
             sealed=buffers.seal is not None,
             buffers=buffers,

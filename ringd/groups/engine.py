@@ -311,9 +311,9 @@ class Engine(Roll):
         """Whether others may know that *op* completed, and cannot be asked right now."""
         if session.live or op.has_result or not session.may_have_completed(op):
             return False
-        assert op.submission is not None  # noqa: S101
+        assert op.submission is not None  # noqa: S101 - what has a deadline was submitted
         deadline = op.submission.deadline
-        assert deadline is not None  # noqa: S101 - else nobody would ask
+        assert deadline is not None  # noqa: S101 - what is due has one
         # One break after the other must not make the client decide alone.
         since = min(max(deadline, self._broke_at), deadline + self.lost_after)
         return now < since + ASK_WITHIN

@@ -86,7 +86,7 @@ class Submission:
     deadline: float | None
     """On the daemon's monotonic clock; None for never."""
     timeout: float | None
-    """The seconds that were asked for, for messages; None if there is none, or it is unknown."""
+    """The seconds that were asked for, for messages; None if there is none."""
     hold: bool
     """The input is the user's own memory: report only when no member can need it again.
 

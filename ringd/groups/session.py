@@ -205,11 +205,10 @@ class Session(Calls):
         """Take the client's next op, or one again that it offered to a former daemon."""
         seq = submission.seq
         self.next_seq = seq + 1
-        if seq < self.expected:
-            submission.timeout = None  # what is left of it is not what the program asked for
         op = self._op(seq, now)
         op.submission = submission
-        if op.outcome == DeadlineExceeded.code:  # the others were told some time ago
+        if op.outcome == DeadlineExceeded.code and seq >= self.expected:
+            # The others were told some time ago, and this call was made just now.
             late = f"{op.message}; made here {now - op.since:.1f} s after the first one"
             op.message = shorten(late, MAX_TEXT)
         op.since = now

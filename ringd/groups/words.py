@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from ringd.groups.op import Op, Phase
@@ -17,19 +16,9 @@ def describe(group: str, op: Op) -> str:
 def late(group: str, op: Op, node: str, why: str) -> str:
     """Return why a deadline ended *op*."""
     timeout = op.submission.timeout if op.submission else None
-    seconds = "" if timeout is None else f" of {asked_for(timeout):g} s"
+    seconds = "" if timeout is None else f" of {timeout:g} s"
     text = f"{describe(group, op)}: the deadline{seconds} passed on {node!r}; {why}"
     return shorten(text, MAX_TEXT)
-
-
-def asked_for(timeout: float) -> float:
-    """Return the timeout that a program asked for, by what was left of it on arrival; in seconds.
-
-    The way here, and copying the input before it, took a little. So it is the roundest number
-    just above: people write 1.5 more often than 1.49.
-    """
-    rounded = (math.ceil(round(timeout * 10.0**digits, 6)) / 10.0**digits for digits in range(4))
-    return next(number for number in rounded if number <= timeout * 1.01 + 0.003)
 
 
 def differences(group: str, seq: int, offers: Sequence[Offer], names: Sequence[str]) -> str:

@@ -106,6 +106,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
     outcome: str
     """Empty for an open call; ``"ok"`` or an error's code for one that ended here before."""
     message: str
+    asked: Optional[float] = None
+    """The timeout that the program gave, in seconds, for messages; None if it gave none."""
 
 
 class Ack(msgspec.Struct, frozen=True, array_like=True, tag="ack"):
