@@ -156,3 +156,67 @@ def test_connect_takes_numpys_strings_and_any_programs_name(daemon, monkeypatch)
     with ringd.connect(daemon.path, group, timeout=10, on_loss=on_loss) as ring:
         assert daemon.run(lambda: daemon.handler.attaches[-1].program) == "caf?.py"
         assert ring.all_reduce(1.0) == 3.0
+
+
+class Quantity(np.ndarray):
+    """An array with a unit, as astropy has them."""
+
+    unit = "m"
+
+    def to_value(self, _unit):
+        """Return the bare numbers."""
+        return np.asarray(self)
+
+
+class Measured:
+    """An array-like with units, as pint has them."""
+
+    units = "m"
+    magnitude = np.ones(2)
+
+    def __array__(self, dtype=None, copy=None):
+        return self.magnitude
+
+
+class Labelled:
+    """A column with an index, as pandas has them."""
+
+    index = ("a", "b")
+
+    def to_numpy(self):
+        """Return the bare numbers."""
+        return np.ones(2)
+
+    __array__ = to_numpy
+
+
+class Sparse:
+    """A sparse array, as scipy has them."""
+
+    nnz = 1
+
+    def toarray(self):
+        """Return all elements."""
+        return np.eye(2)
+
+
+@pytest.mark.parametrize(
+    ("x", "remedy"),
+    [
+        (np.ma.masked_array([1.0, 99.0], [False, True]), r"x\.filled\(0\)"),
+        (np.ma.masked_array([1.0, 2.0]), r"x\.filled\(0\)"),
+        (np.ones(2).view(Quantity), r"x\.to_value\(UNIT\)"),
+        (Measured(), r"x\.to\(UNIT\)\.magnitude"),
+        (Labelled(), r"x\.to_numpy\(\)"),
+        (Sparse(), r"x\.toarray\(\)"),
+        (np.zeros(2, [("a", "f4"), ("b", "i4")]), r"x\['NAME'\]"),
+    ],
+    ids=["masked", "masked-none", "astropy", "pint", "pandas", "sparse", "fields"],
+)
+def test_an_array_whose_meaning_would_be_lost_is_refused_with_the_line_to_write(
+    daemon, ring, x, remedy
+):
+    """What numpy would silently drop (a mask, a unit, a layout) is the caller's to drop."""
+    with pytest.raises(TypeError, match=remedy):
+        ring.all_reduce(x)
+    assert daemon.run(lambda: len(daemon.handler.submitted)) == 0

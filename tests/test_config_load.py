@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ringd.config.load import choose_node, load, ring_problems
 from ringd.config.settings import Member
@@ -388,3 +390,48 @@ def test_ring_problems():
             'such as "10.0.0.1:5680"'
         ),
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = " + "[" * 3000 + "]" * 3000,
+        "a = " + "{b = " * 3000 + "1" + "}" * 3000,
+        "[a" + ".b" * 20_000 + "]",
+        "a" + ".b" * 20_000 + " = 1",
+        "a = " + "9" * 5000,
+        "[ring]\nname = " + "9" * 5000,
+        "[ring]\nname = 0x" + "f" * 5000,
+        "[join]\nheartbeat = 0x" + "f" * 5000,
+        "[ipc]\nwindow = 0x" + "f" * 5000,
+        "[ipc]\nwindow = 1e" + "9" * 5000,
+        "[ring]\nmembers = " + "[" * 400 + "]" * 400,
+        "[ring]\nname = " + "[" * 400 + "0x" + "f" * 5000 + "]" * 400,
+        "a = 9999-99-99",
+        "a = \x00",
+        "",
+    ],
+    ids=range(15),
+)
+def test_any_file_whatever_is_a_config_or_has_problems(write, text):
+    """However strange a file is, loading ends in ConfigError: a reload goes on, a start ends."""
+    found = problems(write(text), "studio")
+    assert found != []
+    assert max(map(len, found)) < 1000
+
+
+@given(
+    text=st.recursive(
+        st.text(max_size=30) | st.integers().map(str) | st.sampled_from(["[", "]", "=", '"', "'"]),
+        lambda part: st.lists(part, max_size=6).map(" ".join) | part.map(lambda t: f"[{t}]"),
+    ),
+    cut=st.integers(0, len(GOOD)),
+)
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_file_with_garbage_anywhere_ends_in_config_error_or_loads(write, text, cut):
+    """Nothing but ConfigError leaves the loader, wherever a good file is spoilt."""
+    path = write("")
+    path.write_bytes((GOOD[:cut] + text + GOOD[cut:]).encode(errors="surrogatepass"))
+    problems(path, "studio")

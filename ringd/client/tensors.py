@@ -21,10 +21,40 @@ def accept(x: npt.ArrayLike, op: str, out: object) -> Array:
         TypeError: the dtype is unsupported or has no such op, or *out* is of another dtype.
         ValueError: no such op, or *out* is of another shape or read-only.
     """
-    array = np.asarray(x)
+    array = plain_array(x)
     reduction.check(op, array.dtype)
     if out is not None:
         _check_out(out, array)
+    return array
+
+
+def plain_array(x: npt.ArrayLike) -> Array:
+    """Return *x* as a plain array, unless that would drop a part of what it means.
+
+    Raises:
+        TypeError: *x* has a mask, a unit, labels or named fields, or leaves zeros out; says what
+            to write instead.
+    """
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(
+            "a masked array cannot be reduced: what lies under its mask would count; "
+            "write x.filled(0), or another value that suits the op, and reduce the mask apart"
+        )
+    if hasattr(x, "unit") and hasattr(x, "to_value"):  # astropy's Quantity
+        raise TypeError("the unit of x would be lost; write x.to_value(UNIT)")
+    if hasattr(x, "units") and hasattr(x, "magnitude"):  # pint's Quantity
+        raise TypeError("the units of x would be lost; write x.to(UNIT).magnitude")
+    if hasattr(x, "toarray") and hasattr(x, "nnz"):  # scipy.sparse
+        raise TypeError("a sparse array cannot be reduced; write x.toarray()")
+    if hasattr(x, "to_numpy") and hasattr(x, "index"):  # pandas
+        raise TypeError(
+            "the labels of x would be lost, and its order with them; write x.to_numpy()"
+        )
+    array = np.asarray(x)
+    if array.dtype.names is not None:
+        raise TypeError(
+            "an array with named fields cannot be reduced; reduce each field, x['NAME'], apart"
+        )
     return array
 
 

@@ -147,6 +147,10 @@ def _parse(report: _Report) -> dict[str, Any] | None:
     except tomli.TOMLDecodeError as error:
         line = _line_of(report.path, str(error))
         report.lines.append(f"{report.path}: not TOML: {error}{line}; mend it there")
+    except RecursionError:  # the parser follows each bracket and each dot with a call of its own
+        report.lines.append(f"{report.path}: nested too deeply; no setting needs that, mend it")
+    except ValueError as error:  # such as a number of more digits than Python converts
+        report.lines.append(f"{report.path}: a value that cannot be read: {error}; mend it there")
     return None
 
 
@@ -368,7 +372,14 @@ def _first_label(name: str) -> str:
 
 def _show(value: object) -> str:
     try:
-        text = json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError):
-        text = str(value)
+        text = _text_of(value)
+    except (ValueError, RecursionError):  # more digits, or deeper nested, than Python writes
+        return "(too long to show)"
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+
+
+def _text_of(value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except TypeError:  # a date, which JSON has not
+        return str(value)
