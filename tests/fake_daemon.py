@@ -99,8 +99,15 @@ class Handler:
             )
 
     def submit(self, client: Client, message: border.Submit, payload: memoryview | None) -> None:
-        """Hold the call, or complete it at once."""
+        """Hold the call, or complete it at once; one that is handed over again, as it was."""
         call = Submitted(client, message, payload)
+        if any(
+            (held.client, held.message.join_id, held.message.seq)
+            == (client, message.join_id, message.seq)
+            for held in self.submitted
+            if self.hold
+        ):
+            return
         self.submitted.append(call)
         if self.on_submit is not None:
             self.on_submit(call)

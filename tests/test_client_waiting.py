@@ -76,7 +76,7 @@ def test_message_that_a_sender_finds_wakes_the_sleeper(tmp_path):
         channel._poller.unregister(channel._dealer.getsockopt(zmq.FD))  # its edge is eaten
         thread = threading.Thread(target=work.wait, args=(60,))
         thread.start()
-        eventually(lambda: pump._pumping)
+        eventually(lambda: pump._sleeper)
         send = channel.send
 
         def sent(*args):

@@ -50,11 +50,16 @@ class SegmentTable:
             fd: the descriptor that came with the record; None when the kernel could not
                 deliver it because this process has too many open.
 
+        The same once more is harmless: a client that was interrupted does not know what it said.
+
         Raises:
-            SegmentAbuse: the number is in use, or there are too many.
+            SegmentAbuse: the number is in use for another segment, or there are too many.
         """
         if segment in self:
-            raise SegmentAbuse(f"segment {segment} was added twice")
+            known = self._mappings.get(segment)
+            if known is None or len(known) == size:
+                return
+            raise SegmentAbuse(f"segment {segment} was added twice, with different sizes")
         if len(self._mappings) + len(self._refusals) >= MAX_SEGMENTS:
             raise SegmentAbuse(f"more than {MAX_SEGMENTS} segments")
         try:
@@ -67,13 +72,9 @@ class SegmentTable:
         weakref.finalize(mapping, self._unmapped, size).atexit = False
 
     def drop(self, segment: int) -> None:
-        """Forget a segment.
-
-        Raises:
-            SegmentAbuse: there is none of that number.
-        """
-        if self._mappings.pop(segment, None) is None and self._refusals.pop(segment, None) is None:
-            raise SegmentAbuse(f"segment {segment} was dropped, but never added")
+        """Forget a segment; harmless where there is none of that number."""
+        self._mappings.pop(segment, None)
+        self._refusals.pop(segment, None)
 
     def view(self, ref: Ref, *, writable: bool) -> memoryview:
         """Return the bytes that *ref* stands for.

@@ -13,6 +13,8 @@ import select
 import socket
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
 
 import zmq
 
@@ -26,6 +28,8 @@ from ringd.wire.border import (
     Reply,
     unpack_reply,
 )
+
+_LIFELINE_BYTES = (4096,)  # the arguments of one call of recv
 
 _CONNECT_TIMEOUT = 2.0  # seconds; a healthy daemon answers in microseconds
 _SEND_TIMEOUT = 2.0  # seconds, for a record on the lifeline
@@ -54,26 +58,33 @@ class Channel:
     beside that, and touch no ZeroMQ.
     """
 
-    def __init__(self, path: str, wake_fd: int) -> None:
+    def __init__(self, path: str, wake_fd: int, keeper_fd: int) -> None:
         """Connect.
 
         Args:
             path: of the daemon's main socket.
             wake_fd: a pipe's reading end that ends a :meth:`poll`.
+            keeper_fd: likewise a :meth:`wait_end`.
 
         Raises:
             OSError: nobody listens there, or it may not be used, or it does not answer in time.
         """
         self.path = path
         self.wake_fd = wake_fd
+        self.keeper_fd = keeper_fd
         self.attached = False
         """Set by the owner once the daemon has taken it in."""
         self.unanswered = 0
         """Beats sent since the daemon was heard last."""
         self.heard_at = time.monotonic()
         """When that was."""
-        self._heard = bytearray()
-        self._listening = threading.Lock()
+        self._inbox: deque[zmq.Frame] = deque()
+        self.alert = True
+        """There may be messages that no descriptor tells of: to send takes its edge away."""
+        self.gap = False
+        """An interrupt may have taken a message away: ask the daemon to say all again."""
+        self._heard: list[bytes] = []
+        self._listening = threading.RLock()  # a signal handler may wait above a thread that does
         try:
             with contextlib.ExitStack() as undo:
                 self.lifeline = undo.enter_context(_open_lifeline(path))
@@ -85,22 +96,36 @@ class Channel:
                 self._poller.register(wake_fd, select.POLLIN)
                 self._end_poller = select.poll()
                 self._end_poller.register(self.lifeline, select.POLLIN)
+                self._end_poller.register(keeper_fd, select.POLLIN)
                 undo.pop_all()
         except zmq.ZMQError as error:  # which is no OSError
             raise OSError(error.errno, error.strerror) from error
 
     def send(self, frame: bytes) -> None:
         """Queue *frame*, of a packed request; never blocks."""
+        self.alert = True
         self._dealer.send(frame, 0, copy=len(frame) < COPY_BELOW)
 
     def receive(self) -> tuple[Reply, Payload | None] | None:
-        """Return the next message and its payload; None when there is none now."""
-        dealer = self._dealer
-        if not int(dealer.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            return None
-        frame = dealer.recv(zmq.NOBLOCK, copy=False)
-        self._hear()
+        """Return the next message and its payload; None when there is none now.
+
+        The same one until it is :meth:`taken`.
+        """
+        inbox = self._inbox
+        if not inbox:
+            dealer = self._dealer
+            if not int(dealer.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                return None
+            self.gap = True  # pyzmq lets interrupts in when it has the message already
+            inbox.append(dealer.recv(zmq.NOBLOCK, copy=False))
+            self.gap = False
+            self._hear()
+        frame = inbox[0]
         return unpack_reply(frame.bytes if len(frame) < COPY_SMALL else frame.buffer)
+
+    def taken(self) -> None:
+        """The message that :meth:`receive` returned has been acted on."""
+        self._inbox.popleft()
 
     def pass_segment(self, segment: Segment) -> None:
         """Hand *segment* to the daemon.
@@ -139,33 +164,49 @@ class Channel:
         return gone
 
     def wait_end(self, timeout: float) -> bool:
-        """Sleep until the daemon is gone or *timeout* has passed; whether it is gone."""
-        return bool(self._end_poller.poll(timeout * 1000)) and self._listen()
+        """Sleep until the lifeline speaks, a wake-up or *timeout* (seconds).
 
-    def sessions(self) -> list[tuple[int, tuple[int, ...]]]:
-        """Return what the lifeline has said since the last time: (join id, its peers')."""
-        found: list[tuple[int, tuple[int, ...]]] = []
-        if not self._heard:
-            return found
+        Returns:
+            Whether the daemon is gone.
+        """
+        gone = False
+        for fd, _events in self._end_poller.poll(timeout * 1000):
+            if fd == self.keeper_fd:
+                os.read(fd, 4096)
+            else:
+                gone = self._listen()
+        return gone
+
+    def sessions(self, meet: Callable[[int, tuple[int, ...]], None]) -> None:
+        """Call *meet* with what the lifeline has said: (join id, its peers').
+
+        With some of it again, if an interrupt ends this.
+        """
+        heard = self._heard
+        if not heard:
+            return
         with self._listening:
-            while (session := wire.take_session(self._heard)) is not None:
-                found.append(session)
-        return found
+            stream = bytearray(b"".join(heard))
+            while (session := wire.take_session(stream)) is not None:
+                meet(*session)
+            rest = [bytes(stream)] if stream else []
+            heard[:] = rest
 
     def _listen(self) -> bool:
         """Take in what the lifeline says; whether it has ended."""
         with self._listening:
             while True:
+                # One call into C receives and stores, so that no interrupt comes between.
+                arriving = map(self.lifeline.recv, _LIFELINE_BYTES)
                 try:
-                    data = self.lifeline.recv(4096)
+                    self._heard.extend(arriving)
                 except BlockingIOError:
                     return False
                 except OSError:
                     return True
-                if not data:
+                if not self._heard[-1]:
                     return True
                 self._hear()
-                self._heard += data
 
     def _hear(self) -> None:
         self.unanswered = 0
@@ -187,10 +228,7 @@ class Channel:
         deadline = time.monotonic() + _SEND_TIMEOUT
         while True:
             try:
-                if fds:
-                    sent = socket.send_fds(self.lifeline, [record], fds)
-                else:
-                    sent = self.lifeline.send(record)
+                sent = socket.send_fds(self.lifeline, [record], fds)
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise TimeoutError(errno.ETIMEDOUT, "the daemon takes no segments") from None
@@ -198,9 +236,9 @@ class Channel:
                 ready.register(self.lifeline, select.POLLOUT)
                 ready.poll(100)
                 continue
-            record, fds = record[sent:], []
-            if not record:
-                return
+            if sent < len(record):  # no system cuts records of a few bytes
+                raise OSError(errno.EPROTO, "the lifeline took a part of a record")
+            return
 
 
 def _open_lifeline(path: str) -> socket.socket:

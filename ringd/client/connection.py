@@ -8,20 +8,23 @@ thread per connection, the keeper (:mod:`ringd.client.keeper`).
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
 
 from ringd import errors
 from ringd.client.channel import Channel
+from ringd.client.ending import remember_main_thread
 from ringd.client.group import Group
 from ringd.client.keeper import Keeper
 from ringd.client.pool import Block, Bytes
-from ringd.client.pump import Pump
+from ringd.client.pump import Nested, ProgramEnds, Pump
 from ringd.client.session import Op
 from ringd.wire.border import Attached, DecodeError
 
@@ -39,10 +42,13 @@ class Connection:
 
     def __init__(self, paths: Sequence[str], group: str, on_loss: str) -> None:
         self._group = Group(group, on_loss)
-        self._pump = Pump(self._drain, self._lost)
-        self._mutex = self._pump.mutex
+        self._pump = Pump(self._settle, self._lost)
         self._pid = os.getpid()
         self._closed = False
+        self._abandoned = False
+        """Closed without ceremony: whatever waits ends now."""
+        self._ended = False
+        """Closed, and nothing is left to be done for that."""
         self._keeper = Keeper(paths, self._group, self._pump)
 
     # --- beginning and end ------------------------------------------------------------
@@ -55,17 +61,17 @@ class Connection:
             Refused: the daemon does not want us in the group.
         """
         group = self._group
+        remember_main_thread()
         _alive.add(self)
         atexit.unregister(_exiting)  # called first is what was registered last
         atexit.register(_exiting)
         self._keeper.start()
         try:
-            with self._mutex:
-                self._pump.wait(
-                    lambda: group.info is not None or group.refusal is not None,
-                    time.monotonic() + timeout,
-                )
-                info, refusal, trouble = group.info, group.refusal, group.trouble
+            self._pump.wait(
+                lambda: group.info is not None or group.refusal is not None,
+                time.monotonic() + timeout,
+            )
+            info, refusal, trouble = group.info, group.refusal, group.trouble
         except BaseException:  # Ctrl-C: nobody is left who could close it
             self.close()
             raise
@@ -77,18 +83,17 @@ class Connection:
             )
 
     def close(self) -> None:
-        """Leave the group in good order; calls that are open here end with an error."""
-        if os.getpid() != self._pid:
-            return  # the parent's, who goes on with it
-        with self._mutex:
-            if self._closed:
-                return
-            self._drain()
-            self._closed = True
-            self._keeper.end()
-            channel = self._pump.channel
-            self._group.leave()
-            self._pump.tell()
+        """Leave the group in good order; calls that are open here end with an error.
+
+        One that an interrupt ended goes on when it is called again.
+        """
+        if os.getpid() != self._pid or self._ended:
+            return  # the parent goes on with its own
+        try:
+            channel = self._pump.run(self._leave)
+        except Nested:  # beneath us is a call that cannot go on before we return
+            self.abandon()
+            return
         # The daemon hangs up when it has read the Detach; sooner, and we would count as having hung
         # up, and not as having left.
         try:
@@ -96,15 +101,26 @@ class Connection:
                 channel.hang_up()
                 self._keeper.join(_DETACH_TIMEOUT)
         finally:
-            with self._mutex:
-                self._group.end()
-                self._group.pool.close()
-                self._pump.tell()
+            self._pump.insist(self._end)
+
+    def _leave(self) -> Channel | None:
+        self._settle()
+        self._closed = True
+        self._keeper.end()
+        self._group.leave()
+        self._pump.tell()
+        return self._pump.channel
+
+    def _end(self) -> None:
+        self._group.end()
+        self._group.pool.close()
+        self._pump.tell()
+        self._ended = True
 
     def abandon(self) -> None:
         """End without ceremony, nor lock: for the garbage collector, and at the process's end."""
         if os.getpid() == self._pid and not self._closed:
-            self._closed = True
+            self._closed = self._abandoned = True
             self._keeper.end()
             self._group.abandon()
             if (channel := self._pump.channel) is not None:
@@ -130,9 +146,9 @@ class Connection:
     def info(self) -> Attached:
         """What the daemon said last of itself."""
         self.check()
-        with self._mutex:
-            self._drain()
-            return self.latest
+        with contextlib.suppress(Nested):  # then what was known last is all there is
+            self._pump.run(self._settle)
+        return self.latest
 
     @property
     def latest(self) -> Attached:
@@ -149,9 +165,8 @@ class Connection:
     def wait_state(self, state: str, until: float | None) -> bool:
         """Wait until the ring is in *state*; whether it came to that before *until*."""
         self.check()
-        with self._mutex:
-            self._pump.wait(lambda: self._closed or self.latest.state == state, until)
-            return not self._closed and self.latest.state == state
+        self._pump.wait(lambda: self._closed or self.latest.state == state, until)
+        return not self._closed and self.latest.state == state
 
     def reserve(self, lengths: Sequence[int], until: float | None) -> list[Block] | None:
         """Return blocks of shared memory, waiting for some to come back if need be.
@@ -162,28 +177,27 @@ class Connection:
             ResourceExhausted: there is not that much, or not before *until*.
         """
         pool = self._group.pool
-        with self._mutex:
-            while True:
-                self.check()
-                try:
-                    blocks = pool.take_all(lengths)
-                except errors.ResourceExhausted:
-                    if not pool.usable:
-                        return None
-                    raise
-                if blocks is not None:
-                    return blocks
-                self._drain()
-                waiting = bool(self._group.session.ops) and not self._closed
-                if not pool.has_returns and not (
-                    waiting and self._pump.wait(lambda: pool.has_returns or self._closed, until)
-                ):
-                    raise errors.ResourceExhausted(
-                        f"{sum(lengths)} bytes of shared memory are needed, but {pool.size} of "
-                        f"ipc.segment_budget = {pool.budget} bytes are held by open calls and by "
-                        "arrays that the program keeps; drop some of those, or raise the budget "
-                        "in the daemon's config"
-                    )
+        while True:
+            self.check()
+            try:
+                blocks = self._pump.run(pool.take_all, lengths)
+            except errors.ResourceExhausted:
+                if not pool.usable:
+                    return None
+                raise
+            if blocks is not None:
+                return blocks
+            self._pump.run(self._settle)
+            waiting = bool(self._group.session.ops) and not self._closed
+            if not pool.has_returns and not (
+                waiting and self._wait(lambda: pool.has_returns or self._closed, until)
+            ):
+                raise errors.ResourceExhausted(
+                    f"{sum(lengths)} bytes of shared memory are needed, but {pool.size} of "
+                    f"ipc.segment_budget = {pool.budget} bytes are held by open calls and by "
+                    "arrays that the program keeps; drop some of those, or raise the budget "
+                    "in the daemon's config"
+                )
 
     def submit(self, op: Op, timeout: float | None, until: float | None) -> None:
         """Hand *op* over.
@@ -196,32 +210,43 @@ class Connection:
         Raises:
             GroupLost: or another reason why the stay in the group ended, if the user does not
                 know yet; the next call joins anew.
-            DeadlineExceeded: too many calls were open all the time.
+            DeadlineExceeded: calls of the last stay, which is over, were open all the time.
+            ResourceExhausted: too many calls wait to be handed over.
         """
-        group = self._group
-        with self._mutex:
-            self.check()
-            self._drain()
-            while (session := group.room()) is None:
-                if not self._pump.wait(self._has_room, until):
-                    raise errors.DeadlineExceeded(
-                        f"{len(group.session.ops)} calls are unfinished somewhere, and "
-                        "ipc.window allows no more"
-                    )
-                self.check()
-            if until is not None:
-                op.asked, op.timeout = timeout, until
-                op.give_up = until + self.latest.lost_after + GRACE
-            else:
-                op.timeout = timeout
-            group.submit(session, op)
-            self._pump.sent()
+        if until is not None:
+            op.asked, op.timeout = timeout, until
+            op.give_up = until + self.latest.lost_after + GRACE
+        else:
+            op.timeout = timeout
+        while not self._pump.run(self._submit, op):
+            if not self._wait(self._has_room, until):
+                raise errors.DeadlineExceeded(
+                    "calls that were made before the group lost a program have not ended yet"
+                )
+
+    def _submit(self, op: Op) -> bool:
+        self.check()
+        self._settle()
+        session = self._group.room(0 if op.payload is None else len(op.payload))
+        if session is None:
+            return False
+        self._group.submit(session, op)
+        self._pump.sent()
+        if self._group.waits_for_room:
+            self._keeper.wake()
+        return True
 
     def _has_room(self) -> bool:
         session = self._group.session
-        return self._closed or (
-            not session.open if session.over else len(session.ops) < self.latest.window
-        )
+        return self._closed or not (session.over and session.open)
+
+    def _wait(self, done: Callable[[], bool], until: float | None) -> bool:
+        """Wait for the program; where that has failed, leave, so that the others are told."""
+        try:
+            return self._pump.wait(done, until)
+        except ProgramEnds:
+            self.abandon()
+            raise
 
     def wait(self, op: Op, until: float | None) -> None:
         """Return when *op* has ended well; raise its error otherwise.
@@ -232,18 +257,13 @@ class Connection:
         """
         if os.getpid() != self._pid:
             self.check()
-        if not op.ended:
-            with self._mutex:
-                try:
-                    while not op.ended:
-                        limit = min((t for t in (op.give_up, until) if t is not None), default=None)
-                        if not self._pump.wait(lambda: op.ended, limit):
-                            self._overdue(op)
-                except errors.RingError:
-                    raise
-                except BaseException:  # Ctrl-C: who cannot wait again may write to what was lent
-                    self._group.leave_input(op)
-                    raise
+        while not op.ended:
+            times = (self._gives_up(op), until)
+            limit = min((time for time in times if time is not None), default=None)
+            if not self._wait(lambda: op.ended or self._abandoned, limit):
+                self._pump.run(self._overdue, op)
+            elif self._abandoned:
+                self._pump.insist(self._end)
         error = op.error
         if error is not None:
             self._group.told(op, error)
@@ -253,20 +273,45 @@ class Connection:
         """Whether *op* has ended, well or not."""
         if not op.ended:
             self.check()
-            with self._mutex:
-                self._drain()
-                if not op.ended and op.give_up is not None and time.monotonic() >= op.give_up:
-                    self._overdue(op)
+            with contextlib.suppress(Nested):  # then it has ended if that was seen before
+                self._pump.run(self._look_at, op)
         return op.ended
+
+    def leave_input(self, op: Op) -> None:
+        """Let the user write to what *op* has lent, for whose end nobody can wait any more."""
+        if os.getpid() == self._pid and op.hold and not (op.ended or self._closed):
+            with contextlib.suppress(Nested):
+                self._pump.insist(self._group.leave_input, op)
+
+    def _look_at(self, op: Op) -> None:
+        self._settle()
+        limit = self._gives_up(op)
+        if not op.ended and limit is not None and time.monotonic() >= limit:
+            self._overdue(op)
+
+    def _gives_up(self, op: Op) -> float | None:
+        """When the client decides that the deadline of *op* has passed.
+
+        For one that no daemon has been handed, nobody else does, and nobody can have completed it.
+        """
+        return op.give_up if self._group.is_handed_over(op) else op.timeout or None
 
     def _overdue(self, op: Op) -> None:
         """The time to wait for *op* is over: by its own deadline, or by who waits."""
         group = self._group
         what = f"op {op.seq} of group {group.name!r}, {op.call}"
-        if op.give_up is None or time.monotonic() < op.give_up:
+        limit = self._gives_up(op)
+        if op.ended or limit is None or time.monotonic() < limit:
+            if op.ended:
+                return
             raise errors.DeadlineExceeded(f"{what}: not finished yet; it goes on")
         if self._pump.channel is None:
             state = f"is away ({group.trouble})"
+        elif not group.is_handed_over(op):
+            state = (
+                f"had no room for it: {op.seq - op.session.released} calls before it are "
+                "unfinished somewhere, and ipc.window lets no more be open"
+            )
         else:
             state = "is there, but does not answer (see `ringd-cli status`; is it stopped?)"
         text = f"{what}: its deadline passed, and this machine's daemon {state}"
@@ -281,37 +326,52 @@ class Connection:
         Half of the budget is for the calls themselves; an input was asked for and counts there.
         """
         pool = self._group.pool
-        with self._mutex:
+
+        def step() -> Bytes | None:
             if not as_input and pool.lent + length > pool.budget // 2:
                 return None
             return pool.lend(block, length, as_input=as_input)
 
+        return self._pump.run(step)
+
     def find(self, array: npt.NDArray[Any]) -> tuple[Block, int] | None:
         """Return the input block that *array*, C-contiguous, lies in, and the offset in it."""
-        with self._mutex:
-            return self._group.pool.find(array)
+        return self._pump.run(self._group.pool.find, array)
 
     # --- what the daemon says ---------------------------------------------------------
 
-    def _drain(self) -> None:
-        """With the lock: take in every message that has arrived."""
+    def _settle(self) -> None:
+        """Take in every message that has arrived, and send what is due; within the pump's run."""
         channel = self._pump.channel
         if channel is None:
             return
-        for session in channel.sessions():
-            self._group.meet(channel, *session)
-        news = False
-        try:
-            while (received := channel.receive()) is not None:
-                news = True
-                self._group.receive(*received)
-        except DecodeError as error:
-            self._group.part(channel, f"it sent what is no message of this version: {error}")
+        channel.sessions(partial(self._group.meet, channel))
+        if channel.gap:
+            self._group.install(channel)
+            channel.gap = False
+        news = self._receive(channel)
+        while channel.alert:
+            channel.alert = False
+            self._group.push()
+            news = self._receive(channel) or news
         if news:
             self._pump.tell()
 
+    def _receive(self, channel: Channel) -> bool:
+        """Take in every message that has arrived; return whether there was one."""
+        news = False
+        try:
+            while (received := channel.receive()) is not None:
+                news = channel.alert = True
+                self._group.receive(*received)
+                channel.taken()
+        except DecodeError as error:
+            channel.taken()
+            self._group.part(channel, f"it sent what is no message of this version: {error}")
+        return news
+
     def _lost(self, channel: Channel) -> None:
-        """With the lock: the daemon is gone; the keeper, who sees that too, closes the channel."""
+        """The daemon is gone; the keeper, who sees that too, closes the channel."""
         if self._pump.channel is channel:
             self._pump.channel = None
             self._group.lose(channel)

@@ -1,6 +1,8 @@
 """This client's place in its group: what the daemon says about it, and what it is told.
 
-Bookkeeping and messages, without waiting; :mod:`ringd.client.connection` calls it under its lock.
+Bookkeeping and messages, without waiting; :mod:`ringd.client.connection` calls it under its lock,
+and again where an interrupt ended that (see :mod:`ringd.client.pump`): messages are taken in so
+that twice is like once, and what is to be sent follows from the state (:meth:`Group.push`).
 """
 
 from __future__ import annotations
@@ -34,6 +36,9 @@ from ringd.wire.border import (
     RingState,
     pack,
 )
+
+_OP_BYTES = 1024
+"""What a call costs that waits here, beside its tensor."""
 
 
 class Group:
@@ -69,15 +74,20 @@ class Group:
     # --- the daemon comes and goes ----------------------------------------------------
 
     def install(self, channel: Channel) -> None:
-        """A daemon is there: take our place in it, and offer what is unfinished."""
-        self._channel = channel
-        self._silent = False
+        """A daemon is there: take our place in it, and offer what is unfinished.
+
+        One that knows us already says again how that ended, and what became of our stay.
+        """
         if self.session.over and not self.session.open:
             self._join_anew()
-        else:
-            self._attach()
-        for op in list(self.session.ops.values()):
-            self._offer_again(op)
+        session = self.session
+        session.attached_over = None  # so that push begins with that
+        session.sent = session.released
+        self._channel = channel
+        self._silent = False
+        for op in list(session.ops.values()):
+            self._look_for_seal(op)
+        self.push()
 
     def lose(self, channel: Channel) -> None:
         """The daemon is gone."""
@@ -126,11 +136,14 @@ class Group:
 
     # --- calls ------------------------------------------------------------------------
 
-    def room(self) -> Session | None:
-        """Return the session if it can take one more call now.
+    def room(self, length: int) -> Session | None:
+        """Return the session if it can take one more call now, with *length* bytes of its own.
+
+        What the daemon has no room for yet waits here.
 
         Raises:
             RingError: why the last session ended, if the user does not know yet; once.
+            ResourceExhausted: too much waits here.
         """
         # A loss is told by the first call that has no place in the session it befell; by now that
         # may have been followed by another one.
@@ -141,11 +154,31 @@ class Group:
             if self.session.open:
                 return None  # joining anew would cut those short
             self._join_anew()
-        window = 1 if self.info is None else self.info.window
-        return self.session if len(self.session.ops) < window else None
+        session = self.session
+        waiting = session.next_seq - session.sent
+        if waiting > self._window and waiting * (length + _OP_BYTES) > self.pool.budget:
+            raise errors.ResourceExhausted(
+                f"{waiting} calls of group {self.name!r} wait for others to end, as ipc.window = "
+                f"{self._window} lets no more be open, and would take more memory than "
+                f"ipc.segment_budget = {self.pool.budget} bytes; wait for some of them first"
+            )
+        return session
+
+    @property
+    def _window(self) -> int:
+        return 1 if self.info is None else self.info.window
+
+    @property
+    def waits_for_room(self) -> bool:
+        """Whether calls wait here until the daemon, which is there, has room for them."""
+        return self._channel is not None and self.session.sent < self.session.next_seq
+
+    def is_handed_over(self, op: Op) -> bool:
+        """Whether a daemon has ever been handed *op*."""
+        return op.seq < op.session.handed
 
     def submit(self, session: Session, op: Op) -> None:
-        """Take *op* into *session*, and send it if there is a daemon; else the next one gets it.
+        """Take *op* into *session*; :meth:`push` sends it.
 
         Raises:
             Exception: it cannot be packed, and is not counted.
@@ -153,21 +186,47 @@ class Group:
         op.session, op.seq = session, session.next_seq
         frame = self._frame(op)
         session.add(op)
-        self._send(op, frame)
+        self.push(frame)
+
+    def push(self, last: bytes | None = None) -> None:
+        """Send what the daemon lacks and has room for.
+
+        *last*: the message of the last op, where it is made already.
+        """
+        channel, session = self._channel, self.session
+        if channel is None or self._silent:
+            return
+        if session.attached_over is not channel:
+            self._attach(channel)
+            session.attached_over = channel
+        made, room = session.next_seq, session.released + self._window
+        while session.sent < made:
+            seq = session.sent
+            if seq >= room:
+                # Calls end there one after the other, and it hears of what has arrived here from
+                # the next one's message, which waits for it to hear that.
+                self._say_what_arrived(channel)
+                return
+            op = session.ops.get(seq)
+            if op is not None:
+                session.handed = max(session.handed, seq + 1)
+                frame = last if last is not None and seq == made - 1 else self._frame(op)
+                if not self._send(channel, op, frame):
+                    return
+            session.sent = seq + 1
 
     def _frame(self, op: Op) -> bytes:
         return pack(op.submission(time.monotonic(), self.session.acked), op.payload)
 
-    def _send(self, op: Op, frame: bytes) -> None:
-        channel = self._channel
-        if channel is None or self._silent:
-            return
+    def _send(self, channel: Channel, op: Op, frame: bytes) -> bool:
+        """Send *op* and the memory that it refers to; return whether the daemon takes them."""
         try:
             self._pass_memory(channel, op)
         except OSError as error:
             self.part(channel, f"its lifeline broke: {error}")
-        else:
-            channel.send(frame)
+            return False
+        channel.send(frame)
+        return True
 
     def give_up(self, op: Op, error: errors.RingError) -> None:
         """End *op* here, without the daemon's word: with *error* unless its result stands."""
@@ -238,6 +297,7 @@ class Group:
                 op.sealed = True  # it ends when it is released
             else:
                 session.finish(op, payload)
+        session.settle()
         self._acknowledge(reply)
         self._progress(reply.released)
 
@@ -248,6 +308,7 @@ class Group:
         op = session.ops.get(reply.seq)
         if op is not None and not op.ended:
             session.fail(op, errors.from_code(reply.code, reply.message))
+        session.settle()
         self._acknowledge(reply)
         self._progress(reply.released)
 
@@ -292,7 +353,12 @@ class Group:
         if reply.ack:
             session.ack_wanted = max(session.ack_wanted, reply.seq + 1)
         if min(session.ack_wanted, session.acked) > session.ack_sent and self._channel is not None:
-            self._channel.send(pack(Ack(session.join_id, session.acked)))
+            self._say_what_arrived(self._channel)
+
+    def _say_what_arrived(self, channel: Channel) -> None:
+        session = self.session
+        if session.acked > session.ack_sent:
+            channel.send(pack(Ack(session.join_id, session.acked)))
             session.ack_sent = session.acked
 
     def _ignore(self, _reply: Answer, _payload: Payload | None) -> None:
@@ -321,12 +387,10 @@ class Group:
             op.forget_input()
         self.session.ops.clear()
         self.session = Session(after=self.session)
-        if self._channel is not None and not self._silent:
-            self._attach()
+        self.push()  # which begins by taking our place
 
-    def _attach(self) -> None:
-        channel, session = self._channel, self.session
-        assert channel is not None  # noqa: S101 - for the type checker
+    def _attach(self, channel: Channel) -> None:
+        session = self.session
         attach = Attach(
             version=VERSION,
             token=channel.token,
@@ -343,14 +407,13 @@ class Group:
         )
         channel.send(pack(attach))
 
-    def _offer_again(self, op: Op) -> None:
+    def _look_for_seal(self, op: Op) -> None:
+        """End *op* if the former daemon finished it, and died before it could say so."""
         if not op.ended and self._stands(op):
-            # The former daemon finished it, and died before it could say so.
             if op.hold:
                 op.sealed = True
             else:
                 self.session.finish(op, None)
-        self._send(op, self._frame(op))
 
     def _pass_memory(self, channel: Channel, op: Op) -> None:
         dropped, self.pool.dropped = self.pool.dropped, []

@@ -1,12 +1,15 @@
 """The thread that sees to a program's daemon, also while the program computes.
 
 It sleeps on the lifeline. When the daemon dies it waits for the next one, and offers that what is
-not finished everywhere; once a minute, and when the daemon wakes it, it takes messages in. Where
-the user wants to be told of losses at once, it asks the daemon for signs of life.
+not finished everywhere; once a minute, when the daemon wakes it, and while calls wait for room in
+the daemon, it takes messages in. Where the user wants to be told of losses at once, it asks the
+daemon for signs of life.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -32,6 +35,9 @@ class Keeper:
         self._group = group
         self._pump = pump
         self._ending = False
+        self._waker, self._wake_writer = os.pipe()
+        os.set_blocking(self._waker, False)
+        os.set_blocking(self._wake_writer, False)
         self._thread = threading.Thread(target=self._run, name="ringd", daemon=True)
 
     def start(self) -> None:
@@ -41,6 +47,11 @@ class Keeper:
     def end(self) -> None:
         """Look for no other daemon; the thread ends with the one that is there. Needs no lock."""
         self._ending = True
+
+    def wake(self) -> None:
+        """Look at the group, where calls wait for messages to be taken in."""
+        with contextlib.suppress(OSError):  # full, or closed
+            os.write(self._wake_writer, b"\0")
 
     def join(self, timeout: float) -> bool:
         """Wait up to *timeout* seconds for the thread's end; return whether it came."""
@@ -61,14 +72,19 @@ class Keeper:
                 self._lack(since)
                 time.sleep(retry)  # nothing tells when a socket appears
                 retry = min(_RETRY_GROWTH * retry, _LAST_RETRY)
-        with pump.mutex:
-            pump.close()
+        pump.run(self._close)
+
+    def _close(self) -> None:
+        self._pump.close()
+        os.close(self._waker)
+        os.close(self._wake_writer)
+        self._waker = self._wake_writer = -1
 
     def _open(self) -> Channel | None:
         trouble: list[str] = []
         for path in self._paths:
             try:
-                channel = Channel(path, self._pump.wake_reader)
+                channel = Channel(path, self._pump.wake_reader, self._waker)
             except OSError as error:
                 trouble.append(f"{path}: {error.strerror or error}")
             else:
@@ -82,30 +98,39 @@ class Keeper:
         group = self._group
         if not group.impatient:
             return
-        with self._pump.mutex:
-            if group.info is not None and time.monotonic() >= since + group.info.lost_after:
-                group.lack()
-                self._pump.tell()
+        if group.info is not None and time.monotonic() >= since + group.info.lost_after:
+            self._pump.run(group.lack)
+            self._pump.run(self._pump.tell)
 
     def _live_with(self, channel: Channel) -> None:
-        pump = self._pump
-        with pump.mutex:
-            if self._ending:
-                channel.close()
-                return
-            pump.channel = channel
-            self._group.install(channel)
-            pump.tell()
+        pump, group = self._pump, self._group
+        if self._ending:
+            channel.close()
+            return
+        pump.run(self._install, channel)
         beat = time.monotonic()
         while not channel.wait_end(max(0.0, beat - time.monotonic())):
-            with pump.mutex:
-                pump.drain()
+            pump.run(pump.settle)
+            while group.waits_for_room and pump.channel is channel and not self._ending:
+                pump.wait(self._has_nothing_to_take_in, beat, for_user=False)
                 if time.monotonic() >= beat:
-                    beat = time.monotonic() + self._beat(channel)
-        with pump.mutex:
-            pump.drain()
-            pump.lost(channel)
-            channel.close()
+                    break
+            if time.monotonic() >= beat:
+                beat = time.monotonic() + pump.run(self._beat, channel)
+        pump.run(self._uninstall, channel)
+
+    def _install(self, channel: Channel) -> None:
+        self._pump.channel = channel
+        self._group.install(channel)
+        self._pump.tell()
+
+    def _uninstall(self, channel: Channel) -> None:
+        self._pump.settle()
+        self._pump.lost(channel)
+        channel.close()
+
+    def _has_nothing_to_take_in(self) -> bool:
+        return self._ending or not self._group.waits_for_room
 
     def _beat(self, channel: Channel) -> float:
         """Ask for a sign of life where the user wants one; return the seconds until the next time.

@@ -7,6 +7,7 @@ nothing refers to its :class:`Block` any more: neither an op, nor an array that 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import errno
 import mmap
 import os
@@ -95,8 +96,10 @@ class Block:
         self._returned = returned
 
     def __del__(self) -> None:
-        # May run at any moment, in any thread, under any lock: only note it.
-        self._returned.append((self.segment, self.offset, self.lent, self.found))
+        # May run at any moment, in any thread, under any lock: only note it. Where an interrupt
+        # came before all was set, the block was never used, nor will be.
+        if hasattr(self, "_returned"):
+            self._returned.append((self.segment, self.offset, self.lent, self.found))
 
     def bytes(self, length: int) -> Bytes:
         """Return the first *length* bytes, writable; does not keep the block from being reused."""
@@ -212,9 +215,9 @@ class Pool:
         if as_input:
             block.found = True
             start = block.segment.address + block.offset
-            place = bisect.bisect_left(self._starts, start)
-            self._starts.insert(place, start)
-            self._lent_blocks.insert(place, weakref.ref(block))
+            place, reference = bisect.bisect_left(self._starts, start), weakref.ref(block)
+            # Two stores, and no call, between which an interrupt could come.
+            self._starts[place:place], self._lent_blocks[place:place] = [start], [reference]
         weakref.finalize(array, _let_go, block).atexit = False
         return array
 
@@ -248,10 +251,12 @@ class Pool:
         """
         if not block.found:
             return  # it is already
+        # In this order, as an interrupt may end it anywhere, and it is then done again: before
+        # pages are private, nothing new comes to stand there.
+        self._retire(block.segment)
+        self._forget_place(block.segment.address + block.offset)
         block.detach()
         block.found = False
-        self._forget_place(block.segment.address + block.offset)
-        self._retire(block.segment)
 
     def close(self) -> None:
         """Give everything back that no user's array holds."""
@@ -280,7 +285,8 @@ class Pool:
 
     def _forget_place(self, start: int) -> None:
         place = bisect.bisect_left(self._starts, start)
-        del self._starts[place], self._lent_blocks[place]
+        if self._starts[place : place + 1] == [start]:
+            del self._starts[place], self._lent_blocks[place]
 
     def _new_segment(self, block_size: int, length: int) -> Segment | None:
         if block_size > self.budget:
@@ -362,8 +368,9 @@ class Pool:
             self._remove(segment)
 
     def _remove(self, segment: Segment) -> None:
-        del self._segments[segment.number]
-        self._by_block_size[segment.block_size].remove(segment)
+        with contextlib.suppress(ValueError):  # an interrupt came after that
+            self._by_block_size[segment.block_size].remove(segment)
+        self._segments.pop(segment.number, None)
 
     def _drop(self, segment: Segment) -> None:
         self.size -= segment.size

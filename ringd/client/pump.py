@@ -1,8 +1,19 @@
-"""How threads wait for the daemon: one sleeps on the sockets, the others on that one.
+"""How threads share a connection: who may change its state, who sleeps on the sockets.
 
-The sleep is a plain ``poll`` without the lock, and touches no ZeroMQ; so other threads may send
-meanwhile. ZeroMQ's descriptor is edge-triggered and may go quiet when another thread has looked
-at the socket; who takes messages in for others therefore wakes the sleeper.
+The rules, which interrupts make strict. A signal handler may run, and raise, wherever the main
+thread returns from a call or goes round a loop, and a finaliser in any thread; so
+
+1. state changes only within :meth:`Pump.run`, one thread at a time;
+2. each step there may end at any such place, and is then done again from its beginning by whoever
+   comes next: it looks at the state, and does what that lacks. What arrives is dropped only when
+   it has been acted on; where an interrupt may have lost some, the daemon is asked to say it again;
+3. a handler or finaliser that finds its own thread inside is refused: what lies beneath it cannot
+   go on before it returns;
+4. nothing is held while a thread sleeps, so that nothing need be given back.
+
+The sleep is a plain ``poll``, and touches no ZeroMQ; so other threads may send meanwhile.
+ZeroMQ's descriptor is edge-triggered and may go quiet when another thread has looked at the
+socket; who takes messages in for others therefore wakes the sleeper.
 """
 
 from __future__ import annotations
@@ -12,93 +23,225 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from ringd.client.channel import Channel
+from ringd.client.ending import main_thread_failed
+from ringd.errors import RingError
 
 _LONGEST_SLEEP = 3600.0  # seconds; the system's calls refuse what is much longer
+_BACKSTOP = 0.25  # seconds; an interrupt may end the sleeper before it can wake the next one
+_LOOK_FOR_END = 1.0  # seconds between looks at whether the main thread has failed
+
+Result = TypeVar("Result")
+
+
+class Nested(RingError):
+    """A signal handler or finaliser called ringd while its own thread was inside of it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a signal handler or finaliser cannot do this now: it interrupted its own thread "
+            "within a call of ringd; set a flag there, and call when the thread goes on"
+        )
+
+
+class ProgramEnds(RingError):
+    """The main thread has failed, and a call of another thread keeps the program alive."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the program's main thread has failed, and this call of another thread kept the "
+            "program alive; the ring was left, so that the other members are told"
+        )
 
 
 class Pump:
-    """The lock around a connection's state, and the waiting for that state to change."""
+    """The state's lock, and the waiting for that state to change."""
 
-    def __init__(self, drain: Callable[[], None], lost: Callable[[Channel], None]) -> None:
+    def __init__(self, settle: Callable[[], None], lost: Callable[[Channel], None]) -> None:
         """Make one.
 
         Args:
-            drain: takes in every message that has arrived; called with the lock.
-            lost: told, with the lock, that the daemon behind a channel is gone.
+            settle: takes in every message that has arrived, and sends what is due; called
+                within :meth:`run`.
+            lost: told, within :meth:`run`, that the daemon behind a channel is gone.
         """
-        self.mutex = threading.Lock()
         self.channel: Channel | None = None
         """Where messages come from; None while there is no daemon."""
         self.wake_reader, self._wake_writer = os.pipe()
         os.set_blocking(self.wake_reader, False)
         os.set_blocking(self._wake_writer, False)
-        self.drain = drain
+        self.settle = settle
         self.lost = lost
-        self._changed = threading.Condition(self.mutex)
-        self._waiters = 0
-        self._pumping = False
+        self._lock = (
+            threading.RLock()
+        )  # made in C: what waits for it or holds it can be interrupted
+        self._inside = False
+        self._waiters: set[_Waiter] = set()
+        self._sleeper: int | None = None
+        """The thread that sleeps on the sockets."""
         self._closing = False
 
-    def wait(self, done: Callable[[], bool], until: float | None) -> bool:
-        """With the lock: wait until *done*, or the moment *until*; return whether it is done."""
+    @property
+    def sleeping(self) -> bool:
+        """Whether a thread waits for something to happen."""
+        return self._sleeper is not None or bool(self._waiters)
+
+    def run(self, step: Callable[..., Result], *args: object) -> Result:
+        """Return what *step* returns, which may change the state.
+
+        Raises:
+            Nested: this thread is inside already, beneath a signal handler or finaliser.
+        """
+        with self._lock:
+            if self._inside:
+                raise Nested
+            self._inside = True
+            try:
+                return step(*args)
+            finally:
+                self._inside = False
+
+    def insist(self, step: Callable[..., object], *args: object) -> None:
+        """Run *step*, which is short, to its end, however often it is interrupted.
+
+        For what must be done before an interrupt that has come already is passed on.
+        """
         while True:
-            self.drain()
-            if done():
-                return True
-            timeout = None if until is None else min(until - time.monotonic(), _LONGEST_SLEEP)
-            if timeout is not None and timeout <= 0:
-                return False
-            if self._pumping or self.channel is None:
-                self._waiters += 1
-                try:
-                    self._changed.wait(timeout)
-                finally:
-                    self._waiters -= 1
-            else:
-                self._pump(self.channel, timeout)
+            try:
+                self.run(step, *args)
+            except Exception:
+                raise
+            except BaseException:  # noqa: BLE001, S112 - the first one is on its way to the user
+                continue
+            return
+
+    def wait(self, done: Callable[[], bool], until: float | None, *, for_user: bool = True) -> bool:
+        """Wait until *done*, or the moment *until*; return whether it is done.
+
+        Args:
+            done: asked within :meth:`run`.
+            until: on the monotonic clock; None for as long as it takes.
+            for_user: a call of the program's waits, which keeps that alive.
+
+        Raises:
+            Nested: as :meth:`run`.
+            ProgramEnds: the main thread has failed, and this is another one.
+        """
+        me = threading.get_ident()
+        watch = for_user and me != threading.main_thread().ident
+        beneath = self._sleeper == me  # and this is a signal handler, which interrupted that sleep
+        waited = False
+        while True:
+            try:
+                turn = self.run(self._look, done, until)
+                if isinstance(turn, bool):
+                    return turn
+                if watch and waited and main_thread_failed():
+                    raise ProgramEnds
+                timeout = None if until is None else min(until - time.monotonic(), _LONGEST_SLEEP)
+                if watch:
+                    timeout = _LOOK_FOR_END if timeout is None else min(timeout, _LOOK_FOR_END)
+                gone = self._sleep(turn, timeout)
+            finally:
+                if self._sleeper == me:
+                    self._sleeper = me if beneath else None
+                if beneath:
+                    self._wake_sleeper()  # what it sleeps for may have been taken in up here
+            waited = True
+            if isinstance(turn, Channel) and (gone or self._closing):
+                self.run(self._woken, turn, gone)
 
     def sent(self) -> None:
-        """With the lock: a message was sent.
+        """Look at the socket in place of the sleeper; within :meth:`run`, after sending.
 
         To send takes the edge of ZeroMQ's descriptor away as to receive does, also from under a
-        thread that is about to be woken by it: look in its stead.
+        thread that is about to be woken by it.
         """
-        if self._pumping:
-            self.drain()
+        if self._sleeper is not None:
+            self.settle()
 
     def tell(self) -> None:
-        """With the lock: something has changed that other threads may be waiting for."""
-        if self._waiters:
-            self._changed.notify_all()
-        if self._pumping:
-            with contextlib.suppress(BlockingIOError):  # full: it is about to wake up anyway
-                os.write(self._wake_writer, b"\0")
+        """Wake those who wait: something has changed; within :meth:`run`."""
+        for waiter in tuple(self._waiters):
+            waiter.wake()
+        if self._sleeper is not None:
+            self._wake_sleeper()
 
     def close(self) -> None:
-        """With the lock: release the descriptors, as soon as nobody sleeps on them."""
+        """Release the descriptors, as soon as nobody sleeps on them; within :meth:`run`."""
         self._closing = True
-        if not self._pumping:
+        if self._sleeper is None:
+            self._release()
+        else:
+            self._wake_sleeper()
+
+    def _look(self, done: Callable[[], bool], until: float | None) -> bool | _Waiter | Channel:
+        """Return whether it is done, once that is known; else what this thread is to sleep on."""
+        self.settle()
+        finished = done()
+        if finished or (until is not None and time.monotonic() >= until):
+            self._hand_over()
+            return finished
+        me, channel = threading.get_ident(), self.channel
+        # Also beneath this frame, whose sleep goes on when the handler that is above it returns.
+        if channel is not None and self._sleeper in (None, me):
+            self._sleeper = me
+            return channel
+        waiter = _Waiter()
+        self._waiters.add(waiter)
+        return waiter
+
+    def _hand_over(self) -> None:
+        """Let one of those who wait sleep on the sockets from now on."""
+        if self._sleeper is None:
+            for waiter in tuple(self._waiters)[:1]:
+                waiter.wake()
+
+    def _sleep(self, turn: _Waiter | Channel, timeout: float | None) -> bool:
+        """Sleep as :meth:`_look` said; return whether the daemon turned out to be gone."""
+        if isinstance(turn, Channel):
+            return turn.poll(timeout)
+        try:
+            turn.sleep(_BACKSTOP if timeout is None else min(timeout, _BACKSTOP))
+        finally:
+            self._waiters.discard(turn)
+        return False
+
+    def _woken(self, channel: Channel, gone: bool) -> None:
+        if gone:
+            self.settle()
+            self.lost(channel)
+        if self._closing:
             self._release()
 
-    def _pump(self, channel: Channel, timeout: float | None) -> None:
-        self._pumping = True
-        gone = False
-        self.mutex.release()
-        try:
-            gone = channel.poll(timeout)
-        finally:
-            self.mutex.acquire()
-            self._pumping = False
-            if self._waiters:
-                self._changed.notify()  # to take over, should this thread leave
-            if gone:
-                self.drain()
-                self.lost(channel)
-            if self._closing:
-                self._release()
+    def _wake_sleeper(self) -> None:
+        with contextlib.suppress(OSError):  # full: it is about to wake up anyway; or closed
+            os.write(self._wake_writer, b"\0")
 
     def _release(self) -> None:
-        os.close(self.wake_reader)
-        os.close(self._wake_writer)
+        reader, writer = self.wake_reader, self._wake_writer
+        self.wake_reader = self._wake_writer = -1
+        for fd in (reader, writer):
+            if fd >= 0:
+                os.close(fd)
+
+
+class _Waiter:
+    """A thread that waits while another one sleeps on the sockets."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def sleep(self, timeout: float) -> None:
+        """Return when it is woken, or after *timeout* seconds."""
+        self._lock.acquire(timeout=max(0.0, timeout))
+
+    def wake(self) -> None:
+        """End its sleep; harmless if that is over."""
+        with contextlib.suppress(RuntimeError):
+            self._lock.release()

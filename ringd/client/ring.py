@@ -201,8 +201,14 @@ class Ring:
         call = tensors.describe(array, op, name)
         wire_timeout, until = self._deadline(timeout)
         work_op = self._prepare(array, call, until)
-        self._connection.submit(work_op, wire_timeout, until)
-        return Work(self, self._connection, work_op, tensors.native(array.dtype), out)
+        try:
+            self._connection.submit(work_op, wire_timeout, until)
+            return Work(self, self._connection, work_op, tensors.native(array.dtype), out)
+        except errors.RingError:
+            raise
+        except BaseException:  # Ctrl-C: without a handle nobody knows when the input is free
+            self._connection.leave_input(work_op)
+            raise
 
     def barrier(self, timeout: float | None = None, name: str = "") -> None:
         """Return when all members have called this.

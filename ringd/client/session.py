@@ -1,6 +1,8 @@
 """The calls of one stay in a group: what is open, what must be kept, what is over.
 
-Bookkeeping only; :mod:`ringd.client.connection` owns the lock around it and the messages.
+Bookkeeping only; :mod:`ringd.client.connection` owns the lock around it and the messages. Whatever
+changes here may be interrupted (:mod:`ringd.client.pump`) and then be done again: what an op is
+stands in the op, and the counts follow from that.
 """
 
 from __future__ import annotations
@@ -165,6 +167,12 @@ class Session:
         self.members: tuple[int, ...] = ()
         """The join ids, by rank, of those who are in it; empty until a daemon says so."""
         self.next_seq = 0
+        self.handed = 0
+        """All ops below have been handed to a daemon, this one or a former one."""
+        self.sent = 0
+        """All ops below that need it have been handed to the daemon that is there now."""
+        self.attached_over: object = None
+        """The channel over which our place in the group has been asked for; None for none."""
         self.released = 0
         """All ops below are finished on all members."""
         self.acked = 0
@@ -180,15 +188,18 @@ class Session:
         self.loss: errors.RingError | None = None
         self.told: set[str] = set()
         """Codes of the errors that the user has had from its calls."""
-        self.open = 0
-        """How many ops have no outcome yet."""
         self.attached = False
         """Whether a daemon has ever accepted it."""
 
     @property
     def end(self) -> int:
-        """The number below which all calls have been made that are not lost."""
-        return self.next_seq if self.limit is None else min(self.next_seq, self.limit)
+        """The number below which daemons have been handed all calls that are not lost."""
+        return self.handed if self.limit is None else min(self.handed, self.limit)
+
+    @property
+    def open(self) -> bool:
+        """Whether an op has no outcome yet."""
+        return any(not op.ended for op in self.ops.values())
 
     @property
     def over(self) -> bool:
@@ -197,30 +208,31 @@ class Session:
 
     def add(self, op: Op) -> None:
         """Count *op*, which has the next number."""
+        # Two stores that nothing can come between: it is made, or it is not.
         self.ops[op.seq] = op
-        self.next_seq += 1
-        self.open += 1
+        self.next_seq = op.seq + 1
 
     def finish(self, op: Op, reply: Payload | None) -> None:
         """*op* succeeded."""
         op.finish(reply)
-        self._ended()
+        self.settle()
 
     def fail(self, op: Op, error: errors.RingError, *, keep: bool = False) -> None:
         """*op* ended with *error*; *keep* as in :meth:`Op.fail`."""
         op.fail(error, keep=keep)
-        self._ended()
+        self.settle()
 
     def release(self, floor: int) -> None:
         """All ops below *floor* are finished on all members."""
-        while self.released < floor:
+        while self.released < min(floor, self.next_seq):
             op = self.ops.get(self.released)
-            if op is not None and op.sealed and not op.ended:
-                self.finish(op, None)
-            if op is None or not op.ended:
-                break
-            del self.ops[self.released]
-            op.forget_input()
+            if op is not None:
+                if op.sealed and not op.ended:
+                    self.finish(op, None)
+                if not op.ended:
+                    break
+                op.forget_input()
+                self.ops.pop(op.seq, None)
             self.released += 1
 
     def cut(self, floor: int, error: errors.RingError) -> None:
@@ -230,10 +242,11 @@ class Session:
         for op in list(self.ops.values()):
             if op.seq >= floor:
                 if not op.ended:
-                    self.fail(op, error)
-                del self.ops[op.seq]
+                    op.fail(error)
+                self.settle()
+                self.ops.pop(op.seq, None)
 
-    def _ended(self) -> None:
-        self.open -= 1
+    def settle(self) -> None:
+        """Find what :attr:`acked` has become; once more is harmless."""
         while (op := self.ops.get(self.acked)) is not None and op.ended:
             self.acked += 1

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ringd import errors
 from ringd.client import tensors
 from ringd.client.connection import Connection
+from ringd.client.pump import Nested
 from ringd.client.session import Op
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ class Work:
     __slots__ = (
         "__weakref__",
         "_collected",
+        "_collecting",
         "_connection",
         "_dtype",
         "_lock",
@@ -46,12 +49,19 @@ class Work:
     ) -> None:
         self._ring = ring  # which must not be collected, and so closed, before this
         self._connection = connection
-        self._op = op
         self._dtype = dtype
         self._out = out
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._collecting = False
         self._collected = False
+        self._op = op
         self._result: npt.NDArray[Any] | None = None
+
+    def __del__(self) -> None:
+        # Nobody can tell any more when the call has ended, as where an interrupt came between the
+        # call's return and the handle's first name; or before this had its attributes.
+        if hasattr(self, "_op"):
+            self._connection.leave_input(self._op)
 
     def __repr__(self) -> str:
         op = self._op
@@ -77,9 +87,16 @@ class Work:
             RingError: any other reason; see :mod:`ringd.errors`.
         """
         until = None if timeout is None else time.monotonic() + timeout
-        self._connection.wait(self._op, until)
-        if not self._collected:
-            self._collect()
+        try:
+            self._connection.wait(self._op, until)
+            taken = self._collected or self._collect()
+        except errors.RingError:
+            raise
+        except BaseException:  # Ctrl-C: who cannot wait again may write to what was lent
+            self._connection.leave_input(self._op)
+            raise
+        if not taken:
+            raise Nested
         assert self._result is not None  # noqa: S101 - for the type checker
         return self._result
 
@@ -90,16 +107,24 @@ class Work:
         """
         if not self._connection.done(self._op):
             return False
-        if self._op.error is None and not self._collected:
-            self._collect()
-        return True
+        return self._op.error is not None or self._collected or self._collect()
 
-    def _collect(self) -> None:
+    def _collect(self) -> bool:
+        """Take the result; False beneath a signal handler that interrupted just that."""
         with self._lock:
-            if not self._collected:
-                self._result = self._take()
-                self._op.target = self._op.reply = None
-                self._collected = True
+            if self._collecting:
+                return self._collected
+            self._collecting = True
+            try:
+                if not self._collected:
+                    self._result = self._take()
+                    self._op.target = self._op.reply = None
+                    self._collected = True
+            except Nested:  # beneath a handler that interrupted another call
+                return False
+            finally:
+                self._collecting = False
+            return True
 
     def _take(self) -> npt.NDArray[Any]:
         op, out, dtype = self._op, self._out, self._dtype

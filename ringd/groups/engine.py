@@ -87,6 +87,7 @@ class Engine(Roll):
             return self._deny(client, join_id, Refused.code, text)
         if holder is not None and holder.client == client and holder.join_id == join_id:
             self._out.append(Accept(client, join_id))
+            holder.tell_again()
             return self._flush(now)
         if join_id in self.joins or join_id in self._leavers:
             text = f"join id {join_id} of group {group!r} is used up; join anew"
@@ -133,7 +134,7 @@ class Engine(Roll):
         message: str,
         now: float,
     ) -> list[Action]:
-        """A client hands over its next op, or one again, which is harmless."""
+        """A client hands over its next op, or one again: then it is told again how that ended."""
         session = self.joins.get(join_id)
         if session is None or session.client != client or session.left is not None:
             return self._turn_down(client, join_id, submission, "attach to the group first")
@@ -144,6 +145,8 @@ class Engine(Roll):
             return self._turn_down(client, join_id, submission, objection)
         if seq < session.next_seq:
             self._out += (Dropped("submitted twice"), Free(submission))
+            if not outcome:  # it has not heard of any
+                session.report_again(seq)
             return self._flush(now)
         if session.on_loss == "fail" and self.broken and not self.up and not outcome:
             self._fail(session)

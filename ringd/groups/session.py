@@ -233,6 +233,22 @@ class Session(Calls):
         if self.early:
             self.answer_early()
 
+    def tell_again(self) -> None:
+        """Tell the client what became of its stay; an interrupt may have lost what it was told."""
+        if self.pledged:
+            self.out.append(TellSession(self.client, self.join_id, self.join_ids))
+        if self.limit is not None:
+            self.out.append(TellLost(self.client, self.join_id, self.limit, *self.loss))
+        self.ledger.told = self.floor
+        self.out.append(TellReleased(self.client, self.join_id, self.floor))
+
+    def report_again(self, seq: int) -> None:
+        """Tell the client how op *seq* ended, if it has, for the same reason."""
+        op = self.ops.get(seq)
+        if op is not None and op.reported:
+            op.reported = False
+            self._report(op)
+
     def ack(self, acked: int) -> None:
         """The client has every outcome below *acked*."""
         before = self.ledger.acked
