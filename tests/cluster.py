@@ -24,6 +24,8 @@ from ringd.wire.border import AskRejoin, AskStatus, AskTrace
 PATIENCE = 30.0
 """Seconds after which a condition that tests wait for has failed."""
 
+LAUNCHER = Path(__file__).with_name("launcher.py")
+
 NAMES = [f"n{i}" for i in range(64)]
 
 
@@ -51,12 +53,13 @@ class Node:
         self.socket = cluster.directory / f"{name}.sock"
         self.state_dir = cluster.directory / f"{name}.state"
         self.log_path = cluster.directory / f"{name}.log"
+        self.delay_path = cluster.directory / f"{name}.delay"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start the daemon; returns at once."""
         assert self.process is None or self.process.poll() is not None
-        command = [sys.executable, "-m", "ringd.daemon.main"]
+        command = [sys.executable, str(LAUNCHER), str(self.delay_path)]
         command += ["--config", str(self.cluster.config), "--node", self.name]
         command += ["--socket", str(self.socket), "--state-dir", str(self.state_dir)]
         with self.log_path.open("ab") as log:
@@ -105,6 +108,12 @@ class Node:
         """Kill it, and start it again at once."""
         self.kill()
         self.start()
+
+    def slow_disk(self, seconds: float) -> None:
+        """Have each flush of the state file last *seconds* longer from now on; a save has two."""
+        beside = self.delay_path.with_suffix(".new")
+        beside.write_text(str(seconds))
+        beside.rename(self.delay_path)
 
     def status(self) -> dict | None:
         """Return the daemon's own word; None when it does not answer."""

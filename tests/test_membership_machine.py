@@ -130,6 +130,46 @@ def test_rank_0_starts_over_when_a_round_does_not_return():
     assert machine.received("left", Propose(1, 0, (1, 1, 1)), 1.0) == []
 
 
+def test_no_round_ends_because_rank_0_has_a_slow_disk():
+    """Patience is with the others: it begins when the own write has ended, and does not grow."""
+    machine = linked(rank=0)
+    assert machine.received("left", Propose(1, 0, (1, 1, 1)), 0.5) == [Persist(1, 1)]
+    assert machine.next_deadline is None
+    assert machine.tick(60.0) == []
+    commit = Commit(1, 1, (1, 1, 1))
+    assert machine.persisted(1, 60.0) == [Send("right", commit)]
+    assert machine.next_deadline == 60.0 + PATIENCE
+    assert kinds(machine.received("left", commit, 60.1)) == [Changed, Ready]
+    machine.rejoin(61.0)
+    assert machine._patience == PATIENCE
+
+
+def test_a_slow_disk_is_told_and_ends_nothing():
+    """All learn whom they wait for; the commit that is being written stands."""
+    machine = linked()
+    machine.received("left", Propose(1, 4, (1,)), 0.0)
+    machine.received("left", Commit(1, 5, (1, 1, 1)), 0.0)
+    assert machine.entering == 5
+    slow = machine.persist_slow("it takes long", 1.0)
+    assert [(a.side, a.message.states[0].disk_slow) for a in slow] == [
+        (side, "state file: it takes long") for side in ("left", "right")
+    ]
+    assert machine.missing() == {1: "state file: it takes long"}
+    assert machine.entering == 5
+    far = linked(rank=2)
+    far.received("left", Propose(1, 4, (1, 1)), 0.0)
+    far.received("left", Commit(1, 5, (1, 1, 1)), 0.0)
+    far.persisted(5, 0.0)
+    told = msgspec.structs.replace(slow[0].message.states[0], version=20, epoch=2)
+    assert kinds(far.received("left", News((told,)), 1.0)) == [Send]
+    assert far.state is State.READY
+    assert far.members(2.0)[1].error == "state file: it takes long"
+    over = machine.persisted(5, 3.0)
+    assert [a.message.states[0].disk_slow for a in over if isinstance(a, Send)] == ["", ""]
+    assert over[-1] == Ready(5)
+    assert (machine.entering, machine.missing()) == (None, {})
+
+
 def test_a_member_passes_a_commit_on_before_it_persists():
     """All disks work at the same time; ready comes after the own one."""
     machine = linked()

@@ -159,6 +159,17 @@ def test_lock_ends_with_its_process(tmp_path):
     StateFile(tmp_path, "mini").close()
 
 
+def test_lock_can_be_left_to_the_process(tmp_path):
+    """Where a write still hangs, nobody else gets in before this process has ended."""
+    file = StateFile(tmp_path, "mini")
+    lock = file._lock
+    file.keep_locked()
+    file.close()
+    with pytest.raises(RingError, match="in use by another ringd"):
+        StateFile(tmp_path, "mini")
+    os.close(lock)
+
+
 def test_closing_twice(tmp_path):
     """Closing again is harmless, and closes nothing that is not its own."""
     file = StateFile(tmp_path, "mini")

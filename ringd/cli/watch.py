@@ -106,6 +106,12 @@ def render(body: dict[str, Any]) -> str:
     if refused is not None:
         lines.append(f"the reload {age(refused['age'])} ago was refused, the old settings stay:")
         lines += [f"  {line}" for line in refused["reason"].splitlines()]
+    disk = body.get("disk")
+    if disk is not None and disk["slow"]:
+        what, seconds = "the last write of the state file took", disk["last_write"]
+        if disk["writing_for"] is not None:
+            what, seconds = "the state file has been written for", disk["writing_for"]
+        lines.append(f"the disk is slow: {what} {age(seconds)}")
     lines.append("")
     width = max(len(member["name"]) for member in body["members"])
     for member in body["members"]:

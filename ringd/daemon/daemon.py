@@ -104,6 +104,9 @@ class Daemon:
             loop.run()
         finally:
             self._neighbours.stop("the daemon stops")
+            if not self._neighbours.disk.finish():
+                self._log.warning("stopping although the disk has not taken the state yet")
+                store.keep_locked()
             border.close()
             loop.close()
         self._log.info("ringd stopped")

@@ -82,6 +82,10 @@ class StateFile:
         self._flush_directory()
         self.state = state
 
+    def keep_locked(self) -> None:
+        """Leave the directory locked until the process has ended: a write hangs in it."""
+        self._lock = -1
+
     def close(self) -> None:
         """Let go of the directory; closing twice is harmless."""
         if self._lock >= 0:

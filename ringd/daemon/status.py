@@ -48,6 +48,11 @@ def status(
         "reload_error": None
         if reload_error is None
         else {"reason": reload_error[0], "age": now - reload_error[1]},
+        "disk": {
+            "slow": neighbours.disk.slow,
+            "writing_for": neighbours.disk.writing_for,
+            "last_write": neighbours.disk.last_write,
+        },
         "members": [
             {
                 "name": neighbours.names[view.rank],

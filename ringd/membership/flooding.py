@@ -47,7 +47,7 @@ class Flooding:
         self._size = len(names)
         self._links: dict[Side, _Link] = {"left": _Link(), "right": _Link()}
         self._dial_errors: dict[str, str] = {}
-        self._disk_error = ""
+        self._disk_error = self._disk_slow = ""
         self._generation = generation
         self._incarnation = incarnation
         self._draining = False
@@ -143,10 +143,16 @@ class Flooding:
 
     def disk_failed(self, reason: str, now: float) -> list[Send]:
         """Take note of why the state file cannot be written; empty if it can."""
+        slow, self._disk_slow = self._disk_slow, ""  # either way the write is over
         if self._disk_error == reason:
-            return []
+            return self._publish(now) if slow else []
         self._disk_error = reason
         self._epoch += 1
+        return self._publish(now)
+
+    def disk_slow(self, reason: str, now: float) -> list[Send]:
+        """Take note that a write is under way which takes long; nothing begins anew for that."""
+        self._disk_slow = reason
         return self._publish(now)
 
     def drain(self, now: float) -> list[Send]:
@@ -206,6 +212,7 @@ class Flooding:
             disk_error=f"state file: {self._disk_error}"[:MAX_ERROR] if self._disk_error else "",
             draining=self._draining,
             epoch=self._epoch,
+            disk_slow=f"state file: {self._disk_slow}"[:MAX_ERROR] if self._disk_slow else "",
         )
 
     def _complaint(self, side: Side) -> str:

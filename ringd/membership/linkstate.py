@@ -99,7 +99,8 @@ class LinkTable:
 
     def missing(self) -> dict[int, str]:
         """Return, by rank, why the members that keep the ring from forming do so."""
-        return {rank: self._why(rank) for rank in sorted(self._unfit)}
+        slow = {state.rank for state in self.known() if state.disk_slow}
+        return {rank: self._why(rank) for rank in sorted(self._unfit | slow)}
 
     def reachable(self, rank: int) -> set[int]:
         """Return the members that news can reach *rank* from; itself among them.
@@ -123,7 +124,7 @@ class LinkTable:
             return left.right_error
         if right is not None and right.left_error:
             return right.left_error
-        return "" if own is None else own.disk_error
+        return "" if own is None else own.disk_error or own.disk_slow
 
     def _linked(self, rank: int, step: int) -> bool:
         here = self._states[rank]
@@ -138,4 +139,4 @@ class LinkTable:
             return "not heard of yet"
         if state.draining:
             return "shutting down"
-        return state.error or "not linked to both neighbours yet"
+        return state.error or state.disk_slow or "not linked to both neighbours yet"

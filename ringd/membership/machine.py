@@ -14,7 +14,8 @@ The rules
    member passes it on only if *its* table shows all links up as well.
 3. Back at rank 0, the new generation is one more than all of these. Rank 0 persists it before
    anyone hears of it, which makes it unique, then sends ``Commit`` round. A member passes a
-   commit on at once and then persists, so that all disks work at the same time.
+   commit on at once and then persists, so that all disks work at the same time. No disk is
+   too slow: a round lasts as long as rank 0's write does.
 4. A member is READY when it has persisted the generation; rank 0 when the commit has come
    back as well, so that it never believes in a ring that others do not know of, and goes on
    trying while any of them may have missed it.
@@ -87,6 +88,11 @@ class _Round:
     sent: bool = False
     """The commit's generation is on disk and the commit is under way."""
 
+    @property
+    def writing(self) -> bool:
+        """Whether it waits for the own disk, and for nobody else."""
+        return self.commit is not None and not self.sent
+
 
 class Machine:
     """The membership of one member.
@@ -153,9 +159,14 @@ class Machine:
         return self._ring is not None
 
     @property
+    def entering(self) -> int | None:
+        """The generation that is being persisted here while others may use it already."""
+        return None if self._commit is None else self._commit.generation
+
+    @property
     def next_deadline(self) -> float | None:
         """When :meth:`tick` is to be called; None while there is nothing to wait for."""
-        deadlines = [] if self._round is None else [self._round.deadline]
+        deadlines = [] if self._round is None or self._round.writing else [self._round.deadline]
         if self._storage.retry is not None:
             deadlines.append(self._storage.retry)
         return min(deadlines, default=None)
@@ -221,6 +232,8 @@ class Machine:
         current = self._round
         if current is not None and current.commit and current.commit.generation == generation:
             current.sent = True
+            current.started = now  # the disk's slowness is not the network's
+            current.deadline = now + self._patience
             if self.size == 1:
                 self._take_commit(current.commit, now)
             else:
@@ -232,6 +245,11 @@ class Machine:
         self._storage.failed(now)
         self._out += self._flooding.disk_failed(reason, now)
         self._interrupt(Event.DISK, reason)
+        return self._done(now)
+
+    def persist_slow(self, reason: str, now: float) -> list[Action]:
+        """Take note that the outstanding :class:`Persist` takes long; it goes on."""
+        self._out += self._flooding.disk_slow(reason, now)
         return self._done(now)
 
     def rejoin(self, now: float) -> list[Action]:
@@ -253,7 +271,8 @@ class Machine:
     def tick(self, now: float) -> list[Action]:
         """Let time pass; to be called at :attr:`next_deadline`, harmless at other times."""
         self._storage.tick(now)
-        if self._round is not None and now >= self._round.deadline:
+        current = self._round
+        if current is not None and not current.writing and now >= current.deadline:
             self._round = None
             self._patience = min(MAX_PATIENCE, 2 * self._patience)
         return self._done(now)

@@ -72,6 +72,8 @@ class LinkState(msgspec.Struct, frozen=True, array_like=True):
 
     A link that flaps may be seen from afar only in its last state, "up": the epoch tells.
     """
+    disk_slow: str = ""
+    """That a write is under way which takes long; no fault, but what others may wait for."""
 
     @property
     def error(self) -> str:

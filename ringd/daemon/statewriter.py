@@ -1,0 +1,102 @@
+"""Saving the state beside the loop: heartbeats are due meanwhile, however slow the disk."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+
+import structlog
+
+from ringd.daemon.state import State, StateFile
+from ringd.net.loop import Loop, Timer
+
+SLOW = 1.0
+"""Seconds from which a write is worth a word; an ordinary disk takes some milliseconds."""
+
+AT_STOP = 5.0
+"""Seconds that a write under way gets to end when the daemon stops."""
+
+
+class StateWriter:
+    """Saves to *store*, one write at a time, in a thread for each.
+
+    Args:
+        loop: Where the outcome is told.
+        store: What is written to; nobody else saves meanwhile.
+        on_slow: Told in words, once for each write that lasts longer than :data:`SLOW`.
+    """
+
+    def __init__(self, loop: Loop, store: StateFile, on_slow: Callable[[str], None]) -> None:
+        self.slow = False
+        """Whether the last write was slow, or the one under way is."""
+        self.last_write: float | None = None
+        """Seconds that the last write took that has ended."""
+        self._loop = loop
+        self._store = store
+        self._on_slow = on_slow
+        self._log = structlog.get_logger("disk")
+        self._since: float | None = None
+        self._patience: Timer | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def writing_for(self) -> float | None:
+        """For how many seconds a write has been under way; None without one."""
+        return None if self._since is None else self._loop.now() - self._since
+
+    def save(self, state: State, done: Callable[[OSError | None], None]) -> None:
+        """Write *state*; ``done(error)`` is called from the loop, when it is on the disk or failed.
+
+        After :meth:`finish` it may not be called any more.
+        """
+        assert self._since is None, "two writes at a time"  # noqa: S101 - the machine's promise
+        self._since = self._loop.now()
+        self._patience = self._loop.call_later(SLOW, self._lasts)
+        self._thread = threading.Thread(
+            target=self._run, args=(state, done), name="state", daemon=True
+        )
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # no more threads to be had
+            failed = OSError(0, str(error))
+            self._thread = None
+            self._loop.call_soon(lambda: self._ended(done, failed))
+
+    def finish(self) -> bool:
+        """Wait for a write under way, at most :data:`AT_STOP`; return whether none is any more."""
+        if self._patience is not None:
+            self._patience.cancel()
+        if self._thread is None:
+            return True
+        self._thread.join(AT_STOP)
+        return not self._thread.is_alive()
+
+    def _run(self, state: State, done: Callable[[OSError | None], None]) -> None:
+        failed: OSError | None = None
+        try:
+            self._store.save(state)
+        except OSError as error:
+            failed = error
+        self._loop.call_threadsafe(partial(self._ended, done, failed))
+
+    def _lasts(self) -> None:
+        """Say that the write under way is slow."""
+        reason = f"{self._store.path}: not on the disk after {SLOW:g} s"
+        if not self.slow:
+            self._log.warning("the disk is slow", reason=reason, seconds=self.writing_for)
+        self.slow = True
+        self._on_slow(f"{reason}: the disk is slow")
+
+    def _ended(self, done: Callable[[OSError | None], None], failed: OSError | None) -> None:
+        took = self.writing_for or 0.0
+        self._since = self._thread = None
+        self.last_write = took
+        if self._patience is not None:
+            self._patience.cancel()
+        if took < SLOW and self.slow:
+            self.slow = False
+            self._log.info("the disk is no longer slow", seconds=took)
+        elif self.slow:
+            self._log.debug("a slow write has ended", seconds=took)
+        done(failed)
