@@ -141,6 +141,37 @@ def test_second_daemon_is_refused(tmp_path):
         assert file.warning is None
 
 
+@pytest.mark.parametrize("what", ["directory", "file", "lock"])
+def test_removed_directory_is_made_anew(tmp_path, what):
+    """What a cleaner takes away comes back with the next save, under its lock."""
+    place = tmp_path / "state"
+    with StateFile(place, "mini") as file:
+        file.save(State(1, 1))
+        before = open_files()
+        for path in {"directory": place.iterdir(), "file": [file.path]}.get(what, [place / "lock"]):
+            path.unlink()
+        if what == "directory":
+            place.rmdir()
+        file.save(State(2, 1))
+        assert on_disk(place) == State(2, 1)
+        assert open_files() == before
+        with pytest.raises(RingError, match=f"pid {os.getpid()}"):
+            StateFile(place, "mini")
+
+
+def test_directory_that_another_has_made_anew_is_left_to_it(tmp_path):
+    """Who lost its directory to another daemon writes nothing over its state."""
+    with StateFile(tmp_path / "s", "mini") as file:
+        (tmp_path / "s").rename(tmp_path / "moved")
+        with StateFile(tmp_path / "s", "studio") as other:
+            other.save(State(7, 7))
+            with pytest.raises(OSError, match=r"in use by another ringd \(pid \d+, node studio\)"):
+                file.save(State(2, 2))
+        assert on_disk(tmp_path / "s") == State(7, 7)
+        file.save(State(3, 3))
+        assert on_disk(tmp_path / "s") == State(3, 3)
+
+
 def test_lock_ends_with_its_process(tmp_path):
     """A daemon that was killed leaves no lock behind."""
     code = (

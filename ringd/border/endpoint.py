@@ -1,7 +1,8 @@
 """The two listening sockets and the lock that makes them one daemon's own.
 
 libzmq by itself would delete the socket of a running daemon and take its place, and would
-create the file before anyone can set its mode. So the sockets are made here, under a lock.
+create the file before anyone can set its mode. So the sockets are made here, under a lock. Files
+can be removed under a daemon that lives on; then they are made anew, by the same rules.
 """
 
 from __future__ import annotations
@@ -19,9 +20,15 @@ from ringd.wire.lifeline import SUFFIX
 
 _BACKLOG = 512
 
+_Identity = tuple[int, int]
+"""Device and inode: which file it is, whatever it is called."""
+
 
 class Endpoint:
-    """The socket at *path*, the lifeline socket beside it, and the lock beside both."""
+    """The socket at *path*, the lifeline socket beside it, and the lock beside both.
+
+    ``socket`` and ``lifeline_socket`` listen; they are their users' to close.
+    """
 
     def __init__(self, path: str | os.PathLike[str], *, node: str, mode: int, group: str) -> None:
         """Lock, create and listen.
@@ -37,46 +44,85 @@ class Endpoint:
             ConfigError: the path, or the group, cannot be used.
         """
         self.path = os.path.abspath(path)  # noqa: PTH100 - keeps symlinks as the user wrote them
+        self.socket: socket.socket
+        self.lifeline_socket: socket.socket
+        self._node = node
+        self._mode = mode
         self._lock_fd = -1
-        self._made: list[str] = []
-        lifeline_path = self.path + SUFFIX
+        self._lifeline_path = self.path + SUFFIX
+        self._lock_path = self.path + ".lock"
+        self._made: dict[str, _Identity] = {}
         try:
-            check_socket_path(lifeline_path)
+            check_socket_path(self._lifeline_path)
         except ValueError as error:
             raise errors.ConfigError(f"ipc.socket: {error}") from error
-        gid = _group_id(group)
+        self._gid = _group_id(group)
+        try:
+            self.renew()
+        except BaseException:
+            self.close()
+            raise
+
+    def lost(self) -> list[str]:
+        """Return which of the three files are not there any more, or are not ours."""
+        paths = (self.path, self._lifeline_path, self._lock_path)
+        return [path for path in paths if not self._owns(path)]
+
+    def renew(self) -> list[str]:
+        """Make what is :meth:`lost` anew, and return what that was.
+
+        ``socket`` and ``lifeline_socket`` are new ones then; the old ones go on with whom they
+        have accepted, and nobody can reach them any more.
+
+        Raises:
+            Refused: another daemon has taken the path.
+            ConfigError: it cannot be used any more. Either way all stays as it was.
+        """
+        lost = self.lost()
+        made: dict[str, socket.socket] = {}
         try:
             Path(self.path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            self._lock(node)
-            self.socket = self._listen(self.path, mode, gid)
-            try:
-                self.lifeline_socket = self._listen(lifeline_path, mode, gid)
-            except BaseException:
-                self.socket.close()
-                raise
+            if self._lock_path in lost:
+                self._lock()
+            for path in (self.path, self._lifeline_path):
+                if path in lost:
+                    made[path] = self._listen(path)
         except BaseException as error:
-            self.close()
+            for path, listener in made.items():
+                listener.close()
+                self._remove(path)
             if isinstance(error, OSError):
                 raise errors.ConfigError(
                     f"ipc.socket: cannot listen on {self.path}: {error.strerror or error}; choose "
                     "a directory that the daemon may write to"
                 ) from error
             raise
+        self.socket = made.get(self.path) or self.socket
+        self.lifeline_socket = made.get(self._lifeline_path) or self.lifeline_socket
+        return lost
 
     def close(self) -> None:
         """Remove the socket files and give the lock back; the sockets are their users' to close."""
-        for path in self._made:
-            Path(path).unlink(missing_ok=True)
-        self._made.clear()
+        for path in (self.path, self._lifeline_path):
+            self._remove(path)
         if self._lock_fd >= 0:
             # The lock file stays: deleting it would let two processes lock two files.
             os.ftruncate(self._lock_fd, 0)
             os.close(self._lock_fd)
             self._lock_fd = -1
 
-    def _lock(self, node: str) -> None:
-        path = self.path + ".lock"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    def _owns(self, path: str) -> bool:
+        made = self._made.get(path)
+        return made is not None and _identity(path) == made
+
+    def _remove(self, path: str) -> None:
+        """Remove a file of ours; one that somebody else has put there stays."""
+        if self._owns(path):
+            Path(path).unlink(missing_ok=True)
+        self._made.pop(path, None)
+
+    def _lock(self) -> None:
+        fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -91,12 +137,17 @@ class Endpoint:
         except BaseException:
             os.close(fd)
             raise
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)  # of a file that nobody else can find
         self._lock_fd = fd
         os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()} {node}\n".encode(), 0)
+        os.pwrite(fd, f"{os.getpid()} {self._node}\n".encode(), 0)
+        status = os.fstat(fd)
+        self._made[self._lock_path] = (status.st_dev, status.st_ino)
 
-    def _listen(self, path: str, mode: int, gid: int | None) -> socket.socket:
+    def _listen(self, path: str) -> socket.socket:
         _remove_stale(path)
+        mode, gid = self._mode, self._gid
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             # Until the group is right, only the owner gets in, and nobody before listen().
@@ -105,7 +156,9 @@ class Endpoint:
                 listener.bind(path)
             finally:
                 os.umask(old)
-            self._made.append(path)
+            made = _identity(path)
+            if made is not None:
+                self._made[path] = made
             if gid is not None:
                 os.chown(path, -1, gid)
                 Path(path).chmod(mode)
@@ -127,6 +180,14 @@ def _group_id(group: str) -> int | None:
             f"ipc.group: there is no group {group!r} here; create it (groupadd --system {group}) "
             "or name another"
         ) from None
+
+
+def _identity(path: str) -> _Identity | None:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _remove_stale(path: str) -> None:

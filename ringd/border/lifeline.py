@@ -210,6 +210,13 @@ class LifelineListener:
         self._pause()
         self._listener.close()
 
+    def use(self, listener: socket.socket) -> None:
+        """Listen on *listener* from now on, in the place of the old one, which is closed."""
+        self._pause()
+        self._listener.close()
+        self._listener = listener
+        self._resume()
+
     def _accept(self, _events: int) -> None:
         for _ in range(_ACCEPTS_PER_EVENT):
             try:

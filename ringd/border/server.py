@@ -53,6 +53,13 @@ _REMEMBERED_ASKERS = 1024
 MAX_QUESTIONS = 32
 """Of one connection."""
 
+LOOK_EVERY = 10.0
+"""Seconds between looks whether the sockets can still be found."""
+
+MAX_REMOVALS = 256
+"""Times that the socket may be made anew while programs are attached over the old ones: each costs
+a descriptor, as libzmq hangs up on whom a socket has accepted when it is closed."""
+
 
 class BorderHandler(Protocol):
     """What the daemon does with its clients' messages. Called from the loop."""
@@ -152,6 +159,9 @@ class BorderServer:
         self._fd = int(self._router.getsockopt(zmq.FD))
         loop.add(self._fd, EVENT_READ, self._readable)
         loop.add_prepare(self._drain)
+        self._looking = loop.call_later(LOOK_EVERY, self._look)
+        self._trouble = ""  # why the sockets could not be made anew, the last time
+        self._old_sockets = 0
 
     @property
     def clients(self) -> list[Client]:
@@ -181,6 +191,7 @@ class BorderServer:
         if self._closed:
             return
         self._closed = True
+        self._looking.cancel()
         for timer in self._waiting.values():
             timer.cancel()
         self._waiting.clear()
@@ -208,10 +219,13 @@ class BorderServer:
         # receive queue makes the sender wait, and is never a loss.
         router.setsockopt(zmq.RCVHWM, 2 * self.limits.window)
         router.setsockopt(zmq.SNDHWM, 4 * self.limits.window + 1024)
+        self._listen_with(router)
+        return router
+
+    def _listen_with(self, router: zmq.Socket[bytes]) -> None:
         # libzmq owns the descriptor from here on, and leaves the file alone.
         router.setsockopt(zmq.USE_FD, self._endpoint.socket.detach())
         router.bind(f"ipc://{self._endpoint.path}")
-        return router
 
     def _send(self, routing_id: bytes, frame: bytes) -> None:
         self._alert = True
@@ -351,6 +365,51 @@ class BorderServer:
             self._send(routing_id, pack(reply))
         except zmq.ZMQError:  # gone, or it asks and asks and never reads
             self.dropped += 1
+
+    # --- the files --------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Make the sockets anew if somebody has removed them: nobody could find us any more."""
+        self._looking = self._loop.call_later(LOOK_EVERY, self._look)
+        if not self._endpoint.lost():
+            self._trouble = ""
+            return
+        try:
+            lost = self._renew()
+        except errors.RingError as error:
+            if str(error) != self._trouble:
+                self._log.error(
+                    "the sockets were removed, no program can attach",
+                    reason=str(error),
+                    remedy="make it possible, or restart ringd; it is tried again all the time",
+                )
+            self._trouble = str(error)
+        else:
+            self._trouble = ""
+            self._log.warning(
+                "the sockets were removed; they are made anew",
+                paths=lost,
+                programs=len(self._by_routing_id),
+            )
+
+    def _renew(self) -> list[str]:
+        if self._by_token and self._old_sockets >= MAX_REMOVALS:
+            raise errors.Refused(
+                f"{self.path} was removed {MAX_REMOVALS} times while programs were attached; find "
+                "out what removes it; it is made anew when they have ended"
+            )
+        old, old_lifeline = self._endpoint.socket, self._endpoint.lifeline_socket
+        lost = self._endpoint.renew()
+        if self._endpoint.socket is not old:
+            if self._by_token:
+                self._old_sockets += 1
+            else:
+                self._router.unbind(f"ipc://{self.path}")  # closes the old ones
+                self._old_sockets = 0
+            self._listen_with(self._router)
+        if self._endpoint.lifeline_socket is not old_lifeline:
+            self._lifelines.use(self._endpoint.lifeline_socket)
+        return lost
 
     # --- lifelines --------------------------------------------------------------------
 

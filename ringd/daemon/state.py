@@ -3,11 +3,13 @@
 One small JSON file, replaced as a whole: written beside, flushed, renamed, and the directory
 flushed, so that a crash at any instant leaves the old state or the new. A damaged file is
 set aside and reported, and the member begins anew; the ring tells it the generation, and its
-own higher incarnation if others remember one. A lock keeps a second daemon out of the directory.
+own higher incarnation if others remember one. A lock keeps a second daemon out of the directory;
+where somebody removes both, they are made anew.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -31,6 +33,10 @@ class State:
     incarnation: int = 0
 
 
+class _InUseError(OSError):
+    """Another daemon holds the directory."""
+
+
 class StateFile:
     """The state of the member *node* in *directory*, which is locked until :meth:`close`.
 
@@ -48,22 +54,18 @@ class StateFile:
         self.node = node
         self.state = State()
         self.warning: str | None = None
-        try:
-            directory.mkdir(mode=0o750, parents=True, exist_ok=True)
-            self._lock = os.open(
-                directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-            )
-        except OSError as error:
-            raise _unusable(directory, error) from None
+        self._lock = -1
         try:
             self._take_lock()
             self._read()
+        except _InUseError as error:
+            raise RingError(
+                f"{self.directory}: {error.strerror}; stop that one, or give this one its own "
+                "directory with --state-dir"
+            ) from None
         except OSError as error:
             self.close()
             raise _unusable(directory, error) from None
-        except RingError:
-            self.close()
-            raise
 
     def save(self, state: State) -> None:
         """Put *state* on the disk; when this returns it is there to stay.
@@ -71,6 +73,8 @@ class StateFile:
         Raises:
             OSError: It could not be written (a full disk, for instance): the old state stands.
         """
+        if not self._locked():
+            self._take_lock()
         text = json.dumps({"node": self.node, **asdict(state)}) + "\n"
         beside = self.directory / (STATE_NAME + ".new")
         fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -103,19 +107,30 @@ class StateFile:
     ) -> None:
         self.close()
 
-    def _take_lock(self) -> None:
+    def _locked(self) -> bool:
+        """Whether the lock that is held is the one that others would find."""
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found = (self.directory / LOCK_NAME).stat()
+        except OSError:
+            return False
+        return os.path.samestat(found, os.fstat(self._lock))
+
+    def _take_lock(self) -> None:
+        self.directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+        fd = os.open(self.directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"pid {os.getpid()}, node {self.node}\n".encode("ascii", "replace"), 0)
         except BlockingIOError:
-            holder = os.pread(self._lock, 256, 0).decode("ascii", "replace").strip() or "unknown"
-            raise RingError(
-                f"{self.directory}: in use by another ringd ({holder}); stop that one, or give "
-                "this one its own directory with --state-dir"
-            ) from None
-        os.ftruncate(self._lock, 0)
-        os.pwrite(
-            self._lock, f"pid {os.getpid()}, node {self.node}\n".encode("ascii", "replace"), 0
-        )
+            holder = os.pread(fd, 256, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(fd)
+            raise _InUseError(errno.EBUSY, f"in use by another ringd ({holder})") from None
+        except BaseException:
+            os.close(fd)
+            raise
+        self.close()
+        self._lock = fd
 
     def _read(self) -> None:
         try:
