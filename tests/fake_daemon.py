@@ -27,6 +27,7 @@ import structlog
 from ringd.border.server import BorderServer, Client, Limits
 from ringd.collective.reduction import Reduction, dtype_from_name
 from ringd.errors import RingError
+from ringd.host.limits import OWN, OpenFiles
 from ringd.net.loop import Loop
 from ringd.wire import border
 
@@ -223,7 +224,9 @@ def flat(data: Any, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
 class FakeDaemon:
     """The fake daemon in a thread of this process; everything else goes through :meth:`run`."""
 
-    def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, open_files: OpenFiles = OWN, **options: Any
+    ) -> None:
         self.path = str(path)
         self.handler = Handler(**options)
         self.loop = Loop()
@@ -235,6 +238,7 @@ class FakeDaemon:
             log=structlog.get_logger(),
             node="fake",
             limits=self.handler.limits,
+            open_files=open_files,
         )
         self._thread = threading.Thread(target=self.loop.run)
         self._thread.start()

@@ -175,14 +175,16 @@ def test_lifeline_alone_is_dropped_after_a_while(daemon, monkeypatch):
         assert daemon.handler.gone == []
 
 
-def test_too_many_lifelines_are_hung_up_on(daemon, monkeypatch):
-    """There is a cap; who comes beyond it is turned away."""
+def test_too_many_lifelines_are_turned_away(daemon, monkeypatch):
+    """There is a cap; who comes beyond it is told so."""
     monkeypatch.setattr(lifeline_module, "MAX_LIFELINES", 1)
     with Raw(daemon) as raw:
         with socket.socket(socket.AF_UNIX) as other:
             other.settimeout(10)
             other.connect(daemon.path + lifeline.SUFFIX)
-            assert other.recv(border.TOKEN_BYTES) == b""
+            assert other.recv(border.TOKEN_BYTES) == lifeline.REFUSED
+            assert b"1 programs are connected, which is the most" in other.recv(1000)
+            assert other.recv(1) == b""
         assert raw.ask(raw.submit(), EIGHT) == border.Completed(5, 0, 1, 7)
 
 

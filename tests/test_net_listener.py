@@ -11,6 +11,7 @@ import struct
 
 import pytest
 from netkit import KEY, identity, open_fds, run_until
+from test_host_limits import Fake
 
 from ringd.config.settings import JoinSettings
 from ringd.errors import RingError
@@ -293,6 +294,21 @@ def test_descriptors_held_by_strangers(scene):
     name = "127.0.0.1:" + str(strangers[0].getsockname()[1])
     assert scene.refused[0] == (name, f"dropped: Too many open files (errno {errno.EMFILE})")
     assert newcomer.fileno() > 0
+
+
+def test_strangers_leave_the_last_descriptors(scene):
+    """Near the limit of open files each newcomer takes the place of a stranger, and none grows."""
+    strangers = [scene.connect() for _ in range(3)]
+    run_until(scene.loop, lambda: scene.pending == 3)
+    scene.listener._open_files = Fake(used=96, most=100, reserve=16)
+    for _ in range(5):
+        scene.connect()
+    run_until(scene.loop, lambda: len(scene.refused) == 5)
+    assert scene.pending == 3
+    assert "96 of at most 100 open files are in use" in scene.refused[0][1]
+    assert strangers[0].recv(1) == b""
+    scene.neighbour()
+    run_until(scene.loop, lambda: scene.accepted)
 
 
 def test_stop_and_start(scene):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import secrets
 import socket
@@ -10,6 +11,7 @@ from collections.abc import Callable
 
 from ringd.border.segments import SegmentAbuse, SegmentTable
 from ringd.host.credentials import Credentials, peer_credentials
+from ringd.host.limits import OpenFiles
 from ringd.host.process import ending
 from ringd.net.loop import EVENT_READ, Loop
 from ringd.wire import lifeline as wire
@@ -32,7 +34,9 @@ class Lifeline:
     rules; never after :meth:`close`, and never from within :meth:`drain`.
     """
 
-    def __init__(self, loop: Loop, connection: socket.socket, budget: int) -> None:
+    def __init__(
+        self, loop: Loop, connection: socket.socket, budget: int, open_files: OpenFiles
+    ) -> None:
         """Take over *connection*.
 
         Raises:
@@ -40,7 +44,7 @@ class Lifeline:
         """
         self.credentials: Credentials = peer_credentials(connection)
         self.token = secrets.token_bytes(TOKEN_BYTES)
-        self.segments = SegmentTable(budget)
+        self.segments = SegmentTable(budget, open_files)
         self.on_end: Callable[[str], None] | None = None
         self.parted = False
         """Whether the other side said that it hangs up and lives on."""
@@ -181,9 +185,12 @@ class LifelineListener:
         self,
         loop: Loop,
         listener: socket.socket,
+        *,
         budget: int,
         on_lifeline: Callable[[Lifeline], None],
         count: Callable[[], int],
+        refusal: Callable[[], str],
+        open_files: OpenFiles,
     ) -> None:
         """Start to listen.
 
@@ -192,13 +199,17 @@ class LifelineListener:
             listener: bound and listening; closed by :meth:`close`.
             budget: bytes of shared memory for each client.
             on_lifeline: called with each new one; sets its ``on_end``.
-            count: says how many are open; beyond :data:`MAX_LIFELINES` newcomers are hung up.
+            count: says how many are open; beyond :data:`MAX_LIFELINES` newcomers are turned away.
+            refusal: says why a newcomer is turned away; empty if it is not.
+            open_files: which segments are also.
         """
         self._loop = loop
         self._listener = listener
         self._budget = budget
         self._on_lifeline = on_lifeline
         self._count = count
+        self._refusal = refusal
+        self._open_files = open_files
         self._watching = False
         self._closed = False
         listener.setblocking(False)
@@ -231,11 +242,14 @@ class LifelineListener:
                 self._pause()
                 self._loop.call_later(_ACCEPT_PAUSE, self._resume)
                 return
+            reason = self._refusal()
             if self._count() >= MAX_LIFELINES:
-                connection.close()
+                reason = f"{MAX_LIFELINES} programs are connected, which is the most; end some"
+            if reason:
+                _turn_away(connection, reason)
                 continue
             try:
-                lifeline = Lifeline(self._loop, connection, self._budget)
+                lifeline = Lifeline(self._loop, connection, self._budget, self._open_files)
             except OSError:
                 connection.close()  # gone again
                 continue
@@ -250,3 +264,11 @@ class LifelineListener:
         if not (self._watching or self._closed):
             self._watching = True
             self._loop.add(self._listener, EVENT_READ, self._accept)
+
+
+def _turn_away(connection: socket.socket, reason: str) -> None:
+    """Say why, if the other side is still there, and hang up."""
+    with contextlib.suppress(OSError):
+        connection.setblocking(False)
+        connection.send(wire.pack_refusal(reason))  # an empty socket takes it
+    connection.close()

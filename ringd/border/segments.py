@@ -8,11 +8,16 @@ import threading
 import weakref
 
 from ringd import errors
+from ringd.host.limits import OWN, OpenFiles
 from ringd.host.memory import SegmentError, check_segment, map_segment
 from ringd.wire.border import Ref
 
 MAX_SEGMENTS = 1024
 """Per client. Before Python 3.13 each mapping holds a descriptor."""
+
+
+SHARE = 0.5
+"""Of the reserve of descriptors, that segments leave alone: who is in comes before newcomers."""
 
 
 class SegmentAbuse(Exception):
@@ -29,8 +34,9 @@ class SegmentTable:
     mapping alive, and only its end gives the budget back.
     """
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, open_files: OpenFiles = OWN) -> None:
         self._budget = budget
+        self._open_files = open_files
         self._mappings: dict[int, mmap.mmap] = {}
         self._refusals: dict[int, errors.RingError] = {}
         self.mapped_bytes = 0
@@ -125,6 +131,9 @@ class SegmentTable:
                 f"a segment of {size} bytes beside {self.mapped_bytes} in use exceeds "
                 f"ipc.segment_budget = {self._budget} bytes; raise it in the daemon's config"
             )
+        full = self._open_files.refusal(share=SHARE)
+        if full:
+            raise errors.ResourceExhausted(f"the daemon cannot take another memory segment: {full}")
         try:
             check_segment(fd, size)
             return map_segment(fd, size)

@@ -24,6 +24,7 @@ from ringd.border.client import Client
 from ringd.border.endpoint import Endpoint
 from ringd.border.lifeline import Lifeline, LifelineListener
 from ringd.border.validate import call_fault_of, fault_of
+from ringd.host.limits import OWN, OpenFiles
 from ringd.net.loop import EVENT_READ, Loop, Timer
 from ringd.wire.border import (
     COPY_BELOW,
@@ -49,6 +50,8 @@ __all__ = ["BorderHandler", "BorderServer", "Client", "Limits"]
 _BATCH = 64  # messages taken in one go, then the links have their turn
 _ATTACH_WITHIN = 10.0  # seconds from the lifeline's opening
 _REMEMBERED_ASKERS = 1024
+_DESCRIPTORS = 2  # that a program takes: its lifeline, and soon its ZeroMQ connection
+_ROOM_AGAIN = 4 * _DESCRIPTORS  # else the log would go to and fro with the last one
 
 MAX_QUESTIONS = 32
 """Of one connection."""
@@ -122,6 +125,7 @@ class BorderServer:
         mode: int = 0o660,
         group: str = "",
         limits: Limits | None = None,
+        open_files: OpenFiles = OWN,
     ) -> None:
         """Listen at *path*, and at the lifeline path beside it.
 
@@ -140,6 +144,8 @@ class BorderServer:
         self._alert = True  # the router may have messages
         self._asked: OrderedDict[bytes, int] = OrderedDict()
         """Questions by connection, of those that asked last."""
+        self._open_files = open_files
+        self._full = False  # newcomers are turned away
         self._log = log
         self._by_token: dict[bytes, Client] = {}
         self._by_routing_id: dict[bytes, Client] = {}
@@ -152,9 +158,11 @@ class BorderServer:
         self._lifelines = LifelineListener(
             loop,
             self._endpoint.lifeline_socket,
-            self.limits.segment_budget,
-            self._new_lifeline,
-            lambda: len(self._by_token),
+            budget=self.limits.segment_budget,
+            on_lifeline=self._new_lifeline,
+            count=lambda: len(self._by_token),
+            refusal=self._refusal,
+            open_files=open_files,
         )
         self._fd = int(self._router.getsockopt(zmq.FD))
         loop.add(self._fd, EVENT_READ, self._readable)
@@ -412,6 +420,21 @@ class BorderServer:
         return lost
 
     # --- lifelines --------------------------------------------------------------------
+
+    def _refusal(self) -> str:
+        """Return why nobody else is taken in.
+
+        Here, since libzmq ends the process when it accepts a connection and there is no
+        descriptor for it: a program that was turned away here does not come to that.
+        """
+        reason = self._open_files.refusal(_DESCRIPTORS, promised=len(self._waiting))
+        if reason and not self._full:
+            self._full = True
+            self._log.error("near the limit of open files, programs are refused", reason=reason)
+        elif self._full and not reason and self._open_files.room >= _ROOM_AGAIN:
+            self._full = False
+            self._log.info("there is room for programs again")
+        return f"this machine's daemon takes no more programs: {reason}" if reason else ""
 
     def _new_lifeline(self, lifeline: Lifeline) -> None:
         client = Client(self, lifeline, self._loop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import sys
@@ -12,10 +13,12 @@ from typing import Any, NoReturn, TypeVar, Union
 import click
 import zmq
 
-from ringd.errors import DaemonUnavailable, RingError
+from ringd.errors import DaemonUnavailable, ResourceExhausted, RingError
 from ringd.host import paths
 from ringd.wire import border
+from ringd.wire import lifeline as wire
 from ringd.wire.border import AskRejoin, AskStatus, AskTrace
+from ringd.wire.text import printable
 
 ERROR, NO_DAEMON, NOT_READY = 1, 3, 4
 """Exit codes besides 0, and click's 2 for wrong usage."""
@@ -51,7 +54,7 @@ def find_socket(given: Path | None) -> Path:
     trouble = []
     for candidate in candidates:
         try:
-            _knock(candidate, ANSWER_WITHIN)
+            _knock(candidate, ANSWER_WITHIN).close()
         except DaemonUnavailable as error:
             trouble.append(str(error))
         except RingError as error:
@@ -68,9 +71,15 @@ def ask(path: Path, question: Question, timeout: float = ANSWER_WITHIN) -> dict[
 
     Raises:
         DaemonUnavailable: Nobody answered within *timeout* seconds.
+        ResourceExhausted: The daemon takes nobody in now.
         RingError: The daemon refused the question.
     """
-    _knock(path, timeout)
+    with _knock(path, timeout) as lifeline:
+        _get_in(path, lifeline, timeout)
+        return _ask(path, question, timeout)
+
+
+def _ask(path: Path, question: Question, timeout: float) -> dict[str, Any]:
     context = zmq.Context()
     dealer = context.socket(zmq.DEALER)
     dealer.setsockopt(zmq.LINGER, 0)
@@ -78,9 +87,7 @@ def ask(path: Path, question: Question, timeout: float = ANSWER_WITHIN) -> dict[
         dealer.connect(f"ipc://{path}")
         dealer.send(border.pack(question(border.VERSION)))
         if not dealer.poll(int(timeout * 1000)):
-            raise DaemonUnavailable(
-                f"{path}: no answer within {timeout:g} s; its daemon is stuck: see its log"
-            )
+            raise _stuck(path, timeout)
         try:
             reply, _ = border.unpack_reply(dealer.recv())
         except border.DecodeError:
@@ -97,12 +104,17 @@ def ask(path: Path, question: Question, timeout: float = ANSWER_WITHIN) -> dict[
     raise RingError(getattr(reply, "message", f"unexpected answer {reply}"))
 
 
-def _knock(path: Path, timeout: float) -> None:
-    """Raise RingError if nobody listens; ZeroMQ would wait for somebody to come."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+def _knock(path: Path, timeout: float) -> socket.socket:
+    """Return a lifeline; raise RingError if nobody listens: ZeroMQ would wait for somebody to come.
+
+    Like a program's it is open while a question is: so the daemon counts who is there, and can turn
+    away whom it has no descriptors for before ZeroMQ accepts them.
+    """
+    with contextlib.ExitStack() as undo:
+        probe = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         probe.settimeout(timeout)
         try:
-            probe.connect(str(path))
+            probe.connect(str(path) + wire.SUFFIX)
         except PermissionError:
             text = f"{path}: no permission; join the group that owns it, or ask as root"
             raise RingError(text) from None
@@ -111,6 +123,34 @@ def _knock(path: Path, timeout: float) -> None:
         except OSError as error:
             text = f"at {path}: {error.strerror or error}, so the daemon that made it is gone"
             raise DaemonUnavailable(text) from None
+        undo.pop_all()
+        return probe
+
+
+def _get_in(path: Path, lifeline: socket.socket, timeout: float) -> None:
+    """Wait for the daemon's word on *lifeline*; raise RingError if it is not to come in."""
+    word = b""
+    try:
+        while len(word) < len(wire.REFUSED) or word.startswith(wire.REFUSED):
+            data = lifeline.recv(wire.MAX_REASON)
+            if not data:
+                break
+            word += data
+    except TimeoutError:
+        raise _stuck(path, timeout) from None
+    except OSError:
+        pass
+    if word.startswith(wire.REFUSED):
+        reason = word[len(wire.REFUSED) :].decode(errors="replace")
+        raise ResourceExhausted(f"{path}: {printable(reason, wire.MAX_REASON)}")
+    if not word:
+        raise DaemonUnavailable(f"{path}: its daemon has just ended")
+
+
+def _stuck(path: Path, timeout: float) -> DaemonUnavailable:
+    return DaemonUnavailable(
+        f"{path}: no answer within {timeout:g} s; its daemon is stuck: see its log"
+    )
 
 
 def fail(error: RingError) -> NoReturn:

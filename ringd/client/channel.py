@@ -28,6 +28,7 @@ from ringd.wire.border import (
     Reply,
     unpack_reply,
 )
+from ringd.wire.text import printable
 
 _LIFELINE_BYTES = (4096,)  # the arguments of one call of recv
 
@@ -51,6 +52,10 @@ def _context() -> zmq.Context[zmq.Socket[bytes]]:
     return _Contexts.context
 
 
+class TurnedAwayError(OSError):
+    """A daemon is there and takes nobody in now; the message is its word."""
+
+
 class Channel:
     """Connects when made; *path* is that of the daemon's socket.
 
@@ -67,6 +72,7 @@ class Channel:
             keeper_fd: likewise a :meth:`wait_end`.
 
         Raises:
+            TurnedAwayError: the daemon takes nobody in now.
             OSError: nobody listens there, or it may not be used, or it does not answer in time.
         """
         self.path = path
@@ -278,5 +284,11 @@ def _read_token(lifeline: socket.socket) -> bytes:
         if not data:
             raise ConnectionResetError(errno.ECONNRESET, "the daemon hung up")
         token += data
+    if token == wire.REFUSED:
+        reason = b""
+        while (data := lifeline.recv(wire.MAX_REASON)) and len(reason) <= wire.MAX_REASON:
+            reason += data
+        text = printable(reason.decode(errors="replace"), wire.MAX_REASON)
+        raise TurnedAwayError(errno.EAGAIN, text)
     lifeline.setblocking(False)
     return token

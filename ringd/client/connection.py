@@ -59,6 +59,7 @@ class Connection:
         Raises:
             DaemonUnavailable: none did; says what was tried.
             Refused: the daemon does not want us in the group.
+            ResourceExhausted: the daemon takes no more programs; names the limit.
         """
         group = self._group
         remember_main_thread()
@@ -77,6 +78,8 @@ class Connection:
             raise
         if info is None:
             self.close()
+            if self._keeper.turned_away:
+                refusal = refusal or errors.ResourceExhausted(self._keeper.turned_away)
             raise refusal or errors.DaemonUnavailable(
                 f"no daemon within {timeout:g} s ({trouble or 'it does not answer'}); start one "
                 "with `ringd --config PATH`, or name its socket with RINGD_SOCKET or socket="

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from ringd.client.channel import Channel
+from ringd.client.channel import Channel, TurnedAwayError
 from ringd.client.group import Group
 from ringd.client.pump import Pump
 
@@ -38,6 +38,8 @@ class Keeper:
         self._waker, self._wake_writer = os.pipe()
         os.set_blocking(self._waker, False)
         os.set_blocking(self._wake_writer, False)
+        self.turned_away = ""
+        """What a daemon said that took nobody in, at the last try."""
         self._thread = threading.Thread(target=self._run, name="ringd", daemon=True)
 
     def start(self) -> None:
@@ -82,15 +84,19 @@ class Keeper:
 
     def _open(self) -> Channel | None:
         trouble: list[str] = []
+        turned_away = ""
         for path in self._paths:
             try:
                 channel = Channel(path, self._pump.wake_reader, self._waker)
             except OSError as error:
+                if isinstance(error, TurnedAwayError):
+                    turned_away = f"{path}: {error.strerror}"
                 trouble.append(f"{path}: {error.strerror or error}")
             else:
                 self._paths = [path]  # from now on it is this daemon's return that we wait for
                 return channel
         self._group.trouble = "; ".join(trouble)
+        self.turned_away = turned_away
         return None
 
     def _lack(self, since: float) -> None:

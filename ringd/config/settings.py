@@ -202,6 +202,11 @@ class IpcSettings:
         "8GiB", _size(_MIB, 1 << 50), "Shared memory that one client may hold."
     )
     window: int = _setting(1024, _count(1, 65536), "Calls that one client may have open at a time.")
+    reserve: int = _setting(
+        64,
+        _count(16, 1 << 20),
+        "Open files that the daemon keeps for itself: nearer to its limit it refuses programs.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,10 @@ from ringd.config.settings import Config
 from ringd.daemon import logs
 from ringd.daemon.daemon import Daemon
 from ringd.errors import ConfigError, RingError
-from ringd.host import heap, paths
+from ringd.host import heap, limits, paths
 from ringd.host.limits import raise_open_files
 from ringd.net.listener import obstacles
+from ringd.wire.lifeline import SUFFIX
 
 EX_CONFIG = 78
 """Of sysexits.h: what is wrong stands in the config, so a restart cannot help."""
@@ -85,6 +86,7 @@ def main(
         click.echo(f"{path}: good; this is {settings.node!r}, rank {settings.rank}")
         return
     raise_open_files()
+    limits.OWN.reserve = settings.ipc.reserve
     heap.give_back_large_blocks()
     logs.configure(settings.log.level, settings.log.format)
     try:
@@ -97,7 +99,7 @@ def main(
 def _check_ports(settings: Config, socket_path: Path) -> None:
     """Exit with a line for each port in use, unless this member's daemon runs and uses it."""
     with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
-        probe.connect(str(socket_path))
+        probe.connect(str(socket_path) + SUFFIX)
         return
     lines = obstacles(settings.listen_addresses(settings.node))
     if lines:

@@ -15,6 +15,7 @@ from ringd.daemon.neighbours import Neighbours
 from ringd.daemon.programs import Programs
 from ringd.daemon.recorder import OpEvent
 from ringd.groups.session import Session
+from ringd.host import limits
 
 SCHEMA_VERSION = 1
 
@@ -52,6 +53,11 @@ def status(
             "slow": neighbours.disk.slow,
             "writing_for": neighbours.disk.writing_for,
             "last_write": neighbours.disk.last_write,
+        },
+        "open_files": {
+            "count": limits.OWN.count(),
+            "limit": limits.OWN.limit,
+            "reserve": limits.OWN.reserve,
         },
         "members": [
             {

@@ -15,6 +15,7 @@ from typing import Any
 from ringd.config.settings import JoinSettings
 from ringd.config.units import format_address
 from ringd.errors import RingError
+from ringd.host.limits import OWN, OpenFiles
 from ringd.host.tcp import link_socket
 from ringd.net.exchange import Exchange
 from ringd.net.loop import EVENT_READ, Loop, Timer
@@ -26,6 +27,9 @@ BACKLOG = 512
 
 MAX_PENDING = 256
 """Handshakes under way; one more, and the oldest is dropped."""
+
+SHARE = 0.25
+"""Of the reserve of descriptors, that handshakes leave alone: one may be the neighbour's."""
 
 _ACCEPTS = 64  # connections taken in one turn of the loop
 _PAUSE = 0.1  # seconds without accepting when there is nothing to accept with
@@ -58,6 +62,7 @@ class Listener:
             that came behind the handshake.
         on_knock: Learns that the right neighbour is ready to be dialed.
         on_refused: Learns the address of whoever was turned away, why, and the cause in a word.
+        open_files: Where there is no more room, a stranger makes room for the next one.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class Listener:
         on_link: Callable[[socket.socket, Peer, str, bytes], None],
         on_knock: Callable[[Peer], None],
         on_refused: Callable[[str, str, str], None],
+        open_files: OpenFiles = OWN,
     ) -> None:
         self._loop = loop
         self._bind = bind
@@ -80,6 +86,7 @@ class Listener:
         self._on_link = on_link
         self._on_knock = on_knock
         self._on_refused = on_refused
+        self._open_files = open_files
         self._sockets: _Sockets = {}
         self._pending: dict[Exchange, str] = {}  # with addresses, the oldest first
         self._pause: Timer | None = None
@@ -187,6 +194,9 @@ class Listener:
                 self._unwatch()
                 self._pause = self._loop.call_later(_PAUSE, self._watch)
                 return
+            reason = self._open_files.refusal(share=SHARE)
+            if reason and self._pending:
+                self._drop_oldest(reason)
             self._greet(sock, format_address(address[0], address[1]))
 
     def _greet(self, sock: socket.socket, address: str) -> None:

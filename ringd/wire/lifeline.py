@@ -1,6 +1,7 @@
 """What crosses a lifeline: the plain Unix stream beside a client's ZeroMQ connection.
 
-The daemon opens with a token (:data:`ringd.wire.border.TOKEN_BYTES`). After that the client
+The daemon opens with a token (:data:`ringd.wire.border.TOKEN_BYTES`), or with :data:`REFUSED` and
+the reason, in UTF-8 to the end of the stream, when it takes nobody in. After the token the client
 speaks in records of fixed size that introduce and withdraw its memory segments; a record that
 adds a segment carries its descriptor (SCM_RIGHTS). The daemon says who the client's peers are,
 for whatever was sent here arrives even if the sender dies. The end of the stream is the end of
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import struct
 
+from ringd.wire.text import capped
+
 ADD = 1
 DROP = 2
 PART = 3
@@ -21,10 +24,21 @@ BEAT = 4
 SUFFIX = ".life"
 """Appended to the path of the ZeroMQ socket."""
 
+REFUSED = bytes(16)
+"""In the place of a token, which is never this."""
+
+MAX_REASON = 1024
+"""Bytes of the reason."""
+
 _RECORD = struct.Struct("<BxxxIQ")
 RECORD_BYTES = _RECORD.size
 
 _SESSION = struct.Struct("<QH")
+
+
+def pack_refusal(reason: str) -> bytes:
+    """Return what the daemon opens with when it hangs up at once, for *reason*."""
+    return REFUSED + capped(reason, MAX_REASON)
 
 
 def pack(operation: int, segment: int, size: int) -> bytes:

@@ -1,0 +1,151 @@
+"""Near its limit of open files a daemon keeps whom it has, and says so to who comes."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+from borderkit import Raw
+from fake_daemon import FakeDaemon, eventually
+from structlog.testing import capture_logs
+from test_host_limits import Fake
+
+import ringd
+from ringd.host import limits
+from ringd.wire import border, lifeline
+from tests.cluster import Cluster, wait_until
+from tests.ringkit import BOUNDED, Call
+
+FULL = "near the limit of open files, programs are refused"
+ROOM = "there is room for programs again"
+
+
+@pytest.fixture
+def files(monkeypatch):
+    """Give a table of descriptors that has room, and can be made full."""
+    monkeypatch.setattr(limits, "_SURE", 0.0)
+    return Fake(used=0, most=1000, reserve=100)
+
+
+@pytest.fixture
+def daemon(place, files):
+    """Give a fake daemon with such a table."""
+    with capture_logs() as logged, FakeDaemon(place / "s", open_files=files) as daemon:
+        daemon.logged = logged
+        yield daemon
+
+
+def events(daemon):
+    """Return what was logged of this."""
+    return [line["event"] for line in daemon.logged if line["event"] in (FULL, ROOM)]
+
+
+def test_newcomers_are_refused_and_the_others_kept(daemon, files):
+    """Who is attached goes on, with new segments too; who comes is told why; then there is room."""
+    large = np.ones(100_000, np.float32)
+    with ringd.connect(daemon.path, "old") as old:
+        files.jump(900)
+        for n in range(3):
+            with pytest.raises(ringd.ResourceExhausted) as refusal:
+                ringd.connect(daemon.path, f"new{n}", timeout=0.3)
+            for part in (daemon.path, "900 of at most 1000", "ipc.reserve", "LimitNOFILE"):
+                assert part in str(refusal.value)
+            assert (old.all_reduce(large * (n + 1)) == 2 * (n + 1)).all()
+        assert daemon.run(lambda: len(daemon.server._by_token)) == 1
+        files.jump(800)
+        with ringd.connect(daemon.path, "new", timeout=10) as new:
+            assert (new.all_reduce(large) == 2).all()
+    assert events(daemon) == [FULL, ROOM]
+
+
+def test_program_that_waits_gets_in_when_there_is_room(daemon, files):
+    """To be refused is not the end of a connect that has time."""
+    files.jump(950)
+    attempts = []
+    daemon.server._lifelines._refusal = lambda: attempts.append(1) or daemon.server._refusal()
+    call = Call(lambda: ringd.connect(daemon.path, timeout=10))
+    eventually(lambda: len(attempts) > 2)
+    files.jump(10)
+    with call.result() as ring:
+        ring.barrier()
+
+
+def test_segments_are_refused_later_than_programs(daemon, files):
+    """A call whose memory cannot be had fails, with the limit in its text; the next one goes on."""
+    with ringd.connect(daemon.path) as ring:
+        files.jump(960)
+        with pytest.raises(ringd.ResourceExhausted, match="960 of at most 1000"):
+            ring.all_reduce(np.ones(100_000))
+        assert ring.all_reduce(1.0) == 2.0
+
+
+def test_newcomers_count_before_their_second_connection(daemon, files):
+    """A burst of newcomers is not let in on descriptors that are promised to those before."""
+    files.jump(890)
+    with ExitStack() as stack:
+        tokens = []
+        for _ in range(8):
+            raw = stack.enter_context(Raw(daemon, attach=False))
+            tokens.append(raw.token)
+            files.used += 1
+    assert tokens.index(bytes(border.TOKEN_BYTES)) == 5
+
+
+@pytest.fixture
+def node(place):
+    """Give a real daemon of a ring of one, with few descriptors left for programs."""
+    settings = BOUNDED + "[ipc]\nreserve = 16\n"
+    with Cluster(place, 1, settings=settings) as cluster:
+        cluster.start().wait_ready()
+        yield cluster[0]
+
+
+def command(node, *words):
+    """Run ringd-cli against *node*."""
+    return subprocess.run(
+        [sys.executable, "-m", "ringd.cli.main", *words, "--socket", str(node.socket)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux sets another process's limits")
+def test_daemon_outlives_more_programs_than_it_can_have(node):
+    """Real descriptors, a real limit: the first programs work on, and the rest are told."""
+    limit = node.open_files() + 16 + 12
+    resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (limit, limit))
+    with ExitStack() as stack:
+        rings = []
+        refusal = ""
+        while not refusal and len(rings) < 20:
+            try:
+                ring = ringd.connect(node.socket, f"g{len(rings)}", 1)
+            except ringd.ResourceExhausted as error:
+                refusal = str(error)
+            else:
+                rings.append(stack.enter_context(ring))
+        assert f"of at most {limit} open files" in refusal
+        assert 2 <= len(rings) <= 6
+        for _ in range(200):
+            with socket.socket(socket.AF_UNIX) as late:
+                late.connect(str(node.socket) + lifeline.SUFFIX)
+                assert late.recv(border.TOKEN_BYTES) == lifeline.REFUSED
+        asked = command(node, "status")
+        assert (asked.returncode, asked.stdout) == (1, "")
+        assert f"of at most {limit} open files" in asked.stderr
+        for ring in rings:
+            assert ring.all_reduce(3.0) == 3.0
+        assert node.open_files() < limit
+        stack.pop_all().close()
+    status = wait_until(node.status, "an answer")
+    assert (status["open_files"]["limit"], status["open_files"]["reserve"]) == (limit, 16)
+    with ringd.connect(node.socket, "late", 10) as ring:
+        assert ring.all_reduce(np.ones(100_000, np.float32)).sum() == 100_000
+    said = [line["event"] for line in node.log()]
+    assert (said.count(FULL), said.count(ROOM)) == (1, 1)
