@@ -186,6 +186,7 @@ class Handler:
         return {
             border.AskStatus: lambda answer: answer(b'{"schema_version": 1}'),
             border.AskRejoin: lambda answer: answer(b"{}"),
+            border.AskReload: lambda answer: answer(b'{"refused": null}'),
             border.AskTrace: lambda answer: answer(b"[]"),
         }
 

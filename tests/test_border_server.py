@@ -36,11 +36,12 @@ def test_broadcast_reaches_every_client(daemon):
 
 
 def test_questions_need_no_lifeline(daemon):
-    """Status, rejoin and trace are answered to anyone who may open the socket."""
+    """Status, rejoin, reload and trace are answered to anyone who may open the socket."""
     with Raw(daemon, attach=False, with_lifeline=False) as raw:
         version = border.VERSION
         assert raw.ask(border.AskStatus(version)) == border.Answer(b'{"schema_version": 1}')
         assert raw.ask(border.AskRejoin(version)) == border.Answer(b"{}")
+        assert raw.ask(border.AskReload(version)) == border.Answer(b'{"refused": null}')
         assert raw.ask(border.AskTrace(version)) == border.Answer(b"[]")
 
 

@@ -91,6 +91,13 @@ def test_unit_uses_the_usual_places():
     assert f"/var/lib/{service['StateDirectory'][0]}" == str(places.state_dir)
 
 
+def test_unit_reloads_with_a_command_that_waits():
+    """What systemctl reload says is what came of it: the outcome is the command's exit code."""
+    [command] = unit()["Service"]["ExecReload"]
+    socket = str(system_paths(macos=False).socket)
+    assert command.split() == ["/usr/local/bin/ringd-cli", "reload", "--socket", socket]
+
+
 def test_unit_runs_as_its_own_user():
     """The daemon has a user and a group of its own, which sysusers makes."""
     service = unit()["Service"]

@@ -2,7 +2,7 @@
 
 A program first connects to the lifeline and reads a token there; the token, sent in its
 :class:`~ringd.wire.border.Attach`, ties its ZeroMQ connection to the lifeline, whose end is the
-kernel's word that the program is gone. Questions (status, rejoin, trace) need neither.
+kernel's word that the program is gone. Questions (status, rejoin, reload, trace) need neither.
 
 Nothing that a client sends raises here: what cannot be used is answered with
 :class:`~ringd.wire.border.Denied`, counted, and forgotten; a call that cannot be run fails alone.
@@ -32,6 +32,7 @@ from ringd.wire.border import (
     Ack,
     Answer,
     AskRejoin,
+    AskReload,
     AskStatus,
     AskTrace,
     Attach,
@@ -340,7 +341,9 @@ class BorderServer:
         self._by_routing_id[routing_id] = client
         self._handler.attach(client, message)
 
-    def _answer(self, routing_id: bytes, question: AskStatus | AskRejoin | AskTrace) -> None:
+    def _answer(
+        self, routing_id: bytes, question: AskStatus | AskRejoin | AskReload | AskTrace
+    ) -> None:
         # ZeroMQ tells neither what is read nor who is gone. An answer may have a megabyte, and
         # whoever asks again and again without reading would fill our memory.
         asked = self._asked.pop(routing_id, 0) + 1

@@ -15,15 +15,16 @@ import zmq
 
 from ringd.errors import DaemonUnavailable, ResourceExhausted, RingError
 from ringd.host import paths
+from ringd.host.journal import complaint
 from ringd.wire import border
 from ringd.wire import lifeline as wire
-from ringd.wire.border import AskRejoin, AskStatus, AskTrace
+from ringd.wire.border import AskRejoin, AskReload, AskStatus, AskTrace
 from ringd.wire.text import printable
 
 ERROR, NO_DAEMON, NOT_READY = 1, 3, 4
 """Exit codes besides 0, and click's 2 for wrong usage."""
 
-Question = Union[type[AskStatus], type[AskRejoin], type[AskTrace]]
+Question = Union[type[AskStatus], type[AskRejoin], type[AskReload], type[AskTrace]]
 
 ANSWER_WITHIN = 5.0
 """Seconds."""
@@ -155,5 +156,5 @@ def _stuck(path: Path, timeout: float) -> DaemonUnavailable:
 
 def fail(error: RingError) -> NoReturn:
     """Print *error*, in click's form as all errors are, and exit with the code it stands for."""
-    click.echo(f"Error: {error}", err=True)
+    click.echo(complaint(f"Error: {error}"), err=True)
     sys.exit(NO_DAEMON if isinstance(error, DaemonUnavailable) else ERROR)

@@ -13,7 +13,7 @@ from ringd.cli.ask import ERROR
 from ringd.cli.demo import demo
 from ringd.cli.setup import init, keygen
 from ringd.cli.trace import trace
-from ringd.cli.watch import health, rejoin, status
+from ringd.cli.watch import health, rejoin, reload, status
 
 
 class Commands(click.Group):
@@ -48,6 +48,7 @@ main.add_command(keygen)
 main.add_command(status)
 main.add_command(health)
 main.add_command(rejoin)
+main.add_command(reload)
 main.add_command(demo)
 main.add_command(trace)
 

@@ -1,4 +1,4 @@
-"""``status``, ``health`` and ``rejoin``: looking at a running daemon, and a push."""
+"""``status``, ``health``, ``rejoin`` and ``reload``: looking at a running daemon, and a push."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Any
 
 import click
 
-from ringd.cli.ask import NOT_READY, ask, daemon_options, fail, find_socket
+from ringd.cli.ask import ERROR, NOT_READY, ask, daemon_options, fail, find_socket
 from ringd.config.units import parse_duration
 from ringd.errors import DaemonUnavailable, RingError
-from ringd.wire.border import AskRejoin, AskStatus
+from ringd.wire.border import AskRejoin, AskReload, AskStatus
 
 _POLL = 0.05
+
+RELOAD_WITHIN = 60.0
+"""Seconds; names in ``listen`` are looked up meanwhile."""
 
 
 @click.command()
@@ -87,6 +90,32 @@ def rejoin(socket: Path | None, *, as_json: bool) -> None:
     except RingError as error:
         fail(error)
     click.echo(json.dumps(body) if as_json else "Rejoining.")
+
+
+@click.command()
+@daemon_options
+def reload(socket: Path | None, *, as_json: bool) -> None:
+    """Have the daemon read its configuration again.
+
+    What SIGHUP does too; but this says what came of it. Of a file with a fault nothing is used, and
+    the settings that need a restart are named.
+
+    \b
+    Exit codes: 0 the new settings are in use, 1 refused, 3 no daemon.
+    Example: ringd --check-config && ringd-cli reload
+    """  # noqa: D301
+    try:
+        body = ask(find_socket(socket), AskReload, RELOAD_WITHIN)
+    except RingError as error:
+        fail(error)
+    if as_json:
+        click.echo(json.dumps(body))
+    elif body["refused"] is None:
+        click.echo("Reloaded.")
+    else:
+        fail(RingError(f"the reload was refused, the old settings stay: {body['refused']}"))
+    if body["refused"] is not None:
+        sys.exit(ERROR)
 
 
 def headline(body: dict[str, Any]) -> str:

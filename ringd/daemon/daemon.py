@@ -24,7 +24,7 @@ from ringd.daemon.status import open_ops, status
 from ringd.errors import RingError
 from ringd.host import heap
 from ringd.net.loop import Loop
-from ringd.wire.border import AskRejoin, AskStatus, AskTrace
+from ringd.wire.border import AskRejoin, AskReload, AskStatus, AskTrace
 
 DRAIN = 5.0
 """Seconds that ops under way get to finish after SIGTERM; what does not is run again later."""
@@ -39,6 +39,7 @@ class Daemon:
         self._state_dir = state_dir
         self._log = structlog.get_logger("ringd")
         self._manager = ServiceManager()
+        self._words = "forming: waits for the other members"
         self._reload_error: tuple[str, float] | None = None  # the last reload's, and when
 
     def run(self) -> None:
@@ -70,7 +71,12 @@ class Daemon:
             loop,
             self._socket,
             handler=self._programs,
-            answers={AskStatus: self._status, AskRejoin: self._rejoin, AskTrace: self._trace},
+            answers={
+                AskStatus: self._status,
+                AskRejoin: self._rejoin,
+                AskReload: self._asked_to_reload,
+                AskTrace: self._trace,
+            },
             log=structlog.get_logger("border"),
             node=config.node,
             mode=config.ipc.mode,
@@ -98,8 +104,8 @@ class Daemon:
                 generation=store.state.generation,
                 incarnation=store.state.incarnation,
             )
-            self._manager.tell("READY=1")
-            self._manager.feed_watchdog(loop)
+            self._manager.tell("READY=1", f"STATUS={self._words}")
+            self._manager.use(loop)
             heap.settle()
             loop.run()
         finally:
@@ -112,6 +118,7 @@ class Daemon:
         self._log.info("ringd stopped")
 
     def _state_changed(self, text: str) -> None:
+        self._words = text
         self._manager.tell(f"STATUS={text}")
 
     # --- signals ----------------------------------------------------------------------
@@ -168,6 +175,11 @@ class Daemon:
         self._recorder.note("rejoin asked for")
         answer(json.dumps({"generation": self._neighbours.machine.generation}).encode())
         self._neighbours.rejoin()
+
+    def _asked_to_reload(self, answer: Callable[[bytes], None]) -> None:
+        self._reload()
+        error = self._reload_error
+        answer(json.dumps({"refused": None if error is None else error[0]}).encode())
 
     def _trace(self, answer: Callable[[bytes], None]) -> None:
         names = self._neighbours.names

@@ -1,9 +1,11 @@
-"""The daemon's log: structlog on standard error, for eyes on a terminal, JSON lines elsewhere."""
+"""The daemon's log: structlog on standard error, for eyes on a terminal, JSON lines elsewhere.
+
+No line is too long for systemd's journal, which is told how severe each is.
+"""
 
 from __future__ import annotations
 
 import atexit
-import json
 import logging
 import os
 import sys
@@ -12,7 +14,11 @@ from typing import Any, TextIO
 
 import structlog
 
+from ringd.daemon import brevity
 from ringd.daemon.linewriter import LineWriter
+from ringd.host import journal
+
+_MARK = len("<4>")
 
 _AT_EXIT = 1.0
 """Seconds that the last lines get to be written."""
@@ -48,7 +54,8 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _hide_bytes,
-            *last,
+            *last[:-1],
+            _marking(last[-1]) if journal.leads_to(stream) else last[-1],
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
         logger_factory=lambda *_: _Logger(writer),
@@ -106,4 +113,14 @@ def _hide_bytes(
 def _render_json(_logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
     """Render one line: time, level and event first, for people who read it as it is."""
     first = {key: event.pop(key) for key in ("timestamp", "level", "event") if key in event}
-    return json.dumps({**first, **event}, default=str)
+    return brevity.render({**first, **event}, journal.MAX_LINE - _MARK)
+
+
+def _marking(render: Any) -> Any:
+    """Return the processor *render* as the journal needs it."""
+
+    def marked(logger: object, method: str, event: MutableMapping[str, Any]) -> str:
+        level = event["level"]
+        return journal.marked(render(logger, method, event), level)
+
+    return marked

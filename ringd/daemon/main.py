@@ -19,6 +19,7 @@ from ringd.daemon import logs
 from ringd.daemon.daemon import Daemon
 from ringd.errors import ConfigError, RingError
 from ringd.host import heap, limits, paths
+from ringd.host.journal import complaint
 from ringd.host.limits import raise_open_files
 from ringd.net.listener import obstacles
 from ringd.wire.lifeline import SUFFIX
@@ -94,6 +95,9 @@ def main(
     except RingError as error:
         structlog.get_logger("ringd").error("cannot start", reason=str(error))
         sys.exit(EX_CONFIG if isinstance(error, ConfigError) else 1)
+    except Exception:  # noqa: BLE001 - the log's form and severity, whatever it is
+        structlog.get_logger("ringd").critical("ended by a fault of ringd", exc_info=True)
+        sys.exit(1)
 
 
 def _check_ports(settings: Config, socket_path: Path) -> None:
@@ -109,7 +113,7 @@ def _check_ports(settings: Config, socket_path: Path) -> None:
 def _give_up(lines: Iterable[str]) -> NoReturn:
     """Print all that is wrong with the config, in click's form, and exit."""
     for line in lines:
-        click.echo(f"Error: {line}", err=True)
+        click.echo(complaint(f"Error: {line}"), err=True)
     sys.exit(EX_CONFIG)
 
 

@@ -1,17 +1,19 @@
 """Word to the service manager: systemd's notification protocol, sd_notify(3).
 
 One datagram per message to the socket named by ``$NOTIFY_SOCKET``; silence where there is none
-(launchd, a terminal). The watchdog is fed from the loop, so a daemon that is stuck starves it.
+(launchd, a terminal). What that socket does not take at once is sent later, the latest word on each
+matter. The watchdog is fed from the loop, so a daemon that is stuck starves it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 from collections.abc import MutableMapping
 
-from ringd.net.loop import Loop
+from ringd.net.loop import Loop, Timer
+
+_FIRST_RETRY, _LAST_RETRY = 0.05, 5.0  # seconds
 
 
 class ServiceManager:
@@ -24,18 +26,46 @@ class ServiceManager:
         usec, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
         if usec.isdigit() and pid in ("", str(os.getpid())):
             self._watchdog = int(usec) / 1e6
+        self._unsent: dict[str, str] = {}
+        self._loop: Loop | None = None
+        self._retry: Timer | None = None
+        self._delay = _FIRST_RETRY
+
+    def use(self, loop: Loop) -> None:
+        """Let *loop* send what cannot be sent at once, and feed the watchdog from now on."""
+        self._loop = loop
+        self._send()
+        self._feed_watchdog()
 
     def tell(self, *assignments: str) -> None:
         """Send *assignments* such as ``READY=1``; nobody listening is no error."""
         if not self._path:
             return
-        path = "\0" + self._path[1:] if self._path.startswith("@") else self._path
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.setblocking(False)
-            sock.sendto("\n".join(assignments).encode(), path)
+        for assignment in assignments:
+            key, _, value = assignment.partition("=")
+            self._unsent[key] = value
+        if self._retry is None:
+            self._send()
 
-    def feed_watchdog(self, loop: Loop) -> None:
-        """Feed the watchdog from *loop* from now on, at half its interval."""
-        if self._watchdog:
+    def _send(self) -> None:
+        self._retry = None
+        if not self._unsent:
+            return
+        message = "\n".join(f"{key}={value}" for key, value in self._unsent.items())
+        path = "\0" + self._path[1:] if self._path.startswith("@") else self._path
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.setblocking(False)
+                sock.sendto(message.encode(), path)
+        except OSError:  # it has much to read: the whole machine starts, perhaps
+            if self._loop is not None:
+                self._retry = self._loop.call_later(self._delay, self._send)
+                self._delay = min(2 * self._delay, _LAST_RETRY)
+        else:
+            self._unsent.clear()
+            self._delay = _FIRST_RETRY
+
+    def _feed_watchdog(self) -> None:
+        if self._watchdog and self._loop is not None:
             self.tell("WATCHDOG=1")
-            loop.call_later(self._watchdog / 2, lambda: self.feed_watchdog(loop))
+            self._loop.call_later(self._watchdog / 2, self._feed_watchdog)

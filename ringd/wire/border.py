@@ -136,13 +136,19 @@ class AskRejoin(msgspec.Struct, frozen=True, array_like=True, tag="rejoin"):
     version: int
 
 
+class AskReload(msgspec.Struct, frozen=True, array_like=True, tag="reload"):
+    """Read the configuration file again, as at SIGHUP; needs no attachment."""
+
+    version: int
+
+
 class AskTrace(msgspec.Struct, frozen=True, array_like=True, tag="trace"):
     """Ask for the flight recorder's events; needs no attachment."""
 
     version: int
 
 
-Request = Union[Attach, Submit, Ack, Detach, AskStatus, AskRejoin, AskTrace]
+Request = Union[Attach, Submit, Ack, Detach, AskStatus, AskRejoin, AskReload, AskTrace]
 
 
 # --- daemon to client -----------------------------------------------------------------
