@@ -14,6 +14,7 @@ from ringd.cli.demo import demo
 from ringd.cli.setup import init, keygen
 from ringd.cli.trace import trace
 from ringd.cli.watch import health, rejoin, reload, status
+from ringd.host.streams import open_standard_streams
 
 
 class Commands(click.Group):
@@ -21,6 +22,7 @@ class Commands(click.Group):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run, with an error in words where the output cannot be written."""
+        open_standard_streams()
         try:
             return super().main(*args, **extra)
         except OSError:

@@ -21,6 +21,7 @@ from ringd.errors import ConfigError, RingError
 from ringd.host import heap, limits, paths
 from ringd.host.journal import complaint
 from ringd.host.limits import raise_open_files
+from ringd.host.streams import open_standard_streams
 from ringd.net.listener import obstacles
 from ringd.wire.lifeline import SUFFIX
 
@@ -73,6 +74,7 @@ def main(
     Runs in the foreground and logs to standard error. SIGTERM ends it, SIGHUP makes it read
     its configuration again.
     """
+    open_standard_streams()
     path = config or paths.find_config()
     try:
         settings = load.load(path, node)
