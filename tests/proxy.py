@@ -19,9 +19,10 @@ _RST_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time
 class Proxy:
     """Forwards each connection to *port* on loopback; listens at :attr:`port`.
 
-    ``cut`` resets what is open, ``stall`` keeps connections but moves nothing any more (a pulled
-    cable), ``resume`` moves on, and nothing is lost. ``stall_after(n)`` stalls by itself once
-    *n* more bytes went to the daemon, so that a test can stop in the middle of a message.
+    ``cut`` resets what is open; ``strand`` keeps it open for ever and moves nothing, while new ones
+    go through; ``stall`` keeps connections but moves nothing any more (a pulled cable), ``resume``
+    moves on, and nothing is lost. ``stall_after(n)`` stalls by itself once *n* more bytes went to
+    the daemon, so that a test can stop in the middle of a message.
     """
 
     def __init__(self, port: int) -> None:
@@ -35,6 +36,8 @@ class Proxy:
         self._peer: dict[socket.socket, socket.socket] = {}
         self._downstream: set[socket.socket] = set()
         self._cut = False
+        self._strand = False
+        self._stranded: list[socket.socket] = []
         self._closed = False
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = os.pipe()
@@ -54,6 +57,11 @@ class Proxy:
     def cut(self) -> None:
         """Reset all connections that are open; new ones are let through."""
         self._cut = True
+        self._wake()
+
+    def strand(self) -> None:
+        """Keep all connections that are open, and forget them; new ones are let through."""
+        self._strand = True
         self._wake()
 
     def stall(self) -> None:
@@ -93,7 +101,16 @@ class Proxy:
             if self._cut:
                 self._cut = False
                 self._drop_all()
+            if self._strand:
+                self._strand = False
+                for sock in self._peer:
+                    self._selector.unregister(sock)
+                    self._stranded.append(sock)
+                self._peer.clear()
+                self._downstream.clear()
         self._drop_all()
+        for sock in self._stranded:
+            self._reset(sock)
         self._selector.close()
         self._listener.close()
         os.close(self._wake_read)

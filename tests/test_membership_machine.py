@@ -334,6 +334,55 @@ def test_a_member_is_missed_from_when_it_went_whatever_is_said_since():
     assert (again.missed_since, again.error_since) == (20.0, 20.0)
 
 
+def dialed(instance, **changes):
+    """Return the word of rank 2, who dials rank 0, on whom it has reached there."""
+    return other(2, address="a:1", right_instance=instance, **changes)
+
+
+def test_a_left_link_to_another_machine_of_that_name_is_dropped():
+    """Who is dialed at the neighbour's address is the neighbour; a link from another one goes."""
+    machine = Machine(1, 3, 1, 0, names=("studio", "mini", "air"))
+    machine.link_up("left", 1, "x:1", 0.0, instance=66)
+    machine.link_up("right", 1, "b:1", 0.0, instance=9)
+    assert machine.rival(66) == ""
+    actions = machine.received("right", News((dialed(7),)), 0.0)
+    reason = "another machine bears the name 'studio': 'air' reaches it at a:1"
+    assert DropLinks(reason, ("left",)) in actions
+    assert machine.rival(66) == reason
+    assert [machine.rival(instance) for instance in (7, 0)] == ["", ""]
+    assert machine._table[1].left_error == f"left neighbour studio: {reason}"
+    assert not any(
+        isinstance(a, DropLinks) for a in machine.link_up("left", 1, "a:2", 1.0, instance=7)
+    )
+    # And the other way round: known before the link, which an owner who asks would not have made.
+    assert DropLinks(reason, ("left",)) in machine.link_up("left", 1, "x:2", 2.0, instance=66)
+
+
+def test_old_news_drops_no_link():
+    """What was heard before a break on the way says nothing about who is the neighbour now."""
+    machine = Machine(1, 4, 1, 0)
+    machine.link_up("left", 1, "x:1", 0.0, instance=7)
+    machine.link_up("right", 1, "b:1", 0.0, instance=9)
+    machine.received("right", News((other(2), other(3, right_instance=7))), 0.0)
+    assert machine.rival(8) != ""
+    machine.received(
+        "right", News((other(2, version=10, right_up=False, right_error="gone"),)), 0.0
+    )
+    assert machine.rival(8) == ""
+    actions = machine.link_up("left", 2, "x:1", 0.0, instance=8)
+    assert DropLinks not in kinds(actions)
+
+
+def test_in_a_ring_of_two_the_own_right_link_tells():
+    """There, who dials and who is dialed are one."""
+    machine = Machine(0, 2, 1, 0)
+    machine.link_up("left", 1, "x:1", 0.0, instance=66)
+    assert DropLinks in kinds(machine.link_up("right", 1, "a:1", 0.0, instance=7))
+    assert machine.rival(66) != ""
+    machine.link_down("right", "gone", 1.0)
+    assert machine.rival(66) == ""
+
+
 def test_whatever_ends_a_ring_raises_the_epoch():
     """Others that see only the last of several states still learn that something happened."""
     machine = ready()

@@ -64,6 +64,47 @@ def test_a_silent_peer_is_lost(loop):
     far.close()
 
 
+def test_a_peer_that_lives_proves_it(loop, link_pair):
+    """Whoever asks whether the peer lives is told at once, and all who ask meanwhile too."""
+    (right, _), (left, _) = link_pair
+    told = []
+    left.prove(60.0, told.append)
+    left.prove(60.0, told.append)
+    right.prove(60.0, told.append)
+    run_until(loop, lambda: len(told) == 3)
+    assert told == [True] * 3
+
+
+def test_a_peer_that_is_gone_proves_nothing(loop, raw_link):
+    """Who does not answer in time is dead, whatever it said just before; so is a closed link."""
+    link, _, far = raw_link
+    told = []
+    far.sendall(framed(Header(FrameType.HEARTBEAT, seq=5, index=2)))
+    link.prove(0.05, told.append)
+    run_until(loop, lambda: told)
+    link.prove(60.0, told.append)
+    link.close("over")
+    link.prove(60.0, told.append)
+    run_until(loop, lambda: len(told) == 3)
+    assert told == [False] * 3
+
+
+def test_a_peer_that_is_busy_lives(loop, raw_link):
+    """Who has much to say before it can answer is alive."""
+    link, _, far = raw_link
+    told = []
+    link.prove(0.1, told.append)
+
+    def talk(number=0):
+        far.sendall(framed(Header(FrameType.HEARTBEAT, seq=5, index=2), number=number))
+        if not told:
+            loop.call_later(0.005, lambda: talk(number + 1))
+
+    talk()
+    run_until(loop, lambda: told)
+    assert told == [True]
+
+
 def test_a_side_that_only_receives_is_heard(loop):
     """A side that gets chunk after chunk and has nothing to send still says that it lives."""
     one, other = tcp_pair()

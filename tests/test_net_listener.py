@@ -23,7 +23,7 @@ from ringd.wire.handshake import Code, Dialing
 class Scene:
     """A listener of rank 1, and what happened to it."""
 
-    def __init__(self, bind=(("127.0.0.1", 0),), timeout=30.0):
+    def __init__(self, bind=(("127.0.0.1", 0),), timeout=30.0, judge=None):
         self.loop = Loop()
         self.accepted = []
         self.knocks = []
@@ -38,6 +38,7 @@ class Scene:
             on_link=lambda *link: self.accepted.append(link),
             on_knock=self.knocks.append,
             on_refused=lambda address, reason, _cause: self.refused.append((address, reason)),
+            judge=judge,
         )
 
     @property
@@ -124,6 +125,43 @@ def test_a_neighbour(scene):
         assert address == "127.0.0.1:" + str(sock.getsockname()[1])
         accepted.send(b"x")
     assert scene.refused == []
+    assert scene.pending == 0
+
+
+def test_a_neighbour_that_is_judged_later(make):
+    """A neighbour waits for the verdict; meanwhile it may go, or be dropped, without harm."""
+    cases = []
+    scene = make(judge=lambda peer, address, verdict: cases.append((peer, address, verdict)))
+    scene.start()
+
+    def dial():
+        sock, dialing = scene.connect(), Dialing(identity(0), KEY, "b", os.urandom(32))
+        sock.send(dialing.outgoing())
+        before = len(cases)
+
+        def go_on():
+            with contextlib.suppress(BlockingIOError):
+                dialing.receive(sock.recv(4096, socket.MSG_DONTWAIT))
+            if out := dialing.outgoing():
+                sock.send(out)
+            return len(cases) > before
+
+        run_until(scene.loop, go_on)
+        return sock
+
+    gone = dial()
+    gone.close()
+    run_until(scene.loop, lambda: scene.refused)
+    dial()
+    dial()
+    assert (scene.accepted, scene.pending) == ([], 2)
+    assert cases[0][0].name == "a"
+    for objection, (_, _, verdict) in zip(("", "", "two of that name"), cases, strict=True):
+        verdict(objection)
+        verdict(objection)
+    run_until(scene.loop, lambda: len(scene.refused) == 2)
+    assert scene.refused[1] == (cases[2][1], "two of that name")
+    assert [peer.name for _, peer, *_ in scene.accepted] == ["a"]
     assert scene.pending == 0
 
 

@@ -48,6 +48,8 @@ def play(one, other, cut=lambda size: size):
                         far.receive(data[:size])
                     except HandshakeError as error:
                         errors[far] = error
+                    if isinstance(far, Accepting) and far.candidate:
+                        far.admit()
                 data = data[size:]
     return errors.get(one), errors.get(other)
 
@@ -74,6 +76,53 @@ def test_knock():
     assert accepting.peer == Peer("b", 1, 8, "knock")
 
 
+def judged():
+    """Return a dialer that has proved itself, and the acceptor that is to judge it."""
+    dialing, accepting = sides(identity(0, instance=5))
+    accepting.receive(dialing.outgoing())
+    dialing.receive(accepting.outgoing())
+    accepting.receive(dialing.outgoing())
+    assert accepting.candidate == Peer("a", 0, 7, "link", 5)
+    assert (accepting.peer, accepting.outgoing()) == (None, b"")
+    return dialing, accepting
+
+
+def test_who_is_turned_away():
+    """The acceptor's owner may refuse who has proved itself; both sides learn why."""
+    dialing, accepting = judged()
+    with pytest.raises(HandshakeError) as refused:
+        accepting.turn_away("two of that name")
+    with pytest.raises(HandshakeError) as told:
+        dialing.receive(accepting.outgoing())
+    for error in (refused.value, told.value):
+        assert (error.code, error.text) == (Code.NAMESAKE, "two of that name")
+    assert (accepting.candidate, accepting.peer, dialing.peer) == (None, None, None)
+    with pytest.raises(RuntimeError):
+        accepting.admit()
+
+
+def test_nobody_talks_without_end_before_it_is_let_in():
+    """What comes before the accept is kept, up to the size of a message."""
+    dialing, accepting = judged()
+    accepting.receive(b"early")
+    with pytest.raises(HandshakeError) as caught:
+        accepting.receive(bytes(messages.MAX_MESSAGE))
+    assert caught.value.code is Code.PROTOCOL
+    dialing, accepting = judged()
+    accepting.receive(b"early")
+    accepting.admit()
+    dialing.receive(accepting.outgoing())
+    assert accepting.leftover == b"early"
+    assert dialing.peer is not None
+
+
+def test_a_probe():
+    """A probe comes from the left neighbour, as a link does."""
+    dialing, accepting = sides(purpose="probe")
+    assert play(dialing, accepting) == (None, None)
+    assert accepting.peer == Peer("a", 0, 7, "probe")
+
+
 def test_two_members():
     """In a ring of two, each is the other's left and right neighbour."""
     pair = {"members": ("a", "b")}
@@ -94,6 +143,7 @@ def test_what_follows_is_untouched(behind):
     accepting.receive(dialing.outgoing())
     dialing.receive(accepting.outgoing())
     accepting.receive(dialing.outgoing() + behind)
+    accepting.admit()
     dialing.receive(accepting.outgoing() + behind[:100])
     dialing.receive(behind[100:])
     assert accepting.peer is not None
@@ -237,6 +287,7 @@ def test_no_flipped_bit_passes(direction, position, bit):
     dialing.receive(stream["a"][0])
     stream["d"].append(dialing.outgoing())
     accepting.receive(stream["d"][1])
+    accepting.admit()
     stream["a"].append(accepting.outgoing())
     position %= sum(map(len, stream[direction]))
     dialing, accepting = sides()
@@ -253,6 +304,8 @@ def test_no_flipped_bit_passes(direction, position, bit):
                 far.receive(bytes(data))
             except (HandshakeError, RuntimeError):
                 continue
+            if far is accepting and accepting.candidate:
+                accepting.admit()
     assert victim.peer is None
 
 

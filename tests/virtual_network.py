@@ -62,6 +62,11 @@ class Process:
     generation: int = 0
     """Of the ring in use; 0 without one."""
 
+    @property
+    def instance(self) -> int:
+        """Tells this life from the others."""
+        return self.boot + 1
+
 
 class Network:
     """Time, processes and connections; who inherits says what the machines' actions do."""
@@ -236,6 +241,9 @@ class Network:
         ):
             self.at(self.delay(), lambda: self._dial_failed(dialer, attempt, "reset (errno 104)"))
             return
+        if reason := target.machine.rival(dialer.instance):
+            self.at(self.delay(), lambda: self._dial_failed(dialer, attempt, reason))
+            return
         self._numbers += 1
         connection = Connection(self._numbers, dialer, target)
         hop = self.delay()
@@ -261,7 +269,10 @@ class Network:
         incarnation = peer.machine.incarnation
         address = f"member-{peer.rank}:5680"
         self._act(
-            process, process.machine.link_up(side, incarnation, address, self._clock(process))
+            process,
+            process.machine.link_up(
+                side, incarnation, address, self._clock(process), instance=peer.instance
+            ),
         )
 
     def _side(self, connection: Connection, process: Process) -> Side:

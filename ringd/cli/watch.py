@@ -16,6 +16,7 @@ from ringd.errors import DaemonUnavailable, RingError
 from ringd.wire.border import AskRejoin, AskReload, AskStatus
 
 _POLL = 0.05
+_LATELY = 60.0  # seconds
 
 RELOAD_WITHIN = 60.0
 """Seconds; names in ``listen`` are looked up meanwhile."""
@@ -141,6 +142,12 @@ def render(body: dict[str, Any]) -> str:
         if disk["writing_for"] is not None:
             what, seconds = "the state file has been written for", disk["writing_for"]
         lines.append(f"the disk is slow: {what} {age(seconds)}")
+    lines += [
+        f"a machine at {namesake['address']} is turned away: {namesake['reason']} "
+        f"({age(namesake['age'])} ago)"
+        for namesake in body.get("namesakes", ())
+        if namesake["age"] < _LATELY
+    ]
     lines.append("")
     width = max(len(member["name"]) for member in body["members"])
     for member in body["members"]:

@@ -8,10 +8,13 @@ client.
 from __future__ import annotations
 
 import math
+import secrets
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
@@ -33,6 +36,7 @@ from ringd.wire import control, frames
 from ringd.wire.control import Ask, GroupMessage, Inquiry, MembershipMessage, Offer, Poll, Told
 from ringd.wire.frames import FrameError, FrameType, Header
 from ringd.wire.handshake import Peer
+from ringd.wire.hello import MAX_INSTANCE
 
 
 def fits(offer: Offer, nbytes: int) -> bool:
@@ -59,6 +63,19 @@ class RingUser(Protocol):
         self, origin: int, gid: int, seq: int, message: GroupMessage, payload: bytes
     ) -> None:
         """A message of rank *origin* came round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Namesake:
+    """A machine that was turned away, as another one bears its name."""
+
+    name: str
+    address: str
+    """Where it came from."""
+    reason: str
+    """Who holds the place."""
+    at: float
+    """When, on the loop's clock."""
 
 
 class Neighbours:
@@ -94,13 +111,17 @@ class Neighbours:
         """Frames that were of no use, by reason."""
         self.losses: Counter[str] = Counter()
         """Links lost, by side."""
+        self.namesakes: dict[Side, Namesake] = {}
+        """Machines that were turned away last as others bear their names, by side."""
+        self._since: dict[Side, str] = {}  # when the links came up, for people
         self._tick: Timer | None = None
         self._unsaved = ""  # why the state was not saved, the last time
         self._early: list[tuple[Link, Header, bytes]] = []
         self._tick_due: float | None = None
         self._reach: Reach | None = None
         if self.size > 1:
-            self._reach = Reach(loop, config, lambda: self.machine.incarnation, self)
+            instance = secrets.randbelow(MAX_INSTANCE - 1) + 1
+            self._reach = Reach(loop, config, lambda: self.machine.incarnation, instance, self)
 
     def attach(self, user: RingUser, bulk: Bulk) -> None:
         """Say who uses the ring."""
@@ -182,7 +203,12 @@ class Neighbours:
         self._recorder.note("link up", side=side, peer=peer.name, address=address)
         if self._reach is not None:
             self._reach.forget_said()
-        self._perform(self.machine.link_up(side, peer.incarnation, address, self._loop.now()))
+        self._since[side] = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        self._perform(
+            self.machine.link_up(
+                side, peer.incarnation, address, self._loop.now(), instance=peer.instance
+            )
+        )
 
     def link_lost(self, link: Link, reason: str) -> None:
         """A neighbour is gone."""
@@ -203,12 +229,54 @@ class Neighbours:
         """The right neighbour could not be reached."""
         self._perform(self.machine.dial_failed(address, reason, self._loop.now()))
 
-    def knocked(self, peer: Peer) -> None:
-        """The right neighbour is there: dial it, also if we believe in a link to its old self."""
-        link = self.links.get("right")
-        if link is not None and link.peer.incarnation != peer.incarnation:
-            link.close("the neighbour has restarted")
-            self.link_lost(link, "the neighbour has restarted")
+    def judge(self, peer: Peer, address: str, verdict: Callable[[str], None]) -> None:
+        """Let a neighbour in, unless another machine under its name holds its place.
+
+        Who comes while there is a link to another process of that name is a restarted neighbour if
+        that one does not answer any more, and a namesake if it does.
+        """
+        if peer.purpose == "probe":
+            verdict("")
+            return
+        side: Side = "right" if peer.purpose == "knock" else "left"
+        link = self.links.get(side)
+        if link is None or link.peer.instance == peer.instance:
+            # Whom a knock makes us dial, the address decides.
+            objection = self.machine.rival(peer.instance) if side == "left" else ""
+            self._judged(side, peer, address, objection, verdict)
+            return
+
+        def told(alive: bool) -> None:
+            if not alive and self.links.get(side) is link:
+                link.close("the neighbour has restarted")
+                self.link_lost(link, "the neighbour has restarted")
+            if self.links.get(side) is not link:
+                self.judge(peer, address, verdict)
+                return
+            objection = (
+                f"another machine bears the name {peer.name!r}: {link.address} holds its place "
+                f"since {self._since[side]}"
+            )
+            self._judged(side, peer, address, objection, verdict)
+
+        join = self._config.join
+        link.prove(min(join.lost_after / 3, join.handshake_timeout / 2), told)
+
+    def _judged(
+        self,
+        side: Side,
+        peer: Peer,
+        address: str,
+        objection: str,
+        verdict: Callable[[str], None],
+    ) -> None:
+        if objection:
+            self.namesakes[side] = Namesake(peer.name, address, objection, self._loop.now())
+            objection += "; give this one another name, or stop ringd there"
+        verdict(objection)
+
+    def knocked(self, peer: Peer) -> None:  # noqa: ARG002 - the protocol's
+        """The right neighbour is there: dial it, if there is no link to it."""
         if self._reach is not None:
             self._reach.hurry()
 

@@ -37,6 +37,9 @@ class ReachUser(Protocol):
     def dial_failed(self, address: str, reason: str) -> None:
         """The right neighbour could not be reached at *address*."""
 
+    def judge(self, peer: Peer, address: str, verdict: Callable[[str], None]) -> None:
+        """Call *verdict* with why *peer*, come from *address*, is turned away; or with nothing."""
+
     def knocked(self, peer: Peer) -> None:
         """The right neighbour is there and waits to be dialed."""
 
@@ -48,15 +51,22 @@ class Reach:
         loop: Where it runs.
         config: This member's.
         incarnation: Asked at every handshake.
+        instance: A random number of this process.
         user: Who wants the links.
     """
 
     def __init__(
-        self, loop: Loop, config: Config, incarnation: Callable[[], int], user: ReachUser
+        self,
+        loop: Loop,
+        config: Config,
+        incarnation: Callable[[], int],
+        instance: int,
+        user: ReachUser,
     ) -> None:
         self._loop = loop
         self._config = config
         self._incarnation = incarnation
+        self._instance = instance
         self._user = user
         self._once = _once_log(loop)
         self._names = tuple(member.name for member in config.ring.members)
@@ -141,6 +151,7 @@ class Reach:
             rank=self._config.rank,
             incarnation=self._incarnation(),
             settings=self._config.shared_settings(),
+            instance=self._instance,
         )
 
     def _make_listener(self, config: Config) -> Listener:
@@ -153,6 +164,7 @@ class Reach:
             on_link=lambda *made: self._user.link_made("left", *made),
             on_knock=self._user.knocked,
             on_refused=self._refused,
+            judge=self._user.judge,
         )
 
     def _make_dialer(self) -> Dialer:

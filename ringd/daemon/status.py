@@ -81,6 +81,15 @@ def status(
             }
             for side, link in neighbours.links.items()
         },
+        "namesakes": [
+            {
+                "name": namesake.name,
+                "address": namesake.address,
+                "reason": namesake.reason,
+                "age": now - namesake.at,
+            }
+            for namesake in neighbours.namesakes.values()
+        ],
         "groups": [_group(programs, name, now) for name in sorted(programs.engine.groups)],
         "clients": [
             {"pid": client.pid, "program": client.program, "shared_memory": client.segment_bytes}

@@ -26,6 +26,7 @@ class _Link:
     up: bool = False
     address: str = ""
     error: str = ""
+    instance: int = 0
 
 
 class Flooding:
@@ -95,10 +96,15 @@ class Flooding:
 
     # --- what changes here ------------------------------------------------------------
 
-    def link_up(self, side: Side, address: str, now: float) -> list[Send]:
+    def instance(self, side: Side) -> int:
+        """Return the process that the link on *side* leads to; 0 without one."""
+        link = self._links[side]
+        return link.instance if link.up else 0
+
+    def link_up(self, side: Side, address: str, instance: int, now: float) -> list[Send]:
         """Take note of a new link, also in the place of an old one."""
         link = self._links[side]
-        link.up, link.address, link.error = True, address, ""
+        link.up, link.address, link.error, link.instance = True, address, "", instance
         if side == "right":
             self._dial_errors.clear()
         self._epoch += 1
@@ -213,6 +219,7 @@ class Flooding:
             draining=self._draining,
             epoch=self._epoch,
             disk_slow=f"state file: {self._disk_slow}"[:MAX_ERROR] if self._disk_slow else "",
+            right_instance=self.instance("right"),
         )
 
     def _complaint(self, side: Side) -> str:

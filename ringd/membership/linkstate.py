@@ -116,6 +116,15 @@ class LinkTable:
                 found.add(here)
         return found
 
+    def current(self, rank: int, seen_from: int) -> bool:
+        """Whether news of *rank* comes to *seen_from* over links that go right from there."""
+        size = len(self._states)
+        while seen_from != rank:
+            if not self._linked(seen_from, 1):
+                return False
+            seen_from = (seen_from + 1) % size
+        return True
+
     def complaint(self, rank: int) -> str:
         """Return what is said about *rank*: by a neighbour that misses it, or by itself."""
         size = len(self._states)

@@ -26,6 +26,9 @@ The rules
 6. A member that meets its own older self in the news has lost its state file. It takes a
    higher incarnation, persisted first. If that is rank 0, it also leaves a gap in the
    generations, for those that it may have forgotten.
+7. Two machines may bear one name. The member is the one that its left neighbour has dialed, at
+   the address of that name. A link from another one is refused by the right neighbour, or
+   dropped, as long as news tells it which one that is (:meth:`Machine.rival`).
 
 Nothing waits for a timer while all is well. The timers below are for rank 0 when a round
 does not come back although no news says why, and for a full disk.
@@ -179,19 +182,40 @@ class Machine:
         """Return what is known of each member, in rank order; *now* as for events."""
         return self._flooding.members(now)
 
+    def rival(self, instance: int) -> str:
+        """Return why the left link cannot be one to *instance*; empty if it can.
+
+        That is when its left neighbour is linked to another process of the same name.
+        """
+        dialer = self._table[(self.rank - 2) % self.size]
+        if dialer is None or 0 in (instance, dialer.right_instance):
+            return ""
+        if dialer.right_instance == instance or not self._table.current(dialer.rank, self.rank):
+            return ""
+        return (
+            f"another machine bears the name {self._flooding.neighbour('left')!r}: "
+            f"{self._names[dialer.rank]!r} reaches it at {dialer.address}"
+        )
+
     # --- events -----------------------------------------------------------------------
 
     def start(self, now: float) -> list[Action]:
         """Begin; a ring of one forms at once."""
         return self._done(now)
 
-    def link_up(self, side: Side, peer_incarnation: int, address: str, now: float) -> list[Action]:
-        """Take note of an authenticated link; it replaces one that was thought to be up."""
-        self._out += self._flooding.link_up(side, address, now)
+    def link_up(
+        self, side: Side, peer_incarnation: int, address: str, now: float, *, instance: int = 0
+    ) -> list[Action]:
+        """Take note of an authenticated link; it replaces one that was thought to be up.
+
+        *instance* tells the peer's process from others under its name; 0 if that is not known.
+        """
+        self._out += self._flooding.link_up(side, address, instance, now)
         self._interrupt(
             Event.LINK_UP,
             f"{self._flooding.neighbour(side)} (incarnation {peer_incarnation}), {side}",
         )
+        self._keep_out(now)
         return self._done(now)
 
     def link_down(self, side: Side, reason: str, now: float) -> list[Action]:
@@ -291,6 +315,7 @@ class Machine:
             self._interrupt(
                 Event.NEWS, f"{self._names[moved.rank]}: {moved.error or 'linked anew'}"
             )
+        self._keep_out(now)
 
     def _take_propose(self, propose: Propose) -> None:
         self._seen = max(self._seen, propose.generation)
@@ -389,6 +414,13 @@ class Machine:
         if self._storage.wanted.incarnation <= older.incarnation:
             self._storage.want(incarnation=older.incarnation + 1)
             self._interrupt(Event.OLDER_SELF)
+
+    def _keep_out(self, now: float) -> None:
+        """Drop a left link to somebody who only bears the neighbour's name."""
+        reason = self.rival(self._flooding.instance("left"))
+        if reason:
+            self._drop(("left",), reason, now)
+            self._interrupt(Event.LINK_LOST, f"to {self._flooding.neighbour('left')}: {reason}")
 
     def _drop(self, sides: tuple[Side, ...], reason: str, now: float) -> None:
         self._out += self._flooding.links_down(sides, reason, now)

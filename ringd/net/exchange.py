@@ -11,12 +11,16 @@ from ringd.wire.handshake import Accepting, Dialing, HandshakeError, Peer
 
 _READ = 4096  # a neighbour's whole part, as a rule
 
+Judge = Callable[[Peer, Callable[[str], None]], None]
+"""Called with a peer that has proved to be one; says at any time whether it may come in."""
+
 
 class Exchange:
     """One handshake under way; ends in exactly one of three ways.
 
     * ``on_peer(peer, leftover)``: it succeeded and the socket is the caller's again, watched
-      by nobody;
+      by nobody. An acceptor's owner is asked before: ``judge(peer, verdict)`` calls *verdict*,
+      now or later, with why the peer is turned away, or with nothing to let it in;
     * ``on_failed(reason, cause)``: it failed or its time was up, and the socket is closed. The
       cause is one of a few words, whatever the other side says;
     * :meth:`abort`: the socket is closed and nobody called.
@@ -31,12 +35,15 @@ class Exchange:
         timeout: float,
         on_peer: Callable[[Peer, bytes], None],
         on_failed: Callable[[str, str], None],
+        judge: Judge | None = None,
     ) -> None:
         self._loop = loop
         self._sock = sock
         self._handshake = handshake
         self._on_peer = on_peer
         self._on_failed = on_failed
+        self._judge = judge
+        self._judging = False
         self._over = False
         loop.add(sock, EVENT_READ, self._ready)
         text = f"no handshake within {timeout:g} s"
@@ -54,7 +61,7 @@ class Exchange:
         self._timer.cancel()
         self._loop.remove(self._sock)
         # They know the exchange, as a rule: without this it would wait for the collector.
-        del self._on_peer, self._on_failed
+        del self._on_peer, self._on_failed, self._judge
 
     def _fail(self, reason: str, cause: str) -> None:
         on_failed = self._on_failed
@@ -75,16 +82,46 @@ class Exchange:
         try:
             self._handshake.receive(data)
         except HandshakeError as error:
-            self._push()  # whether or not it learns of it, this is the reason
-            reason = f"refused by the other side: {error}" if error.by_peer else str(error)
-            self._fail(reason, error.code.name.lower())
+            self._refused(error)
             return
+        self._go_on()
+
+    def _refused(self, error: HandshakeError) -> None:
+        self._push()  # whether or not it learns of it, this is the reason
+        reason = f"refused by the other side: {error}" if error.by_peer else str(error)
+        self._fail(reason, error.code.name.lower())
+
+    def _go_on(self) -> None:
         self._send()
-        peer = self._handshake.peer
-        if peer is not None and not self._over:
+        if self._over:
+            return
+        handshake, judge = self._handshake, self._judge
+        peer = handshake.peer
+        if peer is not None:
             on_peer = self._on_peer
             self._release()
-            on_peer(peer, self._handshake.leftover)
+            on_peer(peer, handshake.leftover)
+        elif isinstance(handshake, Accepting) and not self._judging:
+            candidate = handshake.candidate
+            if candidate is not None:
+                self._judging = True
+                if judge is None:
+                    self._judged("")
+                else:
+                    judge(candidate, self._judged)
+
+    def _judged(self, objection: str) -> None:
+        handshake = self._handshake
+        if self._over or not isinstance(handshake, Accepting):
+            return  # it was too slow
+        if not objection:
+            handshake.admit()
+            self._go_on()
+            return
+        try:
+            handshake.turn_away(objection)
+        except HandshakeError as error:
+            self._refused(error)
 
     def _send(self) -> None:
         if not self._over:

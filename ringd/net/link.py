@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections import deque
+from collections.abc import Callable
 from typing import Literal, Protocol, Union
 
 from ringd.net.incoming import Incoming
@@ -104,7 +105,9 @@ class Link:
         self._loop = loop
         self._sock = sock
         self._handler = handler
-        self._pulse = Pulse(loop, heartbeat, lost_after, send=self._beat, lost=self._lost)
+        self._pulse = Pulse(
+            loop, heartbeat, lost_after, send=self._beat, insist=self.send, lost=self._lost
+        )
         self._closed = False
 
         self._incoming = Incoming(
@@ -139,6 +142,13 @@ class Link:
         return self._pulse.round_trip
 
     # --- what the owner does ----------------------------------------------------------
+
+    def prove(self, within: float, told: Callable[[bool], None]) -> None:
+        """Find out *within* so many seconds whether the peer still lives; call *told* with that."""
+        if self._closed:
+            self._loop.call_soon(lambda: told(False))
+        else:
+            self._pulse.prove(within, told)
 
     def send(self, header: Header, payload: Payload = b"") -> None:
         """Send a control frame, in order with others; does nothing once the link is gone.

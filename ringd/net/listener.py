@@ -63,6 +63,8 @@ class Listener:
         on_knock: Learns that the right neighbour is ready to be dialed.
         on_refused: Learns the address of whoever was turned away, why, and the cause in a word.
         open_files: Where there is no more room, a stranger makes room for the next one.
+        judge: Asked about each neighbour and its address, see
+            :class:`~ringd.net.exchange.Exchange`; without it all are let in.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Listener:
         on_knock: Callable[[Peer], None],
         on_refused: Callable[[str, str, str], None],
         open_files: OpenFiles = OWN,
+        judge: Callable[[Peer, str, Callable[[str], None]], None] | None = None,
     ) -> None:
         self._loop = loop
         self._bind = bind
@@ -87,6 +90,7 @@ class Listener:
         self._on_knock = on_knock
         self._on_refused = on_refused
         self._open_files = open_files
+        self._judge = judge
         self._sockets: _Sockets = {}
         self._pending: dict[Exchange, str] = {}  # with addresses, the oldest first
         self._pause: Timer | None = None
@@ -208,13 +212,20 @@ class Listener:
             del self._pending[exchange]
             if peer.purpose == "link":
                 self._on_link(sock, peer, address, leftover)
-            else:
-                sock.close()
+                return
+            sock.close()
+            if peer.purpose == "knock":
                 self._on_knock(peer)
 
         def failed(reason: str, cause: str) -> None:
             del self._pending[exchange]
             self._on_refused(address, reason, cause)
+
+        def judged(peer: Peer, verdict: Callable[[str], None]) -> None:
+            if self._judge is None:
+                verdict("")
+            else:
+                self._judge(peer, address, verdict)
 
         exchange = Exchange(
             self._loop,
@@ -223,6 +234,7 @@ class Listener:
             timeout=self._settings.handshake_timeout,
             on_peer=succeeded,
             on_failed=failed,
+            judge=judged,
         )
         self._pending[exchange] = address
 

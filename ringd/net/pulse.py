@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 from ringd.net.loop import Loop, Timer
 from ringd.wire.frames import FrameType, Header
 
 _PING, _PONG, _ACK = 0, 1, 2  # a heartbeat's index
+
+
+@dataclass(slots=True)
+class _Proof:
+    stamp: int
+    late: float
+    """Whoever speaks after this lives."""
+    timer: Timer
+    told: list[Callable[[bool], None]]
 
 
 class Pulse:
@@ -20,7 +31,8 @@ class Pulse:
         loop: Where it runs.
         heartbeat: Seconds of our own silence after which a heartbeat is sent.
         lost_after: Seconds of the peer's silence after which it is lost.
-        send: Sends a heartbeat.
+        send: Sends a heartbeat, unless the peer has enough of ours to read.
+        insist: Sends one in any case.
         lost: Called once with the reason when the peer is lost; the pulse has ended by then.
     """
 
@@ -31,6 +43,7 @@ class Pulse:
         lost_after: float,
         *,
         send: Callable[[Header], None],
+        insist: Callable[[Header], None],
         lost: Callable[[str], None],
     ) -> None:
         self.heard = self.spoke = loop.now()
@@ -41,8 +54,10 @@ class Pulse:
         self._heartbeat = heartbeat
         self._lost_after = lost_after
         self._send = send
+        self._insist = insist
         self._lost = lost
         self._stamp = -1  # what was last sent to be echoed, in microseconds of our clock
+        self._proof: _Proof | None = None
         self._timer: Timer = loop.call_later(min(heartbeat, lost_after), self._tick)
         loop.on_pause(self._paused)
 
@@ -50,6 +65,30 @@ class Pulse:
         """Send a heartbeat that the peer will echo."""
         self._stamp = self._now()
         self._send(Header(FrameType.HEARTBEAT, seq=self._stamp, index=_PING))
+
+    def prove(self, within: float, told: Callable[[bool], None]) -> None:
+        """Find out *within* so many seconds whether the peer lives, and tell.
+
+        It does if it echoes; or, as a busy one may have much to say first, if it still speaks when
+        the time is over. A pulse that ends meanwhile has no peer.
+        """
+        if self._proof is not None:  # the answer under way is new enough
+            self._proof.told.append(told)
+            return
+        timer = self._loop.call_later(within, self._prove_in_the_end)
+        self._proof = _Proof(self._now(), self._loop.now() + within / 2, timer, [told])
+        self._insist(Header(FrameType.HEARTBEAT, seq=self._proof.stamp, index=_PING))
+
+    def _prove_in_the_end(self) -> None:
+        if self._proof is not None:
+            self._proven(alive=self.heard > self._proof.late)
+
+    def _proven(self, *, alive: bool) -> None:
+        proof, self._proof = self._proof, None
+        if proof is not None:
+            proof.timer.cancel()
+            for told in proof.told:
+                self._loop.call_soon(partial(told, alive))
 
     def received(self, header: Header) -> None:
         """Take a heartbeat.
@@ -61,6 +100,8 @@ class Pulse:
             self._stamp = self._now()
             self._send(Header(FrameType.HEARTBEAT, group=self._stamp, seq=header.seq, index=_PONG))
             return
+        if self._proof is not None and header.seq == self._proof.stamp:
+            self._proven(alive=True)
         if header.seq == self._stamp:
             self.round_trip = (self._now() - header.seq) / 1e6
         if header.index == _PONG:
@@ -70,6 +111,7 @@ class Pulse:
         """End; nobody is called any more."""
         self._timer.cancel()
         self._loop.forget_pause(self._paused)
+        self._proven(alive=False)
 
     def _now(self) -> int:
         return int(self._loop.now() * 1e6)

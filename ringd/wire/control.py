@@ -74,6 +74,8 @@ class LinkState(msgspec.Struct, frozen=True, array_like=True):
     """
     disk_slow: str = ""
     """That a write is under way which takes long; no fault, but what others may wait for."""
+    right_instance: int = 0
+    """The process that the right link leads to; 0 without one."""
 
     @property
     def error(self) -> str:

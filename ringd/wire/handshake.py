@@ -6,7 +6,7 @@ Sans-IO: bytes in, bytes out; the nonces are passed in. The order of play::
     HELLO (who, whom, ring, nonce)    ->     compare with own values
     compare with own values           <-     HELLO, PROOF
     PROOF                             ->     verify
-                                      <-     ACCEPT
+    (the acceptor's owner judges)     <-     ACCEPT
 
 A proof is an HMAC-SHA256 under the ring's key over a label of its role and both hellos, so
 it binds all that both sides have said, and one side's proof is never the other's. Whoever
@@ -68,18 +68,20 @@ class _State(enum.Enum):
     AWAIT_HELLO = "a hello"
     AWAIT_PROOF = "a proof"
     AWAIT_ACCEPT = "an accept"
+    JUDGED = "nothing before the accept"
     DONE = "nothing"
     FAILED = "nothing more"
 
 
 # What each side may receive in each state, and the state that follows. A REFUSE may come
-# in any state but the last two; whatever else comes is an error of the other side.
+# in any state but the last two; whatever else comes is an error of the other side. An
+# acceptor leaves JUDGED by a call of its owner.
 _TABLE: dict[tuple[_Role, _State], tuple[Kind, _State]] = {
     (_Role.DIALER, _State.AWAIT_HELLO): (Kind.HELLO, _State.AWAIT_PROOF),
     (_Role.DIALER, _State.AWAIT_PROOF): (Kind.PROOF, _State.AWAIT_ACCEPT),
     (_Role.DIALER, _State.AWAIT_ACCEPT): (Kind.ACCEPT, _State.DONE),
     (_Role.ACCEPTOR, _State.AWAIT_HELLO): (Kind.HELLO, _State.AWAIT_PROOF),
-    (_Role.ACCEPTOR, _State.AWAIT_PROOF): (Kind.PROOF, _State.DONE),
+    (_Role.ACCEPTOR, _State.AWAIT_PROOF): (Kind.PROOF, _State.JUDGED),
 }
 
 
@@ -124,7 +126,9 @@ class _Handshake:
         if self._state is _State.FAILED:
             raise RuntimeError("the handshake has failed already")
         self._in += data
-        while self._state is not _State.DONE:
+        if self._state is _State.JUDGED and len(self._in) > MAX_MESSAGE:
+            self._refuse(Code.PROTOCOL, f"{len(self._in)} bytes came before the accept")
+        while self._state not in (_State.JUDGED, _State.DONE):
             message = self._next_message()
             if message is None:
                 return
@@ -151,7 +155,7 @@ class _Handshake:
             self._proven()
         self._state = then
         if then is _State.DONE:
-            self._succeed()
+            self._peer = self._described()
 
     def _greeted(self, hello: Hello) -> None:
         """Go on after a hello that agrees with ours."""
@@ -215,6 +219,7 @@ class _Handshake:
             self._nonce,
             own.incarnation,
             own.settings,
+            own.instance,
         )
         self._transcript.append(self._send(Kind.HELLO, hello))
 
@@ -268,14 +273,15 @@ class _Handshake:
     def _prove(self) -> None:
         self._send(Kind.PROOF, Proof(self._mac(self._role)))
 
-    def _succeed(self) -> None:
+    def _described(self) -> Peer:
         hello = self._hello
-        assert hello is not None  # noqa: S101 - the table: no DONE without a HELLO
-        self._peer = Peer(
+        assert hello is not None  # noqa: S101 - the table: no proof without a HELLO
+        return Peer(
             hello.name,
             self._identity.members.index(hello.name),
             hello.incarnation,
             hello.purpose,
+            hello.instance,
         )
 
 
@@ -287,7 +293,7 @@ class Dialing(_Handshake):
         key: The ring's key; empty when the ring has none.
         target: Name of the member to be reached.
         nonce: 32 random bytes, never used before.
-        purpose: To stay as a link, or only to knock.
+        purpose: To stay as a link, to knock, or to see whether an address can be reached.
     """
 
     def __init__(
@@ -334,7 +340,7 @@ class Accepting(_Handshake):
             self._refuse(
                 Code.TARGET, f"{hello.name!r} wanted {hello.target!r} and reached {own.name!r}"
             )
-        side, step = ("left", -1) if hello.purpose == "link" else ("right", 1)
+        side, step = ("right", 1) if hello.purpose == "knock" else ("left", -1)
         neighbour = own.members[(own.rank + step) % len(own.members)]
         if hello.name != neighbour or neighbour == own.name:
             self._refuse(
@@ -347,5 +353,23 @@ class Accepting(_Handshake):
         self._send_hello(hello.name, hello.purpose)
         self._prove()
 
-    def _proven(self) -> None:
+    @property
+    def candidate(self) -> Peer | None:
+        """Who has proved to be a member, and waits for :meth:`admit` or :meth:`turn_away`."""
+        return self._described() if self._state is _State.JUDGED else None
+
+    def admit(self) -> None:
+        """Let the candidate in."""
+        if self._state is not _State.JUDGED:
+            raise RuntimeError("there is nobody to be judged")
         self._send(Kind.ACCEPT, Accept())
+        self._state = _State.DONE
+        self._peer = self._described()
+
+    def turn_away(self, text: str) -> None:
+        """Refuse the candidate, whose place another machine holds.
+
+        Raises:
+            HandshakeError: Always, as :meth:`receive` would.
+        """
+        self._refuse(Code.NAMESAKE, text)

@@ -22,11 +22,13 @@ MAX_TEXT = 400
 """Characters of a refusal that are shown."""
 MAX_NAME = 255
 MAX_SETTINGS = 1024
+MAX_INSTANCE = 1 << 62
 
 PREFIX = struct.Struct("<4sBBH")
 
-Purpose = Literal["link", "knock"]
-"""``"link"``: from the left neighbour, to stay. ``"knock"``: from the right one, to be dialed."""
+Purpose = Literal["link", "knock", "probe"]
+"""``"link"``: from the left neighbour, to stay. ``"knock"``: from the right one, to be dialed.
+``"probe"``: from the left one, to see whether this address could carry a link."""
 
 
 class Code(enum.IntEnum):
@@ -47,6 +49,8 @@ class Code(enum.IntEnum):
     """Settings differ that must be equal on all members."""
     KEY = 8
     """The other side has another key, or none."""
+    NAMESAKE = 9
+    """Another machine holds the dialer's place in the ring."""
 
 
 class HandshakeError(Exception):
@@ -77,6 +81,8 @@ class Identity:
     incarnation: int
     settings: str = ""
     """The settings that must be equal everywhere, readable, such as ``"chunk=524288"``."""
+    instance: int = 0
+    """A random number of this process; it tells it from another one under the same name."""
 
     @property
     def name(self) -> str:
@@ -92,6 +98,8 @@ class Peer:
     rank: int
     incarnation: int
     purpose: Purpose
+    instance: int = 0
+    """As in :class:`Identity`; 0 if not known."""
 
 
 class Kind(enum.IntEnum):
@@ -117,6 +125,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     nonce: Annotated[bytes, msgspec.Meta(min_length=NONCE_SIZE, max_length=NONCE_SIZE)]
     incarnation: Annotated[int, msgspec.Meta(ge=0)]
     settings: Annotated[str, msgspec.Meta(max_length=MAX_SETTINGS)]
+    instance: Annotated[int, msgspec.Meta(ge=0, lt=MAX_INSTANCE)]
 
 
 class Proof(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
