@@ -17,7 +17,7 @@ _RST_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time
 
 
 class Proxy:
-    """Forwards each connection to *port* on loopback; listens at :attr:`port`.
+    """Forwards each connection to *port* on loopback; listens at :attr:`port`, any or *listen*.
 
     ``cut`` resets what is open; ``strand`` keeps it open for ever and moves nothing, while new ones
     go through; ``stall`` keeps connections but moves nothing any more (a pulled cable), ``resume``
@@ -25,9 +25,9 @@ class Proxy:
     the daemon, so that a test can stop in the middle of a message.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, listen: int = 0) -> None:
         self._target = port
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self._listener = socket.create_server(("127.0.0.1", listen), backlog=64)
         self.port: int = self._listener.getsockname()[1]
         self.forwarded = 0
         """Bytes that went to the daemon."""

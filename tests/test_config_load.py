@@ -97,6 +97,16 @@ def test_settings_are_parsed(write):
     assert config.log.level == "debug"
 
 
+@pytest.mark.parametrize(("text", "seconds"), [("off", None), ("20s", 20.0)])
+def test_prefer_after(write, text, seconds):
+    """A duration, or off; anything else is told of both."""
+    join = f'[join]\nprefer_after = "{text}"\n'
+    assert load(write(LOOPBACK + join), "a").join.prefer_after == seconds
+    path = write(LOOPBACK + '[join]\nprefer_after = "none"\n')
+    (line,) = problems(path, "a")
+    assert line.endswith('with ms, s, m or h, such as "2s", or "off"')
+
+
 def test_key_file_with_full_path(write, tmp_path):
     """The key may lie elsewhere."""
     elsewhere = tmp_path / "keys"

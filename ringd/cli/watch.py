@@ -163,6 +163,9 @@ def render(body: dict[str, Any]) -> str:
             f"  {side} link to {link['peer']}: up for {age(link['up_for'])}{trip}, "
             f"{size(link['bytes_in'])} in, {size(link['bytes_out'])} out"
         )
+        if not link.get("preferred", True):
+            why = link["preferred_error"]
+            lines.append(f"    not over the preferred address{f' ({why})' if why else ''}")
     for group in body["groups"]:
         lines.append("")
         line = f"group {group['name']!r}: {', '.join(group['present']) or 'nobody'} present"

@@ -70,6 +70,20 @@ def _deadline(value: object) -> float | None:
     return seconds
 
 
+def _duration_or_off(least: float) -> Callable[[object], float | None]:
+    duration = _duration(least)
+
+    def parse(value: object) -> float | None:
+        if value == "off":
+            return None
+        try:
+            return duration(value)
+        except ValueError as error:
+            raise ValueError(f'{error}, or "off"') from None
+
+    return parse
+
+
 def _size(least: int, most: int) -> Callable[[object], int]:
     def parse(value: object) -> int:
         size = parse_size(value)
@@ -167,6 +181,12 @@ class JoinSettings:
         "3s",
         _duration(0.02),
         "A silent neighbour counts as lost after this: at least two heartbeats.",
+    )
+    prefer_after: float | None = _setting(
+        "60s",
+        _duration_or_off(0.01),
+        "A link over a second address moves to a preferred one, between two calls, once that one "
+        'has been reachable for this long; "off": it stays.',
     )
     congestion: str = _setting(
         "auto",

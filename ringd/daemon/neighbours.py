@@ -22,6 +22,7 @@ import structlog
 from ringd.collective.reduction import dtype_from_name
 from ringd.config.settings import Config
 from ringd.daemon.bulk import Bulk
+from ringd.daemon.homing import Homing
 from ringd.daemon.inquiry import Inquiries
 from ringd.daemon.reach import Reach
 from ringd.daemon.recorder import Recorder
@@ -55,6 +56,9 @@ class RingUser(Protocol):
 
     def ring_up(self, generation: int) -> None:
         """The ring formed."""
+
+    def quiet(self) -> bool:
+        """Whether nobody here would notice a short break."""
 
     def ring_down(self, reason: str) -> None:
         """The ring broke; nothing sent before will arrive any more."""
@@ -203,6 +207,8 @@ class Neighbours:
         self._recorder.note("link up", side=side, peer=peer.name, address=address)
         if self._reach is not None:
             self._reach.forget_said()
+            if side == "right":
+                self._reach.linked(address, peer)
         self._since[side] = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         self._perform(
             self.machine.link_up(
@@ -224,6 +230,15 @@ class Neighbours:
     def _redial(self, link: Link) -> None:
         if link.side == "right" and self._reach is not None:
             self._reach.redial()
+
+    def quiet(self) -> bool:
+        """Whether nobody here would notice a short break of the ring."""
+        return self._user.quiet()
+
+    @property
+    def homing(self) -> Homing | None:
+        """What moves the right link back to its preferred address; None in a ring of one."""
+        return None if self._reach is None else self._reach.homing
 
     def dial_failed(self, address: str, reason: str) -> None:
         """The right neighbour could not be reached."""

@@ -64,6 +64,13 @@ class Programs:
         """The clients that are attached."""
         return self._clients
 
+    def quiet(self) -> bool:
+        """Whether no call is open here, and no program wants to be told of a break."""
+        return not any(
+            session.on_loss == "fail" or any(not op.ended for op in session.ops.values())
+            for session in self.engine.joins.values()
+        )
+
     # --- the border's side ------------------------------------------------------------
 
     def attach(self, client: Client, message: border.Attach) -> None:

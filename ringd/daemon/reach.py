@@ -14,16 +14,17 @@ from typing import Protocol
 
 import structlog
 
-from ringd.config.settings import Config
+from ringd.config.settings import Config, Member
+from ringd.daemon.homing import Homing
 from ringd.daemon.oncelog import OnceLog
 from ringd.errors import RingError
 from ringd.membership.backoff import Backoff
 from ringd.membership.machine import Side
-from ringd.net.dialer import Dialer, Knock
+from ringd.net.dialer import Attempt, Dialer, Knock, OnLink, configured
 from ringd.net.listener import Listener
 from ringd.net.loop import Loop
 from ringd.net.resolver import Resolver
-from ringd.wire.handshake import Identity, Peer
+from ringd.wire.handshake import Identity, Peer, Purpose
 
 
 class ReachUser(Protocol):
@@ -42,6 +43,9 @@ class ReachUser(Protocol):
 
     def knocked(self, peer: Peer) -> None:
         """The right neighbour is there and waits to be dialed."""
+
+    def quiet(self) -> bool:
+        """Whether nobody would notice a short break of the ring."""
 
 
 class Reach:
@@ -75,6 +79,17 @@ class Reach:
         self._listener = self._make_listener(config)
         self._dialer = self._make_dialer()
         self._knock = self._make_knock()
+        self.homing = Homing(
+            loop,
+            config=lambda: self._config,
+            addresses=lambda: self._target.addresses,
+            attempt=self._make_attempt,
+            quiet=user.quiet,
+            on_link=lambda *made: user.link_made("right", *made),
+            on_stay=self._stay,
+        )
+        """Moves the right link back to the preferred address."""
+        self._missed = False  # the right link was lost while another one was being made
         self.refused: Counter[str] = Counter()
         """Connections that were turned away, by cause."""
 
@@ -93,11 +108,31 @@ class Reach:
         """Give up whatever is under way, and close the listener."""
         self._knock.stop()
         self._dialer.stop()
+        self.homing.stop()
         self._listener.stop()
 
     def redial(self) -> None:
         """Dial the right neighbour, whose link is lost."""
-        self._dialer.start()
+        if self.homing.moving:  # its old link may end before the new one is known here
+            self._missed = True
+        else:
+            self.homing.stop()
+            self._dialer.start()
+
+    def linked(self, address: str, peer: Peer) -> None:
+        """There is a link to the right neighbour."""
+        self._missed = False
+        preferred = self._target.addresses[0]
+        if configured(address) != preferred:
+            reason = self.homing.error() or f"{preferred}: not tried"
+            event = "link does not run over the preferred address"
+            self._once.warning(event, cause=preferred, where=address, reason=reason)
+        self.homing.linked(address, peer)
+
+    def _stay(self) -> None:
+        if self._missed:
+            self._missed = False
+            self._dialer.start()
 
     def hurry(self) -> None:
         """Dial now, if there is something to dial, with the backoff forgotten."""
@@ -105,6 +140,7 @@ class Reach:
 
     def renew(self) -> None:
         """Dial and knock anew, as after a start; names are resolved afresh."""
+        self.homing.stop()
         self._dialer.start()
         self._dialer.wake()
         self._knock.start()
@@ -134,6 +170,8 @@ class Reach:
         self._knock = self._make_knock()
         if dialing:
             self._dialer.start()
+        else:
+            self.homing.reload()
         return [member.addresses for member in config.ring.members] != [
             member.addresses for member in old.ring.members
         ]
@@ -167,8 +205,32 @@ class Reach:
             judge=self._user.judge,
         )
 
+    @property
+    def _target(self) -> Member:
+        return self._config.ring.members[(self._config.rank + 1) % self._config.size]
+
+    def _make_attempt(
+        self,
+        addresses: tuple[str, ...],
+        purpose: Purpose,
+        on_link: OnLink,
+        on_failed: Callable[[dict[str, str]], None],
+    ) -> Attempt:
+        return Attempt(
+            self._loop,
+            identity=self._identity,
+            key=self._config.ring.key,
+            target=self._target.name,
+            addresses=addresses,
+            settings=self._config.join,
+            resolver=self._resolver,
+            purpose=purpose,
+            on_link=on_link,
+            on_failed=on_failed,
+        )
+
     def _make_dialer(self) -> Dialer:
-        target = self._config.ring.members[(self._config.rank + 1) % self._config.size]
+        target = self._target
         return Dialer(
             self._loop,
             identity=self._identity,
@@ -197,9 +259,9 @@ class Reach:
     # --- failures ---------------------------------------------------------------------
 
     def _dial_failed(self, address: str, reason: str) -> None:
-        configured = address.partition(" (")[0]
         event = "cannot reach the right neighbour yet"
-        self._once.warning(event, cause=configured, where=address, reason=reason)
+        self._once.warning(event, cause=configured(address), where=address, reason=reason)
+        self.homing.failed(address, reason)
         self._user.dial_failed(address, reason)
 
     def _refused(self, address: str, reason: str, cause: str) -> None:

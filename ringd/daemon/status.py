@@ -16,6 +16,8 @@ from ringd.daemon.programs import Programs
 from ringd.daemon.recorder import OpEvent
 from ringd.groups.session import Session
 from ringd.host import limits
+from ringd.membership.machine import MemberView, Side
+from ringd.net.dialer import configured
 
 SCHEMA_VERSION = 1
 
@@ -74,6 +76,7 @@ def status(
             side: {
                 "peer": link.peer.name,
                 "address": link.address,
+                **_preference(config, neighbours, side, views),
                 "up_for": now - link.since,
                 "round_trip": link.round_trip,
                 "bytes_in": link.bytes_in,
@@ -109,6 +112,20 @@ def status(
         },
     }
     return json.dumps(body).encode()
+
+
+def _preference(
+    config: Config, neighbours: Neighbours, side: Side, views: list[MemberView]
+) -> dict[str, Any]:
+    """Return whether a link runs over the preferred address; a left one, as the dialer says."""
+    link, homing = neighbours.links[side], neighbours.homing
+    target = config.member(link.peer.name if side == "right" else config.node)
+    address = link.address if side == "right" else views[config.rank].address
+    preferred = configured(address) == target.addresses[0]
+    if side == "left" or homing is None:
+        return {"preferred": preferred, "preferred_error": None, "probes": 0}
+    error = None if preferred else homing.error()
+    return {"preferred": preferred, "preferred_error": error, "probes": homing.probes}
 
 
 def open_ops(programs: Programs) -> list[OpEvent]:

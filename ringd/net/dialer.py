@@ -20,7 +20,7 @@ from ringd.net.exchange import Exchange
 from ringd.net.loop import EVENT_WRITE, Loop, Timer
 from ringd.net.oserrors import describe
 from ringd.net.resolver import Endpoint, Found, Resolver
-from ringd.wire.handshake import NONCE_SIZE, Dialing, Identity, Peer
+from ringd.wire.handshake import NONCE_SIZE, Dialing, Identity, Peer, Purpose
 
 OnLink = Callable[[socket.socket, Peer, str, bytes], None]
 """Called with the socket, the peer, its address as text, and bytes behind the handshake."""
@@ -320,6 +320,60 @@ class Dialer:
 
     def _sleep_then_dial(self) -> None:
         self._sleep = self._loop.call_later(self._backoff.next(), self._dial)
+
+
+class Attempt:
+    """Dials *addresses* once, for a purpose of its own; ends in one call of those given.
+
+    Args:
+        loop: Where it runs.
+        identity: As for a :class:`Dialer`, and so are *key*, *target*, *settings*, *resolver*.
+        addresses: Where, preferred first.
+        purpose: A link, or a probe, whose connection the other side closes.
+        on_link: As for a dialer.
+        on_failed: Learns that nobody was reached, and by address why.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        *,
+        identity: Callable[[], Identity],
+        key: bytes,
+        target: str,
+        addresses: Sequence[str],
+        settings: JoinSettings,
+        resolver: Resolver,
+        purpose: Purpose,
+        on_link: OnLink,
+        on_failed: Callable[[dict[str, str]], None],
+    ) -> None:
+        failures: dict[str, str] = {}
+
+        def failed(address: str, reason: str) -> None:
+            failures[configured(address)] = f"{address}: {reason}"
+
+        self._round = _Round(
+            loop,
+            resolver,
+            addresses,
+            settings,
+            make_handshake=lambda: Dialing(
+                identity(), key, target, os.urandom(NONCE_SIZE), purpose
+            ),
+            on_link=on_link,
+            on_failure=failed,
+            on_exhausted=lambda: on_failed(failures),
+        )
+
+    def stop(self) -> None:
+        """Give up; nobody is called any more."""
+        self._round.abort()
+
+
+def configured(address: str) -> str:
+    """Return *address*, as dialers tell it, in the words of the config."""
+    return address.partition(" (")[0]
 
 
 class Knock:
