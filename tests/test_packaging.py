@@ -73,6 +73,7 @@ def test_unit_restarts_but_not_on_a_bad_config():
     assert service["Type"] == ["notify"]
     assert service["Restart"] == ["on-failure"]
     assert service["RestartPreventExitStatus"] == ["78"]
+    assert "ProtectHostname" not in service  # a name that mends itself is waited for
     assert unit()["Unit"]["StartLimitIntervalSec"] == ["0"]
 
 

@@ -39,8 +39,13 @@ MAX_ADDRESSES = 16
 RING_KEYS = ("name", "key_file", "insecure", "members")
 MEMBER_KEYS = ("name", "addresses", "listen")
 
+_NUMBERED = re.compile(r"(.+)-([2-9]|[1-9][0-9])", re.ASCII)  # by the network: two had one name
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
 _LONGEST_VALUE = 80
+
+
+class UnknownHost(ConfigError):
+    """The config is good, but no member bears this host's name, which may change."""
 
 
 def load(path: str | Path, node: str | None = None, *, hostname: str | None = None) -> Config:
@@ -49,12 +54,14 @@ def load(path: str | Path, node: str | None = None, *, hostname: str | None = No
     Without *node*, the member that bears this host's name (*hostname*, for tests).
 
     Raises:
-        ConfigError: With one line for each problem.
+        ConfigError: With one line for each problem; UnknownHost if the host's name is the only one.
     """
     report = _Report(Path(path))
     config = _read(report, node, hostname)
     if config is None or report.lines:
-        raise ConfigError("\n".join(report.lines))
+        only_host = config is not None and not config.node and node is None
+        error = UnknownHost if only_host and len(report.lines) == 1 else ConfigError
+        raise error("\n".join(report.lines))
     return config
 
 
@@ -70,7 +77,9 @@ def choose_node(names: Sequence[str], node: str | None, hostname: str) -> str:
     """Return which of the members *names* this machine is.
 
     *node* if given; else the member named like the host in full, else the one whose name has
-    the same first label (``mini`` on ``mini.local``). Case does not count for host names.
+    the same first label (``mini`` on ``mini.local``). Case does not count for host names. Where
+    two hosts have one name, or seem to, networks number them: ``mini-2`` is ``mini`` too, if no
+    member's name is one with a number.
 
     Raises:
         ValueError: No member or several fit; the text says so.
@@ -85,7 +94,7 @@ def choose_node(names: Sequence[str], node: str | None, hostname: str) -> str:
     host = hostname.casefold().rstrip(".")
     full = [name for name in names if name.casefold() == host]
     short = [name for name in names if _first_label(name) == _first_label(host)]
-    found = full or short
+    found = full or short or _numbered(names, _first_label(host))
     if len(found) == 1:
         return found[0]
     fit = f"several members ({', '.join(found)}) fit" if found else "no member bears"
@@ -93,6 +102,23 @@ def choose_node(names: Sequence[str], node: str | None, hostname: str) -> str:
         f'{fit} this host\'s name, "{hostname}"; say which one it is with --node or RINGD_NODE; '
         f"members: {', '.join(names)}"
     )
+
+
+def bears(name: str, hostname: str) -> bool:
+    """Whether the member *name* is called like the host, its domain aside."""
+    return _first_label(name) == _first_label(hostname)
+
+
+def _numbered(names: Sequence[str], label: str) -> list[str]:
+    """Return the members that a network may have renamed to *label*."""
+    match = _NUMBERED.fullmatch(label)
+    if match is None:
+        return []
+    base = match[1]
+    labels = [_first_label(name) for name in names]
+    if any(re.fullmatch(re.escape(base) + "-[0-9]+", other) for other in labels):
+        return []  # the members have numbers themselves
+    return [name for name, other in zip(names, labels, strict=True) if other == base]
 
 
 class _Report:

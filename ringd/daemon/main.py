@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
@@ -17,6 +19,7 @@ from ringd.config import load
 from ringd.config.settings import Config
 from ringd.daemon import logs
 from ringd.daemon.daemon import Daemon
+from ringd.daemon.notify import ServiceManager
 from ringd.errors import ConfigError, RingError
 from ringd.host import heap, limits, paths
 from ringd.host.journal import complaint
@@ -27,6 +30,15 @@ from ringd.wire.lifeline import SUFFIX
 
 EX_CONFIG = 78
 """Of sysexits.h: what is wrong stands in the config, so a restart cannot help."""
+
+EX_TEMPFAIL = 75
+"""Of sysexits.h: try again, which service managers do."""
+
+WAIT_FOR_NAME = 30.0
+"""Seconds to wait for this host's name. A service manager waits as well, and others for it."""
+
+LOOK_AGAIN = 1.0
+"""Seconds."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,7 +89,7 @@ def main(
     open_standard_streams()
     path = config or paths.find_config()
     try:
-        settings = load.load(path, node)
+        settings = load.load(path, node) if check_config else _load_patiently(path, node)
     except ConfigError as error:
         _give_up(str(error).splitlines())
     places = paths.default_paths()
@@ -92,6 +104,14 @@ def main(
     limits.OWN.reserve = settings.ipc.reserve
     heap.give_back_large_blocks()
     logs.configure(settings.log.level, settings.log.format)
+    hostname = socket.gethostname()
+    if node is None and not load.bears(settings.node, hostname):
+        structlog.get_logger("ringd").warning(
+            "this host has another name",
+            host=hostname,
+            reason=f"it seems to be the member {settings.node!r}, renamed by the network; if it is "
+            "another machine, give it a member of its own, else use --node or RINGD_NODE",
+        )
     try:
         Daemon(settings, socket_path, state_dir or places.state_dir).run()
     except RingError as error:
@@ -100,6 +120,32 @@ def main(
     except Exception:  # noqa: BLE001 - the log's form and severity, whatever it is
         structlog.get_logger("ringd").critical("ended by a fault of ringd", exc_info=True)
         sys.exit(1)
+
+
+def _load_patiently(path: Path, node: str | None) -> Config:
+    """Return the config, as soon as this host has the name of a member.
+
+    A host is "localhost" until the network has told it its name, for instance.
+
+    Raises:
+        ConfigError: Something else is wrong.
+    """
+    deadline = time.monotonic() + WAIT_FOR_NAME
+    said = False
+    while True:
+        try:
+            return load.load(path, node)
+        except load.UnknownHost as error:
+            if not said:
+                said = True
+                logs.configure()
+                event = "waiting for this host's name"
+                structlog.get_logger("ringd").warning(event, reason=str(error))
+                # A copy: the daemon takes these out of the environment.
+                ServiceManager(dict(os.environ)).tell(f"STATUS={event}: {error}")
+            if time.monotonic() >= deadline:
+                sys.exit(EX_TEMPFAIL)
+        time.sleep(LOOK_AGAIN)
 
 
 def _check_ports(settings: Config, socket_path: Path) -> None:
