@@ -22,12 +22,17 @@ class Proxy:
     ``cut`` resets what is open; ``strand`` keeps it open for ever and moves nothing, while new ones
     go through; ``stall`` keeps connections but moves nothing any more (a pulled cable), ``resume``
     moves on, and nothing is lost. ``stall_after(n)`` stalls by itself once *n* more bytes went to
-    the daemon, so that a test can stop in the middle of a message.
+    the daemon, so that a test can stop in the middle of a message. With *hole*, nothing more
+    goes to the daemon on a connection that has carried so many bytes there: the rest is too large.
     """
 
-    def __init__(self, port: int, *, listen: int = 0) -> None:
+    def __init__(self, port: int, *, listen: int = 0, hole: int | None = None) -> None:
         self._target = port
+        self._hole = hole
+        self._passed: dict[socket.socket, int] = {}
         self._listener = socket.create_server(("127.0.0.1", listen), backlog=64)
+        if hole is not None:  # else the system would take what does not get through
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self.port: int = self._listener.getsockname()[1]
         self.forwarded = 0
         """Bytes that went to the daemon."""
@@ -135,7 +140,7 @@ class Proxy:
             self._sleep_until_resumed()
             return
         down = sock in self._downstream
-        room = _PIECE
+        room = _PIECE if self._hole is None else 4096
         if down and self._limit is not None:
             room = min(room, self._limit - self.forwarded)
         if room <= 0:
@@ -152,6 +157,9 @@ class Proxy:
             self._drop(sock, reset=False)
         elif down:
             self.forwarded += len(data)
+            self._passed[sock] = self._passed.get(sock, 0) + len(data)
+            if self._hole is not None and self._passed[sock] > self._hole:
+                self._selector.unregister(sock)
 
     def _sleep_until_resumed(self) -> None:
         """Wait for the switches alone: readable sockets would wake the selector for ever."""
@@ -162,7 +170,9 @@ class Proxy:
         other = self._peer.pop(sock)
         del self._peer[other]
         for end in (sock, other):
-            self._selector.unregister(end)
+            with contextlib.suppress(KeyError):  # of a connection with a hole
+                self._selector.unregister(end)
+            self._passed.pop(end, None)
             self._downstream.discard(end)
             if reset:
                 self._reset(end)

@@ -9,6 +9,7 @@ from fake_daemon import FakeDaemon, eventually
 
 import ringd
 from ringd.client import connection as connection_module
+from ringd.wire.border import RingState
 
 
 def test_deadline_ends_a_call_without_a_daemon(daemons, monkeypatch):
@@ -25,6 +26,17 @@ def test_deadline_ends_a_call_without_a_daemon(daemons, monkeypatch):
             work.wait()
         daemons.start()
         np.testing.assert_array_equal(ring.all_reduce(SMALL, timeout=10), 2 * SMALL)
+
+
+def test_a_ring_that_broke_is_not_the_daemons_fault(tmp_path, monkeypatch):
+    """Where the ring broke, the error says that as well: it may be why the daemon knows nothing."""
+    monkeypatch.setattr(connection_module, "GRACE", 0.01)
+    with fake(tmp_path, hold=True) as (daemon, ring):
+        for news in (RingState("forming", 8, "link to n1 lost"), RingState("ready", 9)):
+            daemon.loop.call_threadsafe(lambda news=news: daemon.server.broadcast(news))
+        eventually(lambda: ring.generation == 9)
+        with pytest.raises(ringd.DeadlineExceeded, match=r"stopped\?.*broke: link to n1 lost$"):
+            ring.all_reduce(LARGE, timeout=0.05)
 
 
 def test_deadline_that_passed_here_is_told_to_the_next_daemon(tmp_path, monkeypatch):

@@ -254,6 +254,13 @@ mode = "0666"
         assert len(lines) >= 6
 
 
+def test_a_socket_that_was_removed(place: Path) -> None:
+    """Whoever finds no socket is not sent to start a second daemon beside one that runs."""
+    done = run("ringd-cli", "health", "--socket", str(place / "none"))
+    assert done.returncode == 3
+    assert "one that runs already makes a socket that was removed anew" in done.stderr
+
+
 def test_check_of_a_good_config(place: Path) -> None:
     """``--check-config`` says which member this is, and starts nothing."""
     with Cluster(place, 2) as cluster:

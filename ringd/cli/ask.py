@@ -63,7 +63,8 @@ def find_socket(given: Path | None) -> Path:
         else:
             return candidate
     raise forbidden or DaemonUnavailable(
-        f"no daemon here ({', '.join(trouble)}); start ringd, or name its --socket"
+        f"no daemon here ({', '.join(trouble)}); start ringd, or name its --socket; one that "
+        "runs already makes a socket that was removed anew within 30 s"
     )
 
 

@@ -317,6 +317,8 @@ class Connection:
             )
         else:
             state = "is there, but does not answer (see `ringd-cli status`; is it stopped?)"
+            if group.broke:
+                state += f"; or it could not ask the others, as the ring broke: {group.broke}"
         text = f"{what}: its deadline passed, and this machine's daemon {state}"
         group.give_up(op, errors.DeadlineExceeded(text))
         self._pump.tell()

@@ -58,6 +58,8 @@ class Group:
         """Which session that was."""
         self.trouble = ""
         """What went wrong last with a daemon, for messages."""
+        self.broke = ""
+        """Why the ring broke the last time, for messages."""
         self._on_loss = on_loss
         program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
         self._program = sendable(program)
@@ -331,6 +333,7 @@ class Group:
         self.trouble = ""
 
     def _ring_state(self, reply: RingState, _payload: Payload | None) -> None:
+        self.broke = reply.reason or self.broke
         self._set_state(reply.state, reply.generation)
 
     def _denied(self, reply: Denied, _payload: Payload | None) -> None:

@@ -21,9 +21,11 @@ import structlog
 
 from ringd.collective.reduction import dtype_from_name
 from ringd.config.settings import Config
+from ringd.daemon.blackhole import BlackHole
 from ringd.daemon.bulk import Bulk
 from ringd.daemon.homing import Homing
 from ringd.daemon.inquiry import Inquiries
+from ringd.daemon.pacedlog import PacedLog
 from ringd.daemon.reach import Reach
 from ringd.daemon.recorder import Recorder
 from ringd.daemon.state import State as Stored
@@ -93,6 +95,8 @@ class Neighbours:
         """Where the generation is written to."""
         self._recorder = recorder
         self._log = structlog.get_logger("ring")
+        self._paced = PacedLog(self._log, loop)
+        self._black_holes: dict[Side, BlackHole] = {"left": BlackHole(), "right": BlackHole()}
         self._user: RingUser
         self._bulk: Bulk
         self.rank = config.rank
@@ -153,6 +157,7 @@ class Neighbours:
         for link in list(self.links.values()):
             link.close(reason, goodbye=True)
         self.links.clear()
+        self._paced.stop()
 
     def drain(self) -> None:
         """Take no part in a new ring."""
@@ -201,7 +206,7 @@ class Neighbours:
             lost_after=join.lost_after,
             leftover=leftover,
         )
-        self._log.info(
+        self._paced.info(
             "link up", side=side, peer=peer.name, address=address, incarnation=peer.incarnation
         )
         self._recorder.note("link up", side=side, peer=peer.name, address=address)
@@ -222,10 +227,27 @@ class Neighbours:
             return
         del self.links[link.side]
         self.losses[link.side] += 1
-        self._log.warning("link lost", side=link.side, peer=link.peer.name, reason=reason)
+        hint = self._way_lost(link)
+        reason = f"{reason}; {hint}" if hint else reason
+        self._paced.warning("link lost", side=link.side, peer=link.peer.name, reason=reason)
         self._recorder.note("link lost", side=link.side, peer=link.peer.name, reason=reason)
         self._perform(self.machine.link_down(link.side, reason, self._loop.now()))
         self._redial(link)
+
+    def _way_lost(self, link: Link) -> str:
+        """Return what the way itself may have to do with the loss of *link*, if anything."""
+        instance, hole = link.peer.instance, self._black_holes[link.side]
+        if link.side == "right":
+            sent, undelivered = link.bytes_out, link.undelivered
+            return hole.lost_right(instance, link.address, sent=sent, undelivered=undelivered)
+        return hole.lost_left(
+            instance,
+            link.address,
+            heard=link.bytes_in,
+            silent=link.silent,
+            held=self._loop.now() - link.since,
+            lost_after=self._config.join.lost_after,
+        )
 
     def _redial(self, link: Link) -> None:
         if link.side == "right" and self._reach is not None:
@@ -308,7 +330,7 @@ class Neighbours:
             elif isinstance(action, membership.Broken):
                 self._user.ring_down(action.reason)
             elif isinstance(action, membership.Changed):
-                self._log.info(
+                self._paced.info(
                     "ring " + action.new.value,
                     was=action.old.value,
                     reason=action.reason,
@@ -338,7 +360,9 @@ class Neighbours:
             link = self.links.pop(side, None)
             if link is not None:
                 link.close(action.reason, goodbye=True)
-                self._log.info("link dropped", side=side, peer=link.peer.name, reason=action.reason)
+                self._paced.info(
+                    "link dropped", side=side, peer=link.peer.name, reason=action.reason
+                )
                 self._recorder.note(
                     "link dropped", side=side, peer=link.peer.name, reason=action.reason
                 )

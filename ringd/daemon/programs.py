@@ -208,12 +208,13 @@ class Programs:
     def ring_down(self, reason: str) -> None:
         """The ring broke."""
         self._recorder.note("ring down", reason=reason)
-        self._tell_state("forming", self._neighbours.machine.generation)
+        self._tell_state("forming", self._neighbours.machine.generation, reason)
         self._perform(self.engine.ring_down(reason, self._loop.now()))
 
-    def _tell_state(self, state: str, generation: int) -> None:
+    def _tell_state(self, state: str, generation: int, reason: str = "") -> None:
+        state = "draining" if self.draining else state
         for client in self._clients:
-            client.send(border.RingState("draining" if self.draining else state, generation))
+            client.send(border.RingState(state, generation, reason))
 
     def group_message(
         self, origin: int, gid: int, seq: int, message: GroupMessage, payload: bytes

@@ -305,7 +305,7 @@ class Engine(Roll):
                 self._out.append(Warn(session.group, op.seq, op.submission.call, age, missing))
         for join_id, absent in list(self.absent.items()):
             if now >= absent.due:
-                why = self._says("did not come back after its daemon restarted")
+                why = self._says(f"did not come back {self._in_time}")
                 self._give_up(join_id, absent, why)
         self._look_after(now)
         return self._flush(now)
@@ -321,6 +321,10 @@ class Engine(Roll):
         since = min(max(deadline, self._broke_at), deadline + self.lost_after)
         return now < since + ASK_WITHIN
 
+    @property
+    def _in_time(self) -> str:
+        return f"within {self.reattach:g} s (ops.reattach) after its daemon restarted"
+
     def _look_after(self, now: float) -> None:
         """Do without clients that came back and do not say how their calls had ended."""
         for join_id, due in list(self._returning.items()):
@@ -328,7 +332,7 @@ class Engine(Roll):
             if session is None or not session.returning:
                 del self._returning[join_id]
             elif now >= due:
-                text = self._says("did not hand its calls over again after its daemon restarted")
+                text = self._says(f"did not hand its calls over again {self._in_time}")
                 # It has yet to leave us what it had lent, which no TellLost asks for.
                 self._out.append(Deny(session.client, join_id, GroupLost.code, text))
                 self._leave(session, text)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import socket
 import sys
+import termios
+
+_SO_NWRITE = 0x1024  # macOS; Python has no name for it
 
 _WITHOUT_PACING = ("cubic", "reno")
 """Preferred first; a process without privileges may always choose reno."""
@@ -29,6 +33,22 @@ def link_socket(family: int, congestion: str) -> socket.socket:
         with contextlib.suppress(OSError):
             _avoid_pacing(sock)
     return sock
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """Return how many bytes the other side has not acknowledged; 0 where that cannot be told."""
+    try:
+        if sys.platform == "linux":
+            return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        return sock.getsockopt(socket.SOL_SOCKET, _SO_NWRITE)
+    except OSError:
+        return 0
+
+
+def large_ping(host: str) -> str:
+    """Return the command that sends *host* packets as large as Ethernet carries, unfragmented."""
+    whole = "-M do" if sys.platform == "linux" else "-D"
+    return f"ping {whole} -s 1472 {host}"
 
 
 if sys.platform == "linux":

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Literal, Protocol, Union
 
+from ringd.host.tcp import unacknowledged
 from ringd.net.incoming import Incoming
 from ringd.net.loop import EVENT_READ, EVENT_WRITE, Loop
 from ringd.net.oserrors import describe
@@ -102,11 +103,15 @@ class Link:
         """Bytes handed to the kernel, headers included."""
         self.since = loop.now()
         """When the link came up, on the loop's clock."""
+        self.undelivered = 0
+        """Once it is gone: of the bytes out, those that the peer's system never acknowledged."""
+        self.silent = False
+        """Once it is gone: whether that is because the peer said nothing."""
         self._loop = loop
         self._sock = sock
         self._handler = handler
         self._pulse = Pulse(
-            loop, heartbeat, lost_after, send=self._beat, insist=self.send, lost=self._lost
+            loop, heartbeat, lost_after, send=self._beat, insist=self.send, lost=self._fell_silent
         )
         self._closed = False
 
@@ -221,6 +226,10 @@ class Link:
         if not (self._blocked or self._mute):  # else the peer has bytes of ours to read
             self.send(header)
 
+    def _fell_silent(self, reason: str) -> None:
+        self.silent = True
+        self._lost(reason)
+
     def _lost(self, reason: str) -> None:
         if self._closed:
             return
@@ -237,6 +246,7 @@ class Link:
         self._closed = True
         self._loop.remove(self._sock)
         self._pulse.stop()
+        self.undelivered = unacknowledged(self._sock)
         self._sock.close()
         self._control.clear()
         self._out.clear()

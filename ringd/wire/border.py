@@ -224,6 +224,8 @@ class RingState(msgspec.Struct, frozen=True, array_like=True, tag="ring"):
 
     state: str
     generation: int
+    reason: str = ""
+    """Why the ring broke, if it did."""
 
 
 class Denied(msgspec.Struct, frozen=True, array_like=True, tag="denied"):

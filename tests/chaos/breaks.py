@@ -2,7 +2,8 @@
 
 The ring holds at an instant if all members are in it then. A member is in the ring from the
 line "ring ready" in its daemon's log to the next one that says otherwise, or to its end. "ring
-forming" is written when the programs have been told, hence the lines on what comes before.
+forming" is written when the programs have been told, hence the lines on what comes before. The logs
+are at level "debug", at which no line is held back.
 """
 
 from __future__ import annotations

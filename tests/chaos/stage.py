@@ -34,6 +34,8 @@ heartbeat = "200ms"
 lost_after = "800ms"
 [ops]
 checksum = {checksum}
+[log]
+level = "debug"
 """
 
 SETTLED = 1.5

@@ -1,0 +1,165 @@
+"""A way that loses large packets: said, with what to look at, and without a flood of lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ringd
+from ringd.daemon.blackhole import LARGE, LITTLE, BlackHole
+from ringd.daemon.pacedlog import FEW, MANY, MINUTE, PacedLog
+from ringd.host.tcp import large_ping
+from ringd.net.loop import Loop
+from tests.cluster import Cluster, wait_until
+from tests.proxy import Proxy
+from tests.ringkit import begin, connected
+
+HASTY = """
+[ops]
+timeout = "60s"
+[join]
+backoff_first = "10ms"
+backoff_max = "20ms"
+heartbeat = "50ms"
+lost_after = "200ms"
+"""
+
+HINT = f"check the MTU on the way: {large_ping('')}"
+
+
+def test_a_black_hole_is_named(place: Path) -> None:
+    """A ring that forms and breaks with each tensor says why: in the log, and to the program."""
+    with Cluster(place, 2) as cluster, Proxy(cluster[1].port, hole=8192) as proxy:
+        cluster.write_config(HASTY, {"n1": proxy.port})
+        cluster.start().wait_ready()
+        with connected(cluster) as rings:
+            x = np.ones(4_000_000, np.float32)
+            calls = begin(rings, lambda ring: ring.all_reduce(x, timeout=1.0))
+
+            def named() -> bool:
+                return any(HINT + "127.0.0.1" in str(e.get("reason")) for e in cluster[0].log())
+
+            wait_until(named, "the hint")
+            for call in calls:
+                error = call.outcome()
+                assert isinstance(error, ringd.DeadlineExceeded)
+                assert HINT in str(error)
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([(7, 9000, 6000)], False),
+        ([(7, 9000, 6000), (7, 9000, LARGE)], True),
+        ([(7, 9000, 6000), (8, 9000, 6000)], False),  # the neighbour was restarted
+        ([(7, 9000, 6000), (7, LITTLE + 6000, 6000)], False),  # much got through
+        ([(7, 9000, 6000), (7, 500, 0), (7, 9000, 6000)], False),
+        ([(7, 500, LARGE - 1), (7, 500, LARGE - 1)], False),
+    ],
+)
+def test_what_points_to_a_black_hole(losses: list[tuple[int, int, int]], *, expected: bool) -> None:
+    """Twice in a row little was delivered to one process, and something large was not."""
+    hole = BlackHole()
+    for instance, sent, undelivered in losses:
+        hint = hole.lost_right(instance, "mini:1 (10.0.0.2:1)", sent=sent, undelivered=undelivered)
+    assert bool(hint) == expected
+    if expected:
+        assert hint.endswith(HINT + "10.0.0.2")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, True),
+        ({"silent": False}, False),
+        ({"heard": LITTLE}, False),
+        ({"held": 6.0}, False),  # a machine that sleeps now and then
+        ({"instance": 8}, False),
+    ],
+)
+def test_what_it_looks_like_from_the_other_end(change: dict[str, Any], *, expected: bool) -> None:
+    """Twice in a row one process fell silent as soon as it was linked."""
+    loss: dict[str, Any] = {"instance": 7, "address": "10.0.0.2:1", "heard": 900, "silent": True}
+    loss |= {"held": 3.1, "lost_after": 3.0}
+    hole = BlackHole()
+    assert hole.lost_left(**loss) == ""
+    assert bool(hole.lost_left(**loss | change)) == expected
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        ("10.0.0.2:5680", "10.0.0.2"),
+        ("[fd00::1]:5680", "fd00::1"),
+        ("mini:5680 ([fd00::1]:5680)", "fd00::1"),
+        ("mini:5680", "ADDRESS"),
+    ],
+)
+def test_the_host_to_ping(address: str, host: str) -> None:
+    """The command names the address that the link ran over."""
+    hole = BlackHole()
+    for _ in range(2):
+        hint = hole.lost_right(7, address, sent=9000, undelivered=9000)
+    assert hint.endswith(" " + host)
+
+
+class Lines:
+    """A log that keeps what it is told, by level, on a loop whose time is set by hand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, loop: Loop) -> None:
+        self.info_lines: list[str] = []
+        self.warnings: list[dict[str, object]] = []
+        self.debug_lines: list[str] = []
+        self.now = 0.0
+        self._loop = loop
+        monkeypatch.setattr(loop, "now", lambda: self.now)
+
+    def info(self, event: str, **_details: object) -> None:
+        """Keep it."""
+        self.info_lines.append(event)
+
+    def debug(self, event: str, **_details: object) -> None:
+        """Keep it."""
+        self.debug_lines.append(event)
+
+    def warning(self, event: str, **details: object) -> None:
+        """Keep it."""
+        self.warnings.append({"event": event, **details})
+
+    def minute(self) -> None:
+        """Let a minute pass."""
+        self.now += MINUTE
+        self._loop.call_soon(self._loop.stop)
+        self._loop.run()
+
+
+def test_what_comes_too_often_is_counted(monkeypatch: pytest.MonkeyPatch, loop: Loop) -> None:
+    """A minute has some lines, then fewer; debug has all; calm brings back the many."""
+    lines = Lines(monkeypatch, loop)
+    paced = PacedLog(lines, loop)  # type: ignore[arg-type]
+    for number in range(100):
+        paced.info(f"first {number}")
+    assert lines.info_lines == [f"first {number}" for number in range(MANY)]
+    assert lines.debug_lines == [f"first {number}" for number in range(MANY, 100)]
+    assert lines.warnings == []
+    lines.minute()
+    (told,) = lines.warnings
+    assert (told["held_back"], told["last"]) == (100 - MANY, "first 99")
+    for number in range(100):
+        paced.info(f"second {number}", reason="lost")
+    assert len(lines.info_lines) == MANY + FEW
+    lines.minute()
+    assert lines.warnings[1]["last"] == "second 99: lost"
+    paced.info("calm")
+    lines.minute()
+    for number in range(MANY):
+        paced.info(f"third {number}")
+    assert len(lines.info_lines) == MANY + FEW + 1 + MANY
+    assert len(lines.warnings) == 2
+    paced.info("the last")
+    paced.stop()
+    assert lines.warnings[2]["held_back"] == 1
+    paced.stop()
