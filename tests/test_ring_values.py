@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 import ringd
+from tests.ieee import FORMATS, fold
 from tests.ringkit import everywhere
 
 INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
@@ -116,6 +118,51 @@ def test_nan_and_infinity(calm: list[ringd.Ring], count: int) -> None:
         np.testing.assert_array_equal(np.isnan(lowest), np.arange(count) % 2 == 0)
         np.testing.assert_array_equal(lowest[1::2], np.zeros(count // 2))
         np.testing.assert_array_equal(top, np.full(count, np.inf))
+
+
+@pytest.mark.parametrize("op", ["sum", "mean", "prod", "min", "max"])
+@pytest.mark.parametrize("name", FLOATS)
+def test_odd_values_have_one_form(calm: list[ringd.Ring], name: str, op: str) -> None:
+    """NaNs of any kind and signed zeros give the promised bits, in small tensors and in large."""
+    form = FORMATS[name]
+    bits = np.dtype(f"u{form.width // 8}")
+    rows = list(itertools.islice(itertools.product(form.specials(), repeat=3), 0, None, 40))
+    expected = np.array([fold(op, name, row) for row in rows], bits)
+    columns = [np.array(column, bits).view(dtype_of(name)) for column in zip(*rows, strict=True)]
+
+    def call(ring: ringd.Ring) -> tuple[np.ndarray, np.ndarray]:
+        x = columns[ring.rank]
+        return ring.all_reduce(x, op), ring.all_reduce(np.repeat(x, 60), op)  # large: in chunks
+
+    results = everywhere(calm, call)
+    for small, large in results:
+        assert small.view(bits).tolist() == expected.tolist()
+        assert large.tobytes() == results[0][1].tobytes()
+        assert set(large[np.isnan(large)].view(bits).tolist()) == {form.nan}
+        if op in ("min", "max"):  # sums and products of three depend on the order
+            assert large.view(bits).tolist() == np.repeat(expected, 60).tolist()
+
+
+@pytest.mark.parametrize("count", [SMALL, LARGE])
+@pytest.mark.parametrize("name", ["bfloat16", "float32", "float64", "complex64"])
+def test_a_mean_is_infinite_where_the_sum_is(calm: list[ringd.Ring], name: str, count: int) -> None:
+    """A mean of very large numbers overflows at any size; the sum of x / size does not."""
+    dtype = dtype_of(name)
+    largest = float(ml_dtypes.finfo(name.replace("complex64", "float32")).max)
+    x = np.full(count, 0.9 * largest, dtype)
+    for ring_mean, remedy in everywhere(
+        calm, lambda ring: (ring.all_reduce(x, "mean"), ring.all_reduce(x / dtype.type(ring.size)))
+    ):
+        assert np.isinf(ring_mean).all()
+        assert np.isfinite(remedy).all()
+
+
+@pytest.mark.parametrize("count", [SMALL, LARGE])
+def test_a_mean_of_float16_never_overflows(calm: list[ringd.Ring], count: int) -> None:
+    """Its sum is taken in float32, which has room for 64 of the largest float16."""
+    x = np.full(count, 65504, np.float16)
+    for result in everywhere(calm, lambda ring: ring.all_reduce(x, "mean")):
+        np.testing.assert_array_equal(result, x)
 
 
 def test_same_bits_from_run_to_run(calm: list[ringd.Ring]) -> None:

@@ -155,7 +155,9 @@ class Ring:
                 float (16 to 64 bits, or bfloat16 of ml_dtypes), complex64 or complex128. It is
                 never written to, and may be reused as soon as this returns.
             op: ``"sum"``, ``"mean"`` (not for bool and integers), ``"prod"``, ``"min"`` or
-                ``"max"`` (not for complex). float16 and bfloat16 are accumulated in float32.
+                ``"max"`` (not for complex). float16 and bfloat16 are accumulated in float32. A
+                mean is the sum, divided: infinite where the sum overflows; of such large numbers
+                take the sum of ``x / ring.size``.
             out: takes the result, once that is complete; same shape and dtype as *x*, any
                 layout; may be *x* itself.
             name: compared among the members, and shown in errors; such as ``"layer3.grad"``.

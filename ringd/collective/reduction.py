@@ -7,8 +7,13 @@ Rules:
 * bool has no arithmetic: sum and max are *or*, prod and min are *and*.
 * Integers wrap. Floats overflow to infinity and carry NaN along, min and max included.
   Nothing warns: what is odd in the numbers shows in the numbers.
-* A mean is the sum divided by the number of members; complex numbers are divided part by
-  part, so that an infinite part does not spoil the finite one.
+* A mean is the sum divided by the number of members, so it is infinite where the sum is;
+  complex numbers are divided part by part, so that an infinite part does not spoil the finite
+  one.
+* The bits of a result follow from the inputs alone, on every processor, at every position.
+  IEEE 754 fixes those of single steps but for three things, which are fixed here: each NaN in
+  a result is the same one (:data:`_NAN_BITS`); -0.0 is less than +0.0 for min and max; a
+  complex product is made of single real products and sums, each rounded by itself.
 """
 
 from __future__ import annotations
@@ -71,7 +76,13 @@ _BOOL_UFUNCS: dict[str, np.ufunc] = {
 }
 
 _BLOCK = 16384
-"""Elements that :meth:`Reduction.reduce_all` takes through all members at once: 64 KiB of f32."""
+"""Elements that are taken through several steps at once: 64 KiB of float32 stay in the cache."""
+
+_NAN_BITS: dict[np.dtype[Any], tuple[np.dtype[Any], int]] = {
+    np.dtype(np.float32): (np.dtype(np.uint32), 0x7FC0_0000),
+    np.dtype(np.float64): (np.dtype(np.uint64), 0x7FF8_0000_0000_0000),
+}
+"""The one NaN of a result: quiet, positive, no payload; narrower dtypes take its first bits."""
 
 
 def dtype_name(dtype: npt.DTypeLike) -> str:
@@ -140,7 +151,7 @@ class Reduction:
         size: number of members.
     """
 
-    __slots__ = ("_ufunc", "accumulator", "dtype", "operation", "size")
+    __slots__ = ("_combine", "_floating", "_ufunc", "accumulator", "dtype", "operation", "size")
 
     def __init__(self, operation: str, dtype: npt.DTypeLike, size: int) -> None:
         check(operation, dtype)
@@ -153,6 +164,12 @@ class Reduction:
         self.size = size
         ufuncs = _BOOL_UFUNCS if self.dtype.kind == "b" else _UFUNCS
         self._ufunc = ufuncs[operation]
+        self._floating = self.accumulator.kind in "fc"
+        self._combine = self._by_ufunc
+        if self._floating and operation in ("min", "max"):
+            self._combine = self._by_order
+        elif self.accumulator.kind == "c" and operation == "prod":
+            self._combine = self._by_parts
 
     @property
     def wide(self) -> bool:
@@ -167,19 +184,19 @@ class Reduction:
             b: likewise.
             out: of *accumulator*; may be *a* or *b* itself.
         """
-        # numpy converts float16 and bfloat16 on the way, 8192 elements at a time: measured, that
-        # is as fast as converting blocks by hand, and needs no scratch.
         with np.errstate(all="ignore"):
-            self._ufunc(a, b, out=out, dtype=self.accumulator)
+            self._combine(a, b, out)
 
     def finish(self, partial: Array, out: Array) -> None:
         """Turn the reduction of all members' inputs into the result.
 
         Args:
-            partial: of *accumulator*; for a mean it still holds the sum.
+            partial: of *accumulator*; for a mean it still holds the sum. May be changed.
             out: of *dtype*; may be *partial* itself. Rounding happens here and only here.
         """
         with np.errstate(all="ignore"):
+            if self._floating:
+                _unify_nans(_parts(partial))
             if self.operation == "mean":
                 partial, into = _parts(partial), _parts(out)
                 divisor = partial.dtype.type(self.size)
@@ -196,18 +213,86 @@ class Reduction:
         """
         if len(inputs) != self.size:
             raise ValueError(f"{len(inputs)} inputs for a ring of {self.size}")
-        if self.size == 1:
-            np.copyto(out, inputs[0])
-            return
         scratch = np.empty(min(_BLOCK, len(out)), self.accumulator) if self.wide else None
         for start in range(0, len(out), _BLOCK):
             block = slice(start, start + _BLOCK)
             result = out[block]
             partial = result if scratch is None else scratch[: len(result)]
-            self.combine(inputs[0][block], inputs[1][block], partial)
+            if self.size == 1:
+                self._take(inputs[0][block], partial)
+            else:
+                self.combine(inputs[0][block], inputs[1][block], partial)
             for member in inputs[2:]:
                 self.combine(partial, member[block], partial)
             self.finish(partial, result)
+
+    def _take(self, values: Array, out: Array) -> None:
+        """Begin with one member's input, so that what follows makes a result of it."""
+        if self.dtype.kind == "b":  # any byte but 0 is true in an input, 1 alone in a result
+            np.not_equal(values.view(np.uint8), 0, out=out)
+        else:
+            with np.errstate(all="ignore"):
+                np.copyto(out, values)
+
+    # --- ways to combine ----------------------------------------------------------------
+
+    def _by_ufunc(self, a: Array, b: Array, out: Array) -> None:
+        # numpy converts float16 and bfloat16 on the way, 8192 elements at a time: measured, that
+        # is as fast as converting blocks by hand, and needs no scratch.
+        self._ufunc(a, b, out=out, dtype=self.accumulator)
+
+    def _by_order(self, a: Array, b: Array, out: Array) -> None:
+        """Minimum or maximum of floats.
+
+        Of two zeros processors return the first, the second or the right one. That matters only
+        if one of them is negative, which is quickly seen, and rare.
+        """
+        if not (_has_negative_zero(a) or _has_negative_zero(b)):
+            self._by_ufunc(a, b, out)
+            return
+        least = self.operation == "min"
+        unsigned, _ = _NAN_BITS[self.accumulator]
+        sign = unsigned.type(1 << (8 * unsigned.itemsize - 1))
+        for start in range(0, len(out), _BLOCK):
+            x, y, result = (values[start : start + _BLOCK] for values in (a, b, out))
+            x = x.astype(self.accumulator, copy=False)
+            y = y.astype(self.accumulator, copy=False)
+            if least:  # the negative of the largest negative
+                x, y = -x, -y
+            # -0.0 where both are negative, else 0.0. Added, it settles the sign of a zero, for a
+            # sum of zeros is negative only if both are, and leaves all else as it is.
+            zero = (x.view(unsigned) & y.view(unsigned) & sign).view(self.accumulator)
+            np.maximum(x, y, out=result)
+            result += zero
+            if least:
+                np.negative(result, out=result)
+
+    @staticmethod
+    def _by_parts(a: Array, b: Array, out: Array) -> None:
+        """Complex product; numpy's own is rounded otherwise where a processor fuses its steps."""
+        for start in range(0, len(out), _BLOCK):
+            x, y, result = (values[start : start + _BLOCK] for values in (a, b, out))
+            real = x.real * y.real
+            real -= x.imag * y.imag
+            imaginary = x.real * y.imag
+            imaginary += x.imag * y.real
+            result.real, result.imag = real, imaginary
+
+
+def _unify_nans(values: Array) -> None:
+    """Make every NaN of *values* (float32 or float64) the same one."""
+    if not len(values):
+        return
+    largest = np.maximum.reduce(values)  # a sixth of the time of a sum; carries NaN
+    if largest != largest:  # noqa: PLR0124  only a NaN
+        unsigned, nan = _NAN_BITS[values.dtype]
+        np.copyto(values.view(unsigned), unsigned.type(nan), where=np.isnan(values))
+
+
+def _has_negative_zero(values: Array) -> bool:
+    """Whether -0.0 is among *values*: as a whole number, the least of that width."""
+    signed = np.dtype(f"i{values.itemsize}")
+    return len(values) > 0 and np.minimum.reduce(values.view(signed)) == np.iinfo(signed).min
 
 
 def _parts(values: Array) -> Array:
