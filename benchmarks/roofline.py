@@ -29,7 +29,7 @@ from multiprocessing.synchronize import Barrier
 
 import numpy as np
 
-from ringd.collective.plan import DEFAULT_CHUNK_BYTES, RingPlan
+from ringd.collective.plan import DEFAULT_CHUNK_BYTES, Task, ring_plan
 from ringd.collective.reduction import DTYPE_NAMES, Array, Reduction, dtype_from_name
 from ringd.collective.transfer import ScratchPool, Transfer
 from ringd.config.units import parse_size
@@ -69,7 +69,7 @@ def fill(left: socket.socket, memory: memoryview) -> Iterator[bool]:
 def receive_chunks(transfer: Transfer, left: socket.socket) -> Iterator[bool]:
     """Receive and reduce; yield True after each chunk, False whenever the socket is empty."""
     header = memoryview(bytearray(LENGTH.size))
-    for index in range(transfer.plan.chunks):
+    for index in range(len(transfer.plan.receives)):
         yield from fill(left, header)
         (length,) = LENGTH.unpack(header)
         yield from fill(left, transfer.receive_buffer(index, length))
@@ -150,7 +150,7 @@ def member(
         count = run.nbytes // dtype.itemsize
         reduction = Reduction("sum", dtype, size)
         widths = dtype.itemsize, reduction.accumulator.itemsize
-        plan = RingPlan(count, *widths, size, rank, run.chunk_bytes)
+        plan = ring_plan(Task(count, *widths, size, rank, run.chunk_bytes))
         scratch = ScratchPool(run.chunk_bytes)
         source, target = np.empty(count, dtype), np.zeros(count, dtype)
         source[:] = pattern(source) + rank

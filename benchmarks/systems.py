@@ -19,7 +19,7 @@ import numpy.typing as npt
 from roofline import exchange
 
 import ringd
-from ringd.collective.plan import DEFAULT_CHUNK_BYTES, RingPlan
+from ringd.collective.plan import DEFAULT_CHUNK_BYTES, Task, ring_plan
 from ringd.collective.reduction import Reduction
 from ringd.collective.transfer import ScratchPool, Transfer
 
@@ -136,7 +136,8 @@ class Roofline:
     def slot(self, mode: str, count: int) -> Slot:  # noqa: ARG002 - there is one mode
         """See :class:`System`."""
         item = FLOAT32.itemsize
-        plan = RingPlan(count, item, item, self._size, self._rank, DEFAULT_CHUNK_BYTES)
+        task = Task(count, item, item, self._size, self._rank, DEFAULT_CHUNK_BYTES)
+        plan = ring_plan(task)
         source, target = np.empty(count, FLOAT32), np.zeros(count, FLOAT32)
 
         def reduce() -> Floats:

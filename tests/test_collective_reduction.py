@@ -162,6 +162,16 @@ def test_a_mean_of_halves_is_rounded_once(dtype):
     np.testing.assert_array_equal(out, exact.astype(np.float32).astype(dtype))
 
 
+@pytest.mark.parametrize(("operation", "name"), [case for case in CASES if defined(*case)])
+def test_order_matters_for_floats_of_three(operation, name):
+    """Two inputs commute; integers, minima and maxima take any order; nothing else does."""
+    kind = "float" in name or "complex" in name
+    assert not Reduction(operation, dtype_from_name(name), 1).order_matters
+    assert not Reduction(operation, dtype_from_name(name), 2).order_matters
+    expected = kind and operation in ("sum", "mean", "prod")
+    assert Reduction(operation, dtype_from_name(name), 3).order_matters == expected
+
+
 def test_small_addends_survive_in_float16():
     """2048 + 1 + 1 is 2050, though float16 alone would stay at 2048."""
     out = np.empty(1, np.float16)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ringd.collective.plan import RingPlan
+from ringd.collective.plan import Task, ring_plan
 from ringd.collective.reduction import Reduction
 from ringd.collective.transfer import ScratchPool, Transfer, TransferError
 
@@ -12,9 +12,9 @@ def transfer(rank=0, count=8, chunk_bytes=8, size=2, dtype=np.float32):
     """Return a transfer of rank *rank* whose input is all ones."""
     reduction = Reduction("sum", dtype, size)
     itemsize = np.dtype(dtype).itemsize
-    plan = RingPlan(count, itemsize, reduction.accumulator.itemsize, size, rank, chunk_bytes)
+    task = Task(count, itemsize, reduction.accumulator.itemsize, size, rank, chunk_bytes)
     source, target = np.ones(count, dtype), np.empty(count, dtype)
-    return Transfer(plan, reduction, source, target, ScratchPool(chunk_bytes))
+    return Transfer(ring_plan(task), reduction, source, target, ScratchPool(chunk_bytes))
 
 
 def drain(member):
@@ -145,7 +145,7 @@ def build(**changes):
     """Return a transfer of 8 float32 elements with some arguments replaced."""
     memory = np.zeros(24, np.float32)
     arguments = {
-        "plan": RingPlan(8, 4, 4, 2, 0, 64),
+        "plan": ring_plan(Task(8, 4, 4, 2, 0, 64)),
         "reduction": Reduction("sum", np.float32, 2),
         "source": memory[:8],
         "target": memory[8:16],
@@ -174,8 +174,11 @@ def test_neighbouring_memory_is_no_overlap():
             {"reduction": lambda _: Reduction("sum", np.float32, 3)},
             "a plan for 2, but a reduction over 3",
         ),
-        ({"plan": lambda _: RingPlan(8, 4, 8, 2, 0, 64)}, "accumulator is not the reduction's"),
-        ({"plan": lambda _: RingPlan(8, 2, 4, 2, 0, 64)}, "the source is float32"),
+        (
+            {"plan": lambda _: ring_plan(Task(8, 4, 8, 2, 0, 64))},
+            "accumulator is not the reduction's",
+        ),
+        ({"plan": lambda _: ring_plan(Task(8, 2, 4, 2, 0, 64))}, "the source is float32"),
     ],
 )
 def test_memory_that_does_not_fit_is_refused(changes, message):
@@ -189,7 +192,7 @@ def test_small_scratch_buffers_are_refused():
     x = np.zeros(8, np.float16)
     with pytest.raises(ValueError, match="scratch buffers of 63 B, chunks of 64"):
         Transfer(
-            RingPlan(8, 2, 4, 2, 0, 64),
+            ring_plan(Task(8, 2, 4, 2, 0, 64)),
             Reduction("sum", np.float16, 2),
             x,
             x.copy(),

@@ -176,6 +176,11 @@ class Reduction:
         """Whether partial results have another dtype than the inputs."""
         return self.accumulator != self.dtype
 
+    @property
+    def order_matters(self) -> bool:
+        """Whether another order of the inputs can give other bits; of two, it never does."""
+        return self._floating and self.size > 2 and self.operation not in ("min", "max")  # noqa: PLR2004
+
     def combine(self, a: Array, b: Array, out: Array) -> None:
         """Reduce *a* and *b*, elementwise, into *out*.
 

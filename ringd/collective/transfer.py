@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ringd.collective.plan import ChunkSpec, RingPlan
+from ringd.collective.plan import Combine, Place, Plan, Receive
 from ringd.collective.reduction import Array, Reduction
 
 
@@ -47,11 +47,12 @@ class ScratchPool:
 
 
 class Transfer:
-    """The run of a :class:`RingPlan` over a source and a target.
+    """The run of a :class:`Plan` over a source and a target.
 
-    Where a chunk lives: received chunks go straight to their place in the target and are
-    reduced there; a partial result is overwritten later by the all-gather, but not before it
-    has left. Only wide partial results (float16, bfloat16 on the way) need scratch buffers.
+    It carries instructions out and counts them; why they are as they are, the plan knows.
+    Received chunks go straight to their place in the target and are reduced there. Only wide
+    partial results (float16, bfloat16 on the way) need scratch buffers: one is taken for the
+    receive that makes the result, and given back when that has been sent or finished.
 
     Args:
         plan: this rank's plan.
@@ -59,13 +60,12 @@ class Transfer:
         source: this member's input, 1-d, contiguous; only ever read.
         target: where the result goes, 1-d, contiguous, apart from the source in memory. Its
             content is undefined until :attr:`finished`, and afterwards if the run is given up.
-        scratch: for wide partial results; its buffers must hold ``plan.chunk_bytes``.
+        scratch: for wide partial results; its buffers must hold ``plan.task.chunk_bytes``.
     """
 
     __slots__ = (
-        "_gather_lag",
         "_incoming",
-        "_last_reduced",
+        "_itemsize",
         "_next",
         "_partials",
         "_received",
@@ -81,27 +81,28 @@ class Transfer:
 
     def __init__(
         self,
-        plan: RingPlan,
+        plan: Plan,
         reduction: Reduction,
         source: Array,
         target: Array,
         scratch: ScratchPool,
     ) -> None:
+        task = plan.task
         for name, array in (("source", source), ("target", target)):
-            if array.shape != (plan.count,) or not array.flags.c_contiguous:
-                raise ValueError(f"the {name} must be 1-d, contiguous, {plan.count} elements long")
-            if array.dtype != reduction.dtype or array.itemsize != plan.itemsize:
+            if array.shape != (task.count,) or not array.flags.c_contiguous:
+                raise ValueError(f"the {name} must be 1-d, contiguous, {task.count} elements long")
+            if array.dtype != reduction.dtype or array.itemsize != task.itemsize:
                 raise ValueError(f"the {name} is {array.dtype}, not {reduction.dtype}")
         if not target.flags.writeable:
             raise ValueError("the target is read-only")
-        if plan.size != reduction.size:
-            raise ValueError(f"a plan for {plan.size}, but a reduction over {reduction.size}")
-        if plan.accumulator_itemsize != reduction.accumulator.itemsize:
+        if task.size != reduction.size:
+            raise ValueError(f"a plan for {task.size}, but a reduction over {reduction.size}")
+        if task.accumulator_itemsize != reduction.accumulator.itemsize:
             raise ValueError("the plan's accumulator is not the reduction's")
         if np.may_share_memory(source, target):
             raise ValueError("source and target overlap, but a source is never written")
-        if reduction.wide and scratch.nbytes < plan.chunk_bytes:
-            raise ValueError(f"scratch buffers of {scratch.nbytes} B, chunks of {plan.chunk_bytes}")
+        if reduction.wide and scratch.nbytes < task.chunk_bytes:
+            raise ValueError(f"scratch buffers of {scratch.nbytes} B, chunks of {task.chunk_bytes}")
         self.plan = plan
         self.reduction = reduction
         self._source = source
@@ -109,21 +110,21 @@ class Transfer:
         # Through uint8, since bfloat16 arrays have no buffer protocol.
         self._source_bytes = source.view(np.uint8).data
         self._target_bytes = target.view(np.uint8).data
+        self._itemsize = task.itemsize
         self._scratch = scratch
-        self._partials: dict[int, Array] = {}  # scratch buffers, by the number they are sent under
+        self._partials: dict[int, Array] = {}  # scratch buffers, by the receive that fills them
         self._next = 0
         self._sent = 0
         self._received = 0
-        self._incoming: ChunkSpec | None = None
-        self._last_reduced = plan.size - 2
-        self._gather_lag = (plan.size - 1) * plan.chunks_per_segment
-        if plan.size == 1:
+        self._incoming: Receive | None = None
+        if task.size == 1:
             reduction.reduce_all([source], target)
 
     @property
     def finished(self) -> bool:
         """Whether the target is complete and nothing here is still to be sent."""
-        return self._received == self._sent == self.plan.chunks
+        plan = self.plan
+        return self._received == len(plan.receives) and self._sent == len(plan.sends)
 
     @property
     def received_chunks(self) -> int:
@@ -135,16 +136,18 @@ class Transfer:
 
         The bytes stay as they are until :meth:`sent` is called with that number.
         """
-        index, k = self._next, self.plan.chunks_per_segment
-        if index >= self._received + k or index == self.plan.chunks:
+        index, sends = self._next, self.plan.sends
+        if index == len(sends):
+            return None
+        send = sends[index]
+        if send.after > self._received:
             return None
         self._next = index + 1
-        chunk = self.plan.sends[index]
-        if chunk.wide:
-            return index, self._partials[index].data[: chunk.nbytes]
-        whole = self._source_bytes if chunk.step == 0 else self._target_bytes
-        itemsize = self.plan.itemsize
-        return index, whole[chunk.start * itemsize : chunk.stop * itemsize]
+        if send.place is Place.SCRATCH:
+            return index, self._partials[send.after - 1].data[: send.nbytes]
+        whole = self._source_bytes if send.place is Place.SOURCE else self._target_bytes
+        itemsize = self._itemsize
+        return index, whole[send.start * itemsize : send.stop * itemsize]
 
     def sent(self, index: int) -> None:
         """Note that chunk *index* has left to its last byte.
@@ -155,10 +158,9 @@ class Transfer:
         if index != self._sent or index >= self._next:
             raise ValueError(f"chunk {index} cannot have been sent: {self._sent} is the next")
         self._sent = index + 1
-        if self._partials:
-            buffer = self._partials.pop(index, None)
-            if buffer is not None:
-                self._scratch.give(buffer)
+        send = self.plan.sends[index]
+        if send.place is Place.SCRATCH:
+            self._scratch.give(self._partials.pop(send.after - 1))
 
     def receive_buffer(self, index: int, length: int) -> memoryview:
         """Return the memory that the bytes of chunk *index* must be written to.
@@ -167,26 +169,23 @@ class Transfer:
             TransferError: the chunk is not the next one, has another length than planned, or
                 comes before what it answers has left; the state is unchanged.
         """
-        if index != self._received or index >= self.plan.chunks or self._incoming is not None:
+        receives = self.plan.receives
+        if index != self._received or index >= len(receives) or self._incoming is not None:
             raise TransferError(
-                f"chunk {index} of {self.plan.chunks} came, but {self._received} "
+                f"chunk {index} of {len(receives)} came, but {self._received} "
                 f"is {'expected' if self._incoming is None else 'still being received'}"
             )
-        chunk = self.plan.receives[index]
-        if length != chunk.nbytes:
-            raise TransferError(f"chunk {index} has {length} bytes instead of {chunk.nbytes}")
-        # A complete segment overwrites the partial one, which must have left by then: it is part
-        # of what has been completed, so only a confused peer can be that early.
-        if index - self._gather_lag >= self._sent:
+        receive = receives[index]
+        if length != receive.nbytes:
+            raise TransferError(f"chunk {index} has {length} bytes instead of {receive.nbytes}")
+        if receive.after > self._sent:  # only a confused peer can be that early
             raise TransferError(f"chunk {index} came before chunk {self._sent} was sent")
-        self._incoming = chunk
-        if chunk.wide:
-            # Reduced in place, it is what leaves k chunks later.
-            buffer = self._scratch.take()
-            self._partials[index + self.plan.chunks_per_segment] = buffer
+        self._incoming = receive
+        if receive.place is Place.SCRATCH:
+            buffer = self._partials[index] = self._scratch.take()
             return buffer.data[:length]
-        itemsize = self.plan.itemsize
-        return self._target_bytes[chunk.start * itemsize : chunk.stop * itemsize]
+        itemsize = self._itemsize
+        return self._target_bytes[receive.start * itemsize : receive.stop * itemsize]
 
     def received(self, index: int) -> None:
         """Take the bytes that have been written to the buffer of chunk *index*, and reduce them.
@@ -194,31 +193,29 @@ class Transfer:
         Raises:
             ValueError: that chunk is not being received.
         """
-        chunk = self._incoming
-        if chunk is None or index != self._received:
+        receive = self._incoming
+        if receive is None or index != self._received:
             raise ValueError(f"chunk {index} is not being received")
-        if chunk.step <= self._last_reduced:
-            self._reduce(index, chunk)
+        if receive.combine is not Combine.STORE:
+            self._reduce(index, receive)
         self._incoming = None
         self._received = index + 1
 
-    def _reduce(self, index: int, chunk: ChunkSpec) -> None:
-        own = self._source[chunk.start : chunk.stop]
-        place = self._target[chunk.start : chunk.stop]
-        last = chunk.step == self._last_reduced
-        if not self.reduction.wide:
-            self.reduction.combine(place, own, place)
-            if last:
-                self.reduction.finish(place, place)
+    def _reduce(self, index: int, receive: Receive) -> None:
+        reduction, start, stop = self.reduction, receive.start, receive.stop
+        own, place = self._source[start:stop], self._target[start:stop]
+        if not reduction.wide:
+            reduction.combine(place, own, place)
+            if receive.combine is Combine.FINISH:
+                reduction.finish(place, place)
             return
-        onward = index + self.plan.chunks_per_segment
-        buffer = self._partials.get(onward)
+        buffer = self._partials.get(index)
         if buffer is None:
-            buffer = self._partials[onward] = self._scratch.take()
-        width = self.reduction.accumulator.itemsize
-        partial = buffer[: (chunk.stop - chunk.start) * width].view(self.reduction.accumulator)
-        self.reduction.combine(partial if chunk.wide else place, own, partial)
-        if last:
-            self.reduction.finish(partial, place)
-            del self._partials[onward]
+            buffer = self._partials[index] = self._scratch.take()
+        width = reduction.accumulator.itemsize
+        partial = buffer[: (stop - start) * width].view(reduction.accumulator)
+        reduction.combine(partial if receive.place is Place.SCRATCH else place, own, partial)
+        if receive.combine is Combine.FINISH:
+            reduction.finish(partial, place)
+            del self._partials[index]
             self._scratch.give(buffer)

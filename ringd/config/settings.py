@@ -249,6 +249,11 @@ class OpsSettings:
     checksum: bool = _setting(
         False, _switch, "A CRC-32 over every piece, besides TCP's checksum. Equal on all machines."
     )
+    order: str = _setting(
+        "any",
+        _one_of("any", "rank"),
+        'Floats are added in "any" order, the fastest, or by "rank". Equal on all machines.',
+    )
     stall_warning: float = _setting(
         "10s", _duration(0.01), "Log which members a call waits for, once it has waited this long."
     )
@@ -307,7 +312,10 @@ class Config:
     def shared_settings(self) -> str:
         """Return the settings that all machines must have alike, for members to compare."""
         ops = self.ops
-        return f"chunk={ops.chunk} eager={ops.eager_limit} checksum={int(ops.checksum)}"
+        return (
+            f"chunk={ops.chunk} eager={ops.eager_limit} checksum={int(ops.checksum)} "
+            f"order={ops.order}"
+        )
 
     def listen_addresses(self, node: str) -> tuple[tuple[str, int], ...]:
         """Return the (host, port) pairs that the member *node* binds.

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ringd.collective.plan import RingPlan
+from ringd.collective.plan import Plan, Task, chain_plan, ring_plan
 from ringd.collective.reduction import Array, Reduction
 from ringd.collective.transfer import ScratchPool, Transfer, TransferError
 from ringd.wire import frames
@@ -34,6 +34,7 @@ class Bulk:
         size: Members of the ring.
         chunk_bytes: The longest chunk, equal on all members.
         checksum: Whether chunks carry a CRC-32, equal on all members.
+        by_rank: Whether every sum is taken in the order of the ranks, equal on all members.
         on_finished: Called with an op's key when its result is complete and nothing of it is
             still to be sent; the transfer is forgotten by then.
     """
@@ -45,12 +46,14 @@ class Bulk:
         *,
         chunk_bytes: int,
         checksum: bool,
+        by_rank: bool,
         on_finished: Callable[[int, int], None],
     ) -> None:
         self._rank = rank
         self._size = size
         self._chunk_bytes = chunk_bytes
         self._checksum = checksum
+        self._by_rank = by_rank
         self._on_finished = on_finished
         self._plan = lru_cache(_PLANS)(self._make_plan)  # programs repeat their shapes
         self._scratch = ScratchPool(chunk_bytes)
@@ -67,7 +70,8 @@ class Bulk:
 
     def start(self, gid: int, seq: int, reduction: Reduction, source: Array, target: Array) -> None:
         """Begin the op; its first chunks can be pulled at once."""
-        plan = self._plan(len(source), source.itemsize, reduction.accumulator.itemsize)
+        chain = self._by_rank and reduction.order_matters
+        plan = self._plan(len(source), source.itemsize, reduction.accumulator.itemsize, chain)
         transfer = Transfer(plan, reduction, source, target, self._scratch)
         if transfer.finished:  # alone in the ring
             self._on_finished(gid, seq)
@@ -82,7 +86,7 @@ class Bulk:
     def progress(self, gid: int, seq: int) -> tuple[int, int] | None:
         """Return how many of the op's chunks were received, and of how many; None if not here."""
         transfer = self._transfers.get((gid, seq))
-        return None if transfer is None else (transfer.received_chunks, transfer.plan.chunks)
+        return None if transfer is None else (transfer.received_chunks, len(transfer.plan.receives))
 
     # --- the left link ----------------------------------------------------------------
 
@@ -141,10 +145,11 @@ class Bulk:
 
     # --- inside -----------------------------------------------------------------------
 
-    def _make_plan(self, count: int, itemsize: int, accumulator_itemsize: int) -> RingPlan:
-        return RingPlan(
+    def _make_plan(self, count: int, itemsize: int, accumulator_itemsize: int, chain: bool) -> Plan:
+        task = Task(
             count, itemsize, accumulator_itemsize, self._size, self._rank, self._chunk_bytes
         )
+        return chain_plan(task) if chain else ring_plan(task)
 
     def _frame(
         self, gid: int, seq: int, index: int, chunk: memoryview

@@ -74,6 +74,7 @@ class Performer:
             config.size,
             chunk_bytes=config.ops.chunk,
             checksum=config.ops.checksum,
+            by_rank=config.ops.order == "rank",
             on_finished=on_finished,
         )
         self.outcomes: Counter[str] = Counter()
