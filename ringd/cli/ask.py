@@ -16,6 +16,9 @@ import zmq
 from ringd.errors import DaemonUnavailable, ResourceExhausted, RingError
 from ringd.host import paths
 from ringd.host.journal import complaint
+from ringd.errors import DaemonUnavailable, Refused, RingError
+from ringd.host import paths
+from ringd.host.permission import why_not
 from ringd.wire import border
 from ringd.wire import lifeline as wire
 from ringd.wire.border import AskRejoin, AskReload, AskStatus, AskTrace
@@ -37,7 +40,8 @@ def daemon_options(command: _Command) -> _Command:
     command = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")(command)
     return click.option(
         "--socket",
-        type=click.Path(path_type=Path),
+        # Whether it may be used is found out by using it, and said in our own words.
+        type=click.Path(path_type=Path, readable=False),
         envvar="RINGD_SOCKET",
         help="The daemon's socket; default: RINGD_SOCKET, then the usual places.",
     )(command)
@@ -48,24 +52,28 @@ def find_socket(given: Path | None) -> Path:
 
     Raises:
         DaemonUnavailable: There is none.
-        RingError: There is one that this user may not speak to.
+        Refused: There is one that this user may not speak to.
     """
     candidates = [given] if given is not None else list(paths.socket_candidates())
-    forbidden: RingError | None = None
-    trouble = []
+    forbidden: list[str] = []
+    trouble: list[str] = []
     for candidate in candidates:
         try:
             _knock(candidate, ANSWER_WITHIN).close()
         except DaemonUnavailable as error:
             trouble.append(str(error))
-        except RingError as error:
-            forbidden = forbidden or error
+        except Refused as error:
+            forbidden.append(str(error))
         else:
             return candidate
     raise forbidden or DaemonUnavailable(
         f"no daemon here ({', '.join(trouble)}); start ringd, or name its --socket; one that "
         "runs already makes a socket that was removed anew within 30 s"
     )
+    looked = ", ".join(trouble)
+    if forbidden:
+        raise Refused("; ".join(forbidden) + (f" ({looked})" if looked else ""))
+    raise DaemonUnavailable(f"no daemon here ({looked}); start ringd, or name its --socket")
 
 
 def ask(path: Path, question: Question, timeout: float = ANSWER_WITHIN) -> dict[str, Any]:
@@ -118,8 +126,7 @@ def _knock(path: Path, timeout: float) -> socket.socket:
         try:
             probe.connect(str(path) + wire.SUFFIX)
         except PermissionError:
-            text = f"{path}: no permission; join the group that owns it, or ask as root"
-            raise RingError(text) from None
+            raise Refused(why_not(path)) from None
         except FileNotFoundError:
             raise DaemonUnavailable(f"nothing at {path}") from None
         except OSError as error:

@@ -28,7 +28,7 @@ def _members(
 
 
 @click.command()
-@click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("path", type=click.Path(dir_okay=False, readable=False, path_type=Path))
 @click.option(
     "--member",
     "members",
@@ -72,7 +72,7 @@ def init(path: Path, members: tuple[Member, ...], name: str, insecure: bool, for
 
 
 @click.command()
-@click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("path", type=click.Path(dir_okay=False, readable=False, path_type=Path))
 def keygen(path: Path) -> None:
     """Write a new random key to PATH.
 

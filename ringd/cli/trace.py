@@ -20,7 +20,7 @@ _MICROSECONDS = 1e6
 @daemon_options
 @click.option(
     "--chrome",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path, dir_okay=False, readable=False),
     metavar="FILE",
     help="Write a Chrome trace, for ui.perfetto.dev or chrome://tracing.",
 )

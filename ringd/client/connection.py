@@ -60,6 +60,7 @@ class Connection:
             DaemonUnavailable: none did; says what was tried.
             Refused: the daemon does not want us in the group.
             ResourceExhausted: the daemon takes no more programs; names the limit.
+            Refused: the daemon does not want us in the group, or is not for this user.
         """
         group = self._group
         remember_main_thread()
@@ -80,6 +81,7 @@ class Connection:
             self.close()
             if self._keeper.turned_away:
                 refusal = refusal or errors.ResourceExhausted(self._keeper.turned_away)
+            refusal = refusal or self._keeper.barred()
             raise refusal or errors.DaemonUnavailable(
                 f"no daemon within {timeout:g} s ({trouble or 'it does not answer'}); start one "
                 "with `ringd --config PATH`, or name its socket with RINGD_SOCKET or socket="

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from ringd.client.channel import Channel, TurnedAwayError
 from ringd.client.group import Group
 from ringd.client.pump import Pump
+from ringd.errors import Refused
+from ringd.host.permission import why_not
 
 _FIRST_RETRY = 0.02
 _LAST_RETRY = 0.1  # a try costs 0.1 ms, and calls wait for it
@@ -25,6 +27,7 @@ _DRAIN_EVERY = 60.0  # seconds; nobody else takes messages in while the program 
 _LOST_AFTER = 3.0  # seconds, until the daemon has said what its own is
 _BEATS = 4  # so many in that time
 _LEAST_BEAT = 0.02  # seconds
+_STAYS_SHUT = 0.2  # seconds; a daemon that is just making its socket lets its group in last
 
 
 class Keeper:
@@ -40,6 +43,9 @@ class Keeper:
         os.set_blocking(self._wake_writer, False)
         self.turned_away = ""
         """What a daemon said that took nobody in, at the last try."""
+        self._shut: list[str] = []
+        """Where there may be a daemon, and this user may not look; as of the last try."""
+        self._shut_since = 0.0
         self._thread = threading.Thread(target=self._run, name="ringd", daemon=True)
 
     def start(self) -> None:
@@ -72,6 +78,7 @@ class Keeper:
                     continue
             if not self._ending:
                 self._lack(since)
+                self._give_up()
                 time.sleep(retry)  # nothing tells when a socket appears
                 retry = min(_RETRY_GROWTH * retry, _LAST_RETRY)
         pump.run(self._close)
@@ -85,19 +92,43 @@ class Keeper:
     def _open(self) -> Channel | None:
         trouble: list[str] = []
         turned_away = ""
+        shut: list[str] = []
         for path in self._paths:
             try:
                 channel = Channel(path, self._pump.wake_reader, self._waker)
             except OSError as error:
                 if isinstance(error, TurnedAwayError):
                     turned_away = f"{path}: {error.strerror}"
+                if isinstance(error, PermissionError):
+                    shut.append(path)
                 trouble.append(f"{path}: {error.strerror or error}")
             else:
                 self._paths = [path]  # from now on it is this daemon's return that we wait for
                 return channel
         self._group.trouble = "; ".join(trouble)
         self.turned_away = turned_away
+        if shut and not self._shut:
+            self._shut_since = time.monotonic()
+        self._shut = shut
         return None
+
+    def barred(self) -> Refused | None:
+        """Return why no daemon may be used, if that was so at the last try."""
+        shut = self._shut
+        if not shut:
+            return None
+        why = "; ".join(map(why_not, shut))
+        # The trouble names the others, where nothing was found.
+        return Refused(why if len(self._paths) == len(shut) else f"{why} ({self._group.trouble})")
+
+    def _give_up(self) -> None:
+        """Where the first daemon is not for this user, waiting for it is of no use."""
+        group = self._group
+        if group.info is None and self._shut and time.monotonic() >= self._shut_since + _STAYS_SHUT:
+            refusal = self.barred()
+            with self._pump.mutex:
+                group.refusal = refusal
+                self._pump.tell()
 
     def _lack(self, since: float) -> None:
         """There has been no daemon *since* then: tell a user who wants to know at once."""

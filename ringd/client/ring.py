@@ -51,7 +51,8 @@ def connect(
 
     Raises:
         DaemonUnavailable: no daemon there in time; says where it was looked for.
-        Refused: the daemon says no, for instance because the group has a client here already.
+        Refused: the daemon says no, for instance because the group has a client here already; or
+            its socket is not for this user, which is said at once, with what to do.
         ValueError: an argument is out of its range.
     """
     group, on_loss = tensors.plain(group, "group"), tensors.plain(on_loss, "on_loss")

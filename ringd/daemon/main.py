@@ -44,7 +44,7 @@ LOOK_AGAIN = 1.0
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     envvar="RINGD_CONFIG",
     help="The configuration file, the same on every machine; or RINGD_CONFIG. Default: "
     "ringd.toml in the usual place of this user, or of the system.",
@@ -58,14 +58,14 @@ LOOK_AGAIN = 1.0
 @click.option(
     "--socket",
     "socket_path",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     envvar="RINGD_SOCKET",
     help="Where programs reach this daemon; or RINGD_SOCKET. Default: ipc.socket in the "
     "configuration, else the usual place.",
 )
 @click.option(
     "--state-dir",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     envvar="RINGD_STATE_DIR",
     help="Where generation and incarnation are kept; or RINGD_STATE_DIR.",
 )
