@@ -44,7 +44,7 @@ def test_usual_places_are_searched(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     from ringd.host.paths import socket_candidates  # noqa: PLC0415
 
-    own, system = socket_candidates()
+    own, *_, system = socket_candidates()
     monkeypatch.setattr("ringd.client.ring.socket_candidates", lambda: (own, tmp_path / "none"))
     with pytest.raises(ringd.DaemonUnavailable) as missing:
         ringd.connect(timeout=0.05)

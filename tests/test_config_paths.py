@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
+from fake_daemon import FakeDaemon
 
+import ringd
+from ringd.cli.main import main
+from ringd.host import paths
 from ringd.host.paths import (
     Paths,
+    User,
     default_paths,
     find_config,
+    left_out,
     socket_candidates,
     system_paths,
     user_paths,
 )
+
+ME = User(os.geteuid(), Path("/home/me"))
+
+
+def give_away(monkeypatch, place):
+    """Have *place*, and all in it, belong to another user, who is not root."""
+    look = Path.stat
+
+    def stat(path, **options):
+        status = look(path, **options)
+        if path != place and place not in path.parents:
+            return status
+        return SimpleNamespace(st_uid=os.geteuid() + 1, st_mode=status.st_mode)
+
+    monkeypatch.setattr(Path, "stat", stat)
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_logged_in(tmp_path, monkeypatch):
+    """Have no runtime directories but those that a test makes."""
+    monkeypatch.setattr(paths, "RUNTIME_DIRS", tmp_path / "run")
 
 
 def test_system_paths():
@@ -26,16 +56,16 @@ def test_system_paths():
     )
 
 
-def test_user_paths_on_linux():
+def test_user_paths_on_linux(tmp_path):
     """A user's daemon follows the XDG directories, and their defaults below the home."""
     environ = {
         "HOME": "/home/ann",
         "XDG_CONFIG_HOME": "/c",
-        "XDG_RUNTIME_DIR": "/run/user/7",
+        "XDG_RUNTIME_DIR": str(tmp_path),
         "XDG_STATE_HOME": "/s",
     }
     assert user_paths(environ, macos=False) == Paths(
-        Path("/c/ringd/ringd.toml"), Path("/run/user/7/ringd/ringd.sock"), Path("/s/ringd")
+        Path("/c/ringd/ringd.toml"), tmp_path / "ringd/ringd.sock", Path("/s/ringd")
     )
     assert user_paths({"HOME": "/home/ann"}, macos=False) == Paths(
         Path("/home/ann/.config/ringd/ringd.toml"),
@@ -70,11 +100,133 @@ def test_default_is_by_user(macos):
 @pytest.mark.parametrize("macos", [False, True])
 def test_socket_candidates(macos):
     """A client tries the user's own daemon first."""
-    environ = {"HOME": "/home/ann"}
-    assert socket_candidates(environ, macos=macos) == (
-        user_paths(environ, macos=macos).socket,
-        system_paths(macos=macos).socket,
-    )
+    environ, user = {"HOME": "/home/ann"}, User(os.geteuid(), Path("/home/ann"))
+    found = socket_candidates(environ, macos=macos, user=user)
+    assert user_paths(environ, macos=macos, user=user).socket in found[:-1]
+    assert found[-1] == system_paths(macos=macos).socket
+
+
+class Homes:
+    """Environments in which things of one user are started."""
+
+    def __init__(self, place):
+        self.user = User(os.geteuid(), place / "home")
+        self.runtime = place / "run" / str(os.geteuid())
+        self.runtime.mkdir(parents=True)
+        home = {"HOME": str(place / "home")}
+        self.environs = {
+            "desktop": home | {"XDG_RUNTIME_DIR": str(self.runtime)},
+            "ssh command": home,
+            "cron": {},
+            "su from root": home | {"XDG_RUNTIME_DIR": str(place / "run" / "0")},
+            "another home": {"HOME": str(place / "other")},
+            "own XDG": home | {"XDG_RUNTIME_DIR": str(place), "XDG_STATE_HOME": str(place / "s")},
+        }
+
+
+KINDS = ["desktop", "ssh command", "cron", "su from root", "another home"]
+
+
+@pytest.mark.parametrize("program", KINDS)
+@pytest.mark.parametrize("daemon", KINDS)
+@pytest.mark.parametrize("logged_in", [True, False])
+@pytest.mark.parametrize("macos", [True, False])
+def test_a_user_has_one_daemon(tmp_path, daemon, program, logged_in, macos):
+    """Whatever started the one and the other, and whether there was a runtime directory then."""
+    homes = Homes(tmp_path)
+    if not logged_in:
+        homes.runtime.rmdir()
+    socket = user_paths(homes.environs[daemon], macos=macos, user=homes.user).socket
+    if not logged_in:  # they log in later
+        homes.runtime.mkdir()
+    found = socket_candidates(homes.environs[program], macos=macos, user=homes.user)
+    if daemon != "another home" or program == daemon:
+        assert socket in found
+    if logged_in and not macos:
+        assert socket == homes.runtime / "ringd" / "ringd.sock"
+
+
+def test_a_runtime_directory_that_is_gone_is_not_taken(tmp_path):
+    """It went with the last logout, and only the system can make it: the next place is taken."""
+    homes = Homes(tmp_path)
+    environ = homes.environs["desktop"]
+    homes.runtime.rmdir()
+    place = user_paths(environ, macos=False, user=homes.user).socket
+    assert place == tmp_path / "home" / ".local/state/ringd/ringd.sock"
+
+
+@pytest.mark.parametrize("depth", ["theirs", "theirs/ringd"])
+@pytest.mark.parametrize("variable", ["XDG_RUNTIME_DIR", "XDG_STATE_HOME", "HOME"])
+@pytest.mark.parametrize("macos", [True, False])
+def test_nothing_of_another_user_is_trusted(tmp_path, monkeypatch, variable, depth, macos):
+    """A variable left from somebody else leads neither program nor daemon to their directory."""
+    theirs = tmp_path / "theirs"
+    (theirs / "ringd").mkdir(parents=True)
+    if variable == "HOME":
+        (theirs / ".local" / "state" / "ringd").mkdir(parents=True)
+        depth = "theirs"
+    give_away(monkeypatch, tmp_path / depth)
+    environ = {variable: str(theirs)}
+    own = user_paths(environ, macos=macos, user=ME)
+    found = socket_candidates(environ, macos=macos, user=ME)
+    assert all(theirs not in path.parents for path in (own.socket, own.state_dir, *found))
+    if not macos or variable == "HOME":
+        assert str(theirs) in left_out(environ, macos=macos, user=ME)
+        assert "RINGD_SOCKET" in left_out(environ, macos=macos, user=ME)
+
+
+def test_a_directory_that_anybody_may_fill_is_not_trusted(tmp_path, monkeypatch):
+    """As /tmp: until the user's own directory stands there, somebody else may make it."""
+    look = Path.stat
+
+    def stat(path, **options):
+        status = look(path, **options)
+        return SimpleNamespace(st_uid=0, st_mode=0o41777) if path == tmp_path else status
+
+    monkeypatch.setattr(Path, "stat", stat)
+    user = User(4711, None) if os.geteuid() == 0 else ME
+    environ = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    socket = tmp_path / "ringd" / "ringd.sock"
+    assert socket not in socket_candidates(environ, macos=False, user=user)
+    assert socket != user_paths(environ, macos=False, user=user).socket
+    socket.parent.mkdir()
+    assert socket in socket_candidates(environ, macos=False, user=ME)
+
+
+def test_nothing_is_left_out_of_an_ordinary_login(tmp_path):
+    """So nothing is said about it."""
+    homes = Homes(tmp_path)
+    assert left_out(homes.environs["desktop"], macos=False, user=homes.user) == ""
+
+
+def test_all_places_are_told(tmp_path, monkeypatch):
+    """A program and a command that find no daemon list where they looked, and where not."""
+    monkeypatch.delenv("RINGD_SOCKET", raising=False)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "stale"))
+    monkeypatch.setattr(paths, "system_paths", lambda **_: Paths(*[tmp_path / "system"] * 3))
+    monkeypatch.setattr(paths, "_ours", lambda place, _uid: tmp_path / "stale" not in place.parents)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with pytest.raises(ringd.DaemonUnavailable) as missing:
+        ringd.connect(timeout=0.05)
+    output = CliRunner().invoke(main, ["status"]).output
+    for text in (str(missing.value), output):
+        looked, _, not_looked = text.partition("not looked for at ")
+        for path in socket_candidates():
+            assert str(path) in looked
+        assert str(tmp_path / "stale" / "ringd" / "ringd.sock") in not_looked
+
+
+def test_a_daemon_in_the_last_place_is_found(tmp_path, monkeypatch):
+    """Program and command find what runs in any of the user's places."""
+    monkeypatch.delenv("RINGD_SOCKET", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "gone"))
+    monkeypatch.setenv("HOME", str(tmp_path / "none"))
+    user = User(os.geteuid(), tmp_path)
+    monkeypatch.setattr(paths, "current_user", lambda: user)
+    with FakeDaemon(socket_candidates()[-2], size=3), ringd.connect(timeout=10) as ring:
+        assert ring.size == 3
+        assert "no daemon here" not in CliRunner().invoke(main, ["status"]).output
 
 
 def test_no_home():
@@ -99,3 +251,14 @@ def test_find_config(tmp_path, monkeypatch, there, expected):
         files[name].parent.mkdir(parents=True, exist_ok=True)
         files[name].touch()
     assert find_config(environ, root=False, macos=False) == files[expected]
+
+
+def test_a_config_that_cannot_be_seen_is_not_there(monkeypatch):
+    """A home that may not be entered is no reason to fail without a word."""
+
+    def hidden(_path):
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "exists", hidden)
+    environ = {"HOME": "/home/ann"}
+    assert find_config(environ, root=False, macos=False) == user_paths(environ, macos=False).config

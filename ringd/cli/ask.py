@@ -73,7 +73,9 @@ def find_socket(given: Path | None) -> Path:
     looked = ", ".join(trouble)
     if forbidden:
         raise Refused("; ".join(forbidden) + (f" ({looked})" if looked else ""))
-    raise DaemonUnavailable(f"no daemon here ({looked}); start ringd, or name its --socket")
+    text = f"no daemon here ({looked}); start ringd, or name its --socket"
+    others = "" if given is not None else paths.left_out()
+    raise DaemonUnavailable(f"{text}; {others}" if others else text)
 
 
 def ask(path: Path, question: Question, timeout: float = ANSWER_WITHIN) -> dict[str, Any]:

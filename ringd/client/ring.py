@@ -19,7 +19,7 @@ from ringd.client.connection import Connection
 from ringd.client.session import Op
 from ringd.client.work import Work
 from ringd.collective.reduction import dtype_name
-from ringd.host.paths import socket_candidates
+from ringd.host.paths import left_out, socket_candidates
 from ringd.wire.border import ROOM_FOR_HEADERS
 from ringd.wire.control import MAX_GROUP_NAME, Call
 
@@ -42,7 +42,7 @@ def connect(
 
     Args:
         socket: path of the daemon's socket; by default the environment variable RINGD_SOCKET,
-            else the usual place of a user's own daemon, else that of the system's.
+            else the usual places of a user's own daemon, else that of the system's.
         group: the calls of a group are matched in the order in which they are made. Groups are
             independent of each other. Each can have one program per machine.
         timeout: seconds to wait for a daemon to appear; None for 30.
@@ -65,7 +65,13 @@ def connect(
     given = socket or os.environ.get("RINGD_SOCKET")
     paths = [os.path.abspath(given)] if given else [str(path) for path in socket_candidates()]  # noqa: PTH100 - as in the daemon
     connection = Connection(paths, group, on_loss)
-    connection.start(_CONNECT_TIMEOUT if timeout is None else timeout)
+    try:
+        connection.start(_CONNECT_TIMEOUT if timeout is None else timeout)
+    except errors.DaemonUnavailable as error:
+        others = "" if given else left_out()
+        if others:
+            raise errors.DaemonUnavailable(f"{error}; {others}") from None
+        raise
     return Ring(connection, group)
 
 

@@ -13,18 +13,31 @@ user    state directory     $XDG_STATE_HOME/ringd               .../ringd/state
 ======  ==================  ==================================  ================================
 
 macOS empties /var/run at boot and launchd makes no runtime directory, hence /var/db there.
-Nothing here touches the file system but :func:`find_config`.
+
+A user has the same daemon whatever started it and the programs: a desktop, ssh, cron, su or a
+service, which set these variables, do not, or leave those of another user. So a daemon without a
+runtime directory in its environment takes /run/user/UID where there is one, and else the state
+directory; and programs look in all of these places. A directory in which another user could put
+a socket is no place of this user, whatever a variable says.
 """
 
 from __future__ import annotations
 
 import os
+import pwd
+import stat
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 MACOS = sys.platform == "darwin"
+
+RUNTIME_DIRS = Path("/run/user")
+"""Where Linux makes a directory for each user that is logged in."""
+
+_STATE = Path(".local", "state")
+_LIBRARY = Path("Library", "Application Support", "ringd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +49,24 @@ class Paths:
     state_dir: Path
 
 
+@dataclass(frozen=True, slots=True)
+class User:
+    """Whose process this is, in the system's word."""
+
+    uid: int
+    home: Path | None
+
+
+def current_user() -> User:
+    """Return whose process this is."""
+    uid = os.geteuid()
+    try:
+        home = Path(pwd.getpwuid(uid).pw_dir)
+    except KeyError:  # in a container
+        return User(uid, None)
+    return User(uid, home if home.is_absolute() else None)
+
+
 def system_paths(*, macos: bool = MACOS) -> Paths:
     """Return the places of the daemon that runs for the whole machine."""
     config = Path("/etc/ringd/ringd.toml")
@@ -45,17 +76,23 @@ def system_paths(*, macos: bool = MACOS) -> Paths:
     return Paths(config, Path("/run/ringd/ringd.sock"), Path("/var/lib/ringd"))
 
 
-def user_paths(environ: Mapping[str, str] = os.environ, *, macos: bool = MACOS) -> Paths:
+def user_paths(
+    environ: Mapping[str, str] = os.environ, *, macos: bool = MACOS, user: User | None = None
+) -> Paths:
     """Return the places of a daemon that a user runs for themselves."""
-    home = Path(environ.get("HOME") or "/")
+    user = user or current_user()
+    home = next(iter(_homes(environ, user)))
     if macos:
-        base = home / "Library" / "Application Support" / "ringd"
+        base = home / _LIBRARY
         return Paths(base / "ringd.toml", base / "ringd.sock", base / "state")
-    config = _xdg(environ, "XDG_CONFIG_HOME", home / ".config")
-    state = _xdg(environ, "XDG_STATE_HOME", home / ".local" / "state")
+    config = _absolute(environ, "XDG_CONFIG_HOME") or home / ".config"
+    state = _absolute(environ, "XDG_STATE_HOME")
+    if state is None or not _ours(state / "ringd", user.uid):
+        state = home / _STATE
     # Without a runtime directory the state directory is the next place that is the user's own;
     # a guessable name in /tmp could be taken by somebody else first.
-    runtime = _xdg(environ, "XDG_RUNTIME_DIR", state)
+    runtimes = [d for d in _runtimes(environ, user) if _owner(d) == user.uid]
+    runtime = next((d for d in runtimes if _ours(d / "ringd", user.uid)), state)
     return Paths(config / "ringd" / "ringd.toml", runtime / "ringd" / "ringd.sock", state / "ringd")
 
 
@@ -76,17 +113,90 @@ def find_config(
     """
     own = default_paths(environ, root=root, macos=macos).config
     system = system_paths(macos=macos).config
-    return system if not own.exists() and system.exists() else own
+    return system if not _exists(own) and _exists(system) else own
 
 
 def socket_candidates(
-    environ: Mapping[str, str] = os.environ, *, macos: bool = MACOS
+    environ: Mapping[str, str] = os.environ, *, macos: bool = MACOS, user: User | None = None
 ) -> tuple[Path, ...]:
     """Return the sockets to try when none is named, in order: the user's, then the system's."""
-    return (user_paths(environ, macos=macos).socket, system_paths(macos=macos).socket)
+    user = user or current_user()
+    own = [path for path in _user_sockets(environ, user, macos) if _ours(path.parent, user.uid)]
+    return (*own, system_paths(macos=macos).socket)
 
 
-def _xdg(environ: Mapping[str, str], variable: str, default: Path) -> Path:
+def left_out(
+    environ: Mapping[str, str] = os.environ, *, macos: bool = MACOS, user: User | None = None
+) -> str:
+    """Return in words which sockets the environment leads to that are not this user's, if any."""
+    user = user or current_user()
+    others = [
+        str(path)
+        for path in _user_sockets(environ, user, macos)
+        if not _ours(path.parent, user.uid)
+    ]
+    if not others:
+        return ""
+    return (
+        f"not looked for at {', '.join(others)}, where another user than this one (uid {user.uid}) "
+        "may put one; if that is meant, name it with RINGD_SOCKET"
+    )
+
+
+def _user_sockets(environ: Mapping[str, str], user: User, macos: bool) -> list[Path]:
+    """Return all places in which a user's daemon may be, by this environment or by another."""
+    homes = [_absolute(environ, "HOME"), user.home]
+    if macos:
+        found = [home / _LIBRARY / "ringd.sock" for home in homes if home]
+    else:
+        states = [_absolute(environ, "XDG_STATE_HOME"), *(home / _STATE for home in homes if home)]
+        bases = [*_runtimes(environ, user), *(state for state in states if state)]
+        found = [base / "ringd" / "ringd.sock" for base in bases]
+    return list(dict.fromkeys(found))
+
+
+def _runtimes(environ: Mapping[str, str], user: User) -> list[Path]:
+    named = _absolute(environ, "XDG_RUNTIME_DIR")
+    return [*([named] if named else []), RUNTIME_DIRS / str(user.uid)]
+
+
+def _homes(environ: Mapping[str, str], user: User) -> list[Path]:
+    """Return the home of the environment, unless it is another user's, the account's, and /."""
+    named = _absolute(environ, "HOME")
+    ours = named is not None and _ours(named, user.uid)
+    return [home for home in (named if ours else None, user.home, Path("/")) if home]
+
+
+def _absolute(environ: Mapping[str, str], variable: str) -> Path | None:
     # The XDG specification says to ignore relative paths.
     value = Path(environ.get(variable, ""))
-    return value if value.is_absolute() else default
+    return value if value.is_absolute() else None
+
+
+def _ours(directory: Path, uid: int) -> bool:
+    """Whether nobody but user *uid*, and root, can put anything in *directory*, or make it."""
+    for place in (directory, *directory.parents):
+        try:
+            status = place.stat()
+        except FileNotFoundError:
+            continue
+        except OSError:  # what we cannot even look at is none of ours
+            return False
+        if status.st_uid == uid:
+            return True
+        return status.st_uid == 0 and not status.st_mode & stat.S_IWOTH
+    return False
+
+
+def _owner(directory: Path) -> int | None:
+    try:
+        return directory.stat().st_uid
+    except OSError:
+        return None
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # by Python's version: in a directory that may not be entered
+        return False
