@@ -107,7 +107,7 @@ def test_a_second_client_of_the_group_is_refused_here():
     bench = ready(2)
     bench.attach(0, 99, client="other")
     assert bench.did(0, actions.Deny)[0].code == "refused"
-    assert "has a client on 'a' already" in bench.did(0, actions.Deny)[0].message
+    assert "has a client on 'a' already: close it first" in bench.did(0, actions.Deny)[0].message
     bench.gone(0)
     bench.attach(0, 99, client="other")
     assert bench.did(0, actions.Accept)[-1].join_id == 99

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -210,6 +212,46 @@ def test_second_client_is_refused(calm_cluster: Cluster) -> None:
             np.testing.assert_array_equal(result, total(3, 9))
     with connected(calm_cluster, "taken") as rings:  # free again
         assert everywhere(rings, lambda ring: ring.all_reduce(1).item()) == [3] * 3
+
+
+def test_a_cell_run_twice_is_told_that_it_was_itself(calm_cluster: Cluster) -> None:
+    """The place is held by this very process: its id, and how it gets free."""
+    with (
+        ringd.connect(calm_cluster.sockets[0], "cell") as ring,
+        pytest.raises(ringd.Refused) as refused,
+    ):
+        ringd.connect(calm_cluster.sockets[0], "cell")
+    assert "it is this very process" in str(refused.value)
+    assert f"pid {os.getpid()}" in str(refused.value)
+    assert "close()" in str(refused.value)
+    with pytest.raises(ringd.RingError, match="closed"):
+        ring.barrier()
+    with ringd.connect(calm_cluster.sockets[0], "cell") as ring:
+        assert ring.rank == 0
+
+
+def test_another_process_that_holds_the_place_is_named(calm_cluster: Cluster) -> None:
+    """By its program and its process id, so that it can be found and ended."""
+    with (
+        Program(calm_cluster[0], IDLE, "held") as program,
+        pytest.raises(ringd.Refused) as refused,
+    ):
+        ringd.connect(calm_cluster.sockets[0], "held")
+    assert f"pid {program.process.pid}" in str(refused.value)
+    assert "this very process" not in str(refused.value)
+
+
+def test_a_ring_that_nobody_can_reach_holds_no_place(calm_cluster: Cluster) -> None:
+    """One in a cycle of garbage, as a trainer that knows itself, gives way to the next."""
+    gc.disable()
+    try:
+        for _ in range(3):
+            trainer = SimpleNamespace(ring=ringd.connect(calm_cluster.sockets[0], "cycle"))
+            trainer.myself = trainer
+            del trainer
+        ringd.connect(calm_cluster.sockets[0], "cycle").close()
+    finally:
+        gc.enable()
 
 
 def test_close_is_not_a_loss(calm_cluster: Cluster) -> None:

@@ -60,6 +60,19 @@ class Client:
         self.program = ""
         """The program's name, in its own word."""
 
+    def about(self, other: Client) -> str:
+        """Return who this is and what to do, for *other*, which wants to be in its place."""
+        name = self.program or "a program"
+        if self.pid <= 0:  # hidden from here, as between containers
+            return f"{name}, in another container; end it, or connect with another group="
+        if self.pid != other.pid:
+            return f"{name} (pid {self.pid}); end it, or connect with another group="
+        return (
+            f"it is this very process ({name}, pid {self.pid}), in which an earlier ring is still "
+            "open; call close() on that one before (`with ringd.connect() as ring:` does so by "
+            "itself), or connect with another group="
+        )
+
     def __repr__(self) -> str:
         return f"<Client {self.program or '?'} pid={self.pid}>"
 

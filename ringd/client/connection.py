@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import os
 import time
 import weakref
@@ -64,6 +65,7 @@ class Connection:
         """
         group = self._group
         remember_main_thread()
+        _forget_unreachable(group.name)
         _alive.add(self)
         atexit.unregister(_exiting)  # called first is what was registered last
         atexit.register(_exiting)
@@ -139,6 +141,10 @@ class Connection:
             )
         if self._closed:
             raise errors.RingError("the ring is closed")
+
+    def holds(self, group: str) -> bool:
+        """Whether it has, or wants, this process's place in *group*."""
+        return self._group.name == group and not self._closed
 
     def in_child(self) -> None:
         """After a fork, in the child: let go of what would keep the parent alive."""
@@ -383,6 +389,12 @@ class Connection:
             self._pump.channel = None
             self._group.lose(channel)
             self._pump.tell()
+
+
+def _forget_unreachable(group: str) -> None:
+    """Hang up on rings of *group* in cycles of garbage: nobody else could free their place."""
+    if any(other.holds(group) for other in list(_alive)):
+        gc.collect()
 
 
 def _forked() -> None:

@@ -7,7 +7,7 @@ messages into the engine's events, and has its actions carried out.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import structlog
 
@@ -46,6 +46,7 @@ class Programs:
             window=config.ipc.window,
             lost_after=config.join.lost_after,
             missing_members=lambda: out_of_reach(neighbours, loop.now()),
+            about_holder=_about,
         )
         self.performer = Performer(
             loop,
@@ -253,3 +254,9 @@ class Programs:
     def _ticked(self) -> None:
         self._tick = None
         self._perform(self.engine.tick(self._loop.now()))
+
+
+def _about(holder: Hashable, newcomer: Hashable) -> str:
+    assert isinstance(holder, Client)  # noqa: S101 - as all that attach
+    assert isinstance(newcomer, Client)  # noqa: S101
+    return holder.about(newcomer)

@@ -45,6 +45,8 @@ class Engine(Roll):
     _broke_at: float = -math.inf
     missing_members: Callable[[], str] = str
     """Says who is out of reach and since when, while the ring is down."""
+    about_holder: Callable[[Hashable, Hashable], str] = lambda _holder, _newcomer: "close it first"
+    """Says who a group's client here is, and what to do, to another one that wants its place."""
     _deadlines: list[tuple[float, int, int]] = field(default_factory=list)
     _stalls: list[tuple[float, int, int]] = field(default_factory=list)
     _returning: dict[int, float] = field(default_factory=dict)
@@ -81,8 +83,8 @@ class Engine(Roll):
         holder = place.local if place else None
         if holder is not None and holder.client is not None and holder.client != client:
             text = (
-                f"group {group!r} has a client on {self.names[self.rank]!r} already; "
-                "close that one first or use another group name"
+                f"group {group!r} has a client on {self.names[self.rank]!r} already: "
+                f"{self.about_holder(holder.client, client)}"
             )
             return self._deny(client, join_id, Refused.code, text)
         if holder is not None and holder.client == client and holder.join_id == join_id:
