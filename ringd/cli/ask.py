@@ -13,11 +13,9 @@ from typing import Any, NoReturn, TypeVar, Union
 import click
 import zmq
 
-from ringd.errors import DaemonUnavailable, ResourceExhausted, RingError
+from ringd.errors import DaemonUnavailable, Refused, ResourceExhausted, RingError
 from ringd.host import paths
 from ringd.host.journal import complaint
-from ringd.errors import DaemonUnavailable, Refused, RingError
-from ringd.host import paths
 from ringd.host.permission import why_not
 from ringd.wire import border
 from ringd.wire import lifeline as wire
@@ -66,14 +64,13 @@ def find_socket(given: Path | None) -> Path:
             forbidden.append(str(error))
         else:
             return candidate
-    raise forbidden or DaemonUnavailable(
-        f"no daemon here ({', '.join(trouble)}); start ringd, or name its --socket; one that "
-        "runs already makes a socket that was removed anew within 30 s"
-    )
     looked = ", ".join(trouble)
     if forbidden:
         raise Refused("; ".join(forbidden) + (f" ({looked})" if looked else ""))
-    text = f"no daemon here ({looked}); start ringd, or name its --socket"
+    text = (
+        f"no daemon here ({looked}); start ringd, or name its --socket; one that runs already "
+        "makes a socket that was removed anew within 30 s"
+    )
     others = "" if given is not None else paths.left_out()
     raise DaemonUnavailable(f"{text}; {others}" if others else text)
 

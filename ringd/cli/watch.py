@@ -132,22 +132,7 @@ def render(body: dict[str, Any]) -> str:
     """Return the status for people; what is wrong comes first."""
     count = f"{body['size']} member{'' if body['size'] == 1 else 's'}"
     lines = [f"ring {body['ring']!r}, {count}", headline(body)]
-    refused = body.get("reload_error")
-    if refused is not None:
-        lines.append(f"the reload {age(refused['age'])} ago was refused, the old settings stay:")
-        lines += [f"  {line}" for line in refused["reason"].splitlines()]
-    disk = body.get("disk")
-    if disk is not None and disk["slow"]:
-        what, seconds = "the last write of the state file took", disk["last_write"]
-        if disk["writing_for"] is not None:
-            what, seconds = "the state file has been written for", disk["writing_for"]
-        lines.append(f"the disk is slow: {what} {age(seconds)}")
-    lines += [
-        f"a machine at {namesake['address']} is turned away: {namesake['reason']} "
-        f"({age(namesake['age'])} ago)"
-        for namesake in body.get("namesakes", ())
-        if namesake["age"] < _LATELY
-    ]
+    lines += _warnings(body)
     lines.append("")
     width = max(len(member["name"]) for member in body["members"])
     for member in body["members"]:
@@ -181,6 +166,28 @@ def render(body: dict[str, Any]) -> str:
                 f"{progress}; {op['waiting_for']}"
             )
     return "\n".join(lines)
+
+
+def _warnings(body: dict[str, Any]) -> list[str]:
+    """Return what is wrong, beside what the headline says."""
+    lines = []
+    refused = body.get("reload_error")
+    if refused is not None:
+        lines.append(f"the reload {age(refused['age'])} ago was refused, the old settings stay:")
+        lines += [f"  {line}" for line in refused["reason"].splitlines()]
+    disk = body.get("disk")
+    if disk is not None and disk["slow"]:
+        what, seconds = "the last write of the state file took", disk["last_write"]
+        if disk["writing_for"] is not None:
+            what, seconds = "the state file has been written for", disk["writing_for"]
+        lines.append(f"the disk is slow: {what} {age(seconds)}")
+    lines += [
+        f"a machine at {namesake['address']} is turned away: {namesake['reason']} "
+        f"({age(namesake['age'])} ago)"
+        for namesake in body.get("namesakes", ())
+        if namesake["age"] < _LATELY
+    ]
+    return lines
 
 
 def age(seconds: float | None) -> str:

@@ -59,7 +59,6 @@ class Connection:
 
         Raises:
             DaemonUnavailable: none did; says what was tried.
-            Refused: the daemon does not want us in the group.
             ResourceExhausted: the daemon takes no more programs; names the limit.
             Refused: the daemon does not want us in the group, or is not for this user.
         """

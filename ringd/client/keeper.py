@@ -126,9 +126,8 @@ class Keeper:
         group = self._group
         if group.info is None and self._shut and time.monotonic() >= self._shut_since + _STAYS_SHUT:
             refusal = self.barred()
-            with self._pump.mutex:
-                group.refusal = refusal
-                self._pump.tell()
+            group.refusal = refusal
+            self._pump.run(self._pump.tell)
 
     def _lack(self, since: float) -> None:
         """There has been no daemon *since* then: tell a user who wants to know at once."""

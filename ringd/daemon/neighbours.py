@@ -13,8 +13,8 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import structlog
