@@ -74,7 +74,7 @@ def test_a_ring_that_stands(place: Path, size: int) -> None:
             assert told is not None
             why = told["waiting_for"][neighbour.name]
             assert "another machine bears the name 'n1': 127.0.0.1:" in why
-            assert "give this one another name" in why
+            assert "give the newcomer a name of its own" in why
             for node in (neighbour, namesake):
                 lines = [e for e in node.log() if "another machine bears" in str(e.get("reason"))]
                 # A ring of two hears of it from both sides, so with two addresses.

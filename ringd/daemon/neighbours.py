@@ -269,35 +269,42 @@ class Neighbours:
     def judge(self, peer: Peer, address: str, verdict: Callable[[str], None]) -> None:
         """Let a neighbour in, unless another machine under its name holds its place.
 
-        Who comes while there is a link to another process of that name is a restarted neighbour if
+        Where the news tell who is reached at the neighbour's address, that decides. Otherwise, who
+        comes while there is a link to another process of that name is a restarted neighbour if
         that one does not answer any more, and a namesake if it does.
         """
-        if peer.purpose == "probe":
-            verdict("")
-            return
         side: Side = "right" if peer.purpose == "knock" else "left"
         link = self.links.get(side)
-        if link is None or link.peer.instance == peer.instance:
-            # Whom a knock makes us dial, the address decides.
-            objection = self.machine.rival(peer.instance) if side == "left" else ""
+        if peer.purpose == "probe" or (link is not None and link.peer.instance == peer.instance):
+            verdict("")
+            return
+        objection = self.machine.rival(peer.instance) if side == "left" else ""
+        if link is None:
             self._judged(side, peer, address, objection, verdict)
             return
+        if objection:
+            self._judged(side, peer, address, self._held(link), verdict)
+            return
+        join = self._config.join
+        within = min(join.lost_after / 3, join.handshake_timeout / 2)
 
         def told(alive: bool) -> None:
             if not alive and self.links.get(side) is link:
-                link.close("the neighbour has restarted")
-                self.link_lost(link, "the neighbour has restarted")
-            if self.links.get(side) is not link:
+                reason = f"no answer within {within:g} s, when {peer.name} came from {address}"
+                link.close(reason)
+                self.link_lost(link, reason)
+            if self.links.get(side) is link:
+                self._judged(side, peer, address, self._held(link), verdict)
+            else:
                 self.judge(peer, address, verdict)
-                return
-            objection = (
-                f"another machine bears the name {peer.name!r}: {link.address} holds its place "
-                f"since {self._since[side]}"
-            )
-            self._judged(side, peer, address, objection, verdict)
 
-        join = self._config.join
-        link.prove(min(join.lost_after / 3, join.handshake_timeout / 2), told)
+        link.prove(within, told)
+
+    def _held(self, link: Link) -> str:
+        return (
+            f"another machine bears the name {link.peer.name!r}: {link.address} holds its place "
+            f"since {self._since[link.side]}"
+        )
 
     def _judged(
         self,
@@ -309,7 +316,7 @@ class Neighbours:
     ) -> None:
         if objection:
             self.namesakes[side] = Namesake(peer.name, address, objection, self._loop.now())
-            objection += "; give this one another name, or stop ringd there"
+            objection += "; give the newcomer a name of its own"
         verdict(objection)
 
     def knocked(self, peer: Peer) -> None:  # noqa: ARG002 - the protocol's
