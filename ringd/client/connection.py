@@ -325,7 +325,8 @@ class Connection:
         else:
             state = "is there, but does not answer (see `ringd-cli status`; is it stopped?)"
             if group.broke:
-                state += f"; or it could not ask the others, as the ring broke: {group.broke}"
+                state = f"could not ask the others, as the ring broke: {group.broke}"
+                state += " (if that is over: is it stopped? see `ringd-cli status`)"
         text = f"{what}: its deadline passed, and this machine's daemon {state}"
         group.give_up(op, errors.DeadlineExceeded(text))
         self._pump.tell()
