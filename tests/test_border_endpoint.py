@@ -62,10 +62,25 @@ def test_second_daemon_is_told_whom_to_stop(tmp_path):
     with pytest.raises(errors.Refused) as refusal:
         make(tmp_path / "s")
     text = str(refusal.value)
-    assert f"process {os.getpid()} (node here)" in text
+    assert f"process {os.getpid()} on host {socket.gethostname()}, node here" in text
     assert f"kill {os.getpid()}" in text
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(first.path)
+    shut(first)
+
+
+def test_daemon_of_another_machine_is_told_apart(tmp_path, monkeypatch):
+    """In a directory that machines share nobody is told to kill a process of his own by mistake."""
+    first = make(tmp_path / "s")
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+    with pytest.raises(errors.Refused) as refusal:
+        make(tmp_path / "s")
+    text = str(refusal.value)
+    assert "stop it there" in text
+    assert "kill" not in text
+    (tmp_path / "s.lock").write_text("?")
+    with pytest.raises(errors.Refused, match=r"a running daemon, another process; stop it with"):
+        make(tmp_path / "s")
     shut(first)
 
 
@@ -87,7 +102,8 @@ def test_stale_sockets_are_replaced(tmp_path):
             old.bind(str(tmp_path / name))
     (tmp_path / "s.lock").write_text("99999 gone\n")
     opened = make(tmp_path / "s")
-    assert (tmp_path / "s.lock").read_text() == f"{os.getpid()} here\n"
+    signature = f"{os.getpid()} here {socket.gethostname()}\n"
+    assert (tmp_path / "s.lock").read_text() == signature
     shut(opened)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s.lock"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 from ringd.daemon import state as state_module
 from ringd.daemon.state import State, StateFile
 from ringd.errors import RingError
+
+HOST = socket.gethostname()
 
 
 def on_disk(directory):
@@ -40,6 +43,7 @@ def test_save_and_load(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "state.json"]
     assert json.loads((tmp_path / "state.json").read_text()) == {
         "node": "mini",
+        "host": socket.gethostname(),
         "generation": 2**64 - 1,
         "incarnation": 8,
     }
@@ -134,7 +138,7 @@ def test_everything_is_flushed(tmp_path, monkeypatch):
 
 def test_second_daemon_is_refused(tmp_path):
     """Two daemons never share a directory; the second is told who holds it."""
-    holder = rf"in use by another ringd \(pid {os.getpid()}, node mini\)"
+    holder = f"in use by another ringd .process {os.getpid()} on host {HOST}, node mini.; stop that"
     with StateFile(tmp_path, "mini"), pytest.raises(RingError, match=holder):
         StateFile(tmp_path, "mini")
     with StateFile(tmp_path, "mini") as file:
@@ -155,7 +159,7 @@ def test_removed_directory_is_made_anew(tmp_path, what):
         file.save(State(2, 1))
         assert on_disk(place) == State(2, 1)
         assert open_files() == before
-        with pytest.raises(RingError, match=f"pid {os.getpid()}"):
+        with pytest.raises(RingError, match=f"process {os.getpid()} on"):
             StateFile(place, "mini")
 
 
@@ -165,11 +169,44 @@ def test_directory_that_another_has_made_anew_is_left_to_it(tmp_path):
         (tmp_path / "s").rename(tmp_path / "moved")
         with StateFile(tmp_path / "s", "studio") as other:
             other.save(State(7, 7))
-            with pytest.raises(OSError, match=r"in use by another ringd \(pid \d+, node studio\)"):
+            with pytest.raises(OSError, match=r"in use by another ringd .*, node studio\)"):
                 file.save(State(2, 2))
         assert on_disk(tmp_path / "s") == State(7, 7)
         file.save(State(3, 3))
         assert on_disk(tmp_path / "s") == State(3, 3)
+
+
+def test_machines_that_share_a_directory_are_told_apart(tmp_path, monkeypatch):
+    """The second one learns which machine the first one is, and is not sent after its process."""
+    with StateFile(tmp_path, "mini") as file:
+        file.save(State(5, 6))
+        monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+        with pytest.raises(RingError) as error:
+            StateFile(tmp_path, "mini")
+    text = str(error.value)
+    assert f"on host {HOST}" in text
+    assert "machines cannot share one, or give this one its own directory" in text
+    assert "stop" not in text
+
+
+def test_state_of_another_machine_is_named(tmp_path, monkeypatch):
+    """Numbers that a copied or shared directory brings along are kept, with a warning, once."""
+    with StateFile(tmp_path, "mini") as file:
+        file.save(State(5, 6))
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+    with StateFile(tmp_path, "mini") as file:
+        assert file.state == State(5, 6)
+        assert f"was written on the host {HOST!r}, this is 'elsewhere'" in file.warning
+        file.save(State(5, 7))
+    with StateFile(tmp_path, "mini") as file:
+        assert file.warning is None
+
+
+def test_state_without_a_host_is_as_good(tmp_path):
+    """A file that does not say where it was written is nobody else's."""
+    (tmp_path / "state.json").write_text('{"node": "mini", "generation": 5, "incarnation": 6}')
+    with StateFile(tmp_path, "mini") as file:
+        assert (file.state, file.warning) == (State(5, 6), None)
 
 
 def test_lock_ends_with_its_process(tmp_path):
@@ -183,7 +220,7 @@ def test_lock_ends_with_its_process(tmp_path):
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout.readline() == b"locked\n"
-        with pytest.raises(RingError, match=f"pid {process.pid}"):
+        with pytest.raises(RingError, match=f"process {process.pid} on"):
             StateFile(tmp_path, "mini")
         process.kill()
         process.wait()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ringd import errors
 from ringd.host.credentials import check_socket_path
+from ringd.host.holder import Holder
 from ringd.wire.lifeline import SUFFIX
 
 _BACKLOG = 512
@@ -126,13 +127,17 @@ class Endpoint:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pid, _, holder = os.read(fd, 512).decode(errors="replace").strip().partition(" ")
+            holder = Holder.read(fd)
             os.close(fd)
-            who = f"process {pid} (node {holder})" if pid else "another process"
-            stop = f"`kill {pid}`, or `systemctl stop ringd`" if pid else "`systemctl stop ringd`"
+            if holder is None:
+                remedy = "stop it with `systemctl stop ringd`"
+            elif holder.elsewhere:
+                remedy = "stop it there, as this directory is that machine's too"
+            else:
+                remedy = f"stop it with `kill {holder.pid}`, or `systemctl stop ringd`"
             raise errors.Refused(
-                f"the socket {self.path} belongs to a running daemon, {who}; stop it with {stop}, "
-                "or choose another --socket"
+                f"the socket {self.path} belongs to a running daemon, "
+                f"{holder or 'another process'}; {remedy}, or choose another --socket"
             ) from None
         except BaseException:
             os.close(fd)
@@ -140,8 +145,7 @@ class Endpoint:
         if self._lock_fd >= 0:
             os.close(self._lock_fd)  # of a file that nobody else can find
         self._lock_fd = fd
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()} {self._node}\n".encode(), 0)
+        Holder.here(self._node).write(fd)
         status = os.fstat(fd)
         self._made[self._lock_path] = (status.st_dev, status.st_ino)
 

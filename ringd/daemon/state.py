@@ -13,12 +13,14 @@ import errno
 import fcntl
 import json
 import os
+import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
 from ringd.errors import RingError
 from ringd.host.disk import flush
+from ringd.host.holder import Holder
 
 STATE_NAME = "state.json"
 LOCK_NAME = "lock"
@@ -34,7 +36,11 @@ class State:
 
 
 class _InUseError(OSError):
-    """Another daemon holds the directory."""
+    """Another daemon holds the directory: *holder*, if that is known."""
+
+    def __init__(self, holder: Holder | None) -> None:
+        super().__init__(errno.EBUSY, f"in use by another ringd ({holder or 'unknown'})")
+        self.elsewhere = holder is not None and holder.elsewhere
 
 
 class StateFile:
@@ -59,9 +65,10 @@ class StateFile:
             self._take_lock()
             self._read()
         except _InUseError as error:
+            first = "machines cannot share one" if error.elsewhere else "stop that one"
             raise RingError(
-                f"{self.directory}: {error.strerror}; stop that one, or give this one its own "
-                "directory with --state-dir"
+                f"{self.directory}: {error.strerror}; {first}, or give this one its own directory "
+                "with --state-dir"
             ) from None
         except OSError as error:
             self.close()
@@ -75,7 +82,8 @@ class StateFile:
         """
         if not self._locked():
             self._take_lock()
-        text = json.dumps({"node": self.node, **asdict(state)}) + "\n"
+        host = socket.gethostname()
+        text = json.dumps({"node": self.node, "host": host, **asdict(state)}) + "\n"
         beside = self.directory / (STATE_NAME + ".new")
         fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "w", encoding="ascii") as file:
@@ -120,12 +128,11 @@ class StateFile:
         fd = os.open(self.directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"pid {os.getpid()}, node {self.node}\n".encode("ascii", "replace"), 0)
+            Holder.here(self.node).write(fd)
         except BlockingIOError:
-            holder = os.pread(fd, 256, 0).decode("ascii", "replace").strip() or "unknown"
+            holder = Holder.read(fd)
             os.close(fd)
-            raise _InUseError(errno.EBUSY, f"in use by another ringd ({holder})") from None
+            raise _InUseError(holder) from None
         except BaseException:
             os.close(fd)
             raise
@@ -140,7 +147,7 @@ class StateFile:
         try:
             content = json.loads(text)
             self.state = State(_u64(content["generation"]), _u64(content["incarnation"]))
-            node = content.get("node")
+            node, host = content.get("node"), content.get("host")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             self.state = State()
             self.warning = (
@@ -152,6 +159,12 @@ class StateFile:
             self.warning = (
                 f"{self.path}: was written by the member {node!r}, this is {self.node!r}; its "
                 "generation and incarnation are kept"
+            )
+        elif host is not None and host != socket.gethostname():
+            self.warning = (
+                f"{self.path}: was written on the host {host!r}, this is {socket.gethostname()!r}; "
+                "its generation and incarnation are kept; if both machines run, give each its own "
+                "directory with --state-dir"
             )
 
     def _set_aside(self) -> str:
