@@ -40,6 +40,11 @@ class Submitted:
     message: border.Submit
     payload: memoryview | None
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Which call it is."""
+        return self.message.join_id, self.message.seq
+
 
 @dataclass
 class Handler:
@@ -62,6 +67,8 @@ class Handler:
     on_leave: Callable[[Client], None] = lambda _client: None
     attaches: list[border.Attach] = field(default_factory=list)
     submitted: list[Submitted] = field(default_factory=list)
+    replies: dict[tuple[int, int], tuple] = field(default_factory=dict)
+    """How calls that were held have ended."""
     acks: list[int] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
     detached: int = 0
@@ -102,13 +109,12 @@ class Handler:
     def submit(self, client: Client, message: border.Submit, payload: memoryview | None) -> None:
         """Hold the call, or complete it at once; one that is handed over again, as it was."""
         call = Submitted(client, message, payload)
-        if any(
-            (held.client, held.message.join_id, held.message.seq)
-            == (client, message.join_id, message.seq)
-            for held in self.submitted
-            if self.hold
-        ):
-            return
+        if self.hold:
+            if any(held.place == call.place for held in self.submitted):
+                return
+            if call.place in self.replies:
+                client.send(*self.replies[call.place])
+                return
         self.submitted.append(call)
         if self.on_submit is not None:
             self.on_submit(call)
@@ -139,6 +145,8 @@ class Handler:
         reply = border.Completed(
             message.join_id, message.seq, released, self.generation, self.ask_ack
         )
+        if self.hold:
+            self.replies[call.place] = (reply, result)
         client.send(reply, result)
 
     def compute(self, call: Submitted) -> memoryview | None:

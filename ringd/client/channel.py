@@ -86,7 +86,7 @@ class Channel:
         """When that was."""
         self._inbox: deque[zmq.Frame] = deque()
         self.alert = True
-        """There may be messages that no descriptor tells of: to send takes its edge away."""
+        """A message was sent: there may be others that no descriptor tells of any more."""
         self.gap = False
         """An interrupt may have taken a message away: ask the daemon to say all again."""
         self._heard: list[bytes] = []
@@ -96,10 +96,8 @@ class Channel:
                 self.lifeline = undo.enter_context(_open_lifeline(path))
                 self.token = _read_token(self.lifeline)
                 self._dealer = undo.enter_context(_open_dealer(path))
-                self._poller = select.poll()
-                self._poller.register(int(self._dealer.getsockopt(zmq.FD)), select.POLLIN)
-                self._poller.register(self.lifeline, select.POLLIN)
-                self._poller.register(wake_fd, select.POLLIN)
+                self._dealer_fd = int(self._dealer.getsockopt(zmq.FD))
+                self._poller = self._make_poller()
                 self._end_poller = select.poll()
                 self._end_poller.register(self.lifeline, select.POLLIN)
                 self._end_poller.register(keeper_fd, select.POLLIN)
@@ -162,12 +160,23 @@ class Channel:
         milliseconds = None if timeout is None else max(0, int(timeout * 1000) + 1)
         lifeline = self.lifeline.fileno()
         gone = False
-        for fd, _events in self._poller.poll(milliseconds):
+        try:
+            ready = self._poller.poll(milliseconds)
+        except RuntimeError:  # beneath this signal handler its thread sleeps on that one
+            ready = self._make_poller().poll(milliseconds)
+        for fd, _events in ready:
             if fd == lifeline:
                 gone = self._listen()
             elif fd == self.wake_fd:
-                os.read(fd, 4096)
+                with contextlib.suppress(BlockingIOError):  # a signal handler has emptied it
+                    os.read(fd, 4096)
         return gone
+
+    def _make_poller(self) -> select.poll:
+        poller = select.poll()
+        for file in (self._dealer_fd, self.lifeline, self.wake_fd):
+            poller.register(file, select.POLLIN)
+        return poller
 
     def wait_end(self, timeout: float) -> bool:
         """Sleep until the lifeline speaks, a wake-up or *timeout* (seconds).

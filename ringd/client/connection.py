@@ -362,11 +362,13 @@ class Connection:
         if channel.gap:
             self._group.install(channel)
             channel.gap = False
-        news = self._receive(channel)
-        while channel.alert:
+        news = False
+        while True:
             channel.alert = False
-            self._group.push()
             news = self._receive(channel) or news
+            self._group.push()
+            if not channel.alert:
+                break
         if news:
             self._pump.tell()
 
@@ -375,7 +377,7 @@ class Connection:
         news = False
         try:
             while (received := channel.receive()) is not None:
-                news = channel.alert = True
+                news = True
                 self._group.receive(*received)
                 channel.taken()
         except DecodeError as error:
