@@ -57,6 +57,32 @@ def test_both_sides_see_the_same_bytes(make):
 
 
 @pytest.mark.usefixtures("sealed")
+def test_memory_that_is_given_back_is_gone_for_all_who_map_it(make):
+    """A range goes back to the system though both sides map it; what is around it stays."""
+    size = 16 * mmap.PAGESIZE
+    fd = make(size)
+    ours, theirs = memory.map_segment(fd, size), memory.map_segment(fd, size)
+    ours[:] = theirs[:] = b"x" * size
+    before = os.fstat(fd).st_blocks
+    memory.give_back(ours, fd, 4 * mmap.PAGESIZE, 8 * mmap.PAGESIZE)
+    assert os.fstat(fd).st_blocks <= before - 8 * mmap.PAGESIZE // 512
+    assert theirs[:: mmap.PAGESIZE] == b"xxxx" + bytes(8) + b"xxxx"
+    memory.check_segment(fd, size)
+
+
+def test_memory_is_given_back_in_the_system_s_own_way(make, monkeypatch):
+    """On macOS a hole is punched into the file; where a system will not, the memory stays."""
+    fd, asked = make(mmap.PAGESIZE), []
+    mapping = memory.map_segment(fd, mmap.PAGESIZE)
+    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    monkeypatch.setattr(memory.fcntl, "fcntl", lambda *args: asked.append(args))
+    memory.give_back(mapping, fd, 0, mmap.PAGESIZE)
+    assert asked == [(fd, 99, struct.pack("=IIqq", 0, 0, 0, mmap.PAGESIZE))]
+    monkeypatch.setattr(memory.fcntl, "fcntl", mock.Mock(side_effect=OSError(45, "Not supported")))
+    memory.give_back(mapping, fd, 0, mmap.PAGESIZE)
+
+
+@pytest.mark.usefixtures("sealed")
 def test_detached_memory_is_ours_alone(make):
     """It stays where it is and as it was; pages around it are still shared."""
     page = mmap.PAGESIZE

@@ -62,8 +62,7 @@ def test_dropped_work_still_takes_place(ring):
     ring.barrier()
     ring.barrier()
     pool._collect()
-    assert pool.lent == 0
-    assert all(segment.idle for segment in pool._segments.values())
+    assert (pool.lent, pool.used) == (0, 0)
 
 
 def test_several_rings_in_one_process(daemon):

@@ -3,6 +3,8 @@
 import errno
 import gc
 import itertools
+import mmap
+import os
 
 import numpy as np
 import pytest
@@ -10,22 +12,42 @@ from fake_daemon import open_fds
 
 from ringd import errors
 from ringd.client import pool as pool_module
-from ringd.client.pool import Pool, _block_size
+from ringd.client.bell import Bell
+from ringd.client.pool import Pool, _block_size, _roomy
+from ringd.client.retention import FORGET, QUIET, ROOM
 
 MIB = 1 << 20
+PAGE = mmap.PAGESIZE
 
 
-def test_block_sizes_waste_little():
-    """A block holds the tensor and a page for its seal, and at most an eighth more."""
-    for length in [0, 1, 4096, 65537, *(2**k + d for k in range(16, 34) for d in (-1, 0, 1))]:
-        size = _block_size(length)
-        assert size % 4096 == 0
-        assert length + 4096 <= size <= max(length + length // 8, 4096) + 8192
+def pool_of(budget, *, working_set=0, now=lambda: 0.0):
+    """Return a pool whose program's calls have had *working_set* bytes at a time."""
+    pool = Pool(budget, now)
+    pool.note(working_set)
+    return pool
 
 
-def test_similar_sizes_share_blocks():
-    """There are few sizes: eight per octave."""
-    assert len({_block_size(length) for length in range(1 << 20, 1 << 21, 1009)}) <= 9
+def of_size(pool, size):
+    """Return how many segments of at least *size* bytes the pool has."""
+    return sum(segment.size >= size for segment in pool._segments.values())
+
+
+LENGTHS = [0, 1, PAGE, 65537, *(2**k + d for k in range(16, 34) for d in (-1, 0, 1))]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_block_sizes_waste_little(length):
+    """A block holds the tensor, and a page for its seal; its segment has an eighth more at most."""
+    size = _block_size(length)
+    assert size % PAGE == 0
+    assert length + PAGE <= size <= max(length, 1) + 2 * PAGE
+    assert size <= _roomy(size) <= size + max(length // 8, PAGE)
+
+
+def test_similar_sizes_share_a_segment():
+    """There are few sizes of segments: eight per octave."""
+    lengths = range(1 << 20, 1 << 21, 1009)
+    assert len({_roomy(_block_size(length)) for length in lengths}) <= 9
 
 
 def test_returned_block_is_used_again():
@@ -41,10 +63,10 @@ def test_returned_block_is_used_again():
 
 def test_small_blocks_share_segments():
     """A thousand blocks cost few descriptors, and never overlap."""
-    pool = Pool(1 << 30)
+    pool = pool_of(1 << 30, working_set=100_000_000)
     blocks = [pool.take(100_000) for _ in range(1000)]
-    assert len(pool) <= 20
-    places = sorted((b.segment.address + b.offset, b.segment.block_size) for b in blocks)
+    assert len(pool) <= 50
+    places = sorted((b.segment.address + b.offset, b.size) for b in blocks)
     for (start, size), (following, _) in itertools.pairwise(places):
         assert start + size <= following
 
@@ -71,7 +93,7 @@ def test_tensor_beyond_the_budget_names_the_setting():
 
 def test_idle_segments_make_room_for_other_sizes():
     """Free memory of the wrong size does not stand in the way; the daemon is to be told."""
-    pool = Pool(9 * MIB)
+    pool = pool_of(8 * MIB, working_set=8 * MIB)
     small = [pool.take(MIB) for _ in range(3)]
     number = small[0].segment.number
     small[0].segment.passed_to = "channel"
@@ -85,7 +107,7 @@ def test_idle_segments_make_room_for_other_sizes():
 
 def test_longest_unused_goes_first():
     """What was used lately stays warm."""
-    pool = Pool(9 * MIB)
+    pool = pool_of(9 * MIB, working_set=9 * MIB)
     old, new = pool.take(2 * MIB), pool.take(3 * MIB)
     stays = new.segment
     del old, new
@@ -202,7 +224,7 @@ def test_seal_is_read_where_the_daemon_writes_it():
 
 def test_shortage_gives_back_what_is_idle_and_tries_again(monkeypatch):
     """When the system has no memory left, idle segments go first."""
-    pool = Pool(64 * MIB)
+    pool = pool_of(64 * MIB, working_set=64 * MIB)
     pool.take(MIB)  # comes back at once
     real, calls = pool_module.create_segment, []
 
@@ -255,3 +277,184 @@ def test_descriptors_are_given_back():
     del blocks
     pool.close()
     assert open_fds() == fds
+
+
+# --- how much is kept -------------------------------------------------------------------
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        """Return it."""
+        return self.now
+
+
+def call(pool, length):
+    """Take and note as one call does; its memory comes back at once."""
+    blocks = pool.take_all([length, length])
+    pool.note(2 * length)
+    assert blocks is not None
+
+
+def backed(segment):
+    """Return the bytes of memory that stand behind *segment*."""
+    return os.fstat(segment.fd).st_blocks * 512
+
+
+def test_other_sizes_use_the_same_memory():
+    """Smaller tensors are cut from what the largest left, not from memory of their own."""
+    pool = Pool(1 << 30)
+    for length in range(8 * MIB, 65536, -100_000):
+        call(pool, length)
+    assert len(pool) == 2
+    assert pool.kept <= 2 * _roomy(_block_size(8 * MIB))
+
+
+def test_growing_sizes_leave_little_behind():
+    """Memory that has become too small for the calls goes, longest unused first."""
+    pool = Pool(1 << 30)
+    for length in range(65536, 8 * MIB, 100_000):
+        call(pool, length)
+        assert pool.kept <= max(2.5 * 2 * length, ROOM) + 8 * PAGE
+    assert pool.size == pool.kept
+
+
+def test_bursts_stay_warm():
+    """What many calls at the same time have used is there for the next burst."""
+    pool = Pool(1 << 30)
+    for _ in range(3):
+        blocks = []
+        for number in range(1, 101):
+            blocks += pool.take_all([100_000, 100_000])
+            pool.note(number * 200_000)
+        made = pool._next_number
+        del blocks
+    blocks = [pool.take(100_000) for _ in range(200)]
+    assert pool._next_number == made
+    assert len(blocks) == 200
+
+
+def test_idle_pool_shrinks_twice():
+    """After a while 1.2 times the working set is kept, in the end only what is in use."""
+    clock = Clock()
+    pool = Pool(1 << 30, clock)
+    for _ in range(2):
+        kept = [pool.take(4 * MIB) for _ in range(5)]
+        pool.note(8 * MIB)
+    kept[:] = kept[:1]
+    surplus, seconds = pool.trim()
+    assert pool.kept <= 2.5 * 8 * MIB
+    assert 0 < seconds <= QUIET
+    clock.now += seconds
+    surplus, seconds = pool.trim()
+    surplus.give_back()
+    assert 8 * MIB <= pool.kept <= 1.2 * 8 * MIB
+    assert seconds <= FORGET
+    clock.now += FORGET
+    surplus, seconds = pool.trim()
+    surplus.give_back()
+    assert _block_size(4 * MIB) <= pool.kept <= 1.2 * 4 * MIB
+    assert seconds is None
+    assert len(kept) == 1
+
+
+def test_daemon_is_told_of_what_went():
+    """A segment that went is gone over there too, once its memory is the system's."""
+    clock = Clock()
+    pool = Pool(1 << 30, clock)
+    block = pool.take(4 * MIB)
+    number, block.segment.passed_to = block.segment.number, "channel"
+    del block
+    clock.now += FORGET
+    surplus, _ = pool.trim()
+    assert (pool.dropped, len(pool)) == ([], 0)
+    surplus.give_back()
+    pool.forget()
+    assert (pool.dropped, pool.size, pool.kept) == ([(number, "channel")], 0, 0)
+
+
+def test_small_array_does_not_keep_the_large_segment_around_it():
+    """What is free beside an array that the user keeps goes back; the array stays as it is."""
+    clock = Clock()
+    pool = Pool(1 << 30, clock)
+    call(pool, 16 * MIB)
+    block, neighbour = pool.take(100_000), pool.take(100_000)
+    segment = block.segment
+    assert neighbour.segment is segment
+    segment.passed_to = "channel"
+    number = segment.number
+    array = pool.lend(block, 100_000)
+    array[:] = 7
+    clock.now += FORGET
+    pool.trim()[0].give_back()
+    pool.forget()
+    assert pool.kept <= 200_000 + 4 * PAGE
+    assert backed(segment) <= 200_000 + 4 * PAGE
+    assert (pool.used, pool.size) == (2 * _block_size(100_000), segment.size)
+    del neighbour, block
+    pool._collect()
+    assert (pool.kept, backed(segment)) == (_block_size(100_000),) * 2
+    assert array.min() == array.max() == 7
+    assert pool.take(100_000).segment is not segment
+    del array, segment
+    pool._collect()
+    assert pool.dropped == [(number, "channel")]
+    assert (pool.used, pool.hollow) == (0, 0)
+
+
+def test_memory_that_the_daemon_may_read_is_not_given_back():
+    """A block of a segment that was closed may be retired later: then it stays as it is."""
+    clock = Clock()
+    pool = Pool(1 << 30, clock)
+    block, other = pool.take(100_000), pool.take(100_000)
+    segment = block.segment
+    segment.passed_to = "channel"
+    block.bytes(100_000)[:] = 7
+    clock.now += FORGET
+    pool._let_go(pool.kept).give_back()
+    place, before = block.offset, pool.hollow
+    pool.retire(block)
+    del block
+    pool._collect()
+    assert pool.hollow == before > 0
+    assert np.frombuffer(segment.mapping, np.uint8, 100_000, place).min() == 7
+    assert other.segment is segment
+
+
+def test_bell_rings_when_a_look_is_worth_it():
+    """The first call or return after a look in vain wakes the sleeper; the next ones do not."""
+    clock, woken = Clock(), []
+    pool = Pool(1 << 30, clock)
+    pool.bell = bell = Bell(lambda: woken.append("woken"))
+    block = pool.take(MIB)
+    assert pool.trim()[1] == QUIET
+    assert (bell.armed, bell.rung, woken) == (False, False, [])
+    clock.now += FORGET
+    pool.trim()
+    assert bell.armed is True
+    del block
+    assert (bell.armed, bell.rung, woken) == (False, True, ["woken"])
+    pool.take(MIB)
+    assert len(woken) == 1
+    pool.trim()
+    pool.trim()
+    assert (bell.armed, bell.rung) == (True, False)
+    pool.take(MIB)
+    assert len(woken) == 2
+
+
+def test_bell_of_a_parent_is_silent_in_its_child(monkeypatch):
+    """After a fork both have the pipe: what the child drops is no news for the parent."""
+    woken = []
+    bell = Bell(lambda: woken.append("woken"))
+    bell.armed = True
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: -1)
+        bell.ring()
+    assert woken == []
+    bell.ring()
+    assert woken == ["woken"]

@@ -49,6 +49,7 @@ def test_promised_defaults():
     assert (join.backoff_first, join.backoff_max, join.lost_after) == (0.1, 2.0, 3.0)
     assert (ops.timeout, ops.eager_limit, ops.chunk, ops.checksum) == (1800, 32768, 524288, False)
     assert IpcSettings().mode == 0o660
+    assert IpcSettings().segment_budget is None  # as much as the machine can give
 
 
 def test_key_is_not_in_repr():

@@ -188,6 +188,7 @@ class Group:
         op.session, op.seq = session, session.next_seq
         frame = self._frame(op)
         session.add(op)
+        self.pool.note(session.memory)
         self.push(frame)
 
     def push(self, last: bytes | None = None) -> None:
@@ -418,11 +419,26 @@ class Group:
             else:
                 self.session.finish(op, None)
 
-    def _pass_memory(self, channel: Channel, op: Op) -> None:
-        dropped, self.pool.dropped = self.pool.dropped, []
-        for number, passed_to in dropped:
+    def tell_dropped(self) -> None:
+        """Tell the daemon now which segments are gone: while it maps them, they are not."""
+        self.pool.forget()
+        channel = self._channel
+        if channel is not None and not self._silent:
+            try:
+                self._pass_dropped(channel)
+            except OSError as error:
+                self.part(channel, f"its lifeline broke: {error}")
+
+    def _pass_dropped(self, channel: Channel) -> None:
+        dropped = self.pool.dropped
+        while dropped:  # one that is told twice is harmless
+            number, passed_to = dropped[0]
             if passed_to is channel:
                 channel.drop_segment(number)
+            del dropped[0]
+
+    def _pass_memory(self, channel: Channel, op: Op) -> None:
+        self._pass_dropped(channel)
         for block in (op.source_block, op.target):
             if block is not None and block.segment.passed_to is not channel:
                 channel.pass_segment(block.segment)

@@ -3,17 +3,19 @@
 It sleeps on the lifeline. When the daemon dies it waits for the next one, and offers that what is
 not finished everywhere; once a minute, when the daemon wakes it, and while calls wait for room in
 the daemon, it takes messages in. Where the user wants to be told of losses at once, it asks the
-daemon for signs of life.
+daemon for signs of life. Memory that the program has not used for a while it gives back.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
 from collections.abc import Sequence
 
+from ringd.client.bell import Bell
 from ringd.client.channel import Channel, TurnedAwayError
 from ringd.client.group import Group
 from ringd.client.pump import Pump
@@ -41,6 +43,9 @@ class Keeper:
         self._waker, self._wake_writer = os.pipe()
         os.set_blocking(self._waker, False)
         os.set_blocking(self._wake_writer, False)
+        self._bell = Bell(self.wake)
+        self._trim_at = 0.0
+        """When there may be memory to give back; sooner if the bell rings."""
         self.turned_away = ""
         """What a daemon said that took nobody in, at the last try."""
         self._shut: list[str] = []
@@ -50,6 +55,7 @@ class Keeper:
 
     def start(self) -> None:
         """Begin to look for a daemon."""
+        self._group.pool.bell = self._bell
         self._thread.start()
 
     def end(self) -> None:
@@ -79,15 +85,17 @@ class Keeper:
             if not self._ending:
                 self._lack(since)
                 self._give_up()
+                self._trim()
                 time.sleep(retry)  # nothing tells when a socket appears
                 retry = min(_RETRY_GROWTH * retry, _LAST_RETRY)
         pump.run(self._close)
 
     def _close(self) -> None:
         self._pump.close()
-        os.close(self._waker)
-        os.close(self._wake_writer)
-        self._waker = self._wake_writer = -1
+        reader, writer = self._waker, self._wake_writer
+        self._waker = self._wake_writer = -1  # first: what wakes us may do so from anywhere
+        os.close(reader)
+        os.close(writer)
 
     def _open(self) -> Channel | None:
         trouble: list[str] = []
@@ -145,8 +153,9 @@ class Keeper:
             return
         pump.run(self._install, channel)
         beat = time.monotonic()
-        while not channel.wait_end(max(0.0, beat - time.monotonic())):
+        while not channel.wait_end(max(0.0, min(beat, self._trim_at) - time.monotonic())):
             pump.run(pump.settle)
+            self._trim()
             while group.waits_for_room and pump.channel is channel and not self._ending:
                 pump.wait(self._has_nothing_to_take_in, beat, for_user=False)
                 if time.monotonic() >= beat:
@@ -164,6 +173,15 @@ class Keeper:
         self._pump.settle()
         self._pump.lost(channel)
         channel.close()
+
+    def _trim(self) -> None:
+        """Give back what memory there is too much of, if it is time for that."""
+        if time.monotonic() < self._trim_at and not self._bell.rung:
+            return
+        surplus, seconds = self._pump.run(self._group.pool.trim)
+        self._trim_at = math.inf if seconds is None else time.monotonic() + seconds
+        surplus.give_back()  # not within run: it takes a while
+        self._pump.run(self._group.tell_dropped)
 
     def _has_nothing_to_take_in(self) -> bool:
         return self._ending or not self._group.waits_for_room

@@ -1,26 +1,38 @@
 """The client's shared memory: segments that are kept warm, cut into blocks, and taken back.
 
-Fresh pages cost more than the copy into them, so blocks are used again. A block is free when
-nothing refers to its :class:`Block` any more: neither an op, nor an array that a user holds.
+Fresh pages cost many times the copy into them, so memory is used again, by tensors of any size:
+a block is cut from the shortest free range that has room (:mod:`ringd.client.arena`). It is free
+when nothing refers to its :class:`Block` any more: neither an op, nor an array that a user holds.
+
+How much is kept follows what is used (:mod:`ringd.client.retention`). What is too much goes back to
+the system, longest unused first: whole segments, then the free ranges of those that are in use.
+
+An interrupt may end any step here at any call (:mod:`ringd.client.pump`). So what is true stands in
+few tables, each changed in one store: which segments there are, and which blocks were taken, by
+numbers that are never used again. What follows from these, the free ranges and the lent bytes, is
+made anew where a step did not come to its end.
 """
 
 from __future__ import annotations
 
 import bisect
-import contextlib
 import errno
 import mmap
 import os
+import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ringd import errors
-from ringd.host.memory import create_segment, detach, map_segment
+from ringd.client.arena import Arena
+from ringd.client.bell import Bell
+from ringd.client.retention import Retention
+from ringd.host.memory import create_segment, detach, give_back, map_segment
 from ringd.wire.border import SEAL, SEAL_ALIGN, Ref, seal_offset
 
 _PAGE = mmap.PAGESIZE
@@ -32,74 +44,100 @@ _NO_MEMORY = (errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EDQU
 Bytes = npt.NDArray[np.uint8]
 
 
+class _Last(weakref.ref[Any]):
+    """Is handed to a method written in C, so at one stroke, when what it refers to is gone."""
+
+    __slots__ = ("number", "thing")
+    number: int
+    thing: Block
+    """Kept until that is taken note of."""
+
+
+class Surplus:
+    """Memory on its way back to the system, which takes 0.1 s for each GiB: not under a lock."""
+
+    __slots__ = ("_ranges",)
+
+    def __init__(self) -> None:
+        self._ranges: list[tuple[Segment, int, int]] = []
+
+    def add(self, segment: Segment, start: int, length: int) -> None:
+        """Take in a range; *segment* is kept until it has gone back."""
+        self._ranges.append((segment, start, length))
+
+    def give_back(self) -> None:
+        """Do it. Here and not in the daemon, where the others would wait for that."""
+        while self._ranges:
+            segment, start, length = self._ranges.pop()
+            segment.give_back(start, length)
+            del segment  # the last one may be gone with this
+
+
 class Segment:
-    """One piece of shared memory, cut into blocks of one size."""
+    """One piece of shared memory, cut into blocks."""
 
     __slots__ = (
-        "_forgotten",
+        "__weakref__",
+        "_passed_to",
         "address",
-        "block_size",
+        "closed",
         "fd",
-        "free",
         "last_used",
         "mapping",
         "number",
-        "passed_to",
         "retired",
         "size",
     )
 
-    def __init__(
-        self, number: int, size: int, block_size: int, forgotten: deque[tuple[int, int, object]]
-    ) -> None:
+    def __init__(self, number: int, size: int, passed_to: dict[int, object]) -> None:
         self.fd = -1
-        self.passed_to: object = None
-        """The connection over which the daemon has received it; None for none."""
         self.retired = False
         """Whether it is used for nothing new; it counts until nothing refers to it any more."""
+        self.closed = False
+        """Whether, besides that, its memory goes back to the system as it comes free."""
         self.number = number
         self.size = size
-        self.block_size = block_size
         self.fd = create_segment(size)
         self.mapping: mmap.mmap = map_segment(self.fd, size)
         self.address = _address(np.frombuffer(self.mapping, np.uint8))
-        self.free = [i * block_size for i in reversed(range(size // block_size))]
         self.last_used = 0
-        self._forgotten = forgotten
+        self._passed_to = passed_to
 
     @property
-    def idle(self) -> bool:
-        """Whether all of its blocks are free."""
-        return len(self.free) * self.block_size == self.size
+    def passed_to(self) -> object:
+        """The connection over which the daemon has received it; None for none."""
+        return self._passed_to.get(self.number)
+
+    @passed_to.setter
+    def passed_to(self, connection: object) -> None:
+        self._passed_to[self.number] = connection
+
+    def give_back(self, start: int, length: int) -> None:
+        """Leave the system the pages of a range that is used for nothing any more."""
+        give_back(self.mapping, self.fd, start, length)
 
     def __del__(self) -> None:
         # The descriptor is kept as long as anything may refer to the memory: a user's array
         # may have to be passed to the next daemon. The mapping goes with its last view.
         if self.fd >= 0:
             os.close(self.fd)
-        if self.retired:  # may run at any moment, as Block's
-            self._forgotten.append((self.number, self.size, self.passed_to))
 
 
 class Block:
     """A piece of a segment; returns to its pool when it is garbage."""
 
-    __slots__ = ("__weakref__", "_returned", "found", "lent", "offset", "segment")
+    __slots__ = ("__weakref__", "found", "lent", "number", "offset", "segment", "size")
 
-    def __init__(self, segment: Segment, offset: int, returned: deque[Any]) -> None:
+    def __init__(self, segment: Segment, offset: int, size: int, number: int) -> None:
         self.segment = segment
         self.offset = offset
+        self.size = size
+        self.number = number
+        """Of its own, under which it is known as taken."""
         self.lent = 0
         """Bytes that a user's array has of it."""
         self.found = False
         """Whether :meth:`Pool.find` knows it."""
-        self._returned = returned
-
-    def __del__(self) -> None:
-        # May run at any moment, in any thread, under any lock: only note it. Where an interrupt
-        # came before all was set, the block was never used, nor will be.
-        if hasattr(self, "_returned"):
-            self._returned.append((self.segment, self.offset, self.lent, self.found))
 
     def bytes(self, length: int) -> Bytes:
         """Return the first *length* bytes, writable; does not keep the block from being reused."""
@@ -112,7 +150,7 @@ class Block:
     def detach(self) -> None:
         """Make it private to this process; see :meth:`Pool.detach`, which keeps the books too."""
         segment = self.segment
-        detach(segment.address + self.offset, segment.block_size, segment.fd, self.offset)
+        detach(segment.address + self.offset, self.size, segment.fd, self.offset)
 
     def clear_seal(self, length: int) -> None:
         """Zero the place behind a result of *length* bytes where the daemon seals it."""
@@ -127,7 +165,7 @@ class Block:
 class Pool:
     """All segments of one connection. Not thread-safe, apart from the return of blocks."""
 
-    def __init__(self, budget: int = 0) -> None:
+    def __init__(self, budget: int = 0, now: Callable[[], float] = time.monotonic) -> None:
         self.budget = budget
         """Bytes; set anew by every daemon that is attached to."""
         self.usable = True
@@ -135,27 +173,70 @@ class Pool:
         self.dropped: list[tuple[int, object]] = []
         """Numbers of segments that are gone from here, and the connection that they were passed
         over; the daemon has yet to be told."""
-        self.size = 0
-        """Bytes of all segments, retired ones that are still referred to included."""
         self.lent = 0
         """Bytes that users' arrays hold."""
+        self._now = now
         self._segments: dict[int, Segment] = {}
-        self._by_block_size: dict[int, list[Segment]] = {}
-        self._returned: deque[tuple[Segment, int, int, bool]] = deque()
-        self._forgotten: deque[tuple[int, int, object]] = deque()
-        """Retired segments that nothing refers to any more: number, size, passed to."""
+        """Those that blocks are taken from."""
+        self._known: dict[int, tuple[int, _Last]] = {}
+        """Bytes of each segment, retired ones that are still referred to included."""
+        self._passed_to: dict[int, object] = {}
+        """The connections over which daemons have received them."""
+        self._holes: dict[int, int] = {}
+        """Bytes of them that went back to the system, or are on their way."""
+        self._taken: dict[int, tuple[Segment, int, int, tuple[_Last, ...]]] = {}
+        """Segment, start and size of each block that has not come back."""
+        self._lengths: dict[int, int] = {}
+        """Bytes that users' arrays have of blocks."""
+        self._arena = Arena()
+        self._sound = True
+        """Whether arena and lent bytes are what the tables say: else a step did not end."""
+        self._retention = Retention()
+        self._moved = False
+        """Whether a block was taken or came back since the last :meth:`trim`."""
+        self.bell: Bell | None = None
+        """Rung when :meth:`trim` is to be called sooner than it said."""
+        self._loans: dict[int, tuple[_Last, ...]] = {}
+        """Users' arrays, each with its block."""
+        self._ended: deque[_Last] = deque()
+        """Users' arrays that are gone: from any thread, at any moment."""
+        self._returned: deque[_Last] = deque()
+        """Likewise blocks."""
+        self._forgotten: deque[_Last] = deque()
+        """Likewise segments."""
         self._starts: list[int] = []  # addresses of lent blocks, sorted
         self._lent_blocks: list[weakref.ref[Block]] = []
-        self._clock = 0
+        self._last_block = 0
+        self._last_loan = 0
         self._next_number = 1
 
     def __len__(self) -> int:
         return len(self._segments)
 
     @property
+    def size(self) -> int:
+        """Bytes of all segments, retired ones that are still referred to included."""
+        return sum(size for size, _ in self._known.values())
+
+    @property
+    def hollow(self) -> int:
+        """Bytes of them that are no memory any more; the rest of such a segment may be in use."""
+        return sum(self._holes.values())
+
+    @property
+    def kept(self) -> int:
+        """Bytes of memory, in use or not."""
+        return self.size - self.hollow
+
+    @property
+    def used(self) -> int:
+        """Bytes of all blocks that have not come back."""
+        return sum(size for _, _, size, _ in self._taken.values())
+
+    @property
     def has_returns(self) -> bool:
         """Whether blocks have come back since the last :meth:`take`."""
-        return bool(self._returned or self._forgotten)
+        return bool(self._ended or self._returned or self._forgotten)
 
     def take(self, length: int) -> Block | None:
         """Return a block for a tensor of *length* bytes and its seal.
@@ -166,18 +247,32 @@ class Pool:
             ResourceExhausted: it can never fit, or the system has no memory for it.
         """
         self._collect()
-        block_size = _block_size(length)
-        self._clock += 1
-        for segment in reversed(self._by_block_size.get(block_size, ())):
-            if segment.free:
-                break
-        else:
-            found = self._new_segment(block_size, length)
-            if found is None:
-                return None
-            segment = found
-        segment.last_used = self._clock
-        return Block(segment, segment.free.pop(), self._returned)
+        size = _block_size(length)
+        self._sound = False
+        place = self._arena.take(size) or self._take_new(size, length)
+        if place is None:
+            self._sound = True
+            return None
+        number, start = place
+        self._last_block += 1
+        segment, block_number = self._segments[number], self._last_block
+        segment.last_used = block_number
+        block = Block(segment, start, size, block_number)
+        self._taken[block_number] = (segment, start, size, self._watch(block))
+        self._sound = self._moved = True
+        if self.bell is not None:
+            self.bell.ring()
+        return block
+
+    def _watch(self, block: Block) -> tuple[_Last, ...]:
+        """Return what notes that *block* is gone, and then rings: what was made last comes first."""
+        ringing = self._ring_after(block)
+        last = _Last(block, self._returned.append)
+        last.number = block.number
+        return (last, *ringing)
+
+    def _ring_after(self, thing: object) -> tuple[_Last, ...]:
+        return () if self.bell is None else (_Last(thing, self.bell.hear),)
 
     def take_all(self, lengths: Sequence[int]) -> list[Block] | None:
         """Return a block for each of *lengths*, or None for none of them; as :meth:`take`."""
@@ -210,15 +305,22 @@ class Pool:
         that chain ends here: the base of this array is a mapping, not an array.
         """
         array = block.bytes(length)
-        block.lent = length
-        self.lent += length
+        self._mend()
+        more = length - block.lent  # it may have been lent before, to somebody who was interrupted
+        self._sound = False
+        self._lengths[block.number] = block.lent = length
+        self.lent += more
+        self._sound = True
         if as_input:
             block.found = True
             start = block.segment.address + block.offset
             place, reference = bisect.bisect_left(self._starts, start), weakref.ref(block)
             # Two stores, and no call, between which an interrupt could come.
             self._starts[place:place], self._lent_blocks[place:place] = [start], [reference]
-        weakref.finalize(array, _let_go, block).atexit = False
+        loan, ringing = _Last(array, self._ended.append), self._ring_after(array)
+        self._last_loan += 1
+        loan.number, loan.thing = self._last_loan, block
+        self._loans[loan.number] = (loan, *ringing)
         return array
 
     def find(self, array: npt.NDArray[Any]) -> tuple[Block, int] | None:
@@ -241,6 +343,7 @@ class Pool:
         we can know.
         """
         if block.segment.passed_to is not None:
+            self._mend()
             self._retire(block.segment)
 
     def detach(self, block: Block) -> None:
@@ -253,78 +356,160 @@ class Pool:
             return  # it is already
         # In this order, as an interrupt may end it anywhere, and it is then done again: before
         # pages are private, nothing new comes to stand there.
+        self._mend()
         self._retire(block.segment)
         self._forget_place(block.segment.address + block.offset)
         block.detach()
         block.found = False
 
+    def note(self, under_way: int) -> None:
+        """A call was made; those under way have *under_way* bytes of blocks."""
+        self._retention.note(under_way, self._now())
+
+    def trim(self) -> tuple[Surplus, float | None]:
+        """Let go of what is more than should be kept.
+
+        Returns:
+            What goes back to the system, which the caller sees to, and then tells the daemon of
+            what is :attr:`dropped`; and in how many seconds to call this again. None: when the bell
+            rings, which it does before that, too.
+        """
+        now = self._now()
+        bell = self.bell
+        if bell is not None:
+            bell.armed = bell.rung = False
+        self._collect()
+        surplus = self._let_go(self.kept - self._retention.limit(self.used, now))
+        seconds = self._retention.next_look(now, moved=self._moved)
+        if self._moved:
+            self._moved = False
+            return surplus, seconds
+        if bell is not None:
+            bell.armed = True
+            if self.has_returns:
+                bell.ring()
+        return surplus, seconds
+
     def close(self) -> None:
         """Give everything back that no user's array holds."""
         self._collect()
         self._segments.clear()
-        self._by_block_size.clear()
-        self.size = 0
+        self._known.clear()
+        self._holes.clear()
+        self._sound = False
+
+    # --- what comes back ----------------------------------------------------------------
 
     def _collect(self) -> None:
-        if self._returned:
-            self._take_back()
-        while self._forgotten:  # perhaps by that
-            number, size, passed_to = self._forgotten.popleft()
-            self.size -= size
+        self._mend()
+        ended, returned = self._ended, self._returned
+        while ended:  # what was acted on goes last: once more is harmless
+            self._loans.pop(ended[0].number, None)
+            ended.popleft()
+        while returned:  # perhaps by that
+            self._take_back(returned[0].number)
+            returned.popleft()
+            self._moved = True
+        self.forget()
+
+    def _take_back(self, block: int) -> None:
+        if block not in self._taken:
+            return
+        segment, start, size, _ = self._taken[block]
+        if self._starts:
+            self._forget_place(segment.address + start)
+        self._sound = False
+        lent = self._lengths.pop(block, 0)
+        number = segment.number
+        if self._arena.give(number, start, size) or not segment.closed:
+            del self._taken[block]
+        else:
+            segment.give_back(start, size)
+            hole = self._holes.get(number, 0) + size
+            self._holes[number] = hole
+            del self._taken[block]
+        self.lent -= lent
+        self._sound = True
+
+    def forget(self) -> None:
+        """Take in which segments nothing refers to any more, for :attr:`dropped`."""
+        forgotten = self._forgotten
+        while forgotten:
+            number = forgotten[0].number
+            passed_to = self._passed_to.get(number)
             if passed_to is not None:
                 self.dropped.append((number, passed_to))
+            for table in (self._known, self._holes, self._passed_to):
+                table.pop(number, None)
+            forgotten.popleft()
 
-    def _take_back(self) -> None:
-        returned = self._returned
-        while returned:
-            segment, offset, lent, found = returned.popleft()
-            segment.free.append(offset)
-            self.lent -= lent
-            if found:
-                self._forget_place(segment.address + offset)
+    def _mend(self) -> None:
+        """Make anew what follows from the tables, where a step did not come to its end."""
+        if self._sound:
+            return
+        taken: dict[int, list[tuple[int, int]]] = {}
+        for owner, start, size, _ in self._taken.values():
+            taken.setdefault(owner.number, []).append((start, size))
+        arena = Arena()
+        for number, segment in list(self._segments.items()):
+            if segment.retired:
+                del self._segments[number]
+            else:
+                arena.add(number, segment.size, taken.get(number, ()))
+        self._arena = arena
+        self.lent = sum(n for block, n in self._lengths.items() if block in self._taken)
+        self._sound = True
 
     def _forget_place(self, start: int) -> None:
         place = bisect.bisect_left(self._starts, start)
         if self._starts[place : place + 1] == [start]:
             del self._starts[place], self._lent_blocks[place]
 
-    def _new_segment(self, block_size: int, length: int) -> Segment | None:
-        if block_size > self.budget:
+    # --- segments -----------------------------------------------------------------------
+
+    def _take_new(self, size: int, length: int) -> tuple[int, int] | None:
+        """Return the place of a block in a new segment, or None where there is no room for it."""
+        if size > self.budget:
             raise errors.ResourceExhausted(
                 f"a tensor of {length} bytes does not fit into ipc.segment_budget = "
                 f"{self.budget} bytes; raise it in the daemon's config, or reduce it in parts"
             )
+        limit = self._retention.limit(self.used + size, self._now())
         # Many small blocks share a segment, the more the more of them there are: each segment
-        # costs a descriptor on both sides.
-        peers = self._by_block_size.get(block_size, [])
-        slab = min(max(_MIN_SLAB, sum(segment.size for segment in peers)), _MAX_SLAB)
-        size = max(1, slab // block_size) * block_size
-        if not self._make_room(size):
-            size = block_size
-            if not self._make_room(size):
-                return None
-        try:
-            segment = self._make(size, block_size)
-        except OSError as error:
-            segment_or_none = self._second_try(size, block_size, error)
-            if segment_or_none is None:
-                raise self._no_memory(block_size, error) from error
-            segment = segment_or_none
-        self._next_number += 1
-        self._segments[segment.number] = segment
-        self._by_block_size.setdefault(block_size, []).append(segment)
-        self.size += segment.size
-        return segment
-
-    def _make(self, size: int, block_size: int) -> Segment:
-        return Segment(self._next_number, size, block_size, self._forgotten)
-
-    def _second_try(self, size: int, block_size: int, error: OSError) -> Segment | None:
-        """Give back what is idle, then ask the system for the least that will do."""
-        if error.errno not in _NO_MEMORY or not (self._evict(self.size) or size > block_size):
+        # costs a descriptor on both sides. A large one has room for those of similar size.
+        slab = min(max(_MIN_SLAB, self.used // 8), _MAX_SLAB)
+        whole = max(slab, _roomy(size))
+        if self.size + whole > self.budget or self.kept + whole > limit:
+            whole = size
+            self._let_go(self.kept + size - limit).give_back()
+            self.forget()
+        if not self._make_room(whole):
             return None
         try:
-            return self._make(block_size, block_size)
+            segment = self._make(whole)
+        except OSError as error:
+            segment_or_none = self._second_try(whole, size, error)
+            if segment_or_none is None:
+                raise self._no_memory(size, error) from error
+            segment = segment_or_none
+        self._next_number += 1
+        number = segment.number
+        last = _Last(segment, self._forgotten.append)
+        last.number = number
+        self._known[number] = (segment.size, last)
+        self._segments[number] = segment
+        self._arena.add(number, segment.size)
+        return self._arena.take(size)
+
+    def _make(self, size: int) -> Segment:
+        return Segment(self._next_number, size, self._passed_to)
+
+    def _second_try(self, size: int, least: int, error: OSError) -> Segment | None:
+        """Give back what is idle, then ask the system for the least that will do."""
+        if error.errno not in _NO_MEMORY or not (self._evict(self.size) or size > least):
+            return None
+        try:
+            return self._make(least)
         except OSError:
             return None
 
@@ -345,57 +530,88 @@ class Pool:
         excess = self.size + size - self.budget
         if excess <= 0:
             return True
-        idle = sum(segment.size for segment in self._segments.values() if segment.idle)
-        return idle >= excess and self._evict(excess)
+        return sum(segment.size for segment in self._idle()) >= excess and self._evict(excess)
 
     def _evict(self, amount: int) -> bool:
-        """Drop idle segments, longest unused first, up to *amount* bytes; whether any was."""
-        idle = sorted(
-            (segment for segment in self._segments.values() if segment.idle),
-            key=lambda segment: segment.last_used,
-        )
+        """Drop idle segments up to *amount* bytes, and give them back; whether there was any."""
+        surplus = Surplus()
+        freed = self._drop_idle(amount, surplus)
+        surplus.give_back()
+        self.forget()
+        return freed > 0
+
+    def _idle(self) -> list[Segment]:
+        """Return the segments of which nothing is in use, longest unused first."""
+        idle = [s for s in self._segments.values() if self._arena.free_in(s.number) == s.size]
+        return sorted(idle, key=_last_used)
+
+    def _drop_idle(self, amount: int, surplus: Surplus) -> int:
         freed = 0
-        for segment in idle:
+        for segment in self._idle():
             if freed >= amount:
                 break
             freed += segment.size
-            self._drop(segment)
-        return freed > 0
+            surplus.add(segment, 0, segment.size)
+            self._retire(segment)
+            self._holes[segment.number] = segment.size
+        return freed
+
+    def _let_go(self, amount: int) -> Surplus:
+        """Let go of *amount* bytes or all that are free: idle segments, then parts of others."""
+        surplus = Surplus()
+        if amount <= 0:
+            return surplus
+        freed = self._drop_idle(amount, surplus)
+        for segment in sorted(self._segments.values(), key=_last_used):
+            if freed >= amount:
+                break
+            free = self._arena.free_in(segment.number)
+            if free:
+                freed += free
+                self._close(segment, free, surplus)
+        return surplus
+
+    def _close(self, segment: Segment, free: int, surplus: Surplus) -> None:
+        """Use *segment* for nothing new, and let go of what is free in it."""
+        for start, length in self._arena.ranges(segment.number):
+            surplus.add(segment, start, length)
+        self._retire(segment)
+        self._holes[segment.number] = free
+        segment.closed = True
 
     def _retire(self, segment: Segment) -> None:
+        """Use *segment* for nothing new; what is in use of it may be so over there, too."""
+        segment.closed = False
         if segment.number in self._segments:
+            sound, self._sound = self._sound, False
             segment.retired = True
-            self._remove(segment)
-
-    def _remove(self, segment: Segment) -> None:
-        with contextlib.suppress(ValueError):  # an interrupt came after that
-            self._by_block_size[segment.block_size].remove(segment)
-        self._segments.pop(segment.number, None)
-
-    def _drop(self, segment: Segment) -> None:
-        self.size -= segment.size
-        self._remove(segment)
-        if segment.passed_to is not None:
-            self.dropped.append((segment.number, segment.passed_to))
+            del self._segments[segment.number]
+            self._arena.remove(segment.number)
+            self._sound = sound
 
 
 def _block_size(length: int) -> int:
-    """Return the block size for a tensor of *length* bytes.
+    """Return the block size for a tensor of *length* bytes: whole pages, and one for the seal."""
+    return -(-max(length, 1) // _PAGE) * _PAGE + _PAGE
 
-    Sizes come in eight steps per octave, so that similar tensors share blocks and at most an
-    eighth is wasted; a page more holds the seal, and keeps powers of two from wasting that.
+
+def _roomy(size: int) -> int:
+    """Return the size of a new segment for a block of *size* bytes: at most an eighth more.
+
+    Such sizes come in eight steps per octave, so that tensors of similar size find room.
     """
+    length = size - _PAGE
     step = max(_PAGE, 1 << max(0, (length - 1).bit_length() - 4))
-    return -(-max(length, 1) // step) * step + _PAGE
+    return -(-length // step) * step + _PAGE
+
+
+def _last_used(segment: Segment) -> int:
+    return segment.last_used
 
 
 def _address(array: npt.NDArray[Any]) -> int:
     address: int = array.__array_interface__["data"][0]
     return address
-
-
-def _let_go(_block: Block) -> None:
-    """Do nothing: to have held the block until now was all."""
 
 
 assert SEAL.size + SEAL_ALIGN <= _PAGE  # noqa: S101 - the room behind each tensor

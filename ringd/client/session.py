@@ -36,6 +36,7 @@ class Op:
         "hold",
         "kept",
         "length",
+        "memory_made",
         "payload",
         "reply",
         "sealed",
@@ -81,6 +82,8 @@ class Op:
         """When the client decides by itself that the deadline has passed."""
         self.session: Session
         self.seq = -1
+        self.memory_made = 0
+        """Bytes of shared memory that the ops of its session up to this one had."""
         self.ended = False
         """Last of what an outcome sets, as it is looked at without the lock."""
         self.error: errors.RingError | None = None
@@ -145,6 +148,11 @@ class Op:
         self.kept = kept
         self.ended = True
 
+    @property
+    def memory(self) -> int:
+        """Bytes of shared memory that it has, for its input and its result."""
+        return self.length * ((self.source is not None) + (self.target is not None))
+
     def forget_input(self) -> None:
         """Let go of the memory that only the daemon needs."""
         self.payload = self.source = self.source_block = None
@@ -177,6 +185,10 @@ class Session:
         """All ops below are finished on all members."""
         self.acked = 0
         """All ops below have their outcome here."""
+        self.memory_made = 0
+        """Bytes of shared memory that all ops so far had."""
+        self.memory_acked = 0
+        """Likewise those below :attr:`acked`."""
         self.ack_wanted = 0
         """Somebody waits to hear of ops below that they have their outcome here."""
         self.ack_sent = 0
@@ -190,6 +202,11 @@ class Session:
         """Codes of the errors that the user has had from its calls."""
         self.attached = False
         """Whether a daemon has ever accepted it."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes of shared memory of the ops from the first that has no outcome yet on."""
+        return self.memory_made - self.memory_acked
 
     @property
     def end(self) -> int:
@@ -208,9 +225,11 @@ class Session:
 
     def add(self, op: Op) -> None:
         """Count *op*, which has the next number."""
-        # Two stores that nothing can come between: it is made, or it is not.
+        op.memory_made = self.memory_made + op.memory
+        # Stores that nothing can come between: it is made, or it is not.
         self.ops[op.seq] = op
         self.next_seq = op.seq + 1
+        self.memory_made = op.memory_made
 
     def finish(self, op: Op, reply: Payload | None) -> None:
         """*op* succeeded."""
@@ -250,3 +269,4 @@ class Session:
         """Find what :attr:`acked` has become; once more is harmless."""
         while (op := self.ops.get(self.acked)) is not None and op.ended:
             self.acked += 1
+            self.memory_acked = op.memory_made

@@ -376,7 +376,7 @@ def _check_ipc(report: _Report, ipc: IpcSettings) -> None:
         ("segment_budget", 2 * ipc.inline_limit, "twice ipc.inline_limit"),
     ):
         size = getattr(ipc, key)
-        if size < bound:
+        if size is not None and size < bound:
             problem = f"less than {what}; write at least {_whole(bound)}"
             report.add(f"ipc.{key}", problem, format_size(size))
 

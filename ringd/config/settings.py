@@ -95,6 +95,18 @@ def _size(least: int, most: int) -> Callable[[object], int]:
     return parse
 
 
+def _automatic(parse: Callable[[object], int]) -> Callable[[object], int | None]:
+    def parse_or_leave(value: object) -> int | None:
+        if value == "auto":
+            return None
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise ValueError(f'{error}, or "auto"') from None
+
+    return parse_or_leave
+
+
 def _count(least: int, most: int) -> Callable[[object], int]:
     def parse(value: object) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
@@ -218,8 +230,11 @@ class IpcSettings:
         _size(_MIB, 1 << 40),
         "The largest message, for tensors where shared memory can't be had.",
     )
-    segment_budget: int = _setting(
-        "8GiB", _size(_MIB, 1 << 50), "Shared memory that one client may hold."
+    segment_budget: int | None = _setting(
+        "auto",
+        _automatic(_size(_MIB, 1 << 50)),
+        'Shared memory that one client may hold; "auto": half of what the machine, or the '
+        "daemon's cgroup, has. What is kept follows what calls use.",
     )
     window: int = _setting(1024, _count(1, 65536), "Calls that one client may have open at a time.")
     reserve: int = _setting(

@@ -84,7 +84,7 @@ class Daemon:
             limits=Limits(
                 inline_limit=config.ipc.inline_limit,
                 max_message=config.ipc.max_message,
-                segment_budget=config.ipc.segment_budget,
+                segment_budget=self._programs.performer.segment_budget,
                 window=config.ipc.window,
             ),
         )

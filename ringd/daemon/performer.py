@@ -15,12 +15,13 @@ import structlog
 from ringd import errors
 from ringd.border.client import Client
 from ringd.collective.reduction import Array, Reduction, dtype_from_name
-from ringd.config.settings import Config
+from ringd.config.settings import Config, IpcSettings
 from ringd.daemon.bulk import Bulk, flat
 from ringd.daemon.neighbours import Neighbours
 from ringd.daemon.recorder import OpEvent, Recorder
 from ringd.groups import actions as groups
 from ringd.groups.op import OK
+from ringd.host.machine import share_of_memory
 from ringd.net.loop import Loop
 from ringd.wire import border
 
@@ -64,6 +65,8 @@ class Performer:
         self._loop = loop
         self.config = config
         """As it was read last."""
+        self.segment_budget = segment_budget(config.ipc)
+        """Bytes of shared memory that one client may hold."""
         self._neighbours = neighbours
         self._recorder = recorder
         self._group_of = group_of
@@ -161,7 +164,7 @@ class Performer:
                 generation=machine.generation,
                 inline_limit=ipc.inline_limit,
                 max_message=ipc.max_message,
-                segment_budget=ipc.segment_budget,
+                segment_budget=self.segment_budget,
                 window=ipc.window,
                 lost_after=self.config.join.lost_after,
                 timeout=self.config.ops.timeout,
@@ -247,6 +250,13 @@ class Performer:
 
     def _count_dropped(self, action: groups.Dropped) -> None:
         self.dropped[action.reason] += 1
+
+
+def segment_budget(ipc: IpcSettings) -> int:
+    """Return the bytes of shared memory that one client may hold."""
+    if ipc.segment_budget is not None:
+        return ipc.segment_budget
+    return share_of_memory(least=2 * ipc.inline_limit)  # an input and a result
 
 
 @lru_cache(maxsize=256)

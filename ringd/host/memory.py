@@ -7,11 +7,13 @@ process that uses it dies, however it dies.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import mmap
 import os
 import stat
+import struct
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +22,9 @@ SEALED_MEMORY = sys.platform == "linux"
 """Whether segments are sealed memfds; else they are unlinked files."""
 
 _ZEROS = bytes(1 << 20)
+
+_F_PUNCHHOLE = 99  # of macOS's fcntl.h, with a struct fpunchhole: flags, reserved, offset, length
+_PUNCHHOLE = struct.Struct("=IIqq")
 
 _MAP_FIXED = 0x10  # on both platforms; Python's mmap module cannot map in a given place
 _MREMAP_INTO = 1 | 2  # MREMAP_MAYMOVE | MREMAP_FIXED
@@ -98,6 +103,24 @@ def detach(address: int, length: int, fd: int, offset: int) -> None:
         _move(_map_private(None, length, fd, offset), length, address)
     else:
         _map_private(address, length, fd, offset, _MAP_FIXED)
+
+
+def give_back(mapping: mmap.mmap, fd: int, start: int, length: int) -> None:
+    """Leave the system the pages of a range, for all who map it; it must not be read any more.
+
+    Where the system does not do that, they stay until nobody maps the segment.
+
+    Args:
+        mapping: of the whole segment.
+        fd: the segment.
+        start: of the range, a multiple of the page size.
+        length: in bytes, likewise.
+    """
+    with contextlib.suppress(OSError):
+        if sys.platform == "linux":
+            mapping.madvise(mmap.MADV_REMOVE, start, length)
+        else:
+            fcntl.fcntl(fd, _F_PUNCHHOLE, _PUNCHHOLE.pack(0, 0, start, length))
 
 
 def map_segment(fd: int, size: int) -> mmap.mmap:

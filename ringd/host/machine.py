@@ -1,0 +1,53 @@
+"""How much memory this process may have, and what of it is one client's share."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+LEAST_SHARE = 64 << 20
+"""Bytes that a client may have on the smallest machine."""
+
+_CGROUP_OF_SELF = Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def memory() -> int:
+    """Return the bytes that there are: the machine's, or fewer where a cgroup (Linux) says so."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min((physical, *_cgroup_limits()))
+
+
+def share_of_memory(least: int = 0) -> int:
+    """Return the bytes of shared memory that one client may hold, at least *least*: half of all.
+
+    A program needs the other half for what it reduces.
+    """
+    return max(memory() // 2, LEAST_SHARE, least)
+
+
+def _cgroup_limits() -> list[int]:
+    """Return the limits of this process's cgroup and of those around it; macOS has none."""
+    limits: list[int] = []
+    try:
+        lines = _CGROUP_OF_SELF.read_text().splitlines()
+    except OSError:
+        return limits
+    for line in lines:
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0":
+            base, name = _CGROUPS, "memory.max"
+        elif "memory" in controllers.split(","):
+            base, name = _CGROUPS / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        inner = base / path.lstrip("/")
+        # In a container the path may be the machine's, and what is mounted here the container's.
+        for folder in (inner, *inner.parents):
+            with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+                limits.append(int((folder / name).read_text()))
+            if folder == base:
+                break
+    return limits

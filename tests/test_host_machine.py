@@ -1,0 +1,79 @@
+"""One client's share of the memory: of the machine's, or of what a cgroup leaves."""
+
+import os
+
+import pytest
+
+from ringd.config.settings import IpcSettings
+from ringd.daemon.performer import segment_budget
+from ringd.host import machine
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def cgroup(tmp_path, monkeypatch):
+    """Make a machine of 16 GiB whose kernel says *lines* of us, with limits in files."""
+    pages = {"SC_PHYS_PAGES": 4 << 20, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(machine.os, "sysconf", lambda name: pages[name])
+    monkeypatch.setattr(machine, "_CGROUP_OF_SELF", tmp_path / "self")
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path / "fs")
+
+    def make(lines, **limits):
+        (tmp_path / "self").write_text(lines)
+        for path, limit in limits.items():
+            file = tmp_path / "fs" / path.replace("__", "/").replace("_dot_", ".")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"{limit}\n")
+
+    return make
+
+
+@pytest.mark.usefixtures("cgroup")
+def test_without_cgroups_it_is_the_machine_s():
+    """There are none on macOS, nor on a Linux without /proc."""
+    assert machine.memory() == 16 * GIB
+
+
+@pytest.mark.parametrize(
+    ("lines", "limits", "expected"),
+    [
+        ("0::/a/b\n", {"a__b__memory_dot_max": 3 * GIB}, 3 * GIB),
+        ("0::/a/b\n", {"a__b__memory_dot_max": "max", "a__memory_dot_max": 2 * GIB}, 2 * GIB),
+        ("0::/a/b\n", {"a__b__memory_dot_max": "max"}, 16 * GIB),
+        ("0::/\n", {"memory_dot_max": GIB}, GIB),
+        ("0::/of/the/host\n", {"memory_dot_max": GIB}, GIB),
+        (
+            "4:cpu,memory:/x\n0::/\n",
+            {"memory__x__memory_dot_limit_in_bytes": GIB, "x__memory_dot_max": 7},
+            GIB,
+        ),
+        (
+            "4:memory:/x\n",
+            {"memory__x__memory_dot_limit_in_bytes": (1 << 63) - 4096},
+            16 * GIB,
+        ),
+        ("5:cpu:/x\n", {"x__memory_dot_max": GIB}, 16 * GIB),
+        ("nonsense\n", {}, 16 * GIB),
+    ],
+)
+def test_the_tightest_cgroup_decides(cgroup, lines, limits, expected):
+    """Whether of version 1 or 2, its own or one around it, or a container's."""
+    cgroup(lines, **limits)
+    assert machine.memory() == expected
+
+
+def test_budget_follows_the_machine_unless_it_is_set(cgroup):
+    """Half of the memory; never so little that the smallest call in shared memory cannot fit."""
+    assert segment_budget(IpcSettings()) == 8 * GIB
+    cgroup("0::/\n", memory_dot_max=GIB)
+    assert segment_budget(IpcSettings()) == GIB // 2
+    cgroup("0::/\n", memory_dot_max=1 << 20)
+    assert segment_budget(IpcSettings()) == machine.LEAST_SHARE
+    assert segment_budget(IpcSettings(inline_limit=GIB)) == 2 * GIB
+    assert segment_budget(IpcSettings(segment_budget=5 << 20)) == 5 << 20
+
+
+def test_memory_of_this_very_machine():
+    """What the system says of itself makes sense."""
+    assert 64 << 20 <= machine.memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
