@@ -37,6 +37,7 @@ Array = npt.NDArray[Any]
 OPERATIONS = ("sum", "mean", "prod", "min", "max")
 
 _BFLOAT16_NAME = "bfloat16"
+_BFLOAT16_BYTES = 2
 _NATIVE_NAMES = (
     "bool",
     "int8",
@@ -105,17 +106,28 @@ def dtype_from_name(name: str) -> np.dtype[Any]:
     """Return the dtype, in native byte order, that travels as *name*.
 
     Raises:
-        TypeError: the name is unknown, or it needs ml_dtypes and that is not installed here.
+        TypeError: the name is unknown, or it needs ml_dtypes and this daemon has none.
     """
     dtype = _BY_NAME.get(name)
     if dtype is not None:
         return dtype
     if name == _BFLOAT16_NAME:
         raise TypeError(
-            "dtype bfloat16 needs the package ml_dtypes, which is not installed here: "
-            "pip install 'ringd[bf16]'"
+            "dtype bfloat16 needs the package ml_dtypes, which it does not have: "
+            "pip install 'ringd[bf16]' where it is installed, and restart it"
         )
     raise TypeError(f"unknown dtype {name!r}; the supported dtypes are {', '.join(DTYPE_NAMES)}")
+
+
+def itemsize_of(name: str) -> int | None:
+    """Return the bytes of an element of the dtype that travels as *name*; None for an unknown one.
+
+    Also of one that cannot be reduced here.
+    """
+    dtype = _BY_NAME.get(name)
+    if dtype is not None:
+        return dtype.itemsize
+    return _BFLOAT16_BYTES if name == _BFLOAT16_NAME else None
 
 
 def check(operation: str, dtype: npt.DTypeLike) -> None:

@@ -19,7 +19,7 @@ from typing import Protocol
 
 import structlog
 
-from ringd.collective.reduction import dtype_from_name
+from ringd.collective.reduction import itemsize_of
 from ringd.config.settings import Config
 from ringd.daemon.blackhole import BlackHole
 from ringd.daemon.bulk import Bulk
@@ -43,14 +43,15 @@ from ringd.wire.hello import MAX_INSTANCE
 
 
 def fits(offer: Offer, nbytes: int) -> bool:
-    """Whether *nbytes* of tensor may come with *offer*; a wrong length must not reach numpy."""
+    """Whether *nbytes* of tensor may come with *offer*; a wrong length must not reach numpy.
+
+    A dtype that is unknown here is no fault of the link, which carries it for others: nothing of it
+    is reduced, as the call of this member's own program is refused.
+    """
     if not offer.eager or offer.call.kind == "barrier":
         return nbytes == 0
-    try:
-        itemsize = dtype_from_name(offer.call.dtype).itemsize
-    except TypeError:
-        return False
-    return nbytes == math.prod(offer.call.shape) * itemsize
+    itemsize = itemsize_of(offer.call.dtype)
+    return itemsize is None or nbytes == math.prod(offer.call.shape) * itemsize
 
 
 class RingUser(Protocol):

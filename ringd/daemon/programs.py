@@ -112,6 +112,7 @@ class Programs:
 
     def _submit_error(self, client: Client, message: border.Submit, code: str, text: str) -> None:
         """End the call here; the others hear of it, so that the group goes on in step."""
+        text = f"the daemon on {self._config.node!r} cannot take this call: {text}"
         client.send(border.Failed(message.join_id, message.seq, 0, code, text))
         now = self._loop.now()
         submission = self._submission(message, Buffers(memoryview(b""), None, None, now), now)
