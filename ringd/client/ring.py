@@ -159,8 +159,8 @@ class Ring:
 
         Args:
             x: an array of any shape and layout, or what numpy makes one of: bool, integer,
-                float (16 to 64 bits, or bfloat16 of ml_dtypes), complex64 or complex128. It is
-                never written to, and may be reused as soon as this returns.
+                float (16 to 64 bits, or bfloat16 of ml_dtypes, torch or MLX), complex64 or
+                complex128. It is never written to, and may be reused as soon as this returns.
             op: ``"sum"``, ``"mean"`` (not for bool and integers), ``"prod"``, ``"min"`` or
                 ``"max"`` (not for complex). float16 and bfloat16 are accumulated in float32. A
                 mean is the sum, divided: infinite where the sum overflows; of such large numbers

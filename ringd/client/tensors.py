@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ringd.client.foreign import as_array
 from ringd.collective import reduction
 from ringd.wire.control import MAX_CALL_NAME, Call
 
@@ -50,7 +51,7 @@ def plain_array(x: npt.ArrayLike) -> Array:
         raise TypeError(
             "the labels of x would be lost, and its order with them; write x.to_numpy()"
         )
-    array = np.asarray(x)
+    array = as_array(x)
     if array.dtype.names is not None:
         raise TypeError(
             "an array with named fields cannot be reduced; reduce each field, x['NAME'], apart"

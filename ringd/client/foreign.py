@@ -1,0 +1,111 @@
+"""Tensors of torch and MLX on their way in, where numpy cannot take them by itself.
+
+Neither is imported: a program that has a tensor of theirs has done so. What is taken is a view
+where the framework allows one. What cannot be taken is a TypeError that says the line to write.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ringd.collective.reduction import dtype_from_name
+
+Array = npt.NDArray[Any]
+
+
+def as_array(x: Any) -> Array:
+    """Return *x* as numpy's asarray does, and besides what that refuses: bfloat16 of torch and MLX.
+
+    Raises:
+        TypeError: a tensor lies on another device, is sparse, requires a gradient, or has a dtype
+            that numpy lacks; says what to write.
+    """
+    torch, mlx = sys.modules.get("torch"), sys.modules.get("mlx.core")
+    if _is_a(x, torch, "Tensor"):
+        return _from_torch(x, torch)
+    if _is_a(x, mlx, "array"):
+        return _from_mlx(x, mlx)
+    try:
+        return np.asarray(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        leaf = x
+        while isinstance(leaf, (list, tuple)) and leaf:
+            leaf = leaf[0]
+        for module, kind, stack in ((torch, "Tensor", "torch.stack"), (mlx, "array", "mx.stack")):
+            if leaf is not x and _is_a(leaf, module, kind):
+                raise TypeError(f"x is a list of tensors ({error}); write {stack}(x)") from error
+        raise
+
+
+def _is_a(x: object, module: Any, kind: str) -> bool:
+    found = getattr(module, kind, None)
+    return isinstance(found, type) and isinstance(x, found)
+
+
+def _from_torch(x: Any, torch: Any) -> Array:
+    fault = _torch_fault(x, torch)
+    if fault is not None:
+        raise TypeError(fault)
+    x = x.resolve_conj().resolve_neg()
+    if x.dtype == torch.bfloat16:
+        dtype = _bfloat16()
+        try:
+            bits: Array = x.view(torch.int16).numpy()
+        except (TypeError, RuntimeError) as error:
+            raise TypeError(_unreadable(x, error)) from error
+        return bits.view(dtype)
+    try:
+        return np.asarray(x)
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(_unreadable(x, error)) from error
+
+
+def _torch_fault(x: Any, torch: Any) -> str | None:
+    """Return why a tensor of torch cannot stand for its numbers, and what to write instead."""
+    if x.is_nested:
+        return "a nested tensor has no shape; write x.to_padded_tensor(0.0)"
+    if x.layout != torch.strided:
+        return "a sparse tensor cannot be reduced; write x.to_dense()"
+    if hasattr(x, "get_mask"):
+        return (
+            "a masked tensor cannot be reduced: what lies under its mask would count; write "
+            "x.to_tensor(0), or another value that suits the op, and reduce the mask apart"
+        )
+    if hasattr(x, "to_local"):
+        return "a distributed tensor cannot be reduced as a whole; write x.to_local()"
+    if x.device.type != "cpu":
+        return f"x lies on the device {str(x.device)!r}; write x.cpu()"
+    if x.requires_grad:
+        return "x requires a gradient, which would be lost; write x.detach()"
+    if x.is_quantized:
+        return "the scale of a quantized tensor would be lost; write x.dequantize()"
+    return None
+
+
+def _unreadable(x: Any, error: Exception) -> str:
+    other = "complex64" if x.is_complex() else "float32"
+    return (
+        f"a {type(x).__name__} of dtype {x.dtype} cannot be reduced ({error}); "
+        f"write x.to(torch.{other}), or a plain tensor of another dtype that numpy has"
+    )
+
+
+def _from_mlx(x: Any, mlx: Any) -> Array:
+    if x.dtype != mlx.bfloat16:
+        return np.asarray(x)
+    dtype = _bfloat16()
+    return np.asarray(x.view(mlx.uint16)).view(dtype)
+
+
+def _bfloat16() -> np.dtype[Any]:
+    try:
+        return dtype_from_name("bfloat16")
+    except TypeError:
+        raise TypeError(
+            "bfloat16 needs the package ml_dtypes, here and where each member's daemon is "
+            "installed: pip install 'ringd[bf16]'; or convert x to float32"
+        ) from None

@@ -1,0 +1,166 @@
+"""Tensors of torch and MLX, by stand-ins that refuse what the real ones refuse."""
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from ringd.client import tensors
+from ringd.collective import reduction
+
+BFLOATS = np.arange(12).reshape(3, 4).astype(ml_dtypes.bfloat16)
+
+
+class Tensor:
+    """As torch's: numpy is refused what it does not have, and what would be lost."""
+
+    is_nested = is_quantized = requires_grad = False
+    layout = "strided"
+    device = SimpleNamespace(type="cpu")
+
+    def __init__(self, data, dtype=None, **attributes):
+        self.data = data
+        self.dtype = dtype or data.dtype.name
+        vars(self).update(attributes)
+
+    def resolve_conj(self):
+        """Return it."""
+        return self
+
+    resolve_neg = resolve_conj
+
+    def is_complex(self):
+        """Whether it is of complex numbers."""
+        return self.dtype.startswith("complex")
+
+    def view(self, dtype):
+        """Return its bits."""
+        return Tensor(self.data.view(dtype))
+
+    def numpy(self):
+        """Return the array, if numpy has its dtype."""
+        if self.dtype not in ("int16", "float32"):
+            raise TypeError(f"Got unsupported ScalarType {self.dtype}")
+        return self.data
+
+    def __array__(self, dtype=None, copy=None):
+        """Return it for numpy's asarray."""
+        return self.numpy()
+
+
+class Array:
+    """As MLX's: numpy does not understand its buffer of bfloat16."""
+
+    def __init__(self, data):
+        self.data = data
+        self.dtype = data.dtype.name
+
+    def view(self, dtype):
+        """Return its bits."""
+        return Array(self.data.view(dtype))
+
+    def __array__(self, dtype=None, copy=None):
+        """Return it for numpy's asarray."""
+        if self.dtype == "bfloat16":
+            raise ValueError("'bfloat16' is not a valid PEP 3118 buffer format string")
+        return self.data
+
+
+@pytest.fixture(autouse=True)
+def frameworks(monkeypatch):
+    """Let the program have imported both."""
+    for name, words in {
+        "torch": {
+            "Tensor": Tensor,
+            "strided": "strided",
+            "bfloat16": "bfloat16",
+            "int16": "int16",
+        },
+        "mlx.core": {"array": Array, "bfloat16": "bfloat16", "uint16": "uint16"},
+    }.items():
+        module = ModuleType(name)
+        vars(module).update(words)
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+FRAMEWORKS = pytest.mark.parametrize("kind", [Tensor, Array])
+
+
+@FRAMEWORKS
+@pytest.mark.parametrize("data", [BFLOATS, BFLOATS.T, BFLOATS[1, 2], BFLOATS[:0]])
+def test_bfloat16_is_taken(kind, data):
+    """Of any shape and layout, by its bits."""
+    array = tensors.accept(kind(np.asarray(data)), "sum", None)
+    assert array.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(array, data)
+
+
+@FRAMEWORKS
+def test_bfloat16_is_taken_where_it_lies(kind):
+    """What the program sees is what is read: no copy is made on the way."""
+    assert np.shares_memory(tensors.accept(kind(BFLOATS), "sum", None), BFLOATS)
+
+
+@FRAMEWORKS
+def test_other_dtypes_are_numpy_s_business(kind):
+    """They come as they came before."""
+    data = np.ones(3, np.float32)
+    assert tensors.accept(kind(data), "sum", None) is data
+
+
+@FRAMEWORKS
+def test_without_ml_dtypes_it_says_what_to_install(monkeypatch, kind):
+    """The package is named, and the extra that brings it."""
+    monkeypatch.delitem(reduction._BY_NAME, "bfloat16")
+    with pytest.raises(TypeError, match=r"ml_dtypes.*pip install 'ringd\[bf16\]'"):
+        tensors.accept(kind(BFLOATS), "sum", None)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "line"),
+    [
+        (Tensor(BFLOATS, requires_grad=True), "x.detach()"),
+        (Tensor(BFLOATS, device=SimpleNamespace(type="mps")), "x.cpu()"),
+        (Tensor(BFLOATS, layout="sparse_coo"), "x.to_dense()"),
+        (Tensor(BFLOATS, is_nested=True, layout="jagged"), "x.to_padded_tensor(0.0)"),
+        (Tensor(BFLOATS, is_quantized=True), "x.dequantize()"),
+        (Tensor(BFLOATS, get_mask=None), "x.to_tensor(0)"),
+        (Tensor(BFLOATS, to_local=None), "x.to_local()"),
+        (Tensor(BFLOATS, "float8_e4m3fn"), "x.to(torch.float32)"),
+        (Tensor(BFLOATS, "complex32"), "x.to(torch.complex64)"),
+        ([Tensor(BFLOATS), Tensor(BFLOATS)], "torch.stack(x)"),
+        (([Array(BFLOATS)],), "mx.stack(x)"),
+    ],
+)
+def test_what_cannot_be_taken_says_what_to_write(tensor, line):
+    """Each in one TypeError of ours, with the line."""
+    with pytest.raises(TypeError) as caught:
+        tensors.accept(tensor, "sum", None)
+    assert f"write {line}" in str(caught.value)
+
+
+def test_what_torch_refuses_to_read_is_no_error_of_its_own():
+    """Also where the bits of a bfloat16 cannot be had."""
+
+    class Subclass(Tensor):
+        def view(self, dtype):
+            raise RuntimeError(f"no {dtype} of a subclass")
+
+    with pytest.raises(TypeError, match=r"Subclass.*no int16 of a subclass.*write x\.to\("):
+        tensors.accept(Subclass(BFLOATS), "sum", None)
+
+
+def test_lists_that_are_no_array_remain_numpy_s_error():
+    """Nothing of ours is said of numbers."""
+    with pytest.raises(ValueError, match="inhomogeneous"):
+        tensors.accept([[1], [1, 2]], "sum", None)
+
+
+def test_without_the_frameworks_nothing_changes(monkeypatch):
+    """Neither is imported, nor needed."""
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.delitem(sys.modules, "mlx.core")
+    assert tensors.accept([1, 2], "sum", None).tolist() == [1, 2]
+    assert "torch" not in sys.modules
