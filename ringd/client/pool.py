@@ -90,7 +90,6 @@ class Segment:
     )
 
     def __init__(self, number: int, size: int, passed_to: dict[int, object]) -> None:
-        self.fd = -1
         self.retired = False
         """Whether it is used for nothing new; it counts until nothing refers to it any more."""
         self.closed = False
@@ -119,7 +118,7 @@ class Segment:
     def __del__(self) -> None:
         # The descriptor is kept as long as anything may refer to the memory: a user's array
         # may have to be passed to the next daemon. The mapping goes with its last view.
-        if self.fd >= 0:
+        if hasattr(self, "fd"):  # an interrupt may have come before that
             os.close(self.fd)
 
 
@@ -265,7 +264,7 @@ class Pool:
         return block
 
     def _watch(self, block: Block) -> tuple[_Last, ...]:
-        """Return what notes that *block* is gone, and then rings: what was made last comes first."""
+        """Return what notes that *block* is gone, and then rings: the last made comes first."""
         ringing = self._ring_after(block)
         last = _Last(block, self._returned.append)
         last.number = block.number
