@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 import time
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -12,24 +13,40 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from chaos import interrupts
 from chaos.calls import LARGEST, STYLES, Style, make
+from chaos.faults import KINDS
+from chaos.interrupts import Made
 from chaos.ledger import Ledger
 from chaos.lives import STAY_FIRST, Life
 from chaos.report import Report
 from chaos.resources import Holding
-from chaos.run import Options, _idle, play
+from chaos.run import Options, _idle, chosen, play
 from chaos.splits import REASONS, UNASKED
+from chaos.stage import Stage
 
 from ringd.collective.reduction import Reduction
+from ringd.host.paths import socket_candidates
+from ringd.wire import lifeline
 
 SIZE = 3
 FAULTS = 12
 GROUPS = ("flights", "layers", "dues", "alarms")
+NOT_YET = (
+    "burst of calls",
+    "disk slow",
+    "interrupts",
+    "namesake",
+    "program left, closing in a handler",
+    "signal handlers",
+    "sockets removed",
+)
+"""Faults that `make chaos` does, and that the product does not bear yet."""
 
 
 def test_nothing_lost_under_an_adversary(tmp_path):
     """All values are right and no call is lost, whatever is killed, cut and garbled."""
-    options = Options(seed=11, size=SIZE, faults=FAULTS, groups=GROUPS, warm_up=8)
+    options = Options(seed=11, size=SIZE, faults=FAULTS, groups=GROUPS, warm_up=8, without=NOT_YET)
     report = play(options, tmp_path, "test", lambda _text: None)
     assert report.ledger.violations == []
     assert sum(report.counts.values()) >= FAULTS
@@ -272,6 +289,94 @@ def test_deadline_splits_while_a_daemon_or_its_program_is_away(told, up, excused
     told.say("0 began 0 1.0 0.5", "1 began 0 1.0 0.5")
     told.say("0 ok 0 1.2 77 8", "1 late 0 3.05 1.0 - why")
     assert told.kinds() == ([] if excused else ["split outcomes"])
+
+
+def test_a_dropped_handle_is_no_outcome(told):
+    """Whose handle an interrupt took has heard nothing; what the others got is still compared."""
+    told.form(0.5)
+    told.say("0 began 0 1.0 0", "1 began 0 1.0 0")
+    told.say("0 struck 0 1.1 the call was made", "0 dropped 0 1.1 ", "1 ok 0 1.2 77 8")
+    assert told.kinds() == []
+    assert told.ledger.calls["g"] == 0
+    assert told.ledger.struck == {"the call was made": 1}
+    told.say("0 ok 1 1.3 77 8", "1 ok 1 1.3 78 8")
+    assert told.kinds() == ["wrong values"]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "more"),
+    [
+        (Made(1, 5), Made(1, 5), False),
+        (Made(1, 5), Made(1, 6), True),
+        (Made(1, 5), Made(2, 0), False),  # interrupted when it had just joined anew
+        (Made(1, 5), Made(2, 1), True),
+    ],
+)
+def test_whether_an_interrupted_call_was_made(before, now, more):
+    """By the library's own count, also over the end of a stay in the group."""
+    assert now.more_than(before) is more
+
+
+def test_interrupts_spare_the_program_itself():
+    """They are raised where the library has the thread, and nowhere else."""
+    interrupts.strike(2, sys._getframe())
+    with pytest.raises(KeyboardInterrupt):
+        raised_in_library()
+    with interrupts.shielded():
+        raised_in_library()
+
+
+def raised_in_library():
+    """Have the library call the handler, as it would at one of its own lines."""
+
+    class Environ(dict):
+        def get(self, name, default=None):
+            interrupts.strike(2, sys._getframe())
+            return super().get(name, default)
+
+    socket_candidates(Environ())
+
+
+def test_a_burst_is_of_small_calls_without_deadlines():
+    """The same on all members, as it derives from the seed; none could be missed by its length."""
+    calls = [make(3, "dues", number, SIZE, burst=True) for number in range(200)]
+    assert max(call.count * call.dtype.itemsize for call in calls) <= 256
+    assert {call.timeout for call in calls} == {None}
+    assert len({call.op for call in calls}) > 3
+
+
+def test_faults_are_chosen_by_name():
+    """Some alone, all but some, and none that checksums are needed for where there are none."""
+    names = [kind.name for kind in chosen(Options(1, only=("namesake", "rejoin")))]
+    assert names == ["rejoin", "namesake"]
+    names = [kind.name for kind in chosen(Options(1, without=("rejoin",)))]
+    assert len(names) == len(KINDS) - 1
+    assert "bytes garbled" not in [kind.name for kind in chosen(Options(1, checksum=False))]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "there", "kinds"),
+    [
+        (1.0, False, []),
+        (60.0, True, []),
+        (60.0, False, ["sockets not made anew"]),
+    ],
+)
+def test_removed_sockets_are_missed(tmp_path, seconds, there, kinds):
+    """A daemon that lives has to make them anew within its time."""
+    stage = Stage(tmp_path, 1, ("ticks",), 1, checksum=True)
+    try:
+        node = stage.cluster[0]
+        node.process = SimpleNamespace(poll=lambda: None, pid=7, kill=id, wait=id, send_signal=id)
+        stage._removed[0] = (7, time.monotonic() - seconds)
+        if there:
+            node.socket.parent.mkdir()
+            for end in ("", lifeline.SUFFIX):
+                node.socket.with_name(node.socket.name + end).touch()
+        assert stage.look_for_sockets() is (there or bool(kinds))
+        assert [text.partition(":")[0] for text in stage.ledger.violations] == kinds
+    finally:
+        stage.close()
 
 
 @pytest.mark.parametrize(("moment", "late"), [(5.2, False), (5.4, True)])

@@ -2,9 +2,10 @@
 
 ``make chaos`` starts it. Real daemons and real programs as processes; their links go through a
 proxy of the run's own. Who does what: :mod:`~chaos.calls` knows what each call is and what must
-come of it, :mod:`~chaos.workload` is the program that makes the calls, :mod:`~chaos.programs`
-runs these, :mod:`~chaos.faults` says what can be done to the :mod:`~chaos.stage`,
-:mod:`~chaos.adversary` does it, :mod:`~chaos.report` counts.
+come of it, :mod:`~chaos.workload` is the program that makes the calls (with
+:mod:`~chaos.interrupts` at any instant that is the library's), :mod:`~chaos.programs` runs these,
+:mod:`~chaos.faults` says what can be done to the :mod:`~chaos.stage`, :mod:`~chaos.adversary`
+does it, :mod:`~chaos.report` counts.
 
 :mod:`~chaos.ledger` compares what the programs say. For each error it wants the cause: from
 :mod:`~chaos.lives`, who lived when, and :mod:`~chaos.breaks`, when the ring was broken;

@@ -57,6 +57,12 @@ STYLES = {
     "alarms": Style(4, 256 << 10, 2, 0.05, 32, 0.01, on_loss="fail"),
 }
 
+BURST = 3000
+"""Calls that are made before the first wait; three times the default of ``ipc.window``."""
+
+BRIEF = Style(4, 256, BURST, 0.0, BURST, 0.0)
+"""How they are."""
+
 DEADLINES = (0.05, 1.0)
 """Seconds; well above what a call takes in peace, and around what a fault costs."""
 
@@ -141,9 +147,9 @@ _FUNCTIONS = {
 }
 
 
-def make(seed: int, group: str, number: int, size: int) -> Call:
-    """Return call *number* of *group* in a ring of *size*."""
-    style = STYLES[group]
+def make(seed: int, group: str, number: int, size: int, *, burst: bool = False) -> Call:
+    """Return call *number* of *group* in a ring of *size*; one of a *burst* is small."""
+    style = BRIEF if burst else STYLES[group]
     rng = Random(f"{seed}/{group}/{number}")
     values = np.random.default_rng([seed & 0xFFFFFFFF, zlib.crc32(group.encode()), number])
     due = Random(f"{seed}/{group}/{number}/due")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
@@ -10,7 +12,7 @@ from random import Random
 from cluster import Node
 
 from chaos.proxy import Harm
-from chaos.stage import LOST_AFTER, Stage
+from chaos.stage import LOST_AFTER, REMOVALS, SLOWEST, Stage
 
 Story = Callable[[Stage, Random], Iterator[float]]
 
@@ -100,6 +102,50 @@ def rejoin(stage: Stage, rng: Random) -> Iterator[float]:
 def readdress(stage: Stage, rng: Random) -> Iterator[float]:
     """Reload a roster with a changed address."""
     stage.readdress(stage.node(rng))
+    yield 0.0
+
+
+def slow_disk(stage: Stage, rng: Random) -> Iterator[float]:
+    """Have a ring form on disks that take longer than silence may last; it must, and hold."""
+    ledger = stage.ledger
+    seconds = rng.uniform(0.25, 1) * SLOWEST / 2  # for each of the two flushes of a save
+    nodes = stage.cluster.nodes
+    for node in rng.sample(nodes, rng.choice([1, 1, rng.randint(1, stage.size)])):
+        stage.slow_disk(node, seconds)
+    begun = time.monotonic()
+    stage.rejoin(stage.node(rng))
+    latest = begun + 5 * 2 * seconds + 5
+    while True:
+        ledger.breaks.read()
+        broken = ledger.breaks.during(begun, math.inf)
+        if broken is not None and broken[1] < math.inf and ledger.progressed(broken[1]):
+            break
+        if time.monotonic() > latest or not ledger.alone:
+            break
+        yield 0.05
+    if ledger.alone and time.monotonic() > latest:
+        ledger.violate("slow disk breaks the ring", f"no calls from {begun:.3f} to {latest:.3f}")
+    yield rng.uniform(0, 2)
+    for node in nodes:
+        stage.slow_disk(node, 0.0)
+
+
+def namesake(stage: Stage, rng: Random) -> Iterator[float]:
+    """Start another machine under a member's name, often from a copy of its disk."""
+    begun = time.monotonic()
+    stage.namesake(rng.randrange(stage.size), copied=rng.random() < 0.7)
+    yield rng.uniform(1, 4)
+    if stage.ledger.alone:
+        stage.ledger.breaks.read()
+        broken = stage.ledger.breaks.during(begun, time.monotonic())
+        if broken is not None:
+            stage.ledger.violate("disturbed by a namesake", f"started {begun:.3f}, broke {broken}")
+    stage.send_off_namesakes()
+
+
+def remove_sockets(stage: Stage, rng: Random) -> Iterator[float]:
+    """Take the sockets' files away from a daemon that lives."""
+    stage.remove_sockets(stage.node(rng), rng.choice(REMOVALS))
     yield 0.0
 
 
@@ -206,10 +252,17 @@ def kill_group(stage: Stage, rng: Random) -> Iterator[float]:
 
 def leave(stage: Stage, rng: Random) -> Iterator[float]:
     """End a program by an exception, so that it closes its ring; another takes its place."""
+    yield from _leave(stage, rng, signal.SIGTERM)
+
+
+def _leave(stage: Stage, rng: Random, signum: int) -> Iterator[float]:
     group, rank = rng.choice(stage.groups), rng.randrange(stage.size)
-    stage.programs.kill(group, rank, signal.SIGTERM)
+    stage.programs.kill(group, rank, signum)
+    impatient = rng.random() < 0.5  # a user who presses Ctrl-C while the program cleans up
     while not stage.programs.gone(group, rank):
-        yield 0.02
+        yield 0.002 if impatient else 0.02
+        if impatient:
+            stage.programs.signal_leaving(group, rank, signal.SIGINT)
     stage.programs.start(group, rank)
 
 
@@ -224,6 +277,43 @@ def lose_machine(stage: Stage, rng: Random) -> Iterator[float]:
     stage.start(node)
     for group in stage.groups:
         stage.programs.start(group, rank)
+
+
+def leave_in_handler(stage: Stage, rng: Random) -> Iterator[float]:
+    """Have a program close its ring and exit from within a signal's handler."""
+    yield from _leave(stage, rng, signal.SIGALRM)
+
+
+def pester(signum: int, most: int) -> Story:
+    """Return the story of programs that get one signal after the other, at any instant."""
+
+    def story(stage: Stage, rng: Random) -> Iterator[float]:
+        group = rng.choice(stage.groups)
+        ranks = rng.sample(range(stage.size), rng.choice([1, stage.size]))
+        for _ in range(rng.randint(most // 8, most)):
+            for rank in ranks:
+                stage.programs.signal(group, rank, signum)
+            yield rng.choice([0.0, rng.uniform(0, 0.003), rng.uniform(0, 0.03)])
+
+    return story
+
+
+def burst(stage: Stage, rng: Random) -> Iterator[float]:
+    """Have groups make thousands of calls before they wait for the first."""
+    ledger = stage.ledger
+    groups = rng.sample(list(stage.groups), min(len(stage.groups), rng.choice([1, 1, 2])))
+    wanted = {group: ledger.bursts[group] + stage.size for group in groups}
+    for group in groups:
+        stage.programs.ask_for_burst(group, wanted=True)
+    latest = time.monotonic() + LONG_CALLS
+    while time.monotonic() < latest and any(ledger.bursts[g] < wanted[g] for g in groups):
+        yield 0.02
+    for group in groups:
+        stage.programs.ask_for_burst(group, wanted=False)
+
+
+LONG_CALLS = 15.0
+"""Seconds in which a group surely votes, unless something else befalls it."""
 
 
 KINDS = (
@@ -251,4 +341,11 @@ KINDS = (
     Kind("all programs of a group killed but one", 2, kill_group),
     Kind("program left", 4, leave),
     Kind("machine lost (daemon and programs)", 2, lose_machine, ends_daemons=True),
+    Kind("disk slow", 2, slow_disk),
+    Kind("namesake", 3, namesake),
+    Kind("sockets removed", 3, remove_sockets),
+    Kind("interrupts", 10, pester(signal.SIGINT, 80)),
+    Kind("signal handlers", 6, pester(signal.SIGUSR2, 40)),
+    Kind("program left, closing in a handler", 3, leave_in_handler),
+    Kind("burst of calls", 4, burst),
 )

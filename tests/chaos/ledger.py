@@ -19,9 +19,20 @@ from chaos.lives import Life, Lives
 from chaos.splits import Outcome, Split, excuses
 
 GO_ON = frozenset(
-    {"split outcomes", "GroupLost late", "GroupLost names a survivor", "PeerLost late"}
+    {
+        "split outcomes",
+        "GroupLost late",
+        "GroupLost names a survivor",
+        "PeerLost late",
+        "disturbed by a namesake",
+        "sockets not made anew",
+        "slow disk breaks the ring",
+    }
 )
 """Violations that fail the run and do not end it: what follows is still worth to know."""
+
+DROPPED = "dropped"
+"""The outcome of a call whose handle an interrupt took from its program."""
 
 
 @dataclass
@@ -73,6 +84,10 @@ class Ledger:
         self.judge.deaths = {name: group.deaths for name, group in self.groups.items()}
         self.excuses: Counter[str] = Counter()
         """Calls with unlike outcomes that are allowed, by reason."""
+        self.struck: Counter[str] = Counter()
+        """Interrupts that left the library, by where that was."""
+        self.bursts: dict[str, int] = dict.fromkeys(styles, 0)
+        """By group, how often a program has begun one."""
         self.excused: list[str] = []
         """The same, one line for each, with the events that excuse it."""
         self.calm = False
@@ -185,6 +200,7 @@ class Ledger:
         ended[life.rank] = outcome
         if len(ended) < len(self.names):
             return
+        # Where a program has lost its handle on the call, the others know how it ended.
         complete = all(how.kind == "ok" for how in ended.values())
         latest = max(how.moment for how in ended.values())
         self._settle(group, number)
@@ -203,6 +219,7 @@ class Ledger:
         ended = group.ended.pop(number, {})
         begun = group.begun.pop(number, {})
         timeout = group.timeouts.pop(number, 0.0)
+        ended = {rank: how for rank, how in ended.items() if how.kind != DROPPED}
         kinds = {how.kind for how in ended.values()}
         name = f"call {number} of {group.name}"
         if len({how.digest for how in ended.values() if how.kind == "ok"}) > 1:
@@ -210,6 +227,27 @@ class Ledger:
         if len(kinds) > 1 and "ok" in kinds:
             fails = self.styles[group.name].on_loss == "fail"
             self._splits.append(Split(name, fails, timeout, begun, ended))
+
+    def _dropped(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
+        del text
+        self.counts[DROPPED] += 1
+        self._ended(group, life, number, Outcome(DROPPED, moment))
+
+    def _struck(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
+        del group, life, number, moment
+        self.struck[text] += 1
+
+    def _touched(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
+        del group, life, number, moment, text
+        self.counts["touched"] += 1
+
+    def _burst(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
+        del life, number, moment, text
+        self.bursts[group.name] += 1
+
+    def _here(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
+        del group, number, moment, text
+        life.here = True
 
     def _error(  # noqa: PLR0917 - as the others, and the word itself
         self, kind: str, group: Group, life: Life, number: int, moment: float, text: str
@@ -311,4 +349,9 @@ _SAID = {
     "error": Ledger._unknown,
     "leaving": Ledger._leaving,
     "done": Ledger._done,
+    "dropped": Ledger._dropped,
+    "struck": Ledger._struck,
+    "touched": Ledger._touched,
+    "burst": Ledger._burst,
+    "here": Ledger._here,
 }

@@ -36,6 +36,8 @@ class Life:
     """When it was seen to be gone."""
     up: float = math.inf
     """Of a daemon: when it began to serve, by its own word."""
+    here: bool = False
+    """Of a program: whether it bears signals by now."""
     parted: list[float] = field(default_factory=list)
     """Of a program: when it was told that a stay in its group is over; it then joins anew."""
 

@@ -95,6 +95,23 @@ class Programs:
             program.process.send_signal(signum)
             self._leaving[group, rank] = program
 
+    def signal(self, group: str, rank: int, signum: int) -> None:
+        """Send one a signal that it handles, if it is there and does so by now."""
+        program = self._running.get((group, rank))
+        if program is not None and program.life.here and program.process.poll() is None:
+            program.process.send_signal(signum)
+
+    def signal_leaving(self, group: str, rank: int, signum: int) -> None:
+        """Send the one that was ended there last a signal, while it still cleans up."""
+        program = self._leaving.get((group, rank))
+        if program is not None and program.life.here and program.process.poll() is None:
+            program.process.send_signal(signum)
+
+    def ask_for_burst(self, group: str, *, wanted: bool) -> None:
+        """Have the programs of *group* make many calls at once when they vote next, or not."""
+        place = self._stop.with_name(f"burst.{group}")
+        place.touch() if wanted else place.unlink(missing_ok=True)
+
     def gone(self, group: str, rank: int) -> bool:
         """Whether the program that was ended there last has ended."""
         program = self._leaving.get((group, rank))

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from chaos.calls import BURST
 from chaos.ledger import Ledger
 from chaos.notices import Notices
 from chaos.resources import Holding
@@ -31,6 +32,9 @@ MUST_BE_ZERO = (
     "GroupLost late",
     "PeerLost late",
     "deadlines ignored",
+    "disturbed by a namesake",
+    "sockets not made anew",
+    "slow disk breaks the ring",
     "hangs",
     "daemons crashed",
     "leaks",
@@ -104,11 +108,18 @@ class Report:
             *_notices("PeerLost, from the loss on", ledger.judge.peer_lost),
             f"| calls ended by DeadlineExceeded | {counts['late']:,} |",
             *_notices("DeadlineExceeded, from the deadline on", ledger.judge.overdue),
+            *(f"| interrupts that struck: {w} | {n:,} |" for w, n in sorted(ledger.struck.items())),
+            f"| signal handlers that used a ring amid a call | {counts['touched']:,} |",
+            f"| bursts of {BURST:,} calls before the first wait | {self._bursts():,} |",
             *(f"| split, excused: {why} | {ledger.excuses[why]:,} |" for why in REASONS),
         ]
         names = {"split outcomes": "split outcomes, unexcused"}
         lines += [f"| **{names.get(what, what)}** | **{counts[what]}** |" for what in MUST_BE_ZERO]
         return lines
+
+    def _bursts(self) -> int:
+        """Return how many all members have begun."""
+        return sum(self.ledger.bursts.values()) // self.size
 
     def _failed(self) -> list[str]:
         """Return which checks failed, and how."""

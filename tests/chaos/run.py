@@ -17,7 +17,7 @@ from chaos.faults import KINDS, Kind
 from chaos.ledger import Ledger
 from chaos.report import Report
 from chaos.resources import Holding, holdings
-from chaos.stage import Stage
+from chaos.stage import MADE_ANEW, Stage
 
 START = 60.0
 """Seconds in which all programs must have begun."""
@@ -55,6 +55,10 @@ class Options:
     checksum: bool = True
     """Of the setting of that name; without it, no tensor is garbled."""
     groups: Sequence[str] = tuple(STYLES)
+    only: Sequence[str] = ()
+    """Names of the faults; all where there are none."""
+    without: Sequence[str] = ()
+    """Names of faults that are not wanted."""
     warm_up: int = 60
     """Calls of each group without faults before memory is measured first: records and caches
     fill, and the largest tensors have passed."""
@@ -65,7 +69,7 @@ def play(options: Options, directory: Path, command: str, tell: Callable[[str], 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(0.0002)  # the network's thread must not hold up the adversary
     stage = Stage(directory, options.size, options.groups, options.seed, checksum=options.checksum)
-    kinds = [kind for kind in KINDS if options.checksum or not kind.needs_checksum]
+    kinds = chosen(options)
     adversary = Adversary(stage, options.seed, tell)
     report = Report(command, options.size, stage.ledger)
     begun = time.monotonic()
@@ -73,13 +77,13 @@ def play(options: Options, directory: Path, command: str, tell: Callable[[str], 
         stage.heal()
         sets = _numbers(options, adversary, begun)
         _phase(stage, adversary, kinds, sets, 1 - SURVIVED_SHARE)
-        if not stage.ledger.failed:
+        mild = [kind for kind in kinds if not kind.ends_daemons]
+        if mild and not stage.ledger.failed:
             _warm_up(stage, options)
             report.before = _idle(stage)
             so_far = sum(adversary.counts.values())
-            mild = [kind for kind in kinds if not kind.ends_daemons]
             _phase(stage, adversary, mild, sets, 1.0)
-            report.after = _idle(stage)
+            report.after = _idle(stage, report.before)
             report.survived = sum(adversary.counts.values()) - so_far
             if not stage.ledger.failed:
                 _compare(stage, report)
@@ -99,6 +103,17 @@ def play(options: Options, directory: Path, command: str, tell: Callable[[str], 
     report.added, report.recovered = dict(adversary.added), dict(adversary.recovered)
     report.harmed = sum(proxy.harmed for proxy in stage.proxies)
     return report
+
+
+def chosen(options: Options) -> list[Kind]:
+    """Return the kinds of faults that the run is to have."""
+    return [
+        kind
+        for kind in KINDS
+        if (options.checksum or not kind.needs_checksum)
+        and (not options.only or kind.name in options.only)
+        and kind.name not in options.without
+    ]
 
 
 def _numbers(
@@ -135,6 +150,7 @@ def _phase(
         if stage.ledger.failed:
             return
     stage.programs.finish(STOP)
+    wait_until(stage.look_for_sockets, "sockets", 2 * MADE_ANEW)  # who starts next needs them
 
 
 def _warm_up(stage: Stage, options: Options) -> None:
@@ -152,16 +168,20 @@ def _warm_up(stage: Stage, options: Options) -> None:
     programs.finish(STOP)
 
 
-def _idle(stage: Stage) -> list[Holding]:
-    """Return what the daemons hold when the ring is up, no program is there, and all is still."""
+def _idle(stage: Stage, before: Sequence[Holding] = ()) -> list[Holding]:
+    """Return what the daemons hold when the ring is up, no program is there, and all is still.
+
+    More files than *before* have the whole time to be closed: some are looked after every 10 s.
+    """
     stage.cluster.wait_ready()
     begun = changed = time.monotonic()
     files: list[int] = []
     while True:
         found = holdings(stage.cluster)
         now = time.monotonic()
-        before, files = files, [holding.files for holding in found]
-        if files != before or any(holding.shared for holding in found):
+        former, files = files, [holding.files for holding in found]
+        more = any(new.files > old.files for old, new in zip(before, found, strict=False))
+        if files != former or more or any(holding.shared for holding in found):
             changed = now
         if now - changed >= STILL or now - begun > SETTLE:
             return found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import shutil
 import signal
 import socket
 import threading
@@ -18,8 +20,10 @@ from chaos.calls import STYLES
 from chaos.ledger import Ledger
 from chaos.programs import Programs
 from chaos.proxy import Harm, Network, Proxy
+from ringd.daemon.state import STATE_NAME
 from ringd.errors import RingError
 from ringd.host.ports import free_ports
+from ringd.wire import lifeline
 
 LOST_AFTER = 0.8
 """Seconds; short, so that many silences fit into a run."""
@@ -37,6 +41,15 @@ checksum = {checksum}
 [log]
 level = "debug"
 """
+
+SLOWEST = 4.0
+"""Seconds that a slow disk takes to save a state file; each time two flushes."""
+
+REMOVALS = ("one", "all", "directory", "directory replaced")
+"""Of a daemon's sockets, and of its lock."""
+
+MADE_ANEW = 32.0
+"""Seconds after which they must be there again: 30, and some to make them."""
 
 SETTLED = 1.5
 """Seconds after which a daemon surely handles SIGHUP; before, that may end it."""
@@ -61,6 +74,8 @@ class Stage:
             directory, size, settings=self.settings, dial=self._dial(), ports=ports
         )
         nodes = self.cluster.nodes
+        for node in nodes:
+            node.socket = directory / f"{node.name}.run" / "s"  # to be removed with its directory
         self.ledger = Ledger(
             {group: STYLES[group] for group in groups},
             [node.name for node in nodes],
@@ -72,6 +87,11 @@ class Stage:
         self._started = [0.0] * size
         self._sent: list[set[int]] = [set() for _ in range(size)]
         """Signals that this run has sent to each daemon's process."""
+        self._slow_at = [-math.inf] * size
+        """When each daemon's disk was slow last."""
+        self._removed: dict[int, tuple[int, float]] = {}
+        """By rank, whose sockets were removed (its process id), and when."""
+        self._namesakes: list[Cluster] = []
         self._asked: list[threading.Thread] = []
         self._strangers: list[socket.socket] = []
 
@@ -80,6 +100,7 @@ class Stage:
         self.programs.close()
         for thread in self._asked:
             thread.join(10)
+        self.send_off_namesakes()
         self.cluster.close()
         self.network.stop()
         for sock in self._strangers:
@@ -159,13 +180,78 @@ class Stage:
         cluster.config = place
         draft.replace(place)  # a daemon that starts right now finds the old or the new one
         for other in cluster.nodes:
-            if time.monotonic() - self._started[self.rank(other)] > SETTLED:
+            at = self.rank(other)
+            if time.monotonic() > max(self._started[at], self._slow_at[at] + SLOWEST) + SETTLED:
                 self.signal(other, signal.SIGHUP)
 
     def _dial(self) -> dict[str, int]:
         return {
             f"n{rank}": proxy.ports[self.entrance[rank]] for rank, proxy in enumerate(self.proxies)
         }
+
+    def slow_disk(self, node: Node, seconds: float) -> None:
+        """Have each flush of a daemon's state file last longer; 0 for no longer."""
+        self._slow_at[self.rank(node)] = time.monotonic()
+        node.slow_disk(seconds)
+
+    def remove_sockets(self, node: Node, way: str) -> None:
+        """Do what cleaners and logouts do; *way* is one of :data:`REMOVALS`."""
+        place = node.socket.parent
+        if not (node.running and node.socket.exists()):
+            return  # it starts, and makes them itself
+        if way == "one":
+            node.socket.unlink()
+        elif way == "all":
+            for path in place.iterdir():
+                path.unlink()
+        elif way == "directory":
+            shutil.rmtree(place)
+        else:
+            place.rename(place.with_name(f"{place.name}.{time.monotonic_ns()}"))
+            place.mkdir()
+        self._removed.setdefault(self.rank(node), (node.pid, time.monotonic()))
+
+    def look_for_sockets(self) -> bool:
+        """Whether all that were removed are there again; note it if one took too long."""
+        for rank, (pid, moment) in list(self._removed.items()):
+            node = self.cluster[rank]
+            ends = (node.socket, node.socket.with_name(node.socket.name + lifeline.SUFFIX))
+            late = time.monotonic() > moment + MADE_ANEW
+            if node.running and node.pid == pid and not all(end.exists() for end in ends):
+                if not late:
+                    continue
+                self.ledger.violate("sockets not made anew", f"{node.name}, removed {moment:.3f}")
+            del self._removed[rank]
+        return not self._removed
+
+    def namesake(self, rank: int, *, copied: bool) -> Node:
+        """Start the daemon of another machine under a member's name; perhaps of a copied disk."""
+        original = self.cluster[rank]
+        ports = [node.port for node in self.cluster.nodes]
+        (ports[rank],) = free_ports(1)
+        directory = self.cluster.directory / f"namesake.{time.monotonic_ns()}"
+        directory.mkdir()
+        machine = Cluster(
+            directory, self.size, settings=self.settings, ports=ports, dial=self._dial()
+        )
+        shutil.copy(self.cluster.directory / "ring.key", directory / "ring.key")
+        if copied:
+            machine[rank].state_dir.mkdir()
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copy(original.state_dir / STATE_NAME, machine[rank].state_dir)
+        self._namesakes.append(machine)
+        machine[rank].start()
+        return machine[rank]
+
+    def send_off_namesakes(self) -> None:
+        """End all daemons that have another member's name."""
+        for machine in self._namesakes:
+            for node in machine.nodes:
+                code = None if node.process is None else node.process.poll()
+                if code is not None and code < 0:  # what it says of its config is its business
+                    self.ledger.violate("daemons crashed", f"a namesake of {node.name}: {code}")
+            machine.close()
+        self._namesakes.clear()
 
     # --- the network ------------------------------------------------------------------
 
@@ -206,7 +292,12 @@ class Stage:
         """End what may still last of all faults."""
         for proxy in self.proxies:
             self.network.ask(proxy.calm)
+        self.send_off_namesakes()
+        self.look_for_sockets()
+        for group in self.groups:
+            self.programs.ask_for_burst(group, wanted=False)
         for node in self.cluster.nodes:
+            node.slow_disk(0.0)
             self.signal(node, signal.SIGCONT)
             self.start(node)
         self.programs.start_missing()

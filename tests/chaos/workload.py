@@ -12,6 +12,11 @@ It reports on standard output, one line for each event, the first word of which 
     error NUMBER MOMENT MESSAGE           it ended with another error
     leaving NUMBER MOMENT                 was asked to leave, and will now close its ring
     done NUMBER MOMENT                    all agreed to stop
+    here NUMBER MOMENT                    may be sent signals from now on
+    struck NUMBER MOMENT WHERE            an interrupt left the library: WHERE it had been
+    dropped NUMBER MOMENT                 the call goes on, but an interrupt took its handle away
+    touched NUMBER MOMENT                 a signal's handler used the ring amid another use of it
+    burst NUMBER MOMENT COUNT             is about to make COUNT calls before it waits for any
 
 Moments are on the monotonic clock, which all processes of the machine share. SINCE is when the
 program began to wait for that call; NOISE is :meth:`chaos.pulse.Pulse.told`, or ``landed`` for
@@ -34,11 +39,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from types import FrameType
+from typing import Any
 
 import numpy as np
 
 import ringd
-from chaos.calls import STYLES, Array, Call, make
+from chaos import interrupts
+from chaos.calls import BURST, STYLES, Array, Call, make
+from chaos.interrupts import persist
 from chaos.pulse import Pulse
 
 KEPT = 4
@@ -68,6 +77,7 @@ class Program:
 
     def __init__(self, ring: ringd.Ring, group: str, seed: int, stop: Path) -> None:
         self.ring = ring
+        self.rank, self.size = persist(lambda: (ring.rank, ring.size))
         self.group = group
         self.style = STYLES[group]
         self.seed = seed
@@ -78,6 +88,7 @@ class Program:
         self.pulse = Pulse()
         self.landing = False
         """Whether this stay in the group is known to be over."""
+        self.departed = False
 
     def run(self) -> None:
         """Make calls until all agree to stop."""
@@ -90,9 +101,13 @@ class Program:
         try:
             self.resume()
             while not leaving:
-                if self.number % self.style.vote_every == 0 and self.vote():
-                    return True
-                call = make(self.seed, self.group, self.number, self.ring.size)
+                if self.number % self.style.vote_every == 0:
+                    stops, bursts = self.vote()
+                    if stops:
+                        return True
+                    if bursts:
+                        self.burst()
+                call = make(self.seed, self.group, self.number, self.size)
                 self.number += 1
                 self.begin(call)
                 while len(self.flights) >= self.style.window:
@@ -101,24 +116,44 @@ class Program:
         except ENDS:
             self.land()
             if self.style.on_loss == "fail":
-                self.ring.wait_ready(READY)
+                persist(lambda: self.ring.wait_ready(READY))
             return False
         return True
 
     def resume(self) -> None:
         """Agree with the others on the next call: one that nobody has had yet."""
-        mine = np.array([self.number], np.int64)
-        with self.waiting(-1):
-            self.number = int(self.ring.all_reduce(mine, "max", name="resume")[0])
+        self.number = int(self.agree(np.array([self.number], np.int64), "resume")[0])
         say("resumed", self.number)
 
-    def vote(self) -> bool:
-        """Agree with the others on whether to stop."""
+    def vote(self) -> tuple[bool, bool]:
+        """Agree with the others on whether to stop, and on whether to make a burst of calls."""
         while self.flights:
             self.finish_first()
-        wish = np.array([self.stop.exists()])
+        wanted = self.stop.with_name(f"burst.{self.group}").exists()
+        wish = np.array([self.stop.exists(), wanted])
+        stops, bursts = self.agree(wish, f"vote {self.number}").tolist()
+        return stops, bursts
+
+    def agree(self, mine: Array, name: str) -> Array:
+        """Return the largest of what the members bring, element by element."""
         with self.waiting(-1):
-            return bool(self.ring.all_reduce(wish, "max", name=f"vote {self.number}")[0])
+            with interrupts.shielded():  # without its handle nobody could go on
+                work = self.ring.all_reduce_async(mine, "max", name=name)
+            return persist(work.wait, self.struck)
+
+    def struck(self) -> None:
+        """An interrupt has ended a wait, which is about to go on."""
+        say("struck", self.number, "a wait, which went on")
+
+    def burst(self) -> None:
+        """Make more calls than any window holds, and only then wait for the first of them."""
+        say("burst", self.number, BURST)
+        for _ in range(BURST):
+            call = make(self.seed, self.group, self.number, self.size, burst=True)
+            self.number += 1
+            self.begin(call, waits=False)
+        while self.flights:
+            self.finish_first()
 
     def land(self) -> None:
         """See how the calls end that are still under way in a stay that is over."""
@@ -148,69 +183,103 @@ class Program:
 
     # --- one call ---------------------------------------------------------------------
 
-    def begin(self, call: Call) -> None:
-        """Make *call*, in one of the ways in which one can."""
+    def begin(self, call: Call, *, waits: bool = True) -> None:
+        """Make *call*, in one of the ways in which one can; only in one that *waits*, if allowed.
+
+        An interrupt may come at any instant: a call that it kept from being made is made again.
+        """
         timeout = call.timeout
         if call.op == "barrier":
             say("began", call.number, timeout or 0)
             with contextlib.suppress(ringd.DeadlineExceeded), self.waiting(call.number):
-                self.ring.barrier(name=call.name, timeout=timeout)
-                say("ok", call.number, 0, 0)
+                if self.once(call, lambda: self.ring.barrier(name=call.name, timeout=timeout)):
+                    say("ok", call.number, 0, 0)
             return
-        rng = Random(f"{self.seed}/{self.group}/{call.number}/{self.ring.rank}")
+        rng = Random(f"{self.seed}/{self.group}/{call.number}/{self.rank}")
         x, lent = self.prepare(call, rng)
         out = None
         if rng.random() < 0.3:
             out = x if rng.random() < 0.5 else np.empty_like(x)
         say("began", call.number, timeout or 0)
-        if self.style.window == 1:
+        reduce = self.ring.all_reduce if waits and self.style.window == 1 else None
+        if reduce is not None:
             self.conclude(
                 call,
                 x if lent else None,
-                lambda: self.ring.all_reduce(x, call.op, out=out, name=call.name, timeout=timeout),
+                lambda: self.once(
+                    call, lambda: reduce(x, call.op, out=out, name=call.name, timeout=timeout)
+                ),
             )
             return
+        begin = self.ring.all_reduce_async
         with self.waiting(call.number):
-            work = self.ring.all_reduce_async(x, call.op, out=out, name=call.name, timeout=timeout)
+            found = self.once(
+                call, lambda: begin(x, call.op, out=out, name=call.name, timeout=timeout)
+            )
         if not lent and out is not x:
             scribble(x)  # it was copied
-        self.flights.append(Flight(call, work, x if lent else None))
+        for work in found:
+            self.flights.append(Flight(call, work, x if lent else None))
+
+    def once(self, call: Call, make_it: Callable[[], Any]) -> list[Any]:
+        """Make *call* once, through any number of interrupts.
+
+        Returns:
+            What *make_it* returned; nothing if it is one of which only the others will hear.
+        """
+        while True:
+            before = interrupts.made(self.ring)
+            try:
+                return [make_it()]
+            except KeyboardInterrupt:
+                if interrupts.made(self.ring).more_than(before):
+                    say("struck", call.number, "the call was made")
+                    say("dropped", call.number)
+                    return []
+                say("struck", call.number, "the call was not made")
 
     def prepare(self, call: Call, rng: Random) -> tuple[Array, bool]:
         """Return the input, and whether the library may read it in place."""
         way = rng.random()
         if way < 0.4:
-            x = self.ring.empty(call.shape, call.dtype)
+            x = persist(lambda: self.ring.empty(call.shape, call.dtype))
         elif way < 0.5 and len(call.shape) == 1:
             x = np.empty(2 * call.count, call.dtype)[::2]
         elif way < 0.6:
             x = np.empty(call.shape, call.dtype, order="F")
         else:
             x = np.empty(call.shape, call.dtype)
-        call.fill(x, self.ring.rank)
+        call.fill(x, self.rank)
         return x, way < 0.4
 
     def finish_first(self) -> None:
         """Wait for the oldest call under way, and check what came of it."""
         flight = self.flights.popleft()
-        self.conclude(flight.call, flight.lent, flight.work.wait)
 
-    def conclude(self, call: Call, lent: Array | None, wait: Callable[[], Array]) -> None:
-        """Check what comes of *wait*.
+        def spoil() -> None:
+            self.struck()
+            if flight.lent is not None:  # the call goes on with what it was given
+                scribble(flight.lent)
+
+        self.conclude(flight.call, flight.lent, lambda: [persist(flight.work.wait, spoil)])
+
+    def conclude(self, call: Call, lent: Array | None, wait: Callable[[], list[Array]]) -> None:
+        """Check what comes of *wait*, if anything does.
 
         Raises:
             RingError: the call ended with that, unless it is one that ends this call alone.
         """
         try:
             with self.waiting(call.number):
-                result = wait()
+                results = wait()
         except ringd.RingError as error:
             if lent is not None:
                 scribble(lent)  # the call is over, so nobody may need it
             if not isinstance(error, ringd.DeadlineExceeded):
                 raise
         else:
-            self.check(call, result, lent)
+            for result in results:
+                self.check(call, result, lent)
 
     def check(self, call: Call, result: Array, lent: Array | None) -> None:
         """Look at every value; and again, later, at some results."""
@@ -231,6 +300,39 @@ class Program:
                 say("wrong", former.number, f"{text}; {describe(former, kept, wrong)}")
             scribble(kept)  # it is ours
 
+    def touch(self, signum: int, frame: FrameType | None) -> None:
+        """Use the ring in a signal's handler, whatever the program is doing."""
+        del signum
+        inside = interrupts.in_library(frame)
+        with interrupts.shielded(), contextlib.suppress(ringd.RingError):
+            ring = self.ring
+            place = (ring.rank, ring.size)
+            if place != (self.rank, self.size) or ring.state not in STATES:
+                say("wrong", self.number, f"a handler saw {place}, {ring.state}")
+            ring.generation, repr(ring)
+            ring.empty(1 << 15)
+            for flight in list(self.flights)[:3]:
+                flight.work.done()
+        if inside:
+            say("touched", self.number)
+
+    def depart(self) -> None:
+        """Say, once, that the ring is about to be closed."""
+        if not self.departed:
+            self.departed = True
+            say("leaving", self.number)
+
+    def close_and_leave(self, signum: int, frame: FrameType | None) -> None:
+        """End the program from within a signal's handler, in the way that examples show."""
+        del frame
+        self.depart()
+        leaving.append(signum)
+        with interrupts.shielded():
+            self.ring.close()
+        sys.exit(0)
+
+
+STATES = ("forming", "ready", "draining")
 
 leaving: list[int] = []
 """The signal that asked the program to leave; an exception alone may go astray in a finalizer."""
@@ -268,6 +370,7 @@ def main() -> None:
     """Run one program until it is told to stop."""
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, interrupts.strike)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--socket", required=True)
     parser.add_argument("--group", required=True, choices=sorted(STYLES))
@@ -275,16 +378,24 @@ def main() -> None:
     parser.add_argument("--stop", required=True, type=Path, help="ends once this file exists")
     args = parser.parse_args()
     on_loss = STYLES[args.group].on_loss
-    with ringd.connect(args.socket, args.group, timeout=60.0, on_loss=on_loss) as ring:
+    ring = ringd.connect(args.socket, args.group, timeout=60.0, on_loss=on_loss)
+    try:
         program = Program(ring, args.group, args.seed, args.stop)
+        signal.signal(signal.SIGUSR2, program.touch)
+        signal.signal(signal.SIGALRM, program.close_and_leave)
+        say("here", -1)
         try:
             program.run()
         except ringd.RingError as error:
+            if program.departed:  # a handler has closed the ring, and its exit went astray
+                sys.exit(0)
             say("error", program.number, f"{type(error).__name__}: {error}")
             raise
         finally:
             if leaving:
-                say("leaving", program.number)
+                program.depart()
+    finally:
+        persist(ring.close)
 
 
 if __name__ == "__main__":
