@@ -69,8 +69,8 @@ class Endpoint:
         paths = (self.path, self._lifeline_path, self._lock_path)
         return [path for path in paths if not self._owns(path)]
 
-    def renew(self) -> list[str]:
-        """Make what is :meth:`lost` anew, and return what that was.
+    def renew(self, *replaced: str) -> list[str]:
+        """Make what is :meth:`lost`, or to be *replaced*, anew, and return which that was.
 
         ``socket`` and ``lifeline_socket`` are new ones then; the old ones go on with whom they
         have accepted, and nobody can reach them any more.
@@ -79,7 +79,7 @@ class Endpoint:
             Refused: another daemon has taken the path.
             ConfigError: it cannot be used any more. Either way all stays as it was.
         """
-        lost = self.lost()
+        lost = [*self.lost(), *replaced]
         made: dict[str, socket.socket] = {}
         try:
             Path(self.path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)

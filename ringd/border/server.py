@@ -382,11 +382,14 @@ class BorderServer:
     def _look(self) -> None:
         """Make the sockets anew if somebody has removed them: nobody could find us any more."""
         self._looking = self._loop.call_later(LOOK_EVERY, self._look)
-        if not self._endpoint.lost():
+        lost = self._endpoint.lost()
+        # Old ones cost a descriptor each, and can be closed when nobody is left on them.
+        old = [self.path] if self._old_sockets and not (lost or self._by_token) else []
+        if not lost and not old:
             self._trouble = ""
             return
         try:
-            lost = self._renew()
+            self._renew(*old)
         except errors.RingError as error:
             if str(error) != self._trouble:
                 self._log.error(
@@ -397,20 +400,21 @@ class BorderServer:
             self._trouble = str(error)
         else:
             self._trouble = ""
-            self._log.warning(
-                "the sockets were removed; they are made anew",
-                paths=lost,
-                programs=len(self._by_routing_id),
-            )
+            if lost:
+                self._log.warning(
+                    "the sockets were removed; they are made anew",
+                    paths=lost,
+                    programs=len(self._by_routing_id),
+                )
 
-    def _renew(self) -> list[str]:
+    def _renew(self, *replaced: str) -> None:
         if self._by_token and self._old_sockets >= MAX_REMOVALS:
             raise errors.Refused(
                 f"{self.path} was removed {MAX_REMOVALS} times while programs were attached; find "
                 "out what removes it; it is made anew when they have ended"
             )
         old, old_lifeline = self._endpoint.socket, self._endpoint.lifeline_socket
-        lost = self._endpoint.renew()
+        self._endpoint.renew(*replaced)
         if self._endpoint.socket is not old:
             if self._by_token:
                 self._old_sockets += 1
@@ -420,7 +424,6 @@ class BorderServer:
             self._listen_with(self._router)
         if self._endpoint.lifeline_socket is not old_lifeline:
             self._lifelines.use(self._endpoint.lifeline_socket)
-        return lost
 
     # --- lifelines --------------------------------------------------------------------
 

@@ -47,10 +47,8 @@ Bytes = npt.NDArray[np.uint8]
 class _Last(weakref.ref[Any]):
     """Is handed to a method written in C, so at one stroke, when what it refers to is gone."""
 
-    __slots__ = ("number", "thing")
+    __slots__ = ("number",)
     number: int
-    thing: Block
-    """Kept until that is taken note of."""
 
 
 class Surplus:
@@ -195,7 +193,7 @@ class Pool:
         """Whether a block was taken or came back since the last :meth:`trim`."""
         self.bell: Bell | None = None
         """Rung when :meth:`trim` is to be called sooner than it said."""
-        self._loans: dict[int, tuple[_Last, ...]] = {}
+        self._loans: dict[int, tuple[Block, tuple[_Last, ...]]] = {}
         """Users' arrays, each with its block."""
         self._ended: deque[_Last] = deque()
         """Users' arrays that are gone: from any thread, at any moment."""
@@ -257,21 +255,26 @@ class Pool:
         segment, block_number = self._segments[number], self._last_block
         segment.last_used = block_number
         block = Block(segment, start, size, block_number)
-        self._taken[block_number] = (segment, start, size, self._watch(block))
+        self._taken[block_number] = (
+            segment,
+            start,
+            size,
+            self._watch(block, self._returned, block_number),
+        )
         self._sound = self._moved = True
         if self.bell is not None:
             self.bell.ring()
         return block
 
-    def _watch(self, block: Block) -> tuple[_Last, ...]:
-        """Return what notes that *block* is gone, and then rings: the last made comes first."""
-        ringing = self._ring_after(block)
-        last = _Last(block, self._returned.append)
-        last.number = block.number
-        return (last, *ringing)
+    def _watch(self, thing: object, gone: deque[_Last], number: int) -> tuple[_Last, ...]:
+        """Return what adds *number* to *gone* when *thing* is gone, and then rings.
 
-    def _ring_after(self, thing: object) -> tuple[_Last, ...]:
-        return () if self.bell is None else (_Last(thing, self.bell.hear),)
+        The callbacks of an object are called from the last made one to the first.
+        """
+        ringing = () if self.bell is None else (_Last(thing, self.bell.hear),)
+        last = _Last(thing, gone.append)
+        last.number = number
+        return (last, *ringing)
 
     def take_all(self, lengths: Sequence[int]) -> list[Block] | None:
         """Return a block for each of *lengths*, or None for none of them; as :meth:`take`."""
@@ -316,10 +319,11 @@ class Pool:
             place, reference = bisect.bisect_left(self._starts, start), weakref.ref(block)
             # Two stores, and no call, between which an interrupt could come.
             self._starts[place:place], self._lent_blocks[place:place] = [start], [reference]
-        loan, ringing = _Last(array, self._ended.append), self._ring_after(array)
         self._last_loan += 1
-        loan.number, loan.thing = self._last_loan, block
-        self._loans[loan.number] = (loan, *ringing)
+        self._loans[self._last_loan] = (
+            block,
+            self._watch(array, self._ended, self._last_loan),
+        )
         return array
 
     def find(self, array: npt.NDArray[Any]) -> tuple[Block, int] | None:
