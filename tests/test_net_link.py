@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from netkit import control, data, framed, make_link, run_until, tcp_pair
 
+from ringd.net.incoming import READ_BUFFER
+from ringd.net.link import TURN_SECONDS
 from ringd.net.loop import Loop
 
 SIZES = [0, 1, 47, 48, 8144, 8192, 8193, 16383, 16384, 16385, 40_000, 262_144, 1 << 20]
@@ -27,6 +30,21 @@ def test_control_frames_arrive_in_order(loop, link_pair):
     run_until(loop, lambda: len(received.frames) == len(sent))
     assert received.frames == sent
     run_until(loop, lambda: (left.bytes_in, right.bytes_in) == (right.bytes_out, left.bytes_out))
+
+
+def test_small_frames_take_turns_with_all_else(loop, link_pair, monkeypatch):
+    """A turn is bounded in time, too: a thousand small calls' messages do not hold the loop."""
+    (right, _), (_, received) = link_pair
+    clock = itertools.count()
+    monkeypatch.setattr(loop, "now", lambda: next(clock) * TURN_SECONDS / 3)
+    for number in range(2000):
+        right.send(control(b"x" * 80, number), b"x" * 80)
+    most = 0
+    while len(received.frames) < 2000:
+        before = len(received.frames)
+        loop._iterate(loop._settle())
+        most = max(most, len(received.frames) - before)
+    assert most <= 4 * READ_BUFFER // 128
 
 
 def test_a_payload_may_be_reused_at_once(loop, link_pair):
