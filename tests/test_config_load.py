@@ -53,6 +53,21 @@ def write(tmp_path):
     return write_config
 
 
+def test_a_file_that_is_replaced_meanwhile(write, monkeypatch):
+    """The text of an error is that of the file that was read, whatever stands there by then."""
+    path = write(GOOD + "[ring]\n")
+    read = type(path).read_text
+
+    def read_once(self, **options):
+        text = read(self, **options)
+        self.unlink()
+        return text
+
+    monkeypatch.setattr(type(path), "read_text", read_once)
+    with pytest.raises(ConfigError, match=r"not TOML: .*: \[ring\]"):
+        load(path, "mini")
+
+
 def problems(path, node):
     """Return what loading complains of, line by line; nothing if the file can be used."""
     try:

@@ -29,6 +29,11 @@ name = "test"
 name = "{name}"
 addresses = ["127.0.0.1:{port}"]
 """
+MEMBER = """
+[[ring.members]]
+name = "{name}"
+addresses = ["127.0.0.1:2"]
+"""
 
 
 @pytest.fixture
@@ -82,7 +87,10 @@ def test_only_the_hosts_name_is_waited_for(config: Path) -> None:
     config.write_text(config.read_text() + "[join]\nheartbeat = 1\n")
     with pytest.raises(ConfigError) as worse:
         load(config, hostname="localhost")
-    for caught in (named, worse):
+    config.write_text(RING.format(name="mini.a", port=1) + MEMBER.format(name="mini.b"))
+    with pytest.raises(ConfigError, match="several members") as several:
+        load(config, hostname="mini")
+    for caught in (named, worse, several):
         assert not isinstance(caught.value, UnknownHost)
 
 

@@ -10,9 +10,7 @@ import pytest
 
 import ringd
 from ringd.daemon.blackhole import LARGE, LITTLE, BlackHole
-from ringd.daemon.pacedlog import FEW, MANY, MINUTE, PacedLog
 from ringd.host.tcp import large_ping
-from ringd.net.loop import Loop
 from tests.cluster import Cluster, Node, wait_until
 from tests.proxy import Proxy
 from tests.ringkit import begin, connected
@@ -105,62 +103,3 @@ def test_the_host_to_ping(address: str, host: str) -> None:
     for _ in range(2):
         hint = hole.lost_right(7, address, sent=9000, undelivered=9000)
     assert hint.endswith(" " + host)
-
-
-class Lines:
-    """A log that keeps what it is told, by level, on a loop whose time is set by hand."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, loop: Loop) -> None:
-        self.info_lines: list[str] = []
-        self.warnings: list[dict[str, object]] = []
-        self.debug_lines: list[str] = []
-        self.now = 0.0
-        self._loop = loop
-        monkeypatch.setattr(loop, "now", lambda: self.now)
-
-    def info(self, event: str, **_details: object) -> None:
-        """Keep it."""
-        self.info_lines.append(event)
-
-    def debug(self, event: str, **_details: object) -> None:
-        """Keep it."""
-        self.debug_lines.append(event)
-
-    def warning(self, event: str, **details: object) -> None:
-        """Keep it."""
-        self.warnings.append({"event": event, **details})
-
-    def minute(self) -> None:
-        """Let a minute pass."""
-        self.now += MINUTE
-        self._loop.call_soon(self._loop.stop)
-        self._loop.run()
-
-
-def test_what_comes_too_often_is_counted(monkeypatch: pytest.MonkeyPatch, loop: Loop) -> None:
-    """A minute has some lines, then fewer; debug has all; calm brings back the many."""
-    lines = Lines(monkeypatch, loop)
-    paced = PacedLog(lines, loop)  # type: ignore[arg-type]
-    for number in range(100):
-        paced.info(f"first {number}")
-    assert lines.info_lines == [f"first {number}" for number in range(MANY)]
-    assert lines.debug_lines == [f"first {number}" for number in range(MANY, 100)]
-    assert lines.warnings == []
-    lines.minute()
-    (told,) = lines.warnings
-    assert (told["held_back"], told["last"]) == (100 - MANY, "first 99")
-    for number in range(100):
-        paced.info(f"second {number}", reason="lost")
-    assert len(lines.info_lines) == MANY + FEW
-    lines.minute()
-    assert lines.warnings[1]["last"] == "second 99: lost"
-    paced.info("calm")
-    lines.minute()
-    for number in range(MANY):
-        paced.info(f"third {number}")
-    assert len(lines.info_lines) == MANY + FEW + 1 + MANY
-    assert len(lines.warnings) == 2
-    paced.info("the last")
-    paced.stop()
-    assert lines.warnings[2]["held_back"] == 1
-    paced.stop()

@@ -128,8 +128,13 @@ def _knock(path: Path, timeout: float) -> socket.socket:
             raise Refused(why_not(path)) from None
         except FileNotFoundError:
             raise DaemonUnavailable(f"nothing at {path}") from None
+        except ConnectionRefusedError as error:
+            text = f"at {path}: {error.strerror}, so the daemon that made it is gone"
+            raise DaemonUnavailable(text) from None
+        except (TimeoutError, BlockingIOError):  # nobody accepts what waits there already
+            raise _stuck(path, timeout) from None
         except OSError as error:
-            text = f"at {path}: {error.strerror or error}, so the daemon that made it is gone"
+            text = f"{path} cannot be a socket: {error.strerror or error}; correct --socket"
             raise DaemonUnavailable(text) from None
         undo.pop_all()
         return probe

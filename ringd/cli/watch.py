@@ -19,7 +19,7 @@ _POLL = 0.05
 _LATELY = 60.0  # seconds
 
 RELOAD_WITHIN = 60.0
-"""Seconds; names in ``listen`` are looked up meanwhile."""
+"""Seconds; the group in ``ipc.group`` may be looked up over the network."""
 
 
 @click.command()

@@ -48,6 +48,10 @@ class UnknownHost(ConfigError):
     """The config is good, but no member bears this host's name, which may change."""
 
 
+class NoMemberError(ValueError):
+    """No member bears the host's name."""
+
+
 def load(path: str | Path, node: str | None = None, *, hostname: str | None = None) -> Config:
     """Read and check the file at *path* for the member *node*.
 
@@ -59,8 +63,7 @@ def load(path: str | Path, node: str | None = None, *, hostname: str | None = No
     report = _Report(Path(path))
     config = _read(report, node, hostname)
     if config is None or report.lines:
-        only_host = config is not None and not config.node and node is None
-        error = UnknownHost if only_host and len(report.lines) == 1 else ConfigError
+        error = UnknownHost if report.unknown_host and len(report.lines) == 1 else ConfigError
         raise error("\n".join(report.lines))
     return config
 
@@ -82,7 +85,8 @@ def choose_node(names: Sequence[str], node: str | None, hostname: str) -> str:
     member's name is one with a number.
 
     Raises:
-        ValueError: No member or several fit; the text says so.
+        NoMemberError: No member bears the host's name.
+        ValueError: There is no member *node*, or several bear the host's name; the text says so.
     """
     if node is not None:
         if node in names:
@@ -98,7 +102,7 @@ def choose_node(names: Sequence[str], node: str | None, hostname: str) -> str:
     if len(found) == 1:
         return found[0]
     fit = f"several members ({', '.join(found)}) fit" if found else "no member bears"
-    raise ValueError(
+    raise (ValueError if found else NoMemberError)(
         f'{fit} this host\'s name, "{hostname}"; say which one it is with --node or RINGD_NODE; '
         f"members: {', '.join(names)}"
     )
@@ -127,6 +131,8 @@ class _Report:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lines: list[str] = []
+        self.unknown_host = False
+        """Whether no member bears this host's name."""
 
     def add(self, key: str, problem: object, value: object = None) -> None:
         shown = "" if value is None else f" = {_show(value)}"
@@ -153,14 +159,19 @@ def _read(report: _Report, node: str | None, hostname: str | None) -> Config | N
     if names:
         try:
             me = choose_node(names, node, hostname or socket.gethostname())
+        except NoMemberError as error:
+            report.unknown_host = True
+            report.add("ring.members", error)
         except ValueError as error:
             report.add("ring.members", error)
     return Config(ring=ring, path=report.path, node=me, **sections)
 
 
 def _parse(report: _Report) -> dict[str, Any] | None:
+    text = ""
     try:
-        return tomli.loads(report.path.read_text(encoding="utf-8"))
+        text = report.path.read_text(encoding="utf-8")
+        return tomli.loads(text)
     except FileNotFoundError:
         remedy = 'no such file; make one with "ringd-cli init", or name it with --config'
         report.lines.append(f"{report.path}: {remedy}")
@@ -171,7 +182,7 @@ def _parse(report: _Report) -> dict[str, Any] | None:
     except UnicodeDecodeError as error:
         report.lines.append(f"{report.path}: not UTF-8 (byte {error.start}); save it as UTF-8")
     except tomli.TOMLDecodeError as error:
-        line = _line_of(report.path, str(error))
+        line = _line_of(text, str(error))
         report.lines.append(f"{report.path}: not TOML: {error}{line}; mend it there")
     except RecursionError:  # the parser follows each bracket and each dot with a call of its own
         report.lines.append(f"{report.path}: nested too deeply; no setting needs that, mend it")
@@ -180,12 +191,12 @@ def _parse(report: _Report) -> dict[str, Any] | None:
     return None
 
 
-def _line_of(path: Path, error: str) -> str:
-    """Return the line that tomli's *error* names, such as a key that comes twice."""
+def _line_of(text: str, error: str) -> str:
+    """Return the line of *text* that tomli's *error* names, such as a key that comes twice."""
     found = re.search(r"at line (\d+)", error)
     if found is None:
         return ""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = text.splitlines()
     rest = lines[int(found[1]) - 1 :]  # none, if the file ends too early
     return f": {printable(rest[0].strip(), _LONGEST_VALUE)}" if rest else ""
 

@@ -144,6 +144,7 @@ def _load_patiently(path: Path, node: str | None) -> Config:
                 # A copy: the daemon takes these out of the environment.
                 ServiceManager(dict(os.environ)).tell(f"STATUS={event}: {error}")
             if time.monotonic() >= deadline:
+                structlog.get_logger("ringd").error("cannot start", reason=str(error))
                 sys.exit(EX_TEMPFAIL)
         time.sleep(LOOK_AGAIN)
 

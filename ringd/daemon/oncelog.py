@@ -8,9 +8,10 @@ is counted, and the number logged with the next line of that cause.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from structlog.typing import FilteringBoundLogger
+
+from ringd.daemon.allowance import Allowance
 
 BURST = 4
 """Lines."""
@@ -19,24 +20,6 @@ PAUSE = 60.0
 """Seconds."""
 
 _REMEMBERED = 256
-
-
-@dataclass(slots=True)
-class _Allowance:
-    """Lines that may be logged, and those that were not since the last one that was."""
-
-    lines: float
-    since: float
-    held_back: int = 0
-
-    def take(self, now: float) -> bool:
-        self.lines = min(BURST, self.lines + (now - self.since) / PAUSE)
-        self.since = now
-        if self.lines < 1:
-            self.held_back += 1
-            return False
-        self.lines -= 1
-        return True
 
 
 class OnceLog:
@@ -51,7 +34,7 @@ class OnceLog:
         self._log = log
         self._now = now
         self._said: set[tuple[str, ...]] = set()
-        self._allowances: dict[str, _Allowance] = {}
+        self._allowances: dict[str, Allowance] = {}
 
     def warning(self, event: str, *, cause: str, where: str, reason: str) -> None:
         """Log *event*; *cause* must be one of a bounded number, whatever strangers say."""
@@ -59,7 +42,8 @@ class OnceLog:
         if words in self._said:
             return
         now = self._now()
-        allowance = self._allowances.setdefault(f"{event}: {cause}", _Allowance(BURST, now))
+        key = f"{event}: {cause}"
+        allowance = self._allowances.setdefault(key, Allowance.full(BURST, PAUSE, now))
         if not allowance.take(now):
             return
         if len(self._said) >= _REMEMBERED:

@@ -1,9 +1,8 @@
 """Logging what happens: all of it, until it happens too often.
 
-A link that comes and goes without end would fill a disk with lines that say the same. In a minute
-:data:`MANY` lines are logged; what comes beyond is logged at level ``debug``, and counted: the
-minute's last line says how many there were, and what was the last. As long as that goes on, a
-minute has :data:`FEW`.
+A link that comes and goes without end would fill a disk with lines that say the same. :data:`MANY`
+lines are logged at once, and :data:`FEW` in each minute after that. What comes beyond is logged at
+level ``debug``, and counted: a line after the minute says how many, and which was the last.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 from structlog.typing import FilteringBoundLogger
 
+from ringd.daemon.allowance import Allowance
 from ringd.net.loop import Loop, Timer
 
 MANY = 40
@@ -27,11 +27,9 @@ class PacedLog:
     def __init__(self, log: FilteringBoundLogger, loop: Loop) -> None:
         self._log = log
         self._loop = loop
-        self._limit = MANY
-        self._lines = 0
-        self._held_back = 0
+        self._allowance = Allowance.full(MANY, MINUTE / FEW, loop.now())
         self._last = ""
-        self._minute: Timer | None = None
+        self._report: Timer | None = None
 
     def info(self, event: str, **details: Any) -> None:
         """Log *event*, which is as it should be."""
@@ -42,32 +40,28 @@ class PacedLog:
         self._write("warning", event, details)
 
     def stop(self) -> None:
-        """Say what is still to be said of this minute; nothing is counted any more."""
-        if self._minute is not None:
-            self._minute.cancel()
-            self._end_minute()
+        """Tell of what was held back so far."""
+        if self._report is not None:
+            self._report.cancel()
+            self._tell()
 
     def _write(
         self, level: Literal["info", "warning"], event: str, details: dict[str, Any]
     ) -> None:
-        if self._minute is None:
-            self._minute = self._loop.call_later(MINUTE, self._end_minute)
-        if self._lines < self._limit:
-            self._lines += 1
+        if self._allowance.take(self._loop.now()):
             (self._log.info if level == "info" else self._log.warning)(event, **details)
             return
-        self._held_back += 1
         self._last = ": ".join(filter(None, (event, str(details.get("reason", "")))))
         self._log.debug(event, **details)
+        if self._report is None:
+            self._report = self._loop.call_later(MINUTE, self._tell)
 
-    def _end_minute(self) -> None:
-        self._minute = None
-        held_back, self._held_back, self._lines = self._held_back, 0, 0
-        self._limit = FEW if held_back else MANY
-        if held_back:
-            self._log.warning(
-                "the ring comes and goes",
-                held_back=held_back,
-                last=self._last,
-                reason='log.level = "debug" shows all; `ringd-cli trace` what happened lately',
-            )
+    def _tell(self) -> None:
+        self._report = None
+        held_back, self._allowance.held_back = self._allowance.held_back, 0
+        self._log.warning(
+            "the ring comes and goes",
+            held_back=held_back,
+            last=self._last,
+            reason='log.level = "debug" shows all; `ringd-cli trace` what happened lately',
+        )

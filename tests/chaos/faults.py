@@ -305,15 +305,15 @@ def burst(stage: Stage, rng: Random) -> Iterator[float]:
     wanted = {group: ledger.bursts[group] + stage.size for group in groups}
     for group in groups:
         stage.programs.ask_for_burst(group, wanted=True)
-    latest = time.monotonic() + LONG_CALLS
+    latest = time.monotonic() + BURST_WITHIN
     while time.monotonic() < latest and any(ledger.bursts[g] < wanted[g] for g in groups):
         yield 0.02
     for group in groups:
         stage.programs.ask_for_burst(group, wanted=False)
 
 
-LONG_CALLS = 15.0
-"""Seconds in which a group surely votes, unless something else befalls it."""
+BURST_WITHIN = 15.0
+"""Seconds to wait for the bursts to begin."""
 
 
 KINDS = (

@@ -248,7 +248,9 @@ class Stage:
         for machine in self._namesakes:
             for node in machine.nodes:
                 code = None if node.process is None else node.process.poll()
-                if code is not None and code < 0:  # what it says of its config is its business
+                # It may say that its config is wrong, and end.
+                fault = "ended by a fault of ringd" in node.log_path.read_text()
+                if fault or (code is not None and code < 0):
                     self.ledger.violate("daemons crashed", f"a namesake of {node.name}: {code}")
             machine.close()
         self._namesakes.clear()

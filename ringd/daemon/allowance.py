@@ -1,0 +1,34 @@
+"""How many lines may be logged: a number at once, and then so many in a time (a token bucket)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Allowance:
+    """Lines that may be logged, and those that were not since they were last told of."""
+
+    burst: int
+    """Lines at once."""
+    pause: float
+    """Seconds in which one more line is allowed."""
+    left: float
+    """Lines allowed at the moment :attr:`since`."""
+    since: float
+    held_back: int = 0
+
+    @classmethod
+    def full(cls, burst: int, pause: float, now: float) -> Allowance:
+        """Return one of which nothing is used up."""
+        return cls(burst, pause, burst, now)
+
+    def take(self, now: float) -> bool:
+        """Return whether a line may be logged *now*; count it if not."""
+        self.left = min(self.burst, self.left + (now - self.since) / self.pause)
+        self.since = now
+        if self.left < 1:
+            self.held_back += 1
+            return False
+        self.left -= 1
+        return True
