@@ -32,21 +32,11 @@ from ringd.wire import lifeline
 SIZE = 3
 FAULTS = 12
 GROUPS = ("flights", "layers", "dues", "alarms")
-NOT_YET = (
-    "burst of calls",
-    "disk slow",
-    "interrupts",
-    "namesake",
-    "program left, closing in a handler",
-    "signal handlers",
-    "sockets removed",
-)
-"""Faults that `make chaos` does, and that the product does not bear yet."""
 
 
 def test_nothing_lost_under_an_adversary(tmp_path):
     """All values are right and no call is lost, whatever is killed, cut and garbled."""
-    options = Options(seed=11, size=SIZE, faults=FAULTS, groups=GROUPS, warm_up=8, without=NOT_YET)
+    options = Options(seed=11, size=SIZE, faults=FAULTS, groups=GROUPS, warm_up=8)
     report = play(options, tmp_path, "test", lambda _text: None)
     assert report.ledger.violations == []
     assert sum(report.counts.values()) >= FAULTS
@@ -465,6 +455,17 @@ def test_peer_lost_needs_a_loss(told, broken, excused):
     told.say("0 began 0 1.0 0", "1 began 0 1.0 0", group="f")
     told.say("0 ok 0 1.2 77 8", "1 peer 0 1.3 1.0 - why", group="f")
     assert told.kinds() == ([] if excused else ["calls lost", "split outcomes"])
+
+
+@pytest.mark.parametrize(("told_at", "excused"), [(3.01, True), (3.5, False)])
+def test_a_loss_between_two_calls_is_told_by_the_next_one(told, told_at, excused):
+    """At once: a call that has been made does not end by a loss before it."""
+    told.form(0.5)
+    told.log(0, 1.1, "ring forming")
+    told.log(0, 1.2, "ring ready")
+    told.say("1 resumed 0 0.6 ", "1 began 0 3.0 0", group="f")
+    told.say(f"1 peer 0 {told_at} 3.0 - why", group="f")
+    assert told.kinds() == ([] if excused else ["calls lost"])
 
 
 @pytest.mark.parametrize(

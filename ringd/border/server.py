@@ -107,7 +107,7 @@ class Limits:
     """Bytes."""
     segment_budget: int = 8 << 30
     """Bytes of shared memory."""
-    window: int = 1024
+    window: int = 256
     """Unreleased ops."""
 
 

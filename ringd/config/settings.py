@@ -236,7 +236,12 @@ class IpcSettings:
         'Shared memory that one client may hold; "auto": half of what the machine, or the '
         "daemon's cgroup, has. What is kept follows what calls use.",
     )
-    window: int = _setting(1024, _count(1, 65536), "Calls that one client may have open at a time.")
+    window: int = _setting(
+        256,
+        _count(1, 65536),
+        "Calls that one client may have open at a time; more wait in the client. A longer window "
+        "holds up the calls of other groups.",
+    )
     reserve: int = _setting(
         64,
         _count(16, 1 << 20),

@@ -36,7 +36,7 @@ class Engine(Roll):
     """All groups, as rank *rank* of the members *names* sees them."""
 
     stall_warning: float = 10.0
-    window: int = 1024
+    window: int = 256
     lost_after: float = 3.0
     """Seconds in which a break is noticed."""
 

@@ -15,6 +15,8 @@ from chaos.notices import Notice, Notices
 from chaos.pulse import lateness
 from ringd.client.connection import GRACE
 
+AT_ONCE = 0.1
+"""Seconds in which a call that is not made at all is refused."""
 MARGIN = 0.5
 """Seconds that PeerLost may take besides the detection of the loss."""
 
@@ -147,6 +149,9 @@ class Judge:
             # it breaks again: then it is that break of which it was to be told.
             during = self.breaks.during
             broken = during(claim.since, claim.moment) or during(claim.opened, claim.moment)
+            if broken is None and claim.moment - claim.since <= AT_ONCE:
+                # It came while the program had no call open, and is told by the next one.
+                broken = during(claim.stay, claim.moment)
             lost = None if broken is None else broken[0]
         if not claim.fails or lost is None:
             self.violate("calls lost", f"PeerLost, though nobody was lost: {claim}")
