@@ -86,7 +86,7 @@ def test_window_bounds_unreleased_calls(tmp_path):
         daemon.handler.release = True
         client = daemon.run(lambda: daemon.server.clients)[0]
         join_id = daemon.handler.joins[client]
-        daemon.run(lambda: client.send(ringd.wire.border.Released(join_id, 4)))
+        daemon.run(lambda: client.send(border.Released(join_id, 4)))
         assert ring.all_reduce(4.0, timeout=10) == 12.0
 
 

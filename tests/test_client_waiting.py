@@ -15,6 +15,7 @@ from fake_daemon import eventually
 
 import ringd
 from ringd.client.session import Op
+from ringd.wire import border
 from ringd.wire.control import Call
 
 
@@ -145,7 +146,7 @@ def test_forming_ring_is_waited_for(tmp_path):
         assert ring.state == "forming"
         with pytest.raises(ringd.NotReady, match=r"forming after 0\.02 s"):
             ring.wait_ready(0.02)
-        news = ringd.wire.border.RingState("ready", 9)
+        news = border.RingState("ready", 9)
         daemon.loop.call_threadsafe(lambda: daemon.server.broadcast(news))
         ring.wait_ready(10)
         assert (ring.state, ring.generation) == ("ready", 9)
