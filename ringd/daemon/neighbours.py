@@ -270,55 +270,48 @@ class Neighbours:
     def judge(self, peer: Peer, address: str, verdict: Callable[[str], None]) -> None:
         """Let a neighbour in, unless another machine under its name holds its place.
 
-        Where the news tell who is reached at the neighbour's address, that decides. Otherwise, who
-        comes while there is a link to another process of that name is a restarted neighbour if
-        that one does not answer any more, and a namesake if it does.
+        A link that stands to another process of that name is asked whether it still lives. If it
+        does, the newcomer is a namesake. If not, that process was restarted: its successor takes
+        the place, once no news names the old one any more.
         """
         side: Side = "right" if peer.purpose == "knock" else "left"
         link = self.links.get(side)
         if peer.purpose == "probe" or (link is not None and link.peer.instance == peer.instance):
             verdict("")
             return
-        objection = self.machine.rival(peer.instance) if side == "left" else ""
         if link is None:
-            self._judged(side, peer, address, objection, verdict)
-            return
-        if objection:
-            self._judged(side, peer, address, self._held(link), verdict)
+            verdict(self._rival(side, peer))
             return
         join = self._config.join
         within = min(join.lost_after / 3, join.handshake_timeout / 2)
 
         def told(alive: bool) -> None:
-            if not alive and self.links.get(side) is link:
+            if self.links.get(side) is not link:
+                self.judge(peer, address, verdict)
+            elif alive:
+                self._accuse(link, peer, address, verdict)
+            elif rival := self._rival(side, peer):
+                verdict(rival)
+            else:
                 reason = f"no answer within {within:g} s, when {peer.name} came from {address}"
                 link.close(reason)
                 self.link_lost(link, reason)
-            if self.links.get(side) is link:
-                self._judged(side, peer, address, self._held(link), verdict)
-            else:
                 self.judge(peer, address, verdict)
 
         link.prove(within, told)
 
-    def _held(self, link: Link) -> str:
-        return (
+    def _rival(self, side: Side, peer: Peer) -> str:
+        """Return what news has against *peer*; it proves no namesake, for it may be out of date."""
+        return self.machine.rival(peer.instance) if side == "left" else ""
+
+    def _accuse(self, link: Link, peer: Peer, address: str, verdict: Callable[[str], None]) -> None:
+        """Turn *peer* away, as the process at the other end of *link* has its name and lives."""
+        reason = (
             f"another machine bears the name {link.peer.name!r}: {link.address} holds its place "
             f"since {self._since[link.side]}"
         )
-
-    def _judged(
-        self,
-        side: Side,
-        peer: Peer,
-        address: str,
-        objection: str,
-        verdict: Callable[[str], None],
-    ) -> None:
-        if objection:
-            self.namesakes[side] = Namesake(peer.name, address, objection, self._loop.now())
-            objection += "; give the newcomer a name of its own"
-        verdict(objection)
+        self.namesakes[link.side] = Namesake(peer.name, address, reason, self._loop.now())
+        verdict(f"{reason}; give the newcomer a name of its own")
 
     def knocked(self, peer: Peer) -> None:  # noqa: ARG002 - the protocol's
         """The right neighbour is there: dial it, if there is no link to it."""
@@ -496,9 +489,10 @@ class Neighbours:
                 self._group_frame(link, header, memoryview(payload))
             except (FrameError, *control.DecodeError) as error:
                 reason = f"protocol error: {error}"
-                link.close(reason, goodbye=True)
-                # As the link itself would: not from within what the machine has us do.
+                # As the link itself would: not from within what the machine has us do, and before
+                # whoever asked whether the peer lives hears that it does not.
                 self._loop.call_soon(partial(self.link_lost, link, reason))
+                link.close(reason, goodbye=True)
                 return
 
     def data_buffer(self, link: Link, header: Header) -> memoryview | None:

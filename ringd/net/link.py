@@ -235,10 +235,11 @@ class Link:
     def _lost(self, reason: str) -> None:
         if self._closed:
             return
-        self._shut()
         self._loss = reason
-        # Never from inside a call that the handler makes, such as send.
+        # Never from inside a call that the handler makes, such as send. But before those hear of
+        # it who wait for the peer's proof: they would take its end for an answer that is late.
         self._loop.call_soon(self._tell_lost)
+        self._shut()
 
     def _tell_lost(self) -> None:
         if self._loss is not None:

@@ -1,0 +1,155 @@
+"""A member between its neighbours, in one process: whom it lets in, and what it keeps for later."""
+
+from __future__ import annotations
+
+import pytest
+from netkit import framed, run_until, tcp_pair
+
+from ringd.config.load import load
+from ringd.daemon.neighbours import Neighbours
+from ringd.daemon.recorder import Recorder
+from ringd.daemon.state import StateFile
+from ringd.wire.frames import FrameType, Header
+from ringd.wire.handshake import Peer
+
+CONFIG = """
+[ring]
+name = "home"
+[join]
+handshake_timeout = "200ms"
+lost_after = "10m"
+"""
+
+OLD, NEW = 7, 8
+"""Two processes of the member b."""
+
+
+class User:
+    """Who lives on the ring: notes what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def ring_up(self, generation):
+        """Note it."""
+        self.told.append(generation)
+
+    def ring_down(self, reason):
+        """Note it."""
+        self.told.append(reason)
+
+    def group_message(self, origin, _gid, seq, message, payload):
+        """Note it."""
+        self.told.append((origin, seq, message, payload))
+
+    def quiet(self):
+        """Nobody minds."""
+        return True
+
+
+class Home:
+    """The member a of two, never started: its links are given to it."""
+
+    def __init__(self, loop, tmp_path, store):
+        members = "".join(
+            f'[[ring.members]]\nname = "{name}"\naddresses = ["127.0.0.1:{port}"]\n'
+            for port, name in ((1, "a"), (2, "b"))
+        )
+        path = tmp_path / "ringd.toml"
+        path.write_text(CONFIG + members)
+        self.loop = loop
+        self.neighbours = Neighbours(loop, load(path, "a"), store, Recorder("a"))
+        self.user = User()
+        self.neighbours.attach(self.user, None)
+        self.reasons = []
+        """Why links were lost."""
+        lost = self.neighbours.machine.link_down
+
+        def link_down(side, reason, now):
+            self.reasons.append((side, reason))
+            return lost(side, reason, now)
+
+        self.neighbours.machine.link_down = link_down
+        self.far = {}
+
+    def link(self, side, instance=OLD):
+        """Link b's process *instance* on *side*; nobody answers there but the test."""
+        sock, self.far[side] = tcp_pair()
+        peer = Peer("b", 1, 1, "link", instance)
+        self.neighbours.link_made(side, sock, peer, f"{side}:1", b"")
+        return self.neighbours.links[side]
+
+    def judge(self, purpose="link"):
+        """Have b's new process come; return the list that gets the verdict."""
+        verdicts = []
+        self.neighbours.judge(Peer("b", 1, 2, purpose, NEW), "x:9", verdicts.append)
+        return verdicts
+
+    def answer(self, side):
+        """Echo the heartbeat that asks whether the peer lives."""
+        proof = self.neighbours.links[side]._pulse._proof
+        header = Header(FrameType.HEARTBEAT, seq=proof.stamp, index=1)
+        self.far[side].sendall(framed(header))
+
+
+@pytest.fixture
+def home(loop, tmp_path, monkeypatch):
+    """Give a member that dials nobody."""
+    with StateFile(tmp_path / "state", "a") as store:
+        home = Home(loop, tmp_path, store)
+        monkeypatch.setattr(home.neighbours._reach._dialer, "_dial", lambda: None)
+        yield home
+        home.neighbours.stop("over")
+        for sock in home.far.values():
+            sock.close()
+
+
+def test_a_restart_behind_links_that_hang_accuses_nobody(home):
+    """Old news is no proof: the old process is asked; as it is silent, the new one comes in."""
+    home.link("left")
+    home.link("right")
+    verdicts = home.judge()
+    run_until(home.loop, lambda: verdicts)
+    assert "'a' is still linked to another process under the name 'b', at right:1" in verdicts[0]
+    assert home.neighbours.namesakes == {}
+    assert "left" in home.neighbours.links  # it may only be slow, as long as news speaks for it
+    knocked = home.judge("knock")
+    run_until(home.loop, lambda: knocked)
+    verdicts = home.judge()
+    run_until(home.loop, lambda: verdicts)
+    assert verdicts == knocked == [""]
+    assert home.neighbours.namesakes == {}
+    reason = "no answer within 0.1 s, when b came from x:9"
+    assert home.reasons == [("right", reason), ("left", reason)]
+
+
+def test_without_a_link_news_alone_accuses_nobody(home):
+    """Where only news speaks against a newcomer, it is to try again."""
+    home.link("right")
+    (verdict,) = home.judge()
+    assert "try again" in verdict
+    assert home.neighbours.namesakes == {}
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_namesake_is_one_whose_name_somebody_answers_to(home, named):
+    """Whether or not news names it too: a process that answers keeps its place."""
+    home.link("left")
+    if named:
+        home.link("right")
+    verdicts = home.judge()
+    home.answer("left")
+    run_until(home.loop, lambda: verdicts)
+    assert "another machine bears the name 'b': left:1 holds its place since 2" in verdicts[0]
+    assert [(n.name, n.address) for n in home.neighbours.namesakes.values()] == [("b", "x:9")]
+
+
+def test_a_link_that_ends_while_it_is_asked_ends_for_its_own_reason(home):
+    """Only the time that is over says that there was no answer within it."""
+    home.link("left")
+    verdicts = home.judge()
+    home.far["left"].close()
+    run_until(home.loop, lambda: verdicts)
+    ((side, reason),) = home.reasons
+    assert (side, reason.partition(" (")[0]) == ("left", "connection closed by peer")
+    assert verdicts == [""]
