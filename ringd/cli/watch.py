@@ -182,6 +182,12 @@ def _warnings(body: dict[str, Any]) -> list[str]:
             what, seconds = "the state file has been written for", disk["writing_for"]
         lines.append(f"the disk is slow: {what} {age(seconds)}")
     lines += [
+        f"the disk of {member['name']} is slow, and keeps it out of the ring: {member['disk_slow']}"
+        for member in body["members"]
+        if member.get("disk_slow") and member["state"] != "self"
+        if member["name"] not in body["waiting_for"]
+    ]
+    lines += [
         f"a machine at {namesake['address']} is turned away: {namesake['reason']} "
         f"({age(namesake['age'])} ago)"
         for namesake in body.get("namesakes", ())

@@ -67,6 +67,7 @@ def status(
                 "rank": view.rank,
                 "state": "self" if view.rank == config.rank else view.state,
                 "address": view.address or config.ring.members[view.rank].addresses[0],
+                "disk_slow": view.disk_slow or None,
                 "last_error": view.error or None,
                 "last_error_age": None if view.error_since is None else now - view.error_since,
             }
