@@ -18,6 +18,7 @@ from ringd.errors import RingError
 from ringd.net.listener import MAX_PENDING, Listener
 from ringd.net.loop import Loop
 from ringd.wire.handshake import Code, Dialing
+from ringd.wire.hello import VERSION
 
 
 class Scene:
@@ -218,7 +219,7 @@ def garbage_of(number):
         hello,
         hello[:8] + bytes(len(hello) - 8),
         hello + hello,
-        struct.pack("<4sBBH", b"RNGD", 1, 1, 0xFFFF),
+        struct.pack("<4sBBH", b"RNGD", VERSION, 1, 0xFFFF),
         bytes(100_000),
     ]
     return kinds[number % len(kinds)]

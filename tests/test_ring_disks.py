@@ -60,13 +60,13 @@ def test_others_learn_whose_disk_they_wait_for(cluster, rank):
     assert "the disk is slow: the state file has been written for" in render(slow.status())
     path = slow.state_dir / "state.json"
     text = f"state file: {path}: not on the disk after 1 s: the disk is slow"
+    what = f"the disk of {slow.name} is slow, and keeps it out of the ring: {text}"
     for node in cluster.nodes:
         if node is slow or rank == 0:  # all wait for rank 0's write; the others take part at once
             wait_until(
                 lambda node=node: node.status()["waiting_for"] == {slow.name: text}, "a reason"
             )
         else:
-            what = f"the disk of {slow.name} is slow, and keeps it out of the ring: {text}"
             wait_until(lambda node=node: what in render(node.status()), "a warning")
             assert node.status()["state"] == "ready"
     for node in cluster.nodes:
