@@ -55,6 +55,7 @@ def status(
             "slow": neighbours.disk.slow,
             "writing_for": neighbours.disk.writing_for,
             "last_write": neighbours.disk.last_write,
+            "last_write_age": neighbours.disk.last_write_age,
         },
         "open_files": {
             "count": limits.OWN.count(),
