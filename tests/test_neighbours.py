@@ -6,9 +6,12 @@ import pytest
 from netkit import framed, run_until, tcp_pair
 
 from ringd.config.load import load
+from ringd.daemon import early as early_frames
 from ringd.daemon.neighbours import Neighbours
 from ringd.daemon.recorder import Recorder
 from ringd.daemon.state import StateFile
+from ringd.wire import control
+from ringd.wire.control import Done
 from ringd.wire.frames import FrameType, Header
 from ringd.wire.handshake import Peer
 
@@ -153,3 +156,67 @@ def test_a_link_that_ends_while_it_is_asked_ends_for_its_own_reason(home):
     ((side, reason),) = home.reasons
     assert (side, reason.partition(" (")[0]) == ("left", "connection closed by peer")
     assert verdicts == [""]
+
+
+def early(size=1000, seq=0):
+    """Return a group frame of generation 5, as a link gives it."""
+    payload = control.encode(Done(0)) + bytes(size)
+    index = len(payload) - size
+    header = Header(
+        FrameType.GROUP, len(payload), generation=5, group=1, seq=seq, index=index, origin=1
+    )
+    return header, memoryview(payload)
+
+
+@pytest.fixture
+def entering(home, monkeypatch):
+    """Give a member whose disk has yet to take generation 5, with both links."""
+    home.link("left")
+    home.link("right")
+    monkeypatch.setattr(type(home.neighbours.machine), "entering", 5)
+    return home
+
+
+def test_what_comes_early_is_kept_up_to_a_bound(entering, monkeypatch):
+    """Beyond it the left link goes, for a reason that says so, and what was kept goes with it."""
+    monkeypatch.setattr(early_frames, "MOST", 10_000)
+    neighbours, left = entering.neighbours, entering.neighbours.links["left"]
+    for _ in range(6):  # each costs 1000, some for the message, and EACH
+        neighbours.frame_received(left, *early())
+    assert len(neighbours._early) == 6
+    assert entering.reasons == []
+    neighbours.frame_received(left, *early())
+    monkeypatch.setattr(type(neighbours.machine), "entering", None)
+    run_until(entering.loop, lambda: entering.reasons)
+    ((side, reason),) = entering.reasons
+    assert side == "left"
+    assert reason.startswith("more than 64 MiB came for generation 5 before it was on the disk (")
+    assert "left" not in neighbours.links
+    assert len(neighbours._early) == 0
+
+
+@pytest.mark.parametrize("what", ["left", "right", "round"])
+def test_what_came_early_is_forgotten_with_its_round(entering, monkeypatch, what):
+    """A link that is lost, or another round, ends the one for which it was kept."""
+    neighbours = entering.neighbours
+    neighbours.frame_received(neighbours.links["left"], *early())
+    assert len(neighbours._early) == 1
+    after = 6 if what == "round" else None
+    monkeypatch.setattr(type(neighbours.machine), "entering", after)
+    if what == "round":
+        neighbours._ticked()
+    else:
+        neighbours.links[what]._lost("gone")
+        run_until(entering.loop, lambda: entering.reasons)
+    assert len(neighbours._early) == 0
+
+
+def test_what_came_early_is_taken_in_order(entering, monkeypatch):
+    """Once the generation is on the disk, all of it counts."""
+    neighbours, left = entering.neighbours, entering.neighbours.links["left"]
+    for seq in (3, 4):
+        neighbours.frame_received(left, *early(size=0, seq=seq))
+    for name, value in (("entering", None), ("in_ring", True), ("generation", 5)):
+        monkeypatch.setattr(type(neighbours.machine), name, value)
+    neighbours._catch_up()
+    assert [told[:2] for told in entering.user.told] == [(1, 3), (1, 4)]

@@ -23,6 +23,7 @@ from ringd.collective.reduction import itemsize_of
 from ringd.config.settings import Config
 from ringd.daemon.blackhole import BlackHole
 from ringd.daemon.bulk import Bulk
+from ringd.daemon.early import MOST, Early
 from ringd.daemon.homing import Homing
 from ringd.daemon.inquiry import Inquiries
 from ringd.daemon.pacedlog import PacedLog
@@ -125,7 +126,7 @@ class Neighbours:
         self._since: dict[Side, str] = {}  # when the links came up, for people
         self._tick: Timer | None = None
         self._unsaved = ""  # why the state was not saved, the last time
-        self._early: list[tuple[Link, Header, bytes]] = []
+        self._early = Early()
         self._tick_due: float | None = None
         self._reach: Reach | None = None
         if self.size > 1:
@@ -342,6 +343,7 @@ class Neighbours:
                 self._drop_links(action)
             else:
                 self._persist(action)
+        self._early.outlive(self.machine.entering)  # whatever broke the round, or the link
         self._arm()
 
     def _send(self, side: Side, message: MembershipMessage | Inquiry) -> None:
@@ -459,9 +461,12 @@ class Neighbours:
             raise FrameError("a group message from the wrong side")
         if header.generation == self.machine.entering:
             # Others were faster to write it down. What they say now would be kept in any case.
-            if self._early and self._early[0][1].generation != header.generation:
-                self._early.clear()
-            self._early.append((link, header, bytes(payload)))
+            if not self._early.keep(link, header, payload):
+                self._lose(
+                    link,
+                    f"more than {MOST >> 20} MiB came for generation {header.generation} before "
+                    f"it was on the disk ({self._store.path})",
+                )
             return
         if not self.machine.in_ring or header.generation != self.machine.generation:
             self.dropped["of another generation"] += 1
@@ -481,19 +486,22 @@ class Neighbours:
 
     def _catch_up(self) -> None:
         """Take what the others said in this generation before it was on the disk here."""
-        early, self._early = self._early, []
-        for link, header, payload in early:
+        for early in self._early.take():
+            link, header = early.link, early.header
             if self.links.get("left") is not link or header.generation != self.machine.generation:
                 return
             try:
-                self._group_frame(link, header, memoryview(payload))
+                self._group_frame(link, header, memoryview(early.payload))
             except (FrameError, *control.DecodeError) as error:
-                reason = f"protocol error: {error}"
-                # As the link itself would: not from within what the machine has us do, and before
-                # whoever asked whether the peer lives hears that it does not.
-                self._loop.call_soon(partial(self.link_lost, link, reason))
-                link.close(reason, goodbye=True)
+                self._lose(link, f"protocol error: {error}")
                 return
+
+    def _lose(self, link: Link, reason: str) -> None:
+        """Give *link* up, as if it had ended by itself, and tell the neighbour why."""
+        # As the link itself would: not from within what the machine has us do, and before whoever
+        # asked whether the peer lives hears that it does not.
+        self._loop.call_soon(partial(self.link_lost, link, reason))
+        link.close(reason, goodbye=True)
 
     def data_buffer(self, link: Link, header: Header) -> memoryview | None:
         """Say where a chunk goes."""
