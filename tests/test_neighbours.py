@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from netkit import framed, run_until, tcp_pair
 
 from ringd.config.load import load
 from ringd.daemon import early as early_frames
 from ringd.daemon.neighbours import Neighbours
+from ringd.daemon.performer import Performer
 from ringd.daemon.recorder import Recorder
 from ringd.daemon.state import StateFile
+from ringd.groups.actions import Report
+from ringd.groups.op import Submission
 from ringd.wire import control
-from ringd.wire.control import Done
+from ringd.wire.control import Call, Done
 from ringd.wire.frames import FrameType, Header
 from ringd.wire.handshake import Peer
 
@@ -61,7 +66,8 @@ class Home:
         path = tmp_path / "ringd.toml"
         path.write_text(CONFIG + members)
         self.loop = loop
-        self.neighbours = Neighbours(loop, load(path, "a"), store, Recorder("a"))
+        self.config, self.recorder = load(path, "a"), Recorder("a")
+        self.neighbours = Neighbours(loop, self.config, store, self.recorder)
         self.user = User()
         self.neighbours.attach(self.user, None)
         self.reasons = []
@@ -220,3 +226,35 @@ def test_what_came_early_is_taken_in_order(entering, monkeypatch):
         monkeypatch.setattr(type(neighbours.machine), name, value)
     neighbours._catch_up()
     assert [told[:2] for told in entering.user.told] == [(1, 3), (1, 4)]
+
+
+def test_a_call_that_is_told_again_counts_once(home):
+    """The client may not have heard how it ended; it has ended once all the same."""
+    sent = []
+    client = SimpleNamespace(send=lambda message, _payload=None: sent.append(message))
+    performer = Performer(
+        home.loop,
+        home.config,
+        home.neighbours,
+        home.recorder,
+        group_of=lambda _join_id: "test",
+        on_finished=lambda _gid, _seq: None,
+    )
+    call = Call("barrier", "", "", (), "")
+    submission = Submission(0, call, None, None, None, hold=False, sealed=False)
+    for again in (False, True, True):
+        report = Report(
+            client=client,
+            join_id=1,
+            submission=submission,
+            code="ok",
+            message="",
+            released=0,
+            ack=False,
+            keep=False,
+            again=again,
+        )
+        performer.perform([report])
+    assert len(sent) == 3
+    assert performer.outcomes == {"ok": 1}
+    assert len(home.recorder._events) == 1
