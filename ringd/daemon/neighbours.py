@@ -98,7 +98,7 @@ class Neighbours:
         self._recorder = recorder
         self._log = structlog.get_logger("ring")
         self._paced = PacedLog(self._log, loop)
-        self._black_holes: dict[Side, BlackHole] = {"left": BlackHole(), "right": BlackHole()}
+        self._black_hole = BlackHole()
         self._user: RingUser
         self._bulk: Bulk
         self.rank = config.rank
@@ -238,16 +238,15 @@ class Neighbours:
 
     def _way_lost(self, link: Link) -> str:
         """Return what the way itself may have to do with the loss of *link*, if anything."""
-        instance, hole = link.peer.instance, self._black_holes[link.side]
-        if link.side == "right":
-            sent, undelivered = link.bytes_out, link.undelivered
-            return hole.lost_right(instance, link.address, sent=sent, undelivered=undelivered)
-        return hole.lost_left(
-            instance,
+        if link.side == "left":  # it is the other end that sends what may be too large
+            return ""
+        return self._black_hole.lost(
+            link.peer.instance,
             link.address,
-            heard=link.bytes_in,
-            silent=link.silent,
-            held=self._loop.now() - link.since,
+            explained=link.explained,
+            sent=link.bytes_out,
+            undelivered=link.undelivered,
+            now=self._loop.now(),
             lost_after=self._config.join.lost_after,
         )
 
