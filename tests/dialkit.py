@@ -6,11 +6,11 @@ import random
 import socket
 from contextlib import contextmanager
 
-from netkit import KEY, identity, open_fds
+from netkit import KEY, bound, identity, open_fds, welcome
 
 from ringd.config.settings import JoinSettings
 from ringd.membership.backoff import Backoff
-from ringd.net.dialer import Dialer, Knock
+from ringd.net.dialer import Attempt, Dialer
 from ringd.net.listener import Listener
 from ringd.net.loop import Loop
 from ringd.net.resolver import Resolver
@@ -54,6 +54,8 @@ class Scene:
         self.links = []
         self.failures = []
         self.knocks = []
+        self.answered = []
+        self.unanswered = []
         self.accepted = []
         self.refused = []
         self.closables = []
@@ -89,14 +91,15 @@ class Scene:
             on_link=lambda sock, peer, *_: self.accepted.append((sock, peer)),
             on_knock=self.knocks.append,
             on_refused=lambda address, reason, _cause: self.refused.append((address, reason)),
+            judge=welcome,
         )
         listener.start()
         self.closables.append(listener)
-        return address(*listener.addresses[0]), listener
+        return address(*bound(listener)[0]), listener
 
-    def knock(self, addresses):
-        """Return a knock of rank 1 at rank 0; *addresses* is called for them."""
-        return Knock(
+    def knock(self, *addresses):
+        """Return a knock of rank 1 at rank 0, which is under way."""
+        knock = Attempt(
             self.loop,
             identity=lambda: identity(1),
             key=KEY,
@@ -104,7 +107,15 @@ class Scene:
             addresses=addresses,
             settings=QUICK,
             resolver=Resolver(self.loop),
+            purpose="knock",
+            on_link=lambda sock, _peer, address, _leftover: (
+                sock.close(),
+                self.answered.append(address),
+            ),
+            on_failed=self.unanswered.append,
         )
+        self.closables.append(knock)
+        return knock
 
     def __enter__(self):
         return self

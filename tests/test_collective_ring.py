@@ -268,7 +268,7 @@ def test_scratch_buffers_come_back(name, size, way):
     received = [receive for t in ring.transfers for receive in t.plan.receives]
     assert len(taken) == sum(receive.combine is not Combine.STORE for receive in received)
     assert not any(t._partials for t in ring.transfers)
-    free = [id(pool.take()) for _ in range(pool.free)]
+    free = [id(pool.take()) for _ in range(len(pool._free))]
     assert sorted(free) == sorted(set(taken))
 
 
@@ -279,4 +279,4 @@ def test_equal_dtypes_need_no_scratch(way):
     inputs = [random_values(rng, np.dtype(np.float32), 500) for _ in range(4)]
     ring = Ring("sum", inputs, 64, way=way, pool=ScratchPool(0)).run(seed=1)
     assert all(t.finished for t in ring.transfers)
-    assert ring.pool.free == 0
+    assert ring.pool._free == []

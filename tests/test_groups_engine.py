@@ -31,6 +31,22 @@ def test_clients_and_ring_come_in_any_order(order):
     assert [bench.reports(rank) for rank in range(3)] == [[(0, OK)]] * 3
 
 
+def test_a_call_that_is_told_again_is_marked():
+    """Who may have missed how its call ended hears it once more, as something that is no news."""
+    bench = Bench(2)
+    bench.join_all()
+    bench.up()
+    call = submission(0)
+    bench.submit(0, call)
+    bench.submit(0, call)  # not ended yet
+    bench.submit(1, call)
+    bench.settle()
+    bench.submit(0, call)
+    bench.submit(0, call)
+    assert bench.reports(0) == [(0, OK)] * 3
+    assert [a.again for a in bench.did(0, actions.Report)] == [False, True, True]
+
+
 def test_the_client_knows_its_peers_before_anything_is_offered():
     """A restarted daemon gets from its client what it needs to find the others again."""
     bench = ready(2)

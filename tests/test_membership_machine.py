@@ -346,7 +346,10 @@ def test_a_left_link_to_another_machine_of_that_name_is_dropped():
     machine.link_up("right", 1, "b:1", 0.0, instance=9)
     assert machine.rival(66) == ""
     actions = machine.received("right", News((dialed(7),)), 0.0)
-    reason = "another machine bears the name 'studio': 'air' reaches it at a:1"
+    reason = (
+        "'air' is still linked to another process under the name 'studio', at a:1: try again, or "
+        "give one of the two a name of its own"
+    )
     assert DropLinks(reason, ("left",)) in actions
     assert machine.rival(66) == reason
     assert [machine.rival(instance) for instance in (7, 0)] == ["", ""]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 import zmq
 from fake_daemon import FakeDaemon, eventually
-from netkit import KEY, identity, run_until
+from netkit import KEY, bound, identity, run_until, welcome
 
 import ringd
 from ringd import errors
@@ -26,7 +26,7 @@ from ringd.daemon.recorder import KEPT, OpEvent, Recorder
 from ringd.groups.session import Session
 from ringd.host import heap
 from ringd.membership.flooding import MAX_DIAL_ERRORS, Flooding
-from ringd.net.exchange import Exchange
+from ringd.net.exchange import Reception
 from ringd.net.listener import Listener
 from ringd.net.loop import Loop
 from ringd.wire import border, control, lifeline
@@ -65,11 +65,12 @@ def test_handshakes_that_are_over_are_freed() -> None:
         on_link=lambda sock, *_: (sock.close(), ended.append("link")),
         on_knock=lambda _peer: ended.append("knock"),
         on_refused=lambda *_: ended.append("refused"),
+        judge=welcome,
     )
     listener.start()
-    before = alive(Exchange)
+    before = alive(Reception)
     for number in range(30):
-        with socket.create_connection(listener.addresses[0]) as sock:
+        with socket.create_connection(bound(listener)[0]) as sock:
             kind = ("link", "knock", "refused")[number % 3]
             if kind == "refused":
                 sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
@@ -84,7 +85,7 @@ def test_handshakes_that_are_over_are_freed() -> None:
                 sock.sendall(dialing.outgoing())
             run_until(loop, lambda number=number: len(ended) > number)
             assert ended[-1] == kind
-    assert alive(Exchange) == before
+    assert alive(Reception) == before
     listener.stop()
     loop.close()
 

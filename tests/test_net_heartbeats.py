@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 from netkit import data, framed, make_link, run_until, tcp_pair
 
 from ringd.wire.frames import FrameType, Header
+
+
+def turn(loop):
+    """Let the loop go round once, without sleeping."""
+    loop.call_soon(loop.stop)
+    loop.run()
 
 
 def test_heartbeats_keep_an_idle_link(loop):
@@ -89,20 +96,25 @@ def test_a_peer_that_is_gone_proves_nothing(loop, raw_link):
     assert told == [False] * 3
 
 
-def test_a_peer_that_is_busy_lives(loop, raw_link):
-    """Who has much to say before it can answer is alive."""
+@pytest.mark.parametrize(("last", "lives"), [(29.0, False), (31.0, True)])
+def test_a_peer_that_is_busy_lives(loop, raw_link, monkeypatch, last, lives):
+    """A peer that has much to say before it can answer is alive, if it still speaks at the end."""
     link, _, far = raw_link
+    now = [loop.now()]
+    monkeypatch.setattr(loop, "now", lambda: now[0])
     told = []
-    link.prove(0.1, told.append)
-
-    def talk(number=0):
+    link.prove(60.0, told.append)
+    for number, seconds in enumerate((5.0, last)):
+        now[0] = link.since + seconds
+        before = link.bytes_in
         far.sendall(framed(Header(FrameType.HEARTBEAT, seq=5, index=2), number=number))
-        if not told:
-            loop.call_later(0.005, lambda: talk(number + 1))
-
-    talk()
-    run_until(loop, lambda: told)
-    assert told == [True]
+        while link.bytes_in == before:
+            turn(loop)
+    assert told == []
+    now[0] = link.since + 60.5
+    while not told:
+        turn(loop)
+    assert told == [lives]
 
 
 def test_a_side_that_only_receives_is_heard(loop):
@@ -133,10 +145,8 @@ def test_our_own_pause_is_not_the_peers_silence(loop, monkeypatch):
     run_until(loop, lambda: True)
     real = loop.now
     monkeypatch.setattr(loop, "now", lambda: real() + 100)
-    loop.call_soon(loop.stop)
-    loop.run()
-    loop.call_soon(loop.stop)
-    loop.run()
+    turn(loop)
+    turn(loop)
     assert recorder.lost == []
     monkeypatch.setattr(loop, "now", lambda: real() + 104.5)
     run_until(loop, lambda: recorder.lost)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -191,3 +193,20 @@ def test_no_descriptor_is_left(loop):
         run_until(loop, lambda recorder=recorder: recorder.lost)
     assert open_fds() == before
     assert loop._pause_callbacks == []
+
+
+@pytest.mark.parametrize(
+    ("last", "explained"),
+    [
+        (b"", False),
+        (bytes(48), True),  # no frame
+        (framed(Header(FrameType.BYE, 4), b"why?"), True),
+    ],
+)
+def test_it_is_known_whether_somebody_said_why(loop, raw_link, last, explained):
+    """A link that one side ended for a reason is told from one that was cut off."""
+    link, recorder, far = raw_link
+    far.sendall(last)
+    far.shutdown(socket.SHUT_WR)
+    run_until(loop, lambda: recorder.lost)
+    assert link.explained is explained

@@ -10,7 +10,7 @@ import socket
 import struct
 
 import pytest
-from netkit import KEY, identity, open_fds, run_until
+from netkit import KEY, bound, identity, open_fds, run_until, welcome
 from test_host_limits import Fake
 
 from ringd.config.settings import JoinSettings
@@ -18,12 +18,13 @@ from ringd.errors import RingError
 from ringd.net.listener import MAX_PENDING, Listener
 from ringd.net.loop import Loop
 from ringd.wire.handshake import Code, Dialing
+from ringd.wire.hello import VERSION
 
 
 class Scene:
     """A listener of rank 1, and what happened to it."""
 
-    def __init__(self, bind=(("127.0.0.1", 0),), timeout=30.0, judge=None):
+    def __init__(self, bind=(("127.0.0.1", 0),), timeout=30.0, judge=welcome):
         self.loop = Loop()
         self.accepted = []
         self.knocks = []
@@ -53,7 +54,7 @@ class Scene:
 
     def connect(self, data=b"", *, keep=True):
         """Connect as a stranger would, and send *data*."""
-        sock = socket.create_connection(self.listener.addresses[0][:2])
+        sock = socket.create_connection(bound(self.listener)[0][:2])
         if data:
             sock.sendall(data)
         if keep:
@@ -218,7 +219,7 @@ def garbage_of(number):
         hello,
         hello[:8] + bytes(len(hello) - 8),
         hello + hello,
-        struct.pack("<4sBBH", b"RNGD", 1, 1, 0xFFFF),
+        struct.pack("<4sBBH", b"RNGD", VERSION, 1, 0xFFFF),
         bytes(100_000),
     ]
     return kinds[number % len(kinds)]
@@ -351,11 +352,11 @@ def test_strangers_leave_the_last_descriptors(scene):
 
 def test_stop_and_start(scene):
     """After stop nothing is open and nobody is called; a listener can start again."""
-    port = scene.listener.addresses[0][1]
+    port = bound(scene.listener)[0][1]
     stranger = scene.connect()
     run_until(scene.loop, lambda: scene.pending == 1)
     scene.listener.stop()
-    assert (scene.listener.addresses, scene.pending) == ([], 0)
+    assert (bound(scene.listener), scene.pending) == ([], 0)
     assert stranger.recv(1) == b""
     assert scene.refused == []
     scene.listener._bind = [("127.0.0.1", port)]
@@ -392,7 +393,7 @@ def test_other_addresses(make, ports):
     scene.connect()
     run_until(scene.loop, lambda: scene.pending == 1)
     before = used(scene, ("127.0.0.1", one), ("127.0.0.2", two))
-    assert scene.listener.addresses == [("127.0.0.1", one), ("127.0.0.2", two)]
+    assert bound(scene.listener) == [("127.0.0.1", one), ("127.0.0.2", two)]
     assert scene.listener._open_sockets()[0] is before["127.0.0.1", one]
     assert (scene.pending, scene.refused) == (0, [])
     scene.neighbour()
@@ -408,7 +409,7 @@ def test_from_an_address_to_the_wildcard_and_back(make, ports):
     scene = make(bind=[("127.0.0.1", port)]).start()
     for host in ("0.0.0.0", "127.0.0.1"):  # noqa: S104 - a test
         used(scene, (host, port))
-        assert scene.listener.addresses == [(host, port)]
+        assert bound(scene.listener) == [(host, port)]
         scene.neighbour()
 
 
@@ -419,7 +420,7 @@ def test_addresses_that_cannot_be_had(make, ports, host):
     scene = make(bind=[("127.0.0.1", one)]).start()
     with socket.create_server(("127.0.0.1", two)), pytest.raises(RingError, match=f":{two}: "):
         used(scene, (host, one), ("127.0.0.1", two))
-    assert scene.listener.addresses == [("127.0.0.1", one)]
+    assert bound(scene.listener) == [("127.0.0.1", one)]
     scene.neighbour()
 
 
@@ -428,7 +429,7 @@ def test_both_families(make):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     scene = make(bind=[("0.0.0.0", port), ("::", port)]).start()  # noqa: S104 - a test
-    assert scene.listener.addresses == [("0.0.0.0", port), ("::", port)]  # noqa: S104
+    assert bound(scene.listener) == [("0.0.0.0", port), ("::", port)]  # noqa: S104
     for host in ("127.0.0.1", "::1"):
         scene.strangers.append(socket.create_connection((host, port)))
     run_until(scene.loop, lambda: scene.pending == 2)
@@ -446,7 +447,7 @@ def test_port_in_use(make):
         "stop the program that listens there (another ringd?), or choose another port on every "
         "machine"
     )
-    assert scene.listener.addresses == []
+    assert bound(scene.listener) == []
 
 
 def test_an_address_of_another_machine(make):
@@ -466,7 +467,7 @@ def test_without_ipv6(make, monkeypatch):
 
     monkeypatch.setattr(socket, "socket", Without)
     scene = make(bind=[("127.0.0.1", 0), ("::", 0)]).start()
-    assert len(scene.listener.addresses) == 1
+    assert len(bound(scene.listener)) == 1
     with pytest.raises(RingError, match="neither IPv4 nor IPv6"):
         make(bind=[("::", 0)]).start()
 

@@ -86,31 +86,21 @@ def test_a_link_that_held(scene, monkeypatch):
 def test_knock(scene):
     """A knock is heard by the left neighbour, once, and leaves no connection."""
     target, _ = scene.listener(rank=0)
-    knock = scene.knock(lambda: [f"127.0.0.1:{free_port()}", target, target])
-    knock.start()
-    run_until(scene.loop, lambda: scene.knocks and not knock.active)
+    scene.knock(f"127.0.0.1:{free_port()}", target, target)
+    run_until(scene.loop, lambda: scene.knocks and scene.answered)
     assert [peer.name for peer in scene.knocks] == ["b"]
+    assert scene.answered == [target]
     assert scene.accepted == []
 
 
 def test_knock_is_not_repeated(scene):
-    """A knock that nobody hears ends after one round."""
-    rounds = []
+    """A knock that nobody hears ends after one round; one that is stopped is not heard."""
     port = free_port()
-
-    def addresses():
-        rounds.append(port)
-        return [f"127.0.0.1:{port}"]
-
-    knock = scene.knock(addresses)
-    knock.start()
-    run_until(scene.loop, lambda: not knock.active)
+    address = f"127.0.0.1:{port}"
+    scene.knock(address)
+    run_until(scene.loop, lambda: scene.unanswered)
     scene.listener(rank=0, port=port)
+    scene.knock(address).stop()
     late = scene.loop.now() + 0.1
     run_until(scene.loop, lambda: scene.loop.now() > late)
-    assert (len(rounds), scene.knocks) == (1, [])
-    knock.start()
-    knock.stop()
-    late = scene.loop.now() + 0.1
-    run_until(scene.loop, lambda: scene.loop.now() > late)
-    assert (knock.active, scene.knocks) == (False, [])
+    assert (scene.knocks, scene.answered, len(scene.unanswered)) == ([], [], 1)

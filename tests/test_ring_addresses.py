@@ -130,7 +130,10 @@ def test_it_stays_where_it_is(place: Path, answers: str) -> None:
             wait_until(lambda: right(cluster[0])["probes"] > 5, "probes")
         else:
             with Proxy(cluster[0].port, listen=preferred):
-                wait_until(lambda: "reached 'n0'" in str(right(cluster[0])["preferred_error"]), "")
+                wait_until(
+                    lambda: "reached 'n0'" in str(right(cluster[0])["preferred_error"]),
+                    "a stranger",
+                )
                 wait_until(lambda: right(cluster[0])["probes"] > 5, "probes")
         assert right(cluster[0])["preferred"] is False
         assert cluster.wait_ready() == generation

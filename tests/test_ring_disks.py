@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from cluster import Cluster, wait_until
 
+import ringd
+from ringd import DeadlineExceeded
 from ringd.cli.watch import render
 from tests.ringkit import HASTY, connected, everywhere, tensor, total
 
@@ -46,16 +48,32 @@ def test_slow_disks_let_the_ring_form_once_and_hold(cluster):
         everywhere(rings, lambda ring: ring.barrier())
 
 
-def test_others_learn_whose_disk_they_wait_for(cluster):
-    """While one member's disk hangs, every member's status names it, and itself still answers."""
-    cluster[0].slow_disk(60)
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_others_learn_whose_disk_they_wait_for(cluster, rank):
+    """While one member's disk hangs, all others name it, ready or not, and itself still answers."""
+    slow = cluster[rank]
     cluster[2].start()
+    cluster.wait_ready()
+    slow.slow_disk(60)
+    cluster[rank - 1].rejoin()
+    wait_until(lambda: (slow.status()["disk"]["writing_for"] or 0) >= 1.0, "a write that lasts")
+    assert "the disk is slow: the state file has been written for" in render(slow.status())
+    path = slow.state_dir / "state.json"
+    text = f"state file: {path}: not on the disk after 1 s: the disk is slow"
+    what = f"the disk of {slow.name} is slow, and keeps it out of the ring: {text}"
     for node in cluster.nodes:
-        why = wait_until(lambda node=node: node.status()["waiting_for"].get("n0"), "a reason")
-        assert "the disk is slow" in why
-    status = cluster[0].status()
-    assert status["disk"]["writing_for"] >= 1.0
-    assert "the disk is slow: the state file has been written for" in render(status)
+        if node is slow or rank == 0:  # all wait for rank 0's write; the others take part at once
+            wait_until(
+                lambda node=node: node.status()["waiting_for"] == {slow.name: text}, "a reason"
+            )
+        else:
+            wait_until(lambda node=node: what in render(node.status()), "a warning")
+            assert node.status()["state"] == "ready"
+    for node in cluster.nodes:
+        with ringd.connect(str(node.socket)) as ring, pytest.raises(DeadlineExceeded) as caught:
+            ring.all_reduce(1, timeout=0.1)
+        assert f"{slow.name} still writes its {text}" in str(caught.value)
+        assert "no client" not in str(caught.value)
 
 
 def test_calls_of_the_others_wait_for_a_slow_disk(cluster):

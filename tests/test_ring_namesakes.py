@@ -110,16 +110,22 @@ def test_a_gap_is_not_for_a_namesake(place: Path) -> None:
             assert (namesake.status() or {})["links"] == {}
 
 
-def test_a_restart_behind_a_dead_link(place: Path) -> None:
-    """A member whose old links hang, as nobody was told, is back long before they are lost."""
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_restart_behind_a_dead_link(place: Path, size: int) -> None:
+    """A member whose old links hang, as nobody was told, is back soon, and no namesake."""
     settings = BOUNDED + '[join]\nlost_after = "10m"\nhandshake_timeout = "500ms"\n'
     with ExitStack() as stack:
-        cluster = stack.enter_context(Cluster(place, 3))
+        cluster = stack.enter_context(Cluster(place, size))
         proxies = [stack.enter_context(Proxy(node.port)) for node in cluster.nodes]
         dial = {node.name: proxy.port for node, proxy in zip(cluster.nodes, proxies, strict=True)}
         cluster.write_config(settings, dial)
         generation = cluster.start().wait_ready()
-        for proxy in proxies[1:]:  # from n0 to n1, and from n1 to n2
-            proxy.strand()
+        for rank in (1, 2 % size):  # from n0 to n1, and from n1 on
+            proxies[rank].strand()
         cluster[1].restart()
         cluster.wait_ready(generation)
+        for node in cluster.nodes:
+            status = node.status()
+            assert status is not None
+            assert status["namesakes"] == []
+            assert not [e for e in node.log() if "another machine bears" in str(e.get("reason"))]

@@ -59,6 +59,43 @@ def test_write_that_fails_is_told(loop, store, monkeypatch, what):
     assert told[1] is None
 
 
+def test_a_slow_write_is_not_held_against_the_disk_for_long(loop, store, monkeypatch):
+    """Slow is a write under way that lasts, or one that ended lately; its age is known."""
+    now = [loop.now()]
+    monkeypatch.setattr(loop, "now", lambda: now[0])
+    writer = StateWriter(loop, store, lambda _text: None)
+    answer = threading.Event()
+    monkeypatch.setattr(store, "save", lambda _state: answer.wait(30))
+    writer.save(State(1, 1), lambda _error: loop.stop())
+    assert not writer.slow
+    now[0] += statewriter.SLOW
+    assert writer.slow
+    answer.set()
+    loop.run()
+    assert (writer.slow, writer.last_write, writer.last_write_age) == (True, statewriter.SLOW, 0)
+    now[0] += statewriter.LATELY - 1
+    assert (writer.slow, writer.last_write_age) == (True, statewriter.LATELY - 1)
+    now[0] += 1
+    assert not writer.slow
+
+
+def test_a_fault_of_our_own_ends_the_daemon(loop, store, monkeypatch):
+    """What is no error of the disk is raised in the loop: nobody waits for an outcome for ever."""
+    writer = StateWriter(loop, store, lambda _text: None)
+
+    def broken(_state):
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(store, "save", broken)
+    told = []
+    writer.save(State(1, 1), told.append)
+    loop.call_later(10, loop.stop)
+    with pytest.raises(ValueError, match="a fault"):
+        loop.run()
+    assert told == []
+    assert writer.writing_for is None
+
+
 def test_stopping_waits_for_a_hanging_disk_only_so_long(loop, store, monkeypatch):
     """A disk that never answers does not keep the daemon; its directory stays locked."""
     monkeypatch.setattr(statewriter, "AT_STOP", 0.01)

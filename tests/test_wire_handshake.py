@@ -19,6 +19,7 @@ from ringd.wire.handshake import (
     HandshakeError,
     Peer,
 )
+from ringd.wire.hello import NONCE_SIZE, VERSION, Kind
 
 NONCES = b"d" * 32, b"a" * 32
 PREFIX = struct.Struct("<4sBBH")
@@ -54,7 +55,7 @@ def play(one, other, cut=lambda size: size):
     return errors.get(one), errors.get(other)
 
 
-def message(kind, body, *, magic=b"RNGD", version=1):
+def message(kind, body, *, magic=b"RNGD", version=VERSION):
     """Return a message with any body."""
     return PREFIX.pack(magic, version, kind, len(body)) + body
 
@@ -221,15 +222,26 @@ def test_wrong_version():
     """Each side finds the other's version in the first eight bytes, and says both."""
     dialing, accepting = sides()
     newer = bytearray(dialing.outgoing())
-    newer[4] = 2
+    newer[4] = VERSION + 1
     with pytest.raises(HandshakeError) as caught:
         accepting.receive(bytes(newer))
     assert caught.value.code is Code.VERSION
-    assert caught.value.text == ("'b' speaks version 1 of the handshake, the other side version 2")
+    assert caught.value.text == ("'b' speaks version 2 of the handshake, the other side version 3")
     with pytest.raises(HandshakeError) as caught:
         dialing.receive(accepting.outgoing())
     assert caught.value.code is Code.VERSION
     assert caught.value.by_peer
+
+
+def test_the_hello_of_version_1():
+    """An older release, whose hello is shorter, is told of the versions, and can tell them too."""
+    _, accepting = sides()
+    old = ("home", ("a", "b", "c"), "a", "b", "link", bytes(NONCE_SIZE), 7, "")
+    with pytest.raises(HandshakeError) as caught:
+        accepting.receive(message(Kind.HELLO, msgspec.msgpack.encode(old), version=1))
+    assert caught.value.code is Code.VERSION
+    assert caught.value.text == "'b' speaks version 2 of the handshake, the other side version 1"
+    assert PREFIX.unpack_from(accepting.outgoing())[1] == 2  # it looks there before all else
 
 
 @pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n", b"\0", b"RNGd", b"\x16\x03\x01"])
@@ -377,8 +389,8 @@ def _greeted(hello):
 @pytest.mark.parametrize(
     ("data", "text"),
     [
-        (PREFIX.pack(b"RNGD", 1, 1, 16385), "a message of 16385 bytes: 16384 are allowed"),
-        (PREFIX.pack(b"RNGD", 1, 9, 0), "unknown kind of message: 9"),
+        (PREFIX.pack(b"RNGD", VERSION, 1, 16385), "a message of 16385 bytes: 16384 are allowed"),
+        (PREFIX.pack(b"RNGD", VERSION, 9, 0), "unknown kind of message: 9"),
         (message(1, b"\xc1"), "a HELLO that cannot be read"),
     ],
 )

@@ -177,10 +177,17 @@ def _warnings(body: dict[str, Any]) -> list[str]:
         lines += [f"  {line}" for line in refused["reason"].splitlines()]
     disk = body.get("disk")
     if disk is not None and disk["slow"]:
-        what, seconds = "the last write of the state file took", disk["last_write"]
-        if disk["writing_for"] is not None:
-            what, seconds = "the state file has been written for", disk["writing_for"]
-        lines.append(f"the disk is slow: {what} {age(seconds)}")
+        text = f"the state file has been written for {age(disk['writing_for'])}"
+        if disk["writing_for"] is None:
+            text = f"the last write of the state file took {age(disk['last_write'])}"
+            text += f" ({age(disk.get('last_write_age'))} ago)"
+        lines.append(f"the disk is slow: {text}")
+    lines += [
+        f"the disk of {member['name']} is slow, and keeps it out of the ring: {member['disk_slow']}"
+        for member in body["members"]
+        if member.get("disk_slow") and member["state"] != "self"
+        if member["name"] not in body["waiting_for"]
+    ]
     lines += [
         f"a machine at {namesake['address']} is turned away: {namesake['reason']} "
         f"({age(namesake['age'])} ago)"

@@ -84,7 +84,7 @@ class Receive:
     """A chunk that comes from the left neighbour."""
 
     after: int
-    """How many sends must have left: until then what came of them stands there, or cannot come."""
+    """How many sends must have left; earlier, it would overwrite a chunk that has not been sent."""
     place: Place
     """Where the bytes go, TARGET or SCRATCH."""
     combine: Combine

@@ -31,11 +31,6 @@ class ScratchPool:
         self._keep = keep
         self._free: list[Array] = []
 
-    @property
-    def free(self) -> int:
-        """How many buffers lie ready."""
-        return len(self._free)
-
     def take(self) -> Array:
         """Return a buffer of *nbytes* uint8 with any content."""
         return self._free.pop() if self._free else np.empty(self.nbytes, np.uint8)

@@ -33,6 +33,15 @@ def out_of_reach(neighbours: Neighbours, now: float) -> str:
     )
 
 
+def slow_disks(neighbours: Neighbours, now: float) -> str:
+    """Return which members' disks keep them out of the ring's new generation, and since when."""
+    return "; ".join(
+        f"{neighbours.names[view.rank]} still writes its {view.disk_slow}"
+        for view in neighbours.machine.members(now)
+        if view.disk_slow
+    )
+
+
 def _since(view: MemberView, now: float) -> str:
     if view.missed_since is None:
         return "not heard of yet"

@@ -1,10 +1,9 @@
 """A way on which small packets get through and large ones do not: a *black hole*.
 
-Somewhere the packets may be only so large, and who sends larger ones is not told. A link comes up
-over it, for handshakes are small, and dies with the first tensor; again and again. From here it
-looks as if the neighbour were lost each time. What tells: the same process is linked again at once,
-and of what was sent to it since, little was acknowledged and much was not. From the other end: it
-falls silent as soon as it is linked.
+A router on the way has a smaller MTU and sends no ICMP. A link comes up over it, for handshakes are
+small, and dies with the first tensor; again and again. From here it looks as if the neighbour were
+lost each time. What points to it: the same process is linked again at once, and of what was sent to
+it since, little was acknowledged and much was not. Only the side that sends the tensors can tell.
 """
 
 from __future__ import annotations
@@ -20,61 +19,52 @@ LITTLE = 64 << 10
 """Bytes that small packets may have carried in the life of such a link."""
 
 TWICE = 2
-"""Once is a cable that was pulled."""
+"""Losses in a row before the hint is given; one may be a pulled cable."""
+
+IN_A_ROW = 10
+"""Times ``join.lost_after`` between two losses in a row at most: it takes one to notice, and the
+ring then forms and the program calls again."""
 
 
 class BlackHole:
-    """Looks at the links on one side as they are lost."""
+    """Looks at the right links as they are lost."""
 
     def __init__(self) -> None:
         self._instance = 0
         self._times = 0
+        self._last = 0.0
 
-    def lost_right(self, instance: int, address: str, *, sent: int, undelivered: int) -> str:
+    def lost(
+        self,
+        instance: int,
+        address: str,
+        *,
+        explained: bool,
+        sent: int,
+        undelivered: int,
+        now: float,
+        lost_after: float,
+    ) -> str:
         """Return what to look at after the loss of a right link; empty if nothing points there.
 
         Args:
             instance: The process that it led to.
             address: Where, as the link tells it.
+            explained: Whether one of the two ended it, and said why.
             sent: Bytes handed to the system.
             undelivered: Those of them that were never acknowledged.
-        """
-        return self._lost(
-            instance, address, stuck=undelivered >= LARGE and sent - undelivered < LITTLE
-        )
-
-    def lost_left(
-        self,
-        instance: int,
-        address: str,
-        *,
-        heard: int,
-        silent: bool,
-        held: float,
-        lost_after: float,
-    ) -> str:
-        """Return the same after the loss of a left link, from which the tensors come.
-
-        Args:
-            instance: The process that it led to.
-            address: Where, as the link tells it.
-            heard: Bytes that have come.
-            silent: Whether it was lost as no more came for *lost_after* seconds.
-            held: Seconds that it lasted.
+            now: When, on any clock that does not go backwards.
             lost_after: As in the config.
         """
-        stuck = silent and heard < LITTLE and held < 2 * lost_after
-        return self._lost(instance, address, stuck=stuck)
-
-    def _lost(self, instance: int, address: str, *, stuck: bool) -> str:
-        again = instance == self._instance
-        self._instance = instance
+        stuck = not explained and undelivered >= LARGE and sent - undelivered < LITTLE
+        again = instance == self._instance and now - self._last <= IN_A_ROW * lost_after
+        self._instance, self._last = instance, now
         self._times = (self._times if again else 0) + 1 if stuck else 0
         if self._times < TWICE:
             return ""
         return (
-            "small packets pass and large ones do not, several times in a row: check the MTU on "
-            f"the way: {large_ping(_host(address))}"
+            "perhaps small packets pass and large ones do not, as little was delivered several "
+            f"times in a row: check the MTU on the way: {large_ping(_host(address))}"
         )
 
 

@@ -1,9 +1,10 @@
 """Back to the preferred address: for a link that had to be made over another one.
 
 The addresses that are preferred to the one in use are dialed from time to time. One that has
-answered for ``join.prefer_after``, whenever it was tried, gets the link, at a quiet moment. Moving
-it breaks the ring for some milliseconds: calls survive that, but when none is open it costs nobody
-any time. An address under which the link is lost again has to answer for twice as long next time.
+answered for ``join.prefer_after``, whenever it was tried, gets the link, as soon as a try meets a
+quiet moment. Moving it breaks the ring for some milliseconds: calls survive that, but when none is
+open it costs nobody any time. An address under which the link is lost again has to answer for twice
+as long next time.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from ringd.wire.handshake import Peer, Purpose
 PROBES = 3
 """Times that an address is tried in ``join.prefer_after``, after the first."""
 
-_LOOK_AGAIN = 0.05  # seconds, while it is not quiet
 _MOST = 64  # times join.prefer_after
 
 
@@ -180,14 +180,14 @@ class Homing:
         count = count + 1 if before == address else 1
         self._streak = (address, count)
         if count > PROBES:
-            self._move_when_quiet(better, address)
-        else:
-            self._next(better)
+            if self._quiet():
+                self._move(better, address)
+                return
+            self._say_waiting(address)
+        # Also while it waits for quiet only: an address that fails meanwhile must not get the link.
+        self._next(better)
 
-    def _move_when_quiet(self, better: tuple[str, ...], address: str) -> None:
-        if self._quiet():
-            self._move(better, address)
-            return
+    def _say_waiting(self, address: str) -> None:
         if not self._said_waiting:
             self._said_waiting = True
             self._log.info(
@@ -196,9 +196,6 @@ class Homing:
                 'here that connected with on_loss="fail"',
                 address=address,
             )
-        self._timer = self._loop.call_later(
-            _LOOK_AGAIN, lambda: self._move_when_quiet(better, address)
-        )
 
     def _move(self, better: tuple[str, ...], address: str) -> None:
         def reached(sock: socket.socket, peer: Peer, where: str, leftover: bytes) -> None:

@@ -23,6 +23,7 @@ from ringd.collective.reduction import itemsize_of
 from ringd.config.settings import Config
 from ringd.daemon.blackhole import BlackHole
 from ringd.daemon.bulk import Bulk
+from ringd.daemon.early import MOST, Early
 from ringd.daemon.homing import Homing
 from ringd.daemon.inquiry import Inquiries
 from ringd.daemon.pacedlog import PacedLog
@@ -97,7 +98,7 @@ class Neighbours:
         self._recorder = recorder
         self._log = structlog.get_logger("ring")
         self._paced = PacedLog(self._log, loop)
-        self._black_holes: dict[Side, BlackHole] = {"left": BlackHole(), "right": BlackHole()}
+        self._black_hole = BlackHole()
         self._user: RingUser
         self._bulk: Bulk
         self.rank = config.rank
@@ -125,7 +126,7 @@ class Neighbours:
         self._since: dict[Side, str] = {}  # when the links came up, for people
         self._tick: Timer | None = None
         self._unsaved = ""  # why the state was not saved, the last time
-        self._early: list[tuple[Link, Header, bytes]] = []
+        self._early = Early()
         self._tick_due: float | None = None
         self._reach: Reach | None = None
         if self.size > 1:
@@ -237,16 +238,15 @@ class Neighbours:
 
     def _way_lost(self, link: Link) -> str:
         """Return what the way itself may have to do with the loss of *link*, if anything."""
-        instance, hole = link.peer.instance, self._black_holes[link.side]
-        if link.side == "right":
-            sent, undelivered = link.bytes_out, link.undelivered
-            return hole.lost_right(instance, link.address, sent=sent, undelivered=undelivered)
-        return hole.lost_left(
-            instance,
+        if link.side == "left":  # it is the other end that sends what may be too large
+            return ""
+        return self._black_hole.lost(
+            link.peer.instance,
             link.address,
-            heard=link.bytes_in,
-            silent=link.silent,
-            held=self._loop.now() - link.since,
+            explained=link.explained,
+            sent=link.bytes_out,
+            undelivered=link.undelivered,
+            now=self._loop.now(),
             lost_after=self._config.join.lost_after,
         )
 
@@ -270,55 +270,48 @@ class Neighbours:
     def judge(self, peer: Peer, address: str, verdict: Callable[[str], None]) -> None:
         """Let a neighbour in, unless another machine under its name holds its place.
 
-        Where the news tell who is reached at the neighbour's address, that decides. Otherwise, who
-        comes while there is a link to another process of that name is a restarted neighbour if
-        that one does not answer any more, and a namesake if it does.
+        A link that stands to another process of that name is asked whether it still lives. If it
+        does, the newcomer is a namesake. If not, that process was restarted: its successor takes
+        the place, once no news names the old one any more.
         """
         side: Side = "right" if peer.purpose == "knock" else "left"
         link = self.links.get(side)
         if peer.purpose == "probe" or (link is not None and link.peer.instance == peer.instance):
             verdict("")
             return
-        objection = self.machine.rival(peer.instance) if side == "left" else ""
         if link is None:
-            self._judged(side, peer, address, objection, verdict)
-            return
-        if objection:
-            self._judged(side, peer, address, self._held(link), verdict)
+            verdict(self._rival(side, peer))
             return
         join = self._config.join
         within = min(join.lost_after / 3, join.handshake_timeout / 2)
 
         def told(alive: bool) -> None:
-            if not alive and self.links.get(side) is link:
+            if self.links.get(side) is not link:
+                self.judge(peer, address, verdict)
+            elif alive:
+                self._accuse(link, peer, address, verdict)
+            elif rival := self._rival(side, peer):
+                verdict(rival)
+            else:
                 reason = f"no answer within {within:g} s, when {peer.name} came from {address}"
                 link.close(reason)
                 self.link_lost(link, reason)
-            if self.links.get(side) is link:
-                self._judged(side, peer, address, self._held(link), verdict)
-            else:
                 self.judge(peer, address, verdict)
 
         link.prove(within, told)
 
-    def _held(self, link: Link) -> str:
-        return (
+    def _rival(self, side: Side, peer: Peer) -> str:
+        """Return what news has against *peer*; it proves no namesake, for it may be out of date."""
+        return self.machine.rival(peer.instance) if side == "left" else ""
+
+    def _accuse(self, link: Link, peer: Peer, address: str, verdict: Callable[[str], None]) -> None:
+        """Turn *peer* away, as the process at the other end of *link* has its name and lives."""
+        reason = (
             f"another machine bears the name {link.peer.name!r}: {link.address} holds its place "
             f"since {self._since[link.side]}"
         )
-
-    def _judged(
-        self,
-        side: Side,
-        peer: Peer,
-        address: str,
-        objection: str,
-        verdict: Callable[[str], None],
-    ) -> None:
-        if objection:
-            self.namesakes[side] = Namesake(peer.name, address, objection, self._loop.now())
-            objection += "; give the newcomer a name of its own"
-        verdict(objection)
+        self.namesakes[link.side] = Namesake(peer.name, address, reason, self._loop.now())
+        verdict(f"{reason}; give the newcomer a name of its own")
 
     def knocked(self, peer: Peer) -> None:  # noqa: ARG002 - the protocol's
         """The right neighbour is there: dial it, if there is no link to it."""
@@ -349,6 +342,7 @@ class Neighbours:
                 self._drop_links(action)
             else:
                 self._persist(action)
+        self._early.outlive(self.machine.entering)  # whatever broke the round, or the link
         self._arm()
 
     def _send(self, side: Side, message: MembershipMessage | Inquiry) -> None:
@@ -466,9 +460,12 @@ class Neighbours:
             raise FrameError("a group message from the wrong side")
         if header.generation == self.machine.entering:
             # Others were faster to write it down. What they say now would be kept in any case.
-            if self._early and self._early[0][1].generation != header.generation:
-                self._early.clear()
-            self._early.append((link, header, bytes(payload)))
+            if not self._early.keep(link, header, payload):
+                self._lose(
+                    link,
+                    f"more than {MOST >> 20} MiB came for generation {header.generation} before "
+                    f"it was on the disk ({self._store.path})",
+                )
             return
         if not self.machine.in_ring or header.generation != self.machine.generation:
             self.dropped["of another generation"] += 1
@@ -488,18 +485,22 @@ class Neighbours:
 
     def _catch_up(self) -> None:
         """Take what the others said in this generation before it was on the disk here."""
-        early, self._early = self._early, []
-        for link, header, payload in early:
+        for early in self._early.take():
+            link, header = early.link, early.header
             if self.links.get("left") is not link or header.generation != self.machine.generation:
                 return
             try:
-                self._group_frame(link, header, memoryview(payload))
+                self._group_frame(link, header, memoryview(early.payload))
             except (FrameError, *control.DecodeError) as error:
-                reason = f"protocol error: {error}"
-                link.close(reason, goodbye=True)
-                # As the link itself would: not from within what the machine has us do.
-                self._loop.call_soon(partial(self.link_lost, link, reason))
+                self._lose(link, f"protocol error: {error}")
                 return
+
+    def _lose(self, link: Link, reason: str) -> None:
+        """Give *link* up, as if it had ended by itself, and tell the neighbour why."""
+        # As the link itself would: not from within what the machine has us do, and before whoever
+        # asked whether the peer lives hears that it does not.
+        self._loop.call_soon(partial(self.link_lost, link, reason))
+        link.close(reason, goodbye=True)
 
     def data_buffer(self, link: Link, header: Header) -> memoryview | None:
         """Say where a chunk goes."""

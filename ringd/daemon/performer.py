@@ -180,10 +180,11 @@ class Performer:
 
     def _report(self, action: groups.Report) -> None:
         client, submission = cast(Client, action.client), action.submission
-        # A wrong program, on any machine, may have made its code up, and each time another.
-        self.outcomes[OK if action.code == OK else errors.from_code(action.code, "").code] += 1
         buffers = cast("Buffers | None", submission.buffers)
-        self._record(action, buffers)
+        if not action.again:
+            # A wrong program, on any machine, may have made its code up, and each time another.
+            self.outcomes[OK if action.code == OK else errors.from_code(action.code, "").code] += 1
+            self._record(action, buffers)
         if action.code != OK:
             client.send(
                 border.Failed(

@@ -14,7 +14,7 @@ import structlog
 from ringd import errors
 from ringd.border.client import Client
 from ringd.config.settings import Config
-from ringd.daemon.absence import out_of_reach
+from ringd.daemon.absence import out_of_reach, slow_disks
 from ringd.daemon.neighbours import Neighbours
 from ringd.daemon.performer import Buffers, Performer
 from ringd.daemon.recorder import Recorder
@@ -46,6 +46,7 @@ class Programs:
             window=config.ipc.window,
             lost_after=config.join.lost_after,
             missing_members=lambda: out_of_reach(neighbours, loop.now()),
+            slow_disks=lambda: slow_disks(neighbours, loop.now()),
             about_holder=_about,
         )
         self.performer = Performer(

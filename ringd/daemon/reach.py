@@ -20,7 +20,7 @@ from ringd.daemon.oncelog import OnceLog
 from ringd.errors import RingError
 from ringd.membership.backoff import Backoff
 from ringd.membership.machine import Side
-from ringd.net.dialer import Attempt, Dialer, Knock, OnLink, configured
+from ringd.net.dialer import Attempt, Dialer, OnLink, configured
 from ringd.net.listener import Listener
 from ringd.net.loop import Loop
 from ringd.net.resolver import Resolver
@@ -78,12 +78,12 @@ class Reach:
         self._resolver = Resolver(loop)
         self._listener = self._make_listener(config)
         self._dialer = self._make_dialer()
-        self._knock = self._make_knock()
+        self._knocking: Attempt | None = None
         self.homing = Homing(
             loop,
             config=lambda: self._config,
             addresses=lambda: self._target.addresses,
-            attempt=self._make_attempt,
+            attempt=lambda *tried: self._attempt(self._target, *tried),
             quiet=user.quiet,
             on_link=lambda *made: user.link_made("right", *made),
             on_stay=self._stay,
@@ -102,11 +102,11 @@ class Reach:
         with _naming(self._config):
             self._listener.start()
         self._dialer.start()
-        self._knock.start()
+        self._knock()
 
     def stop(self) -> None:
         """Give up whatever is under way, and close the listener."""
-        self._knock.stop()
+        self._stop_knocking()
         self._dialer.stop()
         self.homing.stop()
         self._listener.stop()
@@ -143,7 +143,7 @@ class Reach:
         self.homing.stop()
         self._dialer.start()
         self._dialer.wake()
-        self._knock.start()
+        self._knock()
 
     def reload(self, config: Config) -> bool:
         """Use *config*; return whether addresses of members changed, so that links are stale.
@@ -164,10 +164,9 @@ class Reach:
         self._once = _once_log(self._loop)  # causes are of this config
         self._backoff = _backoff(config)
         dialing = self._dialer.active
-        self._knock.stop()
+        self._stop_knocking()
         self._dialer.stop()
         self._dialer = self._make_dialer()
-        self._knock = self._make_knock()
         if dialing:
             self._dialer.start()
         else:
@@ -209,8 +208,25 @@ class Reach:
     def _target(self) -> Member:
         return self._config.ring.members[(self._config.rank + 1) % self._config.size]
 
-    def _make_attempt(
+    def _knock(self) -> None:
+        """Tell the left neighbour, once, that we are here: it need not sleep out its backoff.
+
+        One that is not there will dial when it starts.
+        """
+        self._stop_knocking()
+        left = self._config.ring.members[self._config.rank - 1]
+        self._knocking = self._attempt(
+            left, left.addresses, "knock", lambda sock, *_: sock.close(), lambda _failures: None
+        )
+
+    def _stop_knocking(self) -> None:
+        if self._knocking is not None:
+            self._knocking.stop()
+            self._knocking = None
+
+    def _attempt(
         self,
+        neighbour: Member,
         addresses: tuple[str, ...],
         purpose: Purpose,
         on_link: OnLink,
@@ -220,7 +236,7 @@ class Reach:
             self._loop,
             identity=self._identity,
             key=self._config.ring.key,
-            target=self._target.name,
+            target=neighbour.name,
             addresses=addresses,
             settings=self._config.join,
             resolver=self._resolver,
@@ -241,18 +257,6 @@ class Reach:
             backoff=self._backoff,
             on_link=lambda *made: self._user.link_made("right", *made),
             on_failure=self._dial_failed,
-            resolver=self._resolver,
-        )
-
-    def _make_knock(self) -> Knock:
-        target = self._config.ring.members[self._config.rank - 1]
-        return Knock(
-            self._loop,
-            identity=self._identity,
-            key=self._config.ring.key,
-            target=target.name,
-            addresses=lambda: target.addresses,
-            settings=self._config.join,
             resolver=self._resolver,
         )
 

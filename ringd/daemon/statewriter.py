@@ -14,6 +14,9 @@ from ringd.net.loop import Loop, Timer
 SLOW = 1.0
 """Seconds from which a write is worth a word; an ordinary disk takes some milliseconds."""
 
+LATELY = 60.0
+"""Seconds for which a slow write is worth a word when it is over; the next may be months away."""
+
 AT_STOP = 5.0
 """Seconds that a write under way gets to end when the daemon stops."""
 
@@ -28,8 +31,6 @@ class StateWriter:
     """
 
     def __init__(self, loop: Loop, store: StateFile, on_slow: Callable[[str], None]) -> None:
-        self.slow = False
-        """Whether the last write was slow, or the one under way is."""
         self.last_write: float | None = None
         """Seconds that the last write took that has ended."""
         self._loop = loop
@@ -37,6 +38,8 @@ class StateWriter:
         self._on_slow = on_slow
         self._log = structlog.get_logger("disk")
         self._since: float | None = None
+        self._ended_at: float | None = None
+        self._said_slow = False
         self._patience: Timer | None = None
         self._thread: threading.Thread | None = None
 
@@ -44,6 +47,19 @@ class StateWriter:
     def writing_for(self) -> float | None:
         """For how many seconds a write has been under way; None without one."""
         return None if self._since is None else self._loop.now() - self._since
+
+    @property
+    def last_write_age(self) -> float | None:
+        """How many seconds ago the last write ended; None before the first."""
+        return None if self._ended_at is None else self._loop.now() - self._ended_at
+
+    @property
+    def slow(self) -> bool:
+        """Whether the write under way is slow, or one was that ended lately."""
+        if (self.writing_for or 0.0) >= SLOW:
+            return True
+        age = self.last_write_age
+        return age is not None and age < LATELY and (self.last_write or 0.0) >= SLOW
 
     def save(self, state: State, done: Callable[[OSError | None], None]) -> None:
         """Write *state*; ``done(error)`` is called from the loop, when it is on the disk or failed.
@@ -73,30 +89,32 @@ class StateWriter:
         return not self._thread.is_alive()
 
     def _run(self, state: State, done: Callable[[OSError | None], None]) -> None:
-        failed: OSError | None = None
+        failed: BaseException | None = None
         try:
             self._store.save(state)
-        except OSError as error:
+        except BaseException as error:  # noqa: BLE001 - raised again in the loop
             failed = error
         self._loop.call_threadsafe(partial(self._ended, done, failed))
 
     def _lasts(self) -> None:
         """Say that the write under way is slow."""
         reason = f"{self._store.path}: not on the disk after {SLOW:g} s"
-        if not self.slow:
+        if not self._said_slow:
             self._log.warning("the disk is slow", reason=reason, seconds=self.writing_for)
-        self.slow = True
+        self._said_slow = True
         self._on_slow(f"{reason}: the disk is slow")
 
-    def _ended(self, done: Callable[[OSError | None], None], failed: OSError | None) -> None:
+    def _ended(self, done: Callable[[OSError | None], None], failed: BaseException | None) -> None:
         took = self.writing_for or 0.0
         self._since = self._thread = None
-        self.last_write = took
+        self.last_write, self._ended_at = took, self._loop.now()
         if self._patience is not None:
             self._patience.cancel()
-        if took < SLOW and self.slow:
-            self.slow = False
+        if failed is not None and not isinstance(failed, OSError):
+            raise failed  # a fault of ours: to wait for an outcome would be to wait for ever
+        if took < SLOW and self._said_slow:
+            self._said_slow = False
             self._log.info("the disk is no longer slow", seconds=took)
-        elif self.slow:
+        elif self._said_slow:
             self._log.debug("a slow write has ended", seconds=took)
         done(failed)

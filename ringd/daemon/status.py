@@ -55,6 +55,7 @@ def status(
             "slow": neighbours.disk.slow,
             "writing_for": neighbours.disk.writing_for,
             "last_write": neighbours.disk.last_write,
+            "last_write_age": neighbours.disk.last_write_age,
         },
         "open_files": {
             "count": limits.OWN.count(),
@@ -67,6 +68,7 @@ def status(
                 "rank": view.rank,
                 "state": "self" if view.rank == config.rank else view.state,
                 "address": view.address or config.ring.members[view.rank].addresses[0],
+                "disk_slow": view.disk_slow or None,
                 "last_error": view.error or None,
                 "last_error_age": None if view.error_since is None else now - view.error_since,
             }

@@ -103,6 +103,8 @@ class Report(msgspec.Struct, frozen=True):
     """Somebody waits to hear that the client has it: ask it to say so at once."""
     keep: bool
     """Others may still need the input that the client lent: it must leave us that as it is."""
+    again: bool
+    """It was told before, and may not have arrived: the call has not ended once more."""
 
 
 class TellReleased(msgspec.Struct, frozen=True):

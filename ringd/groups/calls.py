@@ -316,8 +316,8 @@ class Calls:
         if op.submission is not None and op.outcome != OK:
             self.out.append(Free(op.submission))
 
-    def _report(self, op: Op, *, keep: bool = False) -> None:
-        if op.submission is None or op.reported:
+    def _report(self, op: Op, *, keep: bool = False, again: bool = False) -> None:
+        if op.submission is None or op.reported is not again:
             return
         op.reported = True
         if self.client is not None:
@@ -332,6 +332,7 @@ class Calls:
                     released=self.floor,
                     ack=op.outcome != OK or (op.prompt and not op.submission.sealed),
                     keep=keep,
+                    again=again,
                 )
             )
 

@@ -45,6 +45,8 @@ class Engine(Roll):
     _broke_at: float = -math.inf
     missing_members: Callable[[], str] = str
     """Says who is out of reach and since when, while the ring is down."""
+    slow_disks: Callable[[], str] = str
+    """Says which members still write the new generation down, and take part only then."""
     about_holder: Callable[[Hashable, Hashable], str] = lambda _holder, _newcomer: "close it first"
     """Says who a group's client here is, and what to do, to another one that wants its place."""
     _deadlines: list[tuple[float, int, int]] = field(default_factory=list)
@@ -366,8 +368,11 @@ class Engine(Roll):
     def waiting_for(self, session: Session, op: Op) -> str:
         """Return in words for whom *op* waits."""
         if not self.up:
-            why = self.missing_members() or self.broken
+            why = self.missing_members() or self.slow_disks() or self.broken
             return f"the ring is not up{': ' + why if why else ''}"
+        # Messages go round through all members: one that keeps them hides those beyond it too.
+        if not session.live and (slow := self.slow_disks()):
+            return slow
         if not session.formed:
             present = self._group(session.group).present
             absent = [

@@ -246,8 +246,7 @@ class Session(Calls):
         """Tell the client how op *seq* ended, if it has, for the same reason."""
         op = self.ops.get(seq)
         if op is not None and op.reported:
-            op.reported = False
-            self._report(op)
+            self._report(op, again=True)
 
     def ack(self, acked: int) -> None:
         """The client has every outcome below *acked*."""

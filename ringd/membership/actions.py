@@ -78,3 +78,5 @@ class MemberView:
     """When that became known here, on the clock of the events."""
     missed_since: float | None
     """Since when there has been an error all the time, if there is one; as above."""
+    disk_slow: str
+    """What it says of a write of its state file that lasts, while it can be reached."""

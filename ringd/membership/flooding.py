@@ -80,7 +80,7 @@ class Flooding:
         edge = {(r + step) % self._size for r in reached for step in (1, -1)}
         views = []
         for rank in range(self._size):
-            left = self.table[(rank - 1) % self._size]
+            left, own = self.table[(rank - 1) % self._size], self.table[rank]
             error, since = self._errors.get(rank, ("", None))
             views.append(
                 MemberView(
@@ -90,6 +90,7 @@ class Flooding:
                     error=error,
                     error_since=None if since is None else min(since, now),
                     missed_since=self._missed.get(rank),
+                    disk_slow=own.disk_slow if own is not None and rank in reached else "",
                 )
             )
         return views

@@ -185,7 +185,8 @@ class Machine:
     def rival(self, instance: int) -> str:
         """Return why the left link cannot be one to *instance*; empty if it can.
 
-        That is when its left neighbour is linked to another process of the same name.
+        That is when its left neighbour is linked to another process of the same name. Whether that
+        one still lives is not known from that: its link may hang.
         """
         dialer = self._table[(self.rank - 2) % self.size]
         if dialer is None or 0 in (instance, dialer.right_instance):
@@ -193,8 +194,9 @@ class Machine:
         if dialer.right_instance == instance or not self._table.current(dialer.rank, self.rank):
             return ""
         return (
-            f"another machine bears the name {self._flooding.neighbour('left')!r}: "
-            f"{self._names[dialer.rank]!r} reaches it at {dialer.address}"
+            f"{self._names[dialer.rank]!r} is still linked to another process under the name "
+            f"{self._flooding.neighbour('left')!r}, at {dialer.address}: try again, or give one "
+            "of the two a name of its own"
         )
 
     # --- events -----------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Dialing a neighbour: for ever (:class:`Dialer`), or once to say hello (:class:`Knock`).
+"""Dialing a neighbour: for ever (:class:`Dialer`), or once (:class:`Attempt`).
 
 Both go in *rounds*. A round tries each address of the neighbour, and of each name every
 address that it resolves to, one after the other, each with a deadline of its own; it ends
@@ -329,7 +329,7 @@ class Attempt:
         loop: Where it runs.
         identity: As for a :class:`Dialer`, and so are *key*, *target*, *settings*, *resolver*.
         addresses: Where, preferred first.
-        purpose: A link, or a probe, whose connection the other side closes.
+        purpose: A link; or a probe or a knock, whose connection the other side closes.
         on_link: As for a dialer.
         on_failed: Learns that nobody was reached, and by address why.
     """
@@ -374,67 +374,3 @@ class Attempt:
 def configured(address: str) -> str:
     """Return *address*, as dialers tell it, in the words of the config."""
     return address.partition(" (")[0]
-
-
-class Knock:
-    """Tells a neighbour, once, that we are here, so that it need not sleep out its backoff.
-
-    Tries every address until one is answered by the neighbour, or all have failed: then it is
-    not needed, for a neighbour that is not there will dial when it starts.
-    """
-
-    def __init__(
-        self,
-        loop: Loop,
-        *,
-        identity: Callable[[], Identity],
-        key: bytes,
-        target: str,
-        addresses: Callable[[], Sequence[str]],
-        settings: JoinSettings,
-        resolver: Resolver,
-    ) -> None:
-        self._loop = loop
-        self._identity = identity
-        self._key = key
-        self._target = target
-        self._addresses = addresses
-        self._settings = settings
-        self._resolver = resolver
-        self._round: _Round | None = None
-
-    def start(self) -> None:
-        """Knock; a knock that is under way starts over."""
-        self.stop()
-        self._round = _Round(
-            self._loop,
-            self._resolver,
-            self._addresses(),
-            self._settings,
-            make_handshake=self._make_handshake,
-            on_link=self._answered,
-            on_failure=lambda _address, _reason: None,
-            on_exhausted=self._done,
-        )
-
-    @property
-    def active(self) -> bool:
-        """Whether it is under way."""
-        return self._round is not None
-
-    def stop(self) -> None:
-        """Give up."""
-        if self._round is not None:
-            self._round.abort()
-            self._round = None
-
-    def _make_handshake(self) -> Dialing:
-        nonce = os.urandom(NONCE_SIZE)
-        return Dialing(self._identity(), self._key, self._target, nonce, "knock")
-
-    def _answered(self, sock: socket.socket, _peer: Peer, _address: str, _leftover: bytes) -> None:
-        sock.close()
-        self._done()
-
-    def _done(self) -> None:
-        self._round = None

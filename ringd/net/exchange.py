@@ -19,8 +19,7 @@ class Exchange:
     """One handshake under way; ends in exactly one of three ways.
 
     * ``on_peer(peer, leftover)``: it succeeded and the socket is the caller's again, watched
-      by nobody. An acceptor's owner is asked before: ``judge(peer, verdict)`` calls *verdict*,
-      now or later, with why the peer is turned away, or with nothing to let it in;
+      by nobody;
     * ``on_failed(reason, cause)``: it failed or its time was up, and the socket is closed. The
       cause is one of a few words, whatever the other side says;
     * :meth:`abort`: the socket is closed and nobody called.
@@ -35,15 +34,12 @@ class Exchange:
         timeout: float,
         on_peer: Callable[[Peer, bytes], None],
         on_failed: Callable[[str, str], None],
-        judge: Judge | None = None,
     ) -> None:
         self._loop = loop
         self._sock = sock
         self._handshake = handshake
         self._on_peer = on_peer
         self._on_failed = on_failed
-        self._judge = judge
-        self._judging = False
         self._over = False
         loop.add(sock, EVENT_READ, self._ready)
         text = f"no handshake within {timeout:g} s"
@@ -61,7 +57,7 @@ class Exchange:
         self._timer.cancel()
         self._loop.remove(self._sock)
         # They know the exchange, as a rule: without this it would wait for the collector.
-        del self._on_peer, self._on_failed, self._judge
+        del self._on_peer, self._on_failed
 
     def _fail(self, reason: str, cause: str) -> None:
         on_failed = self._on_failed
@@ -95,33 +91,11 @@ class Exchange:
         self._send()
         if self._over:
             return
-        handshake, judge = self._handshake, self._judge
-        peer = handshake.peer
+        peer = self._handshake.peer
         if peer is not None:
             on_peer = self._on_peer
             self._release()
-            on_peer(peer, handshake.leftover)
-        elif isinstance(handshake, Accepting) and not self._judging:
-            candidate = handshake.candidate
-            if candidate is not None:
-                self._judging = True
-                if judge is None:
-                    self._judged("")
-                else:
-                    judge(candidate, self._judged)
-
-    def _judged(self, objection: str) -> None:
-        handshake = self._handshake
-        if self._over or not isinstance(handshake, Accepting):
-            return  # it was too slow
-        if not objection:
-            handshake.admit()
-            self._go_on()
-            return
-        try:
-            handshake.turn_away(objection)
-        except HandshakeError as error:
-            self._refused(error)
+            on_peer(peer, self._handshake.leftover)
 
     def _send(self) -> None:
         if not self._over:
@@ -142,3 +116,57 @@ class Exchange:
             return describe(error)
         # A handshake is far smaller than any socket's buffer.
         return "" if sent == len(data) else "the other side does not read its part of the handshake"
+
+
+class Reception(Exchange):
+    """The same for an acceptor, whose owner is asked about the peer before it is let in.
+
+    Args:
+        judge: ``judge(peer, verdict)`` calls *verdict*, now or later, with why the peer is turned
+            away, or with nothing to let it in.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        handshake: Accepting,
+        *,
+        timeout: float,
+        judge: Judge,
+        on_peer: Callable[[Peer, bytes], None],
+        on_failed: Callable[[str, str], None],
+    ) -> None:
+        super().__init__(
+            loop, sock, handshake, timeout=timeout, on_peer=on_peer, on_failed=on_failed
+        )
+        self._accepting = handshake
+        self._judge: Judge | None = judge
+        """Until it was asked."""
+
+    def _release(self) -> None:
+        super()._release()
+        self._judge = None
+
+    def _go_on(self) -> None:
+        super()._go_on()
+        candidate = self._accepting.candidate
+        if candidate is not None:
+            self._ask_owner(candidate)
+
+    def _ask_owner(self, candidate: Peer) -> None:
+        judge, self._judge = self._judge, None
+        if judge is not None:
+            judge(candidate, self._on_verdict)
+
+    def _on_verdict(self, objection: str) -> None:
+        if self._over:
+            return  # it was too slow
+        if not objection:
+            self._accepting.admit()
+            self._go_on()
+            return
+        try:
+            self._accepting.turn_away(objection)
+        except HandshakeError as error:
+            self._refused(error)

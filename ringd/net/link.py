@@ -107,13 +107,13 @@ class Link:
         """When the link came up, on the loop's clock."""
         self.undelivered = 0
         """Once it is gone: of the bytes out, those that the peer's system never acknowledged."""
-        self.silent = False
-        """Once it is gone: whether that is because the peer said nothing."""
+        self.explained = False
+        """Once it is gone: whether one of the two ended it, and said why; else it was cut off."""
         self._loop = loop
         self._sock = sock
         self._handler = handler
         self._pulse = Pulse(
-            loop, heartbeat, lost_after, send=self._beat, insist=self.send, lost=self._fell_silent
+            loop, heartbeat, lost_after, send=self._beat, insist=self.send, lost=self._lost
         )
         self._closed = False
 
@@ -222,23 +222,20 @@ class Link:
         try:
             self._incoming.advance(0)  # what came behind the handshake
         except FrameError as error:
-            self._lost(f"protocol error: {error}")
+            self._lost(f"protocol error: {error}", explained=True)
 
     def _beat(self, header: Header) -> None:
         if not (self._blocked or self._mute):  # else the peer has bytes of ours to read
             self.send(header)
 
-    def _fell_silent(self, reason: str) -> None:
-        self.silent = True
-        self._lost(reason)
-
-    def _lost(self, reason: str) -> None:
+    def _lost(self, reason: str, *, explained: bool = False) -> None:
         if self._closed:
             return
-        self._shut()
-        self._loss = reason
-        # Never from inside a call that the handler makes, such as send.
+        self._loss, self.explained = reason, explained
+        # Never from inside a call that the handler makes, such as send. But before those hear of
+        # it who wait for the peer's proof: they would take its end for an answer that is late.
         self._loop.call_soon(self._tell_lost)
+        self._shut()
 
     def _tell_lost(self) -> None:
         if self._loss is not None:
@@ -267,7 +264,7 @@ class Link:
         try:
             self._read_turn()
         except FrameError as error:
-            self._lost(f"protocol error: {error}")
+            self._lost(f"protocol error: {error}", explained=True)
 
     def _read_turn(self) -> None:
         incoming = self._incoming
@@ -305,7 +302,7 @@ class Link:
             self._pulse.received(header)
         elif header.type is FrameType.BYE:
             text = printable(bytes(payload).decode(errors="replace"), len(payload))
-            self._lost(f"closed by peer: {text}")
+            self._lost(f"closed by peer: {text}", explained=True)
         else:
             self._handler.frame_received(self, header, payload)
 

@@ -17,7 +17,7 @@ from ringd.config.units import format_address
 from ringd.errors import RingError
 from ringd.host.limits import OWN, OpenFiles
 from ringd.host.tcp import link_socket
-from ringd.net.exchange import Exchange
+from ringd.net.exchange import Exchange, Reception
 from ringd.net.loop import EVENT_READ, Loop, Timer
 from ringd.net.oserrors import describe
 from ringd.wire.handshake import NONCE_SIZE, Accepting, Identity, Peer
@@ -29,7 +29,7 @@ MAX_PENDING = 256
 """Handshakes under way; one more, and the oldest is dropped."""
 
 SHARE = 0.25
-"""Of the reserve of descriptors, that handshakes leave alone: one may be the neighbour's."""
+"""Fraction of the reserve that handshakes may not use: one may be the neighbour's."""
 
 _ACCEPTS = 64  # connections taken in one turn of the loop
 _PAUSE = 0.1  # seconds without accepting when there is nothing to accept with
@@ -62,9 +62,9 @@ class Listener:
             that came behind the handshake.
         on_knock: Learns that the right neighbour is ready to be dialed.
         on_refused: Learns the address of whoever was turned away, why, and the cause in a word.
-        open_files: Where there is no more room, a stranger makes room for the next one.
         judge: Asked about each neighbour and its address, see
-            :class:`~ringd.net.exchange.Exchange`; without it all are let in.
+            :class:`~ringd.net.exchange.Reception`.
+        open_files: Where there is no more room, a stranger makes room for the next one.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class Listener:
         on_link: Callable[[socket.socket, Peer, str, bytes], None],
         on_knock: Callable[[Peer], None],
         on_refused: Callable[[str, str, str], None],
+        judge: Callable[[Peer, str, Callable[[str], None]], None],
         open_files: OpenFiles = OWN,
-        judge: Callable[[Peer, str, Callable[[str], None]], None] | None = None,
     ) -> None:
         self._loop = loop
         self._bind = bind
@@ -89,17 +89,12 @@ class Listener:
         self._on_link = on_link
         self._on_knock = on_knock
         self._on_refused = on_refused
-        self._open_files = open_files
         self._judge = judge
+        self._open_files = open_files
         self._sockets: _Sockets = {}
         self._pending: dict[Exchange, str] = {}  # with addresses, the oldest first
         self._pause: Timer | None = None
         self._watching = False
-
-    @property
-    def addresses(self) -> list[tuple[str, int]]:
-        """The (host, port) pairs that are listened on."""
-        return [sock.getsockname()[:2] for sock in self._open_sockets()]
 
     def start(self) -> None:
         """Listen.
@@ -221,20 +216,14 @@ class Listener:
             del self._pending[exchange]
             self._on_refused(address, reason, cause)
 
-        def judged(peer: Peer, verdict: Callable[[str], None]) -> None:
-            if self._judge is None:
-                verdict("")
-            else:
-                self._judge(peer, address, verdict)
-
-        exchange = Exchange(
+        exchange = Reception(
             self._loop,
             sock,
             Accepting(self._identity(), self._key, os.urandom(NONCE_SIZE)),
             timeout=self._settings.handshake_timeout,
             on_peer=succeeded,
             on_failed=failed,
-            judge=judged,
+            judge=lambda peer, verdict: self._judge(peer, address, verdict),
         )
         self._pending[exchange] = address
 

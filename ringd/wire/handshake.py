@@ -74,8 +74,8 @@ class _State(enum.Enum):
 
 
 # What each side may receive in each state, and the state that follows. A REFUSE may come
-# in any state but the last two; whatever else comes is an error of the other side. An
-# acceptor leaves JUDGED by a call of its owner.
+# in any state but JUDGED, DONE and FAILED; whatever else comes is an error of the other
+# side. An acceptor leaves JUDGED by a call of its owner.
 _TABLE: dict[tuple[_Role, _State], tuple[Kind, _State]] = {
     (_Role.DIALER, _State.AWAIT_HELLO): (Kind.HELLO, _State.AWAIT_PROOF),
     (_Role.DIALER, _State.AWAIT_PROOF): (Kind.PROOF, _State.AWAIT_ACCEPT),

@@ -14,7 +14,8 @@ from typing import Annotated, Literal, Union
 import msgspec
 
 MAGIC = b"RNGD"
-VERSION = 1
+VERSION = 2
+"""Of the bodies; 1 had a hello without the instance."""
 MAX_MESSAGE = 16 * 1024
 """Bytes of a message's body at most."""
 NONCE_SIZE = 32
