@@ -5,8 +5,10 @@ import socket
 
 import zmq
 
+from ringd.collective.call import Call
 from ringd.host import memory
-from ringd.wire import border, control, lifeline
+from ringd.wire.border import lifeline
+from ringd.wire.border import messages as border
 
 EIGHT = bytes(8)
 
@@ -51,7 +53,7 @@ class Raw:
         fields = {
             "join_id": 5,
             "seq": 0,
-            "call": control.Call("all_reduce", "sum", "float32", (2,), ""),
+            "call": Call("all_reduce", "sum", "float32", (2,), ""),
             "timeout": None,
             "source": None,
             "target": None,

@@ -19,7 +19,7 @@ from ringd.cli.ask import ask
 from ringd.config.keyfile import create_key
 from ringd.errors import RingError
 from ringd.host.ports import free_ports
-from ringd.wire.border import AskRejoin, AskStatus, AskTrace
+from ringd.wire.border.messages import AskRejoin, AskStatus, AskTrace
 
 PATIENCE = 30.0
 """Seconds after which a condition that tests wait for has failed."""

@@ -16,8 +16,8 @@ from netkit import Recorder, make_link, tcp_pair
 
 import ringd
 from ringd.border.server import Limits
+from ringd.loop import Loop
 from ringd.net.link import Link
-from ringd.net.loop import Loop
 from tests.cluster import Cluster
 from tests.ringkit import BOUNDED, connected
 

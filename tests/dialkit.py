@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from netkit import KEY, bound, identity, open_fds, welcome
 
 from ringd.config.settings import JoinSettings
-from ringd.membership.backoff import Backoff
+from ringd.loop import Loop
+from ringd.net.backoff import Backoff
 from ringd.net.dialer import Attempt, Dialer
 from ringd.net.listener import Listener
-from ringd.net.loop import Loop
 from ringd.net.resolver import Resolver
 
 QUICK = JoinSettings(connect_timeout=0.2, handshake_timeout=0.2)

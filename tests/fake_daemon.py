@@ -28,8 +28,8 @@ from ringd.border.server import BorderServer, Client, Limits
 from ringd.collective.reduction import Reduction, dtype_from_name
 from ringd.errors import RingError
 from ringd.host.limits import OWN, OpenFiles
-from ringd.net.loop import Loop
-from ringd.wire import border
+from ringd.loop import Loop
+from ringd.wire.border import messages as border
 
 
 @dataclass

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 
+from ringd.collective.call import Call
 from ringd.groups import actions
 from ringd.groups.engine import Engine
 from ringd.groups.op import Submission
-from ringd.wire.control import Call, Poll
+from ringd.wire.link.control import Poll
 
 
 def call(shape=3, name="grad"):

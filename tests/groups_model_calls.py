@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ringd.collective.call import Call
 from ringd.groups.op import OK
-from ringd.wire.control import Call
 
 if TYPE_CHECKING:
     from groups_model_client import Client

@@ -18,7 +18,7 @@ from groups_model_node import Node
 from groups_witness import Witness
 
 from ringd.groups import actions
-from ringd.wire.control import Poll
+from ringd.wire.link.control import Poll
 
 
 @dataclass

@@ -10,7 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from ringd.daemon import main, state
+from ringd.daemon import main
+from ringd.ring import state
 
 _flush = state.flush
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+from ringd.loop import Loop
 from ringd.net.link import Link
-from ringd.net.loop import Loop
-from ringd.wire import frames
-from ringd.wire.frames import FrameType, Header
-from ringd.wire.handshake import Identity, Peer
+from ringd.wire.link import frames
+from ringd.wire.link.frames import FrameType, Header
+from ringd.wire.link.handshake import Identity, Peer
 
 MEMBERS = ("a", "b", "c")
 KEY = b"k" * 32

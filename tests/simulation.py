@@ -22,7 +22,6 @@ from random import Random
 
 from virtual_network import HOP, LOST_AFTER, Connection, Network, Process, Violation
 
-from ringd.membership.backoff import Backoff
 from ringd.membership.machine import (
     Action,
     Broken,
@@ -35,7 +34,8 @@ from ringd.membership.machine import (
     Side,
     State,
 )
-from ringd.wire.control import Commit, MembershipMessage
+from ringd.net.backoff import Backoff
+from ringd.wire.link.control import Commit, MembershipMessage
 
 FSYNC = 2e-3
 

@@ -17,7 +17,8 @@ from test_host_limits import Fake
 
 import ringd
 from ringd.host import limits
-from ringd.wire import border, lifeline
+from ringd.wire.border import lifeline
+from ringd.wire.border import messages as border
 from tests.cluster import Cluster, wait_until
 from tests.ringkit import BOUNDED, Call
 

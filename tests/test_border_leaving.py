@@ -11,7 +11,8 @@ from borderkit import Raw
 from fake_daemon import eventually, mapped
 
 from ringd.border import lifeline as lifeline_module
-from ringd.wire import border, lifeline
+from ringd.wire.border import lifeline
+from ringd.wire.border import messages as border
 
 
 def test_killed_client_process_is_noticed(daemon):

@@ -12,7 +12,8 @@ from ringd.border import lifeline as lifeline_module
 from ringd.border import server as server_module
 from ringd.border.server import Limits
 from ringd.host import memory
-from ringd.wire import border, lifeline
+from ringd.wire.border import lifeline
+from ringd.wire.border import messages as border
 
 
 def test_segment_sent_just_before_the_call_is_found(daemon):

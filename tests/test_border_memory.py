@@ -20,7 +20,7 @@ from ringd.border.segments import MAX_SEGMENTS, SegmentAbuse, SegmentTable
 from ringd.host import memory, process
 from ringd.host.credentials import MACOS, MAX_SOCKET_PATH, check_socket_path, peer_credentials
 from ringd.host.process import ending
-from ringd.wire.border import Ref
+from ringd.wire.border.messages import Ref
 
 KINDS = [False, True] if memory.SEALED_MEMORY else [False]
 

@@ -4,7 +4,8 @@ from borderkit import EIGHT, Raw
 from fake_daemon import eventually
 
 from ringd.border import client as client_module
-from ringd.wire import border, lifeline
+from ringd.wire.border import lifeline
+from ringd.wire.border import messages as border
 
 
 def nudged(raw, timeout):

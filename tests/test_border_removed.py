@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 import ringd
 from ringd.border import server
 from ringd.border.endpoint import Endpoint
-from ringd.wire import border
+from ringd.wire.border import messages as border
 from tests.cluster import wait_until
 
 EVERY = 0.02

@@ -8,7 +8,7 @@ import zmq
 from borderkit import EIGHT, Raw
 from fake_daemon import FakeDaemon
 
-from ringd.wire import border
+from ringd.wire.border import messages as border
 
 
 def test_client_is_known_by_the_kernels_word(daemon):

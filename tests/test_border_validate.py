@@ -3,7 +3,8 @@
 import pytest
 from borderkit import EIGHT, Raw
 
-from ringd.wire import border, control
+from ringd.collective.call import Call
+from ringd.wire.border import messages as border
 
 UNSOUND = [
     ({"seq": -1}, "sequence number"),
@@ -14,7 +15,7 @@ UNSOUND = [
     ({"timeout": float("nan")}, "timeout"),
     ({"timeout": float("inf")}, "timeout"),
 ]
-SHARED = control.Call("all_reduce", "sum", "float32", (1024,), "")
+SHARED = Call("all_reduce", "sum", "float32", (1024,), "")
 FAULTS = [
     ({}, [bytes(7)], "has 8 bytes, but 7 came"),
     ({}, [], "input is missing"),
@@ -32,16 +33,16 @@ FAULTS = [
         "overlap",
     ),
     ({"message": "x" * 5000}, [EIGHT], "too long"),
-    ({"call": control.Call("scatter", "sum", "float32", (2,), "")}, [EIGHT], "unknown kind"),
-    ({"call": control.Call("all_reduce", "xor", "float32", (2,), "")}, [EIGHT], "unknown op"),
-    ({"call": control.Call("all_reduce", "sum", "object", (2,), "")}, [EIGHT], "dtype"),
-    ({"call": control.Call("all_reduce", "mean", "int64", (1,), "")}, [EIGHT], "mean"),
-    ({"call": control.Call("all_reduce", "sum", "float32", (-2,), "")}, [EIGHT], "shape"),
-    ({"call": control.Call("all_reduce", "sum", "float32", (1 << 62, 4), "")}, [EIGHT], "large"),
-    ({"call": control.Call("all_reduce", "sum", "float32", (1,) * 65, "")}, [EIGHT], "shape"),
-    ({"call": control.Call("all_reduce", "sum", "float32", (2,), "n" * 257)}, [EIGHT], "name"),
-    ({"call": control.Call("barrier", "sum", "", (), "")}, [], "barrier has no data"),
-    ({"call": control.Call("barrier", "", "", (), "")}, [EIGHT], "0 bytes, but 8 came"),
+    ({"call": Call("scatter", "sum", "float32", (2,), "")}, [EIGHT], "unknown kind"),
+    ({"call": Call("all_reduce", "xor", "float32", (2,), "")}, [EIGHT], "unknown op"),
+    ({"call": Call("all_reduce", "sum", "object", (2,), "")}, [EIGHT], "dtype"),
+    ({"call": Call("all_reduce", "mean", "int64", (1,), "")}, [EIGHT], "mean"),
+    ({"call": Call("all_reduce", "sum", "float32", (-2,), "")}, [EIGHT], "shape"),
+    ({"call": Call("all_reduce", "sum", "float32", (1 << 62, 4), "")}, [EIGHT], "large"),
+    ({"call": Call("all_reduce", "sum", "float32", (1,) * 65, "")}, [EIGHT], "shape"),
+    ({"call": Call("all_reduce", "sum", "float32", (2,), "n" * 257)}, [EIGHT], "name"),
+    ({"call": Call("barrier", "sum", "", (), "")}, [], "barrier has no data"),
+    ({"call": Call("barrier", "", "", (), "")}, [EIGHT], "0 bytes, but 8 came"),
 ]
 
 

@@ -11,7 +11,8 @@ from fake_daemon import FakeDaemon, eventually
 
 from ringd.border import server as server_module
 from ringd.border.server import MAX_QUESTIONS, Limits
-from ringd.wire import border, lifeline
+from ringd.wire.border import lifeline
+from ringd.wire.border import messages as border
 
 
 def test_frames_that_are_no_message_are_denied(daemon):

@@ -7,7 +7,7 @@ import json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringd.daemon.brevity import render
+from ringd.observe.brevity import render
 
 LIMIT = 400
 

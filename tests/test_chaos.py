@@ -27,7 +27,7 @@ from chaos.stage import Stage
 
 from ringd.collective.reduction import Reduction
 from ringd.host.paths import socket_candidates
-from ringd.wire import lifeline
+from ringd.wire.border import lifeline
 
 SIZE = 3
 FAULTS = 12

@@ -9,7 +9,7 @@ from fake_daemon import eventually
 
 import ringd
 from ringd.border.server import Limits
-from ringd.wire import border
+from ringd.wire.border import messages as border
 
 
 def test_barrier_returns(ring):

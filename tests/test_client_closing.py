@@ -14,7 +14,7 @@ from fake_daemon import FakeDaemon, eventually
 import ringd
 from ringd.border.server import Limits
 from ringd.client import connection as connection_module
-from ringd.wire import border
+from ringd.wire.border import messages as border
 
 
 def test_closed_ring_says_so(daemon):

@@ -14,7 +14,7 @@ from fake_daemon import FakeDaemon, eventually, mapped, open_fds
 import ringd
 from ringd.client import channel as channel_module
 from ringd.client.pump import Pump
-from ringd.wire import lifeline
+from ringd.wire.border import lifeline
 
 
 def test_ring_knows_its_place(ring):

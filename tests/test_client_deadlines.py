@@ -9,7 +9,7 @@ from fake_daemon import FakeDaemon, eventually
 
 import ringd
 from ringd.client import connection as connection_module
-from ringd.wire.border import RingState
+from ringd.wire.border.messages import RingState
 
 
 def test_deadline_ends_a_call_without_a_daemon(daemons, monkeypatch):

@@ -21,7 +21,7 @@ from ringd.cli.main import main
 from ringd.client import ring as ring_module
 from ringd.client.channel import Channel
 from ringd.daemon.main import main as daemon_main
-from ringd.wire import lifeline
+from ringd.wire.border import lifeline
 from tests.cluster import PATIENCE
 from tests.ringkit import Call
 

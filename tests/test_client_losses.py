@@ -6,7 +6,7 @@ from clientkit import BOTH, LARGE, SMALL, fake, tell
 from fake_daemon import FakeDaemon, eventually
 
 import ringd
-from ringd.wire import border
+from ringd.wire.border import messages as border
 
 
 @BOTH

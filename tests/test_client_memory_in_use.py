@@ -9,7 +9,7 @@ from fake_daemon import FakeDaemon, eventually
 import ringd
 from ringd.border.server import Limits
 from ringd.client import connection as connection_module
-from ringd.wire import border
+from ringd.wire.border import messages as border
 
 
 @pytest.mark.parametrize("end", ["deadline", "denied", "left behind"])

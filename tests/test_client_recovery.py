@@ -9,7 +9,7 @@ from fake_daemon import FakeDaemon, eventually, open_fds
 
 import ringd
 from ringd.border.server import Limits
-from ringd.wire import border
+from ringd.wire.border import messages as border
 
 
 @BOTH

@@ -23,7 +23,8 @@ from ringd.client import connection as connection_module
 from ringd.client import keeper as keeper_module
 from ringd.client import pool as pool_module
 from ringd.client.pool import Pool
-from ringd.wire import border, lifeline
+from ringd.wire.border import lifeline
+from ringd.wire.border import messages as border
 
 FAKE = Path(__file__).with_name("fake_daemon.py")
 COUNT = 50_000

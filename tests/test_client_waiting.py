@@ -15,8 +15,8 @@ from fake_daemon import eventually
 
 import ringd
 from ringd.client.session import Op
-from ringd.wire import border
-from ringd.wire.control import Call
+from ringd.collective.call import Call
+from ringd.wire.border import messages as border
 
 
 def test_threads_share_a_ring(ring):

@@ -6,7 +6,7 @@ from groups_bench import Bench, all_reduce, call, ready, submission
 
 from ringd.groups import actions
 from ringd.groups.op import OK
-from ringd.wire.control import Left, Offer
+from ringd.wire.link.control import Left, Offer
 
 
 def test_a_break_runs_open_calls_again_and_serves_those_that_missed_the_end():

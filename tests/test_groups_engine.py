@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from groups_bench import Bench, all_reduce, call, ready, submission
 
+from ringd.collective.call import MAX_TEXT
 from ringd.groups import actions
 from ringd.groups.op import OK
 from ringd.groups.words import differences
-from ringd.wire.control import MAX_TEXT, Offer
+from ringd.wire.link.control import Offer
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])

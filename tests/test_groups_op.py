@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from ringd.collective.call import Call
 from ringd.groups.op import MOVES, OK, IllegalMove, Move, Op, Phase
-from ringd.wire.control import Call, Offer
+from ringd.wire.link.control import Offer
 
 ALL = [(phase, move) for phase in Phase for move in Move]
 

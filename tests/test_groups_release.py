@@ -5,7 +5,7 @@ from __future__ import annotations
 from groups_bench import all_reduce, call, ready, submission
 
 from ringd.groups import actions
-from ringd.wire.control import Offer
+from ringd.wire.link.control import Offer
 
 
 def test_sealed_results_are_released_without_acknowledgement():

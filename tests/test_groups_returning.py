@@ -7,7 +7,7 @@ from groups_bench import ready, submission
 
 from ringd.groups import actions
 from ringd.groups.op import OK
-from ringd.wire.control import Poll
+from ringd.wire.link.control import Poll
 
 
 def back(bench, *, expected=1):

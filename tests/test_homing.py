@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from netkit import run_until
 
-from ringd.daemon.homing import PROBES, Homing
-from ringd.wire.handshake import Peer
+from ringd.ring.homing import PROBES, Homing
+from ringd.wire.link.handshake import Peer
 
 PEER = Peer("b", 1, 1, "link", 7)
 

@@ -16,10 +16,10 @@ from click.testing import CliRunner, Result
 
 from ringd.config.load import UnknownHost, choose_node, load
 from ringd.config.settings import Config
-from ringd.daemon import logs
 from ringd.daemon import main as program
 from ringd.errors import ConfigError
 from ringd.host.ports import free_ports
+from ringd.observe import logs
 from tests.cluster import wait_until
 
 RING = """

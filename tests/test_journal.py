@@ -13,9 +13,9 @@ import structlog
 from cluster import Cluster, wait_until
 
 from ringd.cli.ask import ask
-from ringd.daemon import logs
 from ringd.host import journal
-from ringd.wire.border import AskReload
+from ringd.observe import logs
+from ringd.wire.border.messages import AskReload
 
 
 @pytest.fixture(autouse=True)

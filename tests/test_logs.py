@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 import pytest
 import structlog
 
-from ringd.daemon import logs
-from ringd.daemon.linewriter import WAITING
+from ringd.observe import logs
+from ringd.observe.linewriter import WAITING
 
 
 class Terminal(io.StringIO):

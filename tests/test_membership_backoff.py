@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from ringd.membership.backoff import Backoff
+from ringd.net.backoff import Backoff
 
 
 class Highest(Random):

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from ringd.membership.linkstate import LinkTable, is_newer
-from ringd.wire.control import LinkState
+from ringd.wire.link.control import LinkState
 
 
 def up(rank, *, incarnation=1, version=1, **changes):

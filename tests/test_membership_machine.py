@@ -23,7 +23,7 @@ from ringd.membership.machine import (
 )
 from ringd.membership.states import TRANSITIONS
 from ringd.membership.storage import DISK_RETRY
-from ringd.wire.control import Commit, LinkState, News, Propose
+from ringd.wire.link.control import Commit, LinkState, News, Propose
 
 
 def other(rank, *, version=9, incarnation=1, epoch=2, **changes):

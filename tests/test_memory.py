@@ -21,16 +21,18 @@ from ringd import errors
 from ringd.border import validate
 from ringd.border.client import Client
 from ringd.config.settings import JoinSettings
-from ringd.daemon.inquiry import Inquiries
-from ringd.daemon.recorder import KEPT, OpEvent, Recorder
 from ringd.groups.session import Session
 from ringd.host import heap
+from ringd.loop import Loop
 from ringd.membership.flooding import MAX_DIAL_ERRORS, Flooding
 from ringd.net.exchange import Reception
 from ringd.net.listener import Listener
-from ringd.net.loop import Loop
-from ringd.wire import border, control, lifeline
-from ringd.wire.handshake import Dialing
+from ringd.observe.recorder import KEPT, OpEvent, Recorder
+from ringd.ring.inquiry import Inquiries
+from ringd.wire.border import lifeline
+from ringd.wire.border import messages as border
+from ringd.wire.link import control
+from ringd.wire.link.handshake import Dialing
 from tests.cluster import Cluster
 from tests.ringkit import Call, wait_counts
 

@@ -7,18 +7,19 @@ from types import SimpleNamespace
 import pytest
 from netkit import framed, run_until, tcp_pair
 
+from ringd.collective.call import Call
 from ringd.config.load import load
 from ringd.daemon import early as early_frames
-from ringd.daemon.neighbours import Neighbours
 from ringd.daemon.performer import Performer
-from ringd.daemon.recorder import Recorder
-from ringd.daemon.state import StateFile
 from ringd.groups.actions import Report
 from ringd.groups.op import Submission
-from ringd.wire import control
-from ringd.wire.control import Call, Done
-from ringd.wire.frames import FrameType, Header
-from ringd.wire.handshake import Peer
+from ringd.observe.recorder import Recorder
+from ringd.ring.neighbours import Neighbours
+from ringd.ring.state import StateFile
+from ringd.wire.link import control
+from ringd.wire.link.control import Done
+from ringd.wire.link.frames import FrameType, Header
+from ringd.wire.link.handshake import Peer
 
 CONFIG = """
 [ring]

@@ -11,8 +11,8 @@ from dialkit import Forever, NoWait, address, free_port
 from netkit import open_fds, run_until
 
 from ringd.config.settings import JoinSettings
+from ringd.loop import EVENT_READ
 from ringd.net import dialer as dialers
-from ringd.net.loop import EVENT_READ
 
 
 def test_a_link(scene):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from netkit import data, framed, make_link, run_until, tcp_pair
 
-from ringd.wire.frames import FrameType, Header
+from ringd.wire.link.frames import FrameType, Header
 
 
 def turn(loop):

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from netkit import control, data, framed, make_link, run_until, tcp_pair
 
+from ringd.loop import Loop
 from ringd.net.incoming import READ_BUFFER
 from ringd.net.link import TURN_SECONDS
-from ringd.net.loop import Loop
 
 SIZES = [0, 1, 47, 48, 8144, 8192, 8193, 16383, 16384, 16385, 40_000, 262_144, 1 << 20]
 

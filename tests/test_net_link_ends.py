@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from netkit import control, data, framed, make_link, open_fds, run_until, tcp_pair
 
+from ringd.loop import Loop
 from ringd.net import link as links
-from ringd.net.loop import Loop
-from ringd.wire import frames
-from ringd.wire.frames import CHECKSUM, FrameError, FrameType, Header
+from ringd.wire.link import frames
+from ringd.wire.link.frames import CHECKSUM, FrameError, FrameType, Header
 
 
 @pytest.mark.parametrize("kind", [FrameType.DATA, FrameType.GROUP])

@@ -15,10 +15,10 @@ from test_host_limits import Fake
 
 from ringd.config.settings import JoinSettings
 from ringd.errors import RingError
+from ringd.loop import Loop
 from ringd.net.listener import MAX_PENDING, Listener
-from ringd.net.loop import Loop
-from ringd.wire.handshake import Code, Dialing
-from ringd.wire.hello import VERSION
+from ringd.wire.link.handshake import Code, Dialing
+from ringd.wire.link.hello import VERSION
 
 
 class Scene:

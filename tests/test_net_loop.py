@@ -11,8 +11,8 @@ import threading
 import pytest
 from netkit import open_fds, run_until
 
-from ringd.net import loop as loops
-from ringd.net.loop import EVENT_READ, EVENT_WRITE, Loop
+from ringd import loop as loops
+from ringd.loop import EVENT_READ, EVENT_WRITE, Loop
 
 
 class Clock:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ringd.daemon.oncelog import BURST, PAUSE, OnceLog
+from ringd.observe.oncelog import BURST, PAUSE, OnceLog
 
 
 class Lines:

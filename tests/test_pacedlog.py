@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ringd.daemon.pacedlog import FEW, MANY, MINUTE, PacedLog
-from ringd.net.loop import Loop
+from ringd.loop import Loop
+from ringd.observe.pacedlog import FEW, MANY, MINUTE, PacedLog
 
 
 class Lines:

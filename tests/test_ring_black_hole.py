@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import ringd
-from ringd.daemon.blackhole import LARGE, LITTLE, BlackHole
 from ringd.host.tcp import large_ping
+from ringd.ring.blackhole import LARGE, LITTLE, BlackHole
 from tests.cluster import Cluster, Node, wait_until
 from tests.proxy import Proxy
 from tests.ringkit import begin, connected

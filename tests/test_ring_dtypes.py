@@ -13,8 +13,9 @@ import pytest
 import ringd
 from ringd.client.session import Op
 from ringd.collective import reduction
-from ringd.daemon.neighbours import fits
-from ringd.wire.control import Call, Offer
+from ringd.collective.call import Call
+from ringd.ring.neighbours import fits
+from ringd.wire.link.control import Offer
 from tests.cluster import Cluster
 from tests.ringkit import BOUNDED, begin, connected, everywhere, outcomes, wait_counts
 

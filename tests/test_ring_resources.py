@@ -14,10 +14,10 @@ import pytest
 import zmq
 
 import ringd
-from ringd.daemon.oncelog import BURST
 from ringd.host.ports import free_ports
-from ringd.wire import border
-from ringd.wire.handshake import Dialing, Identity
+from ringd.observe.oncelog import BURST
+from ringd.wire.border import messages as border
+from ringd.wire.link.handshake import Dialing, Identity
 from tests.cluster import Cluster, wait_until
 from tests.ringkit import (
     BOUNDED,
@@ -194,7 +194,7 @@ def test_a_stranger_cannot_fill_the_log(place: Path) -> None:
 
 
 def _submit() -> border.Submit:
-    from ringd.wire.control import Call  # noqa: PLC0415 - ringkit has another Call
+    from ringd.wire.link.control import Call  # noqa: PLC0415 - ringkit has another Call
 
     call = Call("all_reduce", "sum", "float32", (3,), "")
     return border.Submit(1, 0, call, None, border.Ref(9, 0, 12), None, 0, False, "", "")

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from ringd.daemon import state as state_module
-from ringd.daemon.state import State, StateFile
 from ringd.errors import RingError
+from ringd.ring import state as state_module
+from ringd.ring.state import State, StateFile
 
 HOST = socket.gethostname()
 
@@ -212,7 +212,7 @@ def test_state_without_a_host_is_as_good(tmp_path):
 def test_lock_ends_with_its_process(tmp_path):
     """A daemon that was killed leaves no lock behind."""
     code = (
-        "import sys; from pathlib import Path; from ringd.daemon.state import StateFile\n"
+        "import sys; from pathlib import Path; from ringd.ring.state import StateFile\n"
         "file = StateFile(Path(sys.argv[1]), 'mini'); print('locked', flush=True)\n"
         "sys.stdin.read()"
     )

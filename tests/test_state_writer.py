@@ -8,9 +8,9 @@ import threading
 import pytest
 from netkit import run_until
 
-from ringd.daemon import statewriter
-from ringd.daemon.state import State, StateFile
-from ringd.daemon.statewriter import StateWriter
+from ringd.ring import statewriter
+from ringd.ring.state import State, StateFile
+from ringd.ring.statewriter import StateWriter
 
 
 @pytest.fixture

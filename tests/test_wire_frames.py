@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ringd.wire import frames
-from ringd.wire.frames import CHECKSUM, MAX_LENGTH, FrameError, FrameType, Header
+from ringd.wire.link import frames
+from ringd.wire.link.frames import CHECKSUM, MAX_LENGTH, FrameError, FrameType, Header
 
 
 def raw(*, magic=frames.MAGIC, version=frames.VERSION, kind=4, length=0, index=0, flags=0):

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from netkit import KEY, MEMBERS, identity
 
-from ringd.wire import hello as messages
-from ringd.wire.handshake import (
+from ringd.wire.link import hello as messages
+from ringd.wire.link.handshake import (
     Accepting,
     Code,
     Dialing,
     HandshakeError,
     Peer,
 )
-from ringd.wire.hello import NONCE_SIZE, VERSION, Kind
+from ringd.wire.link.hello import NONCE_SIZE, VERSION, Kind
 
 NONCES = b"d" * 32, b"a" * 32
 PREFIX = struct.Struct("<4sBBH")

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 
-from ringd.membership.backoff import Backoff
 from ringd.membership.machine import Action, Machine, Side
+from ringd.net.backoff import Backoff
 
 HOP = 150e-6
 CONNECT_TIMEOUT = 2.0

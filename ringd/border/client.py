@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ringd import errors
 from ringd.border.lifeline import Lifeline
-from ringd.net.loop import Loop, Timer
-from ringd.wire import lifeline
-from ringd.wire.border import Completed, Failed, Ref, Reply
-
-if TYPE_CHECKING:
-    from ringd.border.server import BorderServer
-
+from ringd.loop import Loop, Timer
+from ringd.wire.border import lifeline
+from ringd.wire.border.messages import Completed, Failed, Ref, Reply
 
 NUDGE_AFTER = 0.05
 """Seconds until a client is woken that does not acknowledge what somebody waits for."""
+
+
+class Outbox(Protocol):
+    """What sends messages to clients."""
+
+    def send(self, client: Client, reply: Reply, payload: bytes | memoryview | None) -> None:
+        """Send *reply* to *client*, with *payload*, which is copied."""
 
 
 class Client:
@@ -26,9 +29,9 @@ class Client:
         "_loop",
         "_nudge",
         "_nudged",
+        "_outbox",
         "_owed_since",
         "_owes",
-        "_server",
         "alive",
         "group",
         "pid",
@@ -37,8 +40,8 @@ class Client:
         "token",
     )
 
-    def __init__(self, server: BorderServer, lifeline: Lifeline, loop: Loop) -> None:
-        self._server = server
+    def __init__(self, outbox: Outbox, lifeline: Lifeline, loop: Loop) -> None:
+        self._outbox = outbox
         self._lifeline = lifeline
         self._loop = loop
         self._owes = 0
@@ -87,7 +90,7 @@ class Client:
         A message to a client that is gone is dropped.
         """
         if self.alive and self.routing_id is not None:
-            self._server.send(self, reply, payload)
+            self._outbox.send(self, reply, payload)
             if isinstance(reply, (Completed, Failed)) and (reply.ack or self._owes):
                 self._expect_ack(reply)
 

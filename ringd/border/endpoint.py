@@ -17,7 +17,7 @@ from pathlib import Path
 from ringd import errors
 from ringd.host.credentials import check_socket_path
 from ringd.host.holder import Holder
-from ringd.wire.lifeline import SUFFIX
+from ringd.wire.border.lifeline import SUFFIX
 
 _BACKLOG = 512
 

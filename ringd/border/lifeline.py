@@ -13,9 +13,9 @@ from ringd.border.segments import SegmentAbuse, SegmentTable
 from ringd.host.credentials import Credentials, peer_credentials
 from ringd.host.limits import OpenFiles
 from ringd.host.process import ending
-from ringd.net.loop import EVENT_READ, Loop
-from ringd.wire import lifeline as wire
-from ringd.wire.border import TOKEN_BYTES
+from ringd.loop import EVENT_READ, Loop
+from ringd.wire.border import lifeline as wire
+from ringd.wire.border.messages import TOKEN_BYTES
 
 MAX_LIFELINES = 4096
 _ACCEPTS_PER_EVENT = 64

@@ -10,7 +10,7 @@ import weakref
 from ringd import errors
 from ringd.host.limits import OWN, OpenFiles
 from ringd.host.memory import SegmentError, check_segment, map_segment
-from ringd.wire.border import Ref
+from ringd.wire.border.messages import Ref
 
 MAX_SEGMENTS = 1024
 """Per client. Before Python 3.13 each mapping holds a descriptor."""

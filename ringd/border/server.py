@@ -1,11 +1,13 @@
 """The daemon's side of the local border: a ZeroMQ ROUTER, and a lifeline for each client.
 
 A program first connects to the lifeline and reads a token there; the token, sent in its
-:class:`~ringd.wire.border.Attach`, ties its ZeroMQ connection to the lifeline, whose end is the
-kernel's word that the program is gone. Questions (status, rejoin, reload, trace) need neither.
+:class:`~ringd.wire.border.messages.Attach`, ties its ZeroMQ connection to the lifeline, whose end
+is the kernel's word that the program is gone. Questions (status, rejoin, reload, trace) need
+neither.
 
 Nothing that a client sends raises here: what cannot be used is answered with
-:class:`~ringd.wire.border.Denied`, counted, and forgotten; a call that cannot be run fails alone.
+:class:`~ringd.wire.border.messages.Denied`, counted, and forgotten; a call that cannot be run
+fails alone.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ from ringd.border.endpoint import Endpoint
 from ringd.border.lifeline import Lifeline, LifelineListener
 from ringd.border.validate import call_fault_of, fault_of
 from ringd.host.limits import OWN, OpenFiles
-from ringd.net.loop import EVENT_READ, Loop, Timer
-from ringd.wire.border import (
+from ringd.loop import EVENT_READ, Loop, Timer
+from ringd.wire.border.messages import (
     COPY_BELOW,
     COPY_SMALL,
     Ack,

@@ -6,7 +6,8 @@ import math
 from functools import lru_cache
 
 from ringd.collective import reduction
-from ringd.wire.border import (
+from ringd.collective.call import MAX_CALL_NAME, MAX_GROUP_NAME, MAX_TEXT, Call
+from ringd.wire.border.messages import (
     MAX_LOSS,
     SEAL,
     VERSION,
@@ -17,7 +18,6 @@ from ringd.wire.border import (
     Submit,
     seal_offset,
 )
-from ringd.wire.control import MAX_CALL_NAME, MAX_GROUP_NAME, MAX_TEXT, Call
 
 _MAX_U64 = (1 << 64) - 1
 _MAX_NUMBER = 1 << 62

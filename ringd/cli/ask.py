@@ -17,9 +17,9 @@ from ringd.errors import DaemonUnavailable, Refused, ResourceExhausted, RingErro
 from ringd.host import paths
 from ringd.host.journal import complaint
 from ringd.host.permission import why_not
-from ringd.wire import border
-from ringd.wire import lifeline as wire
-from ringd.wire.border import AskRejoin, AskReload, AskStatus, AskTrace
+from ringd.wire.border import lifeline as wire
+from ringd.wire.border import messages as border
+from ringd.wire.border.messages import AskRejoin, AskReload, AskStatus, AskTrace
 from ringd.wire.text import printable
 
 ERROR, NO_DAEMON, NOT_READY = 1, 3, 4

@@ -32,7 +32,7 @@ from ringd.config.sample import render
 from ringd.config.settings import Member
 from ringd.errors import RingError
 from ringd.host.ports import free_ports
-from ringd.wire.border import AskStatus
+from ringd.wire.border.messages import AskStatus
 
 NODES = ("anna", "bert", "carl")
 KILL_AT_EPOCH = 8

@@ -11,7 +11,7 @@ import click
 
 from ringd.cli.ask import ask, daemon_options, fail, find_socket
 from ringd.errors import RingError
-from ringd.wire.border import AskTrace
+from ringd.wire.border.messages import AskTrace
 
 _MICROSECONDS = 1e6
 

@@ -13,7 +13,7 @@ import click
 from ringd.cli.ask import ERROR, NOT_READY, ask, daemon_options, fail, find_socket
 from ringd.config.units import parse_duration
 from ringd.errors import DaemonUnavailable, RingError
-from ringd.wire.border import AskRejoin, AskReload, AskStatus
+from ringd.wire.border.messages import AskRejoin, AskReload, AskStatus
 
 _POLL = 0.05
 _LATELY = 60.0  # seconds

@@ -20,8 +20,8 @@ import zmq
 
 from ringd.client.pool import Segment
 from ringd.host.credentials import check_socket_path
-from ringd.wire import lifeline as wire
-from ringd.wire.border import (
+from ringd.wire.border import lifeline as wire
+from ringd.wire.border.messages import (
     COPY_BELOW,
     COPY_SMALL,
     TOKEN_BYTES,

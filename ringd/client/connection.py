@@ -27,7 +27,7 @@ from ringd.client.keeper import Keeper
 from ringd.client.pool import Block, Bytes
 from ringd.client.pump import Nested, ProgramEnds, Pump
 from ringd.client.session import Op
-from ringd.wire.border import Attached, DecodeError
+from ringd.wire.border.messages import Attached, DecodeError
 
 GRACE = 2.5
 """Seconds, beyond those that the daemon may take to notice a deadline, until the client stops to

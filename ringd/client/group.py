@@ -20,7 +20,7 @@ from ringd import errors
 from ringd.client.channel import Channel, Payload
 from ringd.client.pool import Pool
 from ringd.client.session import Op, Session, sendable
-from ringd.wire.border import (
+from ringd.wire.border.messages import (
     VERSION,
     Ack,
     Answer,

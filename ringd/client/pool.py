@@ -33,7 +33,7 @@ from ringd.client.arena import Arena
 from ringd.client.bell import Bell
 from ringd.client.retention import Retention
 from ringd.host.memory import create_segment, detach, give_back, map_segment
-from ringd.wire.border import SEAL, SEAL_ALIGN, Ref, seal_offset
+from ringd.wire.border.messages import SEAL, SEAL_ALIGN, Ref, seal_offset
 
 _PAGE = mmap.PAGESIZE
 _MIN_SLAB = 1 << 20

@@ -18,10 +18,10 @@ from ringd.client import tensors
 from ringd.client.connection import Connection
 from ringd.client.session import Op
 from ringd.client.work import Work
+from ringd.collective.call import MAX_GROUP_NAME, Call
 from ringd.collective.reduction import dtype_name
 from ringd.host.paths import left_out, socket_candidates
-from ringd.wire.border import ROOM_FOR_HEADERS
-from ringd.wire.control import MAX_GROUP_NAME, Call
+from ringd.wire.border.messages import ROOM_FOR_HEADERS
 
 _CONNECT_TIMEOUT = 30.0
 

@@ -12,8 +12,8 @@ import secrets
 from ringd import errors
 from ringd.client.channel import Payload
 from ringd.client.pool import Block
-from ringd.wire.border import MAX_LOSS, Ref, Submit
-from ringd.wire.control import MAX_TEXT, Call
+from ringd.collective.call import MAX_TEXT, Call
+from ringd.wire.border.messages import MAX_LOSS, Ref, Submit
 
 OK = "ok"
 _LEAST_TIMEOUT = 1e-3  # seconds; 0 would mean: none

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ringd.client.foreign import as_array
 from ringd.collective import reduction
-from ringd.wire.control import MAX_CALL_NAME, Call
+from ringd.collective.call import MAX_CALL_NAME, Call
 
 Array = npt.NDArray[Any]
 

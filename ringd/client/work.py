@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,6 @@ from ringd.client import tensors
 from ringd.client.connection import Connection
 from ringd.client.pump import Nested
 from ringd.client.session import Op
-
-if TYPE_CHECKING:
-    from ringd.client.ring import Ring
 
 
 class Work:
@@ -41,7 +38,7 @@ class Work:
 
     def __init__(
         self,
-        ring: Ring,
+        ring: object,
         connection: Connection,
         op: Op,
         dtype: np.dtype[Any],

@@ -32,7 +32,7 @@ from ringd.config.settings import (
 )
 from ringd.config.units import format_duration, format_size, parse_address
 from ringd.errors import ConfigError
-from ringd.wire.border import ROOM_FOR_HEADERS
+from ringd.wire.border.messages import ROOM_FOR_HEADERS
 from ringd.wire.text import printable
 
 MAX_ADDRESSES = 16

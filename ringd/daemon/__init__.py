@@ -1,4 +1,4 @@
-"""The daemon: the layers wired together; signals, state file, service manager."""
+"""The daemon: the layers wired together; signals, the service manager."""
 
 import os
 

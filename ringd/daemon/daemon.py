@@ -13,18 +13,18 @@ from ringd import __version__
 from ringd.border.server import BorderServer, Limits
 from ringd.config import load
 from ringd.config.settings import Config
-from ringd.daemon import logs
-from ringd.daemon.inquiry import Answers
-from ringd.daemon.neighbours import Neighbours
 from ringd.daemon.notify import ServiceManager
 from ringd.daemon.programs import Programs
-from ringd.daemon.recorder import Recorder
-from ringd.daemon.state import State, StateFile
 from ringd.daemon.status import open_ops, status
 from ringd.errors import RingError
 from ringd.host import heap
-from ringd.net.loop import Loop
-from ringd.wire.border import AskRejoin, AskReload, AskStatus, AskTrace
+from ringd.loop import Loop
+from ringd.observe import logs
+from ringd.observe.recorder import Recorder
+from ringd.ring.inquiry import Answers
+from ringd.ring.neighbours import Neighbours
+from ringd.ring.state import State, StateFile
+from ringd.wire.border.messages import AskRejoin, AskReload, AskStatus, AskTrace
 
 DRAIN = 5.0
 """Seconds that ops under way get to finish after SIGTERM; what does not is run again later."""

@@ -17,7 +17,6 @@ import structlog
 from ringd import __version__
 from ringd.config import load
 from ringd.config.settings import Config
-from ringd.daemon import logs
 from ringd.daemon.daemon import Daemon
 from ringd.daemon.notify import ServiceManager
 from ringd.errors import ConfigError, RingError
@@ -26,7 +25,8 @@ from ringd.host.journal import complaint
 from ringd.host.limits import raise_open_files
 from ringd.host.streams import open_standard_streams
 from ringd.net.listener import obstacles
-from ringd.wire.lifeline import SUFFIX
+from ringd.observe import logs
+from ringd.wire.border.lifeline import SUFFIX
 
 EX_CONFIG = 78
 """Of sysexits.h: what is wrong stands in the config, so a restart cannot help."""

@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import MutableMapping
 
-from ringd.net.loop import Loop, Timer
+from ringd.loop import Loop, Timer
 
 _FIRST_RETRY, _LAST_RETRY = 0.05, 5.0  # seconds
 

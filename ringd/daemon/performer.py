@@ -16,14 +16,14 @@ from ringd import errors
 from ringd.border.client import Client
 from ringd.collective.reduction import Array, Reduction, dtype_from_name
 from ringd.config.settings import Config, IpcSettings
-from ringd.daemon.bulk import Bulk, flat
-from ringd.daemon.neighbours import Neighbours
-from ringd.daemon.recorder import OpEvent, Recorder
 from ringd.groups import actions as groups
 from ringd.groups.op import OK
 from ringd.host.machine import share_of_memory
-from ringd.net.loop import Loop
-from ringd.wire import border
+from ringd.loop import Loop
+from ringd.observe.recorder import OpEvent, Recorder
+from ringd.ring.bulk import Bulk, flat
+from ringd.ring.neighbours import Neighbours
+from ringd.wire.border import messages as border
 
 _BYTES = np.dtype(np.uint8)
 

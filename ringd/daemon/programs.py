@@ -14,17 +14,17 @@ import structlog
 from ringd import errors
 from ringd.border.client import Client
 from ringd.config.settings import Config
-from ringd.daemon.absence import out_of_reach, slow_disks
-from ringd.daemon.neighbours import Neighbours
 from ringd.daemon.performer import Buffers, Performer
-from ringd.daemon.recorder import Recorder
 from ringd.groups import actions as groups
 from ringd.groups.engine import Engine
 from ringd.groups.op import Submission
 from ringd.groups.session import Before
-from ringd.net.loop import Loop, Timer
-from ringd.wire import border
-from ringd.wire.control import GroupMessage
+from ringd.loop import Loop, Timer
+from ringd.observe.recorder import Recorder
+from ringd.ring.absence import out_of_reach, slow_disks
+from ringd.ring.neighbours import Neighbours
+from ringd.wire.border import messages as border
+from ringd.wire.link.control import GroupMessage
 
 
 class Programs:

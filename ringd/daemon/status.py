@@ -9,15 +9,15 @@ from typing import Any
 from ringd import __version__
 from ringd.border.server import BorderServer
 from ringd.config.settings import Config
-from ringd.daemon import logs
-from ringd.daemon.absence import waiting_for
-from ringd.daemon.neighbours import Neighbours
 from ringd.daemon.programs import Programs
-from ringd.daemon.recorder import OpEvent
 from ringd.groups.session import Session
 from ringd.host import limits
 from ringd.membership.machine import MemberView, Side
 from ringd.net.dialer import configured
+from ringd.observe import logs
+from ringd.observe.recorder import OpEvent
+from ringd.ring.absence import waiting_for
+from ringd.ring.neighbours import Neighbours
 
 SCHEMA_VERSION = 1
 

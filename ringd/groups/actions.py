@@ -7,8 +7,9 @@ from typing import Union
 
 import msgspec
 
+from ringd.collective.call import Call
 from ringd.groups.op import Submission
-from ringd.wire.control import Call, GroupMessage, Poll
+from ringd.wire.link.control import GroupMessage, Poll
 
 
 class Broadcast(msgspec.Struct, frozen=True):

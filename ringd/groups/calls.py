@@ -26,7 +26,7 @@ from ringd.groups.actions import Action, Broadcast, Free, Relay, Report, Run, Se
 from ringd.groups.ledger import Ledger
 from ringd.groups.op import OK, Move, Op, Phase, Submission
 from ringd.groups.words import differences, late, missing
-from ringd.wire.control import Done, Left, Offer, Poll, Verdict
+from ringd.wire.link.control import Done, Left, Offer, Poll, Verdict
 
 
 class Calls:

@@ -16,7 +16,7 @@ from ringd.groups.actions import Accept, Action, Deny, Dropped, Free, Relay, War
 from ringd.groups.op import Op, Submission
 from ringd.groups.roll import Roll
 from ringd.groups.session import MAX_JOIN_ID, Before, Session
-from ringd.wire.control import Done, GroupMessage, Joined, Left, Offer, Poll, Verdict
+from ringd.wire.link.control import Done, GroupMessage, Joined, Left, Offer, Poll, Verdict
 
 _HEAP_SLACK = 64
 

@@ -17,7 +17,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any
 
-from ringd.wire.control import Call, Offer
+from ringd.collective.call import Call
+from ringd.wire.link.control import Offer
 
 OK = "ok"
 

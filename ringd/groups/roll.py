@@ -1,6 +1,6 @@
 """Who takes part in which group: joins, sessions, and those that went away.
 
-How members meet: a client that attaches is broadcast as :class:`~ringd.wire.control.Joined`.
+How members meet: a client that attaches is broadcast as :class:`~ringd.wire.link.control.Joined`.
 Whoever knows a join of every member that is free forms the session and says so; it goes live
 where all members have been heard to be in it, and as messages travel one way round a FIFO ring,
 no offer finds a member that does not know its session. In a new generation all joins are
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from ringd.errors import GroupLost
 from ringd.groups.actions import Action, Broadcast, Dropped
 from ringd.groups.session import Session, session_number, well_formed
-from ringd.wire.control import Done, Joined, Left
+from ringd.wire.link.control import Done, Joined, Left
 
 _REMEMBERED_LEAVERS = 1024
 

@@ -16,12 +16,13 @@ from collections.abc import Hashable
 from hashlib import blake2b
 from typing import NamedTuple
 
+from ringd.collective.call import MAX_TEXT
 from ringd.errors import DeadlineExceeded, GroupLost, PeerLost
 from ringd.groups.actions import Action, Free, Stop, TellLost, TellReleased, TellSession
 from ringd.groups.calls import Calls
 from ringd.groups.op import OK, Move, Op, Phase, Submission
 from ringd.groups.words import shorten
-from ringd.wire.control import MAX_TEXT, Left, Poll
+from ringd.wire.link.control import Left, Poll
 
 MAX_JOIN_ID = 2**64 - 1
 

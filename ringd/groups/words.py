@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ringd.collective.call import MAX_TEXT
 from ringd.groups.op import Op, Phase
-from ringd.wire.control import MAX_TEXT, Offer
+from ringd.wire.link.control import Offer
 
 
 def describe(group: str, op: Op) -> str:

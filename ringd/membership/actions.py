@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, Union
 
 from ringd.membership.states import State
-from ringd.wire.control import MembershipMessage
+from ringd.wire.link.control import MembershipMessage
 
 Side = Literal["left", "right"]
 

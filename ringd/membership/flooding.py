@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ringd.membership.actions import MemberView, Send, Side
 from ringd.membership.linkstate import LinkTable
-from ringd.wire.control import LinkState, News
+from ringd.wire.link.control import LinkState, News
 
 MAX_ERROR = 300
 """Characters of each error text that travels in a link state."""

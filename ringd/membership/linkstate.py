@@ -1,6 +1,6 @@
 """What a member knows of all members' links.
 
-Every member floods its own :class:`~ringd.wire.control.LinkState`; the table keeps the
+Every member floods its own :class:`~ringd.wire.link.control.LinkState`; the table keeps the
 newest of each. "Newest" is decided by ``(incarnation, version)``. Two states can share
 both and still differ, when a member lost its state file and so counted from the beginning
 again: then the larger content wins, the same one everywhere, so that all tables converge
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ringd.wire.control import LinkState
+from ringd.wire.link.control import LinkState
 
 
 def is_newer(state: LinkState, known: LinkState | None) -> bool:

@@ -55,7 +55,7 @@ from ringd.membership.linkstate import is_newer
 from ringd.membership.objections import objection
 from ringd.membership.states import TRANSITIONS, Event, State
 from ringd.membership.storage import StableStorage
-from ringd.wire.control import Commit, LinkState, MembershipMessage, News, Propose
+from ringd.wire.link.control import Commit, LinkState, MembershipMessage, News, Propose
 
 __all__ = [
     "Action",

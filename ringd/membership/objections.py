@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ringd.membership.actions import Side
-from ringd.wire.control import MembershipMessage, News, Propose
+from ringd.wire.link.control import MembershipMessage, News, Propose
 
 MAX_GENERATION = 1 << 63
 """Far beyond any that counting can reach, and still below what frames can carry."""

@@ -1,1 +1,1 @@
-"""TCP between neighbours, and the loop that everything runs on."""
+"""TCP between neighbours: dialing, accepting, links, heartbeats."""

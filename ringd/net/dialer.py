@@ -15,12 +15,12 @@ from errno import EINPROGRESS
 from ringd.config.settings import JoinSettings
 from ringd.config.units import format_address, parse_address
 from ringd.host.tcp import link_socket
-from ringd.membership.backoff import Backoff
+from ringd.loop import EVENT_WRITE, Loop, Timer
+from ringd.net.backoff import Backoff
 from ringd.net.exchange import Exchange
-from ringd.net.loop import EVENT_WRITE, Loop, Timer
 from ringd.net.oserrors import describe
 from ringd.net.resolver import Endpoint, Found, Resolver
-from ringd.wire.handshake import NONCE_SIZE, Dialing, Identity, Peer, Purpose
+from ringd.wire.link.handshake import NONCE_SIZE, Dialing, Identity, Peer, Purpose
 
 OnLink = Callable[[socket.socket, Peer, str, bytes], None]
 """Called with the socket, the peer, its address as text, and bytes behind the handshake."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-from ringd.net.loop import EVENT_READ, Loop
+from ringd.loop import EVENT_READ, Loop
 from ringd.net.oserrors import describe
-from ringd.wire.handshake import Accepting, Dialing, HandshakeError, Peer
+from ringd.wire.link.handshake import Accepting, Dialing, HandshakeError, Peer
 
 _READ = 4096  # a neighbour's whole part, as a rule
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-from ringd.wire import frames
-from ringd.wire.frames import HEADER_SIZE, FrameError, FrameType, Header
+from ringd.wire.link import frames
+from ringd.wire.link.frames import HEADER_SIZE, FrameError, FrameType, Header
 
 READ_BUFFER = 8 * 1024
 """Bytes of the small buffer: several control frames, and the head of a large one."""
@@ -21,7 +21,7 @@ _NOTHING = memoryview(b"")
 class Incoming:
     """Frames out of a stream of bytes.
 
-    The callbacks may call any method, and may raise :class:`~ringd.wire.frames.FrameError`.
+    The callbacks may call any method, and may raise :class:`~ringd.wire.link.frames.FrameError`.
 
     Args:
         leftover: The first bytes of the stream; handed over by the first :meth:`advance`.

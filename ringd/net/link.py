@@ -18,13 +18,13 @@ from collections.abc import Callable
 from typing import Literal, Protocol, Union
 
 from ringd.host.tcp import unacknowledged
+from ringd.loop import EVENT_READ, EVENT_WRITE, Loop
 from ringd.net.incoming import Incoming
-from ringd.net.loop import EVENT_READ, EVENT_WRITE, Loop
 from ringd.net.oserrors import describe
 from ringd.net.pulse import Pulse
-from ringd.wire import frames
-from ringd.wire.frames import HEADER_SIZE, FrameError, FrameType, Header
-from ringd.wire.handshake import Peer
+from ringd.wire.link import frames
+from ringd.wire.link.frames import HEADER_SIZE, FrameError, FrameType, Header
+from ringd.wire.link.handshake import Peer
 from ringd.wire.text import capped, printable
 
 Side = Literal["left", "right"]
@@ -46,7 +46,7 @@ class LinkHandler(Protocol):
     """What a link asks and tells. It may call any method of the link meanwhile.
 
     ``frame_received``, ``data_buffer`` and ``data_received`` may raise
-    :class:`~ringd.wire.frames.FrameError` when the peer broke the protocol: the link is lost.
+    :class:`~ringd.wire.link.frames.FrameError` when the peer broke the protocol: the link is lost.
     """
 
     def frame_received(self, link: Link, header: Header, payload: memoryview) -> None:

@@ -17,10 +17,10 @@ from ringd.config.units import format_address
 from ringd.errors import RingError
 from ringd.host.limits import OWN, OpenFiles
 from ringd.host.tcp import link_socket
+from ringd.loop import EVENT_READ, Loop, Timer
 from ringd.net.exchange import Exchange, Reception
-from ringd.net.loop import EVENT_READ, Loop, Timer
 from ringd.net.oserrors import describe
-from ringd.wire.handshake import NONCE_SIZE, Accepting, Identity, Peer
+from ringd.wire.link.handshake import NONCE_SIZE, Accepting, Identity, Peer
 
 BACKLOG = 512
 """Connections that the kernel holds for us while we are busy."""

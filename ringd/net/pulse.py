@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from ringd.net.loop import Loop, Timer
-from ringd.wire.frames import FrameType, Header
+from ringd.loop import Loop, Timer
+from ringd.wire.link.frames import FrameType, Header
 
 _PING, _PONG, _ACK = 0, 1, 2  # a heartbeat's index
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Union
 
-from ringd.net.loop import Loop
+from ringd.loop import Loop
 
 Endpoint = tuple[socket.AddressFamily, Any]
 """A family and a socket address of that family."""

@@ -20,10 +20,10 @@ from chaos.calls import STYLES
 from chaos.ledger import Ledger
 from chaos.programs import Programs
 from chaos.proxy import Harm, Network, Proxy
-from ringd.daemon.state import STATE_NAME
 from ringd.errors import RingError
 from ringd.host.ports import free_ports
-from ringd.wire import lifeline
+from ringd.ring.state import STATE_NAME
+from ringd.wire.border import lifeline
 
 LOST_AFTER = 0.8
 """Seconds; short, so that many silences fit into a run."""

@@ -17,8 +17,8 @@ import numpy as np
 from ringd.collective.plan import Plan, Task, chain_plan, ring_plan
 from ringd.collective.reduction import Array, Reduction
 from ringd.collective.transfer import ScratchPool, Transfer, TransferError
-from ringd.wire import frames
-from ringd.wire.frames import FrameError, FrameType, Header
+from ringd.wire.link import frames
+from ringd.wire.link.frames import FrameError, FrameType, Header
 
 _PLANS = 64
 

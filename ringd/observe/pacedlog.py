@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from structlog.typing import FilteringBoundLogger
 
-from ringd.daemon.allowance import Allowance
-from ringd.net.loop import Loop, Timer
+from ringd.loop import Loop, Timer
+from ringd.observe.allowance import Allowance
 
 MANY = 40
 FEW = 8

@@ -14,9 +14,9 @@ from typing import Any, TextIO
 
 import structlog
 
-from ringd.daemon import brevity
-from ringd.daemon.linewriter import LineWriter
 from ringd.host import journal
+from ringd.observe import brevity
+from ringd.observe.linewriter import LineWriter
 
 _MARK = len("<4>")
 

@@ -19,7 +19,7 @@ from typing import Optional, Union
 
 import msgspec
 
-from ringd.wire.control import Call
+from ringd.collective.call import Call
 
 VERSION = 1
 """Of this protocol; client and daemon must agree on it."""

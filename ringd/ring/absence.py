@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ringd.daemon.neighbours import Neighbours
 from ringd.membership.machine import MemberView
+from ringd.ring.neighbours import Neighbours
 
 
 def waiting_for(neighbours: Neighbours, now: float) -> dict[str, str]:

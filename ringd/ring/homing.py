@@ -16,9 +16,9 @@ from typing import Protocol
 import structlog
 
 from ringd.config.settings import Config
+from ringd.loop import Loop, Timer
 from ringd.net.dialer import Attempt, OnLink, configured
-from ringd.net.loop import Loop, Timer
-from ringd.wire.handshake import Peer, Purpose
+from ringd.wire.link.handshake import Peer, Purpose
 
 PROBES = 3
 """Times that an address is tried in ``join.prefer_after``, after the first."""

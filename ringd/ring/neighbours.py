@@ -21,26 +21,26 @@ import structlog
 
 from ringd.collective.reduction import itemsize_of
 from ringd.config.settings import Config
-from ringd.daemon.blackhole import BlackHole
-from ringd.daemon.bulk import Bulk
-from ringd.daemon.early import MOST, Early
-from ringd.daemon.homing import Homing
-from ringd.daemon.inquiry import Inquiries
-from ringd.daemon.pacedlog import PacedLog
-from ringd.daemon.reach import Reach
-from ringd.daemon.recorder import Recorder
-from ringd.daemon.state import State as Stored
-from ringd.daemon.state import StateFile
-from ringd.daemon.statewriter import StateWriter
+from ringd.loop import Loop, Timer
 from ringd.membership import machine as membership
 from ringd.membership.machine import Machine, Side
 from ringd.net.link import Link
-from ringd.net.loop import Loop, Timer
-from ringd.wire import control, frames
-from ringd.wire.control import Ask, GroupMessage, Inquiry, MembershipMessage, Offer, Poll, Told
-from ringd.wire.frames import FrameError, FrameType, Header
-from ringd.wire.handshake import Peer
-from ringd.wire.hello import MAX_INSTANCE
+from ringd.observe.pacedlog import PacedLog
+from ringd.observe.recorder import Recorder
+from ringd.ring.blackhole import BlackHole
+from ringd.ring.bulk import Bulk
+from ringd.ring.early import MOST, Early
+from ringd.ring.homing import Homing
+from ringd.ring.inquiry import Inquiries
+from ringd.ring.reach import Reach
+from ringd.ring.state import State as Stored
+from ringd.ring.state import StateFile
+from ringd.ring.statewriter import StateWriter
+from ringd.wire.link import control, frames
+from ringd.wire.link.control import Ask, GroupMessage, Inquiry, MembershipMessage, Offer, Poll, Told
+from ringd.wire.link.frames import FrameError, FrameType, Header
+from ringd.wire.link.handshake import Peer
+from ringd.wire.link.hello import MAX_INSTANCE
 
 
 def fits(offer: Offer, nbytes: int) -> bool:

@@ -8,8 +8,8 @@ from functools import partial
 
 import structlog
 
-from ringd.daemon.state import State, StateFile
-from ringd.net.loop import Loop, Timer
+from ringd.loop import Loop, Timer
+from ringd.ring.state import State, StateFile
 
 SLOW = 1.0
 """Seconds from which a write is worth a word; an ordinary disk takes some milliseconds."""

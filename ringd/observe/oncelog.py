@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from structlog.typing import FilteringBoundLogger
 
-from ringd.daemon.allowance import Allowance
+from ringd.observe.allowance import Allowance
 
 BURST = 4
 """Lines."""

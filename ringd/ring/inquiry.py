@@ -10,10 +10,10 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 
+from ringd.loop import Loop, Timer
 from ringd.membership.machine import Side
-from ringd.net.loop import Loop, Timer
-from ringd.wire.control import Ask, Inquiry, Told
-from ringd.wire.frames import FrameError
+from ringd.wire.link.control import Ask, Inquiry, Told
+from ringd.wire.link.frames import FrameError
 
 PATIENCE = 1.0
 """Seconds after which the answers that came are all there are."""

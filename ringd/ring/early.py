@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ringd.net.link import Link
-from ringd.wire.frames import Header
+from ringd.wire.link.frames import Header
 
 MOST = 64 << 20
 """Bytes kept at most. A disk that hangs may do so for hours, in which programs come and go."""

@@ -12,7 +12,7 @@ A proof is an HMAC-SHA256 under the ring's key over a label of its role and both
 it binds all that both sides have said, and one side's proof is never the other's. Whoever
 finds a difference says so in a REFUSE, in words that read the same on both sides.
 
-The messages, and who takes part, are in :mod:`ringd.wire.hello`.
+The messages, and who takes part, are in :mod:`ringd.wire.link.hello`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import NoReturn
 
 import msgspec
 
-from ringd.wire.hello import (
+from ringd.wire.link.hello import (
     BODIES,
     MAGIC,
     MAX_MESSAGE,

@@ -15,16 +15,16 @@ from typing import Protocol
 import structlog
 
 from ringd.config.settings import Config, Member
-from ringd.daemon.homing import Homing
-from ringd.daemon.oncelog import OnceLog
 from ringd.errors import RingError
-from ringd.membership.backoff import Backoff
+from ringd.loop import Loop
 from ringd.membership.machine import Side
+from ringd.net.backoff import Backoff
 from ringd.net.dialer import Attempt, Dialer, OnLink, configured
 from ringd.net.listener import Listener
-from ringd.net.loop import Loop
 from ringd.net.resolver import Resolver
-from ringd.wire.handshake import Identity, Peer, Purpose
+from ringd.observe.oncelog import OnceLog
+from ringd.ring.homing import Homing
+from ringd.wire.link.handshake import Identity, Peer, Purpose
 
 
 class ReachUser(Protocol):

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from ringd.wire.control import Call
+from ringd.collective.call import Call
 
 _LONGEST_CALL = 100
 

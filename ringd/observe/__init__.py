@@ -1,0 +1,1 @@
+"""What happened, for people and programs: logs, the flight recorder, counters."""

@@ -1,0 +1,1 @@
+"""This member's place in the ring: its links, what forms over them, and what travels there."""

@@ -1,0 +1,1 @@
+"""What programs and their daemon send each other."""

@@ -1,0 +1,1 @@
+"""What daemons send each other."""
