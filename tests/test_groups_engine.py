@@ -33,7 +33,7 @@ def test_clients_and_ring_come_in_any_order(order):
 
 
 def test_a_call_that_is_told_again_is_marked():
-    """Who may have missed how its call ended hears it once more, as something that is no news."""
+    """A client that may have missed how its call ended hears it again, as something not new."""
     bench = Bench(2)
     bench.join_all()
     bench.up()

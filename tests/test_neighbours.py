@@ -34,7 +34,7 @@ OLD, NEW = 7, 8
 
 
 class User:
-    """Who lives on the ring: notes what it is told."""
+    """The user of the ring: notes what it is told."""
 
     def __init__(self):
         self.told = []

@@ -232,8 +232,8 @@ class Link:
         if self._closed:
             return
         self._loss, self.explained = reason, explained
-        # Never from inside a call that the handler makes, such as send. But before those hear of
-        # it who wait for the peer's proof: they would take its end for an answer that is late.
+        # Never from inside a call that the handler makes, such as send. But before the pulse tells
+        # that the peer proved nothing: that would pass for an answer that did not come in time.
         self._loop.call_soon(self._tell_lost)
         self._shut()
 
