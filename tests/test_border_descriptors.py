@@ -84,6 +84,21 @@ def test_segments_are_refused_later_than_programs(daemon, files):
         assert ring.all_reduce(1.0) == 2.0
 
 
+def test_shortage_that_has_passed_is_over_for_the_same_segment_too(daemon, files):
+    """A client uses its segments again; what was refused once is asked for again."""
+    large = np.ones(100_000)
+    with ringd.connect(daemon.path) as ring:
+        files.jump(960)
+        for _ in range(2):
+            with pytest.raises(ringd.ResourceExhausted, match="960 of at most 1000"):
+                ring.all_reduce(large)
+        numbers = set(ring._connection._group.pool._segments)
+        files.jump(10)
+        assert ring.all_reduce(large)[-1] == 2
+        assert daemon.run(lambda: daemon.handler.submitted[-1].message.source.segment) in numbers
+        assert daemon.run(lambda: sum(c.segment_bytes for c in daemon.server.clients)) > 0
+
+
 def test_newcomers_count_before_their_second_connection(daemon, files):
     """A burst of newcomers is not let in on descriptors that are promised to those before."""
     files.jump(890)

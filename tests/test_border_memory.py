@@ -274,6 +274,20 @@ def test_lost_descriptor_names_the_limit():
     table.drop(1)
 
 
+def test_segment_that_was_refused_is_tried_again_when_it_is_added_again(make):
+    """What was missing may be there by now, or something else may be missing."""
+    table = SegmentTable(8192)
+    table.add(1, 8192, make(8192))
+    table.add(2, 8192, make(8192))
+    table.add(2, 8192, None)
+    with pytest.raises(errors.ResourceExhausted, match="open files"):
+        table.view(Ref(2, 0, 1), writable=False)
+    table.drop(1)
+    table.add(2, 8192, make(8192))
+    assert len(table.view(Ref(2, 0, 8192), writable=False)) == 8192
+    assert (table.mapped_bytes, len(table)) == (8192, 1)
+
+
 @pytest.mark.parametrize("size", [0, 1 << 62])
 def test_absurd_sizes_are_refused(size):
     """A size that cannot be is an error of that segment alone."""

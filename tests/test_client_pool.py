@@ -211,6 +211,26 @@ def test_memory_that_no_daemon_has_got_is_not_lost():
     assert len(pool) == 1
 
 
+def test_segment_that_may_have_been_refused_is_passed_again_and_stays_known():
+    """A neighbour in it may be in use over there: it is retired, and dropped, all the same."""
+    pool = Pool(64 * MIB)
+    block = pool.take(100_000)
+    segment, number = block.segment, block.segment.number
+    segment.passed_to = "channel"
+    assert not segment.is_to_be_passed("channel")
+    assert segment.is_to_be_passed("another")
+    segment.refused = True
+    assert segment.is_to_be_passed("channel")
+    pool.retire(block)
+    assert len(pool) == 0
+    segment.passed_to = "channel"
+    assert not segment.is_to_be_passed("channel")
+    segment.refused = True
+    del block, segment
+    pool._collect()
+    assert pool.dropped == [(number, "channel")]
+
+
 def test_seal_is_read_where_the_daemon_writes_it():
     """The seal stands behind the tensor, aligned, inside the block."""
     pool = Pool(64 * MIB)

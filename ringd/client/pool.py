@@ -83,6 +83,7 @@ class Segment:
         "last_used",
         "mapping",
         "number",
+        "refused",
         "retired",
         "size",
     )
@@ -92,6 +93,8 @@ class Segment:
         """Whether it is used for nothing new; it counts until nothing refers to it any more."""
         self.closed = False
         """Whether, besides that, its memory goes back to the system as it comes free."""
+        self.refused = False
+        """Whether the daemon may have refused it, for want of something that it may have by now."""
         self.number = number
         self.size = size
         self.fd = create_segment(size)
@@ -108,6 +111,11 @@ class Segment:
     @passed_to.setter
     def passed_to(self, connection: object) -> None:
         self._passed_to[self.number] = connection
+        self.refused = False
+
+    def is_to_be_passed(self, connection: object) -> bool:
+        """Whether the daemon behind *connection* lacks it, as far as is known."""
+        return self.refused or self.passed_to is not connection
 
     def give_back(self, start: int, length: int) -> None:
         """Leave the system the pages of a range that is used for nothing any more."""
