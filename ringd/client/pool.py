@@ -173,6 +173,7 @@ class Pool:
     def __init__(self, budget: int = 0, now: Callable[[], float] = time.monotonic) -> None:
         self.budget = budget
         """Bytes; set anew by every daemon that is attached to."""
+        self._closed = False
         self.usable = True
         """False once the system turned out to have no shared memory at all."""
         self.dropped: list[tuple[int, object]] = []
@@ -250,7 +251,10 @@ class Pool:
 
         Raises:
             ResourceExhausted: it can never fit, or the system has no memory for it.
+            RingError: all of it is closed.
         """
+        if self._closed:
+            raise errors.RingError("the ring is closed")
         self._collect()
         size = _block_size(length)
         self._sound = False
@@ -315,6 +319,8 @@ class Pool:
         that chain ends here: the base of this array is a mapping, not an array.
         """
         array = block.bytes(length)
+        if self._closed:
+            return array
         self._mend()
         more = length - block.lent  # it may have been lent before, to somebody who was interrupted
         self._sound = False
@@ -402,11 +408,16 @@ class Pool:
         return surplus, seconds
 
     def close(self) -> None:
-        """Give everything back that no user's array holds."""
-        self._collect()
-        self._segments.clear()
-        self._known.clear()
-        self._holes.clear()
+        """Give everything back that no user's array holds; that goes with the array.
+
+        From now on nothing here holds on to any memory: an array does so by itself, and what a
+        block holds beyond that, such as the descriptor, was for the next daemon.
+        """
+        self._closed = True
+        tables = (self._taken, self._lengths, self._segments, self._known, self._holes, self._loans)
+        for table in tables:  # first the blocks: what comes back from now on is not looked at
+            table.clear()
+        self._starts, self._lent_blocks = [], []
         self._sound = False
 
     # --- what comes back ----------------------------------------------------------------
