@@ -235,6 +235,8 @@ class BorderServer:
         # libzmq owns the descriptor from here on, and leaves the file alone.
         router.setsockopt(zmq.USE_FD, self._endpoint.socket.detach())
         router.bind(f"ipc://{self._endpoint.path}")
+        # By the name that the socket was made under, beside its place: always the same one.
+        self._bound = router.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def _send(self, routing_id: bytes, frame: bytes) -> None:
         self._alert = True
@@ -419,7 +421,7 @@ class BorderServer:
             if self._by_token:
                 self._old_sockets += 1
             else:
-                self._router.unbind(f"ipc://{self.path}")  # closes the old ones
+                self._router.unbind(self._bound)  # closes the old ones
                 self._old_sockets = 0
             self._listen_with(self._router)
         if self._endpoint.lifeline_socket is not old_lifeline:
