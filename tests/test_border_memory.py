@@ -64,7 +64,7 @@ def test_memory_that_is_given_back_is_gone_for_all_who_map_it(make):
     ours, theirs = memory.map_segment(fd, size), memory.map_segment(fd, size)
     ours[:] = theirs[:] = b"x" * size
     before = os.fstat(fd).st_blocks
-    memory.give_back(ours, fd, 4 * mmap.PAGESIZE, 8 * mmap.PAGESIZE)
+    memory.give_back(fd, 4 * mmap.PAGESIZE, 8 * mmap.PAGESIZE)
     assert os.fstat(fd).st_blocks <= before - 8 * mmap.PAGESIZE // 512
     assert theirs[:: mmap.PAGESIZE] == b"xxxx" + bytes(8) + b"xxxx"
     memory.check_segment(fd, size)
@@ -73,13 +73,12 @@ def test_memory_that_is_given_back_is_gone_for_all_who_map_it(make):
 def test_memory_is_given_back_in_the_system_s_own_way(make, monkeypatch):
     """On macOS a hole is punched into the file; where a system will not, the memory stays."""
     fd, asked = make(mmap.PAGESIZE), []
-    mapping = memory.map_segment(fd, mmap.PAGESIZE)
     monkeypatch.setattr(memory.sys, "platform", "darwin")
     monkeypatch.setattr(memory.fcntl, "fcntl", lambda *args: asked.append(args))
-    memory.give_back(mapping, fd, 0, mmap.PAGESIZE)
+    memory.give_back(fd, 0, mmap.PAGESIZE)
     assert asked == [(fd, 99, struct.pack("=IIqq", 0, 0, 0, mmap.PAGESIZE))]
     monkeypatch.setattr(memory.fcntl, "fcntl", mock.Mock(side_effect=OSError(45, "Not supported")))
-    memory.give_back(mapping, fd, 0, mmap.PAGESIZE)
+    memory.give_back(fd, 0, mmap.PAGESIZE)
 
 
 @pytest.mark.usefixtures("sealed")

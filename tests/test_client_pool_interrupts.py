@@ -70,8 +70,8 @@ class Program:
     def trim(self):
         """Be idle for a while."""
         self.clock.now += self.random.choice((1.0, 6.0, 70.0))
-        surplus, _ = self.pool.trim()
-        surplus.give_back()
+        self.pool.trim()
+        self.pool.surplus.give_back()
         self.pool.forget()
 
     def step(self):

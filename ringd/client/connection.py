@@ -197,6 +197,7 @@ class Connection:
                 raise
             if blocks is not None:
                 return blocks
+            pool.surplus.give_back()  # not within run: it takes a while
             self._pump.run(self._settle)
             waiting = bool(self._group.session.ops) and not self._closed
             if not pool.has_returns and not (

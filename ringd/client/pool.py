@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import bisect
 import errno
+import math
 import mmap
 import os
+import threading
 import time
 import weakref
 from collections import deque
@@ -30,7 +32,6 @@ import numpy.typing as npt
 
 from ringd import errors
 from ringd.client.arena import Arena
-from ringd.client.bell import Bell
 from ringd.client.retention import Retention
 from ringd.host.memory import create_segment, detach, give_back, map_segment
 from ringd.wire.border import SEAL, SEAL_ALIGN, Ref, seal_offset
@@ -52,23 +53,43 @@ class _Last(weakref.ref[Any]):
 
 
 class Surplus:
-    """Memory on its way back to the system, which takes 0.1 s for each GiB: not under a lock."""
+    """Memory on its way back to the system, which takes 0.1 s for each GiB: not under a lock.
 
-    __slots__ = ("_ranges",)
+    A range is used for nothing any more; so it may be given back twice, as after an interrupt.
+    """
+
+    __slots__ = ("_giving", "_last", "_ranges")
 
     def __init__(self) -> None:
-        self._ranges: list[tuple[Segment, int, int]] = []
+        self._ranges: dict[int, tuple[Segment, int, int]] = {}
+        self._last = 0
+        self._giving = threading.RLock()
+
+    def __bool__(self) -> bool:
+        return bool(self._ranges)
 
     def add(self, segment: Segment, start: int, length: int) -> None:
         """Take in a range; *segment* is kept until it has gone back."""
-        self._ranges.append((segment, start, length))
+        self._last += 1
+        self._ranges[self._last] = (segment, start, length)
 
     def give_back(self) -> None:
-        """Do it. Here and not in the daemon, where the others would wait for that."""
-        while self._ranges:
-            segment, start, length = self._ranges.pop()
-            segment.give_back(start, length)
-            del segment  # the last one may be gone with this
+        """Do it, from any thread; when this returns, so has whoever was at it before.
+
+        Here, as in the daemon all others would wait for that.
+        """
+        with self._giving:
+            self.give_back_at_once()
+
+    def give_back_at_once(self) -> None:
+        """The same, where a lock is held that a finaliser of another thread may wait for."""
+        for number in list(self._ranges):
+            lot = self._ranges.get(number)
+            if lot is not None:
+                segment, start, length = lot
+                segment.give_back(start, length)
+                self._ranges.pop(number, None)  # last: after an interrupt it is done again
+                del segment, lot  # the last one may be gone with this
 
 
 class Segment:
@@ -119,7 +140,7 @@ class Segment:
 
     def give_back(self, start: int, length: int) -> None:
         """Leave the system the pages of a range that is used for nothing any more."""
-        give_back(self.mapping, self.fd, start, length)
+        give_back(self.fd, start, length)
 
     def __del__(self) -> None:
         # The descriptor is kept as long as anything may refer to the memory: a user's array
@@ -190,7 +211,7 @@ class Pool:
         """The connections over which daemons have received them."""
         self._holes: dict[int, int] = {}
         """Bytes of them that went back to the system, or are on their way."""
-        self._taken: dict[int, tuple[Segment, int, int, tuple[_Last, ...]]] = {}
+        self._taken: dict[int, tuple[Segment, int, int, _Last]] = {}
         """Segment, start and size of each block that has not come back."""
         self._lengths: dict[int, int] = {}
         """Bytes that users' arrays have of blocks."""
@@ -200,9 +221,16 @@ class Pool:
         self._retention = Retention()
         self._moved = False
         """Whether a block was taken or came back since the last :meth:`trim`."""
-        self.bell: Bell | None = None
-        """Rung when :meth:`trim` is to be called sooner than it said."""
-        self._loans: dict[int, tuple[Block, tuple[_Last, ...]]] = {}
+        self.surplus = Surplus()
+        """What goes back to the system: whoever calls :meth:`trim` sees to it, outside of the lock;
+        so does who cannot be given memory before that."""
+        self.next_trim = 0.0
+        """When to call :meth:`trim`: there may be memory to give back by then."""
+        self.wake: Callable[[], None] = _nobody
+        """Called when that has become sooner; called too often is harmless."""
+        self._resting = False
+        """Whether :attr:`next_trim` is never, until something is taken."""
+        self._loans: dict[int, tuple[Block, _Last]] = {}
         """Users' arrays, each with its block."""
         self._ended: deque[_Last] = deque()
         """Users' arrays that are gone: from any thread, at any moment."""
@@ -247,7 +275,8 @@ class Pool:
     def take(self, length: int) -> Block | None:
         """Return a block for a tensor of *length* bytes and its seal.
 
-        None means: the budget is used up for now, and something must come back first.
+        None means: the budget is used up for now, and something must come back first; what is
+        :attr:`surplus`, to the system.
 
         Raises:
             ResourceExhausted: it can never fit, or the system has no memory for it.
@@ -274,19 +303,21 @@ class Pool:
             self._watch(block, self._returned, block_number),
         )
         self._sound = self._moved = True
-        if self.bell is not None:
-            self.bell.ring()
+        if self._resting or self.surplus:
+            self._rouse()
         return block
 
-    def _watch(self, thing: object, gone: deque[_Last], number: int) -> tuple[_Last, ...]:
-        """Return what adds *number* to *gone* when *thing* is gone, and then rings.
-
-        The callbacks of an object are called from the last made one to the first.
-        """
-        ringing = () if self.bell is None else (_Last(thing, self.bell.hear),)
+    def _watch(self, thing: object, gone: deque[_Last], number: int) -> _Last:
+        """Return what adds *number* to *gone* when *thing* is gone."""
         last = _Last(thing, gone.append)
         last.number = number
-        return (last, *ringing)
+        return last
+
+    def _rouse(self) -> None:
+        """Have :meth:`trim` called: memory is to go back, or may be once the program is idle."""
+        self.next_trim = 0.0
+        self.wake()
+        self._resting = False  # last: where an interrupt comes before, the next take does it again
 
     def take_all(self, lengths: Sequence[int]) -> list[Block] | None:
         """Return a block for each of *lengths*, or None for none of them; as :meth:`take`."""
@@ -383,29 +414,20 @@ class Pool:
         """A call was made; those under way have *under_way* bytes of blocks."""
         self._retention.note(under_way, self._now())
 
-    def trim(self) -> tuple[Surplus, float | None]:
-        """Let go of what is more than should be kept.
+    def trim(self) -> None:
+        """Let go of what is more than should be kept; at :attr:`next_trim`, which this sets.
 
-        Returns:
-            What goes back to the system, which the caller sees to, and then tells the daemon of
-            what is :attr:`dropped`; and in how many seconds to call this again. None: when the bell
-            rings, which it does before that, too.
+        The caller then gives back what is :attr:`surplus`, and tells the daemon of what is
+        :attr:`dropped`.
         """
         now = self._now()
-        bell = self.bell
-        if bell is not None:
-            bell.armed = bell.rung = False
         self._collect()
-        surplus = self._let_go(self.kept - self._retention.limit(self.used, now))
-        seconds = self._retention.next_look(now, moved=self._moved)
-        if self._moved:
-            self._moved = False
-            return surplus, seconds
-        if bell is not None:
-            bell.armed = True
-            if self.has_returns:
-                bell.ring()
-        return surplus, seconds
+        self._let_go(self.kept - self._retention.limit(self.used, now))
+        # What is in use may come back at any moment, which nothing tells: it is looked at again.
+        seconds = self._retention.next_look(now, more=self._moved or bool(self._taken))
+        self._moved = False
+        self._resting = seconds is None
+        self.next_trim = math.inf if seconds is None else now + seconds
 
     def close(self) -> None:
         """Give everything back that no user's array holds; that goes with the array.
@@ -446,7 +468,7 @@ class Pool:
         if self._arena.give(number, start, size) or not segment.closed:
             del self._taken[block]
         else:
-            segment.give_back(start, size)
+            self.surplus.add(segment, start, size)
             hole = self._holes.get(number, 0) + size
             self._holes[number] = hole
             del self._taken[block]
@@ -503,8 +525,7 @@ class Pool:
         whole = max(slab, _roomy(size))
         if self.size + whole > self.budget or self.kept + whole > limit:
             whole = size
-            self._let_go(self.kept + size - limit).give_back()
-            self.forget()
+            self._let_go(self.kept + size - limit)
         if not self._make_room(whole):
             return None
         try:
@@ -527,9 +548,14 @@ class Pool:
         return Segment(self._next_number, size, self._passed_to)
 
     def _second_try(self, size: int, least: int, error: OSError) -> Segment | None:
-        """Give back what is idle, then ask the system for the least that will do."""
-        if error.errno not in _NO_MEMORY or not (self._evict(self.size) or size > least):
+        """Give back what is idle, at once, then ask the system for the least that will do."""
+        if error.errno not in _NO_MEMORY:
             return None
+        self._drop_idle(self.size)
+        if not self.surplus and size <= least:
+            return None
+        self.surplus.give_back_at_once()
+        self.forget()
         try:
             return self._make(least)
         except OSError:
@@ -547,59 +573,57 @@ class Pool:
         )
 
     def _make_room(self, size: int) -> bool:
-        if len(self._segments) >= _MAX_SEGMENTS and not self._evict(1):
-            return False
-        excess = self.size + size - self.budget
-        if excess <= 0:
-            return True
-        return sum(segment.size for segment in self._idle()) >= excess and self._evict(excess)
+        """Whether there is room for *size* bytes more; else let go of idle ones, if that helps.
 
-    def _evict(self, amount: int) -> bool:
-        """Drop idle segments up to *amount* bytes, and give them back; whether there was any."""
-        surplus = Surplus()
-        freed = self._drop_idle(amount, surplus)
-        surplus.give_back()
-        self.forget()
-        return freed > 0
+        A segment counts, here and in the daemon, until it has gone back to the system.
+        """
+        excess = self.size + size - self.budget
+        if excess > 0:
+            if sum(segment.size for segment in self._idle()) >= excess:
+                self._drop_idle(excess)
+            return False
+        if len(self._known) >= _MAX_SEGMENTS:
+            self._drop_idle(1)
+            return False
+        return True
 
     def _idle(self) -> list[Segment]:
         """Return the segments of which nothing is in use, longest unused first."""
         idle = [s for s in self._segments.values() if self._arena.free_in(s.number) == s.size]
         return sorted(idle, key=_last_used)
 
-    def _drop_idle(self, amount: int, surplus: Surplus) -> int:
+    def _drop_idle(self, amount: int) -> int:
+        """Let go of idle segments, up to *amount* bytes; return how many they have."""
         freed = 0
         for segment in self._idle():
             if freed >= amount:
                 break
             freed += segment.size
-            surplus.add(segment, 0, segment.size)
-            self._retire(segment)
-            self._holes[segment.number] = segment.size
+            self._close(segment)
         return freed
 
-    def _let_go(self, amount: int) -> Surplus:
+    def _let_go(self, amount: int) -> None:
         """Let go of *amount* bytes or all that are free: idle segments, then parts of others."""
-        surplus = Surplus()
         if amount <= 0:
-            return surplus
-        freed = self._drop_idle(amount, surplus)
+            return
+        freed = self._drop_idle(amount)
         for segment in sorted(self._segments.values(), key=_last_used):
             if freed >= amount:
                 break
             free = self._arena.free_in(segment.number)
             if free:
                 freed += free
-                self._close(segment, free, surplus)
-        return surplus
+                self._close(segment)
 
-    def _close(self, segment: Segment, free: int, surplus: Surplus) -> None:
+    def _close(self, segment: Segment) -> None:
         """Use *segment* for nothing new, and let go of what is free in it."""
-        for start, length in self._arena.ranges(segment.number):
-            surplus.add(segment, start, length)
+        ranges = self._arena.ranges(segment.number)
+        # First, as an interrupt may end this: what goes back must not be used again.
         self._retire(segment)
-        self._holes[segment.number] = free
         segment.closed = True
+        for start, length in ranges:
+            self.surplus.add(segment, start, length)
+        self._holes[segment.number] = sum(length for _, length in ranges)
 
     def _retire(self, segment: Segment) -> None:
         """Use *segment* for nothing new; what is in use of it may be so over there, too."""
@@ -610,6 +634,10 @@ class Pool:
             del self._segments[segment.number]
             self._arena.remove(segment.number)
             self._sound = sound
+
+
+def _nobody() -> None:
+    """Nobody is to be woken."""
 
 
 def _block_size(length: int) -> int:
