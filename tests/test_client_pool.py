@@ -102,6 +102,26 @@ def test_budget_is_a_bound():
     assert pool.take(MIB) is not None
 
 
+def test_array_that_ends_while_blocks_are_taken_makes_room_for_them():
+    """Another thread may drop it just when the pool turns out to be full."""
+
+    class Busy(Pool):
+        held = None
+
+        def take(self, length):
+            block = super().take(length)
+            if block is None:
+                self.held = None
+            return block
+
+    pool = Busy(8 * MIB)
+    block = pool.take(3 * MIB)
+    pool.held = pool.lend(block, 3 * MIB)
+    del block
+    assert pool.take_all([3 * MIB, 3 * MIB]) is not None
+    assert pool.take_all([5 * MIB, 5 * MIB]) is None
+
+
 def test_tensor_beyond_the_budget_names_the_setting():
     """What can never fit is an error at once."""
     with pytest.raises(errors.ResourceExhausted, match=r"ipc\.segment_budget = 1048576"):

@@ -330,13 +330,11 @@ class Pool:
                 blocks.append(block)
             else:
                 return blocks
-            # What comes back now is ours alone, and no reason to try again.
+            # If what comes back now is ours alone, there is no reason to try again.
             ours = len(blocks)
             del block
             blocks.clear()
-            others = len(self._returned) - ours
-            self._collect()
-            if others <= 0:
+            if self._collect() <= ours:
                 return None
 
     def lend(self, block: Block, length: int, *, as_input: bool = False) -> Bytes:
@@ -444,8 +442,10 @@ class Pool:
 
     # --- what comes back ----------------------------------------------------------------
 
-    def _collect(self) -> None:
+    def _collect(self) -> int:
+        """Take in what has come back; return how many blocks that was."""
         self._mend()
+        count = 0
         ended, returned = self._ended, self._returned
         while ended:  # what was acted on goes last: once more is harmless
             self._loans.pop(ended[0].number, None)
@@ -454,7 +454,9 @@ class Pool:
             self._take_back(returned[0].number)
             returned.popleft()
             self._moved = True
+            count += 1
         self.forget()
+        return count
 
     def _take_back(self, block: int) -> None:
         if block not in self._taken:
