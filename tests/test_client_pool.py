@@ -13,7 +13,7 @@ from fake_daemon import open_fds
 
 from ringd import errors
 from ringd.client import pool as pool_module
-from ringd.client.pool import Pool, _block_size, _roomy
+from ringd.client.pool import Pool, _block_size, segment_size_for
 from ringd.client.retention import FORGET, QUIET, ROOM
 
 MIB = 1 << 20
@@ -40,7 +40,7 @@ def trim(pool):
     """Trim as the keeper does; return in how many seconds it is to be done again."""
     pool.trim()
     pool.surplus.give_back()
-    pool.forget()
+    pool.note_dropped_segments()
     return pool.next_trim - pool._now()
 
 
@@ -58,13 +58,13 @@ def test_block_sizes_waste_little(length):
     size = _block_size(length)
     assert size % PAGE == 0
     assert length + PAGE <= size <= max(length, 1) + 2 * PAGE
-    assert size <= _roomy(size) <= size + max(length // 8, PAGE)
+    assert size <= segment_size_for(size) <= size + max(length // 8, PAGE)
 
 
 def test_similar_sizes_share_a_segment():
     """There are few sizes of segments: eight per octave."""
     lengths = range(1 << 20, 1 << 21, 1009)
-    assert len({_roomy(_block_size(length)) for length in lengths}) <= 9
+    assert len({segment_size_for(_block_size(length)) for length in lengths}) <= 9
 
 
 def test_returned_block_is_used_again():
@@ -369,7 +369,7 @@ def test_other_sizes_use_the_same_memory():
     for length in range(8 * MIB, 65536, -100_000):
         call(pool, length)
     assert len(pool) == 2
-    assert pool.kept <= 2 * _roomy(_block_size(8 * MIB))
+    assert pool.kept <= 2 * segment_size_for(_block_size(8 * MIB))
 
 
 def test_growing_sizes_leave_little_behind():
@@ -378,7 +378,7 @@ def test_growing_sizes_leave_little_behind():
     for length in range(65536, 8 * MIB, 100_000):
         call(pool, length)
         assert pool.kept <= max(2.5 * 2 * length, ROOM) + 8 * PAGE
-    pool.forget()
+    pool.note_dropped_segments()
     assert pool.size == pool.kept
 
 
@@ -434,7 +434,7 @@ def test_daemon_is_told_of_what_went():
     pool.trim()
     assert (pool.dropped, len(pool)) == ([], 0)
     pool.surplus.give_back()
-    pool.forget()
+    pool.note_dropped_segments()
     assert (pool.dropped, pool.size, pool.kept) == ([(number, "channel")], 0, 0)
 
 
@@ -463,7 +463,7 @@ def test_small_array_does_not_keep_the_large_segment_around_it():
     del array, segment
     trim(pool)
     assert pool.dropped == [(number, "channel")]
-    assert (pool.used, pool.hollow) == (0, 0)
+    assert (pool.used, pool.given_back) == (0, 0)
 
 
 def test_memory_that_the_daemon_may_read_is_not_given_back():
@@ -477,11 +477,11 @@ def test_memory_that_the_daemon_may_read_is_not_given_back():
     clock.now += FORGET
     pool._let_go(pool.kept)
     pool.surplus.give_back()
-    place, before = block.offset, pool.hollow
+    place, before = block.offset, pool.given_back
     pool.retire(block)
     del block
     pool._collect()
-    assert pool.hollow == before > 0
+    assert pool.given_back == before > 0
     assert np.frombuffer(segment.mapping, np.uint8, 100_000, place).min() == 7
     assert other.segment is segment
 
@@ -557,6 +557,6 @@ def test_memory_that_an_interrupt_kept_from_going_back_goes_later(monkeypatch, t
             pool.surplus.give_back()
         assert pool.surplus
     pool.surplus.give_back()
-    pool.forget()
+    pool.note_dropped_segments()
     assert (bool(pool.surplus), pool.size, pool.dropped) == (False, 0, [(1, "channel")])
     assert given == given[:1] * (times + 1)

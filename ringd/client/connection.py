@@ -342,7 +342,7 @@ class Connection:
         pool = self._group.pool
 
         def step() -> Bytes | None:
-            if not as_input and pool.lent + pool.hollow + length > pool.budget // 2:
+            if not as_input and pool.lent + pool.given_back + length > pool.budget // 2:
                 return None
             return pool.lend(block, length, as_input=as_input)
 

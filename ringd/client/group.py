@@ -423,7 +423,7 @@ class Group:
 
     def tell_dropped(self) -> None:
         """Tell the daemon now which segments are gone: while it maps them, they are not."""
-        self.pool.forget()
+        self.pool.note_dropped_segments()
         channel = self._channel
         if channel is not None and not self._silent:
             try:

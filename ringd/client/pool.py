@@ -8,9 +8,9 @@ How much is kept follows what is used (:mod:`ringd.client.retention`). What is t
 the system, longest unused first: whole segments, then the free ranges of those that are in use.
 
 An interrupt may end any step here at any call (:mod:`ringd.client.pump`). So what is true stands in
-few tables, each changed in one store: which segments there are, and which blocks were taken, by
-numbers that are never used again. What follows from these, the free ranges and the lent bytes, is
-made anew where a step did not come to its end.
+few tables, each changed in one store: the segments that are used, and a record of each segment and
+of each block that something refers to, by numbers that are never used again. What follows from
+these, the free ranges and the lent bytes, is made anew where a step did not come to its end.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _NO_MEMORY = (errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EDQU
 Bytes = npt.NDArray[np.uint8]
 
 
-class _Last(weakref.ref[Any]):
-    """Is handed to a method written in C, so at one stroke, when what it refers to is gone."""
+class _GoneRef(weakref.ref[Any]):
+    """A weak reference with a number. Its callback is a C method, so no interrupt comes between."""
 
     __slots__ = ("number",)
     number: int
@@ -92,28 +92,53 @@ class Surplus:
                 del segment, lot  # the last one may be gone with this
 
 
+class _SegmentRecord:
+    """What is known of a segment, also when it is gone, until that is noted."""
+
+    __slots__ = ("given_back", "gone", "passed_to", "size")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.given_back = 0
+        """Bytes of it that went back to the system, or are on their way."""
+        self.passed_to: object = None
+        """The connection over which the daemon has received it; None for none."""
+        self.gone: _GoneRef
+
+
+class _BlockRecord:
+    """What is known of a block, also when it is gone, until it is taken back."""
+
+    __slots__ = ("gone", "lent", "segment", "size", "start")
+
+    def __init__(self, segment: Segment, start: int, size: int, gone: _GoneRef) -> None:
+        self.segment = segment
+        self.start = start
+        self.size = size
+        self.lent = 0
+        """Bytes that a user's array has of it."""
+        self.gone = gone
+
+
 class Segment:
     """One piece of shared memory, cut into blocks."""
 
     __slots__ = (
         "__weakref__",
-        "_passed_to",
         "address",
         "closed",
         "fd",
         "last_used",
         "mapping",
         "number",
+        "record",
         "refused",
-        "retired",
         "size",
     )
 
-    def __init__(self, number: int, size: int, passed_to: dict[int, object]) -> None:
-        self.retired = False
-        """Whether it is used for nothing new; it counts until nothing refers to it any more."""
+    def __init__(self, number: int, size: int) -> None:
         self.closed = False
-        """Whether, besides that, its memory goes back to the system as it comes free."""
+        """Whether it is used for nothing new, and goes back to the system as it comes free."""
         self.refused = False
         """Whether the daemon may have refused it, for want of something that it may have by now."""
         self.number = number
@@ -122,16 +147,16 @@ class Segment:
         self.mapping: mmap.mmap = map_segment(self.fd, size)
         self.address = _address(np.frombuffer(self.mapping, np.uint8))
         self.last_used = 0
-        self._passed_to = passed_to
+        self.record = _SegmentRecord(size)
 
     @property
     def passed_to(self) -> object:
         """The connection over which the daemon has received it; None for none."""
-        return self._passed_to.get(self.number)
+        return self.record.passed_to
 
     @passed_to.setter
     def passed_to(self, connection: object) -> None:
-        self._passed_to[self.number] = connection
+        self.record.passed_to = connection
         self.refused = False
 
     def is_to_be_passed(self, connection: object) -> bool:
@@ -152,7 +177,7 @@ class Segment:
 class Block:
     """A piece of a segment; returns to its pool when it is garbage."""
 
-    __slots__ = ("__weakref__", "found", "lent", "number", "offset", "segment", "size")
+    __slots__ = ("__weakref__", "found", "number", "offset", "segment", "size")
 
     def __init__(self, segment: Segment, offset: int, size: int, number: int) -> None:
         self.segment = segment
@@ -160,8 +185,6 @@ class Block:
         self.size = size
         self.number = number
         """Of its own, under which it is known as taken."""
-        self.lent = 0
-        """Bytes that a user's array has of it."""
         self.found = False
         """Whether :meth:`Pool.find` knows it."""
 
@@ -205,19 +228,13 @@ class Pool:
         self._now = now
         self._segments: dict[int, Segment] = {}
         """Those that blocks are taken from."""
-        self._known: dict[int, tuple[int, _Last]] = {}
-        """Bytes of each segment, retired ones that are still referred to included."""
-        self._passed_to: dict[int, object] = {}
-        """The connections over which daemons have received them."""
-        self._holes: dict[int, int] = {}
-        """Bytes of them that went back to the system, or are on their way."""
-        self._taken: dict[int, tuple[Segment, int, int, _Last]] = {}
-        """Segment, start and size of each block that has not come back."""
-        self._lengths: dict[int, int] = {}
-        """Bytes that users' arrays have of blocks."""
+        self._records: dict[int, _SegmentRecord] = {}
+        """Of all segments, retired ones that are still referred to included."""
+        self._taken: dict[int, _BlockRecord] = {}
+        """Of all blocks that have not come back."""
         self._arena = Arena()
         self._sound = True
-        """Whether arena and lent bytes are what the tables say: else a step did not end."""
+        """Whether arena and lent bytes are what the records say: else a step did not end."""
         self._retention = Retention()
         self._moved = False
         """Whether a block was taken or came back since the last :meth:`trim`."""
@@ -230,13 +247,13 @@ class Pool:
         """Called when that has become sooner; called too often is harmless."""
         self._resting = False
         """Whether :attr:`next_trim` is never, until something is taken."""
-        self._loans: dict[int, tuple[Block, _Last]] = {}
+        self._loans: dict[int, tuple[Block, _GoneRef]] = {}
         """Users' arrays, each with its block."""
-        self._ended: deque[_Last] = deque()
+        self._ended: deque[_GoneRef] = deque()
         """Users' arrays that are gone: from any thread, at any moment."""
-        self._returned: deque[_Last] = deque()
+        self._returned: deque[_GoneRef] = deque()
         """Likewise blocks."""
-        self._forgotten: deque[_Last] = deque()
+        self._forgotten: deque[_GoneRef] = deque()
         """Likewise segments."""
         self._starts: list[int] = []  # addresses of lent blocks, sorted
         self._lent_blocks: list[weakref.ref[Block]] = []
@@ -250,22 +267,22 @@ class Pool:
     @property
     def size(self) -> int:
         """Bytes of all segments, retired ones that are still referred to included."""
-        return sum(size for size, _ in self._known.values())
+        return sum([record.size for record in self._records.values()])
 
     @property
-    def hollow(self) -> int:
+    def given_back(self) -> int:
         """Bytes of them that are no memory any more; the rest of such a segment may be in use."""
-        return sum(self._holes.values())
+        return sum([record.given_back for record in self._records.values()])
 
     @property
     def kept(self) -> int:
         """Bytes of memory, in use or not."""
-        return self.size - self.hollow
+        return self.size - self.given_back
 
     @property
     def used(self) -> int:
         """Bytes of all blocks that have not come back."""
-        return sum(size for _, _, size, _ in self._taken.values())
+        return sum([record.size for record in self._taken.values()])
 
     @property
     def has_returns(self) -> bool:
@@ -296,22 +313,12 @@ class Pool:
         segment, block_number = self._segments[number], self._last_block
         segment.last_used = block_number
         block = Block(segment, start, size, block_number)
-        self._taken[block_number] = (
-            segment,
-            start,
-            size,
-            self._watch(block, self._returned, block_number),
-        )
+        gone = _gone_ref(block, self._returned, block_number)
+        self._taken[block_number] = _BlockRecord(segment, start, size, gone)
         self._sound = self._moved = True
         if self._resting or self.surplus:
             self._rouse()
         return block
-
-    def _watch(self, thing: object, gone: deque[_Last], number: int) -> _Last:
-        """Return what adds *number* to *gone* when *thing* is gone."""
-        last = _Last(thing, gone.append)
-        last.number = number
-        return last
 
     def _rouse(self) -> None:
         """Have :meth:`trim` called: memory is to go back, or may be once the program is idle."""
@@ -351,9 +358,10 @@ class Pool:
         if self._closed:
             return array
         self._mend()
-        more = length - block.lent  # it may have been lent before, to somebody who was interrupted
+        record = self._taken[block.number]
+        more = length - record.lent  # lent before, perhaps, in a step that was interrupted
         self._sound = False
-        self._lengths[block.number] = block.lent = length
+        record.lent = length
         self.lent += more
         self._sound = True
         if as_input:
@@ -363,10 +371,8 @@ class Pool:
             # Two stores, and no call, between which an interrupt could come.
             self._starts[place:place], self._lent_blocks[place:place] = [start], [reference]
         self._last_loan += 1
-        self._loans[self._last_loan] = (
-            block,
-            self._watch(array, self._ended, self._last_loan),
-        )
+        loan = self._last_loan
+        self._loans[loan] = (block, _gone_ref(array, self._ended, loan))
         return array
 
     def find(self, array: npt.NDArray[Any]) -> tuple[Block, int] | None:
@@ -379,12 +385,12 @@ class Pool:
         if block is None:
             return None
         start = address - self._starts[place]
-        return (block, start) if start + array.nbytes <= block.lent else None
+        return (block, start) if start + array.nbytes <= self._taken[block.number].lent else None
 
     def retire(self, block: Block) -> None:
         """Never use the memory of *block* again: the daemon may still be at work in it.
 
-        Its segment serves out its time, and the daemon is told to drop it once nothing here
+        Its segment is used for nothing new, and the daemon is told to drop it once nothing here
         refers to it. Over there it stays mapped for as long as it is needed, which is more than
         we can know.
         """
@@ -434,10 +440,11 @@ class Pool:
         block holds beyond that, such as the descriptor, was for the next daemon.
         """
         self._closed = True
-        tables = (self._taken, self._lengths, self._segments, self._known, self._holes, self._loans)
-        for table in tables:  # first the blocks: what comes back from now on is not looked at
-            table.clear()
         self._starts, self._lent_blocks = [], []
+        self._taken.clear()  # before the loans: what comes back from now on is not looked at
+        self._segments.clear()
+        self._records.clear()
+        self._loans.clear()
         self._sound = False
 
     # --- what comes back ----------------------------------------------------------------
@@ -455,55 +462,47 @@ class Pool:
             returned.popleft()
             self._moved = True
             count += 1
-        self.forget()
+        self.note_dropped_segments()
         return count
 
     def _take_back(self, block: int) -> None:
-        if block not in self._taken:
+        record = self._taken.get(block)
+        if record is None:
             return
-        segment, start, size, _ = self._taken[block]
+        segment, start, size = record.segment, record.start, record.size
         if self._starts:
             self._forget_place(segment.address + start)
         self._sound = False
-        lent = self._lengths.pop(block, 0)
-        number = segment.number
-        if self._arena.give(number, start, size) or not segment.closed:
-            del self._taken[block]
-        else:
+        if not self._arena.give(segment.number, start, size) and segment.closed:
             self.surplus.add(segment, start, size)
-            hole = self._holes.get(number, 0) + size
-            self._holes[number] = hole
-            del self._taken[block]
-        self.lent -= lent
+            segment.record.given_back += size  # no call follows: both stores are made, or none
+        del self._taken[block]
+        self.lent -= record.lent
         self._sound = True
 
-    def forget(self) -> None:
+    def note_dropped_segments(self) -> None:
         """Take in which segments nothing refers to any more, for :attr:`dropped`."""
         forgotten = self._forgotten
         while forgotten:
             number = forgotten[0].number
-            passed_to = self._passed_to.get(number)
-            if passed_to is not None:
-                self.dropped.append((number, passed_to))
-            for table in (self._known, self._holes, self._passed_to):
-                table.pop(number, None)
+            record = self._records.get(number)
+            if record is not None and record.passed_to is not None:
+                self.dropped.append((number, record.passed_to))
+            self._records.pop(number, None)
             forgotten.popleft()
 
     def _mend(self) -> None:
-        """Make anew what follows from the tables, where a step did not come to its end."""
+        """Make anew what follows from the records, where a step did not come to its end."""
         if self._sound:
             return
         taken: dict[int, list[tuple[int, int]]] = {}
-        for owner, start, size, _ in self._taken.values():
-            taken.setdefault(owner.number, []).append((start, size))
+        for record in self._taken.values():
+            taken.setdefault(record.segment.number, []).append((record.start, record.size))
         arena = Arena()
-        for number, segment in list(self._segments.items()):
-            if segment.retired:
-                del self._segments[number]
-            else:
-                arena.add(number, segment.size, taken.get(number, ()))
+        for number, segment in self._segments.items():
+            arena.add(number, segment.size, taken.get(number, ()))
         self._arena = arena
-        self.lent = sum(n for block, n in self._lengths.items() if block in self._taken)
+        self.lent = sum([record.lent for record in self._taken.values()])
         self._sound = True
 
     def _forget_place(self, start: int) -> None:
@@ -524,7 +523,7 @@ class Pool:
         # Many small blocks share a segment, the more the more of them there are: each segment
         # costs a descriptor on both sides. A large one has room for those of similar size.
         slab = min(max(_MIN_SLAB, self.used // 8), _MAX_SLAB)
-        whole = max(slab, _roomy(size))
+        whole = max(slab, segment_size_for(size))
         if self.size + whole > self.budget or self.kept + whole > limit:
             whole = size
             self._let_go(self.kept + size - limit)
@@ -538,16 +537,15 @@ class Pool:
                 raise self._no_memory(size, error) from error
             segment = segment_or_none
         self._next_number += 1
-        number = segment.number
-        last = _Last(segment, self._forgotten.append)
-        last.number = number
-        self._known[number] = (segment.size, last)
+        number, record = segment.number, segment.record
+        record.gone = _gone_ref(segment, self._forgotten, number)
+        self._records[number] = record
         self._segments[number] = segment
         self._arena.add(number, segment.size)
         return self._arena.take(size)
 
     def _make(self, size: int) -> Segment:
-        return Segment(self._next_number, size, self._passed_to)
+        return Segment(self._next_number, size)
 
     def _second_try(self, size: int, least: int, error: OSError) -> Segment | None:
         """Give back what is idle, at once, then ask the system for the least that will do."""
@@ -557,7 +555,7 @@ class Pool:
         if not self.surplus and size <= least:
             return None
         self.surplus.give_back_at_once()
-        self.forget()
+        self.note_dropped_segments()
         try:
             return self._make(least)
         except OSError:
@@ -584,7 +582,7 @@ class Pool:
             if sum(segment.size for segment in self._idle()) >= excess:
                 self._drop_idle(excess)
             return False
-        if len(self._known) >= _MAX_SEGMENTS:
+        if len(self._records) >= _MAX_SEGMENTS:
             self._drop_idle(1)
             return False
         return True
@@ -625,17 +623,23 @@ class Pool:
         segment.closed = True
         for start, length in ranges:
             self.surplus.add(segment, start, length)
-        self._holes[segment.number] = sum(length for _, length in ranges)
+        segment.record.given_back = sum([length for _, length in ranges])
 
     def _retire(self, segment: Segment) -> None:
         """Use *segment* for nothing new; what is in use of it may be so over there, too."""
         segment.closed = False
         if segment.number in self._segments:
             sound, self._sound = self._sound, False
-            segment.retired = True
             del self._segments[segment.number]
             self._arena.remove(segment.number)
             self._sound = sound
+
+
+def _gone_ref(thing: object, gone: deque[_GoneRef], number: int) -> _GoneRef:
+    """Return what adds itself, with *number*, to *gone* when *thing* is gone."""
+    reference = _GoneRef(thing, gone.append)
+    reference.number = number
+    return reference
 
 
 def _nobody() -> None:
@@ -647,7 +651,7 @@ def _block_size(length: int) -> int:
     return -(-max(length, 1) // _PAGE) * _PAGE + _PAGE
 
 
-def _roomy(size: int) -> int:
+def segment_size_for(size: int) -> int:
     """Return the size of a new segment for a block of *size* bytes: at most an eighth more.
 
     Such sizes come in eight steps per octave, so that tensors of similar size find room.
