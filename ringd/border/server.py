@@ -177,11 +177,6 @@ class BorderServer:
         """The clients that have attached."""
         return list(self._by_routing_id.values())
 
-    def broadcast(self, reply: Reply) -> None:
-        """Send *reply* to every attached client."""
-        for client in self.clients:
-            client.send(reply)
-
     def send(self, client: Client, reply: Reply, payload: bytes | memoryview | None) -> None:
         """Send to *client*; :meth:`Client.send` is the way in."""
         assert client.routing_id is not None  # noqa: S101 - for the type checker
