@@ -45,16 +45,27 @@ def events(daemon):
     return [line["event"] for line in daemon.logged if line["event"] in (FULL, ROOM)]
 
 
+def refusal(daemon, group):
+    """Return why a newcomer is refused: a busy machine may take longer than it wants to wait."""
+    for timeout in (0.3, 3.0, 30.0):
+        try:
+            ringd.connect(daemon.path, group, timeout=timeout).close()
+        except ringd.DaemonUnavailable:
+            continue
+        except ringd.ResourceExhausted as error:
+            return str(error)
+    return ""
+
+
 def test_newcomers_are_refused_and_the_others_kept(daemon, files):
     """Who is attached goes on, with new segments too; who comes is told why; then there is room."""
     large = np.ones(100_000, np.float32)
     with ringd.connect(daemon.path, "old") as old:
         files.jump(900)
         for n in range(3):
-            with pytest.raises(ringd.ResourceExhausted) as refusal:
-                ringd.connect(daemon.path, f"new{n}", timeout=0.3)
+            why = refusal(daemon, f"new{n}")
             for part in (daemon.path, "900 of at most 1000", "ipc.reserve", "LimitNOFILE"):
-                assert part in str(refusal.value)
+                assert part in why
             assert (old.all_reduce(large * (n + 1)) == 2 * (n + 1)).all()
         assert daemon.run(lambda: len(daemon.server._by_token)) == 1
         files.jump(800)

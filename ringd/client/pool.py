@@ -74,9 +74,9 @@ class Surplus:
         self._ranges[self._last] = (segment, start, length)
 
     def give_back(self) -> None:
-        """Do it, from any thread; when this returns, so has whoever was at it before.
+        """Do it, from any thread; a thread that is at it already is waited for.
 
-        Here, as in the daemon all others would wait for that.
+        Here, as in the daemon all other clients would wait for that.
         """
         with self._giving:
             self.give_back_at_once()
@@ -239,8 +239,8 @@ class Pool:
         self._moved = False
         """Whether a block was taken or came back since the last :meth:`trim`."""
         self.surplus = Surplus()
-        """What goes back to the system: whoever calls :meth:`trim` sees to it, outside of the lock;
-        so does who cannot be given memory before that."""
+        """What goes back to the system, outside of the lock: the caller of :meth:`trim` sees to it,
+        and a caller of :meth:`take` that got nothing."""
         self.next_trim = 0.0
         """When to call :meth:`trim`: there may be memory to give back by then."""
         self.wake: Callable[[], None] = _nobody

@@ -22,7 +22,7 @@ QUIET = 5.0
 FORGET = 60.0
 """Seconds without a call after which its working set is forgotten."""
 ROOM = 1 << 20
-"""Bytes beyond what is in use that are always kept: less is not worth a thought."""
+"""Bytes that are always kept beyond what is in use: less is not worth giving back."""
 _SECONDS = 5
 
 

@@ -128,7 +128,7 @@ def socket_candidates(
 def left_out(
     environ: Mapping[str, str] = os.environ, *, macos: bool = MACOS, user: User | None = None
 ) -> str:
-    """Return in words which sockets the environment leads to that are not this user's, if any."""
+    """Return which sockets the environment leads to that are not this user's; empty for none."""
     user = user or current_user()
     others = [
         str(path)
