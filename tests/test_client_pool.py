@@ -6,6 +6,7 @@ import itertools
 import math
 import mmap
 import os
+import weakref
 
 import numpy as np
 import pytest
@@ -189,6 +190,28 @@ def test_array_outlives_pool_and_descriptor():
     del pool
     gc.collect()
     assert array.sum() == 7 * 65536
+
+
+def test_closed_pool_holds_on_to_nothing():
+    """Neither to blocks in use nor to what is on its way to the system, and gives nothing back."""
+    pool, fds = Pool(64 * MIB), open_fds()
+    block, other = pool.take(8 * MIB), pool.take(100_000)
+    segment = weakref.ref(block.segment)
+    array = pool.lend(block, 8 * MIB)
+    array[:] = 7
+    del other
+    pool._collect()
+    pool._let_go(pool.kept)
+    assert pool.surplus
+    pool.close()
+    late = pool.lend(block, 8 * MIB)
+    del block
+    pool.trim()
+    pool.surplus.give_back()
+    assert (segment(), pool.surplus._ranges, pool.next_trim) == (None, {}, math.inf)
+    assert array.min() == late.min() == 7
+    del array, late
+    assert open_fds() == fds
 
 
 def test_lent_memory_is_found_by_its_address():

@@ -73,6 +73,10 @@ class Surplus:
         self._last += 1
         self._ranges[self._last] = (segment, start, length)
 
+    def clear(self) -> None:
+        """Leave it to the end of the segments."""
+        self._ranges.clear()
+
     def give_back(self) -> None:
         """Do it, from any thread; a thread that is at it already is waited for.
 
@@ -424,6 +428,9 @@ class Pool:
         The caller then gives back what is :attr:`surplus`, and tells the daemon of what is
         :attr:`dropped`.
         """
+        if self._closed:
+            self.next_trim = math.inf
+            return
         now = self._now()
         self._collect()
         self._let_go(self.kept - self._retention.limit(self.used, now))
@@ -445,6 +452,7 @@ class Pool:
         self._segments.clear()
         self._records.clear()
         self._loans.clear()
+        self.surplus.clear()
         self._sound = False
 
     # --- what comes back ----------------------------------------------------------------
