@@ -267,6 +267,10 @@ class FakeDaemon:
         assert done.wait(timeout)
         return box[0]
 
+    def broadcast(self, reply: border.Reply) -> None:
+        """Send *reply* to every attached client."""
+        self.run(lambda: [client.send(reply) for client in self.server.clients])
+
     def stop(self) -> None:
         """Close everything and end the thread."""
         if self._thread.is_alive():

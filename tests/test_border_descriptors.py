@@ -46,16 +46,27 @@ def events(daemon):
     return [line["event"] for line in daemon.logged if line["event"] in (FULL, ROOM)]
 
 
+def refusal(daemon, group):
+    """Return why a newcomer is refused: a busy machine may take longer than it wants to wait."""
+    for timeout in (0.3, 3.0, 30.0):
+        try:
+            ringd.connect(daemon.path, group, timeout=timeout).close()
+        except ringd.DaemonUnavailable:
+            continue
+        except ringd.ResourceExhausted as error:
+            return str(error)
+    return ""
+
+
 def test_newcomers_are_refused_and_the_others_kept(daemon, files):
     """Who is attached goes on, with new segments too; who comes is told why; then there is room."""
     large = np.ones(100_000, np.float32)
     with ringd.connect(daemon.path, "old") as old:
         files.jump(900)
         for n in range(3):
-            with pytest.raises(ringd.ResourceExhausted) as refusal:
-                ringd.connect(daemon.path, f"new{n}", timeout=0.3)
+            why = refusal(daemon, f"new{n}")
             for part in (daemon.path, "900 of at most 1000", "ipc.reserve", "LimitNOFILE"):
-                assert part in str(refusal.value)
+                assert part in why
             assert (old.all_reduce(large * (n + 1)) == 2 * (n + 1)).all()
         assert daemon.run(lambda: len(daemon.server._by_token)) == 1
         files.jump(800)
@@ -83,6 +94,21 @@ def test_segments_are_refused_later_than_programs(daemon, files):
         with pytest.raises(ringd.ResourceExhausted, match="960 of at most 1000"):
             ring.all_reduce(np.ones(100_000))
         assert ring.all_reduce(1.0) == 2.0
+
+
+def test_shortage_that_has_passed_is_over_for_the_same_segment_too(daemon, files):
+    """A client uses its segments again; what was refused once is asked for again."""
+    large = np.ones(100_000)
+    with ringd.connect(daemon.path) as ring:
+        files.jump(960)
+        for _ in range(2):
+            with pytest.raises(ringd.ResourceExhausted, match="960 of at most 1000"):
+                ring.all_reduce(large)
+        numbers = set(ring._connection._group.pool._segments)
+        files.jump(10)
+        assert ring.all_reduce(large)[-1] == 2
+        assert daemon.run(lambda: daemon.handler.submitted[-1].message.source.segment) in numbers
+        assert daemon.run(lambda: sum(c.segment_bytes for c in daemon.server.clients)) > 0
 
 
 def test_newcomers_count_before_their_second_connection(daemon, files):

@@ -1,5 +1,6 @@
 """The daemon's sockets: their mode from the first instant, and whose they are."""
 
+import errno
 import os
 import socket
 import stat
@@ -13,6 +14,7 @@ from fake_daemon import FakeDaemon, open_fds
 from ringd import errors
 from ringd.border import endpoint
 from ringd.border.endpoint import Endpoint
+from ringd.host.credentials import MAX_SOCKET_PATH
 
 FAKE = Path(__file__).with_name("fake_daemon.py")
 
@@ -54,6 +56,104 @@ def test_mode_is_right_before_anyone_can_connect(tmp_path, monkeypatch, mode, gr
     finally:
         os.umask(umask)
     assert seen == [mode, mode]
+
+
+@pytest.mark.parametrize("group", ["", str(os.getgid())])
+def test_socket_is_in_its_place_only_when_it_listens(tmp_path, monkeypatch, group):
+    """So nobody is turned away, or let in, by one that is not what it is to be."""
+    real_listen, real_chown, there = socket.socket.listen, os.chown, []
+
+    def look():
+        there.extend(path for path in (tmp_path / "s", tmp_path / "s.life") if path.exists())
+
+    def listen(self, backlog):
+        look()
+        real_listen(self, backlog)
+        look()
+
+    def chown(*args):
+        look()
+        real_chown(*args)
+
+    monkeypatch.setattr(socket.socket, "listen", listen)
+    monkeypatch.setattr(os, "chown", chown)
+    opened = make(tmp_path / "s", group=group)
+    assert there == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s", "s.life", "s.lock"]
+    for suffix in ("", ".life"):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(opened.path + suffix)
+    shut(opened)
+
+
+def refuse(*_):
+    """Do what the system does when something must not be."""
+    raise OSError(errno.EPERM, "Operation not permitted")
+
+
+FAILURES = [(os, "chown"), (socket.socket, "listen"), (socket, "socket"), (Path, "rename")]
+
+
+@pytest.mark.parametrize(("owner", "name"), FAILURES, ids=[name for _, name in FAILURES])
+@pytest.mark.parametrize("removed", ["s", "s.life", None])
+def test_failure_leaves_all_as_it_was(tmp_path, monkeypatch, owner, name, removed):
+    """What works goes on to, what is lost is known to be, and the next try makes it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, refuse)
+        with pytest.raises(errors.ConfigError, match="not permitted"):
+            make(tmp_path / "s", group=str(os.getgid()))
+    assert [path.name for path in tmp_path.iterdir()] == ["s.lock"]
+    opened = make(tmp_path / "s", group=str(os.getgid()))
+    sockets = (opened.socket, opened.lifeline_socket)
+    if removed is not None:
+        (tmp_path / removed).unlink()
+    lost, fds = opened.lost(), open_fds()
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, refuse)
+        with pytest.raises(errors.ConfigError, match="not permitted"):
+            opened.renew(*([] if removed else [opened.path]))
+    assert (opened.socket, opened.lifeline_socket) == sockets
+    assert (opened.lost(), open_fds()) == (lost, fds)
+    left = {"s", "s.life", "s.lock"} - {removed}
+    assert {path.name for path in tmp_path.iterdir()} == left
+    for path in left - {"s.lock"}:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / path))
+    opened.renew()
+    assert opened.lost() == []
+    for listener in {*sockets, opened.socket, opened.lifeline_socket}:
+        listener.close()
+    opened.close()
+
+
+def test_socket_that_nobody_listens_on_is_not_left_in_its_place(tmp_path, monkeypatch):
+    """When the second cannot be put in its place, the first is known to be lost."""
+    opened, rename = make(tmp_path / "s"), Path.rename
+
+    def rename_one(path, target):
+        return refuse() if str(target).endswith(".life") else rename(path, target)
+
+    sockets = (opened.socket, opened.lifeline_socket)
+    for name in ("s", "s.life"):
+        (tmp_path / name).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename_one)
+        with pytest.raises(errors.ConfigError):
+            opened.renew()
+    assert opened.lost() == [opened.path, opened.path + ".life"]
+    assert [path.name for path in tmp_path.iterdir()] == ["s.lock"]
+    opened.renew()
+    for listener in sockets:
+        listener.close()
+    shut(opened)
+
+
+def test_longest_path_that_can_be(tmp_path):
+    """What is made beside the sockets' places fits where these do."""
+    room = MAX_SOCKET_PATH - len(str(tmp_path / "s")) - len(".life")
+    if room < 0:
+        pytest.skip("the tests' directory has a long name itself")
+    shut(make(tmp_path / ("s" + room * "x")))
 
 
 def test_second_daemon_is_told_whom_to_stop(tmp_path):

@@ -64,7 +64,7 @@ def test_memory_that_is_given_back_is_gone_for_all_who_map_it(make):
     ours, theirs = memory.map_segment(fd, size), memory.map_segment(fd, size)
     ours[:] = theirs[:] = b"x" * size
     before = os.fstat(fd).st_blocks
-    memory.give_back(ours, fd, 4 * mmap.PAGESIZE, 8 * mmap.PAGESIZE)
+    memory.give_back(fd, 4 * mmap.PAGESIZE, 8 * mmap.PAGESIZE)
     assert os.fstat(fd).st_blocks <= before - 8 * mmap.PAGESIZE // 512
     assert theirs[:: mmap.PAGESIZE] == b"xxxx" + bytes(8) + b"xxxx"
     memory.check_segment(fd, size)
@@ -73,13 +73,12 @@ def test_memory_that_is_given_back_is_gone_for_all_who_map_it(make):
 def test_memory_is_given_back_in_the_system_s_own_way(make, monkeypatch):
     """On macOS a hole is punched into the file; where a system will not, the memory stays."""
     fd, asked = make(mmap.PAGESIZE), []
-    mapping = memory.map_segment(fd, mmap.PAGESIZE)
     monkeypatch.setattr(memory.sys, "platform", "darwin")
     monkeypatch.setattr(memory.fcntl, "fcntl", lambda *args: asked.append(args))
-    memory.give_back(mapping, fd, 0, mmap.PAGESIZE)
+    memory.give_back(fd, 0, mmap.PAGESIZE)
     assert asked == [(fd, 99, struct.pack("=IIqq", 0, 0, 0, mmap.PAGESIZE))]
     monkeypatch.setattr(memory.fcntl, "fcntl", mock.Mock(side_effect=OSError(45, "Not supported")))
-    memory.give_back(mapping, fd, 0, mmap.PAGESIZE)
+    memory.give_back(fd, 0, mmap.PAGESIZE)
 
 
 @pytest.mark.usefixtures("sealed")
@@ -272,6 +271,20 @@ def test_lost_descriptor_names_the_limit():
     with pytest.raises(errors.ResourceExhausted, match="open files"):
         table.view(Ref(1, 0, 1), writable=False)
     table.drop(1)
+
+
+def test_segment_that_was_refused_is_tried_again_when_it_is_added_again(make):
+    """What was missing may be there by now, or something else may be missing."""
+    table = SegmentTable(8192)
+    table.add(1, 8192, make(8192))
+    table.add(2, 8192, make(8192))
+    table.add(2, 8192, None)
+    with pytest.raises(errors.ResourceExhausted, match="open files"):
+        table.view(Ref(2, 0, 1), writable=False)
+    table.drop(1)
+    table.add(2, 8192, make(8192))
+    assert len(table.view(Ref(2, 0, 8192), writable=False)) == 8192
+    assert (table.mapped_bytes, len(table)) == (8192, 1)
 
 
 @pytest.mark.parametrize("size", [0, 1 << 62])

@@ -28,10 +28,10 @@ def test_inline_tensor_comes_back_reduced(daemon):
         assert struct.unpack("<2f", raw.payload) == (3, 6)
 
 
-def test_broadcast_reaches_every_client(daemon):
-    """News of the ring goes to all that are attached."""
+def test_news_reach_every_client(daemon):
+    """All that are attached can be told of the ring."""
     with Raw(daemon, group="a") as one, Raw(daemon, group="b") as two:
-        daemon.run(lambda: daemon.server.broadcast(border.RingState("forming", 8)))
+        daemon.broadcast(border.RingState("forming", 8))
         assert [one.receive(), two.receive()] == [border.RingState("forming", 8)] * 2
 
 

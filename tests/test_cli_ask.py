@@ -9,8 +9,7 @@ import pytest
 
 from ringd.cli.ask import ask
 from ringd.errors import DaemonUnavailable
-from ringd.wire.border import lifeline
-from ringd.wire.border.messages import AskStatus
+from ringd.wire.border.messages import AskStatus, lifeline
 
 
 def said(path: Path) -> str:

@@ -33,7 +33,7 @@ def test_a_ring_that_broke_is_not_the_daemons_fault(tmp_path, monkeypatch):
     monkeypatch.setattr(connection_module, "GRACE", 0.01)
     with fake(tmp_path, hold=True) as (daemon, ring):
         for news in (RingState("forming", 8, "link to n1 lost"), RingState("ready", 9)):
-            daemon.loop.call_threadsafe(lambda news=news: daemon.server.broadcast(news))
+            daemon.broadcast(news)
         eventually(lambda: ring.generation == 9)
         with pytest.raises(ringd.DeadlineExceeded, match=r"the ring broke: link to n1 lost \(if"):
             ring.all_reduce(LARGE, timeout=0.05)

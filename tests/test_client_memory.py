@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from clientkit import INLINE_LIMIT, fake, pool_of
-from fake_daemon import eventually
+from fake_daemon import eventually, mapped
 
 import ringd
 from ringd.border.server import Limits
@@ -99,6 +99,29 @@ def test_array_in_shared_memory_survives_its_ring(daemon):
     buffer[:] = 1
     gc.collect()
     assert (result.sum(), buffer.sum()) == (30_000, 10_000)
+
+
+def test_memory_of_a_closed_ring_goes_with_its_last_array(daemon):
+    """Also while the ring's name is kept; a result that is fetched after the end is no other."""
+    before = mapped()
+    with ringd.connect(daemon.path, "other", timeout=10) as ring:
+        result = ring.all_reduce(np.ones(100_000))
+        small = ring.all_reduce(np.ones(100_000))[:10]
+        buffer = ring.empty(100_000)
+        work = ring.all_reduce_async(np.ones(100_000))
+        eventually(lambda op=work._op: op.ended or ring.rank < 0)  # the latter takes it in
+    late = work.wait()
+    assert (result.sum(), small.sum(), late.sum()) == (300_000, 30, 300_000)
+    buffer[:] = 1
+    del result, buffer, work
+    gc.collect()
+    pool = pool_of(ring)
+    pool.trim()
+    assert (small.sum(), late.sum()) == (30, 300_000)
+    del small, late
+    eventually(lambda: mapped() == before)
+    with pytest.raises(ringd.RingError, match="closed"):
+        pool.take(100_000)
 
 
 @pytest.mark.parametrize("error", [1, 38])

@@ -3,8 +3,10 @@
 import errno
 import gc
 import itertools
+import math
 import mmap
 import os
+import weakref
 
 import numpy as np
 import pytest
@@ -12,8 +14,7 @@ from fake_daemon import open_fds
 
 from ringd import errors
 from ringd.client import pool as pool_module
-from ringd.client.bell import Bell
-from ringd.client.pool import Pool, _block_size, _roomy
+from ringd.client.pool import Pool, _block_size, segment_size_for
 from ringd.client.retention import FORGET, QUIET, ROOM
 
 MIB = 1 << 20
@@ -25,6 +26,23 @@ def pool_of(budget, *, working_set=0, now=lambda: 0.0):
     pool = Pool(budget, now)
     pool.note(working_set)
     return pool
+
+
+def take(pool, length):
+    """Take as the connection does: what is on its way to the system goes there first."""
+    block = pool.take(length)
+    if block is None:
+        pool.surplus.give_back()
+        block = pool.take(length)
+    return block
+
+
+def trim(pool):
+    """Trim as the keeper does; return in how many seconds it is to be done again."""
+    pool.trim()
+    pool.surplus.give_back()
+    pool.note_dropped_segments()
+    return pool.next_trim - pool._now()
 
 
 def of_size(pool, size):
@@ -41,13 +59,13 @@ def test_block_sizes_waste_little(length):
     size = _block_size(length)
     assert size % PAGE == 0
     assert length + PAGE <= size <= max(length, 1) + 2 * PAGE
-    assert size <= _roomy(size) <= size + max(length // 8, PAGE)
+    assert size <= segment_size_for(size) <= size + max(length // 8, PAGE)
 
 
 def test_similar_sizes_share_a_segment():
     """There are few sizes of segments: eight per octave."""
     lengths = range(1 << 20, 1 << 21, 1009)
-    assert len({_roomy(_block_size(length)) for length in lengths}) <= 9
+    assert len({segment_size_for(_block_size(length)) for length in lengths}) <= 9
 
 
 def test_returned_block_is_used_again():
@@ -85,6 +103,26 @@ def test_budget_is_a_bound():
     assert pool.take(MIB) is not None
 
 
+def test_array_that_ends_while_blocks_are_taken_makes_room_for_them():
+    """Another thread may drop it just when the pool turns out to be full."""
+
+    class Busy(Pool):
+        held = None
+
+        def take(self, length):
+            block = super().take(length)
+            if block is None:
+                self.held = None
+            return block
+
+    pool = Busy(8 * MIB)
+    block = pool.take(3 * MIB)
+    pool.held = pool.lend(block, 3 * MIB)
+    del block
+    assert pool.take_all([3 * MIB, 3 * MIB]) is not None
+    assert pool.take_all([5 * MIB, 5 * MIB]) is None
+
+
 def test_tensor_beyond_the_budget_names_the_setting():
     """What can never fit is an error at once."""
     with pytest.raises(errors.ResourceExhausted, match=r"ipc\.segment_budget = 1048576"):
@@ -98,11 +136,11 @@ def test_idle_segments_make_room_for_other_sizes():
     number = small[0].segment.number
     small[0].segment.passed_to = "channel"
     small.pop(0)
-    large = pool.take(5 * MIB)
+    large = take(pool, 5 * MIB)
     assert large is not None
     assert pool.dropped == [(number, "channel")]
     assert pool.size <= pool.budget
-    assert pool.take(5 * MIB) is None  # the others are in use
+    assert take(pool, 5 * MIB) is None  # the others are in use
 
 
 def test_longest_unused_goes_first():
@@ -111,7 +149,7 @@ def test_longest_unused_goes_first():
     old, new = pool.take(2 * MIB), pool.take(3 * MIB)
     stays = new.segment
     del old, new
-    pool.take(4 * MIB)
+    assert take(pool, 4 * MIB) is not None
     assert stays.number in pool._segments
 
 
@@ -152,6 +190,28 @@ def test_array_outlives_pool_and_descriptor():
     del pool
     gc.collect()
     assert array.sum() == 7 * 65536
+
+
+def test_closed_pool_holds_on_to_nothing():
+    """Neither to blocks in use nor to what is on its way to the system, and gives nothing back."""
+    pool, fds = Pool(64 * MIB), open_fds()
+    block, other = pool.take(8 * MIB), pool.take(100_000)
+    segment = weakref.ref(block.segment)
+    array = pool.lend(block, 8 * MIB)
+    array[:] = 7
+    del other
+    pool._collect()
+    pool._let_go(pool.kept)
+    assert pool.surplus
+    pool.close()
+    late = pool.lend(block, 8 * MIB)
+    del block
+    pool.trim()
+    pool.surplus.give_back()
+    assert (segment(), pool.surplus._ranges, pool.next_trim) == (None, {}, math.inf)
+    assert array.min() == late.min() == 7
+    del array, late
+    assert open_fds() == fds
 
 
 def test_lent_memory_is_found_by_its_address():
@@ -209,6 +269,26 @@ def test_memory_that_no_daemon_has_got_is_not_lost():
     block = pool.take(100_000)
     pool.retire(block)
     assert len(pool) == 1
+
+
+def test_segment_that_may_have_been_refused_is_passed_again_and_stays_known():
+    """A neighbour in it may be in use over there: it is retired, and dropped, all the same."""
+    pool = Pool(64 * MIB)
+    block = pool.take(100_000)
+    segment, number = block.segment, block.segment.number
+    segment.passed_to = "channel"
+    assert not segment.is_to_be_passed("channel")
+    assert segment.is_to_be_passed("another")
+    segment.refused = True
+    assert segment.is_to_be_passed("channel")
+    pool.retire(block)
+    assert len(pool) == 0
+    segment.passed_to = "channel"
+    assert not segment.is_to_be_passed("channel")
+    segment.refused = True
+    del block, segment
+    pool._collect()
+    assert pool.dropped == [(number, "channel")]
 
 
 def test_seal_is_read_where_the_daemon_writes_it():
@@ -297,6 +377,7 @@ def call(pool, length):
     """Take and note as one call does; its memory comes back at once."""
     blocks = pool.take_all([length, length])
     pool.note(2 * length)
+    pool.surplus.give_back()
     assert blocks is not None
 
 
@@ -311,7 +392,7 @@ def test_other_sizes_use_the_same_memory():
     for length in range(8 * MIB, 65536, -100_000):
         call(pool, length)
     assert len(pool) == 2
-    assert pool.kept <= 2 * _roomy(_block_size(8 * MIB))
+    assert pool.kept <= 2 * segment_size_for(_block_size(8 * MIB))
 
 
 def test_growing_sizes_leave_little_behind():
@@ -320,6 +401,7 @@ def test_growing_sizes_leave_little_behind():
     for length in range(65536, 8 * MIB, 100_000):
         call(pool, length)
         assert pool.kept <= max(2.5 * 2 * length, ROOM) + 8 * PAGE
+    pool.note_dropped_segments()
     assert pool.size == pool.kept
 
 
@@ -346,20 +428,22 @@ def test_idle_pool_shrinks_twice():
         kept = [pool.take(4 * MIB) for _ in range(5)]
         pool.note(8 * MIB)
     kept[:] = kept[:1]
-    surplus, seconds = pool.trim()
+    seconds = trim(pool)
     assert pool.kept <= 2.5 * 8 * MIB
     assert 0 < seconds <= QUIET
     clock.now += seconds
-    surplus, seconds = pool.trim()
-    surplus.give_back()
+    seconds = trim(pool)
     assert 8 * MIB <= pool.kept <= 1.2 * 8 * MIB
     assert seconds <= FORGET
     clock.now += FORGET
-    surplus, seconds = pool.trim()
-    surplus.give_back()
+    seconds = trim(pool)
     assert _block_size(4 * MIB) <= pool.kept <= 1.2 * 4 * MIB
-    assert seconds is None
-    assert len(kept) == 1
+    assert seconds == QUIET  # what is in use may come back
+    kept.clear()
+    clock.now += seconds
+    trim(pool)
+    assert (pool.kept, pool.used) == (0, 0)
+    assert trim(pool) == math.inf
 
 
 def test_daemon_is_told_of_what_went():
@@ -370,10 +454,10 @@ def test_daemon_is_told_of_what_went():
     number, block.segment.passed_to = block.segment.number, "channel"
     del block
     clock.now += FORGET
-    surplus, _ = pool.trim()
+    pool.trim()
     assert (pool.dropped, len(pool)) == ([], 0)
-    surplus.give_back()
-    pool.forget()
+    pool.surplus.give_back()
+    pool.note_dropped_segments()
     assert (pool.dropped, pool.size, pool.kept) == ([(number, "channel")], 0, 0)
 
 
@@ -390,20 +474,19 @@ def test_small_array_does_not_keep_the_large_segment_around_it():
     array = pool.lend(block, 100_000)
     array[:] = 7
     clock.now += FORGET
-    pool.trim()[0].give_back()
-    pool.forget()
+    trim(pool)
     assert pool.kept <= 200_000 + 4 * PAGE
     assert backed(segment) <= 200_000 + 4 * PAGE
     assert (pool.used, pool.size) == (2 * _block_size(100_000), segment.size)
     del neighbour, block
-    pool._collect()
+    trim(pool)
     assert (pool.kept, backed(segment)) == (_block_size(100_000),) * 2
     assert array.min() == array.max() == 7
     assert pool.take(100_000).segment is not segment
     del array, segment
-    pool._collect()
+    trim(pool)
     assert pool.dropped == [(number, "channel")]
-    assert (pool.used, pool.hollow) == (0, 0)
+    assert (pool.used, pool.given_back) == (0, 0)
 
 
 def test_memory_that_the_daemon_may_read_is_not_given_back():
@@ -415,46 +498,88 @@ def test_memory_that_the_daemon_may_read_is_not_given_back():
     segment.passed_to = "channel"
     block.bytes(100_000)[:] = 7
     clock.now += FORGET
-    pool._let_go(pool.kept).give_back()
-    place, before = block.offset, pool.hollow
+    pool._let_go(pool.kept)
+    pool.surplus.give_back()
+    place, before = block.offset, pool.given_back
     pool.retire(block)
     del block
     pool._collect()
-    assert pool.hollow == before > 0
+    assert pool.given_back == before > 0
     assert np.frombuffer(segment.mapping, np.uint8, 100_000, place).min() == 7
     assert other.segment is segment
 
 
-def test_bell_rings_when_a_look_is_worth_it():
-    """The first call or return after a look in vain wakes the sleeper; the next ones do not."""
+def test_sleeper_is_woken_when_a_look_is_worth_it():
+    """By the first call after a long rest, and when memory is to go back; not by all others."""
     clock, woken = Clock(), []
     pool = Pool(1 << 30, clock)
-    pool.bell = bell = Bell(lambda: woken.append("woken"))
-    block = pool.take(MIB)
-    assert pool.trim()[1] == QUIET
-    assert (bell.armed, bell.rung, woken) == (False, False, [])
+    pool.wake = lambda: woken.append(pool.next_trim)
+    call(pool, MIB)
+    assert trim(pool) == QUIET
+    clock.now += FORGET
+    call(pool, MIB)
+    assert woken == []
+    trim(pool)
+    clock.now += FORGET
+    assert trim(pool) == math.inf
+    call(pool, MIB)
+    assert (woken, pool.next_trim) == ([0.0], 0.0)
+    assert trim(pool) == QUIET
+    blocks = [pool.take(20 * MIB) for _ in range(2)]
+    pool.note(40 * MIB)
+    assert len(woken) == 1
+    del blocks
+    for _ in range(6):
+        clock.now += 1.0
+        pool.note(MIB)
+    blocks = [pool.take(30 * MIB)]
+    assert (pool.next_trim, bool(pool.surplus), len(woken), len(blocks)) == (0.0, True, 2, 1)
+
+
+def test_memory_goes_back_outside_of_the_lock(monkeypatch):
+    """That takes 0.1 s for each GiB: only a system that has none left is given some at once."""
+    given = []
+    monkeypatch.setattr(pool_module, "give_back", lambda *_: given.append(1))
+    clock = Clock()
+    pool = Pool(64 * MIB, clock)
+    pool.take(8 * MIB)
+    assert pool.take(60 * MIB) is None
+    assert (given, pool.has_returns) == ([], False)
+    pool.surplus.give_back()
+    assert (given, pool.has_returns) == ([1], True)
+    blocks = [pool.take(30 * MIB), pool.take(MIB)]
+    blocks.pop(0)
     clock.now += FORGET
     pool.trim()
-    assert bell.armed is True
+    blocks.clear()
+    pool.trim()
+    assert given == [1]
+    pool.surplus.give_back()
+    assert len(given) > 1
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_memory_that_an_interrupt_kept_from_going_back_goes_later(monkeypatch, times):
+    """Nothing is forgotten, and nobody else waits for it in vain."""
+    given = []
+
+    def give_back(*lot):
+        given.append(lot)
+        if len(given) <= times:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool_module, "give_back", give_back)
+    pool = Pool(64 * MIB)
+    block = pool.take(8 * MIB)
+    block.segment.passed_to = "channel"
     del block
-    assert (bell.armed, bell.rung, woken) == (False, True, ["woken"])
-    pool.take(MIB)
-    assert len(woken) == 1
-    pool.trim()
-    pool.trim()
-    assert (bell.armed, bell.rung) == (True, False)
-    pool.take(MIB)
-    assert len(woken) == 2
-
-
-def test_bell_of_a_parent_is_silent_in_its_child(monkeypatch):
-    """After a fork both have the pipe: what the child drops is no news for the parent."""
-    woken = []
-    bell = Bell(lambda: woken.append("woken"))
-    bell.armed = True
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "getpid", lambda: -1)
-        bell.ring()
-    assert woken == []
-    bell.ring()
-    assert woken == ["woken"]
+    pool._collect()
+    pool._let_go(pool.kept)
+    for _ in range(times):
+        with pytest.raises(KeyboardInterrupt):
+            pool.surplus.give_back()
+        assert pool.surplus
+    pool.surplus.give_back()
+    pool.note_dropped_segments()
+    assert (bool(pool.surplus), pool.size, pool.dropped) == (False, 0, [(1, "channel")])
+    assert given == given[:1] * (times + 1)

@@ -39,13 +39,13 @@ def test_idle_program_keeps_its_working_set_and_later_nothing():
     """Twice there is less, at known times."""
     retention = Retention()
     retention.note(100 * MIB, 10.0)
-    assert retention.next_look(10.0, moved=False) == QUIET
+    assert retention.next_look(10.0, more=False) == QUIET
     assert retention.limit(0, 10 + QUIET) == 120 * MIB
-    assert retention.next_look(10 + QUIET, moved=False) == FORGET - QUIET
-    assert retention.next_look(10 + QUIET, moved=True) == QUIET
+    assert retention.next_look(10 + QUIET, more=False) == FORGET - QUIET
+    assert retention.next_look(10 + QUIET, more=True) == QUIET
     assert retention.limit(0, 10 + FORGET) == ROOM
-    assert retention.next_look(10 + FORGET, moved=False) is None
-    assert retention.next_look(10 + FORGET, moved=True) == QUIET
+    assert retention.next_look(10 + FORGET, more=False) is None
+    assert retention.next_look(10 + FORGET, more=True) == QUIET
 
 
 def test_what_is_in_use_is_always_kept():

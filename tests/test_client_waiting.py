@@ -146,8 +146,7 @@ def test_forming_ring_is_waited_for(tmp_path):
         assert ring.state == "forming"
         with pytest.raises(ringd.NotReady, match=r"forming after 0\.02 s"):
             ring.wait_ready(0.02)
-        news = border.RingState("ready", 9)
-        daemon.loop.call_threadsafe(lambda: daemon.server.broadcast(news))
+        daemon.broadcast(border.RingState("ready", 9))
         ring.wait_ready(10)
         assert (ring.state, ring.generation) == ("ready", 9)
 

@@ -193,6 +193,38 @@ def test_a_directory_that_anybody_may_fill_is_not_trusted(tmp_path, monkeypatch)
     assert socket in socket_candidates(environ, macos=False, user=ME)
 
 
+@pytest.mark.parametrize("made", [True, False])
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("me", 0o700, True),
+        ("me", 0o775, True),
+        ("me", 0o777, False),
+        ("me", 0o1777, False),
+        ("root", 0o755, True),
+        ("root", 0o775, False),
+        ("root", 0o2775, False),
+        ("root", 0o1777, False),
+        ("other", 0o700, False),
+    ],
+)
+def test_a_directory_is_trusted_in_which_nobody_else_may_write(tmp_path, monkeypatch, case, made):
+    """Whether the directory itself is looked at, or that in which somebody may make it."""
+    owner, mode, trusted = case
+    uid = {"me": 4711, "root": 0, "other": 4712}[owner]
+    place = tmp_path / "ringd"
+    if made:
+        place.mkdir()
+    look = Path.stat
+
+    def stat(path, **options):
+        look(path, **options)
+        return SimpleNamespace(st_uid=uid, st_mode=0o40000 | mode)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert paths._ours(place, 4711) is trusted
+
+
 def test_nothing_is_left_out_of_an_ordinary_login(tmp_path):
     """So nothing is said about it."""
     homes = Homes(tmp_path)

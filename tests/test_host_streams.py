@@ -51,7 +51,7 @@ def test_daemon_runs_without_its_streams(cluster, which):
     cluster.wait_ready()
     with ringd.connect(node.socket, timeout=10) as ring:
         assert ring.all_reduce(3.0) == 3.0
-    for fd in range(3):
+    for fd in range(3) if sys.platform == "linux" else ():  # only Linux tells
         leads_to = str(Path(f"/proc/{node.pid}/fd/{fd}").readlink())
         assert leads_to in ("/dev/null", str(node.log_path))
     if "2>&-" not in which:

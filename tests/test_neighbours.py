@@ -9,11 +9,11 @@ from netkit import framed, run_until, tcp_pair
 
 from ringd.collective.call import Call
 from ringd.config.load import load
-from ringd.daemon import early as early_frames
 from ringd.daemon.performer import Performer
 from ringd.groups.actions import Report
 from ringd.groups.op import Submission
 from ringd.observe.recorder import Recorder
+from ringd.ring import early as early_frames
 from ringd.ring.neighbours import Neighbours
 from ringd.ring.state import StateFile
 from ringd.wire.link import control

@@ -7,8 +7,7 @@ from typing import Protocol
 from ringd import errors
 from ringd.border.lifeline import Lifeline
 from ringd.loop import Loop, Timer
-from ringd.wire.border import lifeline
-from ringd.wire.border.messages import Completed, Failed, Ref, Reply
+from ringd.wire.border.messages import Completed, Failed, Ref, Reply, lifeline
 
 NUDGE_AFTER = 0.05
 """Seconds until a client is woken that does not acknowledge what somebody waits for."""

@@ -1,8 +1,9 @@
 """The two listening sockets and the lock that makes them one daemon's own.
 
 libzmq by itself would delete the socket of a running daemon and take its place, and would
-create the file before anyone can set its mode. So the sockets are made here, under a lock. Files
-can be removed under a daemon that lives on; then they are made anew, by the same rules.
+create the file before anyone can set its mode. So the sockets are made here, under a lock, and
+beside their places; they are put there when they listen, with the right mode and group. Files can
+be removed under a daemon that lives on; then they are made anew, by the same rules.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ringd.host.holder import Holder
 from ringd.wire.border.lifeline import SUFFIX
 
 _BACKLOG = 512
+_NEW = (".new0", ".new1")  # no longer than SUFFIX, so they fit where that does
 
 _Identity = tuple[int, int]
 """Device and inode: which file it is, whatever it is called."""
@@ -52,7 +54,8 @@ class Endpoint:
         self._lock_fd = -1
         self._lifeline_path = self.path + SUFFIX
         self._lock_path = self.path + ".lock"
-        self._made: dict[str, _Identity] = {}
+        self._new_paths = tuple(self.path + suffix for suffix in _NEW)
+        self._made: dict[str, _Identity | None] = {}
         try:
             check_socket_path(self._lifeline_path)
         except ValueError as error:
@@ -77,20 +80,34 @@ class Endpoint:
 
         Raises:
             Refused: another daemon has taken the path.
-            ConfigError: it cannot be used any more. Either way all stays as it was.
+            ConfigError: it cannot be used any more. Either way the sockets stay as they were, and
+                what was lost is so yet.
         """
         lost = [*self.lost(), *replaced]
+        wanted = {
+            path: new
+            for path, new in zip((self.path, self._lifeline_path), self._new_paths, strict=True)
+            if path in lost
+        }
         made: dict[str, socket.socket] = {}
+        placed: list[str] = []
         try:
             Path(self.path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             if self._lock_path in lost:
                 self._lock()
-            for path in (self.path, self._lifeline_path):
-                if path in lost:
-                    made[path] = self._listen(path)
+            for path, new in wanted.items():
+                _check_place(path)
+                made[path] = self._listen(new)
+            for path, new in wanted.items():
+                identity = _identity(new)
+                Path(new).rename(path)
+                placed.append(path)
+                self._made[path] = identity
         except BaseException as error:
             for path, listener in made.items():
                 listener.close()
+                _remove_socket(wanted[path])
+            for path in placed:  # nobody listens behind it any more
                 self._remove(path)
             if isinstance(error, OSError):
                 raise errors.ConfigError(
@@ -145,24 +162,25 @@ class Endpoint:
         if self._lock_fd >= 0:
             os.close(self._lock_fd)  # of a file that nobody else can find
         self._lock_fd = fd
-        Holder.here(self._node).write(fd)
         status = os.fstat(fd)
         self._made[self._lock_path] = (status.st_dev, status.st_ino)
+        Holder.here(self._node).write(fd)
 
     def _listen(self, path: str) -> socket.socket:
-        _remove_stale(path)
+        """Return a socket that listens at *path*, where nobody looks for one."""
         mode, gid = self._mode, self._gid
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        bound = False
         try:
+            _check_place(path)
+            _remove_socket(path)
             # Until the group is right, only the owner gets in, and nobody before listen().
             old = os.umask(0o777 & ~(mode if gid is None else mode & 0o700))
             try:
                 listener.bind(path)
+                bound = True
             finally:
                 os.umask(old)
-            made = _identity(path)
-            if made is not None:
-                self._made[path] = made
             if gid is not None:
                 os.chown(path, -1, gid)
                 Path(path).chmod(mode)
@@ -170,6 +188,8 @@ class Endpoint:
             listener.setblocking(False)
         except BaseException:
             listener.close()
+            if bound:
+                _remove_socket(path)
             raise
         return listener
 
@@ -194,12 +214,22 @@ def _identity(path: str) -> _Identity | None:
     return status.st_dev, status.st_ino
 
 
-def _remove_stale(path: str) -> None:
-    """Remove what a dead daemon left; we hold the lock, so no live one uses it."""
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(status.st_mode):
+def _check_place(path: str) -> None:
+    """Make sure that nothing stands at *path* but what a dead daemon, or we, have left.
+
+    We hold the lock, so no live one uses it.
+    """
+    if os.path.lexists(path) and not _is_socket(path):
         raise errors.ConfigError(f"ipc.socket: {path} exists and is not a socket; move it away")
-    Path(path).unlink()
+
+
+def _remove_socket(path: str) -> None:
+    if _is_socket(path):
+        Path(path).unlink(missing_ok=True)
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.lstat(path).st_mode)
+    except OSError:
+        return False

@@ -63,7 +63,7 @@ class Lifeline:
     def drain(self, wanted: int | None = None) -> None:
         """Take in records that have arrived; does not block, nor go on for ever.
 
-        *wanted*: stop at the record of this segment.
+        *wanted*: stop once this segment is mapped.
         """
         for _ in range(_RECORDS_PER_EVENT if wanted is None else _RECORDS_PER_CALL):
             if not self._open or (wanted is not None and wanted in self.segments):

@@ -28,7 +28,8 @@ class SegmentTable:
     """Segments by the client's own numbers.
 
     A segment that cannot be had (over the budget, not sealed, no memory) is remembered with
-    the reason, and whatever call refers to it fails with that reason; the client lives on.
+    the reason, and whatever call refers to it fails with that reason; the client lives on. When it
+    is added again, that is tried again: the reason may have passed.
 
     A dropped segment stays mapped while anything still looks into it: the views keep the
     mapping alive, and only its end gives the budget back.
@@ -45,7 +46,8 @@ class SegmentTable:
         return len(self._mappings)
 
     def __contains__(self, segment: int) -> bool:
-        return segment in self._mappings or segment in self._refusals
+        """Whether it is mapped; one that was refused may be on its way again."""
+        return segment in self._mappings
 
     def add(self, segment: int, size: int, fd: int | None) -> None:
         """Map the client's new segment; *fd* remains the caller's to close.
@@ -61,11 +63,12 @@ class SegmentTable:
         Raises:
             SegmentAbuse: the number is in use for another segment, or there are too many.
         """
-        if segment in self:
-            known = self._mappings.get(segment)
-            if known is None or len(known) == size:
+        known = self._mappings.get(segment)
+        if known is not None:
+            if len(known) == size:
                 return
             raise SegmentAbuse(f"segment {segment} was added twice, with different sizes")
+        self._refusals.pop(segment, None)
         if len(self._mappings) + len(self._refusals) >= MAX_SEGMENTS:
             raise SegmentAbuse(f"more than {MAX_SEGMENTS} segments")
         try:

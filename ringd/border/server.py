@@ -179,11 +179,6 @@ class BorderServer:
         """The clients that have attached."""
         return list(self._by_routing_id.values())
 
-    def broadcast(self, reply: Reply) -> None:
-        """Send *reply* to every attached client."""
-        for client in self.clients:
-            client.send(reply)
-
     def send(self, client: Client, reply: Reply, payload: bytes | memoryview | None) -> None:
         """Send to *client*; :meth:`Client.send` is the way in."""
         assert client.routing_id is not None  # noqa: S101 - for the type checker
@@ -237,6 +232,8 @@ class BorderServer:
         # libzmq owns the descriptor from here on, and leaves the file alone.
         router.setsockopt(zmq.USE_FD, self._endpoint.socket.detach())
         router.bind(f"ipc://{self._endpoint.path}")
+        # By the name that the socket was made under, beside its place: always the same one.
+        self._bound = router.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def _send(self, routing_id: bytes, frame: bytes) -> None:
         self._alert = True
@@ -421,7 +418,7 @@ class BorderServer:
             if self._by_token:
                 self._old_sockets += 1
             else:
-                self._router.unbind(f"ipc://{self.path}")  # closes the old ones
+                self._router.unbind(self._bound)  # closes the old ones
                 self._old_sockets = 0
             self._listen_with(self._router)
         if self._endpoint.lifeline_socket is not old_lifeline:

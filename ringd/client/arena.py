@@ -16,16 +16,13 @@ class Arena:
         self._by_length: list[tuple[int, int, int]] = []  # (length, segment, start), sorted
         self._starts: dict[int, dict[int, int]] = {}  # by segment: start -> length
         self._ends: dict[int, dict[int, int]] = {}  # by segment: end -> start
-        self._free: dict[int, int] = {}  # by segment: bytes
 
     def add(self, segment: int, size: int, taken: Iterable[tuple[int, int]] = ()) -> None:
         """Take in a segment, all free but for what is *taken*, as (start, length)."""
         self._starts[segment], self._ends[segment] = {}, {}
-        self._free[segment] = 0
         end = 0
         for start, length in (*sorted(taken), (size, 0)):
             if start > end:
-                self._free[segment] += start - end
                 self._insert(segment, end, start - end)
             end = start + length
 
@@ -33,7 +30,7 @@ class Arena:
         """Forget a segment, if it is known. What comes back of it from now on is ignored."""
         for start, length in self.ranges(segment):
             self._delete(length, segment, start)
-        for table in (self._starts, self._ends, self._free):
+        for table in (self._starts, self._ends):
             table.pop(segment, None)
 
     def ranges(self, segment: int) -> list[tuple[int, int]]:
@@ -42,7 +39,7 @@ class Arena:
 
     def free_in(self, segment: int) -> int:
         """Return how many bytes of *segment* are free; 0 for one that was removed."""
-        return self._free.get(segment, 0)
+        return sum(self._starts.get(segment, {}).values())
 
     def take(self, length: int) -> tuple[int, int] | None:
         """Return (segment, start) of *length* bytes, taken from the shortest range that has them.
@@ -57,7 +54,6 @@ class Arena:
         del self._starts[segment][start], self._ends[segment][start + whole]
         if whole > length:
             self._insert(segment, start + length, whole - length)
-        self._free[segment] -= length
         return segment, start
 
     def give(self, segment: int, start: int, length: int) -> bool:
@@ -66,7 +62,6 @@ class Arena:
         if starts is None:
             return False
         ends = self._ends[segment]
-        self._free[segment] += length
         after = starts.pop(start + length, None)
         if after is not None:
             del ends[start + length + after]

@@ -197,6 +197,7 @@ class Connection:
                 raise
             if blocks is not None:
                 return blocks
+            pool.surplus.give_back()  # not within run: it takes a while
             self._pump.run(self._settle)
             waiting = bool(self._group.session.ops) and not self._closed
             if not pool.has_returns and not (
@@ -341,7 +342,7 @@ class Connection:
         pool = self._group.pool
 
         def step() -> Bytes | None:
-            if not as_input and pool.lent + pool.hollow + length > pool.budget // 2:
+            if not as_input and pool.lent + pool.given_back + length > pool.budget // 2:
                 return None
             return pool.lend(block, length, as_input=as_input)
 

@@ -310,6 +310,8 @@ class Group:
             return
         op = session.ops.get(reply.seq)
         if op is not None and not op.ended:
+            if reply.code == errors.ResourceExhausted.code:
+                self._pass_memory_again(op)
             session.fail(op, errors.from_code(reply.code, reply.message))
         session.settle()
         self._acknowledge(reply)
@@ -421,7 +423,7 @@ class Group:
 
     def tell_dropped(self) -> None:
         """Tell the daemon now which segments are gone: while it maps them, they are not."""
-        self.pool.forget()
+        self.pool.note_dropped_segments()
         channel = self._channel
         if channel is not None and not self._silent:
             try:
@@ -440,8 +442,17 @@ class Group:
     def _pass_memory(self, channel: Channel, op: Op) -> None:
         self._pass_dropped(channel)
         for block in (op.source_block, op.target):
-            if block is not None and block.segment.passed_to is not channel:
+            if block is not None and block.segment.is_to_be_passed(channel):
                 channel.pass_segment(block.segment)
+
+    def _pass_memory_again(self, op: Op) -> None:
+        """The daemon may have had no room for the memory of *op*; it may have some next time.
+
+        Or it was another member that lacked something: then to be passed again is harmless.
+        """
+        for block in (op.source_block, op.target):
+            if block is not None:
+                block.segment.refused = True
 
     def _retire(self, floor: int) -> None:
         """Ops from *floor* on are about to be forgotten.

@@ -9,13 +9,11 @@ daemon for signs of life. Memory that the program has not used for a while it gi
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import threading
 import time
 from collections.abc import Sequence
 
-from ringd.client.bell import Bell
 from ringd.client.channel import Channel, TurnedAwayError
 from ringd.client.group import Group
 from ringd.client.pump import Pump
@@ -43,9 +41,6 @@ class Keeper:
         self._waker, self._wake_writer = os.pipe()
         os.set_blocking(self._waker, False)
         os.set_blocking(self._wake_writer, False)
-        self._bell = Bell(self.wake)
-        self._trim_at = 0.0
-        """When there may be memory to give back; sooner if the bell rings."""
         self.turned_away = ""
         """What a daemon said that took nobody in, at the last try."""
         self._shut: list[str] = []
@@ -55,7 +50,7 @@ class Keeper:
 
     def start(self) -> None:
         """Begin to look for a daemon."""
-        self._group.pool.bell = self._bell
+        self._group.pool.wake = self.wake
         self._thread.start()
 
     def end(self) -> None:
@@ -153,11 +148,14 @@ class Keeper:
             return
         pump.run(self._install, channel)
         beat = time.monotonic()
-        while not channel.wait_end(max(0.0, min(beat, self._trim_at) - time.monotonic())):
+        pool = group.pool
+        while not channel.wait_end(max(0.0, min(beat, pool.next_trim) - time.monotonic())):
             pump.run(pump.settle)
             self._trim()
             while group.waits_for_room and pump.channel is channel and not self._ending:
-                pump.wait(self._has_nothing_to_take_in, beat, for_user=False)
+                until = min(beat, pool.next_trim)
+                pump.wait(self._has_nothing_to_take_in, until, for_user=False)
+                self._trim()
                 if time.monotonic() >= beat:
                     break
             if time.monotonic() >= beat:
@@ -176,15 +174,16 @@ class Keeper:
 
     def _trim(self) -> None:
         """Give back what memory there is too much of, if it is time for that."""
-        if time.monotonic() < self._trim_at and not self._bell.rung:
+        pool = self._group.pool
+        if time.monotonic() < pool.next_trim and not pool.surplus:
             return
-        surplus, seconds = self._pump.run(self._group.pool.trim)
-        self._trim_at = math.inf if seconds is None else time.monotonic() + seconds
-        surplus.give_back()  # not within run: it takes a while
+        self._pump.run(pool.trim)
+        pool.surplus.give_back()  # not within run: it takes a while
         self._pump.run(self._group.tell_dropped)
 
     def _has_nothing_to_take_in(self) -> bool:
-        return self._ending or not self._group.waits_for_room
+        group = self._group
+        return self._ending or not group.waits_for_room or bool(group.pool.surplus)
 
     def _beat(self, channel: Channel) -> float:
         """Ask for a sign of life where the user wants one; return the seconds until the next time.

@@ -8,17 +8,19 @@ How much is kept follows what is used (:mod:`ringd.client.retention`). What is t
 the system, longest unused first: whole segments, then the free ranges of those that are in use.
 
 An interrupt may end any step here at any call (:mod:`ringd.client.pump`). So what is true stands in
-few tables, each changed in one store: which segments there are, and which blocks were taken, by
-numbers that are never used again. What follows from these, the free ranges and the lent bytes, is
-made anew where a step did not come to its end.
+few tables, each changed in one store: the segments that are used, and a record of each segment and
+of each block that something refers to, by numbers that are never used again. What follows from
+these, the free ranges and the lent bytes, is made anew where a step did not come to its end.
 """
 
 from __future__ import annotations
 
 import bisect
 import errno
+import math
 import mmap
 import os
+import threading
 import time
 import weakref
 from collections import deque
@@ -30,7 +32,6 @@ import numpy.typing as npt
 
 from ringd import errors
 from ringd.client.arena import Arena
-from ringd.client.bell import Bell
 from ringd.client.retention import Retention
 from ringd.host.memory import create_segment, detach, give_back, map_segment
 from ringd.wire.border.messages import SEAL, SEAL_ALIGN, Ref, seal_offset
@@ -44,31 +45,83 @@ _NO_MEMORY = (errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EDQU
 Bytes = npt.NDArray[np.uint8]
 
 
-class _Last(weakref.ref[Any]):
-    """Is handed to a method written in C, so at one stroke, when what it refers to is gone."""
+class _GoneRef(weakref.ref[Any]):
+    """A weak reference with a number. Its callback is a C method, so no interrupt comes between."""
 
     __slots__ = ("number",)
     number: int
 
 
 class Surplus:
-    """Memory on its way back to the system, which takes 0.1 s for each GiB: not under a lock."""
+    """Memory on its way back to the system, which takes 0.1 s for each GiB: not under a lock.
 
-    __slots__ = ("_ranges",)
+    A range is used for nothing any more; so it may be given back twice, as after an interrupt.
+    """
+
+    __slots__ = ("_giving", "_last", "_ranges")
 
     def __init__(self) -> None:
-        self._ranges: list[tuple[Segment, int, int]] = []
+        self._ranges: dict[int, tuple[Segment, int, int]] = {}
+        self._last = 0
+        self._giving = threading.RLock()
+
+    def __bool__(self) -> bool:
+        return bool(self._ranges)
 
     def add(self, segment: Segment, start: int, length: int) -> None:
         """Take in a range; *segment* is kept until it has gone back."""
-        self._ranges.append((segment, start, length))
+        self._last += 1
+        self._ranges[self._last] = (segment, start, length)
+
+    def clear(self) -> None:
+        """Leave it to the end of the segments."""
+        self._ranges.clear()
 
     def give_back(self) -> None:
-        """Do it. Here and not in the daemon, where the others would wait for that."""
-        while self._ranges:
-            segment, start, length = self._ranges.pop()
-            segment.give_back(start, length)
-            del segment  # the last one may be gone with this
+        """Do it, from any thread; a thread that is at it already is waited for.
+
+        Here, as in the daemon all other clients would wait for that.
+        """
+        with self._giving:
+            self.give_back_at_once()
+
+    def give_back_at_once(self) -> None:
+        """The same, where a lock is held that a finaliser of another thread may wait for."""
+        for number in list(self._ranges):
+            lot = self._ranges.get(number)
+            if lot is not None:
+                segment, start, length = lot
+                segment.give_back(start, length)
+                self._ranges.pop(number, None)  # last: after an interrupt it is done again
+                del segment, lot  # the last one may be gone with this
+
+
+class _SegmentRecord:
+    """What is known of a segment, also when it is gone, until that is noted."""
+
+    __slots__ = ("given_back", "gone", "passed_to", "size")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.given_back = 0
+        """Bytes of it that went back to the system, or are on their way."""
+        self.passed_to: object = None
+        """The connection over which the daemon has received it; None for none."""
+        self.gone: _GoneRef
+
+
+class _BlockRecord:
+    """What is known of a block, also when it is gone, until it is taken back."""
+
+    __slots__ = ("gone", "lent", "segment", "size", "start")
+
+    def __init__(self, segment: Segment, start: int, size: int, gone: _GoneRef) -> None:
+        self.segment = segment
+        self.start = start
+        self.size = size
+        self.lent = 0
+        """Bytes that a user's array has of it."""
+        self.gone = gone
 
 
 class Segment:
@@ -76,42 +129,47 @@ class Segment:
 
     __slots__ = (
         "__weakref__",
-        "_passed_to",
         "address",
         "closed",
         "fd",
         "last_used",
         "mapping",
         "number",
-        "retired",
+        "record",
+        "refused",
         "size",
     )
 
-    def __init__(self, number: int, size: int, passed_to: dict[int, object]) -> None:
-        self.retired = False
-        """Whether it is used for nothing new; it counts until nothing refers to it any more."""
+    def __init__(self, number: int, size: int) -> None:
         self.closed = False
-        """Whether, besides that, its memory goes back to the system as it comes free."""
+        """Whether it is used for nothing new, and goes back to the system as it comes free."""
+        self.refused = False
+        """Whether the daemon may have refused it, for want of something that it may have by now."""
         self.number = number
         self.size = size
         self.fd = create_segment(size)
         self.mapping: mmap.mmap = map_segment(self.fd, size)
         self.address = _address(np.frombuffer(self.mapping, np.uint8))
         self.last_used = 0
-        self._passed_to = passed_to
+        self.record = _SegmentRecord(size)
 
     @property
     def passed_to(self) -> object:
         """The connection over which the daemon has received it; None for none."""
-        return self._passed_to.get(self.number)
+        return self.record.passed_to
 
     @passed_to.setter
     def passed_to(self, connection: object) -> None:
-        self._passed_to[self.number] = connection
+        self.record.passed_to = connection
+        self.refused = False
+
+    def is_to_be_passed(self, connection: object) -> bool:
+        """Whether the daemon behind *connection* lacks it, as far as is known."""
+        return self.refused or self.passed_to is not connection
 
     def give_back(self, start: int, length: int) -> None:
         """Leave the system the pages of a range that is used for nothing any more."""
-        give_back(self.mapping, self.fd, start, length)
+        give_back(self.fd, start, length)
 
     def __del__(self) -> None:
         # The descriptor is kept as long as anything may refer to the memory: a user's array
@@ -123,7 +181,7 @@ class Segment:
 class Block:
     """A piece of a segment; returns to its pool when it is garbage."""
 
-    __slots__ = ("__weakref__", "found", "lent", "number", "offset", "segment", "size")
+    __slots__ = ("__weakref__", "found", "number", "offset", "segment", "size")
 
     def __init__(self, segment: Segment, offset: int, size: int, number: int) -> None:
         self.segment = segment
@@ -131,8 +189,6 @@ class Block:
         self.size = size
         self.number = number
         """Of its own, under which it is known as taken."""
-        self.lent = 0
-        """Bytes that a user's array has of it."""
         self.found = False
         """Whether :meth:`Pool.find` knows it."""
 
@@ -165,6 +221,7 @@ class Pool:
     def __init__(self, budget: int = 0, now: Callable[[], float] = time.monotonic) -> None:
         self.budget = budget
         """Bytes; set anew by every daemon that is attached to."""
+        self._closed = False
         self.usable = True
         """False once the system turned out to have no shared memory at all."""
         self.dropped: list[tuple[int, object]] = []
@@ -175,31 +232,32 @@ class Pool:
         self._now = now
         self._segments: dict[int, Segment] = {}
         """Those that blocks are taken from."""
-        self._known: dict[int, tuple[int, _Last]] = {}
-        """Bytes of each segment, retired ones that are still referred to included."""
-        self._passed_to: dict[int, object] = {}
-        """The connections over which daemons have received them."""
-        self._holes: dict[int, int] = {}
-        """Bytes of them that went back to the system, or are on their way."""
-        self._taken: dict[int, tuple[Segment, int, int, tuple[_Last, ...]]] = {}
-        """Segment, start and size of each block that has not come back."""
-        self._lengths: dict[int, int] = {}
-        """Bytes that users' arrays have of blocks."""
+        self._records: dict[int, _SegmentRecord] = {}
+        """Of all segments, retired ones that are still referred to included."""
+        self._taken: dict[int, _BlockRecord] = {}
+        """Of all blocks that have not come back."""
         self._arena = Arena()
         self._sound = True
-        """Whether arena and lent bytes are what the tables say: else a step did not end."""
+        """Whether arena and lent bytes are what the records say: else a step did not end."""
         self._retention = Retention()
         self._moved = False
         """Whether a block was taken or came back since the last :meth:`trim`."""
-        self.bell: Bell | None = None
-        """Rung when :meth:`trim` is to be called sooner than it said."""
-        self._loans: dict[int, tuple[Block, tuple[_Last, ...]]] = {}
+        self.surplus = Surplus()
+        """What goes back to the system, outside of the lock: the caller of :meth:`trim` sees to it,
+        and a caller of :meth:`take` that got nothing."""
+        self.next_trim = 0.0
+        """When to call :meth:`trim`: there may be memory to give back by then."""
+        self.wake: Callable[[], None] = _nobody
+        """Called when that has become sooner; called too often is harmless."""
+        self._resting = False
+        """Whether :attr:`next_trim` is never, until something is taken."""
+        self._loans: dict[int, tuple[Block, _GoneRef]] = {}
         """Users' arrays, each with its block."""
-        self._ended: deque[_Last] = deque()
+        self._ended: deque[_GoneRef] = deque()
         """Users' arrays that are gone: from any thread, at any moment."""
-        self._returned: deque[_Last] = deque()
+        self._returned: deque[_GoneRef] = deque()
         """Likewise blocks."""
-        self._forgotten: deque[_Last] = deque()
+        self._forgotten: deque[_GoneRef] = deque()
         """Likewise segments."""
         self._starts: list[int] = []  # addresses of lent blocks, sorted
         self._lent_blocks: list[weakref.ref[Block]] = []
@@ -213,22 +271,22 @@ class Pool:
     @property
     def size(self) -> int:
         """Bytes of all segments, retired ones that are still referred to included."""
-        return sum(size for size, _ in self._known.values())
+        return sum([record.size for record in self._records.values()])
 
     @property
-    def hollow(self) -> int:
+    def given_back(self) -> int:
         """Bytes of them that are no memory any more; the rest of such a segment may be in use."""
-        return sum(self._holes.values())
+        return sum([record.given_back for record in self._records.values()])
 
     @property
     def kept(self) -> int:
         """Bytes of memory, in use or not."""
-        return self.size - self.hollow
+        return self.size - self.given_back
 
     @property
     def used(self) -> int:
         """Bytes of all blocks that have not come back."""
-        return sum(size for _, _, size, _ in self._taken.values())
+        return sum([record.size for record in self._taken.values()])
 
     @property
     def has_returns(self) -> bool:
@@ -238,11 +296,15 @@ class Pool:
     def take(self, length: int) -> Block | None:
         """Return a block for a tensor of *length* bytes and its seal.
 
-        None means: the budget is used up for now, and something must come back first.
+        None means: the budget is used up for now, and something must come back first; what is
+        :attr:`surplus`, to the system.
 
         Raises:
             ResourceExhausted: it can never fit, or the system has no memory for it.
+            RingError: all of it is closed.
         """
+        if self._closed:
+            raise errors.RingError("the ring is closed")
         self._collect()
         size = _block_size(length)
         self._sound = False
@@ -255,26 +317,18 @@ class Pool:
         segment, block_number = self._segments[number], self._last_block
         segment.last_used = block_number
         block = Block(segment, start, size, block_number)
-        self._taken[block_number] = (
-            segment,
-            start,
-            size,
-            self._watch(block, self._returned, block_number),
-        )
+        gone = _gone_ref(block, self._returned, block_number)
+        self._taken[block_number] = _BlockRecord(segment, start, size, gone)
         self._sound = self._moved = True
-        if self.bell is not None:
-            self.bell.ring()
+        if self._resting or self.surplus:
+            self._rouse()
         return block
 
-    def _watch(self, thing: object, gone: deque[_Last], number: int) -> tuple[_Last, ...]:
-        """Return what adds *number* to *gone* when *thing* is gone, and then rings.
-
-        The callbacks of an object are called from the last made one to the first.
-        """
-        ringing = () if self.bell is None else (_Last(thing, self.bell.hear),)
-        last = _Last(thing, gone.append)
-        last.number = number
-        return (last, *ringing)
+    def _rouse(self) -> None:
+        """Have :meth:`trim` called: memory is to go back, or may be once the program is idle."""
+        self.next_trim = 0.0
+        self.wake()
+        self._resting = False  # last: where an interrupt comes before, the next take does it again
 
     def take_all(self, lengths: Sequence[int]) -> list[Block] | None:
         """Return a block for each of *lengths*, or None for none of them; as :meth:`take`."""
@@ -287,13 +341,11 @@ class Pool:
                 blocks.append(block)
             else:
                 return blocks
-            # What comes back now is ours alone, and no reason to try again.
+            # If what comes back now is ours alone, there is no reason to try again.
             ours = len(blocks)
             del block
             blocks.clear()
-            others = len(self._returned) - ours
-            self._collect()
-            if others <= 0:
+            if self._collect() <= ours:
                 return None
 
     def lend(self, block: Block, length: int, *, as_input: bool = False) -> Bytes:
@@ -307,10 +359,13 @@ class Pool:
         that chain ends here: the base of this array is a mapping, not an array.
         """
         array = block.bytes(length)
+        if self._closed:
+            return array
         self._mend()
-        more = length - block.lent  # it may have been lent before, to somebody who was interrupted
+        record = self._taken[block.number]
+        more = length - record.lent  # lent before, perhaps, in a step that was interrupted
         self._sound = False
-        self._lengths[block.number] = block.lent = length
+        record.lent = length
         self.lent += more
         self._sound = True
         if as_input:
@@ -320,10 +375,8 @@ class Pool:
             # Two stores, and no call, between which an interrupt could come.
             self._starts[place:place], self._lent_blocks[place:place] = [start], [reference]
         self._last_loan += 1
-        self._loans[self._last_loan] = (
-            block,
-            self._watch(array, self._ended, self._last_loan),
-        )
+        loan = self._last_loan
+        self._loans[loan] = (block, _gone_ref(array, self._ended, loan))
         return array
 
     def find(self, array: npt.NDArray[Any]) -> tuple[Block, int] | None:
@@ -336,12 +389,12 @@ class Pool:
         if block is None:
             return None
         start = address - self._starts[place]
-        return (block, start) if start + array.nbytes <= block.lent else None
+        return (block, start) if start + array.nbytes <= self._taken[block.number].lent else None
 
     def retire(self, block: Block) -> None:
         """Never use the memory of *block* again: the daemon may still be at work in it.
 
-        Its segment serves out its time, and the daemon is told to drop it once nothing here
+        Its segment is used for nothing new, and the daemon is told to drop it once nothing here
         refers to it. Over there it stays mapped for as long as it is needed, which is more than
         we can know.
         """
@@ -369,42 +422,45 @@ class Pool:
         """A call was made; those under way have *under_way* bytes of blocks."""
         self._retention.note(under_way, self._now())
 
-    def trim(self) -> tuple[Surplus, float | None]:
-        """Let go of what is more than should be kept.
+    def trim(self) -> None:
+        """Let go of what is more than should be kept; at :attr:`next_trim`, which this sets.
 
-        Returns:
-            What goes back to the system, which the caller sees to, and then tells the daemon of
-            what is :attr:`dropped`; and in how many seconds to call this again. None: when the bell
-            rings, which it does before that, too.
+        The caller then gives back what is :attr:`surplus`, and tells the daemon of what is
+        :attr:`dropped`.
         """
+        if self._closed:
+            self.next_trim = math.inf
+            return
         now = self._now()
-        bell = self.bell
-        if bell is not None:
-            bell.armed = bell.rung = False
         self._collect()
-        surplus = self._let_go(self.kept - self._retention.limit(self.used, now))
-        seconds = self._retention.next_look(now, moved=self._moved)
-        if self._moved:
-            self._moved = False
-            return surplus, seconds
-        if bell is not None:
-            bell.armed = True
-            if self.has_returns:
-                bell.ring()
-        return surplus, seconds
+        self._let_go(self.kept - self._retention.limit(self.used, now))
+        # What is in use may come back at any moment, which nothing tells: it is looked at again.
+        seconds = self._retention.next_look(now, more=self._moved or bool(self._taken))
+        self._moved = False
+        self._resting = seconds is None
+        self.next_trim = math.inf if seconds is None else now + seconds
 
     def close(self) -> None:
-        """Give everything back that no user's array holds."""
-        self._collect()
+        """Give everything back that no user's array holds; that goes with the array.
+
+        From now on nothing here holds on to any memory: an array does so by itself, and what a
+        block holds beyond that, such as the descriptor, was for the next daemon.
+        """
+        self._closed = True
+        self._starts, self._lent_blocks = [], []
+        self._taken.clear()  # before the loans: what comes back from now on is not looked at
         self._segments.clear()
-        self._known.clear()
-        self._holes.clear()
+        self._records.clear()
+        self._loans.clear()
+        self.surplus.clear()
         self._sound = False
 
     # --- what comes back ----------------------------------------------------------------
 
-    def _collect(self) -> None:
+    def _collect(self) -> int:
+        """Take in what has come back; return how many blocks that was."""
         self._mend()
+        count = 0
         ended, returned = self._ended, self._returned
         while ended:  # what was acted on goes last: once more is harmless
             self._loans.pop(ended[0].number, None)
@@ -413,54 +469,48 @@ class Pool:
             self._take_back(returned[0].number)
             returned.popleft()
             self._moved = True
-        self.forget()
+            count += 1
+        self.note_dropped_segments()
+        return count
 
     def _take_back(self, block: int) -> None:
-        if block not in self._taken:
+        record = self._taken.get(block)
+        if record is None:
             return
-        segment, start, size, _ = self._taken[block]
+        segment, start, size = record.segment, record.start, record.size
         if self._starts:
             self._forget_place(segment.address + start)
         self._sound = False
-        lent = self._lengths.pop(block, 0)
-        number = segment.number
-        if self._arena.give(number, start, size) or not segment.closed:
-            del self._taken[block]
-        else:
-            segment.give_back(start, size)
-            hole = self._holes.get(number, 0) + size
-            self._holes[number] = hole
-            del self._taken[block]
-        self.lent -= lent
+        if not self._arena.give(segment.number, start, size) and segment.closed:
+            self.surplus.add(segment, start, size)
+            segment.record.given_back += size  # no call follows: both stores are made, or none
+        del self._taken[block]
+        self.lent -= record.lent
         self._sound = True
 
-    def forget(self) -> None:
+    def note_dropped_segments(self) -> None:
         """Take in which segments nothing refers to any more, for :attr:`dropped`."""
         forgotten = self._forgotten
         while forgotten:
             number = forgotten[0].number
-            passed_to = self._passed_to.get(number)
-            if passed_to is not None:
-                self.dropped.append((number, passed_to))
-            for table in (self._known, self._holes, self._passed_to):
-                table.pop(number, None)
+            record = self._records.get(number)
+            if record is not None and record.passed_to is not None:
+                self.dropped.append((number, record.passed_to))
+            self._records.pop(number, None)
             forgotten.popleft()
 
     def _mend(self) -> None:
-        """Make anew what follows from the tables, where a step did not come to its end."""
+        """Make anew what follows from the records, where a step did not come to its end."""
         if self._sound:
             return
         taken: dict[int, list[tuple[int, int]]] = {}
-        for owner, start, size, _ in self._taken.values():
-            taken.setdefault(owner.number, []).append((start, size))
+        for record in self._taken.values():
+            taken.setdefault(record.segment.number, []).append((record.start, record.size))
         arena = Arena()
-        for number, segment in list(self._segments.items()):
-            if segment.retired:
-                del self._segments[number]
-            else:
-                arena.add(number, segment.size, taken.get(number, ()))
+        for number, segment in self._segments.items():
+            arena.add(number, segment.size, taken.get(number, ()))
         self._arena = arena
-        self.lent = sum(n for block, n in self._lengths.items() if block in self._taken)
+        self.lent = sum([record.lent for record in self._taken.values()])
         self._sound = True
 
     def _forget_place(self, start: int) -> None:
@@ -481,11 +531,10 @@ class Pool:
         # Many small blocks share a segment, the more the more of them there are: each segment
         # costs a descriptor on both sides. A large one has room for those of similar size.
         slab = min(max(_MIN_SLAB, self.used // 8), _MAX_SLAB)
-        whole = max(slab, _roomy(size))
+        whole = max(slab, segment_size_for(size))
         if self.size + whole > self.budget or self.kept + whole > limit:
             whole = size
-            self._let_go(self.kept + size - limit).give_back()
-            self.forget()
+            self._let_go(self.kept + size - limit)
         if not self._make_room(whole):
             return None
         try:
@@ -496,21 +545,25 @@ class Pool:
                 raise self._no_memory(size, error) from error
             segment = segment_or_none
         self._next_number += 1
-        number = segment.number
-        last = _Last(segment, self._forgotten.append)
-        last.number = number
-        self._known[number] = (segment.size, last)
+        number, record = segment.number, segment.record
+        record.gone = _gone_ref(segment, self._forgotten, number)
+        self._records[number] = record
         self._segments[number] = segment
         self._arena.add(number, segment.size)
         return self._arena.take(size)
 
     def _make(self, size: int) -> Segment:
-        return Segment(self._next_number, size, self._passed_to)
+        return Segment(self._next_number, size)
 
     def _second_try(self, size: int, least: int, error: OSError) -> Segment | None:
-        """Give back what is idle, then ask the system for the least that will do."""
-        if error.errno not in _NO_MEMORY or not (self._evict(self.size) or size > least):
+        """Give back what is idle, at once, then ask the system for the least that will do."""
+        if error.errno not in _NO_MEMORY:
             return None
+        self._drop_idle(self.size)
+        if not self.surplus and size <= least:
+            return None
+        self.surplus.give_back_at_once()
+        self.note_dropped_segments()
         try:
             return self._make(least)
         except OSError:
@@ -528,69 +581,77 @@ class Pool:
         )
 
     def _make_room(self, size: int) -> bool:
-        if len(self._segments) >= _MAX_SEGMENTS and not self._evict(1):
-            return False
-        excess = self.size + size - self.budget
-        if excess <= 0:
-            return True
-        return sum(segment.size for segment in self._idle()) >= excess and self._evict(excess)
+        """Whether there is room for *size* bytes more; else let go of idle ones, if that helps.
 
-    def _evict(self, amount: int) -> bool:
-        """Drop idle segments up to *amount* bytes, and give them back; whether there was any."""
-        surplus = Surplus()
-        freed = self._drop_idle(amount, surplus)
-        surplus.give_back()
-        self.forget()
-        return freed > 0
+        A segment counts, here and in the daemon, until it has gone back to the system.
+        """
+        excess = self.size + size - self.budget
+        if excess > 0:
+            if sum(segment.size for segment in self._idle()) >= excess:
+                self._drop_idle(excess)
+            return False
+        if len(self._records) >= _MAX_SEGMENTS:
+            self._drop_idle(1)
+            return False
+        return True
 
     def _idle(self) -> list[Segment]:
         """Return the segments of which nothing is in use, longest unused first."""
         idle = [s for s in self._segments.values() if self._arena.free_in(s.number) == s.size]
         return sorted(idle, key=_last_used)
 
-    def _drop_idle(self, amount: int, surplus: Surplus) -> int:
+    def _drop_idle(self, amount: int) -> int:
+        """Let go of idle segments, up to *amount* bytes; return how many they have."""
         freed = 0
         for segment in self._idle():
             if freed >= amount:
                 break
             freed += segment.size
-            surplus.add(segment, 0, segment.size)
-            self._retire(segment)
-            self._holes[segment.number] = segment.size
+            self._close(segment)
         return freed
 
-    def _let_go(self, amount: int) -> Surplus:
+    def _let_go(self, amount: int) -> None:
         """Let go of *amount* bytes or all that are free: idle segments, then parts of others."""
-        surplus = Surplus()
         if amount <= 0:
-            return surplus
-        freed = self._drop_idle(amount, surplus)
+            return
+        freed = self._drop_idle(amount)
         for segment in sorted(self._segments.values(), key=_last_used):
             if freed >= amount:
                 break
             free = self._arena.free_in(segment.number)
             if free:
                 freed += free
-                self._close(segment, free, surplus)
-        return surplus
+                self._close(segment)
 
-    def _close(self, segment: Segment, free: int, surplus: Surplus) -> None:
+    def _close(self, segment: Segment) -> None:
         """Use *segment* for nothing new, and let go of what is free in it."""
-        for start, length in self._arena.ranges(segment.number):
-            surplus.add(segment, start, length)
+        ranges = self._arena.ranges(segment.number)
+        # First, as an interrupt may end this: what goes back must not be used again.
         self._retire(segment)
-        self._holes[segment.number] = free
         segment.closed = True
+        for start, length in ranges:
+            self.surplus.add(segment, start, length)
+        segment.record.given_back = sum([length for _, length in ranges])
 
     def _retire(self, segment: Segment) -> None:
         """Use *segment* for nothing new; what is in use of it may be so over there, too."""
         segment.closed = False
         if segment.number in self._segments:
             sound, self._sound = self._sound, False
-            segment.retired = True
             del self._segments[segment.number]
             self._arena.remove(segment.number)
             self._sound = sound
+
+
+def _gone_ref(thing: object, gone: deque[_GoneRef], number: int) -> _GoneRef:
+    """Return what adds itself, with *number*, to *gone* when *thing* is gone."""
+    reference = _GoneRef(thing, gone.append)
+    reference.number = number
+    return reference
+
+
+def _nobody() -> None:
+    """Nobody is to be woken."""
 
 
 def _block_size(length: int) -> int:
@@ -598,7 +659,7 @@ def _block_size(length: int) -> int:
     return -(-max(length, 1) // _PAGE) * _PAGE + _PAGE
 
 
-def _roomy(size: int) -> int:
+def segment_size_for(size: int) -> int:
     """Return the size of a new segment for a block of *size* bytes: at most an eighth more.
 
     Such sizes come in eight steps per octave, so that tensors of similar size find room.

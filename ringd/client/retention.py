@@ -22,7 +22,7 @@ QUIET = 5.0
 FORGET = 60.0
 """Seconds without a call after which its working set is forgotten."""
 ROOM = 1 << 20
-"""Bytes beyond what is in use that are always kept: less is not worth a thought."""
+"""Bytes that are always kept beyond what is in use: less is not worth giving back."""
 _SECONDS = 5
 
 
@@ -50,14 +50,14 @@ class Retention:
         share = BUSY_SHARE if idle < QUIET else IDLE_SHARE if idle < FORGET else 0
         return max(int(share * max(self._peaks)), int(IDLE_SHARE * used), used + ROOM)
 
-    def next_look(self, now: float, *, moved: bool) -> float | None:
+    def next_look(self, now: float, *, more: bool) -> float | None:
         """Return the seconds until there may be something to give back; None if there will not.
 
-        Time alone lowers :meth:`limit` twice. *moved*: there were calls, or memory that came back,
-        since the last look, and there may be more.
+        Time alone lowers :meth:`limit` twice. *more*: also without another call there may be
+        memory that has come back by then, or there may be more calls.
         """
         idle = now - self._last
         steps = [step - idle for step in (QUIET, FORGET) if idle < step]
-        if moved:
+        if more:
             steps.append(QUIET)
         return min(steps, default=None)

@@ -37,9 +37,9 @@ def give_back_large_blocks() -> None:
 def settle() -> None:
     """Leave all that exists now out of later collections: it stays till the end anyway.
 
-    Else each full one looks at the 36,000 objects of a start, which takes 6 to 14 ms in which the
-    ring waits, and it comes only when a quarter as many have piled up. For the same reason only
-    the young ones are looked at here, in 0.2 ms: a start leaves no garbage among the others.
+    Otherwise each full one looks at the 36,000 objects of a start, which takes 6 to 14 ms in which
+    the ring waits, and it comes only when a quarter as many have piled up. For the same reason
+    only the young ones are looked at here, in 0.2 ms: a start leaves no garbage among the others.
     """
     gc.collect(1)
     gc.freeze()

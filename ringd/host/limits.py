@@ -64,7 +64,7 @@ class OpenFiles:
         return limit - min(self.reserve, limit // 2) - self._counted - self._let_in
 
     def refusal(self, wanted: int = 1, *, promised: int = 0, share: float = 1.0) -> str:
-        """Return why *wanted* more descriptors cannot be had, in words; empty if they can.
+        """Return why *wanted* more descriptors cannot be had; empty if they can.
 
         Args:
             wanted: to be opened now, if the answer is empty.

@@ -105,20 +105,20 @@ def detach(address: int, length: int, fd: int, offset: int) -> None:
         _map_private(address, length, fd, offset, _MAP_FIXED)
 
 
-def give_back(mapping: mmap.mmap, fd: int, start: int, length: int) -> None:
+def give_back(fd: int, start: int, length: int) -> None:
     """Leave the system the pages of a range, for all who map it; it must not be read any more.
 
     Where the system does not do that, they stay until nobody maps the segment.
 
     Args:
-        mapping: of the whole segment.
         fd: the segment.
         start: of the range, a multiple of the page size.
         length: in bytes, likewise.
     """
     with contextlib.suppress(OSError):
         if sys.platform == "linux":
-            mapping.madvise(mmap.MADV_REMOVE, start, length)
+            # Not by mmap.madvise, which keeps all of Python's threads from running meanwhile.
+            _fallocate(fd, _PUNCH_HOLE, start, length)
         else:
             fcntl.fcntl(fd, _F_PUNCHHOLE, _PUNCHHOLE.pack(0, 0, start, length))
 
@@ -148,6 +148,10 @@ if sys.platform == "linux":
             os.close(fd)
             raise
         return fd
+
+    _PUNCH_HOLE = 1 | 2  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+    _fallocate = _libc.fallocate
+    _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 
     # What is mapped in a fixed place at once takes away what was there also if it is then refused,
     # before Linux 6.12 and where all memory is accounted for (vm.overcommit_memory = 2). So it is

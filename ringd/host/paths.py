@@ -128,7 +128,7 @@ def socket_candidates(
 def left_out(
     environ: Mapping[str, str] = os.environ, *, macos: bool = MACOS, user: User | None = None
 ) -> str:
-    """Return in words which sockets the environment leads to that are not this user's, if any."""
+    """Return which sockets the environment leads to that are not this user's; empty for none."""
     user = user or current_user()
     others = [
         str(path)
@@ -174,7 +174,10 @@ def _absolute(environ: Mapping[str, str], variable: str) -> Path | None:
 
 
 def _ours(directory: Path, uid: int) -> bool:
-    """Whether nobody but user *uid*, and root, can put anything in *directory*, or make it."""
+    """Whether nobody but user *uid*, and root, can put anything in *directory*, or make it.
+
+    The group of a directory of the user's own is theirs to choose: often it is the user's alone.
+    """
     for place in (directory, *directory.parents):
         try:
             status = place.stat()
@@ -182,9 +185,8 @@ def _ours(directory: Path, uid: int) -> bool:
             continue
         except OSError:  # what we cannot even look at is none of ours
             return False
-        if status.st_uid == uid:
-            return True
-        return status.st_uid == 0 and not status.st_mode & stat.S_IWOTH
+        others = stat.S_IWOTH if status.st_uid == uid else stat.S_IWOTH | stat.S_IWGRP
+        return status.st_uid in (uid, 0) and not status.st_mode & others
     return False
 
 

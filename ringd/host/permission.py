@@ -53,7 +53,7 @@ class Asker:
 
 
 def why_not(path: str | os.PathLike[str]) -> str:
-    """Return in words why this process may not connect to *path*, with the line to type."""
+    """Return why this process may not connect to *path*, with the line to type."""
     socket = Path(path)
     return explain(socket, _barrier(socket), _asker())
 

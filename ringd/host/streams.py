@@ -10,8 +10,8 @@ import sys
 def open_standard_streams() -> None:
     """Open what is closed of descriptors 0 to 2 on /dev/null, and the streams of Python with them.
 
-    Else the next sockets take these numbers, and what any library writes to standard error goes
-    into one of them. To be called before anything else is opened.
+    Otherwise the next sockets take these numbers, and what any library writes to standard error
+    goes into one of them. To be called before anything else is opened.
     """
     for fd in range(3):
         try:
