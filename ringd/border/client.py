@@ -7,7 +7,8 @@ from typing import Protocol
 from ringd import errors
 from ringd.border.lifeline import Lifeline
 from ringd.loop import Loop, Timer
-from ringd.wire.border.messages import Completed, Failed, Ref, Reply, lifeline
+from ringd.wire.border import lifeline
+from ringd.wire.border.messages import Completed, Failed, Ref, Reply
 
 NUDGE_AFTER = 0.05
 """Seconds until a client is woken that does not acknowledge what somebody waits for."""
