@@ -9,7 +9,8 @@ import pytest
 
 from ringd.cli.ask import ask
 from ringd.errors import DaemonUnavailable
-from ringd.wire.border.messages import AskStatus, lifeline
+from ringd.wire.border import lifeline
+from ringd.wire.border.messages import AskStatus
 
 
 def said(path: Path) -> str:
