@@ -13,6 +13,7 @@ from fake_daemon import eventually, mapped
 import ringd
 from ringd.border.server import Limits
 from ringd.client import pool as pool_module
+from ringd.client.retention import Retention
 
 
 def test_result_memory_is_reused_when_the_array_is_gone(ring):
@@ -122,6 +123,20 @@ def test_memory_of_a_closed_ring_goes_with_its_last_array(daemon):
     eventually(lambda: mapped() == before)
     with pytest.raises(ringd.RingError, match="closed"):
         pool.take(100_000)
+
+
+def test_call_gives_back_what_is_too_much_before_it_takes_more(ring):
+    """Also where that is no whole segment: an array that is kept stands in each."""
+    pool = pool_of(ring)
+    ring.all_reduce(np.zeros(4 << 20, np.int8))
+    kept = [ring.empty(10_000)]
+    while pool._idle():
+        kept.append(ring.empty(100_000))
+    before = set(pool._segments)
+    pool._retention = Retention()
+    ring.all_reduce(np.zeros(7 << 20, np.int8))
+    assert before - set(pool._segments)
+    assert before <= set(pool._records)
 
 
 @pytest.mark.parametrize("error", [1, 38])

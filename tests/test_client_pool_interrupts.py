@@ -37,9 +37,11 @@ class Program:
         self.mark = 0
 
     def take(self):
-        """Take a block."""
+        """Take a block, as the connection does."""
         size = self.random.choice(SIZES)
-        block = self.pool.take(size)
+        while (block := self.pool.take(size)) is None:
+            assert self.pool.surplus
+            self.pool.surplus.give_back()
         self.mark = self.mark % 250 + 1
         block.segment.passed_to = "channel"
         block.bytes(size)[:] = self.mark

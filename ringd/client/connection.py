@@ -187,10 +187,14 @@ class Connection:
             ResourceExhausted: there is not that much, or not before *until*.
         """
         pool = self._group.pool
+
+        def step() -> tuple[list[Block] | None, bool]:
+            return pool.take_all(lengths), bool(pool.surplus)
+
         while True:
             self.check()
             try:
-                blocks = self._pump.run(pool.take_all, lengths)
+                blocks, surplus = self._pump.run(step)
             except errors.ResourceExhausted:
                 if not pool.usable:
                     return None
@@ -198,6 +202,8 @@ class Connection:
             if blocks is not None:
                 return blocks
             pool.surplus.give_back()  # not within run: it takes a while
+            if surplus:
+                continue
             self._pump.run(self._settle)
             waiting = bool(self._group.session.ops) and not self._closed
             if not pool.has_returns and not (

@@ -296,8 +296,8 @@ class Pool:
     def take(self, length: int) -> Block | None:
         """Return a block for a tensor of *length* bytes and its seal.
 
-        None means: the budget is used up for now, and something must come back first; what is
-        :attr:`surplus`, to the system.
+        None means: something must come back first, as the budget is used up for now; or, where
+        there is :attr:`surplus`, that must go back to the system.
 
         Raises:
             ResourceExhausted: it can never fit, or the system has no memory for it.
@@ -535,6 +535,8 @@ class Pool:
         if self.size + whole > self.budget or self.kept + whole > limit:
             whole = size
             self._let_go(self.kept + size - limit)
+            if self.surplus:  # first it goes back: what is kept is bounded at each moment
+                return None
         if not self._make_room(whole):
             return None
         try:
