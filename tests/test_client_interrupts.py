@@ -21,15 +21,17 @@ from alarms import (
     LEAST_HITS,
     Signal,
     instants,
+    interrupt,
     interrupt_twice,
     interrupted,
     no_alarm_left,  # noqa: F401
 )
 from clientkit import BOTH, INLINE_LIMIT, fake, pool_of, session_of
-from fake_daemon import FakeDaemon, eventually
+from fake_daemon import FakeDaemon, eventually, open_fds
 
 import ringd
 from ringd.border.server import Limits
+from ringd.client.keeper import Keeper
 
 
 @pytest.fixture
@@ -193,6 +195,95 @@ def test_a_handler_anywhere_may_close_the_ring(tmp_path, then_exit):
             ring.close()
             hits += alarm.acted
     assert hits >= LEAST_HITS
+
+
+def keepers():
+    """Return the frames of the connections' threads."""
+    frames = []
+    for innermost in sys._current_frames().values():
+        frame = innermost
+        while frame is not None and frame.f_code is not Keeper._run.__code__:
+            frame = frame.f_back
+        frames += [frame] if frame is not None else []
+    return frames
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_an_interrupt_anywhere_in_connect_leaves_nothing_behind(tmp_path, twice):
+    """Neither a place in the group, nor a thread, nor a descriptor."""
+    chance = random.Random(5)
+    hits = 0
+    with FakeDaemon(tmp_path / "s") as daemon:
+        ringd.connect(daemon.path, timeout=10).close()
+        gc.collect()
+        eventually(lambda: not daemon.handler.groups)
+        before = open_fds()
+        for number, delay in enumerate(instants(300, 4e-3)):
+            rings = []
+
+            def call(rings=rings, group=str(number)):
+                rings.append(ringd.connect(daemon.path, group, timeout=10))
+
+            act = partial(interrupt_twice, chance.uniform(2e-6, 1e-3)) if twice else interrupt
+            hits += interrupted(call, delay, act)
+            for ring in rings:
+                ring.close()
+        del rings, call
+        gc.collect()
+        eventually(lambda: not daemon.handler.groups)
+        eventually(lambda: not keepers())
+        eventually(lambda: open_fds() <= before)
+    assert hits >= LEAST_HITS
+
+
+def test_an_interrupt_as_the_thread_starts_leaves_the_group_free(tmp_path, monkeypatch):
+    """To start a thread takes a while, in which the daemon may take us in."""
+    start = Keeper.start
+
+    def interrupted_start(keeper):
+        start(keeper)
+        eventually(lambda: daemon.handler.groups)
+        raise KeyboardInterrupt
+
+    with FakeDaemon(tmp_path / "s") as daemon:
+        with monkeypatch.context() as patch:
+            patch.setattr(Keeper, "start", interrupted_start)
+            with pytest.raises(KeyboardInterrupt):
+                ringd.connect(daemon.path, timeout=10)
+        assert not keepers()
+        assert not daemon.handler.groups
+        assert daemon.handler.gone == []
+
+
+def test_interrupts_before_the_thread_exists_leave_no_descriptors(tmp_path, monkeypatch):
+    """What waits for threads to wake belongs to somebody from the beginning."""
+
+    def interrupt_it(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    gc.collect()
+    before = open_fds()
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "start", interrupt_it)
+        for _ in range(10):
+            with pytest.raises(KeyboardInterrupt):
+                ringd.connect(tmp_path / "s", timeout=10)
+    gc.collect()
+    assert open_fds() <= before
+
+
+def test_a_ring_whose_close_was_interrupted_is_hung_up_on_when_it_is_forgotten(tmp_path):
+    """The group is free again, though nobody called close() once more."""
+    with FakeDaemon(tmp_path / "s") as daemon:
+        ring = ringd.connect(daemon.path, timeout=10)
+        ring._connection._keeper.end = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            ring.close()
+        del ring._connection._keeper.end
+        assert daemon.handler.groups
+        del ring
+        gc.collect()
+        eventually(lambda: not daemon.handler.groups)
 
 
 def test_an_interrupt_anywhere_in_close_can_be_followed_by_another_close(tmp_path):

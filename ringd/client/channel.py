@@ -19,6 +19,7 @@ from collections.abc import Callable
 import zmq
 
 from ringd.client.pool import Segment
+from ringd.client.waker import Waker
 from ringd.host.credentials import check_socket_path
 from ringd.wire import lifeline as wire
 from ringd.wire.border import (
@@ -63,21 +64,21 @@ class Channel:
     beside that, and touch no ZeroMQ.
     """
 
-    def __init__(self, path: str, wake_fd: int, keeper_fd: int) -> None:
+    def __init__(self, path: str, waker: Waker, keeper_waker: Waker) -> None:
         """Connect.
 
         Args:
             path: of the daemon's main socket.
-            wake_fd: a pipe's reading end that ends a :meth:`poll`.
-            keeper_fd: likewise a :meth:`wait_end`.
+            waker: ends a :meth:`poll`.
+            keeper_waker: likewise a :meth:`wait_end`.
 
         Raises:
             TurnedAwayError: the daemon takes nobody in now.
             OSError: nobody listens there, or it may not be used, or it does not answer in time.
         """
         self.path = path
-        self.wake_fd = wake_fd
-        self.keeper_fd = keeper_fd
+        self._waker = waker
+        self._keeper_waker = keeper_waker
         self.attached = False
         """Set by the owner once the daemon has taken it in."""
         self.unanswered = 0
@@ -100,7 +101,7 @@ class Channel:
                 self._poller = self._make_poller()
                 self._end_poller = select.poll()
                 self._end_poller.register(self.lifeline, select.POLLIN)
-                self._end_poller.register(keeper_fd, select.POLLIN)
+                self._end_poller.register(keeper_waker.reader, select.POLLIN)
                 undo.pop_all()
         except zmq.ZMQError as error:  # which is no OSError
             raise OSError(error.errno, error.strerror) from error
@@ -167,14 +168,13 @@ class Channel:
         for fd, _events in ready:
             if fd == lifeline:
                 gone = self._listen()
-            elif fd == self.wake_fd:
-                with contextlib.suppress(BlockingIOError):  # a signal handler has emptied it
-                    os.read(fd, 4096)
+            elif fd == self._waker.reader:
+                self._waker.drain()
         return gone
 
     def _make_poller(self) -> select.poll:
         poller = select.poll()
-        for file in (self._dealer_fd, self.lifeline, self.wake_fd):
+        for file in (self._dealer_fd, self.lifeline, self._waker.reader):
             poller.register(file, select.POLLIN)
         return poller
 
@@ -186,8 +186,8 @@ class Channel:
         """
         gone = False
         for fd, _events in self._end_poller.poll(timeout * 1000):
-            if fd == self.keeper_fd:
-                os.read(fd, 4096)
+            if fd == self._keeper_waker.reader:
+                self._keeper_waker.drain()
             else:
                 gone = self._listen()
         return gone

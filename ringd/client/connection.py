@@ -57,6 +57,8 @@ class Connection:
     def start(self, timeout: float) -> None:
         """Connect and join the group; wait up to *timeout* seconds for the daemon to appear.
 
+        Whatever this raises, also an interrupt: the caller closes the connection.
+
         Raises:
             DaemonUnavailable: none did; says what was tried.
             ResourceExhausted: the daemon takes no more programs; names the limit.
@@ -69,22 +71,18 @@ class Connection:
         atexit.unregister(_exiting)  # called first is what was registered last
         atexit.register(_exiting)
         self._keeper.start()
-        try:
-            self._pump.wait(
-                lambda: group.info is not None or group.refusal is not None,
-                time.monotonic() + timeout,
-            )
-            info, refusal, trouble = group.info, group.refusal, group.trouble
-        except BaseException:  # Ctrl-C: nobody is left who could close it
-            self.close()
-            raise
-        if info is None:
-            self.close()
+        self._pump.wait(
+            lambda: group.info is not None or group.refusal is not None,
+            time.monotonic() + timeout,
+        )
+        if group.info is None:
+            refusal = group.refusal
             if self._keeper.turned_away:
                 refusal = refusal or errors.ResourceExhausted(self._keeper.turned_away)
             refusal = refusal or self._keeper.barred()
+            trouble = group.trouble or "it does not answer"
             raise refusal or errors.DaemonUnavailable(
-                f"no daemon within {timeout:g} s ({trouble or 'it does not answer'}); start one "
+                f"no daemon within {timeout:g} s ({trouble}); start one "
                 "with `ringd --config PATH`, or name its socket with RINGD_SOCKET or socket="
             )
 
@@ -124,8 +122,11 @@ class Connection:
         self._ended = True
 
     def abandon(self) -> None:
-        """End without ceremony, nor lock: for the garbage collector, and at the process's end."""
-        if os.getpid() == self._pid and not self._closed:
+        """End without ceremony, nor lock: for the garbage collector, and at the process's end.
+
+        Also what an interrupt has left of :meth:`close`.
+        """
+        if os.getpid() == self._pid and not (self._ended or self._abandoned):
             self._closed = self._abandoned = True
             self._keeper.end()
             self._group.abandon()
@@ -143,7 +144,7 @@ class Connection:
 
     def holds(self, group: str) -> bool:
         """Whether it has, or wants, this process's place in *group*."""
-        return self._group.name == group and not self._closed
+        return self._group.name == group and not (self._ended or self._abandoned)
 
     def in_child(self) -> None:
         """After a fork, in the child: let go of what would keep the parent alive."""

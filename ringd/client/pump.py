@@ -19,7 +19,6 @@ socket; who takes messages in for others therefore wakes the sleeper.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from typing import TypeVar
 
 from ringd.client.channel import Channel
 from ringd.client.ending import main_thread_failed
+from ringd.client.waker import Waker
 from ringd.errors import RingError
 
 _LONGEST_SLEEP = 3600.0  # seconds; the system's calls refuse what is much longer
@@ -69,9 +69,8 @@ class Pump:
         """
         self.channel: Channel | None = None
         """Where messages come from; None while there is no daemon."""
-        self.wake_reader, self._wake_writer = os.pipe()
-        os.set_blocking(self.wake_reader, False)
-        os.set_blocking(self._wake_writer, False)
+        self.waker = Waker()
+        """Ends the sleep on the sockets."""
         self.settle = settle
         self.lost = lost
         self._lock = (
@@ -148,7 +147,7 @@ class Pump:
                 if self._sleeper == me:
                     self._sleeper = me if beneath else None
                 if beneath:
-                    self._wake_sleeper()  # what it sleeps for may have been taken in up here
+                    self.waker.wake()  # what it sleeps for may have been taken in up here
             waited = True
             if isinstance(turn, Channel) and (gone or self._closing):
                 self.run(self._woken, turn, gone)
@@ -167,15 +166,15 @@ class Pump:
         for waiter in tuple(self._waiters):
             waiter.wake()
         if self._sleeper is not None:
-            self._wake_sleeper()
+            self.waker.wake()
 
     def close(self) -> None:
         """Release the descriptors, as soon as nobody sleeps on them; within :meth:`run`."""
         self._closing = True
         if self._sleeper is None:
-            self._release()
+            self.waker.close()
         else:
-            self._wake_sleeper()
+            self.waker.wake()
 
     def _look(self, done: Callable[[], bool], until: float | None) -> bool | _Waiter | Channel:
         """Return whether it is done, once that is known; else what this thread is to sleep on."""
@@ -214,18 +213,7 @@ class Pump:
             self.settle()
             self.lost(channel)
         if self._closing:
-            self._release()
-
-    def _wake_sleeper(self) -> None:
-        with contextlib.suppress(OSError):  # full: it is about to wake up anyway; or closed
-            os.write(self._wake_writer, b"\0")
-
-    def _release(self) -> None:
-        reader, writer = self.wake_reader, self._wake_writer
-        self.wake_reader = self._wake_writer = -1
-        for fd in (reader, writer):
-            if fd >= 0:
-                os.close(fd)
+            self.waker.close()
 
 
 class _Waiter:

@@ -67,12 +67,16 @@ def connect(
     connection = Connection(paths, group, on_loss)
     try:
         connection.start(_CONNECT_TIMEOUT if timeout is None else timeout)
-    except errors.DaemonUnavailable as error:
-        others = "" if given else left_out()
+        return Ring(connection, group)
+    except BaseException as error:  # also Ctrl-C: without a ring nobody could close it
+        try:
+            connection.close()
+        finally:  # where another interrupt ended that
+            connection.abandon()
+        others = "" if given or not isinstance(error, errors.DaemonUnavailable) else left_out()
         if others:
             raise errors.DaemonUnavailable(f"{error}; {others}") from None
         raise
-    return Ring(connection, group)
 
 
 class Ring:
