@@ -327,6 +327,127 @@ def test_a_handler_in_a_wait_may_wait_itself(tmp_path):
         assert np.array_equal(seen[0], np.full(3, 2.0))
 
 
+@contextlib.contextmanager
+def handling(handler):
+    """Have *handler* called by SIGUSR1."""
+    old = signal.signal(signal.SIGUSR1, lambda *_: handler())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, old)
+
+
+def in_main_only(channel, name, stand_in, monkeypatch):
+    """Let the main thread call *stand_in* with the channel's own method, and others the latter."""
+    real = getattr(channel, name)
+
+    def method(*arguments):
+        if threading.current_thread() is threading.main_thread():
+            return stand_in(real, *arguments)
+        time.sleep(0.05)  # the main thread is to be first
+        return real(*arguments)
+
+    monkeypatch.setattr(channel, name, method)
+
+
+def tell_members(daemon, session):
+    """Say something over the lifeline, in a while."""
+    threading.Timer(
+        0.2,
+        lambda: daemon.run(lambda: next(iter(daemon.handler.joins)).tell_session(session, (1, 2))),
+    ).start()
+
+
+def test_a_handler_that_acts_on_what_was_just_heard(tmp_path, monkeypatch):
+    """It may come between the arrival of a word on the lifeline, and the look at that word."""
+
+    class Interrupted(list):
+        def extend(self, chunks):
+            super().extend(chunks)
+            if threading.current_thread() is threading.main_thread():
+                signal.raise_signal(signal.SIGUSR1)
+
+    seen = []
+    with fake(tmp_path, hold=True) as (daemon, ring), handling(lambda: seen.append(ring.rank)):
+        channel = ring._connection._pump.channel
+        channel._heard = Interrupted()
+        in_main_only(channel, "_listen", lambda real: real(), monkeypatch)
+        work = ring.all_reduce_async(np.ones(2))
+        tell_members(daemon, session_of(ring).join_id)
+        with pytest.raises(ringd.DeadlineExceeded):
+            work.wait(0.5)
+        assert seen
+        assert session_of(ring).members == (1, 2)
+
+
+def test_a_handler_within_the_listening_waits_for_no_other_thread(tmp_path, monkeypatch):
+    """Another thread may be inside, and act on what was heard, when the handler asks."""
+    seen = []
+
+    def handler():
+        other = threading.Thread(target=lambda: ring.generation)
+        other.start()
+        time.sleep(0.2)
+        seen.append(ring.rank)
+        other.join(10)
+        seen.append(other.is_alive())
+
+    def hear(real):
+        real()
+        if not seen and channel._heard:
+            signal.raise_signal(signal.SIGUSR1)
+
+    with fake(tmp_path, hold=True) as (daemon, ring), handling(handler):
+        channel = ring._connection._pump.channel
+        in_main_only(channel, "_listen", lambda real: real(), monkeypatch)
+        in_main_only(channel, "_hear", hear, monkeypatch)
+        work = ring.all_reduce_async(np.ones(2))
+        tell_members(daemon, session_of(ring).join_id)
+        with pytest.raises(ringd.DeadlineExceeded):
+            work.wait(0.8)
+        assert seen == [0, False]
+
+
+def test_an_interrupt_while_the_daemons_end_is_taken_in(tmp_path, monkeypatch):
+    """The next call waits for another daemon, as if there had been no interrupt."""
+    with fake(tmp_path, hold=True) as (daemon, ring):
+        connection = ring._connection
+        group, channel = connection._group, connection._pump.channel
+        real, times = group.lose, []
+
+        def lose(channel):
+            times.append(1)
+            if len(times) == 1:
+                raise KeyboardInterrupt
+            real(channel)
+
+        monkeypatch.setattr(group, "lose", lose)
+        wait_end, ended = channel.wait_end, threading.Event()
+        # The keeper sees the end later than this thread.
+        monkeypatch.setattr(channel, "wait_end", lambda t: ended.wait(10) and wait_end(t))
+        connection._keeper.wake()
+        time.sleep(0.1)
+        stopper = threading.Timer(0.1, daemon.stop)
+        stopper.start()
+        with pytest.raises(KeyboardInterrupt):
+            ring.all_reduce(np.ones(2), timeout=5)
+        ended.set()
+        stopper.join()
+        eventually(lambda: connection._pump.channel is None)
+        made = session_of(ring).next_seq
+        work = ring.all_reduce_async(np.ones(2), timeout=5)
+        assert session_of(ring).next_seq == made + 1
+        with FakeDaemon(daemon.path):
+            assert np.array_equal(work.wait(10), np.full(2, 2.0))
+
+
+def test_a_message_that_cannot_be_sent_is_offered_to_the_next_daemon(tmp_path):
+    """Whatever ZeroMQ says; the call counts, and ends with its value."""
+    with fake(tmp_path) as (_, ring):
+        ring._connection._pump.channel._dealer.close(linger=0)
+        usable(ring, np.ones(2))
+
+
 def test_thousands_of_real_interrupts(tmp_path):
     """SIGINT by a timer, thousands of times, while two threads make calls."""
     with fake(tmp_path) as (_, ring):

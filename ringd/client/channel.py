@@ -35,6 +35,7 @@ _LIFELINE_BYTES = (4096,)  # the arguments of one call of recv
 
 _CONNECT_TIMEOUT = 2.0  # seconds; a healthy daemon answers in microseconds
 _SEND_TIMEOUT = 2.0  # seconds, for a record on the lifeline
+_LONGEST_LISTEN = 0.02  # seconds, to wait for another thread that listens
 
 Payload = bytes | memoryview
 
@@ -107,23 +108,37 @@ class Channel:
             raise OSError(error.errno, error.strerror) from error
 
     def send(self, frame: bytes) -> None:
-        """Queue *frame*, of a packed request; never blocks."""
+        """Queue *frame*, of a packed request; never blocks.
+
+        Raises:
+            OSError: the sockets are closed, or the system has no memory.
+        """
         self.alert = True
-        self._dealer.send(frame, 0, copy=len(frame) < COPY_BELOW)
+        try:
+            self._dealer.send(frame, 0, copy=len(frame) < COPY_BELOW)
+        except zmq.ZMQError as error:
+            self.alert = False  # no message comes any more
+            raise OSError(error.errno, error.strerror) from error
 
     def receive(self) -> tuple[Reply, Payload | None] | None:
         """Return the next message and its payload; None when there is none now.
 
         The same one until it is :meth:`taken`.
+
+        Raises:
+            OSError: as :meth:`send`.
         """
         inbox = self._inbox
         if not inbox:
             dealer = self._dealer
-            if not int(dealer.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-                return None
-            self.gap = True  # pyzmq lets interrupts in when it has the message already
-            inbox.append(dealer.recv(zmq.NOBLOCK, copy=False))
-            self.gap = False
+            try:
+                if not int(dealer.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                    return None
+                self.gap = True  # pyzmq lets interrupts in when it has the message already
+                inbox.append(dealer.recv(zmq.NOBLOCK, copy=False))
+                self.gap = False
+            except zmq.ZMQError as error:
+                raise OSError(error.errno, error.strerror) from error
             self._hear()
         frame = inbox[0]
         return unpack_reply(frame.bytes if len(frame) < COPY_SMALL else frame.buffer)
@@ -200,28 +215,40 @@ class Channel:
         heard = self._heard
         if not heard:
             return
-        with self._listening:
-            stream = bytearray(b"".join(heard))
-            while (session := wire.take_session(stream)) is not None:
-                meet(*session)
-            rest = [bytes(stream)] if stream else []
-            heard[:] = rest
+        chunks = tuple(heard)  # others may come behind them meanwhile
+        stream = bytearray(b"".join(chunks))
+        while (session := wire.take_session(stream)) is not None:
+            meet(*session)
+        heard[: len(chunks)] = [bytes(stream)] if stream else []
 
     def _listen(self) -> bool:
         """Take in what the lifeline says; whether it has ended."""
-        with self._listening:
-            while True:
-                # One call into C receives and stores, so that no interrupt comes between.
-                arriving = map(self.lifeline.recv, _LIFELINE_BYTES)
-                try:
-                    self._heard.extend(arriving)
-                except BlockingIOError:
-                    return False
-                except OSError:
-                    return True
-                if not self._heard[-1]:
-                    return True
-                self._hear()
+        if threading.get_ident() == threading.main_thread().ident:
+            with self._listening:  # others hold it for a moment only; no interrupt comes between
+                return self._take_in()
+        # A signal handler may keep the main thread in there, and wait for what this one is to do.
+        if not self._listening.acquire(timeout=_LONGEST_LISTEN):
+            return False
+        try:
+            return self._take_in()
+        finally:
+            self._listening.release()
+
+    def _take_in(self) -> bool:
+        heard = self._heard
+        while True:
+            # One call into C receives and stores, so that no interrupt comes between.
+            arriving = map(self.lifeline.recv, _LIFELINE_BYTES)
+            try:
+                heard.extend(arriving)
+            except BlockingIOError:
+                return False
+            except OSError:
+                return True
+            # Acted on and gone, perhaps, by another thread or a signal handler; an end comes again.
+            if heard[-1:] == [b""]:
+                return True
+            self._hear()
 
     def _hear(self) -> None:
         self.unanswered = 0

@@ -384,14 +384,19 @@ class Connection:
         except DecodeError as error:
             channel.taken()
             self._group.part(channel, f"it sent what is no message of this version: {error}")
+        except OSError as error:
+            self._group.part(channel, f"its messages cannot be received: {error}")
         return news
 
     def _lost(self, channel: Channel) -> None:
-        """The daemon is gone; the keeper, who sees that too, closes the channel."""
+        """The daemon is gone; the keeper, who sees that too, closes the channel.
+
+        Before it does, it calls this to the end, whatever interrupts have left of that.
+        """
+        self._group.lose(channel)
         if self._pump.channel is channel:
             self._pump.channel = None
-            self._group.lose(channel)
-            self._pump.tell()
+        self._pump.tell()
 
 
 def _forget_unreachable(group: str) -> None:
