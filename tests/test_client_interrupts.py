@@ -25,6 +25,7 @@ from alarms import (
     interrupt_twice,
     interrupted,
     no_alarm_left,  # noqa: F401
+    swallowed,
 )
 from clientkit import BOTH, INLINE_LIMIT, fake, pool_of, session_of
 from fake_daemon import FakeDaemon, eventually, open_fds
@@ -32,6 +33,7 @@ from fake_daemon import FakeDaemon, eventually, open_fds
 import ringd
 from ringd.border.server import Limits
 from ringd.client.keeper import Keeper
+from ringd.client.pump import Pump
 
 
 @pytest.fixture
@@ -106,9 +108,11 @@ def test_interrupts_leave_no_memory_behind(ring, x):
     assert pool.size <= 40 * (x.nbytes + (1 << 17))
 
 
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
 @pytest.mark.parametrize("where", ["submitting", "waiting"])
-def test_a_lent_input_is_private_after_an_interrupt(tmp_path, where):
+def test_a_lent_input_is_private_after_an_interrupt(tmp_path, where, twice):
     """Whoever interrupts a call of a ring.empty array may write to it: the daemon keeps its own."""
+    chance = random.Random(6)
     hits = 0
     with fake(tmp_path, hold=True) as (daemon, ring):
         for number, delay in enumerate(instants(), 1):
@@ -117,12 +121,14 @@ def test_a_lent_input_is_private_after_an_interrupt(tmp_path, where):
             call = partial(ring.all_reduce_async, x, name=str(number))
             if where == "waiting":
                 call = partial(call().wait, 0.001)
+            act = partial(interrupt_twice, chance.uniform(2e-6, 6e-5)) if twice else interrupt
             caught = False
+            swallowed.clear()
             with contextlib.suppress(ringd.DeadlineExceeded):
-                caught = interrupted(call, delay)
+                caught = interrupted(call, delay, act)
             del call  # with the handle: nobody can wait again
             hits += caught
-            if caught:
+            if caught and not swallowed:  # by the handle's own finaliser
                 x[:] = -1.0
             assert daemon.run(lambda: complete_held(daemon.handler)) == []
     assert hits >= LEAST_HITS
@@ -315,7 +321,7 @@ def test_a_handler_in_a_wait_may_wait_itself(tmp_path):
             poker = threading.Thread(
                 target=lambda: (
                     eventually(lambda: daemon.handler.submitted),
-                    eventually(lambda: ring._connection._pump.sleeping),
+                    eventually(lambda: ring._connection._pump._sleeper is not None),
                     signal.pthread_kill(main, signal.SIGUSR1),
                 )
             )
@@ -446,6 +452,164 @@ def test_a_message_that_cannot_be_sent_is_offered_to_the_next_daemon(tmp_path):
     with fake(tmp_path) as (_, ring):
         ring._connection._pump.channel._dealer.close(linger=0)
         usable(ring, np.ones(2))
+
+
+def test_a_handler_that_waits_in_a_wait_leaves_the_pipe_to_the_wait_beneath(tmp_path):
+    """The ring is closed while one sleep interrupts the other: both calls end in words."""
+    ended = []
+
+    def handler():
+        with pytest.raises(ringd.RingError, match="closed before"):
+            ring.all_reduce(np.ones(2), timeout=10)
+        ended.append("handler")
+
+    def close():
+        eventually(lambda: pump._sleeper is not None)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+        eventually(lambda: len(daemon.handler.submitted) == 2)
+        time.sleep(0.02)
+        ring.close()
+
+    with FakeDaemon(tmp_path / "s", hold=True) as daemon, handling(handler):
+        for number in range(20):
+            ring = ringd.connect(daemon.path, str(number), timeout=10)
+            pump = ring._connection._pump
+            closer = threading.Thread(target=close)
+            closer.start()
+            with pytest.raises(ringd.RingError, match="closed before"):
+                ring.all_reduce(np.ones(2), timeout=10)
+            closer.join()
+            eventually(lambda: not daemon.handler.submitted)
+    assert len(ended) == 20
+
+
+def test_an_interrupt_of_a_wait_while_the_ring_is_closed_leaves_no_descriptor(tmp_path):
+    """Who sleeps releases what it slept on, also if it leaves by an interrupt."""
+    kept = []
+    with FakeDaemon(tmp_path / "s", hold=True) as daemon, handling(interrupt):
+        for number in range(8):
+            ring = ringd.connect(daemon.path, str(number), timeout=10)
+            pump = ring._connection._pump
+            close = pump.close
+            main = threading.main_thread().ident
+            pump.close = lambda close=close, main=main: (
+                close(),
+                signal.pthread_kill(main, signal.SIGUSR1),
+            )
+            closer = threading.Thread(
+                target=lambda pump=pump, ring=ring: (
+                    eventually(lambda: pump._sleeper is not None),
+                    ring.close(),
+                )
+            )
+            closer.start()
+            with contextlib.suppress(ringd.RingError, KeyboardInterrupt):
+                ring.all_reduce(np.ones(2), timeout=10)
+            with contextlib.suppress(KeyboardInterrupt):
+                closer.join()
+            closer.join()
+            kept.append(ring)  # so that nothing is closed with it
+            eventually(lambda pump=pump: pump._sleeper is None and not pump.waker._ends)
+
+
+def test_interrupted_waits_leave_nobody_who_seems_to_wait(tmp_path):
+    """To wake one that is gone wakes nobody else."""
+    hits = 0
+    with fake(tmp_path, hold=True) as (_, ring):
+        pump = ring._connection._pump
+        thread = threading.Thread(target=expect_the_end, args=(ring,))
+        thread.start()
+        eventually(lambda: pump._sleeper is not None)
+        work = ring.all_reduce_async(np.ones(2))
+        for delay in instants(600, 6e-4):
+            with contextlib.suppress(ringd.DeadlineExceeded):
+                hits += interrupted(lambda: work.wait(0.02), delay)
+        assert not pump._waiters
+        ring.close()
+        thread.join(10)
+    assert hits >= LEAST_HITS
+
+
+def expect_the_end(ring):
+    """Make a call that the ring's end ends."""
+    with pytest.raises(ringd.RingError, match="closed before"):
+        ring.all_reduce(np.ones(2), timeout=100)
+
+
+def test_a_call_in_the_midst_of_ringd_is_refused(ring):
+    """By an error of its own, for those who catch it: the ring is as it was."""
+    for call in (
+        lambda: ring.all_reduce(np.ones(2)),
+        lambda: ring.empty(5000),
+        ring.wait_ready,
+        ring.barrier,
+    ):
+        with pytest.raises(ringd.CalledFromHandler, match="set a flag there"):
+            ring._connection._pump.run(call)
+    usable(ring, np.ones(2))
+
+
+def test_what_insists_is_done_though_two_interrupts_come():
+    """The second one strikes wherever the first is dealt with."""
+    pump = Pump(lambda: None, lambda _channel: None)
+    undone, done, first = 0, [], []
+
+    def second(*_):
+        if not done:
+            raise KeyboardInterrupt
+
+    def step():
+        if first:
+            signal.setitimer(signal.ITIMER_REAL, first.pop())
+            raise KeyboardInterrupt
+        sum(range(300))
+        done.append(1)
+
+    signal.signal(signal.SIGALRM, second)
+    for number in range(10_000):
+        first.append(1e-6 + number % 400 * 1e-7)
+        done.clear()
+        try:
+            pump.insist(step)
+        except KeyboardInterrupt:
+            undone += 1
+            done.append(1)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    assert undone == 0
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_input_of_a_dropped_handle_is_private(tmp_path, inside):
+    """Also if the garbage collector finds the handle while its thread is in the midst of ringd."""
+    with fake(tmp_path, hold=True) as (daemon, ring):
+        x = ring.empty(5000, np.float64)
+        x[:] = 7
+        cycle = [ring.all_reduce_async(x, name="7")]
+        cycle.append(cycle)
+        eventually(lambda: daemon.handler.submitted)
+        del cycle
+        if inside:
+            ring._connection._pump.run(gc.collect)
+        else:
+            gc.collect()
+        x[:] = -1.0
+        assert daemon.run(lambda: complete_held(daemon.handler)) == []
+
+
+def test_the_keeper_leaves_inputs_where_an_interrupt_kept_the_caller_from_it(tmp_path):
+    """Word of it is left, and the program need not call again."""
+    with fake(tmp_path, hold=True) as (_, ring):
+        x = ring.empty(5000, np.float64)
+        work = ring.all_reduce_async(x)
+        connection = ring._connection
+        insist = connection._pump.insist
+        connection._pump.insist = lambda _step: interrupt()
+        work._op.left = connection.inputs_left = True
+        with pytest.raises(KeyboardInterrupt):
+            connection.leave_input()
+        connection._pump.insist = insist
+        eventually(lambda: not work._op.hold)
+        assert connection.find(x) is None
 
 
 def test_thousands_of_real_interrupts(tmp_path):

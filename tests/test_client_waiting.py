@@ -1,19 +1,22 @@
 """Who waits is woken: by its answer, another thread, or Ctrl-C; nobody is woken in vain."""
 
 import contextlib
+import errno
 import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zmq
-from clientkit import SMALL, fake
+from clientkit import INLINE_LIMIT, SMALL, fake
 from fake_daemon import eventually
 
 import ringd
+from ringd.border.server import Limits
 from ringd.client.keeper import Keeper
 from ringd.client.session import Op
 from ringd.wire.control import Call
@@ -143,6 +146,24 @@ def test_interrupt_leaves_the_ring_usable(daemons):
         daemons.kill()
         daemons.start()
         np.testing.assert_array_equal(work.wait(30), 2 * SMALL)
+
+
+def test_waiting_for_what_was_never_handed_over_ends_without_memory(tmp_path, monkeypatch):
+    """Nobody reads from its input, which therefore need not be made private."""
+
+    def no_memory(*_):
+        raise OSError(errno.ENOMEM, "no memory")
+
+    limits = Limits(inline_limit=INLINE_LIMIT, window=1)
+    with fake(tmp_path, limits=limits, hold=True) as (_, ring):
+        x = ring.empty(5000, np.float64)
+        ring.all_reduce_async(SMALL, timeout=60)
+        monkeypatch.setattr("ringd.client.pool.detach", no_memory)
+        work = ring.all_reduce_async(x, timeout=0.2)
+        begun = time.process_time()
+        with pytest.raises(ringd.DeadlineExceeded, match="its deadline passed"):
+            work.wait(5.0)
+        assert time.process_time() - begun < 1.0
 
 
 def test_forming_ring_is_waited_for(tmp_path):

@@ -25,7 +25,7 @@ from ringd.client.ending import remember_main_thread
 from ringd.client.group import Group
 from ringd.client.keeper import Keeper
 from ringd.client.pool import Block, Bytes
-from ringd.client.pump import Nested, ProgramEnds, Pump
+from ringd.client.pump import Pump
 from ringd.client.session import Op
 from ringd.wire.border import Attached, DecodeError
 
@@ -50,6 +50,8 @@ class Connection:
         """Closed without ceremony: whatever waits ends now."""
         self._ended = False
         """Closed, and nothing is left to be done for that."""
+        self.inputs_left = False
+        """Whether an op is marked as :attr:`Op.left` that may have yet to be acted on."""
         self._keeper = Keeper(paths, self._group, self._pump)
 
     # --- beginning and end ------------------------------------------------------------
@@ -95,7 +97,7 @@ class Connection:
             return  # the parent goes on with its own
         try:
             channel = self._pump.run(self._leave)
-        except Nested:  # beneath us is a call that cannot go on before we return
+        except errors.CalledFromHandler:  # beneath us is a call that cannot go on before we return
             self.abandon()
             return
         # The daemon hangs up when it has read the Detach; sooner, and we would count as having hung
@@ -157,7 +159,9 @@ class Connection:
     def info(self) -> Attached:
         """What the daemon said last of itself."""
         self.check()
-        with contextlib.suppress(Nested):  # then what was known last is all there is
+        with contextlib.suppress(
+            errors.CalledFromHandler
+        ):  # then what was known last is all there is
             self._pump.run(self._settle)
         return self.latest
 
@@ -174,9 +178,14 @@ class Connection:
         return self._group.pool.usable
 
     def wait_state(self, state: str, until: float | None) -> bool:
-        """Wait until the ring is in *state*; whether it came to that before *until*."""
+        """Wait until the ring is in *state*; whether it came to that before *until*.
+
+        Raises:
+            CalledFromHandler: a handler called this within a call of its thread.
+            MainThreadFailed: only this keeps the program alive.
+        """
         self.check()
-        self._pump.wait(lambda: self._closed or self.latest.state == state, until)
+        self._wait(lambda: self._closed or self.latest.state == state, until)
         return not self._closed and self.latest.state == state
 
     def reserve(self, lengths: Sequence[int], until: float | None) -> list[Block] | None:
@@ -255,7 +264,7 @@ class Connection:
         """Wait for the program; where that has failed, leave, so that the others are told."""
         try:
             return self._pump.wait(done, until)
-        except ProgramEnds:
+        except errors.MainThreadFailed:
             self.abandon()
             raise
 
@@ -284,15 +293,28 @@ class Connection:
         """Whether *op* has ended, well or not."""
         if not op.ended:
             self.check()
-            with contextlib.suppress(Nested):  # then it has ended if that was seen before
+            with contextlib.suppress(
+                errors.CalledFromHandler
+            ):  # then it has ended if that was seen before
                 self._pump.run(self._look_at, op)
         return op.ended
 
-    def leave_input(self, op: Op) -> None:
-        """Let the user write to what *op* has lent, for whose end nobody can wait any more."""
-        if os.getpid() == self._pid and op.hold and not (op.ended or self._closed):
-            with contextlib.suppress(Nested):
-                self._pump.insist(self._group.leave_input, op)
+    def leave_input(self) -> None:
+        """Let the user write to what ops have lent for whose end nobody can wait any more.
+
+        They are marked, and so is :attr:`inputs_left`, by two stores between which no interrupt
+        can come; one into this leaves them to whoever comes next, and else to the keeper.
+        """
+        if os.getpid() != self._pid or self._ended:
+            return
+        try:
+            self._pump.insist(self._leave_inputs)
+        except errors.CalledFromHandler:  # a finaliser: done when its thread comes out of there
+            self._pump.unsettled = True
+            self._keeper.wake()
+        except BaseException:
+            self._keeper.wake()
+            raise
 
     def _look_at(self, op: Op) -> None:
         self._settle()
@@ -356,6 +378,8 @@ class Connection:
 
     def _settle(self) -> None:
         """Take in every message that has arrived, and send what is due; within the pump's run."""
+        if self.inputs_left:
+            self._leave_inputs()
         channel = self._pump.channel
         if channel is None:
             return
@@ -372,6 +396,15 @@ class Connection:
                 break
         if news:
             self._pump.tell()
+
+    def _leave_inputs(self) -> None:
+        self.inputs_left = False  # first: others may come while this is under way
+        done = False
+        try:
+            done = self._group.leave_marked()
+        finally:
+            if not done:  # an interrupt; or the system has no memory now
+                self.inputs_left = True
 
     def _receive(self, channel: Channel) -> bool:
         """Take in every message that has arrived; return whether there was one."""

@@ -235,7 +235,10 @@ class Group:
 
     def give_up(self, op: Op, error: errors.RingError) -> None:
         """End *op* here, without the daemon's word: with *error* unless its result stands."""
-        if not self.leave_input(op):
+        if not self.is_handed_over(op):  # nobody reads from it, nor ever will
+            op.hold = False
+            op.session.fail(op, error)
+        elif not self.leave_input(op):
             op.give_up = None  # the daemon will answer, or end
         elif self._stands(op):
             op.session.finish(op, None)
@@ -254,6 +257,11 @@ class Group:
                 return False
             op.hold = False
         return True
+
+    def leave_marked(self) -> bool:
+        """As :meth:`leave_input`, for all ops that nobody can wait for any more."""
+        left = [self.leave_input(op) for op in list(self.session.ops.values()) if op.left]
+        return all(left)
 
     def _leave_inputs(self) -> bool:
         """As :meth:`leave_input`, for all ops; one for which it fails does not stop the rest."""

@@ -102,6 +102,7 @@ class Keeper:
             if not self._ending:
                 self._lack(since)
                 self._give_up()
+                self._pump.run(self._pump.settle)
                 self._trim()
                 time.sleep(retry)  # nothing tells when a socket appears
                 retry = min(_RETRY_GROWTH * retry, _LAST_RETRY)
