@@ -3,10 +3,12 @@
 from typing import TYPE_CHECKING
 
 from ringd.errors import (
+    CalledFromHandler,
     ConfigError,
     DaemonUnavailable,
     DeadlineExceeded,
     GroupLost,
+    MainThreadFailed,
     Mismatch,
     NotReady,
     PeerLost,
@@ -34,10 +36,12 @@ else:
 
 
 __all__ = [
+    "CalledFromHandler",
     "ConfigError",
     "DaemonUnavailable",
     "DeadlineExceeded",
     "GroupLost",
+    "MainThreadFailed",
     "Mismatch",
     "NotReady",
     "PeerLost",

@@ -70,6 +70,36 @@ class ResourceExhausted(RingError):
     code = "resource_exhausted"
 
 
+class CalledFromHandler(RingError):
+    """A signal handler or finaliser made a call while its own thread was in the midst of one."""
+
+    code = "called_from_handler"
+
+    def __init__(
+        self,
+        message: str = (
+            "a signal handler or finaliser cannot do this now: it interrupted its own thread "
+            "within a call of ringd; set a flag there, and call when the thread goes on"
+        ),
+    ) -> None:
+        super().__init__(message)
+
+
+class MainThreadFailed(RingError):
+    """The program's main thread has failed, and a call of another thread kept it alive."""
+
+    code = "main_thread_failed"
+
+    def __init__(
+        self,
+        message: str = (
+            "the program's main thread has failed, and this call of another thread kept the "
+            "program alive; the ring was left, so that the other members are told"
+        ),
+    ) -> None:
+        super().__init__(message)
+
+
 _BY_CODE: dict[str, type[RingError]] = {
     cls.code: cls
     for cls in (
@@ -83,6 +113,8 @@ _BY_CODE: dict[str, type[RingError]] = {
         PeerLost,
         GroupLost,
         ResourceExhausted,
+        CalledFromHandler,
+        MainThreadFailed,
     )
 }
 

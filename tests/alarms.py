@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 
 import pytest
 
 LEAST_HITS = 20
+
+ENDS = (KeyboardInterrupt, SystemExit)
+swallowed = []
+"""What was raised in finalisers of the current test: Python lets none of that out."""
 
 
 def instants(count=500, longest=1.5e-3):
@@ -50,12 +55,15 @@ def interrupt_twice(delay):
 
 @pytest.fixture(autouse=True)
 def no_alarm_left(monkeypatch):
-    """What an interrupt does to a finaliser is Python's affair; no alarm is left behind."""
-    monkeypatch.setattr(sys, "unraisablehook", id)
+    """No alarm is left behind, and nothing but interrupts and exits came out of finalisers."""
+    swallowed.clear()
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: swallowed.append(what.exc_value))
     old = signal.getsignal(signal.SIGALRM)
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, old)
+    gc.collect()
+    assert [what for what in swallowed if not isinstance(what, ENDS)] == []
 
 
 def interrupted(call, delay, act=interrupt):

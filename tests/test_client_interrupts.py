@@ -21,15 +21,19 @@ from alarms import (
     LEAST_HITS,
     Signal,
     instants,
+    interrupt,
     interrupt_twice,
     interrupted,
     no_alarm_left,  # noqa: F401
+    swallowed,
 )
 from clientkit import BOTH, INLINE_LIMIT, fake, pool_of, session_of
-from fake_daemon import FakeDaemon, eventually
+from fake_daemon import FakeDaemon, eventually, open_fds
 
 import ringd
 from ringd.border.server import Limits
+from ringd.client.keeper import Keeper
+from ringd.client.pump import Pump
 
 
 @pytest.fixture
@@ -104,9 +108,11 @@ def test_interrupts_leave_no_memory_behind(ring, x):
     assert pool.size <= 40 * (x.nbytes + (1 << 17))
 
 
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
 @pytest.mark.parametrize("where", ["submitting", "waiting"])
-def test_a_lent_input_is_private_after_an_interrupt(tmp_path, where):
+def test_a_lent_input_is_private_after_an_interrupt(tmp_path, where, twice):
     """Whoever interrupts a call of a ring.empty array may write to it: the daemon keeps its own."""
+    chance = random.Random(6)
     hits = 0
     with fake(tmp_path, hold=True) as (daemon, ring):
         for number, delay in enumerate(instants(), 1):
@@ -115,12 +121,14 @@ def test_a_lent_input_is_private_after_an_interrupt(tmp_path, where):
             call = partial(ring.all_reduce_async, x, name=str(number))
             if where == "waiting":
                 call = partial(call().wait, 0.001)
+            act = partial(interrupt_twice, chance.uniform(2e-6, 6e-5)) if twice else interrupt
             caught = False
+            swallowed.clear()
             with contextlib.suppress(ringd.DeadlineExceeded):
-                caught = interrupted(call, delay)
+                caught = interrupted(call, delay, act)
             del call  # with the handle: nobody can wait again
             hits += caught
-            if caught:
+            if caught and not swallowed:  # by the handle's own finaliser
                 x[:] = -1.0
             assert daemon.run(lambda: complete_held(daemon.handler)) == []
     assert hits >= LEAST_HITS
@@ -195,6 +203,95 @@ def test_a_handler_anywhere_may_close_the_ring(tmp_path, then_exit):
     assert hits >= LEAST_HITS
 
 
+def keepers():
+    """Return the frames of the connections' threads."""
+    frames = []
+    for innermost in sys._current_frames().values():
+        frame = innermost
+        while frame is not None and frame.f_code is not Keeper._run.__code__:
+            frame = frame.f_back
+        frames += [frame] if frame is not None else []
+    return frames
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_an_interrupt_anywhere_in_connect_leaves_nothing_behind(tmp_path, twice):
+    """Neither a place in the group, nor a thread, nor a descriptor."""
+    chance = random.Random(5)
+    hits = 0
+    with FakeDaemon(tmp_path / "s") as daemon:
+        ringd.connect(daemon.path, timeout=10).close()
+        gc.collect()
+        eventually(lambda: not daemon.handler.groups)
+        before = open_fds()
+        for number, delay in enumerate(instants(300, 4e-3)):
+            rings = []
+
+            def call(rings=rings, group=str(number)):
+                rings.append(ringd.connect(daemon.path, group, timeout=10))
+
+            act = partial(interrupt_twice, chance.uniform(2e-6, 1e-3)) if twice else interrupt
+            hits += interrupted(call, delay, act)
+            for ring in rings:
+                ring.close()
+        del rings, call
+        gc.collect()
+        eventually(lambda: not daemon.handler.groups)
+        eventually(lambda: not keepers())
+        eventually(lambda: open_fds() <= before)
+    assert hits >= LEAST_HITS
+
+
+def test_an_interrupt_as_the_thread_starts_leaves_the_group_free(tmp_path, monkeypatch):
+    """To start a thread takes a while, in which the daemon may take us in."""
+    start = Keeper.start
+
+    def interrupted_start(keeper):
+        start(keeper)
+        eventually(lambda: daemon.handler.groups)
+        raise KeyboardInterrupt
+
+    with FakeDaemon(tmp_path / "s") as daemon:
+        with monkeypatch.context() as patch:
+            patch.setattr(Keeper, "start", interrupted_start)
+            with pytest.raises(KeyboardInterrupt):
+                ringd.connect(daemon.path, timeout=10)
+        assert not keepers()
+        assert not daemon.handler.groups
+        assert daemon.handler.gone == []
+
+
+def test_interrupts_before_the_thread_exists_leave_no_descriptors(tmp_path, monkeypatch):
+    """What waits for threads to wake belongs to somebody from the beginning."""
+
+    def interrupt_it(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    gc.collect()
+    before = open_fds()
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "start", interrupt_it)
+        for _ in range(10):
+            with pytest.raises(KeyboardInterrupt):
+                ringd.connect(tmp_path / "s", timeout=10)
+    gc.collect()
+    assert open_fds() <= before
+
+
+def test_a_ring_whose_close_was_interrupted_is_hung_up_on_when_it_is_forgotten(tmp_path):
+    """The group is free again, though nobody called close() once more."""
+    with FakeDaemon(tmp_path / "s") as daemon:
+        ring = ringd.connect(daemon.path, timeout=10)
+        ring._connection._keeper.end = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            ring.close()
+        del ring._connection._keeper.end
+        assert daemon.handler.groups
+        del ring
+        gc.collect()
+        eventually(lambda: not daemon.handler.groups)
+
+
 def test_an_interrupt_anywhere_in_close_can_be_followed_by_another_close(tmp_path):
     """A second close() finishes what an interrupt has left of the first."""
     hits = 0
@@ -224,7 +321,7 @@ def test_a_handler_in_a_wait_may_wait_itself(tmp_path):
             poker = threading.Thread(
                 target=lambda: (
                     eventually(lambda: daemon.handler.submitted),
-                    eventually(lambda: ring._connection._pump.sleeping),
+                    eventually(lambda: ring._connection._pump._sleeper is not None),
                     signal.pthread_kill(main, signal.SIGUSR1),
                 )
             )
@@ -234,6 +331,285 @@ def test_a_handler_in_a_wait_may_wait_itself(tmp_path):
         finally:
             signal.signal(signal.SIGUSR1, old)
         assert np.array_equal(seen[0], np.full(3, 2.0))
+
+
+@contextlib.contextmanager
+def handling(handler):
+    """Have *handler* called by SIGUSR1."""
+    old = signal.signal(signal.SIGUSR1, lambda *_: handler())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, old)
+
+
+def in_main_only(channel, name, stand_in, monkeypatch):
+    """Let the main thread call *stand_in* with the channel's own method, and others the latter."""
+    real = getattr(channel, name)
+
+    def method(*arguments):
+        if threading.current_thread() is threading.main_thread():
+            return stand_in(real, *arguments)
+        time.sleep(0.05)  # the main thread is to be first
+        return real(*arguments)
+
+    monkeypatch.setattr(channel, name, method)
+
+
+def tell_members(daemon, session):
+    """Say something over the lifeline, in a while."""
+    threading.Timer(
+        0.2,
+        lambda: daemon.run(lambda: next(iter(daemon.handler.joins)).tell_session(session, (1, 2))),
+    ).start()
+
+
+def test_a_handler_that_acts_on_what_was_just_heard(tmp_path, monkeypatch):
+    """It may come between the arrival of a word on the lifeline, and the look at that word."""
+
+    class Interrupted(list):
+        def extend(self, chunks):
+            super().extend(chunks)
+            if threading.current_thread() is threading.main_thread():
+                signal.raise_signal(signal.SIGUSR1)
+
+    seen = []
+    with fake(tmp_path, hold=True) as (daemon, ring), handling(lambda: seen.append(ring.rank)):
+        channel = ring._connection._pump.channel
+        channel._heard = Interrupted()
+        in_main_only(channel, "_listen", lambda real: real(), monkeypatch)
+        work = ring.all_reduce_async(np.ones(2))
+        tell_members(daemon, session_of(ring).join_id)
+        with pytest.raises(ringd.DeadlineExceeded):
+            work.wait(0.5)
+        assert seen
+        assert session_of(ring).members == (1, 2)
+
+
+def test_a_handler_within_the_listening_waits_for_no_other_thread(tmp_path, monkeypatch):
+    """Another thread may be inside, and act on what was heard, when the handler asks."""
+    seen = []
+
+    def handler():
+        other = threading.Thread(target=lambda: ring.generation)
+        other.start()
+        time.sleep(0.2)
+        seen.append(ring.rank)
+        other.join(10)
+        seen.append(other.is_alive())
+
+    def hear(real):
+        real()
+        if not seen and channel._heard:
+            signal.raise_signal(signal.SIGUSR1)
+
+    with fake(tmp_path, hold=True) as (daemon, ring), handling(handler):
+        channel = ring._connection._pump.channel
+        in_main_only(channel, "_listen", lambda real: real(), monkeypatch)
+        in_main_only(channel, "_hear", hear, monkeypatch)
+        work = ring.all_reduce_async(np.ones(2))
+        tell_members(daemon, session_of(ring).join_id)
+        with pytest.raises(ringd.DeadlineExceeded):
+            work.wait(0.8)
+        assert seen == [0, False]
+
+
+def test_an_interrupt_while_the_daemons_end_is_taken_in(tmp_path, monkeypatch):
+    """The next call waits for another daemon, as if there had been no interrupt."""
+    with fake(tmp_path, hold=True) as (daemon, ring):
+        connection = ring._connection
+        group, channel = connection._group, connection._pump.channel
+        real, times = group.lose, []
+
+        def lose(channel):
+            times.append(1)
+            if len(times) == 1:
+                raise KeyboardInterrupt
+            real(channel)
+
+        monkeypatch.setattr(group, "lose", lose)
+        wait_end, ended = channel.wait_end, threading.Event()
+        # The keeper sees the end later than this thread.
+        monkeypatch.setattr(channel, "wait_end", lambda t: ended.wait(10) and wait_end(t))
+        connection._keeper.wake()
+        time.sleep(0.1)
+        stopper = threading.Timer(0.1, daemon.stop)
+        stopper.start()
+        with pytest.raises(KeyboardInterrupt):
+            ring.all_reduce(np.ones(2), timeout=5)
+        ended.set()
+        stopper.join()
+        eventually(lambda: connection._pump.channel is None)
+        made = session_of(ring).next_seq
+        work = ring.all_reduce_async(np.ones(2), timeout=5)
+        assert session_of(ring).next_seq == made + 1
+        with FakeDaemon(daemon.path):
+            assert np.array_equal(work.wait(10), np.full(2, 2.0))
+
+
+def test_a_message_that_cannot_be_sent_is_offered_to_the_next_daemon(tmp_path):
+    """Whatever ZeroMQ says; the call counts, and ends with its value."""
+    with fake(tmp_path) as (_, ring):
+        ring._connection._pump.channel._dealer.close(linger=0)
+        usable(ring, np.ones(2))
+
+
+def test_a_handler_that_waits_in_a_wait_leaves_the_pipe_to_the_wait_beneath(tmp_path):
+    """The ring is closed while one sleep interrupts the other: both calls end in words."""
+    ended = []
+
+    def handler():
+        with pytest.raises(ringd.RingError, match="closed before"):
+            ring.all_reduce(np.ones(2), timeout=10)
+        ended.append("handler")
+
+    def close():
+        eventually(lambda: pump._sleeper is not None)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+        eventually(lambda: len(daemon.handler.submitted) == 2)
+        time.sleep(0.02)
+        ring.close()
+
+    with FakeDaemon(tmp_path / "s", hold=True) as daemon, handling(handler):
+        for number in range(20):
+            ring = ringd.connect(daemon.path, str(number), timeout=10)
+            pump = ring._connection._pump
+            closer = threading.Thread(target=close)
+            closer.start()
+            with pytest.raises(ringd.RingError, match="closed before"):
+                ring.all_reduce(np.ones(2), timeout=10)
+            closer.join()
+            eventually(lambda: not daemon.handler.submitted)
+    assert len(ended) == 20
+
+
+def test_an_interrupt_of_a_wait_while_the_ring_is_closed_leaves_no_descriptor(tmp_path):
+    """Who sleeps releases what it slept on, also if it leaves by an interrupt."""
+    kept = []
+    with FakeDaemon(tmp_path / "s", hold=True) as daemon, handling(interrupt):
+        for number in range(8):
+            ring = ringd.connect(daemon.path, str(number), timeout=10)
+            pump = ring._connection._pump
+            close = pump.close
+            main = threading.main_thread().ident
+            pump.close = lambda close=close, main=main: (
+                close(),
+                signal.pthread_kill(main, signal.SIGUSR1),
+            )
+            closer = threading.Thread(
+                target=lambda pump=pump, ring=ring: (
+                    eventually(lambda: pump._sleeper is not None),
+                    ring.close(),
+                )
+            )
+            closer.start()
+            with contextlib.suppress(ringd.RingError, KeyboardInterrupt):
+                ring.all_reduce(np.ones(2), timeout=10)
+            with contextlib.suppress(KeyboardInterrupt):
+                closer.join()
+            closer.join()
+            kept.append(ring)  # so that nothing is closed with it
+            eventually(lambda pump=pump: pump._sleeper is None and not pump.waker._ends)
+
+
+def test_interrupted_waits_leave_nobody_who_seems_to_wait(tmp_path):
+    """To wake one that is gone wakes nobody else."""
+    hits = 0
+    with fake(tmp_path, hold=True) as (_, ring):
+        pump = ring._connection._pump
+        thread = threading.Thread(target=expect_the_end, args=(ring,))
+        thread.start()
+        eventually(lambda: pump._sleeper is not None)
+        work = ring.all_reduce_async(np.ones(2))
+        for delay in instants(600, 6e-4):
+            with contextlib.suppress(ringd.DeadlineExceeded):
+                hits += interrupted(lambda: work.wait(0.02), delay)
+        assert not pump._waiters
+        ring.close()
+        thread.join(10)
+    assert hits >= LEAST_HITS
+
+
+def expect_the_end(ring):
+    """Make a call that the ring's end ends."""
+    with pytest.raises(ringd.RingError, match="closed before"):
+        ring.all_reduce(np.ones(2), timeout=100)
+
+
+def test_a_call_in_the_midst_of_ringd_is_refused(ring):
+    """By an error of its own, for those who catch it: the ring is as it was."""
+    for call in (
+        lambda: ring.all_reduce(np.ones(2)),
+        lambda: ring.empty(5000),
+        ring.wait_ready,
+        ring.barrier,
+    ):
+        with pytest.raises(ringd.CalledFromHandler, match="set a flag there"):
+            ring._connection._pump.run(call)
+    usable(ring, np.ones(2))
+
+
+def test_what_insists_is_done_though_two_interrupts_come():
+    """The second one strikes wherever the first is dealt with."""
+    pump = Pump(lambda: None, lambda _channel: None)
+    undone, done, first = 0, [], []
+
+    def second(*_):
+        if not done:
+            raise KeyboardInterrupt
+
+    def step():
+        if first:
+            signal.setitimer(signal.ITIMER_REAL, first.pop())
+            raise KeyboardInterrupt
+        sum(range(300))
+        done.append(1)
+
+    signal.signal(signal.SIGALRM, second)
+    for number in range(10_000):
+        first.append(1e-6 + number % 400 * 1e-7)
+        done.clear()
+        try:
+            pump.insist(step)
+        except KeyboardInterrupt:
+            undone += 1
+            done.append(1)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    assert undone == 0
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_input_of_a_dropped_handle_is_private(tmp_path, inside):
+    """Also if the garbage collector finds the handle while its thread is in the midst of ringd."""
+    with fake(tmp_path, hold=True) as (daemon, ring):
+        x = ring.empty(5000, np.float64)
+        x[:] = 7
+        cycle = [ring.all_reduce_async(x, name="7")]
+        cycle.append(cycle)
+        eventually(lambda: daemon.handler.submitted)
+        del cycle
+        if inside:
+            ring._connection._pump.run(gc.collect)
+        else:
+            gc.collect()
+        x[:] = -1.0
+        assert daemon.run(lambda: complete_held(daemon.handler)) == []
+
+
+def test_the_keeper_leaves_inputs_where_an_interrupt_kept_the_caller_from_it(tmp_path):
+    """Word of it is left, and the program need not call again."""
+    with fake(tmp_path, hold=True) as (_, ring):
+        x = ring.empty(5000, np.float64)
+        work = ring.all_reduce_async(x)
+        connection = ring._connection
+        insist = connection._pump.insist
+        connection._pump.insist = lambda _step: interrupt()
+        work._op.left = connection.inputs_left = True
+        with pytest.raises(KeyboardInterrupt):
+            connection.leave_input()
+        connection._pump.insist = insist
+        eventually(lambda: not work._op.hold)
+        assert connection.find(x) is None
 
 
 def test_thousands_of_real_interrupts(tmp_path):

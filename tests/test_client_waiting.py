@@ -1,19 +1,23 @@
 """Who waits is woken: by its answer, another thread, or Ctrl-C; nobody is woken in vain."""
 
 import contextlib
+import errno
 import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zmq
-from clientkit import SMALL, fake
+from clientkit import INLINE_LIMIT, SMALL, fake
 from fake_daemon import eventually
 
 import ringd
+from ringd.border.server import Limits
+from ringd.client.keeper import Keeper
 from ringd.client.session import Op
 from ringd.collective.call import Call
 from ringd.wire.border import messages as border
@@ -93,7 +97,7 @@ def test_message_that_a_sender_finds_wakes_the_sleeper(tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 10_000, 1_000_000], ids=["4 B", "40 KB", "4 MB"])
-def test_blocking_call_wakes_nobody_without_need(daemons, count):
+def test_blocking_call_wakes_nobody_without_need(daemons, count, monkeypatch):
     """A call costs this process one wake-up of its caller, and none of the keeper thread."""
 
     def switches():
@@ -106,6 +110,11 @@ def test_blocking_call_wakes_nobody_without_need(daemons, count):
                 threads[task.name] = int(status.split("\nvoluntary_ctxt_switches:")[1].split()[0])
         return threads
 
+    keepers = []
+    run = Keeper._run
+    monkeypatch.setattr(
+        Keeper, "_run", lambda keeper: (keepers.append(threading.get_native_id()), run(keeper))
+    )
     daemons.start()
     x = np.ones(count, np.float32)
     with ringd.connect(daemons.path, timeout=10) as ring:
@@ -115,7 +124,7 @@ def test_blocking_call_wakes_nobody_without_need(daemons, count):
         channel = ring._connection._pump.channel
         poll = channel.poll
         channel.poll = lambda timeout: (polls.append(timeout), poll(timeout))[1]
-        keeper = str(ring._connection._keeper._thread.native_id)
+        keeper = str(keepers[0])
         before = switches()
         for _ in range(50):
             ring.all_reduce(x)
@@ -138,6 +147,24 @@ def test_interrupt_leaves_the_ring_usable(daemons):
         daemons.kill()
         daemons.start()
         np.testing.assert_array_equal(work.wait(30), 2 * SMALL)
+
+
+def test_waiting_for_what_was_never_handed_over_ends_without_memory(tmp_path, monkeypatch):
+    """Nobody reads from its input, which therefore need not be made private."""
+
+    def no_memory(*_):
+        raise OSError(errno.ENOMEM, "no memory")
+
+    limits = Limits(inline_limit=INLINE_LIMIT, window=1)
+    with fake(tmp_path, limits=limits, hold=True) as (_, ring):
+        x = ring.empty(5000, np.float64)
+        ring.all_reduce_async(SMALL, timeout=60)
+        monkeypatch.setattr("ringd.client.pool.detach", no_memory)
+        work = ring.all_reduce_async(x, timeout=0.2)
+        begun = time.process_time()
+        with pytest.raises(ringd.DeadlineExceeded, match="its deadline passed"):
+            work.wait(5.0)
+        assert time.process_time() - begun < 1.0
 
 
 def test_forming_ring_is_waited_for(tmp_path):

@@ -19,6 +19,7 @@ from collections.abc import Callable
 import zmq
 
 from ringd.client.pool import Segment
+from ringd.client.waker import Waker
 from ringd.host.credentials import check_socket_path
 from ringd.wire.border import lifeline as wire
 from ringd.wire.border.messages import (
@@ -34,6 +35,7 @@ _LIFELINE_BYTES = (4096,)  # the arguments of one call of recv
 
 _CONNECT_TIMEOUT = 2.0  # seconds; a healthy daemon answers in microseconds
 _SEND_TIMEOUT = 2.0  # seconds, for a record on the lifeline
+_LONGEST_LISTEN = 0.02  # seconds, to wait for another thread that listens
 
 Payload = bytes | memoryview
 
@@ -63,21 +65,21 @@ class Channel:
     beside that, and touch no ZeroMQ.
     """
 
-    def __init__(self, path: str, wake_fd: int, keeper_fd: int) -> None:
+    def __init__(self, path: str, waker: Waker, keeper_waker: Waker) -> None:
         """Connect.
 
         Args:
             path: of the daemon's main socket.
-            wake_fd: a pipe's reading end that ends a :meth:`poll`.
-            keeper_fd: likewise a :meth:`wait_end`.
+            waker: ends a :meth:`poll`.
+            keeper_waker: likewise a :meth:`wait_end`.
 
         Raises:
             TurnedAwayError: the daemon takes nobody in now.
             OSError: nobody listens there, or it may not be used, or it does not answer in time.
         """
         self.path = path
-        self.wake_fd = wake_fd
-        self.keeper_fd = keeper_fd
+        self._waker = waker
+        self._keeper_waker = keeper_waker
         self.attached = False
         """Set by the owner once the daemon has taken it in."""
         self.unanswered = 0
@@ -100,29 +102,43 @@ class Channel:
                 self._poller = self._make_poller()
                 self._end_poller = select.poll()
                 self._end_poller.register(self.lifeline, select.POLLIN)
-                self._end_poller.register(keeper_fd, select.POLLIN)
+                self._end_poller.register(keeper_waker.reader, select.POLLIN)
                 undo.pop_all()
         except zmq.ZMQError as error:  # which is no OSError
             raise OSError(error.errno, error.strerror) from error
 
     def send(self, frame: bytes) -> None:
-        """Queue *frame*, of a packed request; never blocks."""
+        """Queue *frame*, of a packed request; never blocks.
+
+        Raises:
+            OSError: the sockets are closed, or the system has no memory.
+        """
         self.alert = True
-        self._dealer.send(frame, 0, copy=len(frame) < COPY_BELOW)
+        try:
+            self._dealer.send(frame, 0, copy=len(frame) < COPY_BELOW)
+        except zmq.ZMQError as error:
+            self.alert = False  # no message comes any more
+            raise OSError(error.errno, error.strerror) from error
 
     def receive(self) -> tuple[Reply, Payload | None] | None:
         """Return the next message and its payload; None when there is none now.
 
         The same one until it is :meth:`taken`.
+
+        Raises:
+            OSError: as :meth:`send`.
         """
         inbox = self._inbox
         if not inbox:
             dealer = self._dealer
-            if not int(dealer.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-                return None
-            self.gap = True  # pyzmq lets interrupts in when it has the message already
-            inbox.append(dealer.recv(zmq.NOBLOCK, copy=False))
-            self.gap = False
+            try:
+                if not int(dealer.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                    return None
+                self.gap = True  # pyzmq lets interrupts in when it has the message already
+                inbox.append(dealer.recv(zmq.NOBLOCK, copy=False))
+                self.gap = False
+            except zmq.ZMQError as error:
+                raise OSError(error.errno, error.strerror) from error
             self._hear()
         frame = inbox[0]
         return unpack_reply(frame.bytes if len(frame) < COPY_SMALL else frame.buffer)
@@ -167,14 +183,13 @@ class Channel:
         for fd, _events in ready:
             if fd == lifeline:
                 gone = self._listen()
-            elif fd == self.wake_fd:
-                with contextlib.suppress(BlockingIOError):  # a signal handler has emptied it
-                    os.read(fd, 4096)
+            elif fd == self._waker.reader:
+                self._waker.drain()
         return gone
 
     def _make_poller(self) -> select.poll:
         poller = select.poll()
-        for file in (self._dealer_fd, self.lifeline, self.wake_fd):
+        for file in (self._dealer_fd, self.lifeline, self._waker.reader):
             poller.register(file, select.POLLIN)
         return poller
 
@@ -186,8 +201,8 @@ class Channel:
         """
         gone = False
         for fd, _events in self._end_poller.poll(timeout * 1000):
-            if fd == self.keeper_fd:
-                os.read(fd, 4096)
+            if fd == self._keeper_waker.reader:
+                self._keeper_waker.drain()
             else:
                 gone = self._listen()
         return gone
@@ -200,28 +215,40 @@ class Channel:
         heard = self._heard
         if not heard:
             return
-        with self._listening:
-            stream = bytearray(b"".join(heard))
-            while (session := wire.take_session(stream)) is not None:
-                meet(*session)
-            rest = [bytes(stream)] if stream else []
-            heard[:] = rest
+        chunks = tuple(heard)  # others may come behind them meanwhile
+        stream = bytearray(b"".join(chunks))
+        while (session := wire.take_session(stream)) is not None:
+            meet(*session)
+        heard[: len(chunks)] = [bytes(stream)] if stream else []
 
     def _listen(self) -> bool:
         """Take in what the lifeline says; whether it has ended."""
-        with self._listening:
-            while True:
-                # One call into C receives and stores, so that no interrupt comes between.
-                arriving = map(self.lifeline.recv, _LIFELINE_BYTES)
-                try:
-                    self._heard.extend(arriving)
-                except BlockingIOError:
-                    return False
-                except OSError:
-                    return True
-                if not self._heard[-1]:
-                    return True
-                self._hear()
+        if threading.get_ident() == threading.main_thread().ident:
+            with self._listening:  # others hold it for a moment only; no interrupt comes between
+                return self._take_in()
+        # A signal handler may keep the main thread in there, and wait for what this one is to do.
+        if not self._listening.acquire(timeout=_LONGEST_LISTEN):
+            return False
+        try:
+            return self._take_in()
+        finally:
+            self._listening.release()
+
+    def _take_in(self) -> bool:
+        heard = self._heard
+        while True:
+            # One call into C receives and stores, so that no interrupt comes between.
+            arriving = map(self.lifeline.recv, _LIFELINE_BYTES)
+            try:
+                heard.extend(arriving)
+            except BlockingIOError:
+                return False
+            except OSError:
+                return True
+            # Acted on and gone, perhaps, by another thread or a signal handler; an end comes again.
+            if heard[-1:] == [b""]:
+                return True
+            self._hear()
 
     def _hear(self) -> None:
         self.unanswered = 0

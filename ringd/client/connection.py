@@ -25,7 +25,7 @@ from ringd.client.ending import remember_main_thread
 from ringd.client.group import Group
 from ringd.client.keeper import Keeper
 from ringd.client.pool import Block, Bytes
-from ringd.client.pump import Nested, ProgramEnds, Pump
+from ringd.client.pump import Pump
 from ringd.client.session import Op
 from ringd.wire.border.messages import Attached, DecodeError
 
@@ -50,12 +50,16 @@ class Connection:
         """Closed without ceremony: whatever waits ends now."""
         self._ended = False
         """Closed, and nothing is left to be done for that."""
+        self.inputs_left = False
+        """Whether an op is marked as :attr:`Op.left` that may have yet to be acted on."""
         self._keeper = Keeper(paths, self._group, self._pump)
 
     # --- beginning and end ------------------------------------------------------------
 
     def start(self, timeout: float) -> None:
         """Connect and join the group; wait up to *timeout* seconds for the daemon to appear.
+
+        Whatever this raises, also an interrupt: the caller closes the connection.
 
         Raises:
             DaemonUnavailable: none did; says what was tried.
@@ -69,22 +73,18 @@ class Connection:
         atexit.unregister(_exiting)  # called first is what was registered last
         atexit.register(_exiting)
         self._keeper.start()
-        try:
-            self._pump.wait(
-                lambda: group.info is not None or group.refusal is not None,
-                time.monotonic() + timeout,
-            )
-            info, refusal, trouble = group.info, group.refusal, group.trouble
-        except BaseException:  # Ctrl-C: nobody is left who could close it
-            self.close()
-            raise
-        if info is None:
-            self.close()
+        self._pump.wait(
+            lambda: group.info is not None or group.refusal is not None,
+            time.monotonic() + timeout,
+        )
+        if group.info is None:
+            refusal = group.refusal
             if self._keeper.turned_away:
                 refusal = refusal or errors.ResourceExhausted(self._keeper.turned_away)
             refusal = refusal or self._keeper.barred()
+            trouble = group.trouble or "it does not answer"
             raise refusal or errors.DaemonUnavailable(
-                f"no daemon within {timeout:g} s ({trouble or 'it does not answer'}); start one "
+                f"no daemon within {timeout:g} s ({trouble}); start one "
                 "with `ringd --config PATH`, or name its socket with RINGD_SOCKET or socket="
             )
 
@@ -97,7 +97,7 @@ class Connection:
             return  # the parent goes on with its own
         try:
             channel = self._pump.run(self._leave)
-        except Nested:  # beneath us is a call that cannot go on before we return
+        except errors.CalledFromHandler:  # beneath us is a call that cannot go on before we return
             self.abandon()
             return
         # The daemon hangs up when it has read the Detach; sooner, and we would count as having hung
@@ -124,8 +124,11 @@ class Connection:
         self._ended = True
 
     def abandon(self) -> None:
-        """End without ceremony, nor lock: for the garbage collector, and at the process's end."""
-        if os.getpid() == self._pid and not self._closed:
+        """End without ceremony, nor lock: for the garbage collector, and at the process's end.
+
+        Also what an interrupt has left of :meth:`close`.
+        """
+        if os.getpid() == self._pid and not (self._ended or self._abandoned):
             self._closed = self._abandoned = True
             self._keeper.end()
             self._group.abandon()
@@ -143,7 +146,7 @@ class Connection:
 
     def holds(self, group: str) -> bool:
         """Whether it has, or wants, this process's place in *group*."""
-        return self._group.name == group and not self._closed
+        return self._group.name == group and not (self._ended or self._abandoned)
 
     def in_child(self) -> None:
         """After a fork, in the child: let go of what would keep the parent alive."""
@@ -156,7 +159,9 @@ class Connection:
     def info(self) -> Attached:
         """What the daemon said last of itself."""
         self.check()
-        with contextlib.suppress(Nested):  # then what was known last is all there is
+        with contextlib.suppress(
+            errors.CalledFromHandler
+        ):  # then what was known last is all there is
             self._pump.run(self._settle)
         return self.latest
 
@@ -173,9 +178,14 @@ class Connection:
         return self._group.pool.usable
 
     def wait_state(self, state: str, until: float | None) -> bool:
-        """Wait until the ring is in *state*; whether it came to that before *until*."""
+        """Wait until the ring is in *state*; whether it came to that before *until*.
+
+        Raises:
+            CalledFromHandler: a handler called this within a call of its thread.
+            MainThreadFailed: only this keeps the program alive.
+        """
         self.check()
-        self._pump.wait(lambda: self._closed or self.latest.state == state, until)
+        self._wait(lambda: self._closed or self.latest.state == state, until)
         return not self._closed and self.latest.state == state
 
     def reserve(self, lengths: Sequence[int], until: float | None) -> list[Block] | None:
@@ -261,7 +271,7 @@ class Connection:
         """Wait for the program; where that has failed, leave, so that the others are told."""
         try:
             return self._pump.wait(done, until)
-        except ProgramEnds:
+        except errors.MainThreadFailed:
             self.abandon()
             raise
 
@@ -290,15 +300,28 @@ class Connection:
         """Whether *op* has ended, well or not."""
         if not op.ended:
             self.check()
-            with contextlib.suppress(Nested):  # then it has ended if that was seen before
+            with contextlib.suppress(
+                errors.CalledFromHandler
+            ):  # then it has ended if that was seen before
                 self._pump.run(self._look_at, op)
         return op.ended
 
-    def leave_input(self, op: Op) -> None:
-        """Let the user write to what *op* has lent, for whose end nobody can wait any more."""
-        if os.getpid() == self._pid and op.hold and not (op.ended or self._closed):
-            with contextlib.suppress(Nested):
-                self._pump.insist(self._group.leave_input, op)
+    def leave_input(self) -> None:
+        """Let the user write to what ops have lent for whose end nobody can wait any more.
+
+        They are marked, and so is :attr:`inputs_left`, by two stores between which no interrupt
+        can come; one into this leaves them to whoever comes next, and else to the keeper.
+        """
+        if os.getpid() != self._pid or self._ended:
+            return
+        try:
+            self._pump.insist(self._leave_inputs)
+        except errors.CalledFromHandler:  # a finaliser: done when its thread comes out of there
+            self._pump.unsettled = True
+            self._keeper.wake()
+        except BaseException:
+            self._keeper.wake()
+            raise
 
     def _look_at(self, op: Op) -> None:
         self._settle()
@@ -362,6 +385,8 @@ class Connection:
 
     def _settle(self) -> None:
         """Take in every message that has arrived, and send what is due; within the pump's run."""
+        if self.inputs_left:
+            self._leave_inputs()
         channel = self._pump.channel
         if channel is None:
             return
@@ -379,6 +404,15 @@ class Connection:
         if news:
             self._pump.tell()
 
+    def _leave_inputs(self) -> None:
+        self.inputs_left = False  # first: others may come while this is under way
+        done = False
+        try:
+            done = self._group.leave_marked()
+        finally:
+            if not done:  # an interrupt; or the system has no memory now
+                self.inputs_left = True
+
     def _receive(self, channel: Channel) -> bool:
         """Take in every message that has arrived; return whether there was one."""
         news = False
@@ -390,14 +424,19 @@ class Connection:
         except DecodeError as error:
             channel.taken()
             self._group.part(channel, f"it sent what is no message of this version: {error}")
+        except OSError as error:
+            self._group.part(channel, f"its messages cannot be received: {error}")
         return news
 
     def _lost(self, channel: Channel) -> None:
-        """The daemon is gone; the keeper, who sees that too, closes the channel."""
+        """The daemon is gone; the keeper, who sees that too, closes the channel.
+
+        Before it does, it calls this to the end, whatever interrupts have left of that.
+        """
+        self._group.lose(channel)
         if self._pump.channel is channel:
             self._pump.channel = None
-            self._group.lose(channel)
-            self._pump.tell()
+        self._pump.tell()
 
 
 def _forget_unreachable(group: str) -> None:

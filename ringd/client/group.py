@@ -92,12 +92,14 @@ class Group:
         self.push()
 
     def lose(self, channel: Channel) -> None:
-        """The daemon is gone."""
-        self._channel = None
+        """The daemon is gone; harmless if that is known."""
+        if self._channel is not channel:
+            return
         self.trouble = self.trouble or f"{channel.path}: the daemon ended"
         if self.info is not None:
             self._set_state("forming", self.info.generation)
         self._lose_peer(f"this machine's daemon ({channel.path}) went away")
+        self._channel = None  # last: all else is done again until that is so
 
     def lack(self) -> None:
         """The daemon has been away for so long that also calls made since then are lost."""
@@ -121,7 +123,7 @@ class Group:
         """Leave in good order; calls that are open are not ended by that: see :meth:`end`."""
         self._left = True
         if self._channel is not None:
-            self._channel.send(pack(Detach(self.session.join_id)))
+            self._send(self._channel, pack(Detach(self.session.join_id)))
 
     def end(self) -> None:
         """End the calls that are open; they may still be completed for the others."""
@@ -200,7 +202,8 @@ class Group:
         if channel is None or self._silent:
             return
         if session.attached_over is not channel:
-            self._attach(channel)
+            if not self._attach(channel):
+                return
             session.attached_over = channel
         made, room = session.next_seq, session.released + self._window
         while session.sent < made:
@@ -214,26 +217,28 @@ class Group:
             if op is not None:
                 session.handed = max(session.handed, seq + 1)
                 frame = last if last is not None and seq == made - 1 else self._frame(op)
-                if not self._send(channel, op, frame):
+                if not (self._pass_memory(channel, op) and self._send(channel, frame)):
                     return
             session.sent = seq + 1
 
     def _frame(self, op: Op) -> bytes:
         return pack(op.submission(time.monotonic(), self.session.acked), op.payload)
 
-    def _send(self, channel: Channel, op: Op, frame: bytes) -> bool:
-        """Send *op* and the memory that it refers to; return whether the daemon takes them."""
+    def _send(self, channel: Channel, frame: bytes) -> bool:
+        """Send *frame*; where that cannot be, part with the daemon, and return False."""
         try:
-            self._pass_memory(channel, op)
+            channel.send(frame)
         except OSError as error:
-            self.part(channel, f"its lifeline broke: {error}")
+            self.part(channel, f"it cannot be sent messages: {error}")
             return False
-        channel.send(frame)
         return True
 
     def give_up(self, op: Op, error: errors.RingError) -> None:
         """End *op* here, without the daemon's word: with *error* unless its result stands."""
-        if not self.leave_input(op):
+        if not self.is_handed_over(op):  # nobody reads from it, nor ever will
+            op.hold = False
+            op.session.fail(op, error)
+        elif not self.leave_input(op):
             op.give_up = None  # the daemon will answer, or end
         elif self._stands(op):
             op.session.finish(op, None)
@@ -252,6 +257,11 @@ class Group:
                 return False
             op.hold = False
         return True
+
+    def leave_marked(self) -> bool:
+        """As :meth:`leave_input`, for all ops that nobody can wait for any more."""
+        left = [self.leave_input(op) for op in list(self.session.ops.values()) if op.left]
+        return all(left)
 
     def _leave_inputs(self) -> bool:
         """As :meth:`leave_input`, for all ops; one for which it fails does not stop the rest."""
@@ -363,9 +373,9 @@ class Group:
 
     def _say_what_arrived(self, channel: Channel) -> None:
         session = self.session
-        if session.acked > session.ack_sent:
-            channel.send(pack(Ack(session.join_id, session.acked)))
-            session.ack_sent = session.acked
+        acked = session.acked
+        if acked > session.ack_sent and self._send(channel, pack(Ack(session.join_id, acked))):
+            session.ack_sent = acked
 
     def _ignore(self, _reply: Answer, _payload: Payload | None) -> None:
         """An answer to a question that was never asked."""
@@ -395,7 +405,7 @@ class Group:
         self.session = Session(after=self.session)
         self.push()  # which begins by taking our place
 
-    def _attach(self, channel: Channel) -> None:
+    def _attach(self, channel: Channel) -> bool:
         session = self.session
         attach = Attach(
             version=VERSION,
@@ -411,7 +421,7 @@ class Group:
             former=session.former,
             loss=session.former_loss,
         )
-        channel.send(pack(attach))
+        return self._send(channel, pack(attach))
 
     def _look_for_seal(self, op: Op) -> None:
         """End *op* if the former daemon finished it, and died before it could say so."""
@@ -426,24 +436,27 @@ class Group:
         self.pool.note_dropped_segments()
         channel = self._channel
         if channel is not None and not self._silent:
-            try:
-                self._pass_dropped(channel)
-            except OSError as error:
-                self.part(channel, f"its lifeline broke: {error}")
+            self._pass_memory(channel)
 
-    def _pass_dropped(self, channel: Channel) -> None:
+    def _pass_memory(self, channel: Channel, op: Op | None = None) -> bool:
+        """Tell the daemon which segments are gone, and hand it those that *op* refers to.
+
+        Where that cannot be, part with it, and return False.
+        """
         dropped = self.pool.dropped
-        while dropped:  # one that is told twice is harmless
-            number, passed_to = dropped[0]
-            if passed_to is channel:
-                channel.drop_segment(number)
-            del dropped[0]
-
-    def _pass_memory(self, channel: Channel, op: Op) -> None:
-        self._pass_dropped(channel)
-        for block in (op.source_block, op.target):
-            if block is not None and block.segment.is_to_be_passed(channel):
-                channel.pass_segment(block.segment)
+        try:
+            while dropped:  # one that is told twice is harmless
+                number, passed_to = dropped[0]
+                if passed_to is channel:
+                    channel.drop_segment(number)
+                del dropped[0]
+            for block in () if op is None else (op.source_block, op.target):
+                if block is not None and block.segment.is_to_be_passed(channel):
+                    channel.pass_segment(block.segment)
+        except OSError as error:
+            self.part(channel, f"its lifeline broke: {error}")
+            return False
+        return True
 
     def _pass_memory_again(self, op: Op) -> None:
         """The daemon may have had no room for the memory of *op*; it may have some next time.

@@ -8,15 +8,14 @@ daemon for signs of life. Memory that the program has not used for a while it gi
 
 from __future__ import annotations
 
-import contextlib
-import os
-import threading
+import _thread
 import time
 from collections.abc import Sequence
 
 from ringd.client.channel import Channel, TurnedAwayError
 from ringd.client.group import Group
 from ringd.client.pump import Pump
+from ringd.client.waker import Waker
 from ringd.errors import Refused
 from ringd.host.permission import why_not
 
@@ -38,20 +37,28 @@ class Keeper:
         self._group = group
         self._pump = pump
         self._ending = False
-        self._waker, self._wake_writer = os.pipe()
-        os.set_blocking(self._waker, False)
-        os.set_blocking(self._wake_writer, False)
+        self._waker = Waker()
         self.turned_away = ""
         """What a daemon said that took nobody in, at the last try."""
         self._shut: list[str] = []
         """Where there may be a daemon, and this user may not look; as of the last try."""
         self._shut_since = 0.0
-        self._thread = threading.Thread(target=self._run, name="ringd", daemon=True)
+        self._running = False
+        self._ended = _thread.allocate_lock()
+        """Is free once the thread has ended."""
+        self._ended.acquire()
 
     def start(self) -> None:
         """Begin to look for a daemon."""
         self._group.pool.wake = self.wake
-        self._thread.start()
+        self._running = True
+        # In one call into C: threading.Thread.start is written in Python, and does not bear
+        # interrupts; they may leave it with a lock that is never given back.
+        try:
+            _thread.start_new_thread(self._begin, ())
+        except RuntimeError:  # the system has no more threads
+            self._running = False
+            raise
 
     def end(self) -> None:
         """Look for no other daemon; the thread ends with the one that is there. Needs no lock."""
@@ -59,13 +66,23 @@ class Keeper:
 
     def wake(self) -> None:
         """Look at the group, where calls wait for messages to be taken in."""
-        with contextlib.suppress(OSError):  # full, or closed
-            os.write(self._wake_writer, b"\0")
+        self._waker.wake()
 
     def join(self, timeout: float) -> bool:
         """Wait up to *timeout* seconds for the thread's end; return whether it came."""
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        if self._running and self._ended.acquire(timeout=timeout):
+            self._ended.release()  # for others; one that an interrupt keeps from that has the flag
+        if self._running:
+            return False
+        self._pump.run(self._close)  # where it has never run
+        return True
+
+    def _begin(self) -> None:
+        try:
+            self._run()
+        finally:
+            self._running = False
+            self._ended.release()
 
     def _run(self) -> None:
         pump = self._pump
@@ -80,6 +97,7 @@ class Keeper:
             if not self._ending:
                 self._lack(since)
                 self._give_up()
+                self._pump.run(self._pump.settle)
                 self._trim()
                 time.sleep(retry)  # nothing tells when a socket appears
                 retry = min(_RETRY_GROWTH * retry, _LAST_RETRY)
@@ -87,10 +105,7 @@ class Keeper:
 
     def _close(self) -> None:
         self._pump.close()
-        reader, writer = self._waker, self._wake_writer
-        self._waker = self._wake_writer = -1  # first: what wakes us may do so from anywhere
-        os.close(reader)
-        os.close(writer)
+        self._waker.close()
 
     def _open(self) -> Channel | None:
         trouble: list[str] = []
@@ -98,7 +113,7 @@ class Keeper:
         shut: list[str] = []
         for path in self._paths:
             try:
-                channel = Channel(path, self._pump.wake_reader, self._waker)
+                channel = Channel(path, self._pump.waker, self._waker)
             except OSError as error:
                 if isinstance(error, TurnedAwayError):
                     turned_away = f"{path}: {error.strerror}"

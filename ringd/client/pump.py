@@ -3,7 +3,8 @@
 The rules, which interrupts make strict. A signal handler may run, and raise, wherever the main
 thread returns from a call or goes round a loop, and a finaliser in any thread; so
 
-1. state changes only within :meth:`Pump.run`, one thread at a time;
+1. state changes only within :meth:`Pump.run`, one thread at a time; but for single stores, by which
+   a thread ends its own sleep, or leaves word of what is to be done within it;
 2. each step there may end at any such place, and is then done again from its beginning by whoever
    comes next: it looks at the state, and does what that lacks. What arrives is dropped only when
    it has been acted on; where an interrupt may have lost some, the daemon is asked to say it again;
@@ -19,7 +20,6 @@ socket; who takes messages in for others therefore wakes the sleeper.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -27,33 +27,14 @@ from typing import TypeVar
 
 from ringd.client.channel import Channel
 from ringd.client.ending import main_thread_failed
-from ringd.errors import RingError
+from ringd.client.waker import Waker
+from ringd.errors import CalledFromHandler, MainThreadFailed
 
 _LONGEST_SLEEP = 3600.0  # seconds; the system's calls refuse what is much longer
 _BACKSTOP = 0.25  # seconds; an interrupt may end the sleeper before it can wake the next one
 _LOOK_FOR_END = 1.0  # seconds between looks at whether the main thread has failed
 
 Result = TypeVar("Result")
-
-
-class Nested(RingError):
-    """A signal handler or finaliser called ringd while its own thread was inside of it."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "a signal handler or finaliser cannot do this now: it interrupted its own thread "
-            "within a call of ringd; set a flag there, and call when the thread goes on"
-        )
-
-
-class ProgramEnds(RingError):
-    """The main thread has failed, and a call of another thread keeps the program alive."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "the program's main thread has failed, and this call of another thread kept the "
-            "program alive; the ring was left, so that the other members are told"
-        )
 
 
 class Pump:
@@ -69,9 +50,10 @@ class Pump:
         """
         self.channel: Channel | None = None
         """Where messages come from; None while there is no daemon."""
-        self.wake_reader, self._wake_writer = os.pipe()
-        os.set_blocking(self.wake_reader, False)
-        os.set_blocking(self._wake_writer, False)
+        self.unsettled = False
+        """Set by a finaliser that leaves something to the thread that it interrupted inside."""
+        self.waker = Waker()
+        """Ends the sleep on the sockets."""
         self.settle = settle
         self.lost = lost
         self._lock = (
@@ -83,39 +65,49 @@ class Pump:
         """The thread that sleeps on the sockets."""
         self._closing = False
 
-    @property
-    def sleeping(self) -> bool:
-        """Whether a thread waits for something to happen."""
-        return self._sleeper is not None or bool(self._waiters)
-
     def run(self, step: Callable[..., Result], *args: object) -> Result:
         """Return what *step* returns, which may change the state.
 
         Raises:
-            Nested: this thread is inside already, beneath a signal handler or finaliser.
+            CalledFromHandler: this thread is inside already, beneath a signal handler or finaliser.
         """
         with self._lock:
             if self._inside:
-                raise Nested
+                raise CalledFromHandler
             self._inside = True
             try:
-                return step(*args)
+                result = step(*args)
+                if self.unsettled:
+                    self.unsettled = False
+                    self.settle()
+                return result
             finally:
                 self._inside = False
 
     def insist(self, step: Callable[..., object], *args: object) -> None:
-        """Run *step*, which is short, to its end, however often it is interrupted.
+        """Run *step*, which is short, to its end, though interrupts come.
 
-        For what must be done before an interrupt that has come already is passed on.
+        For what is to be done before an interrupt that has come already is passed on. It takes two
+        more at the right instants to leave this before that is done; so word of what is to be done
+        is left first, for whoever comes next.
+
+        Raises:
+            CalledFromHandler: as :meth:`run`.
         """
-        while True:
-            try:
-                self.run(step, *args)
-            except Exception:
-                raise
-            except BaseException:  # noqa: BLE001, S112 - the first one is on its way to the user
-                continue
-            return
+        try:
+            undone = True  # what stands here covers the instant in which the loop goes round
+            while undone:
+                try:
+                    self.run(step, *args)
+                    undone = False
+                except Exception:
+                    raise
+                except BaseException:  # noqa: BLE001, S110 - the first is on its way to the user
+                    pass
+        except Exception:
+            raise
+        except BaseException:  # noqa: BLE001 - it came as the loop went round
+            self.run(step, *args)
 
     def wait(self, done: Callable[[], bool], until: float | None, *, for_user: bool = True) -> bool:
         """Wait until *done*, or the moment *until*; return whether it is done.
@@ -126,20 +118,21 @@ class Pump:
             for_user: a call of the program's waits, which keeps that alive.
 
         Raises:
-            Nested: as :meth:`run`.
-            ProgramEnds: the main thread has failed, and this is another one.
+            CalledFromHandler: as :meth:`run`.
+            MainThreadFailed: the main thread has failed, and this is another one.
         """
         me = threading.get_ident()
         watch = for_user and me != threading.main_thread().ident
         beneath = self._sleeper == me  # and this is a signal handler, which interrupted that sleep
         waited = False
+        waiter = _Waiter()
         while True:
             try:
-                turn = self.run(self._look, done, until)
+                turn = self.run(self._look, done, until, waiter)
                 if isinstance(turn, bool):
                     return turn
                 if watch and waited and main_thread_failed():
-                    raise ProgramEnds
+                    raise MainThreadFailed
                 timeout = None if until is None else min(until - time.monotonic(), _LONGEST_SLEEP)
                 if watch:
                     timeout = _LOOK_FOR_END if timeout is None else min(timeout, _LOOK_FOR_END)
@@ -147,11 +140,14 @@ class Pump:
             finally:
                 if self._sleeper == me:
                     self._sleeper = me if beneath else None
+                self._waiters.discard(waiter)
                 if beneath:
-                    self._wake_sleeper()  # what it sleeps for may have been taken in up here
+                    self.waker.wake()  # what it sleeps for may have been taken in up here
+                elif self._closing and self._sleeper is None:
+                    self.waker.close()
             waited = True
-            if isinstance(turn, Channel) and (gone or self._closing):
-                self.run(self._woken, turn, gone)
+            if gone and isinstance(turn, Channel):
+                self.run(self._gone, turn)
 
     def sent(self) -> None:
         """Look at the socket in place of the sleeper; within :meth:`run`, after sending.
@@ -167,18 +163,26 @@ class Pump:
         for waiter in tuple(self._waiters):
             waiter.wake()
         if self._sleeper is not None:
-            self._wake_sleeper()
+            self.waker.wake()
 
     def close(self) -> None:
-        """Release the descriptors, as soon as nobody sleeps on them; within :meth:`run`."""
+        """Release the descriptors, as soon as nobody sleeps on them; within :meth:`run`.
+
+        From now on :attr:`channel` stays None, so that nobody begins to.
+        """
         self._closing = True
         if self._sleeper is None:
-            self._release()
+            self.waker.close()
         else:
-            self._wake_sleeper()
+            self.waker.wake()
 
-    def _look(self, done: Callable[[], bool], until: float | None) -> bool | _Waiter | Channel:
-        """Return whether it is done, once that is known; else what this thread is to sleep on."""
+    def _look(
+        self, done: Callable[[], bool], until: float | None, waiter: _Waiter
+    ) -> bool | _Waiter | Channel:
+        """Return whether it is done, once that is known; else what this thread is to sleep on.
+
+        That is *waiter*, or the sockets of a channel where no other thread sleeps on those.
+        """
         self.settle()
         finished = done()
         if finished or (until is not None and time.monotonic() >= until):
@@ -189,7 +193,6 @@ class Pump:
         if channel is not None and self._sleeper in (None, me):
             self._sleeper = me
             return channel
-        waiter = _Waiter()
         self._waiters.add(waiter)
         return waiter
 
@@ -203,29 +206,12 @@ class Pump:
         """Sleep as :meth:`_look` said; return whether the daemon turned out to be gone."""
         if isinstance(turn, Channel):
             return turn.poll(timeout)
-        try:
-            turn.sleep(_BACKSTOP if timeout is None else min(timeout, _BACKSTOP))
-        finally:
-            self._waiters.discard(turn)
+        turn.sleep(_BACKSTOP if timeout is None else min(timeout, _BACKSTOP))
         return False
 
-    def _woken(self, channel: Channel, gone: bool) -> None:
-        if gone:
-            self.settle()
-            self.lost(channel)
-        if self._closing:
-            self._release()
-
-    def _wake_sleeper(self) -> None:
-        with contextlib.suppress(OSError):  # full: it is about to wake up anyway; or closed
-            os.write(self._wake_writer, b"\0")
-
-    def _release(self) -> None:
-        reader, writer = self.wake_reader, self._wake_writer
-        self.wake_reader = self._wake_writer = -1
-        for fd in (reader, writer):
-            if fd >= 0:
-                os.close(fd)
+    def _gone(self, channel: Channel) -> None:
+        self.settle()
+        self.lost(channel)
 
 
 class _Waiter:

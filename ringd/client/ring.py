@@ -53,6 +53,7 @@ def connect(
         DaemonUnavailable: no daemon there in time; says where it was looked for.
         Refused: the daemon says no, for instance because the group has a client here already; or
             its socket is not for this user, which is said at once, with what to do.
+        MainThreadFailed: by another thread, and only this call kept the program alive.
         ValueError: an argument is out of its range.
     """
     group, on_loss = tensors.plain(group, "group"), tensors.plain(on_loss, "on_loss")
@@ -67,12 +68,16 @@ def connect(
     connection = Connection(paths, group, on_loss)
     try:
         connection.start(_CONNECT_TIMEOUT if timeout is None else timeout)
-    except errors.DaemonUnavailable as error:
-        others = "" if given else left_out()
+        return Ring(connection, group)
+    except BaseException as error:  # also Ctrl-C: without a ring nobody could close it
+        try:
+            connection.close()
+        finally:  # where another interrupt ended that
+            connection.abandon()
+        others = "" if given or not isinstance(error, errors.DaemonUnavailable) else left_out()
         if others:
             raise errors.DaemonUnavailable(f"{error}; {others}") from None
         raise
-    return Ring(connection, group)
 
 
 class Ring:
@@ -133,6 +138,7 @@ class Ring:
 
         Raises:
             NotReady: it did not come to that in time.
+            CalledFromHandler, MainThreadFailed: as :meth:`all_reduce`.
         """
         until = None if timeout is None else time.monotonic() + timeout
         if not self._connection.wait_state("ready", until):
@@ -185,6 +191,9 @@ class Ring:
             GroupLost: a program of the group died or left; the next call joins it anew.
             PeerLost: a member was lost, and this ring was made with ``on_loss="fail"``.
             ResourceExhausted: no shared memory left for it; names the setting.
+            CalledFromHandler: by a signal handler or finaliser that interrupted its own thread in
+                the midst of ringd; call when that goes on.
+            MainThreadFailed: by another thread, and only this call kept the program alive.
             RingError: any other reason; see :mod:`ringd.errors`.
         """
         return self.all_reduce_async(x, op, out=out, name=name, timeout=timeout).wait()
@@ -216,7 +225,11 @@ class Ring:
         except errors.RingError:
             raise
         except BaseException:  # Ctrl-C: without a handle nobody knows when the input is free
-            self._connection.leave_input(work_op)
+            work_op.left = self._connection.inputs_left = True
+            try:
+                self._connection.leave_input()
+            except BaseException:  # noqa: BLE001 - a second one, at its very beginning
+                self._connection.leave_input()
             raise
 
     def barrier(self, timeout: float | None = None, name: str = "") -> None:
@@ -252,6 +265,7 @@ class Ring:
         Raises:
             TypeError: *dtype* is none of those, such as object.
             ResourceExhausted: no shared memory left for it; names the setting.
+            CalledFromHandler: as :meth:`all_reduce`.
         """
         dtype_name(dtype)
         wanted = np.dtype(dtype)

@@ -35,6 +35,7 @@ class Op:
         "give_up",
         "hold",
         "kept",
+        "left",
         "length",
         "memory_made",
         "payload",
@@ -72,6 +73,8 @@ class Op:
         """Where the result comes to stand; None when it travels inside the message."""
         self.hold = hold
         """Whether the input is the user's own array."""
+        self.left = False
+        """Whether nobody can wait for it any more: the user may write to that array."""
         self.kept: tuple[Block | None, ...] = ()
         """Memory that the daemon may be at work in until the op is released."""
         self.asked: float | None = None

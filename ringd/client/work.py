@@ -12,7 +12,6 @@ import numpy.typing as npt
 from ringd import errors
 from ringd.client import tensors
 from ringd.client.connection import Connection
-from ringd.client.pump import Nested
 from ringd.client.session import Op
 
 
@@ -57,8 +56,9 @@ class Work:
     def __del__(self) -> None:
         # Nobody can tell any more when the call has ended, as where an interrupt came between the
         # call's return and the handle's first name; or before this had its attributes.
-        if hasattr(self, "_op"):
-            self._connection.leave_input(self._op)
+        if hasattr(self, "_op") and self._op.hold and not self._op.ended:
+            self._op.left = self._connection.inputs_left = True
+            self._connection.leave_input()
 
     def __repr__(self) -> str:
         op = self._op
@@ -81,6 +81,7 @@ class Work:
             Mismatch: the members submitted different calls.
             GroupLost: a client of the group died or left.
             PeerLost: a member was lost, and the ring was made with ``on_loss="fail"``.
+            CalledFromHandler, MainThreadFailed: as :meth:`Ring.all_reduce`.
             RingError: any other reason; see :mod:`ringd.errors`.
         """
         until = None if timeout is None else time.monotonic() + timeout
@@ -90,10 +91,14 @@ class Work:
         except errors.RingError:
             raise
         except BaseException:  # Ctrl-C: who cannot wait again may write to what was lent
-            self._connection.leave_input(self._op)
+            self._op.left = self._connection.inputs_left = True
+            try:
+                self._connection.leave_input()
+            except BaseException:  # noqa: BLE001 - a second one, at its very beginning
+                self._connection.leave_input()
             raise
         if not taken:
-            raise Nested
+            raise errors.CalledFromHandler
         assert self._result is not None  # noqa: S101 - for the type checker
         return self._result
 
@@ -117,7 +122,7 @@ class Work:
                     self._result = self._take()
                     self._op.target = self._op.reply = None
                     self._collected = True
-            except Nested:  # beneath a handler that interrupted another call
+            except errors.CalledFromHandler:  # beneath a handler that interrupted another call
                 return False
             finally:
                 self._collecting = False
