@@ -247,7 +247,9 @@ class Stage:
         """End all daemons that have another member's name."""
         for machine in self._namesakes:
             for node in machine.nodes:
-                code = None if node.process is None else node.process.poll()
+                if node.process is None:
+                    continue  # only one of them is started
+                code = node.process.poll()
                 # It may say that its config is wrong, and end.
                 fault = "ended by a fault of ringd" in node.log_path.read_text()
                 if fault or (code is not None and code < 0):
