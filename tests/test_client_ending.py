@@ -35,17 +35,49 @@ async def main():
     await asyncio.to_thread(work)
 asyncio.run(main())
 """
+READY = """
+def work():
+    try:
+        ring.wait_ready(600)
+    except ringd.MainThreadFailed as error:
+        try:
+            ring.state
+        except ringd.RingError:  # it was left, as the error says
+            print(error)
+"""
 HANDLED = """
 try:
     raise ValueError
 except ValueError:
     pass
 """
+HANDLING = """
+from concurrent.futures import ThreadPoolExecutor
+try:
+    raise ValueError
+except ValueError:
+    with ThreadPoolExecutor() as executor:
+        executor.submit(work)
+"""
+ASYNCIO_HANDLING = """
+import asyncio
+try:
+    raise ValueError
+except ValueError:
+    asyncio.run(asyncio.to_thread(work))
+"""
+HEALTHY = {
+    "plain": THREAD,
+    "handled": THREAD + HANDLED,
+    "executor": HANDLING,
+    "asyncio": ASYNCIO_HANDLING,
+}
 FAILURES = {
     "uncaught": (THREAD + "raise ValueError", 1),
     "sys.exit": (THREAD + "sys.exit(3)", 3),
     "executor": (EXECUTOR, 1),
     "asyncio": (ASYNCIO, -2),
+    "wait_ready": (READY + THREAD + "raise ValueError", 1),
 }
 
 
@@ -53,7 +85,7 @@ FAILURES = {
 def test_a_program_that_failed_ends_with_its_own_exit_code(tmp_path, how):
     """The call of the other thread ends within seconds, and the group hears of the end."""
     end, code = FAILURES[how]
-    with fake(tmp_path, hold=True) as (daemon, ring):
+    with fake(tmp_path, hold=True, state="forming") as (daemon, ring):
         ring.close()
         eventually(lambda: not daemon.handler.groups)
         done = subprocess.run(
@@ -68,18 +100,14 @@ def test_a_program_that_failed_ends_with_its_own_exit_code(tmp_path, how):
         eventually(lambda: daemon.handler.gone)
 
 
-@pytest.mark.parametrize(
-    "end",
-    ["", "try:\n    raise ValueError\nexcept ValueError:\n    pass"],
-    ids=["plain", "handled"],
-)
-def test_a_main_thread_that_returns_leaves_others_to_work(tmp_path, end):
-    """A thread that goes on working when the main thread has returned is not disturbed."""
+@pytest.mark.parametrize("how", HEALTHY)
+def test_a_main_thread_that_returns_leaves_others_to_work(tmp_path, how):
+    """Nor is a call disturbed for which the main thread waits while it handles an exception."""
     with fake(tmp_path, hold=True) as (daemon, ring):
         ring.close()
         eventually(lambda: not daemon.handler.groups)
         program = subprocess.Popen(
-            [sys.executable, "-c", BEGIN + THREAD + end, daemon.path], stdout=subprocess.PIPE
+            [sys.executable, "-c", BEGIN + HEALTHY[how], daemon.path], stdout=subprocess.PIPE
         )
         eventually(lambda: daemon.handler.submitted)
         with pytest.raises(subprocess.TimeoutExpired):
@@ -87,3 +115,26 @@ def test_a_main_thread_that_returns_leaves_others_to_work(tmp_path, end):
         daemon.run(lambda: daemon.handler.complete(daemon.handler.submitted[0]))
         assert program.communicate(timeout=10) == (b"", None)
         assert program.returncode == 0
+
+
+def test_threads_of_a_live_prompt_go_on_after_the_script_has_failed(tmp_path):
+    """`python -i script.py` is there to look at what has failed."""
+    script = tmp_path / "script.py"
+    script.write_text(BEGIN + "raise ValueError")
+    with fake(tmp_path, hold=True) as (daemon, ring):
+        ring.close()
+        eventually(lambda: not daemon.handler.groups)
+        prompt = subprocess.Popen(
+            [sys.executable, "-i", str(script), daemon.path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        lines = "thread = threading.Thread(target=work)\nthread.start(); thread.join()\n"
+        prompt.stdin.write(lines.encode())
+        prompt.stdin.flush()
+        eventually(lambda: daemon.handler.submitted)
+        with pytest.raises(subprocess.TimeoutExpired):
+            prompt.wait(3.0)
+        daemon.run(lambda: daemon.handler.complete(daemon.handler.submitted[0]))
+        assert prompt.communicate(timeout=10) == (b"", None)

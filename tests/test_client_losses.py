@@ -160,7 +160,7 @@ def test_group_given_up_meanwhile_is_group_lost(tmp_path):
         eventually(lambda: len(second.handler.attaches) == 2)
         ring.state  # noqa: B018 - takes in what has arrived
         second.run(lambda: setattr(second.handler, "deny_attach", None))  # the second is answered
-        eventually(lambda: ring._connection._group.untold is not None)
+        eventually(lambda: ring._connection._group.pending_error is not None)
         with pytest.raises(ringd.GroupLost):
             ring.all_reduce(SMALL)
         np.testing.assert_array_equal(ring.all_reduce(SMALL), 2 * SMALL)

@@ -34,6 +34,7 @@ GRACE = 2.5
 wait for its word."""
 
 _DETACH_TIMEOUT = 1.0
+"""Seconds that the daemon may take to read that we leave; and again, to hang up when told to."""
 
 _alive: weakref.WeakSet[Connection] = weakref.WeakSet()
 
@@ -81,7 +82,7 @@ class Connection:
             refusal = group.refusal
             if self._keeper.turned_away:
                 refusal = refusal or errors.ResourceExhausted(self._keeper.turned_away)
-            refusal = refusal or self._keeper.barred()
+            refusal = refusal or self._keeper.refusal()
             trouble = group.trouble or "it does not answer"
             raise refusal or errors.DaemonUnavailable(
                 f"no daemon within {timeout:g} s ({trouble}); start one "
@@ -337,7 +338,7 @@ class Connection:
         return op.give_up if self._group.is_handed_over(op) else op.timeout or None
 
     def _overdue(self, op: Op) -> None:
-        """The time to wait for *op* is over: by its own deadline, or by who waits."""
+        """The time to wait for *op* is over: its deadline has passed, or that of the wait."""
         group = self._group
         what = f"op {op.seq} of group {group.name!r}, {op.call}"
         limit = self._gives_up(op)
@@ -429,7 +430,7 @@ class Connection:
         return news
 
     def _lost(self, channel: Channel) -> None:
-        """The daemon is gone; the keeper, who sees that too, closes the channel.
+        """The daemon is gone; the keeper, which sees that too, closes the channel.
 
         Before it does, it calls this to the end, whatever interrupts have left of that.
         """

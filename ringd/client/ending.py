@@ -4,9 +4,10 @@ Python ends a program only when its threads have ended. A thread that sits in a 
 program for half an hour whose main thread has failed, and with it all members. What is looked at:
 
 * the outermost frame of the main thread, as it was when the first ring was made. It has ended, and
-  not by returning: an uncaught exception, or ``sys.exit()``;
-* the exception that the main thread is ending with while it waits for its executor's threads:
-  ``ThreadPoolExecutor.__exit__``, or ``asyncio.run`` after Ctrl-C.
+  not by returning: an uncaught exception, or ``sys.exit()``. And now the main thread waits for the
+  others to end (``threading._shutdown``), and does not go on, as at the prompt of ``python -i``;
+* the exception that leaves a ``with ThreadPoolExecutor()`` or ``asyncio.run`` (Ctrl-C), while the
+  main thread waits there for its executor's threads.
 
 A main thread that returns while another goes on working has not failed. ``sys.exit(0)`` cannot be
 told from ``sys.exit(1)``.
@@ -18,10 +19,12 @@ import dis
 import sys
 import threading
 from types import FrameType
+from typing import Any
 
 _RETURNS = {dis.opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in dis.opmap}
-_EXECUTORS = (("concurrent/futures/_base.py", "__exit__"), ("asyncio/runners.py", "close"))
-"""Where a thread waits for others with an exception on its hands: file, function."""
+_EXECUTOR = "concurrent/futures/_base.py"
+_ASYNCIO = "asyncio/runners.py"
+_THREADING = "threading.py"
 
 
 class _Main:
@@ -32,8 +35,9 @@ class _Main:
 
 def remember_main_thread() -> None:
     """Take note of what the main thread runs; to be called before it can have ended."""
-    if _Main.frame is None:
-        _Main.frame = _outermost(_main_frame())
+    now = _main_frame()
+    if _Main.frame is None and now is not None:
+        _Main.frame = _outermost(now)
 
 
 def main_thread_failed() -> bool:
@@ -41,19 +45,20 @@ def main_thread_failed() -> bool:
     frame, now = _Main.frame, _main_frame()
     if frame is None:
         return False
-    if now is None or _outermost(now) is not frame:
-        return not _returned(frame)
-    failure = sys._current_exceptions().get(threading.main_thread().ident or 0)  # noqa: SLF001
-    # Before Python 3.12 a triple, of Nones where there is no exception.
-    return failure not in (None, (None, None, None)) and _waits_for_executor(now)
+    if now is None:
+        return False
+    outermost = _outermost(now)
+    if outermost is not frame:
+        return _is(outermost, "_shutdown", _THREADING) and not _returned(frame)
+    return _leaves_executor(now)
 
 
 def _main_frame() -> FrameType | None:
     return sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001 - documented
 
 
-def _outermost(frame: FrameType | None) -> FrameType | None:
-    while frame is not None and frame.f_back is not None:
+def _outermost(frame: FrameType) -> FrameType:
+    while frame.f_back is not None:
         frame = frame.f_back
     return frame
 
@@ -63,13 +68,31 @@ def _returned(frame: FrameType) -> bool:
     return frame.f_lasti >= 0 and frame.f_code.co_code[frame.f_lasti] in _RETURNS
 
 
-def _waits_for_executor(frame: FrameType | None) -> bool:
+def _is(frame: FrameType, function: str, file: str) -> bool:
+    """Whether *frame* runs *function* of the library's *file*."""
+    code = frame.f_code
+    return code.co_name == function and code.co_filename.replace("\\", "/").endswith(file)
+
+
+def _leaves_executor(innermost: FrameType) -> bool:
+    """Whether the main thread waits for an executor's threads, with an exception on its hands."""
+    frame: FrameType | None = innermost
     while frame is not None:
-        where = frame.f_code.co_filename.replace("\\", "/")
-        if any(
-            frame.f_code.co_name == function and where.endswith(file)
-            for file, function in _EXECUTORS
-        ):
+        if _is(frame, "__exit__", _EXECUTOR) or _is(frame, "__exit__", _ASYNCIO):
+            if frame.f_locals.get("exc_val") is not None:
+                return True
+        # Before Python 3.11 there was no `with`, but a `finally`.
+        elif _is(frame, "run", _ASYNCIO) and _has_come_to(frame):
             return True
         frame = frame.f_back
     return False
+
+
+def _has_come_to(frame: FrameType) -> bool:
+    """Whether the exception that the main thread deals with was raised beneath *frame*."""
+    failure: Any = sys._current_exceptions().get(threading.main_thread().ident or 0)  # noqa: SLF001
+    if isinstance(failure, tuple):  # before Python 3.12
+        failure = failure[1]
+    trace = None if failure is None else failure.__traceback__
+    # It begins where the exception has got to.
+    return trace is not None and trace.tb_frame is frame

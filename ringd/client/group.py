@@ -52,9 +52,9 @@ class Group:
         """What a daemon said last of itself; None before any has."""
         self.refusal: errors.RingError | None = None
         """Why the first daemon would not have us."""
-        self.untold: errors.RingError | None = None
+        self.pending_error: errors.RingError | None = None
         """Why a session ended, until the user has been told."""
-        self._befell: Session | None = None
+        self._ended_session: Session | None = None
         """Which session that was."""
         self.trouble = ""
         """What went wrong last with a daemon, for messages."""
@@ -69,8 +69,8 @@ class Group:
         self._left = False
 
     @property
-    def impatient(self) -> bool:
-        """Whether the user wants to be told of losses at once."""
+    def fails_on_loss(self) -> bool:
+        """Whether a loss ends the open calls at once, as the user asked for."""
         return self._on_loss == "fail"
 
     # --- the daemon comes and goes ----------------------------------------------------
@@ -101,11 +101,11 @@ class Group:
         self._lose_peer(f"this machine's daemon ({channel.path}) went away")
         self._channel = None  # last: all else is done again until that is so
 
-    def lack(self) -> None:
+    def report_absence(self) -> None:
         """The daemon has been away for so long that also calls made since then are lost."""
         self._lose_peer(f"this machine's daemon is away ({self.trouble})")
 
-    def miss(self, channel: Channel, seconds: float) -> None:
+    def report_silence(self, channel: Channel, seconds: float) -> None:
         """The daemon has not answered for so long that it counts as lost; it may be back yet.
 
         What was sent to it would pile up unread until then, shared memory first of all.
@@ -116,7 +116,7 @@ class Group:
 
     def _lose_peer(self, text: str) -> None:
         """Tell a user who wants to know at once; others wait for the daemon's return."""
-        if self.impatient and self.session.open and not self._left and self._leave_inputs():
+        if self.fails_on_loss and self.session.open and not self._left and self._leave_inputs():
             self._cut(self.session.released, errors.PeerLost(text))
 
     def leave(self) -> None:
@@ -151,8 +151,8 @@ class Group:
         """
         # A loss is told by the first call that has no place in the session it befell; by now that
         # may have been followed by another one.
-        if self.untold is not None and (self.session.over or self.session.limit is None):
-            error, self.untold = self.untold, None
+        if self.pending_error is not None and (self.session.over or self.session.limit is None):
+            error, self.pending_error = self.pending_error, None
             raise error
         if self.session.over:
             if self.session.open:
@@ -209,8 +209,8 @@ class Group:
         while session.sent < made:
             seq = session.sent
             if seq >= room:
-                # Calls end there one after the other, and it hears of what has arrived here from
-                # the next one's message, which waits for it to hear that.
+                # The daemon makes room when it knows which results have arrived here. Each call's
+                # message says so; but the next call cannot be sent before there is room.
                 self._say_what_arrived(channel)
                 return
             op = session.ops.get(seq)
@@ -280,8 +280,10 @@ class Group:
         know of that, as the word on the calls comes first.
         """
         op.session.told.add(error.code)
-        if self.untold is not None and self._befell is op.session:
-            self.untold = None if self.untold.code == error.code else self.untold
+        if self.pending_error is not None and self._ended_session is op.session:
+            self.pending_error = (
+                None if self.pending_error.code == error.code else self.pending_error
+            )
 
     # --- messages ---------------------------------------------------------------------
 
@@ -393,7 +395,7 @@ class Group:
     def _cut(self, floor: int, error: errors.RingError) -> None:
         session = self.session
         if session.limit is None and error.code not in session.told:  # else the user knows, or will
-            self.untold, self._befell = error, session
+            self.pending_error, self._ended_session = error, session
         self._retire(floor)
         session.cut(floor, error)
 

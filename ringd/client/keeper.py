@@ -19,14 +19,14 @@ from ringd.client.waker import Waker
 from ringd.errors import Refused
 from ringd.host.permission import why_not
 
-_FIRST_RETRY = 0.02
-_LAST_RETRY = 0.1  # a try costs 0.1 ms, and calls wait for it
+_FIRST_RETRY = 0.02  # seconds between the first two looks for a daemon
+_LAST_RETRY = 0.1  # seconds between later ones; a look costs 0.1 ms, and calls wait for the next
 _RETRY_GROWTH = 1.1  # often in the 0.3 s that a daemon takes to start; calls wait half a step more
 _DRAIN_EVERY = 60.0  # seconds; nobody else takes messages in while the program computes
 _LOST_AFTER = 3.0  # seconds, until the daemon has said what its own is
 _BEATS = 4  # so many in that time
 _LEAST_BEAT = 0.02  # seconds
-_STAYS_SHUT = 0.2  # seconds; a daemon that is just making its socket lets its group in last
+_SURELY_FORBIDDEN = 0.2  # seconds; a daemon that is making its socket lets its group in last
 
 
 class Keeper:
@@ -40,9 +40,9 @@ class Keeper:
         self._waker = Waker()
         self.turned_away = ""
         """What a daemon said that took nobody in, at the last try."""
-        self._shut: list[str] = []
+        self._forbidden: list[str] = []
         """Where there may be a daemon, and this user may not look; as of the last try."""
-        self._shut_since = 0.0
+        self._forbidden_since = 0.0
         self._running = False
         self._ended = _thread.allocate_lock()
         """Is free once the thread has ended."""
@@ -95,7 +95,7 @@ class Keeper:
                     retry, since = _FIRST_RETRY, time.monotonic()
                     continue
             if not self._ending:
-                self._lack(since)
+                self._report_absence(since)
                 self._give_up()
                 self._pump.run(self._pump.settle)
                 self._trim()
@@ -110,7 +110,7 @@ class Keeper:
     def _open(self) -> Channel | None:
         trouble: list[str] = []
         turned_away = ""
-        shut: list[str] = []
+        forbidden: list[str] = []
         for path in self._paths:
             try:
                 channel = Channel(path, self._pump.waker, self._waker)
@@ -118,42 +118,48 @@ class Keeper:
                 if isinstance(error, TurnedAwayError):
                     turned_away = f"{path}: {error.strerror}"
                 if isinstance(error, PermissionError):
-                    shut.append(path)
+                    forbidden.append(path)
                 trouble.append(f"{path}: {error.strerror or error}")
             else:
                 self._paths = [path]  # from now on it is this daemon's return that we wait for
                 return channel
         self._group.trouble = "; ".join(trouble)
         self.turned_away = turned_away
-        if shut and not self._shut:
-            self._shut_since = time.monotonic()
-        self._shut = shut
+        if forbidden and not self._forbidden:
+            self._forbidden_since = time.monotonic()
+        self._forbidden = forbidden
         return None
 
-    def barred(self) -> Refused | None:
+    def refusal(self) -> Refused | None:
         """Return why no daemon may be used, if that was so at the last try."""
-        shut = self._shut
-        if not shut:
+        forbidden = self._forbidden
+        if not forbidden:
             return None
-        why = "; ".join(map(why_not, shut))
+        why = "; ".join(map(why_not, forbidden))
         # The trouble names the others, where nothing was found.
-        return Refused(why if len(self._paths) == len(shut) else f"{why} ({self._group.trouble})")
+        return Refused(
+            why if len(self._paths) == len(forbidden) else f"{why} ({self._group.trouble})"
+        )
 
     def _give_up(self) -> None:
         """Where the first daemon is not for this user, waiting for it is of no use."""
         group = self._group
-        if group.info is None and self._shut and time.monotonic() >= self._shut_since + _STAYS_SHUT:
-            refusal = self.barred()
+        if (
+            group.info is None
+            and self._forbidden
+            and time.monotonic() >= self._forbidden_since + _SURELY_FORBIDDEN
+        ):
+            refusal = self.refusal()
             group.refusal = refusal
             self._pump.run(self._pump.tell)
 
-    def _lack(self, since: float) -> None:
+    def _report_absence(self, since: float) -> None:
         """There has been no daemon *since* then: tell a user who wants to know at once."""
         group = self._group
-        if not group.impatient:
+        if not group.fails_on_loss:
             return
         if group.info is not None and time.monotonic() >= since + group.info.lost_after:
-            self._pump.run(group.lack)
+            self._pump.run(group.report_absence)
             self._pump.run(self._pump.tell)
 
     def _live_with(self, channel: Channel) -> None:
@@ -208,14 +214,14 @@ class Keeper:
         hears its daemon's answer before it judges.
         """
         group = self._group
-        if not group.impatient:
+        if not group.fails_on_loss:
             return _DRAIN_EVERY
         lost_after = _LOST_AFTER if group.info is None else group.info.lost_after
         left = channel.heard_at + lost_after - time.monotonic()
         if channel.unanswered < _BEATS - 1:
             channel.beat()
         elif left <= 0:
-            group.miss(channel, lost_after)
+            group.report_silence(channel, lost_after)
             self._pump.tell()
         interval = lost_after / _BEATS
         return max(min(left, interval) if left > 0 else interval, _LEAST_BEAT)

@@ -1,4 +1,4 @@
-"""How threads share a connection: who may change its state, who sleeps on the sockets.
+"""How threads share a connection: which may change its state, which sleeps on the sockets.
 
 The rules, which interrupts make strict. A signal handler may run, and raise, wherever the main
 thread returns from a call or goes round a loop, and a finaliser in any thread; so
@@ -14,7 +14,7 @@ thread returns from a call or goes round a loop, and a finaliser in any thread; 
 
 The sleep is a plain ``poll``, and touches no ZeroMQ; so other threads may send meanwhile.
 ZeroMQ's descriptor is edge-triggered and may go quiet when another thread has looked at the
-socket; who takes messages in for others therefore wakes the sleeper.
+socket; a thread that takes messages in for others therefore wakes the sleeper.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class Pump:
             self.settle()
 
     def tell(self) -> None:
-        """Wake those who wait: something has changed; within :meth:`run`."""
+        """Wake the threads that wait: something has changed; within :meth:`run`."""
         for waiter in tuple(self._waiters):
             waiter.wake()
         if self._sleeper is not None:
@@ -197,7 +197,7 @@ class Pump:
         return waiter
 
     def _hand_over(self) -> None:
-        """Let one of those who wait sleep on the sockets from now on."""
+        """Let one of the threads that wait sleep on the sockets from now on."""
         if self._sleeper is None:
             for waiter in tuple(self._waiters)[:1]:
                 waiter.wake()

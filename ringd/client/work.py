@@ -90,7 +90,7 @@ class Work:
             taken = self._collected or self._collect()
         except errors.RingError:
             raise
-        except BaseException:  # Ctrl-C: who cannot wait again may write to what was lent
+        except BaseException:  # Ctrl-C: a program that cannot wait again may write to the input
             self._op.left = self._connection.inputs_left = True
             try:
                 self._connection.leave_input()
