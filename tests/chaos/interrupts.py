@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 import ringd
 
-_HOME = str(Path(ringd.__file__).parent)
+_HOME = str(Path(ringd.__file__).parent / "client")
 
 _Result = TypeVar("_Result")
 
@@ -30,7 +30,10 @@ def strike(signum: int, frame: FrameType | None) -> None:
 
 
 def in_library(frame: FrameType | None) -> bool:
-    """Whether *frame*, or who called it, is ringd's."""
+    """Whether *frame*, or one that called it, is the client library's.
+
+    Other parts of ringd are called by the program itself, to make its calls.
+    """
     while frame is not None:
         if frame.f_code.co_filename.startswith(_HOME):
             return True
