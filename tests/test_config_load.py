@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import os
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ringd.config import load as load_module
 from ringd.config.load import choose_node, load, ring_problems
 from ringd.config.settings import Member
 from ringd.errors import ConfigError
@@ -56,16 +58,50 @@ def write(tmp_path):
 def test_a_file_that_is_replaced_meanwhile(write, monkeypatch):
     """The text of an error is that of the file that was read, whatever stands there by then."""
     path = write(GOOD + "[ring]\n")
-    read = type(path).read_text
+    read = load_module._read_text
 
-    def read_once(self, **options):
-        text = read(self, **options)
-        self.unlink()
+    def read_once(path):
+        text = read(path)
+        path.unlink()
         return text
 
-    monkeypatch.setattr(type(path), "read_text", read_once)
+    monkeypatch.setattr(load_module, "_read_text", read_once)
     with pytest.raises(ConfigError, match=r"not TOML: .*: \[ring\]"):
         load(path, "mini")
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    """A FIFO that nobody writes to, a device without end, and a file of any size are refused."""
+    fifo, endless, large = tmp_path / "fifo", tmp_path / "endless", tmp_path / "large"
+    os.mkfifo(fifo)
+    endless.symlink_to("/dev/zero")
+    large.write_bytes(b"#" * (2 << 20))
+    for path, text in ((fifo, "regular file"), (endless, "regular file"), (large, "1 MiB")):
+        (line,) = problems(path, "mini")
+        assert text in line
+        assert "--config" in line
+
+
+def test_a_mark_at_the_beginning_does_no_harm(write):
+    """Some editors put one before UTF-8."""
+    assert problems(write("\ufeff" + GOOD), "mini") == []
+
+
+@pytest.mark.parametrize("zone", ["z" * 300, "\u00fc", "a b", "a/b"])
+def test_a_zone_that_is_no_interface(write, zone):
+    """What the resolver could not even be asked for is refused."""
+    text = GOOD.replace("[fd00::2]", f"[fe80::2%{zone}]")
+    assert any(
+        "no interface" in line or "not an IPv6" in line for line in problems(write(text), "mini")
+    )
+    assert problems(write(GOOD.replace("[fd00::2]", "[fe80::2%en0]")), "mini") == []
+
+
+@pytest.mark.parametrize("setting", ["[ops]\ntimeout", "[join]\nlost_after"])
+def test_a_time_without_end(write, setting):
+    """A number of any length is bounded where it is read."""
+    (line,) = problems(write(f'{GOOD}\n{setting} = "{"9" * 400}s"\n'), "mini")
+    assert "longer than" in line
 
 
 def problems(path, node):

@@ -10,8 +10,10 @@ import difflib
 import grp
 import ipaddress
 import json
+import os
 import re
 import socket
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ MEMBER_KEYS = ("name", "addresses", "listen")
 _NUMBERED = re.compile(r"(.+)-([2-9]|[1-9][0-9])", re.ASCII)  # by the network: two had one name
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
 _LONGEST_VALUE = 80
+_LARGEST_FILE = 1 << 20  # bytes; 64 members with all settings take 20 KiB
 
 
 class UnknownHost(ConfigError):
@@ -170,7 +173,7 @@ def _read(report: _Report, node: str | None, hostname: str | None) -> Config | N
 def _parse(report: _Report) -> dict[str, Any] | None:
     text = ""
     try:
-        text = report.path.read_text(encoding="utf-8")
+        text = _read_text(report.path)
         return tomli.loads(text)
     except FileNotFoundError:
         remedy = 'no such file; make one with "ringd-cli init", or name it with --config'
@@ -179,6 +182,8 @@ def _parse(report: _Report) -> dict[str, Any] | None:
         report.lines.append(
             f"{report.path}: cannot be read: {error.strerror}; name a readable file with --config"
         )
+    except _NoConfigError as error:
+        report.lines.append(f"{report.path}: {error}; name another with --config")
     except UnicodeDecodeError as error:
         report.lines.append(f"{report.path}: not UTF-8 (byte {error.start}); save it as UTF-8")
     except tomli.TOMLDecodeError as error:
@@ -189,6 +194,29 @@ def _parse(report: _Report) -> dict[str, Any] | None:
     except ValueError as error:  # such as a number of more digits than Python converts
         report.lines.append(f"{report.path}: a value that cannot be read: {error}; mend it there")
     return None
+
+
+class _NoConfigError(Exception):
+    """What lies there cannot be a config."""
+
+
+def _read_text(path: Path) -> str:
+    """Return the text of a regular file that is not too large.
+
+    Raises:
+        OSError: It cannot be read.
+        UnicodeDecodeError: It is not UTF-8.
+        _NoConfigError: It is something else, at which a read might wait or never end.
+    """
+    # Not blocking, so that a FIFO in the file's place cannot hold up a reload.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(fd, "rb") as file:  # noqa: PTH123 - a descriptor has no path
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise _NoConfigError("is not a regular file")
+        data = file.read(_LARGEST_FILE + 1)
+    if len(data) > _LARGEST_FILE:
+        raise _NoConfigError(f"is larger than {_LARGEST_FILE >> 20} MiB")
+    return data.decode("utf-8-sig")  # some editors mark the beginning
 
 
 def _line_of(text: str, error: str) -> str:

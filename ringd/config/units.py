@@ -16,13 +16,22 @@ _HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?", re.A
 _HOST_LENGTH = 253
 _HIGHEST_PORT = 65535
 
+_LONGEST = 10 * 366 * 86400.0
+"""Seconds. What is meant to be longer has no end."""
+
+_INTERFACE = re.compile(r"[\w.-]{1,15}", re.ASCII)
+"""The name of a network interface, or its number."""
+
 
 def parse_duration(text: object) -> float:
     """Return the seconds in *text*, such as ``"100ms"``, ``"2s"``, ``"5m"`` or ``"1h"``."""
     match = _QUANTITY.fullmatch(text) if isinstance(text, str) else None
     if match is None or match[2] not in _SECONDS:
         raise ValueError('not a duration; write a number with ms, s, m or h, such as "2s"')
-    return float(match[1]) * _SECONDS[match[2]]
+    seconds = float(match[1]) * _SECONDS[match[2]]
+    if seconds > _LONGEST:
+        raise ValueError(f"longer than {format_duration(_LONGEST)}; write a shorter time")
+    return seconds
 
 
 def parse_optional_duration(text: object) -> float | None:
@@ -80,9 +89,15 @@ def parse_address(text: object) -> tuple[str, int]:
         raise ValueError(f'port "{port}" is not a number from 1 to {_HIGHEST_PORT}')
     if host.startswith("[") and host.endswith("]"):
         try:
-            return str(ipaddress.IPv6Address(host[1:-1])), int(port)
+            address = ipaddress.IPv6Address(host[1:-1])
         except ValueError:
             raise ValueError(f'"{host}" is not an IPv6 address, such as "[fd00::1]"') from None
+        if address.scope_id is not None and not _INTERFACE.fullmatch(address.scope_id):
+            raise ValueError(
+                f'"{address.scope_id}" is no interface; write one of at most 15 characters, such '
+                'as "[fe80::1%en0]"'
+            )
+        return str(address), int(port)
     if _is_ipv6(host):
         raise ValueError(f'an IPv6 address stands in brackets; write "[{host}]:{port}"')
     _check_host(host)

@@ -33,7 +33,7 @@ class Resolver:
         """
         try:
             found = _look_up(host, port, socket.AI_NUMERICHOST)
-        except OSError:
+        except (OSError, UnicodeError):
             pass  # not a literal address
         else:
             self._loop.call_soon(lambda: callback(found))
