@@ -384,9 +384,9 @@ def test_a_daemon_is_missed_when_it_was_silent_for_as_long_as_members_may_be(
     channel = SimpleNamespace(unanswered=0, heard_at=0.0)
     channel.beat = lambda: setattr(channel, "unanswered", channel.unanswered + 1)
     group = SimpleNamespace(
-        impatient=True,
+        fails_on_loss=True,
         info=SimpleNamespace(lost_after=3.0),
-        miss=lambda *_: missed.append(now[0] - channel.heard_at),
+        report_silence=lambda *_: missed.append(now[0] - channel.heard_at),
     )
     monkeypatch.setattr(keeper_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     keeper = keeper_module.Keeper([], group, SimpleNamespace(tell=lambda: None))
