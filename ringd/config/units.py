@@ -94,8 +94,8 @@ def parse_address(text: object) -> tuple[str, int]:
             raise ValueError(f'"{host}" is not an IPv6 address, such as "[fd00::1]"') from None
         if address.scope_id is not None and not _INTERFACE.fullmatch(address.scope_id):
             raise ValueError(
-                f'"{address.scope_id}" is no interface; write one of at most 15 characters, such '
-                'as "[fe80::1%en0]"'
+                'what follows "%" is no interface; write one of at most 15 characters, such as '
+                '"[fe80::1%en0]"'
             )
         return str(address), int(port)
     if _is_ipv6(host):
