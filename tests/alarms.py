@@ -34,11 +34,17 @@ class Signal:
         return self
 
     def __exit__(self, *_):
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        disarm()
 
     def _handle(self, *_):
         self.acted = True
         self.act()
+
+
+def disarm():
+    """Let no alarm come any more, also not one that is on its way."""
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def interrupt():
@@ -75,7 +81,7 @@ def interrupted(call, delay, act=interrupt):
                 call()
         except KeyboardInterrupt:
             caught = True
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            disarm()
     except KeyboardInterrupt:  # the second one, between the two lines above
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        disarm()
     return caught
