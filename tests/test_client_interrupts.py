@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import random
 import signal
 import sys
@@ -506,32 +507,29 @@ def test_a_handler_that_waits_in_a_wait_leaves_the_pipe_to_the_wait_beneath(tmp_
 
 
 def test_an_interrupt_of_a_wait_while_the_ring_is_closed_leaves_no_descriptor(tmp_path):
-    """Who sleeps releases what it slept on, also if it leaves by an interrupt."""
-    kept = []
-    with FakeDaemon(tmp_path / "s", hold=True) as daemon, handling(interrupt):
-        for number in range(8):
-            ring = ringd.connect(daemon.path, str(number), timeout=10)
-            pump = ring._connection._pump
-            close = pump.close
-            main = threading.main_thread().ident
-            pump.close = lambda close=close, main=main: (
-                close(),
-                signal.pthread_kill(main, signal.SIGUSR1),
-            )
-            closer = threading.Thread(
-                target=lambda pump=pump, ring=ring: (
-                    eventually(lambda: pump._sleeper is not None),
-                    ring.close(),
-                )
-            )
-            closer.start()
-            with contextlib.suppress(ringd.RingError, KeyboardInterrupt):
-                ring.all_reduce(np.ones(2), timeout=10)
-            with contextlib.suppress(KeyboardInterrupt):
-                closer.join()
-            closer.join()
-            kept.append(ring)  # so that nothing is closed with it
-            eventually(lambda pump=pump: pump._sleeper is None and not pump.waker._ends)
+    """A thread that sleeps releases what it slept on, also if it leaves by an interrupt."""
+    gc.collect()
+    with fake(tmp_path, hold=True) as (_, ring):
+        pump = ring._connection._pump
+        poll, pipe = pump.channel.poll, pump.waker.reader
+        begun = os.fstat(pipe)
+
+        def interrupted_poll(timeout):
+            if poll(timeout):
+                eventually(lambda: pump._closing)  # by the keeper, which has seen the end, too
+                raise KeyboardInterrupt
+            return False
+
+        pump.channel.poll = interrupted_poll
+        closer = threading.Thread(
+            target=lambda: (eventually(lambda: pump._sleeper is not None), ring.close())
+        )
+        closer.start()
+        with pytest.raises(KeyboardInterrupt):
+            ring.all_reduce(np.ones(2), timeout=10)
+        closer.join(10)
+        with contextlib.suppress(OSError):
+            assert not os.path.samestat(os.fstat(pipe), begun)
 
 
 def test_interrupted_waits_leave_nobody_who_seems_to_wait(tmp_path):
