@@ -23,8 +23,6 @@ from ringd.client.waker import Waker
 from ringd.host.credentials import check_socket_path
 from ringd.wire.border import lifeline as wire
 from ringd.wire.border.messages import (
-    COPY_BELOW,
-    COPY_SMALL,
     TOKEN_BYTES,
     Reply,
     unpack_reply,
@@ -86,7 +84,7 @@ class Channel:
         """Beats sent since the daemon was heard last."""
         self.heard_at = time.monotonic()
         """When that was."""
-        self._inbox: deque[zmq.Frame] = deque()
+        self._inbox: deque[bytes] = deque()
         self.alert = True
         """A message was sent: there may be others that no descriptor tells of any more."""
         self.gap = False
@@ -115,7 +113,7 @@ class Channel:
         """
         self.alert = True
         try:
-            self._dealer.send(frame, 0, copy=len(frame) < COPY_BELOW)
+            self._dealer.send(frame)
         except zmq.ZMQError as error:
             self.alert = False  # no message comes any more
             raise OSError(error.errno, error.strerror) from error
@@ -135,13 +133,14 @@ class Channel:
                 if not int(dealer.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                     return None
                 self.gap = True  # pyzmq lets interrupts in when it has the message already
-                inbox.append(dealer.recv(zmq.NOBLOCK, copy=False))
+                # Copied: where pyzmq frees a frame, an interrupt is lost, and an exit is at once,
+                # with all that is held.
+                inbox.append(dealer.recv(zmq.NOBLOCK))
                 self.gap = False
             except zmq.ZMQError as error:
                 raise OSError(error.errno, error.strerror) from error
             self._hear()
-        frame = inbox[0]
-        return unpack_reply(frame.bytes if len(frame) < COPY_SMALL else frame.buffer)
+        return unpack_reply(inbox[0])
 
     def taken(self) -> None:
         """The message that :meth:`receive` returned has been acted on."""
