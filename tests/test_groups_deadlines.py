@@ -79,6 +79,41 @@ def test_one_break_after_the_other_does_not_put_it_off_for_ever():
     assert bench.now - 1.0 == pytest.approx(LOST_AFTER + ASK_WITHIN, abs=0.2 + 2 * STEP)
 
 
+def test_a_daemon_that_stood_still_asks_when_it_goes_on():
+    """The seconds in which it was stopped itself were none in which it could ask."""
+    bench = ready(2)
+    bench.submit(0, submission(0, timeout=1.0))
+    bench.submit(1, submission(0))
+    bench.down()
+    bench.tick(1.0)  # rank 0 is due, and looks again; then it is stopped
+    bench.now += 2 * ASK_WITHIN
+    bench.tick(0.0)
+    assert bench.reports(0) == []
+    bench.up()
+    bench.settle()
+    assert bench.reports(0) == [(0, OK)]
+
+
+def test_a_client_has_its_time_to_come_back_though_the_daemon_stood_still():
+    """Nobody can attach to a daemon that is stopped, nor hand its calls over again."""
+    bench = ready(2)
+    bench.submit(0, submission(0))
+    bench.settle()
+    bench.restart(0)
+    bench.up()
+    reattach = bench.engines[0].reattach
+    bench.tick(reattach / 2)
+    bench.now += 2 * reattach
+    bench.tick(0.0)
+    bench.attach(0, 10, session=(10, 11), expected=1)
+    bench.now += 2 * reattach
+    bench.tick(0.0)
+    bench.submit(0, submission(0))
+    bench.submit(1, submission(0))
+    bench.settle()
+    assert bench.reports(0) == bench.reports(1) == [(0, OK)]
+
+
 def test_a_client_waits_longer_than_its_daemon_may():
     """Else it would decide alone while the others are about to be asked."""
     assert ASK_WITHIN + 0.5 <= GRACE

@@ -27,6 +27,10 @@ breaks are shorter. The client library waits longer before it decides alone."""
 
 _LOOK_AGAIN = 0.05
 
+_STOOD_STILL = 0.25
+"""Seconds by which a tick must be late for this daemon to have been stopped, or short of a
+processor. Nobody can have been asked meanwhile, nor come back."""
+
 LAZY = 0.02
 """Seconds until news on finished ops is sent by itself when no offer has carried it."""
 
@@ -43,6 +47,8 @@ class Engine(Roll):
     broken: str = ""
     """Why the ring is down, once it was up."""
     _broke_at: float = -math.inf
+    _went_on_at: float = -math.inf
+    """When this daemon had last stood still."""
     missing_members: Callable[[], str] = str
     """Says who is out of reach and since when, while the ring is down."""
     slow_disks: Callable[[], str] = str
@@ -289,6 +295,9 @@ class Engine(Roll):
 
     def tick(self, now: float) -> list[Action]:
         """Time has passed: deadlines, stall warnings, lazy news, clients that stayed away."""
+        due = self.next_deadline
+        if due is not None and now - due > _STOOD_STILL:
+            self._go_on(now)
         if self._lazy_due is not None and now >= self._lazy_due:
             self._lazy_due = None
             for session in list(self.joins.values()) if self.up else ():
@@ -314,6 +323,14 @@ class Engine(Roll):
         self._look_after(now)
         return self._flush(now)
 
+    def _go_on(self, now: float) -> None:
+        """We stood still: whoever must answer or come back in time has that time anew."""
+        self._went_on_at = now
+        for absent in self.absent.values():
+            absent.due = now + self.reattach
+        for join_id in self._returning:
+            self._returning[join_id] = now + self.reattach
+
     def _must_wait_to_ask(self, session: Session, op: Op, now: float) -> bool:
         """Whether others may know that *op* completed, and cannot be asked right now."""
         if session.live or op.has_result or not session.may_have_completed(op):
@@ -323,7 +340,7 @@ class Engine(Roll):
         assert deadline is not None  # noqa: S101 - what is due has one
         # One break after the other must not make the client decide alone.
         since = min(max(deadline, self._broke_at), deadline + self.lost_after)
-        return now < since + ASK_WITHIN
+        return now < max(since, self._went_on_at) + ASK_WITHIN
 
     @property
     def _in_time(self) -> str:
