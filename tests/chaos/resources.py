@@ -31,6 +31,23 @@ def holdings(cluster: Cluster) -> list[Holding]:
     ]
 
 
+def open_files(pid: int) -> list[str]:
+    """Return what each descriptor of process *pid* is; of a socket, the kernel's line on it."""
+    sockets = {}
+    for table, column in (("unix", 6), ("tcp", 9), ("tcp6", 9)):
+        lines = Path(f"/proc/{pid}/net/{table}")
+        for line in lines.read_text().splitlines()[1:] if lines.exists() else ():
+            sockets[f"socket:[{line.split()[column]}]"] = f"{table}: {line.strip()}"
+    found = []
+    for entry in sorted(Path(f"/proc/{pid}/fd").iterdir(), key=lambda entry: int(entry.name)):
+        try:
+            target = str(entry.readlink())
+        except OSError:  # closed meanwhile
+            continue
+        found.append(f"{entry.name} {sockets.get(target, target)}")
+    return found
+
+
 def shared_bytes(pid: int) -> int:
     """Return the bytes of all memory segments that process *pid* has mapped."""
     maps = Path(f"/proc/{pid}/maps").read_text()

@@ -16,7 +16,7 @@ from chaos.calls import STYLES
 from chaos.faults import KINDS, Kind
 from chaos.ledger import Ledger
 from chaos.report import Report
-from chaos.resources import Holding, holdings
+from chaos.resources import Holding, holdings, open_files
 from chaos.stage import MADE_ANEW, Stage
 
 START = 60.0
@@ -223,6 +223,10 @@ def _keep_words(ledger: Ledger, directory: Path) -> None:
 
 def _keep_evidence(stage: Stage, directory: Path) -> None:
     """Write down what each daemon and each program was at."""
+    for node in stage.cluster.nodes:
+        if node.process is not None and node.process.poll() is None:
+            files = "\n".join(open_files(node.pid)) + "\n"
+            (directory / f"{node.name}.files.txt").write_text(files)
     (directory / "violations.txt").write_text("\n".join(stage.ledger.violations) + "\n")
     stage.programs.stacks()
     stage.record("end")
