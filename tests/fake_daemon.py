@@ -76,6 +76,11 @@ class Handler:
     joins: dict[Client, int] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """The rank of its clients, and the number of ranks."""
+        return 0, self.size
+
     def attach(self, client: Client, message: border.Attach) -> None:
         """Take the client in, one per group."""
         self.attaches.append(message)
@@ -152,7 +157,7 @@ class Handler:
     def compute(self, call: Submitted) -> memoryview | None:
         """Write the result where it belongs; return it if that is the message."""
         message = call.message
-        if message.call.kind == "barrier" or message.outcome:
+        if not message.call.dtype or message.outcome:
             return None
         dtype = dtype_from_name(message.call.dtype)
         source: Any = call.payload

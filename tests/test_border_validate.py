@@ -33,7 +33,7 @@ FAULTS = [
         "overlap",
     ),
     ({"message": "x" * 5000}, [EIGHT], "too long"),
-    ({"call": Call("scatter", "sum", "float32", (2,), "")}, [EIGHT], "unknown kind"),
+    ({"call": Call("shuffle", "sum", "float32", (2,), "")}, [EIGHT], "unknown kind"),
     ({"call": Call("all_reduce", "xor", "float32", (2,), "")}, [EIGHT], "unknown op"),
     ({"call": Call("all_reduce", "sum", "object", (2,), "")}, [EIGHT], "dtype"),
     ({"call": Call("all_reduce", "mean", "int64", (1,), "")}, [EIGHT], "mean"),

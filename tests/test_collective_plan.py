@@ -6,20 +6,14 @@ from collections import deque
 
 import pytest
 
-from ringd.collective.plan import (
-    MIN_CHUNK_BYTES,
-    Combine,
-    Place,
-    Send,
-    Task,
-    chain_plan,
-    ring_plan,
-)
+from ringd.collective.chain_plans import chain_all_reduce
+from ringd.collective.plan import MIN_CHUNK_BYTES, Combine, Place, Send, Task
+from ringd.collective.ring_plans import ring_all_reduce
 
 KIB = 1024
 MIB = 1024 * KIB
 
-WAYS = [pytest.param(ring_plan, id="ring"), pytest.param(chain_plan, id="chain")]
+WAYS = [pytest.param(ring_all_reduce, id="ring"), pytest.param(chain_all_reduce, id="chain")]
 SMALL = [
     pytest.param(size, itemsize, id=f"{size}-{itemsize}B")
     for size in range(1, 9)
@@ -80,7 +74,7 @@ class Member:
         self.next += 1
         elements = list(self.read(send))
         assert None not in elements
-        if send.place is not Place.SCRATCH and self.plan.task.partial is Place.SCRATCH:
+        if send.place is not Place.SCRATCH and self.plan.task.wide:
             # What travels in the tensor's own dtype is exact in it: an input, or a result.
             assert {len(ranks) for ranks in elements} <= {1, self.plan.task.size}
         self.leaving.append((send, elements))
@@ -114,7 +108,7 @@ class Member:
         if receive.combine is not Combine.STORE:
             elements = [came + mine for came, mine in zip(elements, own, strict=True)]
         place = receive.place
-        if receive.combine is Combine.ADD and self.plan.task.partial is Place.SCRATCH:
+        if receive.combine is Combine.ADD and self.plan.task.wide:
             self.scratch[self.received] = elements
         else:
             self.target[receive.start : receive.stop] = elements
@@ -213,7 +207,7 @@ def test_a_result_waits_until_what_it_is_made_of_has_left(way, size, itemsize):
 @pytest.mark.parametrize("size", range(2, 9))
 def test_a_ring_adds_from_the_segments_rank_on(size):
     """Segment s is added in the order s, s + 1, ... n - 1, 0, ..."""
-    members = run(plans(ring_plan, size * 3, size, 4 * KIB), seed=size)
+    members = run(plans(ring_all_reduce, size * 3, size, 4 * KIB), seed=size)
     turned = [tuple((s + i) % size for i in range(size)) for s in range(size)]
     assert members[0].target == [order for order in turned for _ in range(3)]
 
@@ -222,7 +216,7 @@ def test_a_ring_adds_from_the_segments_rank_on(size):
 @pytest.mark.parametrize("size", range(2, 9))
 def test_a_chain_adds_in_the_order_of_ranks(size, itemsize):
     """Each element, wherever it stands and however long the tensor and the chunks are."""
-    for seed, ring in enumerate(rings(chain_plan, size, itemsize, counts=(1, 5, 24))):
+    for seed, ring in enumerate(rings(chain_all_reduce, size, itemsize, counts=(1, 5, 24))):
         for member in run(ring, seed):
             assert member.target == [tuple(range(size))] * ring[0].task.count
 
@@ -230,7 +224,7 @@ def test_a_chain_adds_in_the_order_of_ranks(size, itemsize):
 @pytest.mark.parametrize(("size", "itemsize"), SMALL)
 def test_the_segments_are_balanced_and_cover_the_tensor(size, itemsize):
     """Chunks of all segments tile 0..count; segments, and chunks of one, differ by at most 1."""
-    for ring in rings(ring_plan, size, itemsize):
+    for ring in rings(ring_all_reduce, size, itemsize):
         if size == 1:
             assert ring[0].sends == ring[0].receives == ()
             continue
@@ -251,7 +245,9 @@ def test_bytes_over_a_link(size):
     """A ring carries 2(n-1)/n of the tensor over each link, a chain twice the tensor at most."""
     count = 840 * 8  # whole segments and chunks at every size
     for ring, chain in zip(
-        plans(ring_plan, count, size, 4 * KIB), plans(chain_plan, count, size, 4 * KIB), strict=True
+        plans(ring_all_reduce, count, size, 4 * KIB),
+        plans(chain_all_reduce, count, size, 4 * KIB),
+        strict=True,
     ):
         assert sum(send.nbytes for send in ring.sends) == 4 * count * 2 * (size - 1) // size
         rank = chain.task.rank
@@ -289,21 +285,21 @@ def test_no_chunk_is_longer_than_asked(way, itemsize, accumulator):
 @pytest.mark.parametrize(
     ("way", "nbytes", "size", "expected"),
     [
-        (ring_plan, 0, 2, 1),
-        (ring_plan, 40 * KIB, 2, 1),
-        (ring_plan, 2 * 63 * KIB, 2, 1),
-        (ring_plan, 2 * 64 * KIB, 2, 2),
-        (ring_plan, 4 * 96 * KIB, 4, 2),
-        (ring_plan, 1 * MIB, 2, 2),
-        (ring_plan, 2 * MIB, 2, 2),
-        (ring_plan, 2 * MIB + 8, 2, 3),
-        (ring_plan, 64 * MIB, 4, 32),
-        (chain_plan, 0, 3, 1),
-        (chain_plan, 63 * KIB, 3, 1),
-        (chain_plan, 64 * KIB, 3, 2),
-        (chain_plan, 256 * KIB, 3, 8),
-        (chain_plan, 4 * MIB, 3, 8),
-        (chain_plan, 64 * MIB, 4, 128),
+        (ring_all_reduce, 0, 2, 1),
+        (ring_all_reduce, 40 * KIB, 2, 1),
+        (ring_all_reduce, 2 * 63 * KIB, 2, 1),
+        (ring_all_reduce, 2 * 64 * KIB, 2, 2),
+        (ring_all_reduce, 4 * 96 * KIB, 4, 2),
+        (ring_all_reduce, 1 * MIB, 2, 2),
+        (ring_all_reduce, 2 * MIB, 2, 2),
+        (ring_all_reduce, 2 * MIB + 8, 2, 3),
+        (ring_all_reduce, 64 * MIB, 4, 32),
+        (chain_all_reduce, 0, 3, 1),
+        (chain_all_reduce, 63 * KIB, 3, 1),
+        (chain_all_reduce, 64 * KIB, 3, 2),
+        (chain_all_reduce, 256 * KIB, 3, 8),
+        (chain_all_reduce, 4 * MIB, 3, 8),
+        (chain_all_reduce, 64 * MIB, 4, 128),
     ],
 )
 def test_the_number_of_chunks_follows_the_size(way, nbytes, size, expected):
@@ -352,7 +348,7 @@ def test_a_plan_is_a_value(way):
     """Equal tasks give equal plans, and none can be changed."""
     plan = way(Task(10, 4, 4, 2, 0))
     assert plan == way(Task(10, 4, 4, 2, 0))
-    stop = 5 if way is ring_plan else 10
+    stop = 5 if way is ring_all_reduce else 10
     assert plan.sends[0] == Send(0, Place.SOURCE, 0, stop, 4 * stop)
     with pytest.raises(AttributeError):
         plan.task.count = 11

@@ -1,17 +1,17 @@
 """Rings of transfers in memory, driven in any order, give the promised bits."""
 
-import random
-from collections import deque
-
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transferkit import Ring
 
-from ringd.collective.plan import Combine, Task, chain_plan, ring_plan
-from ringd.collective.reduction import DTYPE_NAMES, Reduction, dtype_from_name
-from ringd.collective.transfer import ScratchPool, Transfer
+from ringd.collective.chain_plans import chain_all_reduce
+from ringd.collective.plan import Combine
+from ringd.collective.reduction import DTYPE_NAMES, dtype_from_name
+from ringd.collective.ring_plans import ring_all_reduce
+from ringd.collective.transfer import ScratchPool
 
 COMPLEX_OPERATIONS = ("sum", "mean", "prod")
 INTEGER_OPERATIONS = ("sum", "prod", "min", "max")
@@ -27,7 +27,7 @@ CASES = [
         else ALL_OPERATIONS
     )
 ]
-WAYS = pytest.mark.parametrize("way", [ring_plan, chain_plan])
+WAYS = pytest.mark.parametrize("way", [ring_all_reduce, chain_all_reduce])
 
 
 def random_values(rng, dtype, count):
@@ -59,7 +59,7 @@ def fold(operation, arrays):
     return total
 
 
-def promised_bits(operation, inputs, way=ring_plan):
+def promised_bits(operation, inputs, way=ring_all_reduce):
     """Return the result that the rules promise.
 
     In a ring each segment is folded from its own rank on, in a chain all is from rank 0 on.
@@ -71,7 +71,7 @@ def promised_bits(operation, inputs, way=ring_plan):
     count = len(inputs[0])
     for segment in range(size):
         block = slice(count * segment // size, count * (segment + 1) // size)
-        first = segment if way is ring_plan else 0
+        first = segment if way is ring_all_reduce else 0
         total = fold(operation, [wide[(first + i) % size][block] for i in range(size)])
         if operation == "mean":
             if dtype.kind == "c":
@@ -100,86 +100,6 @@ def exact(operation, inputs):
     return total, np.abs(total) * own + magnitude * accumulated * 2 * size
 
 
-class Ring:
-    """All members of a ring in memory, with what is on its way between them."""
-
-    def __init__(self, operation, inputs, chunk_bytes, *, way=ring_plan, pool=None):
-        size, dtype = len(inputs), inputs[0].dtype
-        self.pool = pool or ScratchPool(chunk_bytes)
-        self.inputs = [x.copy() for x in inputs]
-        for x in self.inputs:
-            x.flags.writeable = False
-        self.targets = [np.empty_like(x) for x in inputs]
-        for target in self.targets:
-            target.view(np.uint8)[:] = 0xA5
-        reduction = Reduction(operation, dtype, size)
-        itemsizes = dtype.itemsize, reduction.accumulator.itemsize
-        self.transfers = [
-            Transfer(
-                way(Task(len(source), *itemsizes, size, rank, chunk_bytes)),
-                reduction,
-                source,
-                self.targets[rank],
-                self.pool,
-            )
-            for rank, source in enumerate(self.inputs)
-        ]
-        self.leaving = [deque() for _ in inputs]  # being sent: number, memory, what it held
-        self.wire = [deque() for _ in inputs]  # sent and on the way to the right neighbour
-        self.arriving = [None for _ in inputs]  # being received: number, memory, bytes
-
-    def moves(self):
-        """Return all that can happen next."""
-        moves = [(self.start, rank) for rank, t in enumerate(self.transfers) if self._pull(t)]
-        moves += [(self.leave, rank) for rank, queue in enumerate(self.leaving) if queue]
-        for rank, arriving in enumerate(self.arriving):
-            if arriving is not None:
-                moves.append((self.arrive, rank))
-            elif self.wire[rank - 1]:
-                moves.append((self.begin, rank))
-        return moves
-
-    @staticmethod
-    def _pull(transfer):
-        sends, index = transfer.plan.sends, transfer._next
-        return index < len(sends) and sends[index].after <= transfer._received
-
-    def start(self, rank):
-        """Take a chunk to send."""
-        index, memory = self.transfers[rank].next_send()
-        self.leaving[rank].append((index, memory, bytes(memory)))
-
-    def leave(self, rank):
-        """Let the oldest chunk's last byte go; until then its memory must not have changed."""
-        index, memory, before = self.leaving[rank].popleft()
-        assert bytes(memory) == before
-        self.wire[rank].append((index, before))
-        self.transfers[rank].sent(index)
-
-    def begin(self, rank):
-        """Start to receive a chunk: the first half of its bytes."""
-        index, data = self.wire[rank - 1].popleft()
-        memory = self.transfers[rank].receive_buffer(index, len(data))
-        assert len(memory) == len(data)
-        memory[: len(data) // 2] = data[: len(data) // 2]
-        self.arriving[rank] = index, memory, data
-
-    def arrive(self, rank):
-        """Receive the other half."""
-        index, memory, data = self.arriving[rank]
-        memory[len(data) // 2 :] = data[len(data) // 2 :]
-        self.arriving[rank] = None
-        self.transfers[rank].received(index)
-
-    def run(self, seed):
-        """Let things happen in random order until nothing is left to happen."""
-        rng = random.Random(seed)
-        while moves := self.moves():
-            act, rank = rng.choice(moves)
-            act(rank)
-        return self
-
-
 @WAYS
 @pytest.mark.parametrize("size", range(1, 9))
 @pytest.mark.parametrize(("operation", "name"), CASES)
@@ -205,7 +125,7 @@ def test_every_op_dtype_and_size_gives_the_promised_bits(operation, name, size, 
 @settings(max_examples=150, deadline=None)
 @given(
     case=st.sampled_from(CASES),
-    way=st.sampled_from([ring_plan, chain_plan]),
+    way=st.sampled_from([ring_all_reduce, chain_all_reduce]),
     size=st.integers(1, 8),
     count=st.integers(0, 300),
     chunk_bytes=st.integers(16, 700),
@@ -255,8 +175,8 @@ def test_scratch_buffers_come_back(name, size, way):
     class Counting:
         nbytes = 64
 
-        def take(self):
-            buffer = take()
+        def take(self, length):
+            buffer = take(length)
             taken.append(id(buffer))
             return buffer
 
@@ -267,8 +187,8 @@ def test_scratch_buffers_come_back(name, size, way):
     assert all(t.finished for t in ring.transfers)
     received = [receive for t in ring.transfers for receive in t.plan.receives]
     assert len(taken) == sum(receive.combine is not Combine.STORE for receive in received)
-    assert not any(t._partials for t in ring.transfers)
-    free = [id(pool.take()) for _ in range(len(pool._free))]
+    assert not any(t._buffers for t in ring.transfers)
+    free = [id(pool.take(1)) for _ in range(len(pool._free))]
     assert sorted(free) == sorted(set(taken))
 
 

@@ -144,6 +144,6 @@ def test_length_of_what_rides_with_an_offer_is_checked_where_the_dtype_is_known(
     """What can reach numpy has the right length; with and without ml_dtypes."""
     call = Call("all_reduce", "sum", dtype, (3,), "")
     offer = Offer(call=call, done=0, eager=True, prompt=False, outcome="", message="")
-    assert fits(offer, nbytes) is expected
+    assert fits(offer, nbytes, 0, 3) is expected
     monkeypatch.delitem(reduction._BY_NAME, "bfloat16")
-    assert fits(offer, nbytes) is expected
+    assert fits(offer, nbytes, 0, 3) is expected

@@ -70,6 +70,10 @@ a descriptor, as libzmq hangs up on whom a socket has accepted when it is closed
 class BorderHandler(Protocol):
     """What the daemon does with its clients' messages. Called from the loop."""
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """The rank of the clients here, and the number of ranks."""
+
     def attach(self, client: Client, message: Attach) -> None:
         """*client* wants to join a group; answer with Attached or Denied."""
 
@@ -307,7 +311,8 @@ class BorderServer:
             self._answer(routing_id, message)
 
     def _submit(self, client: Client, message: Submit, payload: memoryview | None) -> None:
-        fault = call_fault_of(message, None if payload is None else len(payload))
+        rank, size = self._handler.place
+        fault = call_fault_of(message, None if payload is None else len(payload), rank, size)
         if fault is None:
             self._handler.submit(client, message, payload)
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from ringd.collective import reduction
+from ringd.collective import kinds
 from ringd.collective.call import MAX_CALL_NAME, MAX_GROUP_NAME, MAX_TEXT, Call
 from ringd.wire.border.messages import (
     MAX_LOSS,
@@ -22,7 +22,6 @@ from ringd.wire.border.messages import (
 _MAX_U64 = (1 << 64) - 1
 _MAX_NUMBER = 1 << 62
 """Of an op. Far from where 64 bits end, so that one may count on from any of them."""
-_MAX_BYTES = (1 << 63) - 1
 _MAX_DIMENSIONS = 64
 _MAX_TEXT = 1024
 _MAX_WORD = 32
@@ -91,28 +90,32 @@ def _submit_fault(message: Submit) -> str | None:
     return _numbers_fault(message.join_id, message.seq, message.acked)
 
 
-def call_fault_of(message: Submit, payload_bytes: int | None) -> str | None:
+def call_fault_of(message: Submit, payload_bytes: int | None, rank: int, size: int) -> str | None:
     """Return why the call in *message* cannot be run here, None if it can.
 
     Args:
         message: one of which :func:`fault_of` has nothing to say.
         payload_bytes: length of the payload; None without one.
+        rank: the client's.
+        size: the number of ranks in its group.
     """
     if len(message.message) > MAX_TEXT or len(message.outcome) > _MAX_TEXT:
         return "the outcome's text is too long"
-    expected = _tensor_bytes(message.call)
-    if isinstance(expected, str):
-        return expected
+    call = message.call
+    fault = _call_fault(call, size)
+    if fault:
+        return fault
     if message.source is not None and payload_bytes is not None:
         return "the input came twice, as a segment and as a frame"
-    given = payload_bytes if message.source is None else message.source.length
-    if given is None:
+    taken, given = (kinds.source_bytes(call, rank, size), kinds.target_bytes(call, rank, size))
+    came = payload_bytes if message.source is None else message.source.length
+    if came is None:
         # An op that has ended may have given its input up.
-        return None if expected is None or message.outcome else "the input is missing"
-    if given != (expected or 0):
-        return f"{message.call} has {expected or 0} bytes, but {given} came"
-    if message.target is not None and message.target.length != (expected or 0):
-        return f"{message.call} has {expected or 0} bytes, its target {message.target.length}"
+        return None if not taken or message.outcome else "the input is missing"
+    if came != taken:
+        return f"{call} has {taken} bytes, but {came} came"
+    if message.target is not None and message.target.length != given:
+        return f"the result of {call} has {given} bytes, its target {message.target.length}"
     if message.source is not None and message.target is not None:
         return _overlap(message.source, message.target)
     return None
@@ -131,31 +134,23 @@ def _overlap(source: Ref, target: Ref) -> str | None:
     return None
 
 
-def _tensor_bytes(call: Call) -> int | str | None:
-    """Return the bytes of the call's tensor, None for a barrier; a string is a fault."""
+def _call_fault(call: Call, size: int) -> str:
+    """Return what is wrong with *call*; empty if nothing is."""
     if len(call.name) > MAX_CALL_NAME:
         return f"a call's name has up to {MAX_CALL_NAME} characters"
     if max(len(call.kind), len(call.reduction), len(call.dtype)) > _MAX_WORD:
         return f"a call's kind, op and dtype have up to {_MAX_WORD} characters"
     if len(call.shape) > _MAX_DIMENSIONS:
         return "a shape has up to 64 sides, none negative"
-    return _bytes_of(call.kind, call.reduction, call.dtype, call.shape)
+    return _fault(call.kind, call.reduction, call.dtype, call.shape, call.root, size)
 
 
 @lru_cache(maxsize=1024)  # programs repeat their calls, under ever new names
-def _bytes_of(
-    kind: str, operation: str, dtype_name: str, shape: tuple[int, ...]
-) -> int | str | None:
-    if kind == "barrier":
-        return None if not (operation or dtype_name or shape) else "a barrier has no data"
-    if kind != "all_reduce":
-        return f"unknown kind of call {kind!r}"
+def _fault(  # noqa: PLR0917 - a cache's keys
+    kind: str, operation: str, dtype: str, shape: tuple[int, ...], root: int, size: int
+) -> str:
     try:
-        dtype = reduction.dtype_from_name(dtype_name)
-        reduction.check(operation, dtype)
+        kinds.check(Call(kind, operation, dtype, shape, "", root), size)
     except (TypeError, ValueError) as error:
         return str(error)
-    if any(side < 0 for side in shape):
-        return "a shape has up to 64 sides, none negative"
-    size = math.prod(shape) * dtype.itemsize
-    return size if size <= _MAX_BYTES else "the tensor is too large"
+    return ""

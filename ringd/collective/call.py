@@ -10,23 +10,32 @@ MAX_TEXT = 4096
 """Characters of an error's message."""
 
 
+NO_ROOT = -1
+
+
 class Call(msgspec.Struct, frozen=True, array_like=True):
     """What one member asks for; members must agree on every field."""
 
     kind: str
-    """``"all_reduce"`` or ``"barrier"``."""
+    """A key of :data:`ringd.collective.kinds.KINDS`."""
     reduction: str
-    """``"sum"``, ``"mean"``, ``"prod"``, ``"min"`` or ``"max"``; empty for a barrier."""
+    """``"sum"``, ``"mean"``, ``"prod"``, ``"min"`` or ``"max"``; empty where nothing is
+    reduced."""
     dtype: str
-    """The numpy dtype's name, such as ``"float32"`` or ``"bfloat16"``; empty for a barrier."""
+    """The numpy dtype's name, such as ``"float32"`` or ``"bfloat16"``; empty where there is no
+    data."""
     shape: tuple[int, ...]
     name: str
     """The caller's own name for the call, such as ``"layer3.grad"``; may be empty."""
+    root: int = NO_ROOT
+    """The rank that has, or is given, what others have not or are not."""
 
     def __str__(self) -> str:
-        if self.kind == "barrier":
-            text = "barrier"
-        else:
+        words = [self.kind, self.reduction] if self.reduction else [self.kind]
+        if self.dtype:
             shape = "x".join(map(str, self.shape)) or "scalar"
-            text = f"{self.kind} {self.reduction} {self.dtype}[{shape}]"
+            words.append(f"{self.dtype}[{shape}]")
+        if self.root != NO_ROOT:
+            words.append(f"of root {self.root}")
+        text = " ".join(words)
         return f"{text} named {self.name!r}" if self.name else text

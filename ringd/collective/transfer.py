@@ -1,10 +1,12 @@
-"""One member's part in one large all-reduce: buffers out, buffers in, arithmetic between.
+"""One member's part in one large call: buffers out, buffers in, arithmetic between.
 
 Sans-IO: a :class:`Transfer` says which memory to send next and where to receive to, and
 reduces what has come in. It never waits, and knows neither sockets nor clocks.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -31,8 +33,14 @@ class ScratchPool:
         self._keep = keep
         self._free: list[Array] = []
 
-    def take(self) -> Array:
-        """Return a buffer of *nbytes* uint8 with any content."""
+    def take(self, length: int) -> Array:
+        """Return a buffer for *length* bytes: uint8, with any content, and maybe longer.
+
+        Raises:
+            ValueError: the buffers are not as long as that.
+        """
+        if length > self.nbytes:
+            raise ValueError(f"scratch buffers of {self.nbytes} B, a chunk of {length} B")
         return self._free.pop() if self._free else np.empty(self.nbytes, np.uint8)
 
     def give(self, buffer: Array) -> None:
@@ -45,24 +53,27 @@ class Transfer:
     """The run of a :class:`Plan` over a source and a target.
 
     It carries instructions out and counts them; why they are as they are, the plan knows.
-    Received chunks go straight to their place in the target and are reduced there. Only wide
-    partial results (float16, bfloat16 on the way) need scratch buffers: one is taken for the
-    receive that makes the result, and given back when that has been sent or finished.
+    Chunks that belong in the target go straight to their place there, and are reduced there. What
+    has no place in it (what is for others, and float16 and bfloat16 on the way) stands in scratch
+    buffers: one is taken for the receive that fills it, and given back when that has been sent or
+    finished.
 
     Args:
         plan: this rank's plan.
-        reduction: what to compute; its dtype and size are the plan's.
+        reduction: what to compute, with the plan's size; None where nothing is reduced.
         source: this member's input, 1-d, contiguous; only ever read.
-        target: where the result goes, 1-d, contiguous, apart from the source in memory. Its
-            content is undefined until :attr:`finished`, and afterwards if the run is given up.
-        scratch: for wide partial results; its buffers must hold ``plan.task.chunk_bytes``.
+        target: where the result goes, 1-d, contiguous, of the source's dtype and apart from it in
+            memory. Its content is undefined until :attr:`finished`, and afterwards if the run is
+            given up.
+        scratch: its buffers must hold ``plan.task.chunk_bytes``.
     """
 
     __slots__ = (
+        "_buffers",
+        "_copied",
         "_incoming",
         "_itemsize",
         "_next",
-        "_partials",
         "_received",
         "_scratch",
         "_sent",
@@ -77,27 +88,30 @@ class Transfer:
     def __init__(
         self,
         plan: Plan,
-        reduction: Reduction,
+        reduction: Reduction | None,
         source: Array,
         target: Array,
         scratch: ScratchPool,
     ) -> None:
         task = plan.task
-        for name, array in (("source", source), ("target", target)):
-            if array.shape != (task.count,) or not array.flags.c_contiguous:
-                raise ValueError(f"the {name} must be 1-d, contiguous, {task.count} elements long")
-            if array.dtype != reduction.dtype or array.itemsize != task.itemsize:
-                raise ValueError(f"the {name} is {array.dtype}, not {reduction.dtype}")
+        dtype = source.dtype if reduction is None else reduction.dtype
+        for name, array, count in (
+            ("source", source, plan.source_count),
+            ("target", target, plan.target_count),
+        ):
+            if array.shape != (count,) or not array.flags.c_contiguous:
+                raise ValueError(f"the {name} must be 1-d, contiguous, {count} elements long")
+            if array.dtype != dtype or array.itemsize != task.itemsize:
+                raise ValueError(f"the {name} is {array.dtype}, not {dtype}")
         if not target.flags.writeable:
             raise ValueError("the target is read-only")
-        if task.size != reduction.size:
+        if reduction is not None and task.size != reduction.size:
             raise ValueError(f"a plan for {task.size}, but a reduction over {reduction.size}")
-        if task.accumulator_itemsize != reduction.accumulator.itemsize:
+        accumulator = dtype if reduction is None else reduction.accumulator
+        if task.accumulator_itemsize != accumulator.itemsize:
             raise ValueError("the plan's accumulator is not the reduction's")
         if np.may_share_memory(source, target):
             raise ValueError("source and target overlap, but a source is never written")
-        if reduction.wide and scratch.nbytes < task.chunk_bytes:
-            raise ValueError(f"scratch buffers of {scratch.nbytes} B, chunks of {task.chunk_bytes}")
         self.plan = plan
         self.reduction = reduction
         self._source = source
@@ -107,13 +121,15 @@ class Transfer:
         self._target_bytes = target.view(np.uint8).data
         self._itemsize = task.itemsize
         self._scratch = scratch
-        self._partials: dict[int, Array] = {}  # scratch buffers, by the receive that fills them
+        self._buffers: dict[int, Array] = {}  # of the scratch, by the receive that fills them
         self._next = 0
         self._sent = 0
         self._received = 0
         self._incoming: Receive | None = None
-        if task.size == 1:
+        self._copied = 0
+        if task.size == 1 and reduction is not None:
             reduction.reduce_all([source], target)
+        self._copy()
 
     @property
     def finished(self) -> bool:
@@ -139,7 +155,7 @@ class Transfer:
             return None
         self._next = index + 1
         if send.place is Place.SCRATCH:
-            return index, self._partials[send.after - 1].data[: send.nbytes]
+            return index, self._buffers[send.after - 1].data[: send.nbytes]
         whole = self._source_bytes if send.place is Place.SOURCE else self._target_bytes
         itemsize = self._itemsize
         return index, whole[send.start * itemsize : send.stop * itemsize]
@@ -155,7 +171,8 @@ class Transfer:
         self._sent = index + 1
         send = self.plan.sends[index]
         if send.place is Place.SCRATCH:
-            self._scratch.give(self._partials.pop(send.after - 1))
+            self._let_go(send.after - 1)
+        self._copy()
 
     def receive_buffer(self, index: int, length: int) -> memoryview:
         """Return the memory that the bytes of chunk *index* must be written to.
@@ -177,7 +194,7 @@ class Transfer:
             raise TransferError(f"chunk {index} came before chunk {self._sent} was sent")
         self._incoming = receive
         if receive.place is Place.SCRATCH:
-            buffer = self._partials[index] = self._scratch.take()
+            buffer = self._buffers[index] = self._scratch.take(length)
             return buffer.data[:length]
         itemsize = self._itemsize
         return self._target_bytes[receive.start * itemsize : receive.stop * itemsize]
@@ -195,22 +212,61 @@ class Transfer:
             self._reduce(index, receive)
         self._incoming = None
         self._received = index + 1
+        self._copy()
 
     def _reduce(self, index: int, receive: Receive) -> None:
-        reduction, start, stop = self.reduction, receive.start, receive.stop
-        own, place = self._source[start:stop], self._target[start:stop]
-        if not reduction.wide:
-            reduction.combine(place, own, place)
-            if receive.combine is Combine.FINISH:
-                reduction.finish(place, place)
+        """Reduce what came in with the own input.
+
+        What came has the tensor's dtype, or the accumulator's: that is reduced in place. Else the
+        partial result takes a buffer, which a result in TARGET gives back.
+        """
+        reduction = self.reduction
+        assert reduction is not None  # noqa: S101 - else its plan has no such receives
+        count = receive.stop - receive.start
+        own = self._source[receive.own : receive.own + count]
+        in_target = self._target[receive.start : receive.stop]
+        is_partial = receive.nbytes != count * self._itemsize
+        if receive.place is Place.TARGET:
+            came = in_target
+        else:
+            dtype = reduction.accumulator if is_partial else reduction.dtype
+            came = self._buffers[index][: receive.nbytes].view(dtype)
+        partial = came
+        if reduction.wide and not is_partial:
+            partial = self._hold(index, count, reduction.accumulator)
+        reduction.combine(came, own, partial)
+        if receive.combine is Combine.ADD:
             return
-        buffer = self._partials.get(index)
-        if buffer is None:
-            buffer = self._partials[index] = self._scratch.take()
-        width = reduction.accumulator.itemsize
-        partial = buffer[: (stop - start) * width].view(reduction.accumulator)
-        reduction.combine(partial if receive.place is Place.SCRATCH else place, own, partial)
-        if receive.combine is Combine.FINISH:
-            reduction.finish(partial, place)
-            del self._partials[index]
+        if receive.into is Place.TARGET:
+            reduction.finish(partial, in_target)
+            self._let_go(index)
+        else:
+            result = self._hold(index, count, reduction.dtype) if reduction.wide else partial
+            reduction.finish(partial, result)
+
+    def _hold(self, index: int, count: int, dtype: np.dtype[Any]) -> Array:
+        """Return *count* elements of a new buffer, the one of receive *index* from now on."""
+        length = count * dtype.itemsize
+        buffer = self._scratch.take(length)
+        self._let_go(index)
+        self._buffers[index] = buffer
+        return buffer[:length].view(dtype)
+
+    def _let_go(self, index: int) -> None:
+        """Give back the buffer of receive *index*, if it has one. Its bytes stay until then."""
+        buffer = self._buffers.pop(index, None)
+        if buffer is not None:
             self._scratch.give(buffer)
+
+    def _copy(self) -> None:
+        """Copy a part of the own input to its place in the result; at the end, all that is left.
+
+        One for each chunk that has gone or come, so that the loop is never held up for long.
+        """
+        copies = self.plan.copies
+        most = len(copies) if self.finished else self._copied + 1
+        for copy in copies[self._copied : most]:
+            self._target[copy.target : copy.target + copy.count] = self._source[
+                copy.source : copy.source + copy.count
+            ]
+        self._copied = min(most, len(copies))

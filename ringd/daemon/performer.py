@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import structlog
 
 from ringd import errors
 from ringd.border.client import Client
+from ringd.collective import kinds
 from ringd.collective.reduction import Array, Reduction, dtype_from_name
 from ringd.config.settings import Config, IpcSettings
 from ringd.groups import actions as groups
@@ -116,26 +116,23 @@ class Performer:
 
     def _run(self, action: groups.Run) -> None:
         call, buffers = action.call, cast(Buffers, action.submission.buffers)
-        if call.kind == "barrier":
-            self._finished(action.gid, action.seq)
-            return
-        reduction = _reduction(call.reduction, call.dtype, self.config.size)
-        dtype = reduction.dtype
-        count = math.prod(call.shape)
-        if action.serve:  # the client has its result, and may have changed it since
-            target = np.empty(count, dtype)
-        elif buffers.target is not None:
+        kind, rank, size = kinds.of(call), self.config.rank, self.config.size
+        dtype = dtype_from_name(call.dtype) if kind.data else _BYTES
+        reduction = _reduction(call.reduction, call.dtype, size) if kind.reduces else None
+        if buffers.target is not None and not action.serve:
             target = flat(buffers.target, dtype)
-        else:
-            target = buffers.result = np.empty(count, dtype)
+        else:  # to serve: the client has its result, and may have changed it since
+            target = np.empty(kinds.target_count(call, rank, size), dtype)
+            if not action.serve and kind.target(call, rank, size) is not None:
+                buffers.result = target
         buffers.started = self._loop.now()
         if action.payloads is not None:
             inputs = [flat(payload, dtype) for payload in action.payloads]
-            reduction.reduce_all(inputs, target)
+            kind.compute(kinds.Inputs(inputs, rank, call.root, reduction), target)
             self._finished(action.gid, action.seq)
         else:
             source = flat(buffers.source, dtype)
-            self.bulk.start(action.gid, action.seq, reduction, source, target)
+            self.bulk.start((action.gid, action.seq), call, reduction, source, target)
             self._neighbours.kick()
 
     def _stop(self, action: groups.Stop) -> None:

@@ -66,6 +66,11 @@ class Programs:
         """The clients that are attached."""
         return self._clients
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """The rank of the clients here, and the number of ranks."""
+        return self.engine.rank, len(self.engine.names)
+
     def quiet(self) -> bool:
         """Whether no call is open here, and no program wants to be told of a break."""
         return not any(

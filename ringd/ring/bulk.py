@@ -8,13 +8,16 @@ within a group the oldest op that can send goes first, so that ops end in order.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 
-from ringd.collective.plan import Plan, Task, chain_plan, ring_plan
+from ringd.collective.call import Call
+from ringd.collective.kinds import KINDS
+from ringd.collective.plan import Plan, Task
 from ringd.collective.reduction import Array, Reduction
 from ringd.collective.transfer import ScratchPool, Transfer, TransferError
 from ringd.wire.link import frames
@@ -68,16 +71,33 @@ class Bulk:
     def __len__(self) -> int:
         return len(self._transfers)
 
-    def start(self, gid: int, seq: int, reduction: Reduction, source: Array, target: Array) -> None:
-        """Begin the op; its first chunks can be pulled at once."""
-        chain = self._by_rank and reduction.order_matters
-        plan = self._plan(len(source), source.itemsize, reduction.accumulator.itemsize, chain)
+    def start(
+        self,
+        key: Key,
+        call: Call,
+        reduction: Reduction | None,
+        source: Array,
+        target: Array,
+    ) -> None:
+        """Begin the op; its first chunks can be pulled at once.
+
+        *reduction*: what to compute; None for a kind that reduces nothing.
+        """
+        accumulator = target.dtype if reduction is None else reduction.accumulator
+        plan = self._plan(
+            call.kind,
+            math.prod(call.shape),
+            target.itemsize,
+            accumulator.itemsize,
+            by_rank=self._by_rank and reduction is not None and reduction.order_matters,
+            root=max(0, call.root),
+        )
         transfer = Transfer(plan, reduction, source, target, self._scratch)
         if transfer.finished:  # alone in the ring
-            self._on_finished(gid, seq)
+            self._on_finished(*key)
             return
-        self._transfers[gid, seq] = transfer
-        self._queue(gid, seq)
+        self._transfers[key] = transfer
+        self._queue(*key)
 
     def stop(self, gid: int, seq: int) -> None:
         """Forget the op; the caller makes the links let go of its memory."""
@@ -145,11 +165,27 @@ class Bulk:
 
     # --- inside -----------------------------------------------------------------------
 
-    def _make_plan(self, count: int, itemsize: int, accumulator_itemsize: int, chain: bool) -> Plan:
+    def _make_plan(
+        self,
+        kind: str,
+        count: int,
+        itemsize: int,
+        accumulator_itemsize: int,
+        *,
+        by_rank: bool,
+        root: int,
+    ) -> Plan:
         task = Task(
-            count, itemsize, accumulator_itemsize, self._size, self._rank, self._chunk_bytes
+            count,
+            itemsize,
+            accumulator_itemsize,
+            self._size,
+            self._rank,
+            self._chunk_bytes,
+            by_rank,
+            root,
         )
-        return chain_plan(task) if chain else ring_plan(task)
+        return KINDS[kind].plan(task)
 
     def _frame(
         self, gid: int, seq: int, index: int, chunk: memoryview

@@ -7,7 +7,6 @@ client.
 
 from __future__ import annotations
 
-import math
 import secrets
 import socket
 import time
@@ -19,7 +18,7 @@ from typing import Protocol
 
 import structlog
 
-from ringd.collective.reduction import itemsize_of
+from ringd.collective import kinds
 from ringd.config.settings import Config
 from ringd.loop import Loop, Timer
 from ringd.membership import machine as membership
@@ -43,16 +42,17 @@ from ringd.wire.link.handshake import Peer
 from ringd.wire.link.hello import MAX_INSTANCE
 
 
-def fits(offer: Offer, nbytes: int) -> bool:
-    """Whether *nbytes* of tensor may come with *offer*; a wrong length must not reach numpy.
+def fits(offer: Offer, nbytes: int, rank: int, size: int) -> bool:
+    """Whether *nbytes* of tensor may come with the *offer* of *rank*: numpy would believe it.
 
     A dtype that is unknown here is no fault of the link, which carries it for others: nothing of it
     is reduced, as the call of this member's own program is refused.
     """
-    if not offer.eager or offer.call.kind == "barrier":
-        return nbytes == 0
-    itemsize = itemsize_of(offer.call.dtype)
-    return itemsize is None or nbytes == math.prod(offer.call.shape) * itemsize
+    try:
+        taken = kinds.source_bytes(offer.call, rank, size) if offer.eager else 0
+    except ValueError:
+        return False
+    return taken is None or nbytes == taken
 
 
 class RingUser(Protocol):
@@ -472,7 +472,7 @@ class Neighbours:
             return
         message = control.decode_group(payload[: header.index])
         data = bytes(payload[header.index :])
-        if isinstance(message, Offer) and not fits(message, len(data)):
+        if isinstance(message, Offer) and not fits(message, len(data), header.origin, self.size):
             raise FrameError(f"{len(data)} bytes cannot be the tensor of {message.call}")
         own = header.origin == self.rank
         if not isinstance(message, Poll):  # a poll changes on its way and comes back

@@ -1,0 +1,164 @@
+"""The plans in which one rank follows the other: broadcast, reduce, and sums in the ranks' order.
+
+The whole tensor is split into *k* chunks, which go from the first rank to the last. Each rank
+passes on what it was given, or adds its own input to it. A link carries the whole tensor, or twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ringd.collective.plan import Combine, Copy, Place, Plan, Receive, Send, Task, pieces
+
+CHAIN_CHUNKS = 4
+"""Chunks that a tensor should have at least, for each link that a chunk crosses before it is where
+it belongs: a pipeline of *k* chunks over *m* links takes (k + m)/k times as long as one link."""
+
+
+def chain_broadcast(task: Task) -> Plan:
+    """Return the plan of a broadcast: from the root rightwards, to the root's left neighbour."""
+    position = (task.rank - task.root) % task.size
+    parts = _parts(task)
+    sends: list[Send] = []
+    receives: list[Receive] = []
+    copies: list[Copy] = []
+    if position == 0:
+        copies = [Copy(part.start, part.start, len(part)) for part in parts]
+    else:
+        receives = [task.store(0, Place.TARGET, part) for part in parts]
+    if position < task.size - 1:
+        place = Place.TARGET if position else Place.SOURCE
+        sends = [task.send(i + 1 if position else 0, place, part) for i, part in enumerate(parts)]
+    taken = 0 if position else task.count
+    return Plan(task, tuple(sends), tuple(receives), tuple(copies), taken, task.count)
+
+
+def chain_all_reduce(task: Task) -> Plan:
+    """Return the plan that adds every element in the order of the ranks, for all of them.
+
+    The chunks go from rank 0 to rank n-1, where they are complete, and on round the ring, from
+    there to rank n-2.
+    """
+    parts = [_Part(part, None, part.start) for part in _parts(task)]
+    return _by_rank(task, parts, task.count)
+
+
+def chain_reduce(task: Task) -> Plan:
+    """Return the plan of a reduce: the chunks end at the root, where they are complete.
+
+    They begin at its right neighbour; *by_rank*, at rank 0, and go on to the root from rank n-1.
+    """
+    parts = [_Part(part, task.root, part.start) for part in _parts(task)]
+    given = task.count if task.rank == task.root else 0
+    if task.by_rank:
+        return _by_rank(task, parts, given)
+    position, last = (task.rank - task.root - 1) % task.size, task.size - 1
+    if last == 0:
+        return Plan(task, (), (), (), task.count, given)
+    receives = tuple(_add(task, part, position, last) for part in parts) if position else ()
+    return Plan(task, _begin(task, parts, position, last), receives, (), task.count, given)
+
+
+def chain_reduce_scatter(task: Task) -> Plan:
+    """Return the plan that adds in the order of the ranks, and gives each rank its own block."""
+    block = task.block
+    parts: list[_Part] = []
+    for owner in range(task.size):
+        whole = range(owner * block, (owner + 1) * block)
+        chunks = pieces(whole, task.chunks(block, CHAIN_CHUNKS))
+        parts += [_Part(chunk, owner, chunk.start - whole.start) for chunk in chunks]
+    return _by_rank(task, parts, block)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A chunk's elements, and who is given them."""
+
+    span: range
+    """In the input."""
+    owner: int | None
+    """None for all ranks."""
+    target: int
+    """First element in the owner's result."""
+
+    def belongs_to(self, rank: int) -> bool:
+        return self.owner is None or self.owner == rank
+
+
+def _by_rank(task: Task, parts: list[_Part], given: int) -> Plan:
+    """Return the plan that adds *parts* from rank 0 to rank n-1, and takes them to their owners.
+
+    *given*: elements of this rank's result.
+    """
+    rank, last = task.rank, task.size - 1
+    if last == 0:
+        return Plan(task, (), (), (), task.count, given)
+    receives = [_add(task, part, rank, last) for part in parts] if rank else []
+    sends = list(_begin(task, parts, rank, last))
+    for i, part in enumerate(parts):
+        end = last - 1 if part.owner is None else part.owner  # of the way of its result
+        if rank == last:
+            if end != last:  # the last rank's partial sums are the results
+                sends.append(_send_result(task, part, i + 1))
+            continue
+        if rank > end or end == last:
+            continue
+        goes_on = rank < end
+        # A result is made of, and overwrites, what was sent before.
+        after = i + 1 if part.owner is None else 0
+        place = Place.TARGET if part.belongs_to(rank) else Place.SCRATCH
+        receives.append(task.store(after, place, _target(part)))
+        if goes_on:
+            sends.append(_send_result(task, part, len(receives)))
+    return Plan(task, tuple(sends), tuple(receives), (), task.count, given)
+
+
+def _begin(task: Task, parts: list[_Part], position: int, last: int) -> tuple[Send, ...]:
+    """Return the sends of inputs and partial sums, at a *position* of a chain."""
+    if position == last:
+        return ()
+    if position == 0:
+        return tuple(task.send(0, Place.SOURCE, part.span) for part in parts)
+    return tuple(
+        task.send(i + 1, _partial(task, part), part.span, partial=True)
+        for i, part in enumerate(parts)
+    )
+
+
+def _add(task: Task, part: _Part, position: int, last: int) -> Receive:
+    """Return the receive of a partial sum, or at position 1 of an input, which is added to."""
+    partial, complete = position > 1, position == last  # rank 0's input is exact in its dtype
+    if complete:
+        into = Place.TARGET if part.belongs_to(task.rank) else Place.SCRATCH
+    else:
+        into = _partial(task, part)
+    in_target = part.owner is None or into is Place.TARGET
+    target = _target(part)
+    return Receive(
+        0,
+        Place.TARGET if in_target and not (partial and task.wide) else Place.SCRATCH,
+        Combine.FINISH if complete else Combine.ADD,
+        target.start,
+        target.stop,
+        task.nbytes(target, partial=partial),
+        part.span.start,
+        into,
+    )
+
+
+def _partial(task: Task, part: _Part) -> Place:
+    """Return where partial sums stand: in the result, if there is room of that dtype."""
+    return Place.TARGET if part.owner is None and not task.wide else Place.SCRATCH
+
+
+def _send_result(task: Task, part: _Part, after: int) -> Send:
+    place = Place.TARGET if part.belongs_to(task.rank) else Place.SCRATCH
+    return task.send(after, place, _target(part))
+
+
+def _target(part: _Part) -> range:
+    return range(part.target, part.target + len(part.span))
+
+
+def _parts(task: Task) -> list[range]:
+    return pieces(range(task.count), task.chunks(task.count, CHAIN_CHUNKS * max(1, task.size - 1)))

@@ -1,0 +1,139 @@
+"""The plans that move the fewest bytes: all ranks send at once, each another part of the tensor.
+
+*count* elements are split into *n* segments, one for each rank, and every segment into *k* chunks.
+What a rank sends at step *t + 1* is what it received at step *t*, *k* chunks ago.
+
+* *reduce-scatter*, n-1 steps: what is received is reduced with the own input. A segment's sum
+  starts at one rank and is complete n-1 ranks further on, the last time that it is received.
+* *all-gather*, n-1 steps: complete segments travel on, unchanged.
+* *all-reduce*: one after the other, without a break between them.
+
+Each element is completed by one rank, so all ranks get the same bits.
+"""
+
+from __future__ import annotations
+
+from ringd.collective.plan import Combine, Copy, Place, Plan, Receive, Send, Task, pieces, split
+
+MIN_CHUNKS = 2
+"""Chunks that a segment should have at least, so that receiving, reducing and sending overlap."""
+
+WINDOW = 8
+"""Chunks of a segment that a reduce-scatter takes round before it begins with the next ones: as
+they have no place in the result, they are held in memory of the daemon's own."""
+
+
+def ring_all_reduce(task: Task) -> Plan:
+    """Return the plan of an all-reduce: 2(n-1)/n of the tensor over each link.
+
+    At step *t*, rank *r* sends segment *r - t* and receives segment *r - t - 1* (mod n). So the sum
+    of a segment starts at the rank of its number.
+    """
+    size, rank, whole = task.size, task.rank, range(task.count)
+    k = task.chunks(-(-task.count // size), MIN_CHUNKS)  # all members must find the same k
+    reduced = (size - 1) * k  # chunks of the reduce-scatter
+    chunks = range(2 * reduced)
+    partial = Place.SCRATCH if task.wide else Place.TARGET
+
+    def span(index: int, segment: int) -> range:
+        return split(split(whole, size, segment % size), k, index % k)
+
+    def is_partial(index: int) -> bool:
+        # The input is exact in its own dtype, and so is the result: only what lies between is wide.
+        return k <= index < reduced
+
+    def send(index: int) -> Send:
+        start = partial if is_partial(index) else Place.TARGET
+        return task.send(
+            max(0, index - k + 1),
+            Place.SOURCE if index < k else start,
+            span(index, rank - index // k),
+            partial=is_partial(index),
+        )
+
+    def receive(index: int) -> Receive:
+        elements = span(index, rank - index // k - 1)
+        # A complete segment is made of, and overwrites, what was sent n-1 steps before.
+        after = max(0, index - reduced + 1)
+        if index >= reduced:
+            return task.store(after, Place.TARGET, elements)
+        last = index >= reduced - k
+        return Receive(
+            after,
+            partial if is_partial(index) else Place.TARGET,
+            Combine.FINISH if last else Combine.ADD,
+            elements.start,
+            elements.stop,
+            task.nbytes(elements, partial=is_partial(index)),
+            elements.start,
+            Place.TARGET if last else partial,
+        )
+
+    return Plan(
+        task, tuple(map(send, chunks)), tuple(map(receive, chunks)), (), task.count, task.count
+    )
+
+
+def ring_reduce_scatter(task: Task) -> Plan:
+    """Return the plan of a reduce-scatter: (n-1)/n of the tensor over each link.
+
+    At step *t*, rank *r* sends segment *r - t - 1* and receives segment *r - t - 2* (mod n), the
+    last time its own. So the sum of a segment starts one rank after that of its number.
+    """
+    size, rank, block = task.size, task.rank, task.block
+    parts = pieces(range(block), task.chunks(block, MIN_CHUNKS))
+    sends: list[Send] = []
+    receives: list[Receive] = []
+    for first in range(0, len(parts), WINDOW):
+        window = parts[first : first + WINDOW]
+        for step in range(size - 1):
+            for part in window:
+                mine = _shift(part, (rank - step - 1) % size * block)
+                if step == 0:
+                    sends.append(task.send(0, Place.SOURCE, mine))
+                else:  # what came in at the step before, a window ago
+                    after = len(sends) - len(window) + 1
+                    sends.append(task.send(after, Place.SCRATCH, mine, partial=True))
+            for part in window:
+                own = (rank - step - 2) % size * block + part.start
+                partial, last = step > 0, step == size - 2
+                wide = partial and task.wide
+                receives.append(
+                    Receive(
+                        0,
+                        Place.TARGET if last and not wide else Place.SCRATCH,
+                        Combine.FINISH if last else Combine.ADD,
+                        part.start,
+                        part.stop,
+                        task.nbytes(part, partial=partial),
+                        own,
+                        Place.TARGET if last else Place.SCRATCH,
+                    )
+                )
+    return Plan(task, tuple(sends), tuple(receives), (), task.count, block)
+
+
+def ring_all_gather(task: Task) -> Plan:
+    """Return the plan of an all-gather of *count* elements of each rank.
+
+    At step *t*, rank *r* sends the block of rank *r - t* and receives that of *r - t - 1* (mod n).
+    """
+    size, rank, block = task.size, task.rank, task.count
+    parts = pieces(range(block), task.chunks(block, MIN_CHUNKS))
+    sends: list[Send] = []
+    receives: list[Receive] = []
+    for step in range(size - 1):
+        for part in parts:
+            if step == 0:
+                sends.append(task.send(0, Place.SOURCE, part))
+            else:
+                span = _shift(part, (rank - step) % size * block)
+                sends.append(task.send(len(sends) - len(parts) + 1, Place.TARGET, span))
+            span = _shift(part, (rank - step - 1) % size * block)
+            receives.append(task.store(0, Place.TARGET, span))
+    copies = tuple(Copy(part.start, rank * block + part.start, len(part)) for part in parts)
+    return Plan(task, tuple(sends), tuple(receives), copies, block, size * block)
+
+
+def _shift(span: range, by: int) -> range:
+    return range(span.start + by, span.stop + by)
