@@ -104,6 +104,8 @@ class Channel:
                 undo.pop_all()
         except zmq.ZMQError as error:  # which is no OSError
             raise OSError(error.errno, error.strerror) from error
+        except ValueError as error:  # the path: a zero byte, or what is no UTF-8
+            raise OSError(errno.EINVAL, f"no socket can have this path: {error}") from error
 
     def send(self, frame: bytes) -> None:
         """Queue *frame*, of a packed request; never blocks.
