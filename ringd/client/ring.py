@@ -143,6 +143,7 @@ class Ring:
             NotReady: it did not come to that in time.
             CalledFromHandler, MainThreadFailed: as :meth:`all_reduce`.
         """
+        self._connection.check_call()
         until = None if timeout is None else time.monotonic() + arguments.seconds(timeout)
         if not self._connection.wait_state("ready", until):
             raise errors.NotReady(
@@ -220,7 +221,7 @@ class Ring:
             an array of :meth:`empty`, which is not copied: then only after ``wait()``. *out* is
             written to by ``wait()`` or ``done()``.
         """
-        self._connection.check()
+        self._connection.check_call()
         array = tensors.accept(x, op, out)
         call = tensors.describe(array, op, name)
         wire_timeout, until = self._deadline(timeout)
@@ -248,7 +249,7 @@ class Ring:
         Raises:
             RingError: as :meth:`all_reduce`.
         """
-        self._connection.check()
+        self._connection.check_call()
         op = Op(tensors.barrier(name), 0)
         wire_timeout, until = self._deadline(timeout)
         self._connection.submit(op, wire_timeout, until)
