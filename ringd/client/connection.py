@@ -70,7 +70,8 @@ class Connection:
         Raises:
             DaemonUnavailable: none did; says what was tried.
             MainThreadFailed: another call was told that only it keeps the program alive.
-            ResourceExhausted: the daemon takes no more programs; names the limit.
+            ResourceExhausted: the daemon takes no more programs, or this process has no room for
+                more open files; names the limit.
             Refused: the daemon does not want us in the group, or is not for this user.
         """
         group = self._group

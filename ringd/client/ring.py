@@ -20,6 +20,7 @@ from ringd.client.session import Op
 from ringd.client.work import Work
 from ringd.collective.call import MAX_GROUP_NAME, Call
 from ringd.collective.reduction import dtype_name
+from ringd.host.limits import out_of_files
 from ringd.host.paths import left_out, socket_candidates
 from ringd.wire.border.messages import ROOM_FOR_HEADERS
 
@@ -53,6 +54,7 @@ def connect(
         DaemonUnavailable: no daemon there in time; says where it was looked for.
         Refused: the daemon says no, for instance because the group has a client here already; or
             its socket is not for this user, which is said at once, with what to do.
+        ResourceExhausted: this process, or the daemon, can open no more files; names the limit.
         MainThreadFailed: by another thread, and only this call kept the program alive.
         TypeError, ValueError: an argument is none, or out of its range; says what to write.
     """
@@ -68,7 +70,10 @@ def connect(
         raise ValueError(f"timeout is a number of seconds, 0 or more, not {timeout!r}")
     given = socket or os.environ.get("RINGD_SOCKET")
     paths = [arguments.socket_path(given)] if given else [str(p) for p in socket_candidates()]
-    connection = Connection(paths, group, on_loss)
+    try:
+        connection = Connection(paths, group, on_loss)
+    except OSError as error:  # of its pipes
+        raise errors.ResourceExhausted(out_of_files(error)) from error
     try:
         connection.start(within)
         return Ring(connection, group)
