@@ -242,9 +242,9 @@ class Connection:
             ):
                 raise errors.ResourceExhausted(
                     f"{sum(lengths)} bytes of shared memory are needed, but {pool.size} of "
-                    f"ipc.segment_budget = {pool.budget} bytes are held by open calls and by "
-                    "arrays that the program keeps; drop some of those, or raise the budget "
-                    "in the daemon's config"
+                    f"ipc.segment_budget = {pool.budget} bytes are held by open calls"
+                    f"{self._group.beyond_window()} and by arrays that the program keeps; drop "
+                    "some of those, or raise the budget in the daemon's config"
                 )
 
     def submit(self, op: Op, timeout: float | None, until: float | None) -> None:

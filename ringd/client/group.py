@@ -177,6 +177,13 @@ class Group:
         """Whether calls wait here until the daemon, which is there, has room for them."""
         return self._channel is not None and self.session.sent < self.session.next_seq
 
+    def beyond_window(self) -> str:
+        """Return how many calls wait here for others to end, within a sentence; empty for none."""
+        waiting = self.session.next_seq - self.session.released - self._window
+        if waiting <= 0:
+            return ""
+        return f" ({waiting} of which wait for others, as ipc.window = {self._window})"
+
     def is_handed_over(self, op: Op) -> bool:
         """Whether a daemon has ever been handed *op*."""
         return op.seq < op.session.handed
