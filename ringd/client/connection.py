@@ -94,7 +94,8 @@ class Connection:
             trouble = group.trouble or "it does not answer"
             raise refusal or errors.DaemonUnavailable(
                 f"no daemon within {timeout:g} s ({trouble}); start one "
-                "with `ringd --config PATH`, or name its socket with RINGD_SOCKET or socket="
+                "with `ringd --config PATH`, or name its socket, which it logs as it starts, with "
+                "RINGD_SOCKET or socket="
             )
 
     def close(self) -> None:
