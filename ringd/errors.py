@@ -86,15 +86,16 @@ class CalledFromHandler(RingError):
 
 
 class MainThreadFailed(RingError):
-    """The program's main thread has failed, and a call of another thread kept it alive."""
+    """The main thread has ended, not by returning, and a call of another thread kept it alive."""
 
     code = "main_thread_failed"
 
     def __init__(
         self,
         message: str = (
-            "the program's main thread has failed, and this call of another thread kept the "
-            "program alive; the ring was left, so that the other members are told"
+            "the program's main thread has ended, or is about to, by an exception or sys.exit(), "
+            "and this call of another thread kept the program alive; the ring was left, so that "
+            "the other members are told; let this end the thread"
         ),
     ) -> None:
         super().__init__(message)

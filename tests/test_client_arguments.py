@@ -2,7 +2,11 @@
 
 import contextlib
 import enum
+import socket
 import sys
+import warnings
+from array import array
+from collections import deque
 from functools import partial
 
 import numpy as np
@@ -10,6 +14,7 @@ import pytest
 from fake_daemon import FakeDaemon, eventually
 
 import ringd
+from ringd.client import channel, tensors
 
 
 def test_out_that_does_not_fit_is_refused_before_the_call(daemon, ring):
@@ -49,7 +54,7 @@ def test_what_cannot_be_reduced_is_refused_in_the_client(ring, x, op, error):
         ring.all_reduce(x, op)
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+@pytest.mark.parametrize("timeout", [0, -1, -float("inf"), float("nan")])
 def test_timeout_must_be_positive(ring, timeout):
     """A timeout that means nothing is refused."""
     with pytest.raises(ValueError, match="timeout"):
@@ -84,15 +89,21 @@ class Op(str, enum.Enum):
         ({"timeout": np.int64(9)}, None),
         ({"timeout": np.array(9)}, None),
         ({"timeout": 1e300}, None),
-        ({"timeout": 10**400}, OverflowError),
+        ({"timeout": 10**400}, ValueError),
         ({"timeout": "9"}, TypeError),
+        ({"timeout": b"9"}, TypeError),
+        ({"timeout": [9]}, TypeError),
+        ({"timeout": np.array([9, 9])}, TypeError),
         ({"name": np.str_("l")}, None),
         ({"name": "\udc80"}, ValueError),
         ({"name": b"l"}, TypeError),
         ({"name": None}, TypeError),
         ({"op": np.str_("sum")}, None),
         ({"op": Op.SUM}, None),
-        ({"op": b"sum"}, ValueError),
+        ({"op": b"sum"}, TypeError),
+        ({"op": None}, TypeError),
+        ({"op": ["sum"]}, TypeError),
+        ({"op": "add"}, ValueError),
     ],
     ids=str,
 )
@@ -101,7 +112,8 @@ def test_argument_is_used_or_refused_and_the_ring_goes_on(ring, argument, error)
     session = ring._connection._group.session
     calls = [partial(ring.all_reduce, 1.0), *([] if "op" in argument else [ring.barrier])]
     for call in calls:
-        with pytest.raises(error) if error else contextlib.nullcontext():
+        (what,) = argument
+        with pytest.raises(error, match=what) if error else contextlib.nullcontext():
             call(**argument)
         assert session.ops == {}
         assert ring.all_reduce(1.0) == 3.0
@@ -134,6 +146,7 @@ def test_call_that_cannot_be_packed_is_not_counted(tmp_path, monkeypatch, presen
         {"group": "a\tb"},
         {"on_loss": "shrug"},
         {"timeout": -1},
+        {"timeout": float("nan")},
     ],
 )
 def test_connect_checks_its_arguments(daemon, argument):
@@ -158,6 +171,62 @@ def test_connect_takes_numpys_strings_and_any_programs_name(daemon, monkeypatch)
         assert ring.all_reduce(1.0) == 3.0
 
 
+SECONDS = r"timeout is a number of seconds, such as 5\.0"
+
+
+@pytest.mark.parametrize("timeout", ["5s", b"5", [5], {}])
+def test_seconds_are_a_number_wherever_they_are_asked_for(daemon, ring, timeout):
+    """The error says so, whatever float() would make of it."""
+    work = ring.all_reduce_async(1.0)
+    for call in (
+        lambda: ringd.connect(daemon.path, "other", timeout),
+        lambda: ring.wait_ready(timeout),
+        lambda: ring.barrier(timeout),
+        lambda: ring.all_reduce(1.0, timeout=timeout),
+        lambda: work.wait(timeout),
+    ):
+        with pytest.raises(TypeError, match=SECONDS):
+            call()
+    with pytest.raises(ValueError, match=SECONDS):
+        work.wait(float("nan"))
+    assert work.wait(float("inf")) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "words"),
+    [
+        (7, TypeError, "RINGD_SOCKET.*not int"),
+        (b"s", TypeError, r"write b's'\.decode\(\)"),
+        ("a\0b", ValueError, "zero byte"),
+        ("\udc80", ValueError, "surrogate"),
+    ],
+)
+def test_a_socket_is_a_path(path, error, words):
+    """What cannot be one is refused at once, and not looked for."""
+    with pytest.raises(error, match=words):
+        ringd.connect(path)
+
+
+def test_a_home_whose_name_is_no_text_is_one_without_a_daemon(monkeypatch):
+    """What ZeroMQ does not take as an address is said, as of any other place."""
+    monkeypatch.delenv("RINGD_SOCKET", raising=False)
+    monkeypatch.setattr("ringd.client.ring.socket_candidates", lambda: ("/home/\udc80/s",))
+    monkeypatch.setattr(channel, "_open_lifeline", lambda _: socket.socket(socket.AF_UNIX))
+    monkeypatch.setattr(channel, "_read_token", lambda _: b"")
+    with pytest.raises(ringd.DaemonUnavailable, match="no socket can have this path"):
+        ringd.connect(timeout=0.1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "error"),
+    [("34", TypeError), (3.5, TypeError), ((2, 3.5), TypeError), ((-9, -9), ValueError)],
+)
+def test_a_shape_is_of_whole_numbers(ring, shape, error):
+    """Nothing is rounded, and no text taken apart."""
+    with pytest.raises(error, match="shape"):
+        ring.empty(shape)
+
+
 class Quantity(np.ndarray):
     """An array with a unit, as astropy has them."""
 
@@ -166,6 +235,12 @@ class Quantity(np.ndarray):
     def to_value(self, _unit):
         """Return the bare numbers."""
         return np.asarray(self)
+
+
+class Unyt(np.ndarray):
+    """An array with units, and no word of ours for its numbers."""
+
+    units = "m"
 
 
 class Measured:
@@ -190,6 +265,15 @@ class Labelled:
     __array__ = to_numpy
 
 
+class Index:
+    """Labels of a table, as pandas has them; or a table of many dimensions, as xarray has."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.ones(2)
+
+    to_numpy = __array__
+
+
 class Sparse:
     """A sparse array, as scipy has them."""
 
@@ -208,10 +292,13 @@ class Sparse:
         (np.ones(2).view(Quantity), r"x\.to_value\(UNIT\)"),
         (Measured(), r"x\.to\(UNIT\)\.magnitude"),
         (Labelled(), r"x\.to_numpy\(\)"),
+        (Index(), r"x\.to_numpy\(\)"),
         (Sparse(), r"x\.toarray\(\)"),
+        (np.ma.masked, r"x\.filled\(0\)"),
+        (np.ones(2).view(Unyt), r"np\.asarray\(x\)"),
         (np.zeros(2, [("a", "f4"), ("b", "i4")]), r"x\['NAME'\]"),
     ],
-    ids=["masked", "masked-none", "astropy", "pint", "pandas", "sparse", "fields"],
+    ids=str,
 )
 def test_an_array_whose_meaning_would_be_lost_is_refused_with_the_line_to_write(
     daemon, ring, x, remedy
@@ -220,3 +307,59 @@ def test_an_array_whose_meaning_would_be_lost_is_refused_with_the_line_to_write(
     with pytest.raises(TypeError, match=remedy):
         ring.all_reduce(x)
     assert daemon.run(lambda: len(daemon.handler.submitted)) == 0
+
+
+@pytest.mark.parametrize(
+    ("y", "remedy"),
+    [
+        (np.ma.masked_array([1.0, 99.0], [False, True]), r"y\.filled\(0\)"),
+        (np.ma.masked, r"y\.filled\(0\)"),
+        (np.ones(2).view(Quantity), r"y\.to_value\(UNIT\)"),
+        (Measured(), r"y\.to\(UNIT\)\.magnitude"),
+        (Labelled(), r"y\.to_numpy\(\)"),
+        (Sparse(), r"y\.toarray\(\)"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "within",
+    [lambda y: [y], lambda y: (1.0, y), lambda y: [[(2.0,)], [(y,)]], lambda y: deque([y])],
+    ids=["list", "tuple", "nested", "deque"],
+)
+def test_meaning_is_not_lost_within_a_list_either(ring, within, y, remedy):
+    """Numpy opens it, and drops there what it drops elsewhere."""
+    with pytest.raises(TypeError, match=f"elements y of x.*{remedy}"):
+        ring.all_reduce(within(y))
+
+
+@pytest.mark.parametrize(
+    "x",
+    [[1, 2.0], [np.float32(1), np.ones(())], deque([1, 2]), range(2), b"ab", array("d", [1, 2])],
+    ids=str,
+)
+def test_lists_of_numbers_are_taken_as_numpy_takes_them(x):
+    """Whatever they are of; but no text."""
+    if isinstance(x, bytes):
+        with pytest.raises(TypeError, match="dtype"):
+            tensors.accept(x, "sum", None)
+    else:
+        np.testing.assert_array_equal(tensors.accept(x, "sum", None), np.asarray(x))
+
+
+@pytest.mark.parametrize("kind", [np.ma.MaskedArray, Quantity, Unyt])
+def test_out_takes_no_numbers_under_another_meaning(ring, kind):
+    """A mask or a unit would stay as it was."""
+    out = np.zeros(2).view(kind)
+    with pytest.raises(TypeError, match=r"out=np\.asarray\(out\)"):
+        ring.all_reduce(np.ones(2), out=out)
+    ring.all_reduce(np.ones(2), out=np.asarray(out))
+    assert np.asarray(out).tolist() == [3.0, 3.0]
+
+
+def test_a_matrix_comes_back_as_a_plain_array(ring):
+    """Its elements are summed; what `*` means is the program's to say again."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PendingDeprecationWarning)
+        matrix = np.matrix([[1.0, 2.0]])
+        result = ring.all_reduce(matrix)
+    assert (type(result), result.tolist()) == (np.ndarray, [[3.0, 6.0]])

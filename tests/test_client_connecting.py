@@ -3,6 +3,8 @@
 import errno
 import gc
 import socket
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -108,6 +110,33 @@ def test_zmq_out_of_descriptors_is_tried_again(tmp_path, monkeypatch):
         np.testing.assert_array_equal(ring.all_reduce(SMALL), 2 * SMALL)
         assert len(calls) == 3
         eventually(lambda: len(daemon.server._by_token) == 1)
+
+
+NEARLY_FULL = """
+import os, resource, sys, zmq, ringd.client.ring
+room = len(os.listdir("/dev/fd")) - 1 + int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_NOFILE, (room, room))
+try:
+    ringd.connect(sys.argv[1], timeout=600)
+except ringd.ResourceExhausted as error:
+    print(room, error)
+"""
+
+
+@pytest.mark.parametrize("left", [1, 3, 5, 8, 11])
+def test_a_program_that_has_no_open_files_left_hears_so(daemon, left):
+    """Soon, with its limit; ZeroMQ, which would end the program, is not asked for what fails."""
+    done = subprocess.run(
+        [sys.executable, "-c", NEARLY_FULL, daemon.path, str(left)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    room = done.stdout.split()[0]
+    assert f"may have {room} of them (RLIMIT_NOFILE)" in done.stdout
+    assert "ulimit -n" in done.stdout
 
 
 def test_interrupted_connect_leaves_no_ghost(tmp_path, monkeypatch):

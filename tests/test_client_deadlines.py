@@ -4,12 +4,12 @@ import signal
 
 import numpy as np
 import pytest
-from clientkit import LARGE, SMALL, fake, session_of
+from clientkit import LARGE, SMALL, fake, session_of, tell
 from fake_daemon import FakeDaemon, eventually
 
 import ringd
 from ringd.client import connection as connection_module
-from ringd.wire.border.messages import RingState
+from ringd.wire.border.messages import Failed, RingState
 
 
 def test_deadline_ends_a_call_without_a_daemon(daemons, monkeypatch):
@@ -26,6 +26,28 @@ def test_deadline_ends_a_call_without_a_daemon(daemons, monkeypatch):
             work.wait()
         daemons.start()
         np.testing.assert_array_equal(ring.all_reduce(SMALL, timeout=10), 2 * SMALL)
+
+
+def test_breaks_that_may_have_cost_the_time_are_told(tmp_path):
+    """Those since the call, with the last one's reason; once."""
+    with fake(tmp_path, hold=True) as (daemon, ring):
+        daemon.broadcast(RingState("forming", 8, "before"))
+        eventually(lambda: ring.generation == 8)
+
+        def end(text):
+            seq = session_of(ring).next_seq
+            work = ring.all_reduce_async(SMALL, timeout=60.0)
+            for generation, reason in ((9, "one"), (10, "two")):
+                if text != "nothing":
+                    daemon.broadcast(RingState("forming", generation, reason))
+            tell(daemon, lambda join_id: Failed(join_id, seq, seq + 1, "deadline_exceeded", text))
+            with pytest.raises(ringd.DeadlineExceeded) as error:
+                work.wait(30)
+            return str(error.value)
+
+        assert end("nothing") == "nothing"
+        assert end("late") == "late; since the call the ring broke 2 times, at last: two"
+        assert end("not up: two") == "not up: two"
 
 
 def test_a_ring_that_broke_is_not_the_daemons_fault(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 import pytest
 from clientkit import fake
@@ -96,8 +97,46 @@ def test_a_program_that_failed_ends_with_its_own_exit_code(tmp_path, how):
             check=False,
         )
         assert done.returncode == code
-        assert "main thread has failed" in done.stdout
+        assert "main thread has ended, or is about to" in done.stdout
         eventually(lambda: daemon.handler.gone)
+
+
+@pytest.mark.parametrize("again", ["", "ring = ringd.connect(sys.argv[1], timeout=10)"])
+def test_a_thread_that_takes_any_error_for_the_next_try_does_no_harm(tmp_path, again):
+    """It is told the same each time, at the pace of calls that wait, and has left the group."""
+    loop = f"""
+def work():
+    global ring
+    while True:
+        try:
+            ring.all_reduce(np.ones(3), timeout=600)
+        except ringd.RingError as error:
+            print(type(error).__name__, flush=True)
+        try:
+            {again or "pass"}
+        except ringd.RingError as error:
+            print(type(error).__name__, flush=True)
+"""
+    with fake(tmp_path, hold=True, state="forming") as (daemon, ring):
+        ring.close()
+        eventually(lambda: not daemon.handler.groups)
+        attaches = len(daemon.handler.attaches)
+        program = subprocess.Popen(
+            [sys.executable, "-c", BEGIN + loop + THREAD + "raise ValueError", daemon.path],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            times = []
+            for _ in range(4):
+                assert program.stdout.readline() == b"MainThreadFailed\n"
+                times.append(time.monotonic())
+            assert times[3] - times[0] > 2.0
+            assert len(daemon.handler.attaches) == attaches + 1
+            assert daemon.handler.gone
+        finally:
+            program.kill()
+            program.communicate()
 
 
 @pytest.mark.parametrize("how", HEALTHY)

@@ -164,3 +164,33 @@ def test_without_the_frameworks_nothing_changes(monkeypatch):
     monkeypatch.delitem(sys.modules, "mlx.core")
     assert tensors.accept([1, 2], "sum", None).tolist() == [1, 2]
     assert "torch" not in sys.modules
+
+
+class Exported:
+    """As a tensor of any framework that offers its numbers by DLPack alone."""
+
+    def __init__(self, data, device=(1, 0)):
+        self.data = data
+        self.device = device
+
+    def __dlpack_device__(self):
+        return self.device
+
+    def __dlpack__(self, **options):
+        if self.device != (1, 0):
+            raise BufferError("it lies on a GPU")
+        return self.data.__dlpack__(**options)
+
+
+def test_dlpack_is_taken_where_it_lies():
+    """Where that is all that a framework has."""
+    data = np.ones(3, np.float32)
+    array = tensors.accept(Exported(data), "sum", None)
+    assert np.shares_memory(array, data)
+
+
+@pytest.mark.parametrize("x", [Exported(np.ones(3), (2, 0)), [Exported(np.ones(3))]])
+def test_dlpack_that_numpy_cannot_take_says_what_to_write(x):
+    """On another device; or in a list, where numpy does not look for it."""
+    with pytest.raises(TypeError, match=r"write np\.from_dlpack\([xy]\)"):
+        tensors.accept(x, "sum", None)

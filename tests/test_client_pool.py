@@ -439,7 +439,7 @@ def test_idle_pool_shrinks_twice():
     clock.now += FORGET
     seconds = trim(pool)
     assert _block_size(4 * MIB) <= pool.kept <= 1.2 * 4 * MIB
-    assert seconds == QUIET  # what is in use may come back
+    assert seconds == FORGET  # what is in use may come back
     kept.clear()
     clock.now += seconds
     trim(pool)
@@ -536,6 +536,26 @@ def test_sleeper_is_woken_when_a_look_is_worth_it():
     assert (pool.take(30 * MIB), bool(pool.surplus), len(woken)) == (None, True, 1)
     blocks = [pool.take(MIB)]  # somebody else's, which waits for nothing
     assert (pool.next_trim, len(woken), len(blocks)) == (0.0, 2, 1)
+
+
+def test_an_idle_program_that_holds_arrays_is_woken_once_a_minute():
+    """Nothing tells when it drops one; the next call after that has its looks as ever."""
+    clock, woken = Clock(), []
+    pool = Pool(1 << 30, clock)
+    pool.wake = lambda: woken.append(clock.now)
+    array = pool.lend(pool.take(100 * MIB), 100 * MIB)
+    pool.note(100 * MIB)
+    begin, looks = clock.now, 0
+    while clock.now < begin + 3600:
+        clock.now += trim(pool)
+        looks += 1
+    assert looks < 3600 / FORGET + 6
+    call(pool, MIB)
+    assert (len(woken), trim(pool)) == (1, QUIET)
+    clock.now += FORGET
+    del array
+    trim(pool)
+    assert pool.kept <= ROOM
 
 
 def test_memory_goes_back_outside_of_the_lock(monkeypatch):

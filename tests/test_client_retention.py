@@ -39,13 +39,15 @@ def test_idle_program_keeps_its_working_set_and_later_nothing():
     """Twice there is less, at known times."""
     retention = Retention()
     retention.note(100 * MIB, 10.0)
-    assert retention.next_look(10.0, more=False) == QUIET
+    assert retention.next_look(10.0, more=False, held=False) == QUIET
     assert retention.limit(0, 10 + QUIET) == 120 * MIB
-    assert retention.next_look(10 + QUIET, more=False) == FORGET - QUIET
-    assert retention.next_look(10 + QUIET, more=True) == QUIET
+    assert retention.next_look(10 + QUIET, more=False, held=False) == FORGET - QUIET
+    assert retention.next_look(10 + QUIET, more=True, held=False) == QUIET
+    assert retention.next_look(10 + 2 * QUIET, more=False, held=True) == 2 * QUIET
     assert retention.limit(0, 10 + FORGET) == ROOM
-    assert retention.next_look(10 + FORGET, more=False) is None
-    assert retention.next_look(10 + FORGET, more=True) == QUIET
+    assert retention.next_look(10 + FORGET, more=False, held=False) is None
+    assert retention.next_look(10 + FORGET, more=True, held=False) == QUIET
+    assert retention.next_look(10 + 100 * FORGET, more=False, held=True) == FORGET
 
 
 def test_what_is_in_use_is_always_kept():

@@ -46,6 +46,20 @@ def test_calls_without_end_are_refused_with_the_limit(tmp_path):
             burst()
 
 
+def test_large_calls_without_end_are_refused_with_the_limit(tmp_path):
+    """By the memory of their tensors: the error names what holds it, and both settings."""
+    limits = Limits(inline_limit=INLINE_LIMIT, window=8, segment_budget=4 << 20)
+    with fake(tmp_path, hold=True, limits=limits) as (_, ring):
+
+        def burst():
+            return [ring.all_reduce_async(np.ones(5000), timeout=1.0) for _ in range(1000)]
+
+        with pytest.raises(
+            ringd.ResourceExhausted, match=r"ipc.segment_budget = .*which wait.*ipc.window = 8"
+        ):
+            burst()
+
+
 def test_a_call_that_waits_in_the_client_ends_at_its_deadline(tmp_path):
     """The deadline counts from the call, and the error says what it waited for."""
     with fake(tmp_path, hold=True, limits=Limits(window=4)) as (_, ring):

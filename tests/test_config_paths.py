@@ -9,9 +9,11 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 from fake_daemon import FakeDaemon
+from structlog.testing import capture_logs
 
 import ringd
 from ringd.cli.main import main
+from ringd.daemon import main as daemon_main
 from ringd.host import paths
 from ringd.host.paths import (
     Paths,
@@ -146,6 +148,44 @@ def test_a_user_has_one_daemon(tmp_path, daemon, program, logged_in, macos):
         assert socket == homes.runtime / "ringd" / "ringd.sock"
 
 
+def test_a_place_that_only_the_environment_leads_to_is_told(tmp_path):
+    """The daemon says how other programs find it; silent where they all look."""
+    homes = Homes(tmp_path)
+    for kind in ("desktop", "ssh command", "cron", "su from root"):
+        assert paths.by_environment(homes.environs[kind], macos=False, user=homes.user) == ""
+    for kind, name in (("own XDG", "XDG_RUNTIME_DIR"), ("another home", "HOME")):
+        environ = homes.environs[kind]
+        if kind == "another home":
+            homes.runtime.rmdir()
+        socket = user_paths(environ, macos=False, user=homes.user).socket
+        told = paths.by_environment(environ, macos=False, user=homes.user)
+        assert f"{name}={environ[name]}" in told
+        assert f"RINGD_SOCKET={socket}" in told
+
+
+def test_a_daemon_that_some_programs_cannot_find_says_so(tmp_path, monkeypatch):
+    """As it starts, unless its socket was named."""
+    settings = SimpleNamespace(
+        ipc=SimpleNamespace(socket=None, reserve=64),
+        log=SimpleNamespace(level="info", format="text"),
+        node="n0",
+    )
+    monkeypatch.setattr(daemon_main.load, "load", lambda *_: settings)
+    monkeypatch.setattr(daemon_main.logs, "configure", lambda *_: None)
+    monkeypatch.setattr(daemon_main.heap, "give_back_large_blocks", lambda: None)
+    monkeypatch.setattr(daemon_main, "raise_open_files", lambda: None)
+    monkeypatch.setattr(daemon_main, "Daemon", lambda *_: SimpleNamespace(run=lambda: None))
+    monkeypatch.setattr(daemon_main.os, "geteuid", lambda: ME.uid or 4711)
+    monkeypatch.setattr(paths, "current_user", lambda: ME)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.delenv("RINGD_SOCKET", raising=False)
+    with capture_logs() as logged:
+        daemon_main.main(["--node", "n0"], standalone_mode=False)
+        daemon_main.main(["--node", "n0", "--socket", "s"], standalone_mode=False)
+    (entry,) = logged
+    assert f"RINGD_SOCKET={tmp_path / 'ringd' / 'ringd.sock'}" in entry["reason"]
+
+
 def test_a_runtime_directory_that_is_gone_is_not_taken(tmp_path):
     """It went with the last logout, and only the system can make it: the next place is taken."""
     homes = Homes(tmp_path)
@@ -246,6 +286,7 @@ def test_all_places_are_told(tmp_path, monkeypatch):
         looked, _, not_looked = text.partition("not looked for at ")
         for path in socket_candidates():
             assert str(path) in looked
+        assert "which it logs as it starts, with RINGD_SOCKET or " in looked
         assert str(tmp_path / "stale" / "ringd" / "ringd.sock") in not_looked
 
 

@@ -29,22 +29,26 @@ HINT = f"check the MTU on the way: {large_ping('')}"
 
 
 def test_a_black_hole_is_named(place: Path) -> None:
-    """A ring that forms and breaks with each tensor says why; no program is told of its daemon."""
+    """A ring that forms and breaks with each tensor says why, in the log and to the program.
+
+    None is told of its daemon.
+    """
     with Cluster(place, 2) as cluster, Proxy(cluster[1].port, hole=8192) as proxy:
         cluster.write_config(HASTY, {"n1": proxy.port})
         cluster.start().wait_ready()
         with connected(cluster) as rings:
             x = np.ones(4_000_000, np.float32)
-            calls = begin(rings, lambda ring: ring.all_reduce(x, timeout=1.0))
+            calls = begin(rings, lambda ring: ring.all_reduce(x, timeout=4.0))
 
             def named(node: Node) -> bool:
                 return any(HINT + "127.0.0.1" in str(e.get("reason")) for e in node.log())
 
             wait_until(lambda: named(cluster[0]), "the hint in the log of the side that sends")
-            for call in calls:
-                error = call.outcome()
+            outcomes = [call.outcome() for call in calls]
+            for error in outcomes:
                 assert isinstance(error, ringd.DeadlineExceeded)
                 assert "is there, but does not answer" not in str(error)
+            assert HINT + "127.0.0.1" in str(outcomes[0])
 
 
 LOSS: dict[str, Any] = {
@@ -78,7 +82,9 @@ def test_what_points_to_a_black_hole(changes: list[dict[str, Any]], *, expected:
     hole = BlackHole()
     for change in changes:
         hint = hole.lost(**(LOSS | change))
+    now = (LOSS | changes[-1])["now"]
     assert bool(hint) == expected
+    assert (hole.suspicion(now + 30.0), hole.suspicion(now + 31.0)) == (hint, "")
     if expected:
         assert hint.startswith("perhaps ")
         assert hint.endswith(HINT + "10.0.0.2")

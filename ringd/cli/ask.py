@@ -68,7 +68,8 @@ def find_socket(given: Path | None) -> Path:
     if forbidden:
         raise Refused("; ".join(forbidden) + (f" ({looked})" if looked else ""))
     text = (
-        f"no daemon here ({looked}); start ringd, or name its --socket; one that runs already "
+        f"no daemon here ({looked}); start ringd, or name its socket, which it logs as it starts, "
+        "with RINGD_SOCKET or --socket; one that runs already "
         "makes a socket that was removed anew within 30 s"
     )
     others = "" if given is not None else paths.left_out()

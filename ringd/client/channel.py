@@ -21,6 +21,7 @@ import zmq
 from ringd.client.pool import Segment
 from ringd.client.waker import Waker
 from ringd.host.credentials import check_socket_path
+from ringd.host.limits import make_sure_of_room
 from ringd.wire.border import lifeline as wire
 from ringd.wire.border.messages import (
     TOKEN_BYTES,
@@ -33,6 +34,10 @@ _LIFELINE_BYTES = (4096,)  # the arguments of one call of recv
 
 _CONNECT_TIMEOUT = 2.0  # seconds; a healthy daemon answers in microseconds
 _SEND_TIMEOUT = 2.0  # seconds, for a record on the lifeline
+_DESCRIPTORS = 4  # that ZeroMQ opens for a socket and its connection, at most; it aborts, or never
+_FIRST_DESCRIPTORS = (
+    16  # says so, where it cannot; and with its threads, which the first one starts
+)
 _LONGEST_LISTEN = 0.02  # seconds, to wait for another thread that listens
 
 Payload = bytes | memoryview
@@ -46,7 +51,9 @@ class _Contexts:
 
 
 def _context() -> zmq.Context[zmq.Socket[bytes]]:
-    if _Contexts.context is None or _Contexts.pid != os.getpid():
+    new = _Contexts.context is None or _Contexts.pid != os.getpid()
+    make_sure_of_room(_FIRST_DESCRIPTORS if new else _DESCRIPTORS)
+    if _Contexts.context is None or new:
         _Contexts.pid = os.getpid()
         _Contexts.context = zmq.Context()
     return _Contexts.context
@@ -104,6 +111,8 @@ class Channel:
                 undo.pop_all()
         except zmq.ZMQError as error:  # which is no OSError
             raise OSError(error.errno, error.strerror) from error
+        except ValueError as error:  # the path: a zero byte, or what is no UTF-8
+            raise OSError(errno.EINVAL, f"no socket can have this path: {error}") from error
 
     def send(self, frame: bytes) -> None:
         """Queue *frame*, of a packed request; never blocks.

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from ringd import errors
 from ringd.client.channel import Channel
-from ringd.client.ending import remember_main_thread
+from ringd.client.ending import goes_on_after_failure, remember_main_thread
 from ringd.client.group import Group
 from ringd.client.keeper import Keeper
 from ringd.client.pool import Block, Bytes
@@ -35,6 +35,9 @@ wait for its word."""
 
 _DETACH_TIMEOUT = 1.0
 """Seconds that the daemon may take to read that we leave; and again, to hang up when told to."""
+
+_PAUSE = 1.0
+"""Seconds, as long as a call waits at least before it is told that the main thread has failed."""
 
 _alive: weakref.WeakSet[Connection] = weakref.WeakSet()
 
@@ -51,6 +54,8 @@ class Connection:
         """Closed without ceremony: whatever waits ends now."""
         self._ended = False
         """Closed, and nothing is left to be done for that."""
+        self._failed = False
+        """Abandoned as the main thread has failed."""
         self.inputs_left = False
         """Whether an op is marked as :attr:`Op.left` that may have yet to be acted on."""
         self._keeper = Keeper(paths, self._group, self._pump)
@@ -64,11 +69,14 @@ class Connection:
 
         Raises:
             DaemonUnavailable: none did; says what was tried.
-            ResourceExhausted: the daemon takes no more programs; names the limit.
+            MainThreadFailed: another call was told that only it keeps the program alive.
+            ResourceExhausted: the daemon takes no more programs, or this process has no room for
+                more open files; names the limit.
             Refused: the daemon does not want us in the group, or is not for this user.
         """
         group = self._group
         remember_main_thread()
+        self.check_call()
         _forget_unreachable(group.name)
         _alive.add(self)
         atexit.unregister(_exiting)  # called first is what was registered last
@@ -86,7 +94,8 @@ class Connection:
             trouble = group.trouble or "it does not answer"
             raise refusal or errors.DaemonUnavailable(
                 f"no daemon within {timeout:g} s ({trouble}); start one "
-                "with `ringd --config PATH`, or name its socket with RINGD_SOCKET or socket="
+                "with `ringd --config PATH`, or name its socket, which it logs as it starts, with "
+                "RINGD_SOCKET or socket="
             )
 
     def close(self) -> None:
@@ -144,6 +153,18 @@ class Connection:
             )
         if self._closed:
             raise errors.RingError("the ring is closed")
+
+    def check_call(self) -> None:
+        """As :meth:`check`, before a call.
+
+        A thread that makes one after the other, whatever their errors are, does not keep a program
+        that has failed busy as well as alive, nor come back to the group.
+        """
+        new = self._group.info is None
+        if (self._failed or new) and goes_on_after_failure():
+            time.sleep(_PAUSE)
+            raise errors.MainThreadFailed
+        self.check()
 
     def holds(self, group: str) -> bool:
         """Whether it has, or wants, this process's place in *group*."""
@@ -222,9 +243,9 @@ class Connection:
             ):
                 raise errors.ResourceExhausted(
                     f"{sum(lengths)} bytes of shared memory are needed, but {pool.size} of "
-                    f"ipc.segment_budget = {pool.budget} bytes are held by open calls and by "
-                    "arrays that the program keeps; drop some of those, or raise the budget "
-                    "in the daemon's config"
+                    f"ipc.segment_budget = {pool.budget} bytes are held by open calls"
+                    f"{self._group.beyond_window()} and by arrays that the program keeps; drop "
+                    "some of those, or raise the budget in the daemon's config"
                 )
 
     def submit(self, op: Op, timeout: float | None, until: float | None) -> None:
@@ -273,6 +294,7 @@ class Connection:
         try:
             return self._pump.wait(done, until)
         except errors.MainThreadFailed:
+            self._failed = True
             self.abandon()
             raise
 

@@ -10,7 +10,8 @@ program for half an hour whose main thread has failed, and with it all members. 
   main thread waits there for its executor's threads.
 
 A main thread that returns while another goes on working has not failed. ``sys.exit(0)`` cannot be
-told from ``sys.exit(1)``.
+told from ``sys.exit(1)``. Nor can ``finally: thread.join()`` with an exception on its way be told
+from one that is caught further out, by a program that then goes on with what the thread has done.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from ringd.errors import MainThreadFailed
+
 _RETURNS = {dis.opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in dis.opmap}
 _EXECUTOR = "concurrent/futures/_base.py"
 _ASYNCIO = "asyncio/runners.py"
@@ -28,9 +31,11 @@ _THREADING = "threading.py"
 
 
 class _Main:
-    """The main thread's outermost frame."""
+    """The main thread's outermost frame, and what was said of its end."""
 
     frame: FrameType | None = None
+    told = False
+    """Whether a call of another thread has ended with MainThreadFailed."""
 
 
 def remember_main_thread() -> None:
@@ -51,6 +56,21 @@ def main_thread_failed() -> bool:
     if outermost is not frame:
         return _is(outermost, "_shutdown", _THREADING) and not _returned(frame)
     return _leaves_executor(now)
+
+
+def tell_of_failure() -> MainThreadFailed:
+    """Return the error that ends a call of another thread; see :func:`goes_on_after_failure`."""
+    _Main.told = True
+    return MainThreadFailed()
+
+
+def goes_on_after_failure() -> bool:
+    """Whether this thread makes a call though the main thread has failed, and one was told so."""
+    return (
+        _Main.told
+        and threading.get_ident() != threading.main_thread().ident
+        and main_thread_failed()
+    )
 
 
 def _main_frame() -> FrameType | None:

@@ -1,12 +1,13 @@
-"""Tensors of torch and MLX on their way in, where numpy cannot take them by itself.
+"""Tensors of torch, MLX and DLPack on their way in, where numpy cannot take them by itself.
 
-Neither is imported: a program that has a tensor of theirs has done so. What is taken is a view
+No framework is imported: a program that has a tensor of one has done so. What is taken is a view
 where the framework allows one. What cannot be taken is a TypeError that says the line to write.
 """
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from ringd.collective.reduction import dtype_from_name
 
 Array = npt.NDArray[Any]
 
+_NUMPY_LOOKS_FOR = ("__array__", "__array_interface__", "__array_struct__", "__buffer__")
+
 
 def as_array(x: Any) -> Array:
-    """Return *x* as numpy's asarray does, and besides what that refuses: bfloat16 of torch and MLX.
+    """Return *x* as numpy's asarray does, and what that refuses: bfloat16 of torch and MLX, DLPack.
 
     Raises:
         TypeError: a tensor lies on another device, is sparse, requires a gradient, or has a dtype
@@ -29,6 +32,8 @@ def as_array(x: Any) -> Array:
         return _from_torch(x, torch)
     if _is_a(x, mlx, "array"):
         return _from_mlx(x, mlx)
+    if is_only_dlpack(x):
+        return _from_dlpack(x)
     try:
         return np.asarray(x)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -39,6 +44,11 @@ def as_array(x: Any) -> Array:
             if leaf is not x and _is_a(leaf, module, kind):
                 raise TypeError(f"x is a list of tensors ({error}); write {stack}(x)") from error
         raise
+
+
+def is_only_dlpack(x: object) -> bool:
+    """Whether *x* offers its numbers in that way alone; numpy's asarray does not look there."""
+    return hasattr(x, "__dlpack__") and not any(map(partial(hasattr, x), _NUMPY_LOOKS_FOR))
 
 
 def _is_a(x: object, module: Any, kind: str) -> bool:
@@ -99,6 +109,16 @@ def _from_mlx(x: Any, mlx: Any) -> Array:
         return np.asarray(x)
     dtype = _bfloat16()
     return np.asarray(x.view(mlx.uint16)).view(dtype)
+
+
+def _from_dlpack(x: Any) -> Array:
+    try:
+        return np.from_dlpack(x)
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        raise TypeError(
+            f"numpy cannot take x, a {type(x).__name__} ({error}); move it to the CPU, in a dtype "
+            "that numpy has, and write np.from_dlpack(x)"
+        ) from error
 
 
 def _bfloat16() -> np.dtype[Any]:

@@ -60,6 +60,8 @@ class Group:
         """What went wrong last with a daemon, for messages."""
         self.broke = ""
         """Why the ring broke the last time, for messages."""
+        self._breaks = 0
+        """How often it did, as far as is known."""
         self._on_loss = on_loss
         program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
         self._program = sendable(program)
@@ -177,6 +179,13 @@ class Group:
         """Whether calls wait here until the daemon, which is there, has room for them."""
         return self._channel is not None and self.session.sent < self.session.next_seq
 
+    def beyond_window(self) -> str:
+        """Return how many calls wait here for others to end, within a sentence; empty for none."""
+        waiting = self.session.next_seq - self.session.released - self._window
+        if waiting <= 0:
+            return ""
+        return f" ({waiting} of which wait for others, as ipc.window = {self._window})"
+
     def is_handed_over(self, op: Op) -> bool:
         """Whether a daemon has ever been handed *op*."""
         return op.seq < op.session.handed
@@ -187,7 +196,7 @@ class Group:
         Raises:
             Exception: it cannot be packed, and is not counted.
         """
-        op.session, op.seq = session, session.next_seq
+        op.session, op.seq, op.breaks = session, session.next_seq, self._breaks
         frame = self._frame(op)
         session.add(op)
         self.pool.note(session.memory)
@@ -324,10 +333,18 @@ class Group:
         if op is not None and not op.ended:
             if reply.code == errors.ResourceExhausted.code:
                 self._pass_memory_again(op)
-            session.fail(op, errors.from_code(reply.code, reply.message))
+            session.fail(op, errors.from_code(reply.code, self._with_breaks(op, reply)))
         session.settle()
         self._acknowledge(reply)
         self._progress(reply.released)
+
+    def _with_breaks(self, op: Op, reply: Failed) -> str:
+        """Return why *op* failed, and, where that took long, what may have cost the time."""
+        breaks, text = self._breaks - op.breaks, reply.message
+        if reply.code != errors.DeadlineExceeded.code or breaks <= 0 or self.broke in text:
+            return text
+        times = "once" if breaks == 1 else f"{breaks} times, at last"
+        return f"{text}; since the call the ring broke {times}: {self.broke}"
 
     def _released(self, reply: Released, _payload: Payload | None) -> None:
         if reply.join_id == self.session.join_id:
@@ -348,7 +365,9 @@ class Group:
         self.trouble = ""
 
     def _ring_state(self, reply: RingState, _payload: Payload | None) -> None:
-        self.broke = reply.reason or self.broke
+        if reply.reason:
+            self.broke = reply.reason
+            self._breaks += 1
         self._set_state(reply.state, reply.generation)
 
     def _denied(self, reply: Denied, _payload: Payload | None) -> None:

@@ -16,7 +16,8 @@ from ringd.client.channel import Channel, TurnedAwayError
 from ringd.client.group import Group
 from ringd.client.pump import Pump
 from ringd.client.waker import Waker
-from ringd.errors import Refused
+from ringd.errors import Refused, ResourceExhausted, RingError
+from ringd.host.limits import is_out_of_files, out_of_files
 from ringd.host.permission import why_not
 
 _FIRST_RETRY = 0.02  # seconds between the first two looks for a daemon
@@ -27,6 +28,7 @@ _LOST_AFTER = 3.0  # seconds, until the daemon has said what its own is
 _BEATS = 4  # so many in that time
 _LEAST_BEAT = 0.02  # seconds
 _SURELY_FORBIDDEN = 0.2  # seconds; a daemon that is making its socket lets its group in last
+_SURELY_FULL = 1.0  # seconds; other threads may close files
 
 
 class Keeper:
@@ -43,6 +45,9 @@ class Keeper:
         self._forbidden: list[str] = []
         """Where there may be a daemon, and this user may not look; as of the last try."""
         self._forbidden_since = 0.0
+        self._full: OSError | None = None
+        """Why this process could not look for a daemon: its open files; as of the last try."""
+        self._full_since = 0.0
         self._running = False
         self._ended = _thread.allocate_lock()
         """Is free once the thread has ended."""
@@ -111,6 +116,7 @@ class Keeper:
         trouble: list[str] = []
         turned_away = ""
         forbidden: list[str] = []
+        full: OSError | None = None
         for path in self._paths:
             try:
                 channel = Channel(path, self._pump.waker, self._waker)
@@ -119,6 +125,8 @@ class Keeper:
                     turned_away = f"{path}: {error.strerror}"
                 if isinstance(error, PermissionError):
                     forbidden.append(path)
+                if is_out_of_files(error):
+                    full = error
                 trouble.append(f"{path}: {error.strerror or error}")
             else:
                 self._paths = [path]  # from now on it is this daemon's return that we wait for
@@ -128,10 +136,15 @@ class Keeper:
         if forbidden and not self._forbidden:
             self._forbidden_since = time.monotonic()
         self._forbidden = forbidden
+        if full and not self._full:
+            self._full_since = time.monotonic()
+        self._full = full
         return None
 
-    def refusal(self) -> Refused | None:
-        """Return why no daemon may be used, if that was so at the last try."""
+    def refusal(self) -> RingError | None:
+        """Return why no daemon can be used, or may, if that was so at the last try."""
+        if self._full is not None:
+            return ResourceExhausted(f"{out_of_files(self._full)}; no daemon can be looked for")
         forbidden = self._forbidden
         if not forbidden:
             return None
@@ -142,15 +155,13 @@ class Keeper:
         )
 
     def _give_up(self) -> None:
-        """Where the first daemon is not for this user, waiting for it is of no use."""
-        group = self._group
-        if (
-            group.info is None
-            and self._forbidden
-            and time.monotonic() >= self._forbidden_since + _SURELY_FORBIDDEN
+        """Where the first daemon is not for this user, or out of reach, waiting is of no use."""
+        group, now = self._group, time.monotonic()
+        if group.info is None and (
+            (self._forbidden and now >= self._forbidden_since + _SURELY_FORBIDDEN)
+            or (self._full and now >= self._full_since + _SURELY_FULL)
         ):
-            refusal = self.refusal()
-            group.refusal = refusal
+            group.refusal = self.refusal()
             self._pump.run(self._pump.tell)
 
     def _report_absence(self, since: float) -> None:

@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from ringd import errors
 from ringd.client.arena import Arena
-from ringd.client.retention import Retention
+from ringd.client.retention import QUIET, Retention
 from ringd.host.memory import create_segment, detach, give_back, map_segment
 from ringd.wire.border.messages import SEAL, SEAL_ALIGN, Ref, seal_offset
 
@@ -250,7 +250,7 @@ class Pool:
         self.wake: Callable[[], None] = _nobody
         """Called when that has become sooner; called too often is harmless."""
         self._resting = False
-        """Whether :attr:`next_trim` is never, until something is taken."""
+        """Whether :attr:`next_trim` is far off, or never, until something is taken."""
         self._loans: dict[int, tuple[Block, _GoneRef]] = {}
         """Users' arrays, each with its block."""
         self._ended: deque[_GoneRef] = deque()
@@ -435,9 +435,9 @@ class Pool:
         self._collect()
         self._let_go(self.kept - self._retention.limit(self.used, now))
         # What is in use may come back at any moment, which nothing tells: it is looked at again.
-        seconds = self._retention.next_look(now, more=self._moved or bool(self._taken))
+        seconds = self._retention.next_look(now, more=self._moved, held=bool(self._taken))
         self._moved = False
-        self._resting = seconds is None
+        self._resting = seconds is None or seconds > QUIET
         self.next_trim = math.inf if seconds is None else now + seconds
 
     def close(self) -> None:

@@ -26,9 +26,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ringd.client.channel import Channel
-from ringd.client.ending import main_thread_failed
+from ringd.client.ending import main_thread_failed, tell_of_failure
 from ringd.client.waker import Waker
-from ringd.errors import CalledFromHandler, MainThreadFailed
+from ringd.errors import CalledFromHandler
 
 _LONGEST_SLEEP = 3600.0  # seconds; the system's calls refuse what is much longer
 _BACKSTOP = 0.25  # seconds; an interrupt may end the sleeper before it can wake the next one
@@ -132,7 +132,7 @@ class Pump:
                 if isinstance(turn, bool):
                     return turn
                 if watch and waited and main_thread_failed():
-                    raise MainThreadFailed
+                    raise tell_of_failure()
                 timeout = None if until is None else min(until - time.monotonic(), _LONGEST_SLEEP)
                 if watch:
                     timeout = _LOOK_FOR_END if timeout is None else min(timeout, _LOOK_FOR_END)

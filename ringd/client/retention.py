@@ -50,14 +50,21 @@ class Retention:
         share = BUSY_SHARE if idle < QUIET else IDLE_SHARE if idle < FORGET else 0
         return max(int(share * max(self._peaks)), int(IDLE_SHARE * used), used + ROOM)
 
-    def next_look(self, now: float, *, more: bool) -> float | None:
+    def next_look(self, now: float, *, more: bool, held: bool) -> float | None:
         """Return the seconds until there may be something to give back; None if there will not.
 
-        Time alone lowers :meth:`limit` twice. *more*: also without another call there may be
-        memory that has come back by then, or there may be more calls.
+        Time alone lowers :meth:`limit` twice.
+
+        Args:
+            now: the time.
+            more: blocks were taken or came back since the last look, and more of them may.
+            held: some are in use, and may come back, which nothing tells. The longer a program
+                has been idle, the less often it is woken to look for that.
         """
         idle = now - self._last
         steps = [step - idle for step in (QUIET, FORGET) if idle < step]
         if more:
             steps.append(QUIET)
+        elif held:
+            steps.append(min(max(idle, QUIET), FORGET))
         return min(steps, default=None)

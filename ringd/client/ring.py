@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ringd import errors
-from ringd.client import tensors
+from ringd.client import arguments, tensors
 from ringd.client.connection import Connection
 from ringd.client.session import Op
 from ringd.client.work import Work
 from ringd.collective.call import MAX_GROUP_NAME, Call
 from ringd.collective.reduction import dtype_name
+from ringd.host.limits import out_of_files
 from ringd.host.paths import left_out, socket_candidates
 from ringd.wire.border.messages import ROOM_FOR_HEADERS
 
@@ -53,21 +54,28 @@ def connect(
         DaemonUnavailable: no daemon there in time; says where it was looked for.
         Refused: the daemon says no, for instance because the group has a client here already; or
             its socket is not for this user, which is said at once, with what to do.
+        ResourceExhausted: this process, or the daemon, can open no more files; names the limit.
         MainThreadFailed: by another thread, and only this call kept the program alive.
-        ValueError: an argument is out of its range.
+        TypeError, ValueError: an argument is none, or out of its range; says what to write.
     """
-    group, on_loss = tensors.plain(group, "group"), tensors.plain(on_loss, "on_loss")
+    group, on_loss = arguments.plain(group, "group"), arguments.plain(on_loss, "on_loss")
     if not 0 < len(group) <= MAX_GROUP_NAME or not group.isprintable():
-        raise ValueError(f"a group's name has 1 to {MAX_GROUP_NAME} printable characters")
+        raise ValueError(
+            f"a group's name has 1 to {MAX_GROUP_NAME} printable characters, not {group!r:.80}"
+        )
     if on_loss not in ("wait", "fail"):
-        raise ValueError(f"on_loss is 'wait' or 'fail', not {on_loss!r}")
-    if timeout is not None and not timeout >= 0:
-        raise ValueError(f"timeout is a number of seconds, not {timeout!r}")
+        raise ValueError(f"on_loss is 'wait' or 'fail', not {on_loss!r:.80}")
+    within = _CONNECT_TIMEOUT if timeout is None else arguments.seconds(timeout)
+    if within < 0:
+        raise ValueError(f"timeout is a number of seconds, 0 or more, not {timeout!r}")
     given = socket or os.environ.get("RINGD_SOCKET")
-    paths = [os.path.abspath(given)] if given else [str(path) for path in socket_candidates()]  # noqa: PTH100 - as in the daemon
-    connection = Connection(paths, group, on_loss)
+    paths = [arguments.socket_path(given)] if given else [str(p) for p in socket_candidates()]
     try:
-        connection.start(_CONNECT_TIMEOUT if timeout is None else timeout)
+        connection = Connection(paths, group, on_loss)
+    except OSError as error:  # of its pipes
+        raise errors.ResourceExhausted(out_of_files(error)) from error
+    try:
+        connection.start(within)
         return Ring(connection, group)
     except BaseException as error:  # also Ctrl-C: without a ring nobody could close it
         try:
@@ -140,7 +148,8 @@ class Ring:
             NotReady: it did not come to that in time.
             CalledFromHandler, MainThreadFailed: as :meth:`all_reduce`.
         """
-        until = None if timeout is None else time.monotonic() + timeout
+        self._connection.check_call()
+        until = None if timeout is None else time.monotonic() + arguments.seconds(timeout)
         if not self._connection.wait_state("ready", until):
             raise errors.NotReady(
                 f"the ring was still {self._connection.latest.state} after {timeout or 0:g} s; "
@@ -166,7 +175,9 @@ class Ring:
         Args:
             x: an array of any shape and layout, or what numpy makes one of: bool, integer,
                 float (16 to 64 bits, or bfloat16 of ml_dtypes, torch or MLX), complex64 or
-                complex128. It is never written to, and may be reused as soon as this returns.
+                complex128. What has a mask, a unit or labels, also within a list, is refused
+                with the line to write. It is never written to, and may be reused as soon as
+                this returns.
             op: ``"sum"``, ``"mean"`` (not for bool and integers), ``"prod"``, ``"min"`` or
                 ``"max"`` (not for complex). float16 and bfloat16 are accumulated in float32. A
                 mean is the sum, divided: infinite where the sum overflows; of such large numbers
@@ -178,8 +189,9 @@ class Ring:
                 daemon's config (``ops.timeout``), ``math.inf`` for none.
 
         Returns:
-            A new array of the shape and (native) dtype of *x*, or *out*. A large one stands in
-            shared memory, which is used again once the array and all views of it are gone.
+            A new array of the shape and (native) dtype of *x*, or *out*. It is a plain one, also
+            where *x* is of a subclass, such as numpy's matrix. A large one stands in shared
+            memory, which is used again once the array and all views of it are gone.
 
         Raises:
             TypeError: *x* cannot be reduced in this way, or *out* is of another dtype, or an
@@ -214,7 +226,7 @@ class Ring:
             an array of :meth:`empty`, which is not copied: then only after ``wait()``. *out* is
             written to by ``wait()`` or ``done()``.
         """
-        self._connection.check()
+        self._connection.check_call()
         array = tensors.accept(x, op, out)
         call = tensors.describe(array, op, name)
         wire_timeout, until = self._deadline(timeout)
@@ -242,7 +254,7 @@ class Ring:
         Raises:
             RingError: as :meth:`all_reduce`.
         """
-        self._connection.check()
+        self._connection.check_call()
         op = Op(tensors.barrier(name), 0)
         wire_timeout, until = self._deadline(timeout)
         self._connection.submit(op, wire_timeout, until)
@@ -263,13 +275,14 @@ class Ring:
             dtype: any that :meth:`all_reduce` takes.
 
         Raises:
-            TypeError: *dtype* is none of those, such as object.
+            TypeError: *dtype* is none of those, such as object, or *shape* is none.
+            ValueError: *shape* has a negative length.
             ResourceExhausted: no shared memory left for it; names the setting.
             CalledFromHandler: as :meth:`all_reduce`.
         """
         dtype_name(dtype)
         wanted = np.dtype(dtype)
-        size = (int(shape),) if isinstance(shape, SupportsIndex) else tuple(map(int, shape))
+        size = arguments.shape_of(shape)
         length = tensors.size_of(size, wanted)
         if length > self._connection.info.inline_limit and self._connection.shared_memory:
             blocks = self._connection.reserve([length], time.monotonic())
@@ -336,13 +349,14 @@ class Ring:
 
     def _deadline(self, timeout: float | None) -> tuple[float | None, float | None]:
         """Return *timeout* as (what the daemon is told, the moment on the monotonic clock)."""
+        if timeout is not None:
+            timeout = arguments.seconds(timeout)  # numpy's numbers cannot be sent
         if timeout == math.inf:
             return 0.0, None
         if timeout is None:
             timeout = self._connection.latest.timeout
             if timeout is None:
                 return None, None
-        elif not timeout > 0:
-            raise ValueError(f"a timeout is a positive number of seconds, not {timeout!r}")
-        timeout = float(timeout)  # numpy's numbers cannot be sent
+        elif timeout <= 0:
+            raise ValueError(f"timeout is a positive number of seconds, not {timeout!r}")
         return timeout, time.monotonic() + timeout

@@ -29,6 +29,7 @@ class Op:
 
     __slots__ = (
         "asked",
+        "breaks",
         "call",
         "ended",
         "error",
@@ -83,6 +84,8 @@ class Op:
         """The deadline on the monotonic clock, 0 for none, None for the daemon's default."""
         self.give_up: float | None = None
         """When the client decides by itself that the deadline has passed."""
+        self.breaks = 0
+        """How often the ring had broken when it was submitted."""
         self.session: Session
         self.seq = -1
         self.memory_made = 0

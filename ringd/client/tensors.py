@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ringd.client.foreign import as_array
+from ringd.client.arguments import plain
+from ringd.client.foreign import as_array, is_only_dlpack
 from ringd.collective import reduction
 from ringd.collective.call import MAX_CALL_NAME, Call
 
 Array = npt.NDArray[Any]
+
+_MEANS_NO_MORE = {np.ndarray, bool, int, float, complex}
+"""Types that are their numbers, and nothing else."""
+
+_NOT_OPENED = (str, bytes, bytearray, memoryview)
+"""Sequences that hold nothing but themselves, or bare numbers."""
 
 
 def accept(x: npt.ArrayLike, op: str, out: object) -> Array:
     """Return *x* as an array that *op* is defined for; make sure that *out* can take the result.
 
     Raises:
-        TypeError: the dtype is unsupported or has no such op, or *out* is of another dtype.
+        TypeError: the dtype is unsupported or has no such op, or *out* is of another dtype, or
+            *op* is no string.
         ValueError: no such op, or *out* is of another shape or read-only.
     """
     array = plain_array(x)
-    reduction.check(op, array.dtype)
+    reduction.check(plain(op, "op"), array.dtype)
     if out is not None:
         _check_out(out, array)
     return array
@@ -33,30 +42,66 @@ def plain_array(x: npt.ArrayLike) -> Array:
     """Return *x* as a plain array, unless that would drop a part of what it means.
 
     Raises:
-        TypeError: *x* has a mask, a unit, labels or named fields, or leaves zeros out; says what
-            to write instead.
+        TypeError: *x*, or something in it, has a mask, a unit, labels or named fields, or leaves
+            zeros out; says what to write instead.
     """
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(
-            "a masked array cannot be reduced: what lies under its mask would count; "
-            "write x.filled(0), or another value that suits the op, and reduce the mask apart"
-        )
-    if hasattr(x, "unit") and hasattr(x, "to_value"):  # astropy's Quantity
-        raise TypeError("the unit of x would be lost; write x.to_value(UNIT)")
-    if hasattr(x, "units") and hasattr(x, "magnitude"):  # pint's Quantity
-        raise TypeError("the units of x would be lost; write x.to(UNIT).magnitude")
-    if hasattr(x, "toarray") and hasattr(x, "nnz"):  # scipy.sparse
-        raise TypeError("a sparse array cannot be reduced; write x.toarray()")
-    if hasattr(x, "to_numpy") and hasattr(x, "index"):  # pandas
-        raise TypeError(
-            "the labels of x would be lost, and its order with them; write x.to_numpy()"
-        )
-    array = as_array(x)
+    if type(x) is np.ndarray:
+        array: Array = x
+    else:
+        fault = _fault(x, "x")
+        if fault is not None:
+            raise TypeError(fault)
+        array = as_array(x)
     if array.dtype.names is not None:
         raise TypeError(
             "an array with named fields cannot be reduced; reduce each field, x['NAME'], apart"
         )
     return array
+
+
+def _fault(x: Any, name: str) -> str | None:
+    """Return what numpy would drop of *x*, which is to be called *name*; None for nothing.
+
+    Lists, and whatever else numpy opens as it does them, are looked through.
+    """
+    if type(x) in _MEANS_NO_MORE or isinstance(x, np.generic):
+        return None
+    if isinstance(x, Sequence) and not isinstance(x, _NOT_OPENED):
+        for kind in set(map(type, x)) - _MEANS_NO_MORE:
+            for y in x:
+                if type(y) is kind and (fault := _fault(y, "y")) is not None:
+                    return fault if name == "y" else f"for the elements y of {name}: {fault}"
+        return None
+    return _meaning(x, name)
+
+
+def _meaning(x: Any, name: str) -> str | None:
+    if isinstance(x, np.ma.MaskedArray):  # also np.ma.masked
+        return (
+            "a masked array cannot be reduced: what lies under its mask would count; "
+            f"write {name}.filled(0), or another value that suits the op, and reduce the mask apart"
+        )
+    if hasattr(x, "to_numpy"):  # pandas, xarray, polars, pyarrow
+        return (
+            f"labels, order or gaps of {name}, a {type(x).__name__}, would be lost; "
+            f"write {name}.to_numpy()"
+        )
+    if getattr(x, "unit", None) is not None or getattr(x, "units", None) is not None:
+        return f"the unit of {name} would be lost; write {_without_unit(x, name)}"
+    if hasattr(x, "toarray") and hasattr(x, "nnz"):  # scipy.sparse
+        return f"a sparse array cannot be reduced; write {name}.toarray()"
+    if name == "y" and is_only_dlpack(x):
+        return f"numpy does not look into it, a {type(x).__name__}; write np.from_dlpack({name})"
+    return None
+
+
+def _without_unit(x: Any, name: str) -> str:
+    """Return what to write to have the bare numbers of *x*."""
+    if hasattr(x, "to_value"):  # astropy, unyt
+        return f"{name}.to_value(UNIT)"
+    if hasattr(x, "magnitude"):  # quantities, pint
+        return f"{name}.{'rescale' if hasattr(x, 'rescale') else 'to'}(UNIT).magnitude"
+    return f"np.asarray({name})"
 
 
 def describe(array: Array, op: str, name: str) -> Call:
@@ -85,18 +130,6 @@ def call_name(name: str) -> str:
     if len(name) > MAX_CALL_NAME:
         raise ValueError(f"a call's name has up to {MAX_CALL_NAME} characters, not {len(name)}")
     return name
-
-
-def plain(text: str, what: str) -> str:
-    """Return *text*, which is *what*, as a plain str: messages take no subclass, such as numpy's.
-
-    Raises:
-        TypeError: it is no string.
-        ValueError: it is no text that can be sent.
-    """
-    if not isinstance(text, str):
-        raise TypeError(f"{what} is a string, not {type(text).__name__}")
-    return text.encode().decode()
 
 
 def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -135,11 +168,24 @@ def size_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
 
 
 def _check_out(out: object, array: Array) -> None:
+    dtype = native(array.dtype)
     if not isinstance(out, np.ndarray):
-        raise TypeError(f"out must be a numpy array, not {type(out).__name__}")
-    if native(out.dtype) != native(array.dtype):
-        raise TypeError(f"out has dtype {out.dtype}, but the result has {native(array.dtype)}")
+        raise TypeError(
+            f"out must be a numpy array, not {type(out).__name__}; "
+            f"write out=np.empty({array.shape}, {dtype.name!r})"
+        )
+    if type(out) is not np.ndarray and _meaning(out, "out") is not None:
+        raise TypeError(
+            f"out must be a plain array, not a {type(out).__name__}, whose mask or unit would say "
+            "nothing of the result; write out=np.asarray(out)"
+        )
+    if native(out.dtype) != dtype:
+        raise TypeError(
+            f"out has dtype {out.dtype}, but the result has {dtype}; convert one of x and out"
+        )
     if out.shape != array.shape:
-        raise ValueError(f"out has shape {out.shape}, but the result has {array.shape}")
+        raise ValueError(
+            f"out has shape {out.shape}, but the result has {array.shape}; reshape one of x and out"
+        )
     if not out.flags.writeable:
-        raise ValueError("out is read-only")
+        raise ValueError("out is read-only; write out=out.copy()")

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ringd import errors
-from ringd.client import tensors
+from ringd.client import arguments, tensors
 from ringd.client.connection import Connection
 from ringd.client.session import Op
 
@@ -81,10 +81,11 @@ class Work:
             Mismatch: the members submitted different calls.
             GroupLost: a client of the group died or left.
             PeerLost: a member was lost, and the ring was made with ``on_loss="fail"``.
+            TypeError, ValueError: *timeout* is no number of seconds.
             CalledFromHandler, MainThreadFailed: as :meth:`Ring.all_reduce`.
             RingError: any other reason; see :mod:`ringd.errors`.
         """
-        until = None if timeout is None else time.monotonic() + timeout
+        until = None if timeout is None else time.monotonic() + arguments.seconds(timeout)
         try:
             self._connection.wait(self._op, until)
             taken = self._collected or self._collect()

@@ -93,9 +93,8 @@ def main(
     except ConfigError as error:
         _give_up(str(error).splitlines())
     places = paths.default_paths()
-    socket_path = socket_path or (
-        Path(settings.ipc.socket) if settings.ipc.socket else places.socket
-    )
+    named = socket_path or (Path(settings.ipc.socket) if settings.ipc.socket else None)
+    socket_path = named or places.socket
     if check_config:
         _check_ports(settings, socket_path)
         click.echo(f"{path}: good; this is {settings.node!r}, rank {settings.rank}")
@@ -112,6 +111,8 @@ def main(
             reason=f"it seems to be the member {settings.node!r}, renamed by the network; if it is "
             "another machine, give it a member of its own, else use --node or RINGD_NODE",
         )
+    if named is None and os.geteuid() and (hidden := paths.by_environment()):
+        structlog.get_logger("ringd").warning("not all programs find this daemon", reason=hidden)
     try:
         Daemon(settings, socket_path, state_dir or places.state_dir).run()
     except RingError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import time
@@ -25,6 +26,38 @@ def raise_open_files() -> None:
         return
     with contextlib.suppress(OSError, ValueError):  # macOS allows less than it says
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def make_sure_of_room(wanted: int) -> None:
+    """Make sure that this process can open *wanted* descriptors now.
+
+    For libraries that end the process where they cannot.
+
+    Raises:
+        OSError: it cannot.
+    """
+    made: list[int] = []
+    try:
+        for _ in range(wanted):
+            made.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))  # noqa: PERF401 - closed below
+    finally:
+        for descriptor in made:
+            os.close(descriptor)
+
+
+def is_out_of_files(error: OSError) -> bool:
+    """Whether *error* says that this process, or the system, can open no more files."""
+    return error.errno in (errno.EMFILE, errno.ENFILE)
+
+
+def out_of_files(error: OSError) -> str:
+    """Return what such an *error* means, and what to do."""
+    if error.errno == errno.ENFILE:
+        return f"the system has no more open files ({error.strerror}): end programs, or allow more"
+    return (
+        f"too many open files: this process may have {OWN.limit} of them (RLIMIT_NOFILE), and "
+        "needs a few more; close some, or allow more (ulimit -n)"
+    )
 
 
 class OpenFiles:

@@ -125,6 +125,26 @@ def socket_candidates(
     return (*own, system_paths(macos=macos).socket)
 
 
+def by_environment(
+    environ: Mapping[str, str] = os.environ, *, macos: bool = MACOS, user: User | None = None
+) -> str:
+    """Return how programs without this environment find the socket of the user's daemon.
+
+    Empty where they look there anyway, as nothing leads there but what all programs know. No file
+    elsewhere points to it: who sets these variables may mean to keep two daemons apart.
+    """
+    user = user or current_user()
+    socket = user_paths(environ, macos=macos, user=user).socket
+    if socket in socket_candidates({}, macos=macos, user=user):
+        return ""
+    names = ("HOME",) if macos else ("XDG_RUNTIME_DIR", "XDG_STATE_HOME", "HOME")
+    lead = ", ".join(f"{name}={environ[name]}" for name in names if name in environ)
+    return (
+        f"{socket} is found only by programs with the same environment ({lead or 'without HOME'}); "
+        f"have others set RINGD_SOCKET={socket}"
+    )
+
+
 def left_out(
     environ: Mapping[str, str] = os.environ, *, macos: bool = MACOS, user: User | None = None
 ) -> str:

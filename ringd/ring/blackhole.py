@@ -33,6 +33,8 @@ class BlackHole:
         self._instance = 0
         self._times = 0
         self._last = 0.0
+        self._hint = ""
+        self._until = 0.0
 
     def lost(
         self,
@@ -60,12 +62,17 @@ class BlackHole:
         again = instance == self._instance and now - self._last <= IN_A_ROW * lost_after
         self._instance, self._last = instance, now
         self._times = (self._times if again else 0) + 1 if stuck else 0
-        if self._times < TWICE:
-            return ""
-        return (
-            "perhaps small packets pass and large ones do not, as little was delivered several "
-            f"times in a row: check the MTU on the way: {large_ping(_host(address))}"
-        )
+        self._hint, self._until = "", now + IN_A_ROW * lost_after
+        if self._times >= TWICE:
+            self._hint = (
+                "perhaps small packets pass and large ones do not, as little was delivered several "
+                f"times in a row: check the MTU on the way: {large_ping(_host(address))}"
+            )
+        return self._hint
+
+    def suspicion(self, now: float) -> str:
+        """Return that again, while another such loss would be one in a row."""
+        return self._hint if now <= self._until else ""
 
 
 def _host(address: str) -> str:

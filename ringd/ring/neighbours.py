@@ -250,6 +250,14 @@ class Neighbours:
             lost_after=self._config.join.lost_after,
         )
 
+    def _suspect(self, reason: str) -> str:
+        """Add to why the ring broke what the way may have to do with that.
+
+        Often the news of the other end, which cannot tell, is here before the link is lost.
+        """
+        hint = self._black_hole.suspicion(self._loop.now())
+        return f"{reason}; {hint}" if hint and hint not in reason else reason
+
     def _redial(self, link: Link) -> None:
         if link.side == "right" and self._reach is not None:
             self._reach.redial()
@@ -329,7 +337,7 @@ class Neighbours:
                 self._user.ring_up(action.generation)
                 self._catch_up()
             elif isinstance(action, membership.Broken):
-                self._user.ring_down(action.reason)
+                self._user.ring_down(self._suspect(action.reason))
             elif isinstance(action, membership.Changed):
                 self._paced.info(
                     "ring " + action.new.value,

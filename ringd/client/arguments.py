@@ -1,0 +1,84 @@
+"""Arguments that are no tensors: texts, seconds, shapes, paths; each error says what to write."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import operator
+import os
+from collections.abc import Sequence
+from typing import SupportsIndex
+
+
+def plain(text: str, what: str) -> str:
+    """Return *text*, which is *what*, as a plain str: messages take no subclass, such as numpy's.
+
+    Raises:
+        TypeError: it is no string.
+        ValueError: it is no text that can be sent.
+    """
+    if not isinstance(text, str):
+        remedy = f"; write {text!r}.decode()" if isinstance(text, bytes) else ""
+        raise TypeError(f"{what} is a string, not {type(text).__name__}{remedy}")
+    try:
+        return text.encode().decode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{what} is text that can be sent as UTF-8, and {text!r} has half of a surrogate pair "
+            f"at {error.start}; leave it out, as .encode(errors='replace').decode() does"
+        ) from None
+
+
+def seconds(timeout: object, what: str = "timeout") -> float:
+    """Return *timeout*, of any type of number, as a float, which may be infinite.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not a number, or one that no float can be.
+    """
+    text = f"{what} is a number of seconds, such as 5.0 or math.inf, or None, not {timeout!r:.80}"
+    if isinstance(timeout, (str, bytes, bytearray)):  # some of which float() takes
+        raise TypeError(text)
+    try:
+        number = float(timeout)  # type: ignore[arg-type] # that is the question
+    except OverflowError:
+        raise ValueError(text) from None
+    except (TypeError, ValueError):  # also an array of several
+        raise TypeError(text) from None
+    if math.isnan(number):
+        raise ValueError(text)
+    return number
+
+
+def shape_of(shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
+    """Return the *shape* of an array.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: a length in it is negative.
+    """
+    lengths: tuple[int, ...] | None = None
+    with contextlib.suppress(TypeError):
+        if isinstance(shape, SupportsIndex):
+            lengths = (operator.index(shape),)
+        else:
+            lengths = tuple(map(operator.index, shape))
+    if lengths is None:
+        raise TypeError(f"shape is a whole number or a tuple of such, not {shape!r:.80}")
+    if min(lengths, default=0) < 0:
+        raise ValueError(f"shape has no negative lengths, as {shape!r:.80} does")
+    return lengths
+
+
+def socket_path(socket: str | os.PathLike[str]) -> str:
+    """Return *socket*, of a daemon, as an absolute path.
+
+    Raises:
+        TypeError: it is no path.
+        ValueError: no socket can have it.
+    """
+    path = os.fspath(socket) if isinstance(socket, os.PathLike) else socket
+    path = plain(path, "socket (or RINGD_SOCKET), a path,")
+    if "\0" in path:
+        raise ValueError(f"socket (or RINGD_SOCKET) is a path, and {path!r} has a zero byte in it")
+    return os.path.abspath(path)  # noqa: PTH100 - as in the daemon
