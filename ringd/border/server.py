@@ -12,7 +12,6 @@ fails alone.
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from ringd import errors
 from ringd.border.client import Client
 from ringd.border.endpoint import Endpoint
 from ringd.border.lifeline import Lifeline, LifelineListener
+from ringd.border.lock import SocketLock
 from ringd.border.validate import call_fault_of, fault_of
 from ringd.host.limits import OWN, OpenFiles
 from ringd.loop import EVENT_READ, Loop, Timer
@@ -114,26 +114,24 @@ class Limits:
 
 
 class BorderServer:
-    """Listens at a path from its making to :meth:`close`."""
+    """Listens at its path from its making to :meth:`close`."""
 
     def __init__(
         self,
         loop: Loop,
-        path: str | os.PathLike[str],
+        lock: SocketLock,
         *,
         handler: BorderHandler,
         answers: Mapping[type[Request], Answerer],
         log: FilteringBoundLogger,
-        node: str,
         mode: int = 0o660,
         group: str = "",
         limits: Limits | None = None,
         open_files: OpenFiles = OWN,
     ) -> None:
-        """Listen at *path*, and at the lifeline path beside it.
+        """Listen at the path that *lock* is for, and at the lifeline path beside it.
 
         Raises:
-            Refused: another daemon holds the path; the message has its pid.
             ConfigError: the path, or the group, cannot be used.
         """
         self.limits = limits or Limits()
@@ -154,7 +152,7 @@ class BorderServer:
         self._by_routing_id: dict[bytes, Client] = {}
         self._waiting: dict[Client, Timer] = {}
         self._closed = False
-        self._endpoint = Endpoint(path, node=node, mode=mode, group=group)
+        self._endpoint = Endpoint(lock, mode=mode, group=group)
         self.path = self._endpoint.path
         self._context = zmq.Context(io_threads=1)
         self._router = self._open_router()
