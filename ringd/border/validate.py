@@ -131,6 +131,12 @@ def _overlap(source: Ref, target: Ref) -> str | None:
     return None
 
 
+def unfit(call: Call) -> str:
+    """Return why *call*, whoever made it, cannot be run here; empty if it can."""
+    size = _tensor_bytes(call)
+    return size if isinstance(size, str) else ""
+
+
 def _tensor_bytes(call: Call) -> int | str | None:
     """Return the bytes of the call's tensor, None for a barrier; a string is a fault."""
     if len(call.name) > MAX_CALL_NAME:
