@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 import structlog
@@ -24,7 +24,7 @@ from ringd.errors import ConfigError, RingError
 from ringd.host import heap, limits, paths
 from ringd.host.journal import complaint
 from ringd.host.limits import raise_open_files
-from ringd.host.streams import open_standard_streams
+from ringd.host.streams import prepare_standard_streams
 from ringd.net.listener import obstacles
 from ringd.observe import logs
 from ringd.wire.border.lifeline import SUFFIX
@@ -42,7 +42,16 @@ LOOK_AGAIN = 1.0
 """Seconds."""
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+class Command(click.Command):
+    """A command whose output may find no place."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run, whatever becomes of what is printed."""
+        prepare_standard_streams()
+        return super().main(*args, **extra)
+
+
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--config",
     type=click.Path(path_type=Path, readable=False),
@@ -87,7 +96,6 @@ def main(
     Runs in the foreground and logs to standard error. SIGTERM ends it, SIGHUP makes it read
     its configuration again.
     """
-    open_standard_streams()
     path = config or paths.find_config()
     try:
         if check_config:
