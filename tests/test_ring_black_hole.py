@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import ringd
+from ringd.cli.watch import render
 from ringd.host.tcp import large_ping
 from ringd.ring.blackhole import LARGE, LITTLE, BlackHole
 from tests.cluster import Cluster, Node, wait_until
 from tests.proxy import Proxy
-from tests.ringkit import begin, connected
+from tests.ringkit import begin, connected, everywhere
 
 HASTY = """
 [ops]
@@ -41,10 +42,16 @@ def test_a_black_hole_is_named(place: Path) -> None:
                 return any(HINT + "127.0.0.1" in str(e.get("reason")) for e in node.log())
 
             wait_until(lambda: named(cluster[0]), "the hint in the log of the side that sends")
+            status = wait_until(cluster[0].status, "an answer")
+            assert "the way to n1: perhaps small packets pass" in render(status)
+            assert cluster[1].status()["black_hole"] is None
             for call in calls:
                 error = call.outcome()
                 assert isinstance(error, ringd.DeadlineExceeded)
                 assert "is there, but does not answer" not in str(error)
+            proxy.fill()
+            everywhere(rings, lambda ring: ring.all_reduce(x, timeout=30.0))
+            assert cluster[0].status()["black_hole"] is None
 
 
 LOSS: dict[str, Any] = {

@@ -17,6 +17,7 @@ from ringd.net.dialer import configured
 from ringd.observe import logs
 from ringd.observe.recorder import OpEvent
 from ringd.ring.absence import waiting_for
+from ringd.ring.blackhole import LITTLE
 from ringd.ring.neighbours import Neighbours
 
 SCHEMA_VERSION = 1
@@ -95,6 +96,7 @@ def status(
             }
             for namesake in neighbours.namesakes.values()
         ],
+        "black_hole": _black_hole(neighbours, now),
         "groups": [_group(programs, name, now) for name in sorted(programs.engine.groups)],
         "clients": [
             {"pid": client.pid, "program": client.program, "shared_memory": client.segment_bytes}
@@ -128,6 +130,15 @@ def _preference(
         return {"preferred": preferred, "preferred_error": None, "probes": 0}
     error = None if preferred else homing.error()
     return {"preferred": preferred, "preferred_error": error, "probes": homing.probes}
+
+
+def _black_hole(neighbours: Neighbours, now: float) -> dict[str, Any] | None:
+    """Return what is suspected of the way to the right neighbour, until a link there refutes it."""
+    hole, link = neighbours.black_hole, neighbours.links.get("right")
+    if not hole.hint or (link is not None and link.delivered >= LITTLE):
+        return None
+    peer = neighbours.names[(neighbours.rank + 1) % neighbours.size]
+    return {"peer": peer, "reason": hole.hint, "age": now - hole.last}
 
 
 def open_ops(programs: Programs) -> list[OpEvent]:

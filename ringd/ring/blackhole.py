@@ -32,7 +32,10 @@ class BlackHole:
     def __init__(self) -> None:
         self._instance = 0
         self._times = 0
-        self._last = 0.0
+        self.last = 0.0
+        """When the last one was lost."""
+        self.hint = ""
+        """What that pointed to."""
 
     def lost(
         self,
@@ -57,15 +60,16 @@ class BlackHole:
             lost_after: As in the config.
         """
         stuck = not explained and undelivered >= LARGE and sent - undelivered < LITTLE
-        again = instance == self._instance and now - self._last <= IN_A_ROW * lost_after
-        self._instance, self._last = instance, now
+        again = instance == self._instance and now - self.last <= IN_A_ROW * lost_after
+        self._instance, self.last = instance, now
         self._times = (self._times if again else 0) + 1 if stuck else 0
-        if self._times < TWICE:
-            return ""
-        return (
-            "perhaps small packets pass and large ones do not, as little was delivered several "
-            f"times in a row: check the MTU on the way: {large_ping(_host(address))}"
-        )
+        self.hint = ""
+        if self._times >= TWICE:
+            self.hint = (
+                "perhaps small packets pass and large ones do not, as little was delivered several "
+                f"times in a row: check the MTU on the way: {large_ping(_host(address))}"
+            )
+        return self.hint
 
 
 def _host(address: str) -> str:

@@ -98,7 +98,8 @@ class Neighbours:
         self._recorder = recorder
         self._log = structlog.get_logger("ring")
         self._paced = PacedLog(self._log, loop)
-        self._black_hole = BlackHole()
+        self.black_hole = BlackHole()
+        """What the right links that were lost point to."""
         self._user: RingUser
         self._bulk: Bulk
         self.rank = config.rank
@@ -240,7 +241,7 @@ class Neighbours:
         """Return what the way itself may have to do with the loss of *link*, if anything."""
         if link.side == "left":  # it is the other end that sends what may be too large
             return ""
-        return self._black_hole.lost(
+        return self.black_hole.lost(
             link.peer.instance,
             link.address,
             explained=link.explained,
