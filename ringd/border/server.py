@@ -53,6 +53,7 @@ __all__ = ["BorderHandler", "BorderServer", "Client", "Limits"]
 _BATCH = 64  # messages taken in one go, then the links have their turn
 _ATTACH_WITHIN = 10.0  # seconds from the lifeline's opening
 _REMEMBERED_ASKERS = 1024
+_REMEMBERED_FORMER = 1024
 _DESCRIPTORS = 2  # that a program takes: its lifeline, and soon its ZeroMQ connection
 _ROOM_AGAIN = 4 * _DESCRIPTORS  # else the log would go to and fro with the last one
 
@@ -150,6 +151,9 @@ class BorderServer:
         self._log = log
         self._by_token: dict[bytes, Client] = {}
         self._by_routing_id: dict[bytes, Client] = {}
+        self._former: OrderedDict[bytes, None] = OrderedDict()
+        """Tokens and routing ids of those that were seen off last; some of what they sent may be
+        read later than their end, which comes another way."""
         self._waiting: dict[Client, Timer] = {}
         self._closed = False
         self._endpoint = Endpoint(lock, mode=mode, group=group)
@@ -284,7 +288,9 @@ class BorderServer:
     def _dispatch(self, routing_id: bytes, message: Request, payload: memoryview | None) -> None:
         if isinstance(message, (Submit, Ack)):
             client = self._by_routing_id.get(routing_id)
-            if client is None:
+            if client is None and routing_id in self._former:
+                self._log.debug("message of a former client", what=type(message).__name__)
+            elif client is None:
                 self._deny(routing_id, message.join_id, "attach to a group first")
             else:
                 client.acknowledged(message.acked)
@@ -315,6 +321,10 @@ class BorderServer:
     def _attach(self, routing_id: bytes, message: Attach) -> None:
         client = self._by_token.get(message.token)
         holder = self._by_routing_id.get(routing_id)
+        if client is None and message.token in self._former:
+            self._log.debug("message of a former client", what=type(message).__name__)
+            self._remember(routing_id)  # there may be calls behind it
+            return
         if client is None or holder not in (None, client):
             self._deny(
                 routing_id, message.join_id, "the token is not one that a lifeline was given"
@@ -331,6 +341,7 @@ class BorderServer:
             timer.cancel()
         if client.routing_id is not None:
             self._by_routing_id.pop(client.routing_id, None)  # its ZeroMQ connection is a new one
+        self._former.pop(routing_id, None)
         client.routing_id = routing_id
         client.owes_nothing()
         client.program = message.program
@@ -467,8 +478,15 @@ class BorderServer:
 
     def _forget(self, client: Client) -> None:
         self._by_token.pop(client.token, None)
+        self._remember(client.token)
         if client.routing_id is not None:
             self._by_routing_id.pop(client.routing_id, None)
+            self._remember(client.routing_id)
         timer = self._waiting.pop(client, None)
         if timer is not None:
             timer.cancel()
+
+    def _remember(self, former: bytes) -> None:
+        self._former[former] = None
+        if len(self._former) > _REMEMBERED_FORMER:
+            self._former.popitem(last=False)
