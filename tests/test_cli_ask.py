@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from ringd.border.endpoint import Endpoint
 from ringd.border.lock import STARTING, SocketLock
 from ringd.cli.ask import ask, find_socket
+from ringd.cli.main import main
 from ringd.errors import ConfigError, DaemonUnavailable, Refused
 from ringd.host.holder import Holder
 from ringd.wire.border import lifeline
 from ringd.wire.border.messages import AskStatus
+from tests.cluster import Cluster
 
 
 def said(path: Path) -> str:
@@ -40,7 +45,7 @@ def test_a_daemon_that_is_stuck(place: Path) -> None:
         listener.listen(0)
         first.connect(listener.getsockname())
         text = said(path)
-    assert "its daemon is stuck: see its log" in text
+    assert "its daemon is stopped or stuck: see its log, or restart it" in text
     assert "gone" not in text
 
 
@@ -147,3 +152,40 @@ def test_all_that_is_found_is_said(place: Path, monkeypatch: pytest.MonkeyPatch)
     assert f"nothing at {place}/a" in str(caught.value)
     with SocketLock(place / "b", node="mini"), pytest.raises(Refused, match="node mini"):
         SocketLock(place / "b", node="other")
+
+
+COMMANDS = [
+    ["status"],
+    ["health"],
+    ["health", "--wait", "1s"],
+    ["rejoin"],
+    ["reload"],
+    ["trace"],
+    ["trace", "--chrome", "trace.json"],
+]
+
+
+def test_no_command_waits_for_one_that_is_stopped(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each says where and who that is, and what to do, and ends soon; also when it is gone."""
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("ringd.cli.ask.ANSWER_WITHIN", 0.2)
+    with Cluster(place, 1) as cluster:
+        (node,) = cluster.start().nodes
+        cluster.wait_ready()
+        for sign, texts in (
+            (signal.SIGSTOP, [f"process {node.pid} on", "is stopped or stuck", "restart it"]),
+            (signal.SIGKILL, ["the daemon that made it is gone", "start ringd"]),
+        ):
+            node.signal(sign)
+            if sign == signal.SIGKILL:
+                node.kill()
+            for words in COMMANDS:
+                began = time.monotonic()
+                done = CliRunner().invoke(main, [*words, "--socket", str(node.socket)])
+                assert done.exit_code == 3, words
+                assert str(node.socket) in done.output
+                for text in texts:
+                    assert text in done.output, words
+                assert time.monotonic() - began < 8.0, words

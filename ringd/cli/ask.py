@@ -93,8 +93,10 @@ def ask(path: Path, question: Question, timeout: float = ANSWER_WITHIN) -> dict[
         ResourceExhausted: The daemon takes nobody in now.
         RingError: The daemon refused the question.
     """
-    with _knock(path, timeout) as lifeline:
-        _get_in(path, lifeline, timeout)
+    # However long an answer may take, a daemon that is not stuck takes in whoever comes.
+    soon = min(timeout, ANSWER_WITHIN)
+    with _knock(path, soon) as lifeline:
+        _get_in(path, lifeline, soon)
         return _ask(path, question, timeout)
 
 
@@ -190,7 +192,14 @@ def _get_in(path: Path, lifeline: socket.socket, timeout: float) -> None:
 
 
 def _stuck(path: Path, timeout: float) -> DaemonUnavailable:
-    return _Told(f"{path}: no answer within {timeout:g} s; its daemon is stuck: see its log")
+    who = ""
+    with contextlib.suppress(OSError):
+        daemon = Holder.of(Path(f"{path}{holder.SUFFIX}"))
+        who = f", {daemon}," if daemon is not None else ""
+    return _Told(
+        f"{path}: no answer within {timeout:g} s; its daemon{who} is stopped or stuck: see its "
+        "log, or restart it"
+    )
 
 
 def fail(error: RingError) -> NoReturn:
