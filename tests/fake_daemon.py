@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import structlog
 
+from ringd.border.lock import SocketLock
 from ringd.border.server import BorderServer, Client, Limits
 from ringd.collective.reduction import Reduction, dtype_from_name
 from ringd.errors import RingError
@@ -246,11 +247,10 @@ class FakeDaemon:
         self.loop = Loop()
         self.server = BorderServer(
             self.loop,
-            path,
+            SocketLock(path, node="fake"),
             handler=self.handler,
             answers=self.handler.answers,
             log=structlog.get_logger(),
-            node="fake",
             limits=self.handler.limits,
             open_files=open_files,
         )
@@ -324,11 +324,10 @@ def main() -> None:
     loop = Loop()
     server = BorderServer(
         loop,
-        options.socket,
+        SocketLock(options.socket, node="fake"),
         handler=handler,
         answers=handler.answers,
         log=structlog.get_logger(),
-        node="fake",
     )
     loop.on_signal(signal.SIGTERM, loop.stop)
     print("listening", flush=True)  # noqa: T201 - the test waits for it

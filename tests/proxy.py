@@ -83,6 +83,11 @@ class Proxy:
         self.stalled.clear()
         self._wake()
 
+    def fill(self) -> None:
+        """Let everything through from now on, also what is too large for the *hole*."""
+        self._hole = None
+        self.cut()
+
     def close(self) -> None:
         """Reset everything and end."""
         self._closed = True

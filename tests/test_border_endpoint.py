@@ -14,6 +14,7 @@ from fake_daemon import FakeDaemon, open_fds
 from ringd import errors
 from ringd.border import endpoint
 from ringd.border.endpoint import Endpoint
+from ringd.border.lock import SocketLock
 from ringd.host.credentials import MAX_SOCKET_PATH
 
 FAKE = Path(__file__).with_name("fake_daemon.py")
@@ -21,7 +22,7 @@ FAKE = Path(__file__).with_name("fake_daemon.py")
 
 def make(path, mode=0o660, group=""):
     """Open an endpoint and own its sockets."""
-    return Endpoint(path, node="here", mode=mode, group=group)
+    return Endpoint(SocketLock(path, node="here"), mode=mode, group=group)
 
 
 def shut(opened):

@@ -7,10 +7,12 @@ import threading
 
 import pytest
 import zmq
-from borderkit import Raw
-from fake_daemon import eventually, mapped
+from borderkit import EIGHT, Raw
+from fake_daemon import FakeDaemon, eventually, mapped
+from structlog.testing import capture_logs
 
 from ringd.border import lifeline as lifeline_module
+from ringd.border import server
 from ringd.wire.border import lifeline
 from ringd.wire.border import messages as border
 
@@ -163,3 +165,41 @@ def test_successor_of_a_dead_client_is_asked_to_wait(daemon):
     assert isinstance(new.ask(new.attach()), border.Attached)
     for raw in (new, other, elsewhere):
         raw.close()
+
+
+@pytest.mark.parametrize("end", ["left", "died", "died before it attached"])
+def test_what_is_read_after_the_end_is_no_fault(place, end):
+    """A program that was interrupted has said more than its daemon had read: nobody is warned."""
+    with capture_logs() as logged, FakeDaemon(place / "s") as daemon:
+        with Raw(daemon, attach="before" not in end) as raw, Raw(daemon, attach=False) as next_one:
+            if end == "left":
+                raw.send(border.Detach(5))
+                assert raw.hung_up()
+            else:
+                raw.lifeline.close()
+                eventually(lambda: raw.token not in daemon.server._by_token)
+            raw.send(raw.attach())
+            raw.send(raw.submit(), EIGHT)
+            raw.send(border.Ack(5, 1))
+            assert isinstance(raw.ask(border.AskStatus(border.VERSION)), border.Answer)
+            assert daemon.server.denied == 0
+            assert daemon.handler.submitted == []
+            # Over the same connection it may come back, with a lifeline that lives.
+            assert isinstance(raw.ask(raw.attach(token=next_one.token)), border.Attached)
+            assert isinstance(raw.ask(raw.submit(), EIGHT), border.Completed)
+            assert "attach" in next_one.ask(next_one.submit(), EIGHT).message  # a stranger's
+        assert daemon.run(lambda: daemon.server.denied) == 1
+    events = [line for line in logged if line["event"] == "message of a former client"]
+    assert [line["what"] for line in events] == ["Attach", "Submit", "Ack"]
+    assert [line["log_level"] for line in events] == ["debug"] * 3
+
+
+def test_those_that_left_are_not_remembered_without_end(place, monkeypatch):
+    """However many come and go."""
+    monkeypatch.setattr(server, "_REMEMBERED_FORMER", 4)
+    with FakeDaemon(place / "s") as daemon:
+        for _ in range(4):
+            with Raw(daemon) as raw:
+                raw.send(border.Detach(5))
+                assert raw.hung_up()
+        assert daemon.run(lambda: len(daemon.server._former)) == 4

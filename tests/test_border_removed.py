@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 import ringd
 from ringd.border import server
 from ringd.border.endpoint import Endpoint
+from ringd.border.lock import SocketLock
 from ringd.wire.border import messages as border
 from tests.cluster import wait_until
 
@@ -128,7 +129,7 @@ def test_sockets_are_made_anew_and_programs_notice_nothing(daemon, name):
             with ringd.connect(daemon.path, "new", timeout=10) as new:
                 assert (new.all_reduce(x) == 2).all()
             with pytest.raises(ringd.Refused, match="belongs to a running daemon"):
-                Endpoint(daemon.path, node="other", mode=0o660, group="")
+                Endpoint(SocketLock(daemon.path, node="other"), mode=0o660, group="")
         assert len(daemon.handler.attaches) == 5  # nobody attached a second time
     assert [stat.st_mode & 0o777 for stat in map(Path.stat, files(daemon)[:2])] == [0o660] * 2
 
@@ -173,7 +174,7 @@ def test_another_daemon_that_has_the_path_keeps_it(daemon):
     with ringd.connect(daemon.path) as ring:
         stop_looking(daemon)
         remove_everything(daemon)
-        other = Endpoint(daemon.path, node="other", mode=0o660, group="")
+        other = Endpoint(SocketLock(daemon.path, node="other"), mode=0o660, group="")
         look(daemon)
         with socket.socket(socket.AF_UNIX) as visitor:
             visitor.connect(daemon.path)
@@ -209,7 +210,7 @@ def test_closing_leaves_another_daemons_sockets(daemon):
     """What took the path over is not ours to remove."""
     stop_looking(daemon)
     remove_everything(daemon)
-    other = Endpoint(daemon.path, node="other", mode=0o660, group="")
+    other = Endpoint(SocketLock(daemon.path, node="other"), mode=0o660, group="")
     daemon.stop()
     assert [path.exists() for path in files(daemon)] == [True] * 3
     for sock in (other.socket, other.lifeline_socket):

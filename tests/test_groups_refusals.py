@@ -129,3 +129,49 @@ def test_attaching_twice_is_harmless():
     assert len(bench.did(0, actions.Accept)) == 2
     all_reduce(bench)
     assert bench.reports(1) == [(0, OK)]
+
+
+def picky(bench, rank):
+    """Have the daemon of *rank* refuse what is called "alien"; from the next join on."""
+    bench.engines[rank].refusal = lambda call: "c has no such dtype" if call.name == "alien" else ""
+
+
+def refused(bench, *ranks):
+    """Return whether the last call of each of *ranks* ended with that refusal."""
+    return all(
+        bench.reports(rank)[-1][1] == "refused" and bench.message(rank) == "c has no such dtype"
+        for rank in ranks
+    )
+
+
+def test_what_a_member_cannot_run_ends_before_its_client_calls():
+    """All others read why at once; the member's client gets it with its call of that number."""
+    bench = Bench(3)
+    picky(bench, 2)
+    bench.up()
+    bench.join_all()
+    bench.submit(0, submission(0, what=call(name="alien")))
+    bench.settle()
+    assert refused(bench, 0)
+    bench.submit(1, submission(0, what=call(name="alien")))
+    bench.submit(2, submission(0))
+    bench.settle()
+    assert refused(bench, 1, 2)
+    all_reduce(bench, 1)
+    assert [bench.reports(rank)[-1] for rank in range(3)] == [(1, OK)] * 3
+
+
+def test_a_refusal_that_was_lost_is_said_again():
+    """The ring broke before anybody heard it."""
+    bench = Bench(3)
+    picky(bench, 2)
+    bench.up()
+    bench.join_all()
+    for rank in range(2):
+        bench.submit(rank, submission(0, what=call(name="alien")))
+    bench.step(0)
+    bench.step(1)
+    assert bench.reports(0) == bench.reports(1) == []
+    bench.down()
+    bench.up()
+    assert refused(bench, 0, 1)

@@ -6,8 +6,9 @@ import pytest
 from groups_bench import ready, submission
 
 from ringd.groups import actions
+from ringd.groups.engine import Engine
 from ringd.groups.op import OK
-from ringd.wire.link.control import Poll
+from ringd.wire.link.control import Poll, Verdict
 
 
 def back(bench, *, expected=1):
@@ -115,3 +116,16 @@ def test_a_deadline_that_was_handed_over_again_tells_what_was_asked_for():
     bench.tick(0.001)
     bench.settle()
     assert ": the deadline of 30 s passed on 'b'; not submitted by: a, c" in bench.message(1)
+
+
+def test_nothing_is_refused_that_the_client_may_have():
+    """A call that a restarted daemon could not run any more had completed under the former one."""
+    bench = ready(3)
+    bench.make = lambda rank: Engine(
+        rank=rank, names=bench.names, refusal=lambda _call: "unknown here"
+    )
+    back(bench)
+    assert not any(isinstance(a.message, Verdict) for a in bench.did(1, actions.Broadcast))
+    bench.submit(1, submission(0, large=True), outcome=OK)
+    bench.settle()
+    assert [bench.reports(rank) for rank in range(3)] == [[(0, OK)]] * 3

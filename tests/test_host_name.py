@@ -14,10 +14,11 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from ringd.cli.ask import find_socket
 from ringd.config.load import UnknownHost, choose_node, load
 from ringd.config.settings import Config
 from ringd.daemon import main as program
-from ringd.errors import ConfigError
+from ringd.errors import ConfigError, DaemonUnavailable
 from ringd.host.ports import free_ports
 from ringd.observe import logs
 from tests.cluster import wait_until
@@ -117,7 +118,8 @@ def start(monkeypatch: pytest.MonkeyPatch, config: Path, names: list[str], *opti
     monkeypatch.setattr(program, "LOOK_AGAIN", 0.001)
     monkeypatch.setattr(program, "raise_open_files", lambda: None)
     monkeypatch.setattr(program.heap, "give_back_large_blocks", lambda: None)
-    return CliRunner().invoke(program.main, ["--config", str(config), *options])
+    places = ["--socket", str(config.parent / "s"), "--state-dir", str(config.parent)]
+    return CliRunner().invoke(program.main, ["--config", str(config), *places, *options])
 
 
 def test_a_name_that_comes_late(monkeypatch: pytest.MonkeyPatch, config: Path, place: Path) -> None:
@@ -171,6 +173,12 @@ def test_a_config_that_is_mended_meanwhile(config: Path, place: Path) -> None:
             return [json.loads(line)["event"] for line in (place / "log").read_text().splitlines()]
 
         wait_until(lambda: "waiting for this host's name" in events(), "a word")
+        wait_until((place / "s.lock").exists, "the lock")
+        with pytest.raises(DaemonUnavailable) as caught:
+            find_socket(place / "s")
+        assert f"the daemon, process {daemon.pid} on host" in str(caught.value)
+        assert "is starting: waiting for this host's name: " in str(caught.value)
+        assert "RINGD_NODE" in str(caught.value)
         host = socket.gethostname().partition(".")[0]
         config.write_text(config.read_text().replace('"mini"', f'"{host}"'))
         wait_until(lambda: "ring ready" in events(), "the ring")

@@ -81,6 +81,58 @@ def test_commands_run_without_their_streams(cluster, which, place):
         assert "Traceback" not in ended.stdout + ended.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("which", ["", "2>/dev/full", ">/dev/full 2>/dev/full", "2<&0"])
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["ringd.daemon.main", "--config", "none.toml"], 78),
+        (["ringd.daemon.main", "--config", "none.toml", "--check-config"], 78),
+        (["ringd.daemon.main", "--nonsense"], 2),
+        (["ringd.cli.main", "health", "--socket", "none"], 3),
+        (["ringd.cli.main", "status", "--socket", "none"], 3),
+        (["ringd.cli.main", "status", "--nonsense"], 2),
+        (["ringd.cli.main", "nonsense"], 2),
+        (["ringd.cli.main", "keygen", "."], 2),
+        (["ringd.cli.main", "keygen", "none/key"], 1),
+    ],
+)
+def test_exit_codes_hold_whatever_becomes_of_the_words(place, which, words, code):
+    """A full disk, a pipe that nobody reads, or one that is only to be read, for standard error."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        ended = subprocess.run(
+            closing(which, sys.executable, "-m", *words),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=writer,
+            check=False,
+            timeout=30,
+            cwd=place,
+        )
+    finally:
+        os.close(writer)
+    assert ended.returncode == code
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("program", ["ringd.daemon.main", "ringd.cli.main"])
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_output_that_finds_no_place_is_an_error_in_words(program, buffered):
+    """Of the daemon's command as of the others, however Python buffers."""
+    ended = subprocess.run(
+        closing(">/dev/full", sys.executable, "-m", program, "--help"),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+        env={**os.environ, "PYTHONUNBUFFERED": buffered},
+    )
+    expected = (1, "Error: standard output: No space left on device\n")
+    assert (ended.returncode, ended.stderr) == expected
+
+
 def test_open_streams_stay_as_they_are():
     """Nothing is replaced that is there."""
     code = (

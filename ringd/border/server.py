@@ -12,7 +12,6 @@ fails alone.
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from ringd import errors
 from ringd.border.client import Client
 from ringd.border.endpoint import Endpoint
 from ringd.border.lifeline import Lifeline, LifelineListener
+from ringd.border.lock import SocketLock
 from ringd.border.validate import call_fault_of, fault_of
 from ringd.host.limits import OWN, OpenFiles
 from ringd.loop import EVENT_READ, Loop, Timer
@@ -53,6 +53,7 @@ __all__ = ["BorderHandler", "BorderServer", "Client", "Limits"]
 _BATCH = 64  # messages taken in one go, then the links have their turn
 _ATTACH_WITHIN = 10.0  # seconds from the lifeline's opening
 _REMEMBERED_ASKERS = 1024
+_REMEMBERED_FORMER = 1024
 _DESCRIPTORS = 2  # that a program takes: its lifeline, and soon its ZeroMQ connection
 _ROOM_AGAIN = 4 * _DESCRIPTORS  # else the log would go to and fro with the last one
 
@@ -118,26 +119,24 @@ class Limits:
 
 
 class BorderServer:
-    """Listens at a path from its making to :meth:`close`."""
+    """Listens at its path from its making to :meth:`close`."""
 
     def __init__(
         self,
         loop: Loop,
-        path: str | os.PathLike[str],
+        lock: SocketLock,
         *,
         handler: BorderHandler,
         answers: Mapping[type[Request], Answerer],
         log: FilteringBoundLogger,
-        node: str,
         mode: int = 0o660,
         group: str = "",
         limits: Limits | None = None,
         open_files: OpenFiles = OWN,
     ) -> None:
-        """Listen at *path*, and at the lifeline path beside it.
+        """Listen at the path that *lock* is for, and at the lifeline path beside it.
 
         Raises:
-            Refused: another daemon holds the path; the message has its pid.
             ConfigError: the path, or the group, cannot be used.
         """
         self.limits = limits or Limits()
@@ -156,9 +155,12 @@ class BorderServer:
         self._log = log
         self._by_token: dict[bytes, Client] = {}
         self._by_routing_id: dict[bytes, Client] = {}
+        self._former: OrderedDict[bytes, None] = OrderedDict()
+        """Tokens and routing ids of those that were seen off last; some of what they sent may be
+        read later than their end, which comes another way."""
         self._waiting: dict[Client, Timer] = {}
         self._closed = False
-        self._endpoint = Endpoint(path, node=node, mode=mode, group=group)
+        self._endpoint = Endpoint(lock, mode=mode, group=group)
         self.path = self._endpoint.path
         self._context = zmq.Context(io_threads=1)
         self._router = self._open_router()
@@ -290,7 +292,9 @@ class BorderServer:
     def _dispatch(self, routing_id: bytes, message: Request, payload: memoryview | None) -> None:
         if isinstance(message, (Submit, Ack)):
             client = self._by_routing_id.get(routing_id)
-            if client is None:
+            if client is None and routing_id in self._former:
+                self._log.debug("message of a former client", what=type(message).__name__)
+            elif client is None:
                 self._deny(routing_id, message.join_id, "attach to a group first")
             else:
                 client.acknowledged(message.acked)
@@ -322,6 +326,10 @@ class BorderServer:
     def _attach(self, routing_id: bytes, message: Attach) -> None:
         client = self._by_token.get(message.token)
         holder = self._by_routing_id.get(routing_id)
+        if client is None and message.token in self._former:
+            self._log.debug("message of a former client", what=type(message).__name__)
+            self._remember(routing_id)  # there may be calls behind it
+            return
         if client is None or holder not in (None, client):
             self._deny(
                 routing_id, message.join_id, "the token is not one that a lifeline was given"
@@ -338,6 +346,7 @@ class BorderServer:
             timer.cancel()
         if client.routing_id is not None:
             self._by_routing_id.pop(client.routing_id, None)  # its ZeroMQ connection is a new one
+        self._former.pop(routing_id, None)
         client.routing_id = routing_id
         client.owes_nothing()
         client.program = message.program
@@ -474,8 +483,15 @@ class BorderServer:
 
     def _forget(self, client: Client) -> None:
         self._by_token.pop(client.token, None)
+        self._remember(client.token)
         if client.routing_id is not None:
             self._by_routing_id.pop(client.routing_id, None)
+            self._remember(client.routing_id)
         timer = self._waiting.pop(client, None)
         if timer is not None:
             timer.cancel()
+
+    def _remember(self, former: bytes) -> None:
+        self._former[former] = None
+        if len(self._former) > _REMEMBERED_FORMER:
+            self._former.popitem(last=False)

@@ -102,7 +102,7 @@ def call_fault_of(message: Submit, payload_bytes: int | None, rank: int, size: i
     if len(message.message) > MAX_TEXT or len(message.outcome) > _MAX_TEXT:
         return "the outcome's text is too long"
     call = message.call
-    fault = _call_fault(call, size)
+    fault = unfit(call, size)
     if fault:
         return fault
     if message.source is not None and payload_bytes is not None:
@@ -134,8 +134,8 @@ def _overlap(source: Ref, target: Ref) -> str | None:
     return None
 
 
-def _call_fault(call: Call, size: int) -> str:
-    """Return what is wrong with *call*; empty if nothing is."""
+def unfit(call: Call, size: int) -> str:
+    """Return why *call*, of any of *size* ranks, cannot be run here; empty if it can."""
     if len(call.name) > MAX_CALL_NAME:
         return f"a call's name has up to {MAX_CALL_NAME} characters"
     if max(len(call.kind), len(call.reduction), len(call.dtype)) > _MAX_WORD:

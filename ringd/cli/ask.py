@@ -14,9 +14,11 @@ import click
 import zmq
 
 from ringd.errors import DaemonUnavailable, Refused, ResourceExhausted, RingError
-from ringd.host import paths
+from ringd.host import holder, paths
+from ringd.host.holder import Holder
 from ringd.host.journal import complaint
 from ringd.host.permission import why_not
+from ringd.host.place import SOCKET, what_is_at
 from ringd.wire.border import lifeline as wire
 from ringd.wire.border import messages as border
 from ringd.wire.border.messages import AskRejoin, AskReload, AskStatus, AskTrace
@@ -31,6 +33,10 @@ ANSWER_WITHIN = 5.0
 """Seconds."""
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class _Told(DaemonUnavailable):
+    """There is something else than a daemon that listens, and to start one is no remedy."""
 
 
 def daemon_options(command: _Command) -> _Command:
@@ -54,10 +60,13 @@ def find_socket(given: Path | None) -> Path:
     """
     candidates = [given] if given is not None else list(paths.socket_candidates())
     forbidden: list[str] = []
+    told: list[str] = []
     trouble: list[str] = []
     for candidate in candidates:
         try:
             _knock(candidate, ANSWER_WITHIN).close()
+        except _Told as error:
+            told.append(str(error))
         except DaemonUnavailable as error:
             trouble.append(str(error))
         except Refused as error:
@@ -65,8 +74,9 @@ def find_socket(given: Path | None) -> Path:
         else:
             return candidate
     looked = ", ".join(trouble)
-    if forbidden:
-        raise Refused("; ".join(forbidden) + (f" ({looked})" if looked else ""))
+    if forbidden or told:
+        text = "; ".join(forbidden + told) + (f" ({looked})" if looked else "")
+        raise Refused(text) if forbidden else DaemonUnavailable(text)
     text = (
         f"no daemon here ({looked}); start ringd, or name its socket, which it logs as it starts, "
         "with RINGD_SOCKET or --socket; one that runs already "
@@ -84,8 +94,10 @@ def ask(path: Path, question: Question, timeout: float = ANSWER_WITHIN) -> dict[
         ResourceExhausted: The daemon takes nobody in now.
         RingError: The daemon refused the question.
     """
-    with _knock(path, timeout) as lifeline:
-        _get_in(path, lifeline, timeout)
+    # However long an answer may take, a daemon that is not stuck takes in whoever comes.
+    soon = min(timeout, ANSWER_WITHIN)
+    with _knock(path, soon) as lifeline:
+        _get_in(path, lifeline, soon)
         return _ask(path, question, timeout)
 
 
@@ -127,18 +139,37 @@ def _knock(path: Path, timeout: float) -> socket.socket:
             probe.connect(str(path) + wire.SUFFIX)
         except PermissionError:
             raise Refused(why_not(path)) from None
-        except FileNotFoundError:
-            raise DaemonUnavailable(f"nothing at {path}") from None
-        except ConnectionRefusedError as error:
-            text = f"at {path}: {error.strerror}, so the daemon that made it is gone"
-            raise DaemonUnavailable(text) from None
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise _nobody(path) from None
         except (TimeoutError, BlockingIOError):  # nobody accepts what waits there already
             raise _stuck(path, timeout) from None
         except OSError as error:
             text = f"{path} cannot be a socket: {error.strerror or error}; correct --socket"
-            raise DaemonUnavailable(text) from None
+            raise _Told(text) from None
         undo.pop_all()
         return probe
+
+
+def _nobody(path: Path) -> DaemonUnavailable:
+    """Return what there is where nobody listens at *path*."""
+    lifeline, lock = Path(f"{path}{wire.SUFFIX}"), Path(f"{path}{holder.SUFFIX}")
+    unseen = ""
+    try:
+        daemon = Holder.of(lock)
+    except OSError as error:
+        daemon = None
+        unseen = f" (whether a daemon is starting there cannot be seen: {lock}: {error.strerror})"
+    if daemon is not None and daemon.waits:
+        waits = printable(daemon.waits, holder.MAX_BYTES)
+        return _Told(f"{path}: the daemon, {daemon}, is starting: {waits}")
+    for place in (path, lifeline):
+        if (there := what_is_at(place)) not in ("", SOCKET):
+            return _Told(f"{place} is not a socket but {there}; move it away, or correct --socket")
+    if daemon is not None:
+        return _Told(f"{path}: the socket of the daemon, {daemon}, is gone; it is made anew soon")
+    if what_is_at(path) or what_is_at(lifeline):
+        return DaemonUnavailable(f"at {path}: the daemon that made it is gone{unseen}")
+    return DaemonUnavailable(f"nothing at {path}{unseen}")
 
 
 def _get_in(path: Path, lifeline: socket.socket, timeout: float) -> None:
@@ -162,8 +193,13 @@ def _get_in(path: Path, lifeline: socket.socket, timeout: float) -> None:
 
 
 def _stuck(path: Path, timeout: float) -> DaemonUnavailable:
-    return DaemonUnavailable(
-        f"{path}: no answer within {timeout:g} s; its daemon is stuck: see its log"
+    who = ""
+    with contextlib.suppress(OSError):
+        daemon = Holder.of(Path(f"{path}{holder.SUFFIX}"))
+        who = f", {daemon}," if daemon is not None else ""
+    return _Told(
+        f"{path}: no answer within {timeout:g} s; its daemon{who} is stopped or stuck: see its "
+        "log, or restart it"
     )
 
 

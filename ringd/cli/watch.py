@@ -188,6 +188,9 @@ def _warnings(body: dict[str, Any]) -> list[str]:
         if member.get("disk_slow") and member["state"] != "self"
         if member["name"] not in body["waiting_for"]
     ]
+    hole = body.get("black_hole")
+    if hole is not None:
+        lines.append(f"the way to {hole['peer']}: {hole['reason']} ({age(hole['age'])} ago)")
     lines += [
         f"a machine at {namesake['address']} is turned away: {namesake['reason']} "
         f"({age(namesake['age'])} ago)"

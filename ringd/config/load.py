@@ -50,6 +50,11 @@ _LARGEST_FILE = 1 << 20  # bytes; 64 members with all settings take 20 KiB
 class UnknownHost(ConfigError):
     """The config is good, but no member bears this host's name, which may change."""
 
+    def __init__(self, text: str, config: Config) -> None:
+        super().__init__(text)
+        self.config = config
+        """What stands in the file, of no member's."""
+
 
 class NoMemberError(ValueError):
     """No member bears the host's name."""
@@ -65,9 +70,11 @@ def load(path: str | Path, node: str | None = None, *, hostname: str | None = No
     """
     report = _Report(Path(path))
     config = _read(report, node, hostname)
+    text = "\n".join(report.lines)
+    if config is not None and report.unknown_host and len(report.lines) == 1:
+        raise UnknownHost(text, config)
     if config is None or report.lines:
-        error = UnknownHost if report.unknown_host and len(report.lines) == 1 else ConfigError
-        raise error("\n".join(report.lines))
+        raise ConfigError(text)
     return config
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 
 from ringd import __version__
+from ringd.border.lock import SocketLock
 from ringd.border.server import BorderServer, Limits
 from ringd.config import load
 from ringd.config.settings import Config
@@ -24,6 +25,7 @@ from ringd.observe.recorder import Recorder
 from ringd.ring.inquiry import Answers
 from ringd.ring.neighbours import Neighbours
 from ringd.ring.state import State, StateFile
+from ringd.ring.statewriter import patiently
 from ringd.wire.border.messages import AskRejoin, AskReload, AskStatus, AskTrace
 
 DRAIN = 5.0
@@ -49,16 +51,28 @@ class Daemon:
             RingError: It cannot start: the state directory, the socket or an address is taken
                 or unusable.
         """
-        with StateFile(self._state_dir, self._config.node) as store:
-            if store.warning:
-                self._log.warning("state file", reason=store.warning)
-            try:
-                store.save(State(store.state.generation, store.state.incarnation + 1))
-            except OSError as error:
-                raise RingError(f"{store.path}: cannot be written: {error.strerror}") from None
-            self._serve(store)
+        with SocketLock(self._socket, node=self._config.node) as lock:
 
-    def _serve(self, store: StateFile) -> None:
+            def slow(text: str) -> None:
+                lock.say(text)
+                self._manager.tell(f"STATUS=starting: {text}")
+
+            with patiently(self._begin, self._state_dir, slow) as store:
+                self._serve(lock, store)
+
+    def _begin(self) -> StateFile:
+        """Return the state, in which this start is counted."""
+        store = StateFile(self._state_dir, self._config.node)
+        if store.warning:
+            self._log.warning("state file", reason=store.warning)
+        try:
+            store.save(State(store.state.generation, store.state.incarnation + 1))
+        except OSError as error:
+            store.close()
+            raise RingError(f"{store.path}: cannot be written: {error.strerror}") from None
+        return store
+
+    def _serve(self, lock: SocketLock, store: StateFile) -> None:
         config = self._config
         self._loop = loop = Loop()
         self._recorder = Recorder(config.node)
@@ -69,7 +83,7 @@ class Daemon:
         self._neighbours.on_state = self._state_changed
         self._border = border = BorderServer(
             loop,
-            self._socket,
+            lock,
             handler=self._programs,
             answers={
                 AskStatus: self._status,
@@ -78,7 +92,6 @@ class Daemon:
                 AskTrace: self._trace,
             },
             log=structlog.get_logger("border"),
-            node=config.node,
             mode=config.ipc.mode,
             group=config.ipc.group,
             limits=Limits(

@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 import structlog
 
 from ringd import __version__
+from ringd.border.lock import SocketLock
 from ringd.config import load
 from ringd.config.settings import Config
 from ringd.daemon.daemon import Daemon
@@ -23,7 +24,7 @@ from ringd.errors import ConfigError, RingError
 from ringd.host import heap, limits, paths
 from ringd.host.journal import complaint
 from ringd.host.limits import raise_open_files
-from ringd.host.streams import open_standard_streams
+from ringd.host.streams import prepare_standard_streams
 from ringd.net.listener import obstacles
 from ringd.observe import logs
 from ringd.wire.border.lifeline import SUFFIX
@@ -41,7 +42,16 @@ LOOK_AGAIN = 1.0
 """Seconds."""
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+class Command(click.Command):
+    """A command whose output may find no place."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run, whatever becomes of what is printed."""
+        prepare_standard_streams()
+        return super().main(*args, **extra)
+
+
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--config",
     type=click.Path(path_type=Path, readable=False),
@@ -86,15 +96,18 @@ def main(
     Runs in the foreground and logs to standard error. SIGTERM ends it, SIGHUP makes it read
     its configuration again.
     """
-    open_standard_streams()
     path = config or paths.find_config()
     try:
-        settings = load.load(path, node) if check_config else _load_patiently(path, node)
+        if check_config:
+            settings = load.load(path, node)
+        else:
+            settings = _load_patiently(path, node, socket_path)
     except ConfigError as error:
         _give_up(str(error).splitlines())
-    places = paths.default_paths()
+    except RingError as error:
+        _cannot_start(error, 1)
     named = socket_path or (Path(settings.ipc.socket) if settings.ipc.socket else None)
-    socket_path = named or places.socket
+    socket_path = _place(settings, socket_path)
     if check_config:
         _check_ports(settings, socket_path)
         click.echo(f"{path}: good; this is {settings.node!r}, rank {settings.rank}")
@@ -114,40 +127,49 @@ def main(
     if named is None and os.geteuid() and (hidden := paths.by_environment()):
         structlog.get_logger("ringd").warning("not all programs find this daemon", reason=hidden)
     try:
-        Daemon(settings, socket_path, state_dir or places.state_dir).run()
+        Daemon(settings, socket_path, state_dir or paths.default_paths().state_dir).run()
     except RingError as error:
-        structlog.get_logger("ringd").error("cannot start", reason=str(error))
-        sys.exit(EX_CONFIG if isinstance(error, ConfigError) else 1)
+        _cannot_start(error, EX_CONFIG if isinstance(error, ConfigError) else 1)
     except Exception:  # noqa: BLE001 - the log's form and severity, whatever it is
         structlog.get_logger("ringd").critical("ended by a fault of ringd", exc_info=True)
         sys.exit(1)
 
 
-def _load_patiently(path: Path, node: str | None) -> Config:
+def _place(settings: Config, given: Path | None) -> Path:
+    """Return where the socket belongs."""
+    if given is not None:
+        return given
+    return Path(settings.ipc.socket) if settings.ipc.socket else paths.default_paths().socket
+
+
+def _load_patiently(path: Path, node: str | None, socket_path: Path | None) -> Config:
     """Return the config, as soon as this host has the name of a member.
 
     A host is "localhost" until the network has told it its name, for instance.
 
     Raises:
         ConfigError: Something else is wrong.
+        Refused: Another daemon has the socket.
     """
     deadline = time.monotonic() + WAIT_FOR_NAME
     said = False
-    while True:
-        try:
-            return load.load(path, node)
-        except load.UnknownHost as error:
-            if not said:
-                said = True
-                logs.configure()
-                event = "waiting for this host's name"
-                structlog.get_logger("ringd").warning(event, reason=str(error))
-                # A copy: the daemon takes these out of the environment.
-                ServiceManager(dict(os.environ)).tell(f"STATUS={event}: {error}")
-            if time.monotonic() >= deadline:
-                structlog.get_logger("ringd").error("cannot start", reason=str(error))
-                sys.exit(EX_TEMPFAIL)
-        time.sleep(LOOK_AGAIN)
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                return load.load(path, node)
+            except load.UnknownHost as error:
+                if not said:
+                    said = True
+                    logs.configure()
+                    event = "waiting for this host's name"
+                    structlog.get_logger("ringd").warning(event, reason=str(error))
+                    # A copy: the daemon takes these out of the environment.
+                    ServiceManager(dict(os.environ)).tell(f"STATUS={event}: {error}")
+                    place = _place(error.config, socket_path)
+                    held.enter_context(SocketLock(place, node="?", waits=f"{event}: {error}"))
+                if time.monotonic() >= deadline:
+                    _cannot_start(error, EX_TEMPFAIL)
+            time.sleep(LOOK_AGAIN)
 
 
 def _check_ports(settings: Config, socket_path: Path) -> None:
@@ -158,6 +180,12 @@ def _check_ports(settings: Config, socket_path: Path) -> None:
     lines = obstacles(settings.listen_addresses(settings.node))
     if lines:
         _give_up(f"{settings.path}: {settings.listen_key}: {line}" for line in lines)
+
+
+def _cannot_start(error: RingError, code: int) -> NoReturn:
+    """Log why the daemon does not come to run, and exit."""
+    structlog.get_logger("ringd").error("cannot start", reason=str(error))
+    sys.exit(code)
 
 
 def _give_up(lines: Iterable[str]) -> NoReturn:

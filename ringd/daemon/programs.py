@@ -13,6 +13,7 @@ import structlog
 
 from ringd import errors
 from ringd.border.client import Client
+from ringd.border.validate import unfit
 from ringd.config.settings import Config
 from ringd.daemon.performer import Buffers, Performer
 from ringd.groups import actions as groups
@@ -47,6 +48,7 @@ class Programs:
             lost_after=config.join.lost_after,
             missing_members=lambda: out_of_reach(neighbours, loop.now()),
             slow_disks=lambda: slow_disks(neighbours, loop.now()),
+            refusal=lambda call: self._refusal(unfit(call, config.size)),
             about_holder=_about,
         )
         self.performer = Performer(
@@ -118,11 +120,15 @@ class Programs:
 
     def _submit_error(self, client: Client, message: border.Submit, code: str, text: str) -> None:
         """End the call here; the others hear of it, so that the group goes on in step."""
-        text = f"the daemon on {self._config.node!r} cannot take this call: {text}"
+        text = self._refusal(text)
         client.send(border.Failed(message.join_id, message.seq, 0, code, text))
         now = self._loop.now()
         submission = self._submission(message, Buffers(memoryview(b""), None, None, now), now)
         self._hand_over(client, message, submission, code, text)
+
+    def _refusal(self, fault: str) -> str:
+        """Return what all members read of a call that has *fault* here."""
+        return fault and f"the daemon on {self._config.node!r} cannot take this call: {fault}"
 
     def _hand_over(
         self,

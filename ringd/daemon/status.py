@@ -95,6 +95,7 @@ def status(
             }
             for namesake in neighbours.namesakes.values()
         ],
+        "black_hole": _black_hole(neighbours, now),
         "groups": [_group(programs, name, now) for name in sorted(programs.engine.groups)],
         "clients": [
             {"pid": client.pid, "program": client.program, "shared_memory": client.segment_bytes}
@@ -128,6 +129,15 @@ def _preference(
         return {"preferred": preferred, "preferred_error": None, "probes": 0}
     error = None if preferred else homing.error()
     return {"preferred": preferred, "preferred_error": error, "probes": homing.probes}
+
+
+def _black_hole(neighbours: Neighbours, now: float) -> dict[str, Any] | None:
+    """Return what is suspected of the way to the right neighbour, and when that arose."""
+    reason = neighbours.suspicion
+    if not reason:
+        return None
+    peer = neighbours.names[(neighbours.rank + 1) % neighbours.size]
+    return {"peer": peer, "reason": reason, "age": now - neighbours.black_hole.last}
 
 
 def open_ops(programs: Programs) -> list[OpEvent]:

@@ -7,6 +7,8 @@ How an op ends, and why all ranks agree:
 * A passed deadline is settled by a poll that goes full circle: each rank holds back its
   completion and says whether it had completed. If nobody had, nobody will, and the verdict ends
   the op everywhere; otherwise the op is about to complete everywhere, and does.
+* A member that cannot run what another one offers says so at once, whatever its own client is
+  about to do: without its offer nobody can complete the op.
 * After the ring broke, everyone offers again what is not *released*, with the outcome it has.
   Inputs are intact until then, and the order of the sum is fixed by rank, so a rerun gives
   those that missed the end the same bits.
@@ -19,9 +21,10 @@ How an op ends, and why all ranks agree:
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
-from ringd.errors import DeadlineExceeded, Mismatch
+from ringd.collective.call import Call
+from ringd.errors import DeadlineExceeded, Mismatch, Refused
 from ringd.groups.actions import Action, Broadcast, Free, Relay, Report, Run, Seal, Stop
 from ringd.groups.ledger import Ledger
 from ringd.groups.op import OK, Move, Op, Phase, Submission
@@ -42,6 +45,7 @@ class Calls:
         rank: int,
         names: tuple[str, ...],
         out: list[Action],
+        refusal: Callable[[Call], str] = lambda _call: "",
     ) -> None:
         self.group = group
         self.join_id = join_id
@@ -51,6 +55,8 @@ class Calls:
         self.names = names
         self.size = len(names)
         self.out = out
+        self._refusal = refusal
+        """Says why a call cannot be run here; empty if it can."""
         self.ops: dict[int, Op] = {}
         self.ledger = Ledger(rank, len(names), released)
         self.limit: int | None = None
@@ -88,7 +94,22 @@ class Calls:
         op.offers[rank] = offer
         if not op.ended:
             op.payloads[rank] = payload
+        self._object(op, offer)
         self._consider(op)
+
+    def _object(self, op: Op, offer: Offer) -> None:
+        """End an op that could not be run here if our client took part in it, too."""
+        # What it has handed over was judged then, and what a former daemon had will be.
+        if op.submission is not None or offer.outcome or self.awaited(op.seq):
+            return
+        text = self._refusal(offer.call)
+        if text:
+            self.out.append(Broadcast(self.gid, op.seq, Verdict(0, Refused.code, text)))
+            self._apply(op, 0, Refused.code, text)
+
+    def awaited(self, seq: int) -> bool:  # noqa: ARG002 - a Session knows
+        """Whether the client is about to hand op *seq* over again, having come back."""
+        return False
 
     def peer_done(self, rank: int, floor: int) -> None:
         """A member has outcomes for all ops below *floor*."""

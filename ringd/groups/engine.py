@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
+from ringd.collective.call import Call
 from ringd.errors import GroupLost, PeerLost, Refused
 from ringd.groups.actions import Accept, Action, Deny, Dropped, Free, Relay, Warn
 from ringd.groups.op import Op, Submission
@@ -53,6 +54,8 @@ class Engine(Roll):
     """Says who is out of reach and since when, while the ring is down."""
     slow_disks: Callable[[], str] = str
     """Says which members still write the new generation down, and take part only then."""
+    refusal: Callable[[Call], str] = lambda _call: ""
+    """Says why a call of another member cannot be run here, which ends it; empty if it can."""
     about_holder: Callable[[Hashable, Hashable], str] = lambda _holder, _newcomer: "close it first"
     """Says who a group's client here is, and what to do, to another one that wants its place."""
     _deadlines: list[tuple[float, int, int]] = field(default_factory=list)
@@ -115,6 +118,7 @@ class Engine(Roll):
             rank=self.rank,
             names=self.names,
             out=self._out,
+            refusal=self.refusal,
         )
         self._make_way(stay, holder)
         place = self._group(group)

@@ -12,11 +12,11 @@ went live is for good, and the client is told of it first.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from hashlib import blake2b
 from typing import NamedTuple
 
-from ringd.collective.call import MAX_TEXT
+from ringd.collective.call import MAX_TEXT, Call
 from ringd.errors import DeadlineExceeded, GroupLost, PeerLost
 from ringd.groups.actions import Action, Free, Stop, TellLost, TellReleased, TellSession
 from ringd.groups.calls import Calls
@@ -68,6 +68,7 @@ class Session(Calls):
         rank: int,
         names: tuple[str, ...],
         out: list[Action],
+        refusal: Callable[[Call], str] = lambda _call: "",
     ) -> None:
         super().__init__(
             group=group,
@@ -77,6 +78,7 @@ class Session(Calls):
             rank=rank,
             names=names,
             out=out,
+            refusal=refusal,
         )
         self.on_loss = on_loss
         self.before = before
@@ -189,9 +191,13 @@ class Session(Calls):
         """Whether other members may have completed *op*: they need our offer for that."""
         return self.formed and (op.offered or op.seq < self.expected)
 
+    def awaited(self, seq: int) -> bool:
+        """As in :class:`Calls`."""
+        return self.returning and self.next_seq <= seq < self.expected
+
     def polled(self, origin: int, seq: int, poll: Poll, now: float) -> None:
         """As in :class:`Calls`; the answer waits for a client that is about to say it."""
-        if self.returning and self.next_seq <= seq < self.expected:
+        if self.awaited(seq):
             self.early.append((origin, seq, poll, now))
         else:
             super().polled(origin, seq, poll, now)

@@ -150,6 +150,12 @@ class Link:
 
     # --- what the owner does ----------------------------------------------------------
 
+    @property
+    def delivered(self) -> int:
+        """Of the bytes out, those that the peer's system has acknowledged."""
+        waiting = self.undelivered if self._closed else unacknowledged(self._sock)
+        return self.bytes_out - waiting
+
     def prove(self, within: float, told: Callable[[bool], None]) -> None:
         """Find out *within* so many seconds whether the peer still lives; call *told* with that."""
         if self._closed:

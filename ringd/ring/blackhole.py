@@ -32,9 +32,10 @@ class BlackHole:
     def __init__(self) -> None:
         self._instance = 0
         self._times = 0
-        self._last = 0.0
-        self._hint = ""
-        self._until = 0.0
+        self.last = 0.0
+        """When the last one was lost."""
+        self.hint = ""
+        """What that pointed to."""
 
     def lost(
         self,
@@ -59,20 +60,16 @@ class BlackHole:
             lost_after: As in the config.
         """
         stuck = not explained and undelivered >= LARGE and sent - undelivered < LITTLE
-        again = instance == self._instance and now - self._last <= IN_A_ROW * lost_after
-        self._instance, self._last = instance, now
+        again = instance == self._instance and now - self.last <= IN_A_ROW * lost_after
+        self._instance, self.last = instance, now
         self._times = (self._times if again else 0) + 1 if stuck else 0
-        self._hint, self._until = "", now + IN_A_ROW * lost_after
+        self.hint = ""
         if self._times >= TWICE:
-            self._hint = (
+            self.hint = (
                 "perhaps small packets pass and large ones do not, as little was delivered several "
                 f"times in a row: check the MTU on the way: {large_ping(_host(address))}"
             )
-        return self._hint
-
-    def suspicion(self, now: float) -> str:
-        """Return that again, while another such loss would be one in a row."""
-        return self._hint if now <= self._until else ""
+        return self.hint
 
 
 def _host(address: str) -> str:

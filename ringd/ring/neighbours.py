@@ -26,7 +26,7 @@ from ringd.membership.machine import Machine, Side
 from ringd.net.link import Link
 from ringd.observe.pacedlog import PacedLog
 from ringd.observe.recorder import Recorder
-from ringd.ring.blackhole import BlackHole
+from ringd.ring.blackhole import LITTLE, BlackHole
 from ringd.ring.bulk import Bulk
 from ringd.ring.early import MOST, Early
 from ringd.ring.homing import Homing
@@ -98,7 +98,8 @@ class Neighbours:
         self._recorder = recorder
         self._log = structlog.get_logger("ring")
         self._paced = PacedLog(self._log, loop)
-        self._black_hole = BlackHole()
+        self.black_hole = BlackHole()
+        """What the right links that were lost point to."""
         self._user: RingUser
         self._bulk: Bulk
         self.rank = config.rank
@@ -240,7 +241,7 @@ class Neighbours:
         """Return what the way itself may have to do with the loss of *link*, if anything."""
         if link.side == "left":  # it is the other end that sends what may be too large
             return ""
-        return self._black_hole.lost(
+        return self.black_hole.lost(
             link.peer.instance,
             link.address,
             explained=link.explained,
@@ -255,8 +256,15 @@ class Neighbours:
 
         Often the news of the other end, which cannot tell, is here before the link is lost.
         """
-        hint = self._black_hole.suspicion(self._loop.now())
+        hint = self.suspicion
         return f"{reason}; {hint}" if hint and hint not in reason else reason
+
+    @property
+    def suspicion(self) -> str:
+        """What is suspected of the way to the right neighbour, until a link there refutes it."""
+        link = self.links.get("right")
+        refuted = link is not None and link.delivered >= LITTLE
+        return "" if refuted else self.black_hole.hint
 
     def _redial(self, link: Link) -> None:
         if link.side == "right" and self._reach is not None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from concurrent import futures
 from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -21,13 +25,46 @@ AT_STOP = 5.0
 """Seconds that a write under way gets to end when the daemon stops."""
 
 
+_T = TypeVar("_T")
+
+
+def patiently(work: Callable[[], _T], where: Path, on_slow: Callable[[str], None]) -> _T:
+    """Return what *work* on the disk, in *where*, returns; for a daemon that has no loop yet.
+
+    ``on_slow(text)`` is called from this thread, each second from :data:`SLOW` on.
+    """
+    future: futures.Future[_T] = futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            future.set_exception(error)
+
+    log = structlog.get_logger("disk")
+    began = time.monotonic()
+    # It must not keep the process from its end, however long the disk does not answer.
+    threading.Thread(target=run, name="state", daemon=True).start()
+    slow = False
+    while not futures.wait([future], SLOW).done:
+        seconds = time.monotonic() - began
+        reason = f"{where}: no answer for {seconds:.0f} s"
+        if not slow:
+            log.warning("the disk is slow", reason=reason, seconds=seconds)
+        slow = True
+        on_slow(f"{reason}: the disk is slow")
+    if slow:
+        log.info("the disk has answered", seconds=time.monotonic() - began)
+    return future.result()
+
+
 class StateWriter:
     """Saves to *store*, one write at a time, in a thread for each.
 
     Args:
         loop: Where the outcome is told.
         store: What is written to; nobody else saves meanwhile.
-        on_slow: Told in words, once for each write that lasts longer than :data:`SLOW`.
+        on_slow: Told in words, each second from :data:`SLOW` on that a write lasts.
     """
 
     def __init__(self, loop: Loop, store: StateFile, on_slow: Callable[[str], None]) -> None:
@@ -40,6 +77,7 @@ class StateWriter:
         self._since: float | None = None
         self._ended_at: float | None = None
         self._said_slow = False
+        self._first_slow = False  # the write under way is the one of which the log has said so
         self._patience: Timer | None = None
         self._thread: threading.Thread | None = None
 
@@ -98,10 +136,12 @@ class StateWriter:
 
     def _lasts(self) -> None:
         """Say that the write under way is slow."""
-        reason = f"{self._store.path}: not on the disk after {SLOW:g} s"
+        self._patience = self._loop.call_later(SLOW, self._lasts)
+        seconds = self.writing_for or 0.0
+        reason = f"{self._store.path}: not on the disk after {seconds:.0f} s"
         if not self._said_slow:
-            self._log.warning("the disk is slow", reason=reason, seconds=self.writing_for)
-        self._said_slow = True
+            self._log.warning("the disk is slow", reason=reason, seconds=seconds)
+            self._said_slow = self._first_slow = True
         self._on_slow(f"{reason}: the disk is slow")
 
     def _ended(self, done: Callable[[OSError | None], None], failed: BaseException | None) -> None:
@@ -116,5 +156,7 @@ class StateWriter:
             self._said_slow = False
             self._log.info("the disk is no longer slow", seconds=took)
         elif self._said_slow:
-            self._log.debug("a slow write has ended", seconds=took)
+            say = self._log.info if self._first_slow else self._log.debug
+            say("a slow write has ended", seconds=took)
+        self._first_slow = False
         done(failed)
