@@ -92,7 +92,7 @@ FRAMEWORKS = pytest.mark.parametrize("kind", [Tensor, Array])
 @pytest.mark.parametrize("data", [BFLOATS, BFLOATS.T, BFLOATS[1, 2], BFLOATS[:0]])
 def test_bfloat16_is_taken(kind, data):
     """Of any shape and layout, by its bits."""
-    array = tensors.accept(kind(np.asarray(data)), "sum", None)
+    array = tensors.plain_array(kind(np.asarray(data)))
     assert array.dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(array, data)
 
@@ -100,14 +100,14 @@ def test_bfloat16_is_taken(kind, data):
 @FRAMEWORKS
 def test_bfloat16_is_taken_where_it_lies(kind):
     """What the program sees is what is read: no copy is made on the way."""
-    assert np.shares_memory(tensors.accept(kind(BFLOATS), "sum", None), BFLOATS)
+    assert np.shares_memory(tensors.plain_array(kind(BFLOATS)), BFLOATS)
 
 
 @FRAMEWORKS
 def test_other_dtypes_are_numpy_s_business(kind):
     """They come as they came before."""
     data = np.ones(3, np.float32)
-    assert tensors.accept(kind(data), "sum", None) is data
+    assert tensors.plain_array(kind(data)) is data
 
 
 @FRAMEWORKS
@@ -115,7 +115,7 @@ def test_without_ml_dtypes_it_says_what_to_install(monkeypatch, kind):
     """The package is named, and the extra that brings it."""
     monkeypatch.delitem(reduction._BY_NAME, "bfloat16")
     with pytest.raises(TypeError, match=r"ml_dtypes.*pip install 'ringd\[bf16\]'"):
-        tensors.accept(kind(BFLOATS), "sum", None)
+        tensors.plain_array(kind(BFLOATS))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_without_ml_dtypes_it_says_what_to_install(monkeypatch, kind):
 def test_what_cannot_be_taken_says_what_to_write(tensor, line):
     """Each in one TypeError of ours, with the line."""
     with pytest.raises(TypeError) as caught:
-        tensors.accept(tensor, "sum", None)
+        tensors.plain_array(tensor)
     assert f"write {line}" in str(caught.value)
 
 
@@ -149,20 +149,20 @@ def test_what_torch_refuses_to_read_is_no_error_of_its_own():
             raise RuntimeError(f"no {dtype} of a subclass")
 
     with pytest.raises(TypeError, match=r"Subclass.*no int16 of a subclass.*write x\.to\("):
-        tensors.accept(Subclass(BFLOATS), "sum", None)
+        tensors.plain_array(Subclass(BFLOATS))
 
 
 def test_lists_that_are_no_array_remain_numpy_s_error():
     """Nothing of ours is said of numbers."""
     with pytest.raises(ValueError, match="inhomogeneous"):
-        tensors.accept([[1], [1, 2]], "sum", None)
+        tensors.plain_array([[1], [1, 2]])
 
 
 def test_without_the_frameworks_nothing_changes(monkeypatch):
     """Neither is imported, nor needed."""
     monkeypatch.delitem(sys.modules, "torch")
     monkeypatch.delitem(sys.modules, "mlx.core")
-    assert tensors.accept([1, 2], "sum", None).tolist() == [1, 2]
+    assert tensors.plain_array([1, 2]).tolist() == [1, 2]
     assert "torch" not in sys.modules
 
 
@@ -185,7 +185,7 @@ class Exported:
 def test_dlpack_is_taken_where_it_lies():
     """Where that is all that a framework has."""
     data = np.ones(3, np.float32)
-    array = tensors.accept(Exported(data), "sum", None)
+    array = tensors.plain_array(Exported(data))
     assert np.shares_memory(array, data)
 
 
@@ -193,4 +193,4 @@ def test_dlpack_is_taken_where_it_lies():
 def test_dlpack_that_numpy_cannot_take_says_what_to_write(x):
     """On another device; or in a list, where numpy does not look for it."""
     with pytest.raises(TypeError, match=r"write np\.from_dlpack\([xy]\)"):
-        tensors.accept(x, "sum", None)
+        tensors.plain_array(x)

@@ -181,7 +181,7 @@ def test_forming_ring_is_waited_for(tmp_path):
 @pytest.mark.parametrize("error", [None, ringd.RingError("why")], ids=["well", "badly"])
 def test_a_call_has_its_outcome_before_it_has_ended(error):
     """Who waits looks at that without the lock, and at the rest afterwards."""
-    op = Op(Call("barrier", "", "", (), ""), 0)
+    op = Op(Call("barrier", "", "", (), ""), 0, None)
     seen = []
 
     def note(*_):

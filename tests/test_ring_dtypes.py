@@ -119,7 +119,9 @@ def test_dtype_of_a_later_version_is_refused_and_no_more(lacking: Cluster, *, ea
     length = 9 if eager else 50_000
 
     def call(ring: ringd.Ring) -> None:
-        op = Op(Call("all_reduce", "sum", "float9", (3,), ""), length, payload=bytes(length))
+        op = Op(
+            Call("all_reduce", "sum", "float9", (3,), ""), length, length, payload=bytes(length)
+        )
         ring._connection.submit(op, 10.0, time.monotonic() + 10)
         ring._connection.wait(op, None)
 

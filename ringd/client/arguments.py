@@ -50,6 +50,22 @@ def seconds(timeout: object, what: str = "timeout") -> float:
     return number
 
 
+def rank(root: SupportsIndex, size: int) -> int:
+    """Return *root* as a rank of a ring of *size*.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: there is no such rank.
+    """
+    try:
+        found = operator.index(root)
+    except TypeError:
+        raise TypeError(f"root is a rank, a whole number, not {root!r:.80}") from None
+    if not 0 <= found < size:
+        raise ValueError(f"root is a rank from 0 to {size - 1}, not {found}")
+    return found
+
+
 def shape_of(shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
     """Return the *shape* of an array.
 

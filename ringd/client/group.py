@@ -280,7 +280,7 @@ class Group:
     def _stands(self, op: Op) -> bool:
         """Whether the result of *op* is complete, though no daemon has said so."""
         mark = (op.session.join_id, op.seq)
-        return op.target is not None and op.target.sealed_by(op.length) == mark
+        return op.target is not None and op.target.sealed_by(op.target_length) == mark
 
     def told(self, op: Op, error: errors.RingError) -> None:
         """The user has been told that *op* ended with *error*.
@@ -313,8 +313,8 @@ class Group:
             return
         op = session.ops.get(reply.seq)
         if op is not None and not op.ended:
-            inline = op.target is None and op.call.kind != "barrier"
-            if (op.length if inline else None) != (None if payload is None else len(payload)):
+            inline = None if op.target is not None else op.result_length
+            if inline != (None if payload is None else len(payload)):
                 text = f"op {op.seq}: the daemon answered with a result of another length"
                 self.give_up(op, errors.RingError(text))
             elif reply.keep and not self.leave_input(op):

@@ -18,13 +18,17 @@ from ringd.client import arguments, tensors
 from ringd.client.connection import Connection
 from ringd.client.session import Op
 from ringd.client.work import Work
-from ringd.collective.call import MAX_GROUP_NAME, Call
+from ringd.collective import kinds
+from ringd.collective.call import MAX_GROUP_NAME, NO_ROOT, Call
 from ringd.collective.reduction import dtype_name
 from ringd.host.limits import out_of_files
 from ringd.host.paths import left_out, socket_candidates
 from ringd.wire.border.messages import ROOM_FOR_HEADERS
 
+Array = npt.NDArray[Any]
+
 _CONNECT_TIMEOUT = 30.0
+_NOTHING: Array = np.empty(0, np.uint8)
 
 
 def connect(
@@ -163,10 +167,10 @@ class Ring:
         x: npt.ArrayLike,
         op: str = "sum",
         *,
-        out: npt.NDArray[Any] | None = None,
+        out: Array | None = None,
         name: str = "",
         timeout: float | None = None,
-    ) -> npt.NDArray[Any]:
+    ) -> Array:
         """Reduce *x* over all members, element by element, and return the result.
 
         All members must make the same call: same op, shape, dtype and name. The result has the
@@ -182,7 +186,7 @@ class Ring:
                 ``"max"`` (not for complex). float16 and bfloat16 are accumulated in float32. A
                 mean is the sum, divided: infinite where the sum overflows; of such large numbers
                 take the sum of ``x / ring.size``.
-            out: takes the result, once that is complete; same shape and dtype as *x*, any
+            out: takes the result, once that is complete; of the result's shape and dtype, any
                 layout; may be *x* itself.
             name: compared among the members, and shown in errors; such as ``"layer3.grad"``.
             timeout: the call's deadline, in seconds from now; None for the default of the
@@ -215,10 +219,10 @@ class Ring:
         x: npt.ArrayLike,
         op: str = "sum",
         *,
-        out: npt.NDArray[Any] | None = None,
+        out: Array | None = None,
         name: str = "",
         timeout: float | None = None,
-    ) -> Work:
+    ) -> Work[Array]:
         """Begin to reduce *x*; as :meth:`all_reduce`, which tells of arguments and errors.
 
         Returns:
@@ -226,23 +230,202 @@ class Ring:
             an array of :meth:`empty`, which is not copied: then only after ``wait()``. *out* is
             written to by ``wait()`` or ``done()``.
         """
-        self._connection.check_call()
-        array = tensors.accept(x, op, out)
-        call = tensors.describe(array, op, name)
-        wire_timeout, until = self._deadline(timeout)
-        work_op = self._prepare(array, call, until)
-        try:
-            self._connection.submit(work_op, wire_timeout, until)
-            return Work(self, self._connection, work_op, tensors.native(array.dtype), out)
-        except errors.RingError:
-            raise
-        except BaseException:  # Ctrl-C: without a handle nobody knows when the input is free
-            work_op.left = self._connection.inputs_left = True
-            try:
-                self._connection.leave_input()
-            except BaseException:  # noqa: BLE001 - a second one, at its very beginning
-                self._connection.leave_input()
-            raise
+        return self._begin("all_reduce", x, op=op, out=out, name=name, timeout=timeout)
+
+    def reduce(
+        self,
+        x: npt.ArrayLike,
+        root: int = 0,
+        op: str = "sum",
+        *,
+        out: Array | None = None,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> Array | None:
+        """Reduce *x* over all ranks, and return the result on the rank *root*; None elsewhere.
+
+        Args, errors: as :meth:`all_reduce`; *root* must be the same everywhere.
+        """
+        return self.reduce_async(x, root, op, out=out, name=name, timeout=timeout).wait()
+
+    def reduce_async(
+        self,
+        x: npt.ArrayLike,
+        root: int = 0,
+        op: str = "sum",
+        *,
+        out: Array | None = None,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> Work[Array | None]:
+        """Begin a :meth:`reduce`; returns a handle, as :meth:`all_reduce_async`."""
+        return self._begin("reduce", x, root=root, op=op, out=out, name=name, timeout=timeout)
+
+    def broadcast(
+        self,
+        x: npt.ArrayLike,
+        root: int = 0,
+        *,
+        out: Array | None = None,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> Array:
+        """Return the values of *x* of the rank *root*; elsewhere *x* says shape and dtype only.
+
+        Args, errors: as :meth:`all_reduce`; *root* must be the same everywhere.
+        """
+        return self.broadcast_async(x, root, out=out, name=name, timeout=timeout).wait()
+
+    def broadcast_async(
+        self,
+        x: npt.ArrayLike,
+        root: int = 0,
+        *,
+        out: Array | None = None,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> Work[Array]:
+        """Begin a :meth:`broadcast`; returns a handle, as :meth:`all_reduce_async`."""
+        return self._begin("broadcast", x, root=root, out=out, name=name, timeout=timeout)
+
+    def all_gather(
+        self,
+        x: npt.ArrayLike,
+        *,
+        out: Array | None = None,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> Array:
+        """Return the *x* of all ranks, joined along axis 0 in their order; a scalar has shape (1,).
+
+        Args, errors: as :meth:`all_reduce`.
+        """
+        return self.all_gather_async(x, out=out, name=name, timeout=timeout).wait()
+
+    def all_gather_async(
+        self,
+        x: npt.ArrayLike,
+        *,
+        out: Array | None = None,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> Work[Array]:
+        """Begin a :meth:`all_gather`; returns a handle, as :meth:`all_reduce_async`."""
+        return self._begin("all_gather", x, out=out, name=name, timeout=timeout)
+
+    def gather(
+        self,
+        x: npt.ArrayLike,
+        root: int = 0,
+        *,
+        out: Array | None = None,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> Array | None:
+        """Return the *x* of all ranks, as :meth:`all_gather`, on the rank *root*; None elsewhere.
+
+        Args, errors: as :meth:`all_reduce`; *root* must be the same everywhere.
+        """
+        return self.gather_async(x, root, out=out, name=name, timeout=timeout).wait()
+
+    def gather_async(
+        self,
+        x: npt.ArrayLike,
+        root: int = 0,
+        *,
+        out: Array | None = None,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> Work[Array | None]:
+        """Begin a :meth:`gather`; returns a handle, as :meth:`all_reduce_async`."""
+        return self._begin("gather", x, root=root, out=out, name=name, timeout=timeout)
+
+    def scatter(
+        self,
+        x: npt.ArrayLike,
+        root: int = 0,
+        *,
+        out: Array | None = None,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> Array:
+        """Return this rank's part of the *x* of the rank *root*.
+
+        Axis 0 is divided evenly among the ranks, in their order. Elsewhere *x* says shape and
+        dtype only.
+
+        Args, errors: as :meth:`all_reduce`; *root* must be the same everywhere. ValueError: axis 0
+        cannot be divided so.
+        """
+        return self.scatter_async(x, root, out=out, name=name, timeout=timeout).wait()
+
+    def scatter_async(
+        self,
+        x: npt.ArrayLike,
+        root: int = 0,
+        *,
+        out: Array | None = None,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> Work[Array]:
+        """Begin a :meth:`scatter`; returns a handle, as :meth:`all_reduce_async`."""
+        return self._begin("scatter", x, root=root, out=out, name=name, timeout=timeout)
+
+    def reduce_scatter(
+        self,
+        x: npt.ArrayLike,
+        op: str = "sum",
+        *,
+        out: Array | None = None,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> Array:
+        """Reduce *x* over all ranks, and return this rank's part of the result.
+
+        Axis 0 is divided evenly among the ranks, in their order.
+
+        Args, errors: as :meth:`all_reduce`. ValueError: axis 0 cannot be divided so.
+        """
+        return self.reduce_scatter_async(x, op, out=out, name=name, timeout=timeout).wait()
+
+    def reduce_scatter_async(
+        self,
+        x: npt.ArrayLike,
+        op: str = "sum",
+        *,
+        out: Array | None = None,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> Work[Array]:
+        """Begin a :meth:`reduce_scatter`; returns a handle, as :meth:`all_reduce_async`."""
+        return self._begin("reduce_scatter", x, op=op, out=out, name=name, timeout=timeout)
+
+    def all_to_all(
+        self,
+        x: npt.ArrayLike,
+        *,
+        out: Array | None = None,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> Array:
+        """Send each rank its part of *x*, and return what all ranks sent here, in their order.
+
+        Axis 0 is divided evenly among the ranks, in their order.
+
+        Args, errors: as :meth:`all_reduce`. ValueError: axis 0 cannot be divided so.
+        """
+        return self.all_to_all_async(x, out=out, name=name, timeout=timeout).wait()
+
+    def all_to_all_async(
+        self,
+        x: npt.ArrayLike,
+        *,
+        out: Array | None = None,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> Work[Array]:
+        """Begin a :meth:`all_to_all`; returns a handle, as :meth:`all_reduce_async`."""
+        return self._begin("all_to_all", x, out=out, name=name, timeout=timeout)
 
     def barrier(self, timeout: float | None = None, name: str = "") -> None:
         """Return when all members have called this.
@@ -254,15 +437,15 @@ class Ring:
         Raises:
             RingError: as :meth:`all_reduce`.
         """
-        self._connection.check_call()
-        op = Op(tensors.barrier(name), 0)
-        wire_timeout, until = self._deadline(timeout)
-        self._connection.submit(op, wire_timeout, until)
-        self._connection.wait(op, None)
+        self.barrier_async(timeout, name).wait()
+
+    def barrier_async(self, timeout: float | None = None, name: str = "") -> Work[None]:
+        """Begin a :meth:`barrier`; returns a handle, as :meth:`all_reduce_async`."""
+        return self._begin("barrier", None, name=name, timeout=timeout)
 
     def empty(
         self, shape: SupportsIndex | Sequence[SupportsIndex], dtype: npt.DTypeLike = np.float32
-    ) -> npt.NDArray[Any]:
+    ) -> Array:
         """Return a new array that the daemon can reduce without a copy.
 
         It is an ordinary array of undefined content, in shared memory; also its contiguous
@@ -314,38 +497,98 @@ class Ring:
 
     # --- the way in -------------------------------------------------------------------
 
-    def _prepare(self, array: npt.NDArray[Any], call: Call, until: float | None) -> Op:
-        """Put *array* where the daemon can read it."""
+    def _begin(
+        self,
+        kind: str,
+        x: npt.ArrayLike | None,
+        *,
+        op: str = "",
+        root: SupportsIndex | None = None,
+        out: Array | None = None,
+        name: str,
+        timeout: float | None,
+    ) -> Work[Any]:
+        """Hand a call of *kind* over; *x*, *op* and *root* are left out where it has none."""
         connection = self._connection
-        length = array.nbytes
-        if length > connection.latest.inline_limit and connection.shared_memory:
-            found = connection.find(array) if tensors.in_place(array) else None
-            blocks = connection.reserve([length] * (1 if found else 2), until)
+        connection.check_call()
+        row, here = kinds.KINDS[kind], connection.latest
+        array = _NOTHING if x is None else tensors.plain_array(x)
+        if row.rows and array.ndim == 0:
+            array = array.reshape(1)
+        call = Call(
+            kind,
+            arguments.plain(op, "op"),
+            dtype_name(array.dtype) if row.data else "",
+            array.shape if row.data else (),
+            tensors.call_name(name),
+            NO_ROOT if root is None else arguments.rank(root, here.size),
+        )
+        kinds.check(call, here.size)
+        dtype = tensors.native(array.dtype)
+        shape = row.target(call, here.rank, here.size)
+        if out is not None:
+            tensors.check_out(out, shape, dtype)
+        wire_timeout, until = self._deadline(timeout)
+        if row.source(call, here.rank, here.size) is None:
+            array = _NOTHING
+        length = None if shape is None else tensors.size_of(shape, dtype)
+        work_op = self._prepare(array, length, call, until)
+        try:
+            connection.submit(work_op, wire_timeout, until)
+            return Work(self, connection, work_op, shape=shape, dtype=dtype, out=out)
+        except errors.RingError:
+            raise
+        except BaseException:  # Ctrl-C: without a handle nobody knows when the input is free
+            work_op.left = connection.inputs_left = True
+            try:
+                connection.leave_input()
+            except BaseException:  # noqa: BLE001 - a second one, at its very beginning
+                connection.leave_input()
+            raise
+
+    def _prepare(
+        self, array: Array, result_length: int | None, call: Call, until: float | None
+    ) -> Op:
+        """Put *array* where the daemon can read it, and find a place for the result.
+
+        What is long stands in shared memory. An input there has a target beside it in any case, be
+        it for the seal alone, which says that its memory is needed no more.
+        """
+        connection, here = self._connection, self._connection.latest
+        length, target_length = array.nbytes, result_length or 0
+        if max(length, target_length) > here.inline_limit and connection.shared_memory:
+            large = length > here.inline_limit
+            found = connection.find(array) if large and tensors.in_place(array) else None
+            copies = large and found is None
+            blocks = connection.reserve([length, target_length][not copies :], until)
             if blocks is not None:
                 target = blocks[-1]
-                target.clear_seal(length)
+                target.clear_seal(target_length)
                 if found is not None:
                     block, start = found
-                    return Op(
-                        call,
-                        length,
-                        source=block.ref(length, start),
-                        source_block=block,
-                        target=target,
-                        hold=True,
-                    )
-                source = blocks[0]
-                tensors.copy_into(array, source.bytes(length))
+                elif copies:
+                    block, start = blocks[0], 0
+                    tensors.copy_into(array, block.bytes(length))
+                else:
+                    payload = tensors.to_bytes(array)
+                    return Op(call, length, result_length, payload=payload, target=target)
                 return Op(
-                    call, length, source=source.ref(length), source_block=source, target=target
+                    call,
+                    length,
+                    result_length,
+                    source=block.ref(length, start),
+                    source_block=block,
+                    target=target,
+                    hold=found is not None,
                 )
-        limit = connection.latest.max_message - ROOM_FOR_HEADERS
-        if length > limit:
+        limit = here.max_message - ROOM_FOR_HEADERS
+        if max(length, target_length) > limit:
             raise errors.ResourceExhausted(
-                f"this system has no shared memory, and {length} bytes are too many for one "
-                f"message; raise ipc.max_message in the daemon's config (now {limit} bytes)"
+                f"this system has no shared memory, and {max(length, target_length)} bytes are too "
+                "many for one message; raise ipc.max_message in the daemon's config (now "
+                f"{limit} bytes)"
             )
-        return Op(call, length, payload=tensors.to_bytes(array))
+        return Op(call, length, result_length, payload=tensors.to_bytes(array))
 
     def _deadline(self, timeout: float | None) -> tuple[float | None, float | None]:
         """Return *timeout* as (what the daemon is told, the moment on the monotonic clock)."""

@@ -41,6 +41,7 @@ class Op:
         "memory_made",
         "payload",
         "reply",
+        "result_length",
         "sealed",
         "seq",
         "session",
@@ -54,6 +55,7 @@ class Op:
         self,
         call: Call,
         length: int,
+        result_length: int | None,
         *,
         payload: bytes | None = None,
         source: Ref | None = None,
@@ -63,7 +65,9 @@ class Op:
     ) -> None:
         self.call = call
         self.length = length
-        """Bytes of the tensor."""
+        """Bytes of the input."""
+        self.result_length = result_length
+        """Bytes of the result; None where this rank is given none."""
         self.payload = payload
         """The input, when it travels inside the message."""
         self.source = source
@@ -121,7 +125,7 @@ class Op:
             call=self.call,
             timeout=timeout,
             source=self.source,
-            target=self.target.ref(self.length) if self.target and wants_target else None,
+            target=self.target.ref(self.target_length) if self.target and wants_target else None,
             acked=acked,
             hold=self.hold,
             outcome=outcome,
@@ -157,7 +161,13 @@ class Op:
     @property
     def memory(self) -> int:
         """Bytes of shared memory that it has, for its input and its result."""
-        return self.length * ((self.source is not None) + (self.target is not None))
+        source = 0 if self.source is None else self.length
+        return source + (0 if self.target is None else self.target_length)
+
+    @property
+    def target_length(self) -> int:
+        """Bytes of the target, which has room for a seal also where there is no result."""
+        return self.result_length or 0
 
     def forget_input(self) -> None:
         """Let go of the memory that only the daemon needs."""

@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from ringd.client.arguments import plain
 from ringd.client.foreign import as_array, is_only_dlpack
-from ringd.collective import reduction
-from ringd.collective.call import MAX_CALL_NAME, Call
+from ringd.collective.call import MAX_CALL_NAME
 
 Array = npt.NDArray[Any]
 
@@ -21,21 +20,6 @@ _MEANS_NO_MORE = {np.ndarray, bool, int, float, complex}
 
 _NOT_OPENED = (str, bytes, bytearray, memoryview)
 """Sequences that hold nothing but themselves, or bare numbers."""
-
-
-def accept(x: npt.ArrayLike, op: str, out: object) -> Array:
-    """Return *x* as an array that *op* is defined for; make sure that *out* can take the result.
-
-    Raises:
-        TypeError: the dtype is unsupported or has no such op, or *out* is of another dtype, or
-            *op* is no string.
-        ValueError: no such op, or *out* is of another shape or read-only.
-    """
-    array = plain_array(x)
-    reduction.check(plain(op, "op"), array.dtype)
-    if out is not None:
-        _check_out(out, array)
-    return array
 
 
 def plain_array(x: npt.ArrayLike) -> Array:
@@ -104,21 +88,6 @@ def _without_unit(x: Any, name: str) -> str:
     return f"np.asarray({name})"
 
 
-def describe(array: Array, op: str, name: str) -> Call:
-    """Return the call to reduce *array*, as members compare it.
-
-    Raises:
-        TypeError, ValueError: *name* cannot be one.
-    """
-    dtype = reduction.dtype_name(array.dtype)
-    return Call("all_reduce", plain(op, "op"), dtype, array.shape, call_name(name))
-
-
-def barrier(name: str) -> Call:
-    """Return the call that carries no data; raises as :func:`describe` does."""
-    return Call("barrier", "", "", (), call_name(name))
-
-
 def call_name(name: str) -> str:
     """Return *name*, of a call, as it can be sent.
 
@@ -167,12 +136,19 @@ def size_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
-def _check_out(out: object, array: Array) -> None:
-    dtype = native(array.dtype)
+def check_out(out: object, shape: tuple[int, ...] | None, dtype: np.dtype[Any]) -> None:
+    """Make sure that *out* can take a result of that shape and dtype.
+
+    Raises:
+        TypeError: it is no plain array, or has another dtype.
+        ValueError: it has another shape, or is read-only, or there is no result for it.
+    """
+    if shape is None:
+        raise ValueError("out is given, but this rank has no result; write out=None here")
     if not isinstance(out, np.ndarray):
         raise TypeError(
             f"out must be a numpy array, not {type(out).__name__}; "
-            f"write out=np.empty({array.shape}, {dtype.name!r})"
+            f"write out=np.empty({shape}, {dtype.name!r})"
         )
     if type(out) is not np.ndarray and _meaning(out, "out") is not None:
         raise TypeError(
@@ -183,9 +159,9 @@ def _check_out(out: object, array: Array) -> None:
         raise TypeError(
             f"out has dtype {out.dtype}, but the result has {dtype}; convert one of x and out"
         )
-    if out.shape != array.shape:
+    if out.shape != shape:
         raise ValueError(
-            f"out has shape {out.shape}, but the result has {array.shape}; reshape one of x and out"
+            f"out has shape {out.shape}, but the result has {shape}; reshape one of x and out"
         )
     if not out.flags.writeable:
         raise ValueError("out is read-only; write out=out.copy()")

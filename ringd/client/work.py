@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,11 @@ from ringd.client import arguments, tensors
 from ringd.client.connection import Connection
 from ringd.client.session import Op
 
+T = TypeVar("T")
 
-class Work:
-    """A call that was handed over; made by :meth:`ringd.Ring.all_reduce_async`.
+
+class Work(Generic[T]):
+    """A call that was handed over; made by the methods of :class:`ringd.Ring` that end in _async.
 
     May be dropped without having been waited for: the call still takes place, as the other
     members count on it.
@@ -33,6 +35,7 @@ class Work:
         "_out",
         "_result",
         "_ring",
+        "_shape",
     )
 
     def __init__(
@@ -40,11 +43,14 @@ class Work:
         ring: object,
         connection: Connection,
         op: Op,
+        *,
+        shape: tuple[int, ...] | None,
         dtype: np.dtype[Any],
         out: npt.NDArray[Any] | None,
     ) -> None:
         self._ring = ring  # which must not be collected, and so closed, before this
         self._connection = connection
+        self._shape = shape
         self._dtype = dtype
         self._out = out
         self._lock = threading.RLock()
@@ -65,15 +71,15 @@ class Work:
         state = "open" if not op.ended else "done" if op.error is None else f"failed: {op.error}"
         return f"<ringd.Work op {op.seq}, {op.call}, {state}>"
 
-    def wait(self, timeout: float | None = None) -> npt.NDArray[Any]:
+    def wait(self, timeout: float | None = None) -> T:
         """Return the result, as soon as it is there.
 
         Args:
             timeout: seconds to wait; None for as long as the call's own deadline allows.
 
         Returns:
-            The reduced array, with the shape and the (native) dtype of the input; *out* if that
-            was given. The same array each time.
+            What the method of :class:`Ring` returns; *out* if that was given. The same array each
+            time.
 
         Raises:
             DeadlineExceeded: the call's deadline passed; or *timeout* did, in which case the
@@ -100,8 +106,7 @@ class Work:
             raise
         if not taken:
             raise errors.CalledFromHandler
-        assert self._result is not None  # noqa: S101 - for the type checker
-        return self._result
+        return cast(T, self._result)
 
     def done(self) -> bool:
         """Whether :meth:`wait` would return, or raise the call's error, at once.
@@ -129,9 +134,10 @@ class Work:
                 self._collecting = False
             return True
 
-    def _take(self) -> npt.NDArray[Any]:
-        op, out, dtype = self._op, self._out, self._dtype
-        shape, length = op.call.shape, op.length
+    def _take(self) -> npt.NDArray[Any] | None:
+        op, out, dtype, shape = self._op, self._out, self._dtype, self._shape
+        if shape is None:
+            return None
         block = op.target
         if block is None:
             data = op.reply if op.reply is not None else b""
@@ -139,8 +145,9 @@ class Work:
                 return tensors.from_bytes(data, dtype, shape)
             np.copyto(out, np.frombuffer(data, np.uint8).view(dtype).reshape(shape))
             return out
+        length = op.target_length
         if out is None:
-            lent = self._connection.lend(block, length)
+            lent = self._connection.lend(block, length) if length else None
             if lent is not None:
                 return lent.view(dtype).reshape(shape)
             out = np.empty(shape, dtype)
