@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from chaos import interrupts
-from chaos.calls import LARGEST, STYLES, Style, make
+from chaos.calls import LARGEST, OTHERS, STYLES, Style, make
 from chaos.faults import KINDS
 from chaos.interrupts import Made
 from chaos.ledger import Ledger
@@ -26,6 +26,8 @@ from chaos.splits import REASONS, UNASKED
 from chaos.stage import Stage
 
 from ringd.client import tensors
+from ringd.collective import kinds
+from ringd.collective.call import Call
 from ringd.collective.reduction import Reduction
 from ringd.wire.border import lifeline
 
@@ -49,7 +51,7 @@ def small_call(seed):
     return next(
         call
         for call in (make(seed, "ticks", number, SIZE) for number in range(1000))
-        if call.op != "barrier"
+        if call.kind == "all_reduce"
     )
 
 
@@ -63,10 +65,39 @@ def test_checker_knows_right_from_wrong(seed):
     result = np.empty(call.shape, call.dtype)
     reduction = Reduction(call.op, call.dtype, SIZE)
     reduction.reduce_all([array.reshape(-1) for array in inputs], result.reshape(-1))
-    assert call.wrong(result) == 0
+    assert call.wrong(result, 0) == 0
     raw = result.reshape(-1).view(np.uint8)
     raw[Random(seed).randrange(raw.size)] ^= 1
-    assert call.wrong(result) == 1
+    assert call.wrong(result, 0) == 1
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_checker_knows_right_from_wrong_of_every_kind(kind):
+    """What the table computes passes; one flipped bit does not, nor does another rank's result."""
+    calls = (make(5, "steps", number, SIZE) for number in range(10_000))
+    found = [call for call in calls if call.kind == kind and call.count >= SIZE][:10]
+    assert len(found) == 10
+    for call in found:
+        inputs = [np.empty(call.shape, call.dtype) for _ in range(SIZE)]
+        for rank, array in enumerate(inputs):
+            call.fill(array, rank)
+        reduction = Reduction(call.op, call.dtype, SIZE) if call.op else None
+        sent = Call(kind, call.op, call.dtype.name, call.shape, "", call.root)
+        for rank in range(SIZE):
+            shape = kinds.KINDS[kind].target(sent, rank, SIZE)
+            if shape is None:
+                assert call.wrong(None, rank) == 0
+                assert call.wrong(inputs[0], rank) > 0
+                continue
+            result = np.empty(shape, call.dtype)
+            given = [array.reshape(-1) for array in inputs]
+            kinds.KINDS[kind].compute(
+                kinds.Inputs(given, rank, call.root, reduction), result.reshape(-1)
+            )
+            assert call.wrong(result, rank) == 0
+            result.reshape(-1).view(np.uint8)[-1] ^= 1
+            assert call.wrong(result, rank) == 1
+            assert call.wrong(None, rank) > 0
 
 
 def test_calls_derive_from_the_seed():

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ringd.collective.kinds import KINDS
 from ringd.collective.reduction import dtype_from_name
 
 Array = npt.NDArray[Any]
@@ -21,6 +22,8 @@ Array = npt.NDArray[Any]
 PERIOD = 1021
 EAGER = 32 * 1024
 """The default of ``ops.eager_limit``: up to here the sum is taken in rank order."""
+
+OTHERS = tuple(kind for kind in KINDS if kind not in {"all_reduce", "barrier"})
 
 LARGEST = 0.02
 """Share of the calls that are of the group's largest size."""
@@ -43,18 +46,20 @@ class Style:
     """Calls between two votes on whether to stop."""
     pause: float
     """Seconds that the program computes between two calls."""
+    others: float = 0.0
+    """Share of the calls that are of :data:`OTHERS`."""
     deadlines: float = 0.0
     """Share of the calls that have a deadline, which faults may make them miss."""
     on_loss: str = "wait"
 
 
 STYLES = {
-    "steps": Style(4, 256 << 10, 1, 0.05, 16, 0.004),
-    "flights": Style(4, 1 << 20, 12, 0.02, 32, 0.002),
-    "layers": Style(32 << 10, 64 << 20, 3, 0.0, 4, 0.004),
+    "steps": Style(4, 256 << 10, 1, 0.05, 16, 0.004, others=0.6),
+    "flights": Style(4, 1 << 20, 12, 0.02, 32, 0.002, others=0.6),
+    "layers": Style(32 << 10, 64 << 20, 3, 0.0, 4, 0.004, others=0.4),
     "ticks": Style(4, 4096, 1, 0.2, 64, 0.004),
-    "dues": Style(4, 256 << 10, 4, 0.05, 32, 0.01, deadlines=0.7),
-    "alarms": Style(4, 256 << 10, 2, 0.05, 32, 0.01, on_loss="fail"),
+    "dues": Style(4, 256 << 10, 4, 0.05, 32, 0.01, others=0.5, deadlines=0.7),
+    "alarms": Style(4, 256 << 10, 2, 0.05, 32, 0.01, others=0.5, on_loss="fail"),
 }
 
 BURST = 3000
@@ -73,10 +78,12 @@ class Call:
 
     Attributes:
         number: in the group, from 0; not the number of the op, which starts anew with a session.
-        op: a reduction or ``"barrier"``.
+        op: a reduction; empty where nothing is reduced.
         exact: whether its result does not depend on the order of the sum.
         patterns: shape (size, period), one row for each rank.
         timeout: its deadline, in seconds; None for the daemon's, which is never met here.
+        kind: the name of the method that makes it.
+        root: the rank that has, or is given, what others have not or are not.
     """
 
     number: int
@@ -86,6 +93,14 @@ class Call:
     exact: bool
     patterns: Array
     timeout: float | None
+    kind: str = "all_reduce"
+    root: int = 0
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Return what the method is given besides the tensor."""
+        given: dict[str, Any] = {"op": self.op} if self.op else {}
+        return given | ({"root": self.root} if KINDS[self.kind].rooted else {})
 
     @property
     def name(self) -> str:
@@ -106,8 +121,11 @@ class Call:
             _tile(whole.reshape(-1), self.patterns[rank])
             array[...] = whole
 
-    def wrong(self, result: Array) -> int:
-        """Return how many elements of *result* differ in any bit from what they must be."""
+    def wrong(self, result: Array | None, rank: int) -> int:
+        """Return how many elements of the *result* of *rank* are not, to the bit, as promised."""
+        if self.kind != "all_reduce":
+            return _differences(result, self.wanted(rank))
+        assert result is not None
         if result.shape != self.shape or result.dtype != self.dtype:
             return max(1, self.count)
         flat = np.ascontiguousarray(result).reshape(-1)
@@ -119,6 +137,32 @@ class Call:
             start, stop = (self.count * s // size for s in (segment, segment + 1))
             wrong += _differing(flat[start:stop], self._reduced(segment), start)
         return wrong
+
+    def wanted(self, rank: int) -> Array | None:
+        """Return the result of *rank* of a call that is none of all_reduce; None for none."""
+        if self.kind in {"reduce", "gather"} and rank != self.root:
+            return None
+        size = len(self.patterns)
+        inputs = [np.empty(self.shape, self.dtype) for _ in range(size)]
+        for source, array in enumerate(inputs):
+            self.fill(array, source)
+        whole = np.empty(self.shape, self.dtype)
+        if self.op:
+            _tile(whole.reshape(-1), self._reduced(0))
+        return {
+            "reduce": lambda: whole,
+            "reduce_scatter": lambda: np.split(whole, size)[rank],
+            "broadcast": lambda: inputs[self.root],
+            "all_gather": lambda: np.concatenate(inputs),
+            "gather": lambda: np.concatenate(inputs),
+            "scatter": lambda: np.split(inputs[self.root], size)[rank],
+            "all_to_all": lambda: np.concatenate([np.split(x, size)[rank] for x in inputs]),
+        }[self.kind]()
+
+    @property
+    def alike(self) -> bool:
+        """Whether all ranks are given the same."""
+        return self.kind in {"all_reduce", "broadcast", "all_gather"}
 
     def _reduced(self, first: int) -> Array:
         """Return the patterns reduced in the order of ranks that begins with *first*."""
@@ -158,7 +202,12 @@ def make(seed: int, group: str, number: int, size: int, *, burst: bool = False) 
         timeout = DEADLINES[0] * (DEADLINES[1] / DEADLINES[0]) ** due.random()
     if rng.random() < style.barriers:
         nothing = np.empty((size, 0), np.uint8)
-        return Call(number, "barrier", np.dtype(np.uint8), (0,), True, nothing, timeout)
+        return Call(number, "", np.dtype(np.uint8), (0,), True, nothing, timeout, "barrier")
+    kind, root = "all_reduce", 0
+    if rng.random() < style.others:
+        kind = rng.choice(OTHERS)
+        root = rng.randrange(size) if KINDS[kind].rooted else 0
+    row = KINDS[kind]
     name = rng.choice(["bool", *INTEGERS, *FLOATS, *FLOATS])
     dtype = dtype_from_name(name)
     ops = ["sum", "sum", "prod"]
@@ -168,14 +217,25 @@ def make(seed: int, group: str, number: int, size: int, *, burst: bool = False) 
     spread = 1.0 if rng.random() < LARGEST else rng.random() ** 2.5
     nbytes = int(style.smallest * (style.largest / style.smallest) ** spread)
     count = max(1, nbytes // dtype.itemsize)
-    shape = (count,)
+    if kind in {"all_gather", "gather"}:  # whose result is as large as another call's
+        count = max(1, count // size)
+    if row.divides:
+        count = max(1, count // size) * size
+    shape: tuple[int, ...] = (count,)
     if rng.random() < 0.3 and count >= 6:
-        shape = (count // 3, 3)
+        shape = (count // (3 * size) * size, 3) if row.divides else (count // 3, 3)
+        count = shape[0] * 3
     # How numpy rounds a complex product depends on the processor, and on the array's length.
-    exact = name not in FLOATS or rng.random() < 0.5 or (op == "prod" and dtype.kind == "c")
+    exact = (
+        name not in FLOATS
+        or rng.random() < 0.5
+        or (op == "prod" and dtype.kind == "c")
+        or kind != "all_reduce"
+    )
     period = min(PERIOD, count)
     patterns = _patterns(values, dtype, op, (size, period), exact=exact)
-    return Call(number, op, dtype, shape, exact, patterns, timeout)
+    op = op if row.reduces else ""
+    return Call(number, op, dtype, shape, exact, patterns, timeout, kind, root)
 
 
 def _patterns(
@@ -208,10 +268,24 @@ def _divided(total: Array, size: int) -> Array:
 
 
 def _tile(flat: Array, pattern: Array) -> None:
-    period = max(1, len(pattern))
+    if not len(flat):
+        return
+    period = len(pattern)
     whole = len(flat) // period * period
     flat[:whole].reshape(-1, period)[:] = pattern
     flat[whole:] = pattern[: len(flat) - whole]
+
+
+def _differences(result: Array | None, wanted: Array | None) -> int:
+    """Return how many elements of *result* are not those that are *wanted*."""
+    if result is None or wanted is None:
+        return 0 if result is wanted else 1
+    if result.shape != wanted.shape or result.dtype != wanted.dtype:
+        return max(1, wanted.size)
+    if not wanted.size:
+        return 0
+    same = _bits(result.reshape(-1)) == _bits(wanted.reshape(-1))
+    return int(np.count_nonzero(~same.all(axis=-1)))
 
 
 def _differing(flat: Array, pattern: Array, start: int) -> int:
