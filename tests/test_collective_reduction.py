@@ -1,6 +1,8 @@
 """The arithmetic: defined for the right dtypes, in the right precision, without warnings."""
 
+import functools
 import itertools
+import operator
 import sys
 import warnings
 
@@ -26,6 +28,8 @@ def defined(operation, name):
     kind = dtype_from_name(name).kind
     if operation == "mean":
         return kind not in "biu"
+    if operation in ("band", "bor", "bxor"):
+        return kind in "biu"
     return kind != "c" or operation in ("sum", "prod")
 
 
@@ -129,7 +133,7 @@ def test_halves_accumulate_in_float32_and_others_in_themselves(name):
 
 
 @pytest.mark.parametrize("dtype", [np.dtype(np.float16), BFLOAT16], ids=str)
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", [op for op in OPERATIONS if defined(op, "float16")])
 def test_combine_takes_inputs_and_partial_results(operation, dtype):
     """Any mix of own and accumulator dtype gives the float32 result, also in place."""
     rng = np.random.default_rng(1)
@@ -187,6 +191,9 @@ def test_small_addends_survive_in_float16():
         ("max", [False, True, True, True]),
         ("prod", [False, False, False, True]),
         ("min", [False, False, False, True]),
+        ("band", [False, False, False, True]),
+        ("bor", [False, True, True, True]),
+        ("bxor", [False, True, True, False]),
     ],
 )
 def test_bool_is_or_and_and(operation, expected):
@@ -211,6 +218,9 @@ def test_integers_wrap(name):
         ("prod", [int(np.prod(np.array(column, object))) for column in columns]),
         ("min", [min(column) for column in columns]),
         ("max", [max(column) for column in columns]),
+        ("band", [functools.reduce(operator.and_, column) for column in columns]),
+        ("bor", [functools.reduce(operator.or_, column) for column in columns]),
+        ("bxor", [functools.reduce(operator.xor, column) for column in columns]),
     ):
         out = np.empty(200, dtype)
         Reduction(operation, dtype, 5).reduce_all(inputs, out)

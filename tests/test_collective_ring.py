@@ -14,7 +14,7 @@ from ringd.collective.ring_plans import ring_all_reduce
 from ringd.collective.transfer import ScratchPool
 
 COMPLEX_OPERATIONS = ("sum", "mean", "prod")
-INTEGER_OPERATIONS = ("sum", "prod", "min", "max")
+INTEGER_OPERATIONS = ("sum", "prod", "min", "max", "band", "bor", "bxor")
 ALL_OPERATIONS = ("sum", "mean", "prod", "min", "max")
 CASES = [
     (operation, name)
@@ -45,8 +45,15 @@ def random_values(rng, dtype, count):
 
 def fold(operation, arrays):
     """Reduce arrays from left to right in their own dtype."""
-    ufunc = {"prod": np.multiply, "min": np.minimum, "max": np.maximum}.get(operation, np.add)
-    if arrays[0].dtype.kind == "b":
+    ufunc = {
+        "prod": np.multiply,
+        "min": np.minimum,
+        "max": np.maximum,
+        "band": np.bitwise_and,
+        "bor": np.bitwise_or,
+        "bxor": np.bitwise_xor,
+    }.get(operation, np.add)
+    if arrays[0].dtype.kind == "b" and operation not in ("band", "bor", "bxor"):
         ufunc = np.logical_and if operation in ("prod", "min") else np.logical_or
     total = arrays[0].copy()
     for array in arrays[1:]:

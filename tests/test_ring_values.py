@@ -33,7 +33,9 @@ TOLERANCE = {
     "complex64": 2.0**-21,
     "complex128": 2.0**-50,
 }
+BITWISE = {"band": np.bitwise_and, "bor": np.bitwise_or, "bxor": np.bitwise_xor}
 CASES = [
+    *((dtype, op) for dtype in ["bool", *INTEGERS] for op in BITWISE),
     *((dtype, op) for dtype in ["bool", *INTEGERS] for op in ("sum", "prod", "min", "max")),
     *((dtype, op) for dtype in FLOATS for op in ("sum", "mean", "prod", "min", "max")),
     *((dtype, op) for dtype in COMPLEX for op in ("sum", "mean", "prod")),
@@ -64,6 +66,8 @@ def inputs(name: str, count: int, seed: int) -> list[np.ndarray]:
 
 def expected(name: str, op: str, arrays: list[np.ndarray]) -> np.ndarray:
     """Return the result in a higher precision; integers wrap in their own."""
+    if op in BITWISE:
+        return BITWISE[op].reduce(arrays, axis=0)
     if name == "bool":
         return (
             np.logical_or.reduce(arrays) if op in ("sum", "max") else np.logical_and.reduce(arrays)

@@ -13,7 +13,7 @@ import gc
 import os
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from ringd.client.channel import Channel
 from ringd.client.ending import goes_on_after_failure, remember_main_thread
 from ringd.client.group import Group
 from ringd.client.keeper import Keeper
+from ringd.client.notifier import Notifier
 from ringd.client.pool import Block, Bytes
 from ringd.client.pump import Pump
 from ringd.client.session import Op
@@ -59,6 +60,7 @@ class Connection:
         self.inputs_left = False
         """Whether an op is marked as :attr:`Op.left` that may have yet to be acted on."""
         self._keeper = Keeper(paths, self._group, self._pump)
+        self._notifier = Notifier(self._wait_for_any)
 
     # --- beginning and end ------------------------------------------------------------
 
@@ -318,6 +320,24 @@ class Connection:
         if error is not None:
             self._group.told(op, error)
             raise type(error)(*error.args)  # a new one: this may be raised in several places
+
+    def tell(self, op: Op, callback: Callable[[], object]) -> None:
+        """Have *callback* called in a thread of its own once *op* has ended."""
+        self._notifier.watch(op, callback)
+        with contextlib.suppress(errors.CalledFromHandler):  # its thread wakes them itself
+            self._pump.run(self._pump.tell)
+
+    def _wait_for_any(self, ops: Callable[[], Collection[Op]]) -> None:
+        """Return when one of *ops*, which may become more, has ended, or may have."""
+        self._pump.wait(
+            lambda: self._abandoned or any(op.ended for op in ops()),
+            min((limit for op in ops() if (limit := self._gives_up(op)) is not None), default=None),
+            for_user=False,
+        )
+        if self._abandoned:
+            self._pump.insist(self._end)
+        for op in ops():
+            self._pump.run(self._look_at, op)
 
     def done(self, op: Op) -> bool:
         """Whether *op* has ended, well or not."""

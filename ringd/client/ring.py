@@ -183,7 +183,8 @@ class Ring:
                 with the line to write. It is never written to, and may be reused as soon as
                 this returns.
             op: ``"sum"``, ``"mean"`` (not for bool and integers), ``"prod"``, ``"min"`` or
-                ``"max"`` (not for complex). float16 and bfloat16 are accumulated in float32. A
+                ``"max"`` (not for complex), ``"band"``, ``"bor"`` or ``"bxor"`` (the bits of bool
+                and integers). float16 and bfloat16 are accumulated in float32. A
                 mean is the sum, divided: infinite where the sum overflows; of such large numbers
                 take the sum of ``x / ring.size``.
             out: takes the result, once that is complete; of the result's shape and dtype, any

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
+from collections.abc import Callable, Generator
+from concurrent import futures
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
@@ -116,6 +119,38 @@ class Work(Generic[T]):
         if not self._connection.done(self._op):
             return False
         return self._op.error is not None or self._collected or self._collect()
+
+    def add_done_callback(self, callback: Callable[[Work[T]], object]) -> None:
+        """Have ``callback(self)`` called once the call has ended; at once if it has.
+
+        Else in a thread of ringd's own, one after the other, without anybody waiting. It may make
+        calls. What it raises goes to the log (``logging``) of ``ringd.client.notifier``. It keeps
+        no program alive: at a program's end, those of open calls come with an error or not at all.
+        """
+        if self.done():
+            callback(self)
+        else:
+            self._connection.tell(self._op, lambda: callback(self))
+
+    def future(self) -> futures.Future[T]:
+        """Return a future of the result, or of the error; it cannot be cancelled."""
+        future: futures.Future[T] = futures.Future()
+        future.set_running_or_notify_cancel()
+
+        def resolve(work: Work[T]) -> None:
+            try:
+                result = work.wait()
+            except Exception as error:  # noqa: BLE001 - which is its user's
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        self.add_done_callback(resolve)
+        return future
+
+    def __await__(self) -> Generator[Any, None, T]:
+        """Wait in asyncio; a task that is cancelled leaves the call to go on."""
+        return asyncio.wrap_future(self.future()).__await__()
 
     def _collect(self) -> bool:
         """Take the result; False beneath a signal handler that interrupted just that."""

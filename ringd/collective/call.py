@@ -19,8 +19,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
     kind: str
     """A key of :data:`ringd.collective.kinds.KINDS`."""
     reduction: str
-    """``"sum"``, ``"mean"``, ``"prod"``, ``"min"`` or ``"max"``; empty where nothing is
-    reduced."""
+    """One of :data:`ringd.collective.reduction.OPERATIONS`; empty where nothing is reduced."""
     dtype: str
     """The numpy dtype's name, such as ``"float32"`` or ``"bfloat16"``; empty where there is no
     data."""

@@ -4,7 +4,8 @@ Rules:
 
 * float16 and bfloat16 are accumulated in float32 and rounded once, at the end; every other
   dtype is accumulated in itself.
-* bool has no arithmetic: sum and max are *or*, prod and min are *and*.
+* bool has no arithmetic: sum and max are *or*, prod and min are *and*. band, bor and bxor work on
+  the bits of bool and integers.
 * Integers wrap. Floats overflow to infinity and carry NaN along, min and max included.
   Nothing warns: what is odd in the numbers shows in the numbers.
 * A mean is the sum divided by the number of members, so it is infinite where the sum is;
@@ -34,7 +35,7 @@ else:
 Array = npt.NDArray[Any]
 """An array of any supported dtype."""
 
-OPERATIONS = ("sum", "mean", "prod", "min", "max")
+OPERATIONS = ("sum", "mean", "prod", "min", "max", "band", "bor", "bxor")
 
 _BFLOAT16_NAME = "bfloat16"
 _BFLOAT16_BYTES = 2
@@ -68,12 +69,18 @@ _UFUNCS: dict[str, np.ufunc] = {
     "prod": np.multiply,
     "min": np.minimum,
     "max": np.maximum,
+    "band": np.bitwise_and,
+    "bor": np.bitwise_or,
+    "bxor": np.bitwise_xor,
 }
 _BOOL_UFUNCS: dict[str, np.ufunc] = {
     "sum": np.logical_or,
     "prod": np.logical_and,
     "min": np.logical_and,
     "max": np.logical_or,
+    "band": np.logical_and,
+    "bor": np.logical_or,
+    "bxor": np.logical_xor,
 }
 
 _BLOCK = 16384
@@ -145,6 +152,11 @@ def check(operation: str, dtype: npt.DTypeLike) -> None:
         raise TypeError(
             f"op 'mean' is not defined for dtype {name}, which cannot hold a mean; "
             "convert to a float dtype first, or use op 'sum'"
+        )
+    if operation in ("band", "bor", "bxor") and kind not in "biu":
+        raise TypeError(
+            f"op {operation!r} is not defined for dtype {name}: it works on the bits of bool and "
+            "integers; use x.view() of an integer dtype if you mean those"
         )
     if operation in ("min", "max") and kind == "c":
         raise TypeError(

@@ -170,8 +170,8 @@ class Call:
         rows = [self.patterns[(first + i) % size] for i in range(size)]
         with np.errstate(all="ignore"):
             if self.dtype.kind == "b":
-                function = np.logical_or if self.op in ("sum", "max") else np.logical_and
-                return np.asarray(function.reduce(rows))
+                function = {"sum": np.logical_or, "max": np.logical_or}.get(self.op, np.logical_and)
+                return np.asarray(_BITWISE.get(self.op, function).reduce(rows))
             half = self.dtype.name in ("float16", "bfloat16")
             wide = np.dtype(np.float32) if half else self.dtype
             total = rows[0].astype(wide)
@@ -182,7 +182,8 @@ class Call:
             return total.astype(self.dtype)
 
 
-_FUNCTIONS = {
+_BITWISE = {"band": np.bitwise_and, "bor": np.bitwise_or, "bxor": np.bitwise_xor}
+_FUNCTIONS = _BITWISE | {
     "sum": np.add,
     "mean": np.add,
     "prod": np.multiply,
@@ -212,7 +213,7 @@ def make(seed: int, group: str, number: int, size: int, *, burst: bool = False) 
     dtype = dtype_from_name(name)
     ops = ["sum", "sum", "prod"]
     ops += [] if dtype.kind == "c" else ["min", "max"]
-    ops += ["mean", "mean"] if name in FLOATS else []
+    ops += ["mean", "mean"] if name in FLOATS else ["band", "bor", "bxor"]
     op = rng.choice(ops)
     spread = 1.0 if rng.random() < LARGEST else rng.random() ** 2.5
     nbytes = int(style.smallest * (style.largest / style.smallest) ** spread)
