@@ -92,7 +92,7 @@ def test_checker_knows_right_from_wrong_of_every_kind(kind):
             result = np.empty(shape, call.dtype)
             given = [array.reshape(-1) for array in inputs]
             kinds.KINDS[kind].compute(
-                kinds.Inputs(given, rank, call.root, reduction), result.reshape(-1)
+                kinds.Inputs(given, [sent] * SIZE, rank, reduction), result.reshape(-1)
             )
             assert call.wrong(result, rank) == 0
             result.reshape(-1).view(np.uint8)[-1] ^= 1

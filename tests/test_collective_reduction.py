@@ -79,7 +79,7 @@ def test_undefined_operations_are_type_errors(operation, name):
 )
 def test_other_dtypes_are_type_errors(dtype):
     """What has no place on the wire is refused with the list of what has."""
-    with pytest.raises(TypeError, match=r"cannot be reduced; .* float32, .* bfloat16"):
+    with pytest.raises(TypeError, match=r"cannot be handed over; .* float32, .* bfloat16"):
         check("sum", dtype)
 
 

@@ -76,11 +76,8 @@ def test_a_mismatch_reads_the_same_on_every_rank_and_harms_nothing_else():
 def test_a_mismatch_of_many_long_calls_still_tells_of_each():
     """The text fits into what may be offered again, and has something of every member in it."""
     names = tuple(f"machine-{rank}" for rank in range(64))
-    offers = [
-        Offer(call(rank, f"{rank:03}" * 80), 0, eager=False, prompt=False, outcome="", message="")
-        for rank in range(64)
-    ]
-    text = differences("g" * 64, 7, offers, names)
+    calls = [call(rank, f"{rank:03}" * 80) for rank in range(64)]
+    text = differences("g" * 64, 7, calls, names, "")
     assert len(text) <= MAX_TEXT
     assert all(f"machine-{rank}: all_reduce" in text for rank in range(64))
     assert all(f"{rank:03}'" in text for rank in range(64))

@@ -285,9 +285,9 @@ def serve_nobody(monkeypatch):
     """Never serve those that missed the end."""
     start = Calls._start
 
-    def mutant(self, op, submission, *, eager):
+    def mutant(self, op, submission, calls, *, eager):
         if op.phase is not Phase.ENDED:
-            start(self, op, submission, eager=eager)
+            start(self, op, submission, calls, eager=eager)
 
     monkeypatch.setattr(Calls, "_start", mutant)
 

@@ -104,6 +104,56 @@ def test_lent_inputs_and_given_outputs(rings, rows):
             np.testing.assert_array_equal(gathered, np.concatenate(wholes))
 
 
+@pytest.mark.parametrize("rows", [0, 1, 7, 5_000, 60_000])
+def test_all_to_all_of_uneven_parts(rings, rows):
+    """Rank i sends rank j its own number of rows, none to some."""
+    counts = np.array([[0, 1, 2], [3, 0, 1], [1, 4, 2]]) * rows
+    given = [part(rank, int(counts[rank].sum())) for rank in range(SIZE)]
+
+    def call(ring):
+        sends, receives = counts[ring.rank], counts[:, ring.rank]
+        x = given[ring.rank]
+        if ring.rank == 2:
+            x = ring.empty(x.shape, x.dtype)
+            x[:] = given[2]
+        return ring.all_to_all(x, sends, receives.tolist())
+
+    for rank, found in enumerate(everywhere(rings, call)):
+        ends = [np.cumsum([0, *row]) for row in counts]
+        wanted = [x[e[rank] : e[rank + 1]] for x, e in zip(given, ends, strict=True)]
+        np.testing.assert_array_equal(found, np.concatenate(wanted))
+
+
+def test_counts_that_do_not_fit_together(rings):
+    """Each rank hears whose; the next call is in step."""
+
+    def call(ring):
+        counts = [1, 1, 1] if ring.rank else [1, 0, 2]
+        with pytest.raises(ringd.Mismatch) as caught:
+            ring.all_to_all(np.ones(3), counts, [1, 1, 1])
+        return str(caught.value)
+
+    texts = set(everywhere(rings, call))
+    assert len(texts) == 1
+    assert "rank 0 sends 0 rows to rank 1, which expects 1 of it" in next(iter(texts))
+
+    def mixed(ring):
+        counts = ([1, 1, 1], [1, 1, 1]) if ring.rank else ()
+        with pytest.raises(ringd.Mismatch):
+            ring.all_to_all(np.ones(3), *counts)
+
+    everywhere(rings, mixed)
+    assert [r.tolist() for r in everywhere(rings, lambda ring: ring.all_gather(1))] == [[1] * 3] * 3
+
+
+@pytest.mark.parametrize("length", [0, 1, 1000, 300_000])
+def test_bytes_of_any_length_are_gathered(rings, length):
+    """Also none at all."""
+    sent = [bytes([rank + 1]) * (length * rank) for rank in range(SIZE)]
+    found = everywhere(rings, lambda ring: ring.all_gather_bytes(sent[ring.rank]))
+    assert found == [sent] * SIZE
+
+
 def test_a_scalar_is_gathered_as_one_row(rings):
     """As shape (1,)."""
     found = everywhere(rings, lambda ring: (ring.all_gather(ring.rank), ring.gather(2.5, 0)))
@@ -159,6 +209,12 @@ def test_other_roots_and_other_kinds_do_not_match(rings):
         (lambda ring: ring.scatter(np.ones(4)), ValueError, "axis 0 of shape (4,) cannot be"),
         (lambda ring: ring.all_to_all(1), ValueError, "axis 0 of shape (1,) cannot be divided"),
         (lambda ring: ring.reduce_scatter(np.ones(4)), ValueError, "axis 0 of shape (4,)"),
+        (lambda ring: ring.all_to_all(np.ones(3), [3]), ValueError, "give both"),
+        (lambda ring: ring.all_to_all(np.ones(3), [3], [3]), ValueError, "send_counts are 3"),
+        (lambda ring: ring.all_to_all(np.ones(3), [1, 1, 2], [0] * 3), ValueError, "add up to 4"),
+        (lambda ring: ring.all_to_all(1, [-1, 1, 1], [0] * 3), ValueError, "not negative"),
+        (lambda ring: ring.all_to_all(1, "abc", [0] * 3), TypeError, "are whole numbers"),
+        (lambda ring: ring.all_gather_bytes("text"), TypeError, "write .encode()"),
         (lambda ring: ring.reduce(1, 0, "avg"), ValueError, "unknown op 'avg'"),
         (lambda ring: ring.all_gather(["a"]), TypeError, "cannot be"),
         (lambda ring: ring.all_gather(1, out=np.ones(1)), TypeError, "out has dtype float64"),

@@ -226,7 +226,7 @@ def test_wrong_version():
     with pytest.raises(HandshakeError) as caught:
         accepting.receive(bytes(newer))
     assert caught.value.code is Code.VERSION
-    assert caught.value.text == ("'b' speaks version 2 of the handshake, the other side version 3")
+    assert caught.value.text == ("'b' speaks version 3 of the handshake, the other side version 4")
     with pytest.raises(HandshakeError) as caught:
         dialing.receive(accepting.outgoing())
     assert caught.value.code is Code.VERSION
@@ -240,8 +240,8 @@ def test_the_hello_of_version_1():
     with pytest.raises(HandshakeError) as caught:
         accepting.receive(message(Kind.HELLO, msgspec.msgpack.encode(old), version=1))
     assert caught.value.code is Code.VERSION
-    assert caught.value.text == "'b' speaks version 2 of the handshake, the other side version 1"
-    assert PREFIX.unpack_from(accepting.outgoing())[1] == 2  # it looks there before all else
+    assert caught.value.text == "'b' speaks version 3 of the handshake, the other side version 1"
+    assert PREFIX.unpack_from(accepting.outgoing())[1] == 3  # it looks there before all else
 
 
 @pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n", b"\0", b"RNGd", b"\x16\x03\x01"])

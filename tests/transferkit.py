@@ -22,10 +22,13 @@ class Ring:
         way: makes the plans.
         count: elements that the plans are made for; by default those of rank 0's input.
         pool: of scratch buffers.
-        **task: further fields of the plans' task.
+        task: returns a rank's task, given the fields of ring and dtype.
+        **fields: further fields of the plans' task.
     """
 
-    def __init__(self, operation, inputs, chunk_bytes, *, way, count=None, pool=None, **task):
+    def __init__(
+        self, operation, inputs, chunk_bytes, *, way, count=None, pool=None, task=None, **fields
+    ):
         size, dtype = len(inputs), inputs[0].dtype
         self.pool = pool or ScratchPool(chunk_bytes)
         self.inputs = [x.copy() for x in inputs]
@@ -34,10 +37,17 @@ class Ring:
         reduction = None if operation is None else Reduction(operation, dtype, size)
         accumulator = dtype if reduction is None else reduction.accumulator
         count = len(inputs[0]) if count is None else count
-        plans = [
-            way(Task(count, dtype.itemsize, accumulator.itemsize, size, rank, chunk_bytes, **task))
-            for rank in range(size)
-        ]
+        fields |= {
+            "itemsize": dtype.itemsize,
+            "accumulator_itemsize": accumulator.itemsize,
+            "chunk_bytes": chunk_bytes,
+        }
+        if task is None:
+            fields |= {"count": count, "size": size}
+            plans = [way(Task(rank=rank, **fields)) for rank in range(size)]
+        else:
+            fields["by_rank"] = False
+            plans = [way(task(rank, **fields)) for rank in range(size)]
         self.targets = [np.empty(plan.target_count, dtype) for plan in plans]
         for target in self.targets:
             target.view(np.uint8)[:] = 0xA5
@@ -91,6 +101,13 @@ class Ring:
         memory[len(data) // 2 :] = data[len(data) // 2 :]
         self.arriving[rank] = None
         self.transfers[rank].received(index)
+
+    def march(self):
+        """Let all that can happen happen by turns, as where all links are equally fast."""
+        while moves := self.moves():
+            for act, rank in moves:
+                act(rank)
+        return self
 
     def run(self, seed):
         """Let things happen in random order until nothing is left to happen."""

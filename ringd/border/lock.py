@@ -6,6 +6,7 @@ disk is slow for instance, can be told that a daemon is starting, and what it wa
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -84,7 +85,8 @@ class SocketLock:
     def say(self, waits: str) -> None:
         """Say in the lock what is waited for until the socket is open; empty once it is."""
         self._waits = waits
-        Holder.here(self._node, waits).write(self._fd)
+        with contextlib.suppress(OSError):  # a full disk; the lock holds all the same
+            Holder.here(self._node, waits).write(self._fd)
 
     def close(self) -> None:
         """Give it back; closing twice is harmless."""

@@ -316,7 +316,13 @@ class BorderServer:
 
     def _submit(self, client: Client, message: Submit, payload: memoryview | None) -> None:
         rank, size = self._handler.place
-        fault = call_fault_of(message, None if payload is None else len(payload), rank, size)
+        fault = call_fault_of(
+            message,
+            None if payload is None else len(payload),
+            rank,
+            size,
+            max_message=self.limits.max_message,
+        )
         if fault is None:
             self._handler.submit(client, message, payload)
         else:
@@ -492,6 +498,7 @@ class BorderServer:
             timer.cancel()
 
     def _remember(self, former: bytes) -> None:
+        self._former.pop(former, None)  # to be the last again
         self._former[former] = None
         if len(self._former) > _REMEMBERED_FORMER:
             self._former.popitem(last=False)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+import msgspec
+
 from ringd.collective import kinds
 from ringd.collective.call import MAX_CALL_NAME, MAX_GROUP_NAME, MAX_TEXT, Call
 from ringd.wire.border.messages import (
     MAX_LOSS,
+    ROOM_FOR_HEADERS,
     SEAL,
     VERSION,
     Ack,
@@ -90,7 +93,9 @@ def _submit_fault(message: Submit) -> str | None:
     return _numbers_fault(message.join_id, message.seq, message.acked)
 
 
-def call_fault_of(message: Submit, payload_bytes: int | None, rank: int, size: int) -> str | None:
+def call_fault_of(
+    message: Submit, payload_bytes: int | None, rank: int, size: int, *, max_message: int
+) -> str | None:
     """Return why the call in *message* cannot be run here, None if it can.
 
     Args:
@@ -98,6 +103,7 @@ def call_fault_of(message: Submit, payload_bytes: int | None, rank: int, size: i
         payload_bytes: length of the payload; None without one.
         rank: the client's.
         size: the number of ranks in its group.
+        max_message: bytes that a reply may have.
     """
     if len(message.message) > MAX_TEXT or len(message.outcome) > _MAX_TEXT:
         return "the outcome's text is too long"
@@ -110,10 +116,13 @@ def call_fault_of(message: Submit, payload_bytes: int | None, rank: int, size: i
     taken, given = (kinds.source_bytes(call, rank, size), kinds.target_bytes(call, rank, size))
     came = payload_bytes if message.source is None else message.source.length
     if came is None:
-        # An op that has ended may have given its input up.
-        return None if not taken or message.outcome else "the input is missing"
+        # An op that has ended with an error may have given its input up.
+        ended = message.outcome not in {"", "ok"}
+        return None if not taken or ended else "the input is missing"
     if came != taken:
         return f"{call} has {taken} bytes, but {came} came"
+    if message.target is None and (given or 0) + ROOM_FOR_HEADERS > max_message:
+        return f"the result of {call} has {given} bytes, too many for a message; it needs a target"
     if message.target is not None and message.target.length != given:
         return f"the result of {call} has {given} bytes, its target {message.target.length}"
     if message.source is not None and message.target is not None:
@@ -142,15 +151,15 @@ def unfit(call: Call, size: int) -> str:
         return f"a call's kind, op and dtype have up to {_MAX_WORD} characters"
     if len(call.shape) > _MAX_DIMENSIONS:
         return "a shape has up to 64 sides, none negative"
-    return _fault(call.kind, call.reduction, call.dtype, call.shape, call.root, size)
+    if len(call.counts) > 2 * size:
+        return f"{len(call.counts)} counts are too many for {size} ranks"
+    return _fault(msgspec.structs.replace(call, name=""), size)
 
 
 @lru_cache(maxsize=1024)  # programs repeat their calls, under ever new names
-def _fault(  # noqa: PLR0917 - a cache's keys
-    kind: str, operation: str, dtype: str, shape: tuple[int, ...], root: int, size: int
-) -> str:
+def _fault(call: Call, size: int) -> str:
     try:
-        kinds.check(Call(kind, operation, dtype, shape, "", root), size)
+        kinds.check(call, size)
     except (TypeError, ValueError) as error:
         return str(error)
     return ""

@@ -9,6 +9,9 @@ import os
 from collections.abc import Sequence
 from typing import SupportsIndex
 
+import numpy as np
+import numpy.typing as npt
+
 
 def plain(text: str, what: str) -> str:
     """Return *text*, which is *what*, as a plain str: messages take no subclass, such as numpy's.
@@ -66,6 +69,36 @@ def rank(root: SupportsIndex, size: int) -> int:
     return found
 
 
+def counts(given: Sequence[SupportsIndex], what: str, size: int) -> tuple[int, ...]:
+    """Return the counts *given*, which are *what*: one for each of *size* ranks.
+
+    Raises:
+        TypeError: they are no whole numbers.
+        ValueError: there are more or fewer, or one is negative.
+    """
+    try:
+        found = tuple(map(operator.index, given))
+    except TypeError:
+        raise TypeError(f"{what} are whole numbers, one for each rank, not {given!r:.80}") from None
+    if len(found) != size:
+        raise ValueError(f"{what} are {size}, one for each rank, not {len(found)}")
+    if min(found) < 0:
+        raise ValueError(f"{what} are not negative, as in {given!r:.80}")
+    return found
+
+
+def raw(data: bytes | bytearray | memoryview, what: str) -> npt.NDArray[np.uint8]:
+    """Return *data*, which is *what*, as an array of bytes, without a copy.
+
+    Raises:
+        TypeError: it is no bytes.
+    """
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        remedy = "; write .encode()" if isinstance(data, str) else ""
+        raise TypeError(f"{what} is bytes, not {type(data).__name__}{remedy}")
+    return np.frombuffer(memoryview(data).cast("B") if len(data) else b"", np.uint8)
+
+
 def shape_of(shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
     """Return the *shape* of an array.
 
@@ -75,10 +108,10 @@ def shape_of(shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
     """
     lengths: tuple[int, ...] | None = None
     with contextlib.suppress(TypeError):
-        if isinstance(shape, SupportsIndex):
-            lengths = (operator.index(shape),)
-        else:
-            lengths = tuple(map(operator.index, shape))
+        lengths = (operator.index(shape),)  # type: ignore[arg-type] # that is the question
+    if lengths is None and not isinstance(shape, (str, bytes)):
+        with contextlib.suppress(TypeError):
+            lengths = tuple(map(operator.index, shape))  # type: ignore[arg-type] # likewise
     if lengths is None:
         raise TypeError(f"shape is a whole number or a tuple of such, not {shape!r:.80}")
     if min(lengths, default=0) < 0:

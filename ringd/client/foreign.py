@@ -79,14 +79,14 @@ def _torch_fault(x: Any, torch: Any) -> str | None:
     if x.is_nested:
         return "a nested tensor has no shape; write x.to_padded_tensor(0.0)"
     if x.layout != torch.strided:
-        return "a sparse tensor cannot be reduced; write x.to_dense()"
+        return "a sparse tensor cannot be handed over; write x.to_dense()"
     if hasattr(x, "get_mask"):
         return (
-            "a masked tensor cannot be reduced: what lies under its mask would count; write "
-            "x.to_tensor(0), or another value that suits the op, and reduce the mask apart"
+            "the mask of a masked tensor would be lost, and what lies under it would count; write "
+            "x.to_tensor(0), or another value that suits, and hand the mask over apart"
         )
     if hasattr(x, "to_local"):
-        return "a distributed tensor cannot be reduced as a whole; write x.to_local()"
+        return "a distributed tensor cannot be handed over as a whole; write x.to_local()"
     if x.device.type != "cpu":
         return f"x lies on the device {str(x.device)!r}; write x.cpu()"
     if x.requires_grad:
@@ -99,7 +99,7 @@ def _torch_fault(x: Any, torch: Any) -> str | None:
 def _unreadable(x: Any, error: Exception) -> str:
     other = "complex64" if x.is_complex() else "float32"
     return (
-        f"a {type(x).__name__} of dtype {x.dtype} cannot be reduced ({error}); "
+        f"a {type(x).__name__} of dtype {x.dtype} cannot be handed over ({error}); "
         f"write x.to(torch.{other}), or a plain tensor of another dtype that numpy has"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -311,7 +312,7 @@ class Ring:
         name: str = "",
         timeout: float | None = None,
     ) -> Work[Array]:
-        """Begin a :meth:`all_gather`; returns a handle, as :meth:`all_reduce_async`."""
+        """Begin an :meth:`all_gather`; returns a handle, as :meth:`all_reduce_async`."""
         return self._begin("all_gather", x, out=out, name=name, timeout=timeout)
 
     def gather(
@@ -404,6 +405,8 @@ class Ring:
     def all_to_all(
         self,
         x: npt.ArrayLike,
+        send_counts: Sequence[SupportsIndex] | None = None,
+        recv_counts: Sequence[SupportsIndex] | None = None,
         *,
         out: Array | None = None,
         name: str = "",
@@ -411,22 +414,75 @@ class Ring:
     ) -> Array:
         """Send each rank its part of *x*, and return what all ranks sent here, in their order.
 
-        Axis 0 is divided evenly among the ranks, in their order.
+        Args:
+            x: as for :meth:`all_reduce`.
+            send_counts: how many rows of axis 0 go to each rank, in their order; None for the same
+                number to each.
+            recv_counts: how many come from each rank; given where *send_counts* is.
+            out: as for :meth:`all_reduce`.
+            name: likewise.
+            timeout: likewise.
 
-        Args, errors: as :meth:`all_reduce`. ValueError: axis 0 cannot be divided so.
+        Raises:
+            ValueError: the counts do not add up to *x*, or are not one for each rank; without
+                counts, axis 0 cannot be divided evenly.
+            Mismatch: the ranks' counts do not fit together; says which.
+            RingError: and the others, as :meth:`all_reduce`.
         """
-        return self.all_to_all_async(x, out=out, name=name, timeout=timeout).wait()
+        work = self.all_to_all_async(
+            x, send_counts, recv_counts, out=out, name=name, timeout=timeout
+        )
+        return work.wait()
 
     def all_to_all_async(
         self,
         x: npt.ArrayLike,
+        send_counts: Sequence[SupportsIndex] | None = None,
+        recv_counts: Sequence[SupportsIndex] | None = None,
         *,
         out: Array | None = None,
         name: str = "",
         timeout: float | None = None,
     ) -> Work[Array]:
-        """Begin a :meth:`all_to_all`; returns a handle, as :meth:`all_reduce_async`."""
-        return self._begin("all_to_all", x, out=out, name=name, timeout=timeout)
+        """Begin an :meth:`all_to_all`; returns a handle, as :meth:`all_reduce_async`."""
+        counts: tuple[int, ...] = ()
+        if send_counts is not None or recv_counts is not None:
+            if send_counts is None or recv_counts is None:
+                raise ValueError("give both send_counts and recv_counts, or none of them")
+            size = self._connection.latest.size
+            counts = (
+                *arguments.counts(send_counts, "send_counts", size),
+                *arguments.counts(recv_counts, "recv_counts", size),
+            )
+        return self._begin("all_to_all", x, counts=counts, out=out, name=name, timeout=timeout)
+
+    def all_gather_bytes(
+        self,
+        data: bytes | bytearray | memoryview,
+        *,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> list[bytes]:
+        """Return the *data* of all ranks, in their order; they may be of any lengths.
+
+        It is two calls, of which the first tells the lengths.
+
+        Args:
+            data: bytes.
+            name: compared among the members, and shown in errors.
+            timeout: the deadline of each of the calls, in seconds; as for :meth:`all_reduce`.
+
+        Raises:
+            TypeError: *data* is no bytes.
+            RingError: as :meth:`all_reduce`.
+        """
+        mine = arguments.raw(data, "data")
+        lengths = self.all_gather(len(mine), name=name, timeout=timeout).tolist()
+        whole = self._begin(
+            "all_gather", mine, counts=tuple(lengths), name=name, timeout=timeout
+        ).wait()
+        ends = itertools.accumulate(lengths)
+        return [whole[end - n : end].tobytes() for end, n in zip(ends, lengths, strict=True)]
 
     def barrier(self, timeout: float | None = None, name: str = "") -> None:
         """Return when all members have called this.
@@ -505,11 +561,12 @@ class Ring:
         *,
         op: str = "",
         root: SupportsIndex | None = None,
+        counts: tuple[int, ...] = (),
         out: Array | None = None,
         name: str,
         timeout: float | None,
     ) -> Work[Any]:
-        """Hand a call of *kind* over; *x*, *op* and *root* are left out where it has none."""
+        """Hand a call of *kind* over; what it has not is left out."""
         connection = self._connection
         connection.check_call()
         row, here = kinds.KINDS[kind], connection.latest
@@ -523,6 +580,7 @@ class Ring:
             array.shape if row.data else (),
             tensors.call_name(name),
             NO_ROOT if root is None else arguments.rank(root, here.size),
+            counts,
         )
         kinds.check(call, here.size)
         dtype = tensors.native(array.dtype)
@@ -561,7 +619,8 @@ class Ring:
             large = length > here.inline_limit
             found = connection.find(array) if large and tensors.in_place(array) else None
             copies = large and found is None
-            blocks = connection.reserve([length, target_length][not copies :], until)
+            lengths = [length, target_length] if copies else [target_length]
+            blocks = connection.reserve(lengths, until)
             if blocks is not None:
                 target = blocks[-1]
                 target.clear_seal(target_length)

@@ -38,7 +38,7 @@ def plain_array(x: npt.ArrayLike) -> Array:
         array = as_array(x)
     if array.dtype.names is not None:
         raise TypeError(
-            "an array with named fields cannot be reduced; reduce each field, x['NAME'], apart"
+            "an array with named fields cannot be handed over; take each field, x['NAME'], apart"
         )
     return array
 
@@ -62,8 +62,8 @@ def _fault(x: Any, name: str) -> str | None:
 def _meaning(x: Any, name: str) -> str | None:
     if isinstance(x, np.ma.MaskedArray):  # also np.ma.masked
         return (
-            "a masked array cannot be reduced: what lies under its mask would count; "
-            f"write {name}.filled(0), or another value that suits the op, and reduce the mask apart"
+            "the mask of a masked array would be lost, and what lies under it would count; "
+            f"write {name}.filled(0), or another value that suits, and hand the mask over apart"
         )
     if hasattr(x, "to_numpy"):  # pandas, xarray, polars, pyarrow
         return (
@@ -73,7 +73,7 @@ def _meaning(x: Any, name: str) -> str | None:
     if getattr(x, "unit", None) is not None or getattr(x, "units", None) is not None:
         return f"the unit of {name} would be lost; write {_without_unit(x, name)}"
     if hasattr(x, "toarray") and hasattr(x, "nnz"):  # scipy.sparse
-        return f"a sparse array cannot be reduced; write {name}.toarray()"
+        return f"a sparse array cannot be handed over; write {name}.toarray()"
     if name == "y" and is_only_dlpack(x):
         return f"numpy does not look into it, a {type(x).__name__}; write np.from_dlpack({name})"
     return None
@@ -161,7 +161,8 @@ def check_out(out: object, shape: tuple[int, ...] | None, dtype: np.dtype[Any]) 
         )
     if out.shape != shape:
         raise ValueError(
-            f"out has shape {out.shape}, but the result has {shape}; reshape one of x and out"
+            f"out has shape {out.shape}, but the result has {shape}; "
+            f"write out=np.empty({shape}, {dtype.name!r})"
         )
     if not out.flags.writeable:
         raise ValueError("out is read-only; write out=out.copy()")

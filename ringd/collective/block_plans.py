@@ -6,6 +6,8 @@ of the daemon's own.
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 from ringd.collective.plan import Copy, Place, Plan, Receive, Send, Task, pieces
 
 CHUNKS = 2
@@ -19,16 +21,15 @@ ones: so many of each that pass here are held in memory of the daemon's own."""
 def gather(task: Task) -> Plan:
     """Return the plan of a gather of *count* elements of each rank.
 
-    Each rank sends its own block, then those that come in; the root's right neighbour is furthest.
+    The block that goes furthest comes first: a rank passes on those of the ranks to its left, up to
+    the root's right neighbour, and sends its own last, so that nothing waits here for that.
     """
     parts = pieces(range(task.count), task.chunks(task.count, CHUNKS))
     position = (task.rank - task.root - 1) % task.size  # the root is the last
     at_root = task.rank == task.root
     sends: list[Send] = []
     receives: list[Receive] = []
-    if not at_root:
-        sends += [task.send(0, Place.SOURCE, part) for part in parts]
-    for distance in range(1, position + 1):  # to the rank whose block comes in
+    for distance in range(position, 0, -1):  # to the rank whose block comes in
         start = (task.rank - distance) % task.size * task.count
         for part in parts:
             if at_root:
@@ -37,6 +38,8 @@ def gather(task: Task) -> Plan:
             else:
                 receives.append(task.store(0, Place.SCRATCH, part))
                 sends.append(task.send(len(receives), Place.SCRATCH, part))
+    if not at_root:
+        sends += [task.send(0, Place.SOURCE, part) for part in parts]
     copies: list[Copy] = []
     if at_root:
         copies = [Copy(p.start, task.rank * task.count + p.start, len(p)) for p in parts]
@@ -70,30 +73,43 @@ def scatter(task: Task) -> Plan:
 
 
 def all_to_all(task: Task) -> Plan:
-    """Return the plan of an all-to-all.
+    """Return the plan of an all-to-all, of even blocks or of blocks of the task's *lengths*.
 
     For each distance, from 1 to n-1, every rank sends its own block for the rank so far to the
     right, then passes on those that come in, until they are there.
     """
-    size, rank, block = task.size, task.rank, task.block
-    parts = pieces(range(block), task.chunks(block, CHUNKS))
+    size, rank = task.size, task.rank
+    lengths = task.lengths or (task.block,) * size**2
+
+    def length(sender: int, receiver: int) -> int:
+        return lengths[sender % size * size + receiver % size]
+
+    starts = list(accumulate((length(rank, other) for other in range(size)), initial=0))
+    ends = list(accumulate((length(other, rank) for other in range(size)), initial=0))
+    longest = max(lengths)
+    windows = -(-task.chunks(longest, CHUNKS) // WINDOW)
+
+    def window(number: int, sender: int, receiver: int, start: int = 0) -> list[range]:
+        """Return the chunks of a block that are carried together; *start*: where it stands."""
+        block = length(sender, receiver)
+        chunks = pieces(range(start, start + block), task.chunks(block, CHUNKS)) if block else []
+        return chunks[number * WINDOW : (number + 1) * WINDOW]
+
     sends: list[Send] = []
     receives: list[Receive] = []
-
-    def at(owner: int, part: range) -> range:
-        start = owner % size * block
-        return range(start + part.start, start + part.stop)
-
-    for first in range(0, len(parts), WINDOW):
-        window = parts[first : first + WINDOW]
+    for number in range(windows):
         for distance in range(1, size):
-            sends += [task.send(0, Place.SOURCE, at(rank + distance, part)) for part in window]
-            for hops in range(1, distance + 1):  # which the incoming blocks have behind them
-                for part in window:
-                    if hops == distance:
-                        receives.append(task.store(0, Place.TARGET, at(rank - distance, part)))
-                    else:
-                        receives.append(task.store(0, Place.SCRATCH, part))
-                        sends.append(task.send(len(receives), Place.SCRATCH, part))
-    copies = [Copy(at(rank, part).start, at(rank, part).start, len(part)) for part in parts]
-    return Plan(task, tuple(sends), tuple(receives), tuple(copies), task.count, task.count)
+            receiver = (rank + distance) % size
+            own = window(number, rank, receiver, starts[receiver])
+            sends += [task.send(0, Place.SOURCE, part) for part in own]
+            for hops in range(1, distance):  # which a block that passes has behind it
+                sender = rank - hops
+                for part in window(number, sender, sender + distance):
+                    receives.append(task.store(0, Place.SCRATCH, part))
+                    sends.append(task.send(len(receives), Place.SCRATCH, part))
+            sender = (rank - distance) % size
+            last = window(number, sender, rank, ends[sender])
+            receives += [task.store(0, Place.TARGET, part) for part in last]
+    own = pieces(range(length(rank, rank)), task.chunks(length(rank, rank), CHUNKS))
+    copies = [Copy(starts[rank] + p.start, ends[rank] + p.start, len(p)) for p in own]
+    return Plan(task, tuple(sends), tuple(receives), tuple(copies), starts[-1], ends[-1])

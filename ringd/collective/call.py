@@ -28,6 +28,9 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
     """The caller's own name for the call, such as ``"layer3.grad"``; may be empty."""
     root: int = NO_ROOT
     """The rank that has, or is given, what others have not or are not."""
+    counts: tuple[int, ...] = ()
+    """Rows of axis 0 where they are not even. Of an all_gather those of each rank; of an all_to_all
+    those for each rank, then those from each rank."""
 
     def __str__(self) -> str:
         words = [self.kind, self.reduction] if self.reduction else [self.kind]
@@ -36,5 +39,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
             words.append(f"{self.dtype}[{shape}]")
         if self.root != NO_ROOT:
             words.append(f"of root {self.root}")
+        if self.counts:
+            words.append(f"with counts {', '.join(map(str, self.counts))}")
         text = " ".join(words)
         return f"{text} named {self.name!r}" if self.name else text

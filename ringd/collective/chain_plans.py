@@ -14,6 +14,10 @@ CHAIN_CHUNKS = 4
 """Chunks that a tensor should have at least, for each link that a chunk crosses before it is where
 it belongs: a pipeline of *k* chunks over *m* links takes (k + m)/k times as long as one link."""
 
+PASSING_LAG = 4
+"""Chunks, for each rank, by which results that pass follow the partial sums: so many may be on
+their way."""
+
 
 def chain_broadcast(task: Task) -> Plan:
     """Return the plan of a broadcast: from the root rightwards, to the root's left neighbour."""
@@ -56,7 +60,11 @@ def chain_reduce(task: Task) -> Plan:
     if last == 0:
         return Plan(task, (), (), (), task.count, given)
     receives = tuple(_add(task, part, position, last) for part in parts) if position else ()
-    return Plan(task, _begin(task, parts, position, last), receives, (), task.count, given)
+    sends = tuple(
+        _send_partial(task, part, position, number + 1)
+        for number, part in enumerate(parts if position < last else ())
+    )
+    return Plan(task, sends, receives, (), task.count, given)
 
 
 def chain_reduce_scatter(task: Task) -> Plan:
@@ -88,41 +96,67 @@ class _Part:
 def _by_rank(task: Task, parts: list[_Part], given: int) -> Plan:
     """Return the plan that adds *parts* from rank 0 to rank n-1, and takes them to their owners.
 
-    *given*: elements of this rank's result.
+    A result that passes a rank stands in a buffer there. So it follows the partial sums a
+    pipeline's length behind its own, and not all of them.
+
+    Args:
+        task: what the plan is made for.
+        parts: with the same owner, or None, for all ranks.
+        given: elements of this rank's result.
     """
-    rank, last = task.rank, task.size - 1
-    if last == 0:
-        return Plan(task, (), (), (), task.count, given)
-    receives = [_add(task, part, rank, last) for part in parts] if rank else []
-    sends = list(_begin(task, parts, rank, last))
-    for i, part in enumerate(parts):
-        end = last - 1 if part.owner is None else part.owner  # of the way of its result
-        if rank == last:
-            if end != last:  # the last rank's partial sums are the results
-                sends.append(_send_result(task, part, i + 1))
-            continue
-        if rank > end or end == last:
-            continue
-        goes_on = rank < end
+    chain = _ByRank(task)
+    passing = any(part.owner is not None for part in parts)
+    lag = PASSING_LAG * task.size if passing else len(parts)
+    for number in range(len(parts) + lag if task.size > 1 else 0):
+        if number < len(parts):
+            chain.add(parts[number])
+        if number >= lag:
+            chain.pass_on(parts[number - lag], number - lag)
+    return Plan(task, tuple(chain.sends), tuple(chain.receives), (), task.count, given)
+
+
+class _ByRank:
+    """The instructions of one rank, part by part."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.rank, self.last = task.rank, task.size - 1
+        self.sends: list[Send] = []
+        self.receives: list[Receive] = []
+
+    def add(self, part: _Part) -> None:
+        """Add the own input to *part*, which is complete at the last rank."""
+        task, rank, last = self.task, self.rank, self.last
+        if rank > 0:
+            self.receives.append(_add(task, part, rank, last))
+        if rank < last:
+            self.sends.append(_send_partial(task, part, rank, len(self.receives)))
+        elif _end(part, last) != last:  # its partial sums are the results
+            self.sends.append(_send_result(task, part, len(self.receives)))
+
+    def pass_on(self, part: _Part, number: int) -> None:
+        """Receive the result of *part*, and send it on, up to the rank where its way ends."""
+        end = _end(part, self.last)
+        if self.rank > end or self.last in {self.rank, end}:
+            return
         # A result is made of, and overwrites, what was sent before.
-        after = i + 1 if part.owner is None else 0
-        place = Place.TARGET if part.belongs_to(rank) else Place.SCRATCH
-        receives.append(task.store(after, place, _target(part)))
-        if goes_on:
-            sends.append(_send_result(task, part, len(receives)))
-    return Plan(task, tuple(sends), tuple(receives), (), task.count, given)
+        after = number + 1 if part.owner is None else 0
+        place = Place.TARGET if part.belongs_to(self.rank) else Place.SCRATCH
+        self.receives.append(self.task.store(after, place, _target(part)))
+        if self.rank < end:
+            self.sends.append(_send_result(self.task, part, len(self.receives)))
 
 
-def _begin(task: Task, parts: list[_Part], position: int, last: int) -> tuple[Send, ...]:
-    """Return the sends of inputs and partial sums, at a *position* of a chain."""
-    if position == last:
-        return ()
+def _end(part: _Part, last: int) -> int:
+    """Return the rank where the way of a result ends, which begins at *last*."""
+    return last - 1 if part.owner is None else part.owner
+
+
+def _send_partial(task: Task, part: _Part, position: int, after: int) -> Send:
+    """Return the send of a partial sum, or at position 0 of the input, in a chain."""
     if position == 0:
-        return tuple(task.send(0, Place.SOURCE, part.span) for part in parts)
-    return tuple(
-        task.send(i + 1, _partial(task, part), part.span, partial=True)
-        for i, part in enumerate(parts)
-    )
+        return task.send(0, Place.SOURCE, part.span)
+    return task.send(after, _partial(task, part), part.span, partial=True)
 
 
 def _add(task: Task, part: _Part, position: int, last: int) -> Receive:

@@ -6,11 +6,13 @@ here. A call is made by each *rank* of *size*; counts are of elements of its dty
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
+import msgspec
 import numpy as np
 
 from ringd.collective import reduction
@@ -39,10 +41,16 @@ class Inputs:
 
     arrays: Sequence[Array]
     """By rank, 1-d."""
+    calls: Sequence[Call]
+    """By rank."""
     rank: int
     """Whose result is wanted."""
-    root: int
     reduction: Reduction | None
+
+    @property
+    def root(self) -> int:
+        """The rank that the call names."""
+        return self.calls[self.rank].root
 
     @property
     def arithmetic(self) -> Reduction:
@@ -50,10 +58,15 @@ class Inputs:
         assert self.reduction is not None  # noqa: S101 - for the type checker
         return self.reduction
 
-    def block(self, array: Array) -> Array:
-        """Return the part of *array* that is for the rank."""
-        block = len(array) // len(self.arrays)
-        return array[self.rank * block : (self.rank + 1) * block]
+    def block(self, sender: int) -> Array:
+        """Return the part of the input of *sender* that is for the rank."""
+        array, call, size = self.arrays[sender], self.calls[sender], len(self.arrays)
+        if not call.counts:
+            block = len(array) // size
+            return array[self.rank * block : (self.rank + 1) * block]
+        row = math.prod(call.shape[1:])
+        start = sum(call.counts[: self.rank]) * row
+        return array[start : start + call.counts[self.rank] * row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +90,12 @@ class Kind:
     rows: bool = False
     """Whether a tensor has an axis 0, along which it is divided, or joined to others."""
     divides: bool = False
-    """Whether that is divided evenly among the ranks."""
+    """Whether that is divided among the ranks, evenly unless there are counts."""
+    counts: int = 0
+    """How many counts there may be for each rank."""
+    conflict: Callable[[Sequence[Call]], str] = lambda _calls: ""
+    """Says why the calls of all ranks do not fit together, though all fields but the shape's rows
+    and the counts are equal; empty if they do."""
 
 
 def of(call: Call) -> Kind:
@@ -100,8 +118,10 @@ def check(call: Call, size: int) -> None:
         TypeError: the dtype is unknown here, or has no such op.
     """
     kind = of(call)
-    if not (0 <= call.root < size if kind.rooted else call.root == NO_ROOT):
-        raise ValueError(f"root {call.root} is not one of the {size} ranks of {call.kind}")
+    if not kind.rooted and call.root != NO_ROOT:
+        raise ValueError(f"{call.kind} has no root")
+    if kind.rooted and not 0 <= call.root < size:
+        raise ValueError(f"root {call.root} is not one of the {size} ranks")
     if not kind.data:
         if call.reduction or call.dtype or call.shape:
             raise ValueError(f"a {call.kind} has no data")
@@ -111,16 +131,77 @@ def check(call: Call, size: int) -> None:
         reduction.check(call.reduction, dtype)
     elif call.reduction:
         raise ValueError(f"{call.kind} has no op")
+    _check_shape(kind, call, size)
+    if target_count(call, max(0, call.root), size) * dtype.itemsize > MAX_BYTES:
+        raise ValueError("the tensor is too large")
+
+
+def _check_shape(kind: Kind, call: Call, size: int) -> None:
     if any(side < 0 for side in call.shape):
         raise ValueError("a shape has up to 64 sides, none negative")
-    if math.prod(call.shape) * dtype.itemsize * size > MAX_BYTES:
-        raise ValueError("the tensor is too large")
     if kind.rows and not call.shape:
         raise ValueError(f"a tensor of {call.kind} has at least one axis")
-    if kind.divides and call.shape[0] % size:
+    if call.counts:
+        _check_counts(kind, call, size)
+    elif kind.divides and call.shape[0] % size:
         raise ValueError(
             f"axis 0 of shape {call.shape} cannot be divided among {size} ranks by {call.kind}"
         )
+
+
+def _check_counts(kind: Kind, call: Call, size: int) -> None:
+    if len(call.counts) != kind.counts * size:
+        raise ValueError(
+            f"{call.kind} of {size} ranks has {kind.counts * size} counts, not {len(call.counts)}"
+        )
+    if min(call.counts) < 0:
+        raise ValueError("a count is not negative")
+    if kind.divides and sum(call.counts[:size]) != call.shape[0]:
+        raise ValueError(
+            f"the counts to send, {call.counts[:size]}, add up to {sum(call.counts[:size])}, but "
+            f"axis 0 has {call.shape[0]} rows"
+        )
+
+
+def disagreement(calls: Sequence[Call]) -> str | None:
+    """Return why the *calls* of all ranks, in their order, do not fit together; None if they do.
+
+    Empty where that shows in the calls themselves.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    first = calls[0]
+    if all(call == first for call in calls[1:]) and not first.counts:
+        return None
+    kind = of(first)
+    if not kind.counts or not first.counts:
+        return ""
+    if any(_alike(call) != _alike(first) for call in calls):
+        return ""
+    return kind.conflict(calls) or None
+
+
+def _alike(call: Call) -> Call:
+    """Return *call* without what may differ from rank to rank where there are counts."""
+    return msgspec.structs.replace(call, shape=call.shape[1:], counts=(len(call.counts),))
+
+
+def task(calls: Sequence[Call], rank: int, **settings: Any) -> Task:
+    """Return what the plan of *rank* is made for; *settings* are the fields of ring and dtype."""
+    call, size = calls[rank], len(calls)
+    row = math.prod(call.shape[1:])
+    counts = [count for c in calls for count in c.counts[:size]] if call.counts else []
+    if of(call).counts == 1:  # the same on all ranks
+        counts = list(call.counts)
+    return Task(
+        count=math.prod(call.shape),
+        size=size,
+        rank=rank,
+        root=max(0, call.root),
+        lengths=tuple(count * row for count in counts),
+        **settings,
+    )
 
 
 def source_count(call: Call, rank: int, size: int) -> int:
@@ -170,7 +251,36 @@ def _block(call: Call, _rank: int, size: int) -> Shape | None:
 
 
 def _of_all(call: Call, _rank: int, size: int) -> Shape | None:
-    return (call.shape[0] * size, *call.shape[1:])
+    rows = sum(call.counts) if call.counts else call.shape[0] * size
+    return (rows, *call.shape[1:])
+
+
+def _from_each(call: Call, _rank: int, size: int) -> Shape | None:
+    return (sum(call.counts[size:]), *call.shape[1:]) if call.counts else call.shape
+
+
+# --- what must fit together -------------------------------------------------------------
+
+
+def _counts_of_each(calls: Sequence[Call]) -> str:
+    for rank, call in enumerate(calls):
+        if call.counts != calls[0].counts:
+            return f"rank {rank} has other counts than rank 0"
+        if call.shape[0] != call.counts[rank]:
+            return f"rank {rank} has {call.shape[0]} rows, not {call.counts[rank]}, as was counted"
+    return ""
+
+
+def _counts_of_pairs(calls: Sequence[Call]) -> str:
+    size = len(calls)
+    for sender, receiver in itertools.product(range(size), range(size)):
+        sent, expected = calls[sender].counts[receiver], calls[receiver].counts[size + sender]
+        if sent != expected:
+            return (
+                f"rank {sender} sends {sent} rows to rank {receiver}, which expects {expected} "
+                "of it"
+            )
+    return ""
 
 
 def _at_root(shape: ShapeOf) -> ShapeOf:
@@ -195,7 +305,8 @@ def _reduce(inputs: Inputs, target: Array) -> None:
 
 
 def _reduce_scatter(inputs: Inputs, target: Array) -> None:
-    inputs.arithmetic.reduce_all([inputs.block(array) for array in inputs.arrays], target)
+    ranks = range(len(inputs.arrays))
+    inputs.arithmetic.reduce_all([inputs.block(rank) for rank in ranks], target)
 
 
 def _broadcast(inputs: Inputs, target: Array) -> None:
@@ -208,11 +319,12 @@ def _gather(inputs: Inputs, target: Array) -> None:
 
 
 def _scatter(inputs: Inputs, target: Array) -> None:
-    target[:] = inputs.block(inputs.arrays[inputs.root])
+    target[:] = inputs.block(inputs.root)
 
 
 def _all_to_all(inputs: Inputs, target: Array) -> None:
-    np.concatenate([inputs.block(array) for array in inputs.arrays], out=target)
+    ranks = range(len(inputs.arrays))
+    np.concatenate([inputs.block(rank) for rank in ranks], out=target)
 
 
 # --- large calls ------------------------------------------------------------------------
@@ -237,11 +349,28 @@ KINDS: dict[str, Kind] = {
         _whole, _block, _reduce_scatter, _reduce_scatter_plan, reduces=True, rows=True, divides=True
     ),
     "broadcast": Kind(_at_root(_whole), _whole, _broadcast, chain_broadcast, rooted=True),
-    "all_gather": Kind(_whole, _of_all, _gather, ring_all_gather, rows=True),
+    "all_gather": Kind(
+        _whole,
+        _of_all,
+        _gather,
+        ring_all_gather,
+        rows=True,
+        counts=1,
+        conflict=_counts_of_each,
+    ),
     "gather": Kind(_whole, _at_root(_of_all), _gather, gather, rooted=True, rows=True),
     "scatter": Kind(
         _at_root(_whole), _block, _scatter, scatter, rooted=True, rows=True, divides=True
     ),
-    "all_to_all": Kind(_whole, _whole, _all_to_all, all_to_all, rows=True, divides=True),
+    "all_to_all": Kind(
+        _whole,
+        _from_each,
+        _all_to_all,
+        all_to_all,
+        rows=True,
+        divides=True,
+        counts=2,
+        conflict=_counts_of_pairs,
+    ),
     "barrier": Kind(_none, _none, _barrier, _no_plan, data=False),
 }

@@ -105,6 +105,8 @@ class Task:
         chunk_bytes: upper limit for a chunk, counted in the accumulator's dtype.
         by_rank: whether every sum is to be taken in the order of the ranks.
         root: the rank that has, or is given, what others have not or are not.
+        lengths: elements of every block, where they are not even: of an all-gather by rank, of an
+            all-to-all by sender, and for each sender by receiver.
     """
 
     count: int
@@ -115,6 +117,7 @@ class Task:
     chunk_bytes: int = DEFAULT_CHUNK_BYTES
     by_rank: bool = False
     root: int = 0
+    lengths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.count < 0:
@@ -172,6 +175,10 @@ class Plan:
     """Elements of the source."""
     target_count: int
     """Elements of the target."""
+
+    def __len__(self) -> int:
+        """Return how many instructions there are."""
+        return len(self.sends) + len(self.receives) + len(self.copies)
 
 
 def split(span: range, parts: int, part: int) -> range:

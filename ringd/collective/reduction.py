@@ -1,4 +1,4 @@
-"""What an all-reduce computes: which operations on which dtypes, and in what precision.
+"""What a reduction computes: which operations on which dtypes, and in what precision.
 
 Rules:
 
@@ -103,7 +103,7 @@ def dtype_name(dtype: npt.DTypeLike) -> str:
     name: str = asked.name
     if name not in _BY_NAME:
         raise TypeError(
-            f"arrays of dtype {asked} cannot be reduced; the supported dtypes are "
+            f"arrays of dtype {asked} cannot be handed over; the supported dtypes are "
             f"{', '.join(DTYPE_NAMES)}"
         )
     return name

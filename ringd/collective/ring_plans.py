@@ -13,6 +13,8 @@ Each element is completed by one rank, so all ranks get the same bits.
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 from ringd.collective.plan import Combine, Copy, Place, Plan, Receive, Send, Task, pieces, split
 
 MIN_CHUNKS = 2
@@ -114,25 +116,30 @@ def ring_reduce_scatter(task: Task) -> Plan:
 
 
 def ring_all_gather(task: Task) -> Plan:
-    """Return the plan of an all-gather of *count* elements of each rank.
+    """Return the plan of an all-gather of *count* elements of each rank, or of their *lengths*.
 
     At step *t*, rank *r* sends the block of rank *r - t* and receives that of *r - t - 1* (mod n).
     """
-    size, rank, block = task.size, task.rank, task.count
-    parts = pieces(range(block), task.chunks(block, MIN_CHUNKS))
-    sends: list[Send] = []
+    size, rank = task.size, task.rank
+    lengths = task.lengths or (task.count,) * size
+    ends = list(accumulate(lengths, initial=0))
+
+    def block(of: int) -> list[range]:
+        of %= size
+        return pieces(range(ends[of], ends[of + 1]), task.chunks(lengths[of], MIN_CHUNKS))
+
+    own = block(rank)
+    sends = [task.send(0, Place.SOURCE, _shift(part, -ends[rank])) for part in own]
     receives: list[Receive] = []
-    for step in range(size - 1):
-        for part in parts:
-            if step == 0:
-                sends.append(task.send(0, Place.SOURCE, part))
-            else:
-                span = _shift(part, (rank - step) % size * block)
-                sends.append(task.send(len(sends) - len(parts) + 1, Place.TARGET, span))
-            span = _shift(part, (rank - step - 1) % size * block)
-            receives.append(task.store(0, Place.TARGET, span))
-    copies = tuple(Copy(part.start, rank * block + part.start, len(part)) for part in parts)
-    return Plan(task, tuple(sends), tuple(receives), copies, block, size * block)
+    for step in range(1, size):
+        for part in block(rank - step):
+            receives.append(task.store(0, Place.TARGET, part))
+            if step < size - 1:
+                sends.append(task.send(len(receives), Place.TARGET, part))
+    copies = tuple(Copy(part.start - ends[rank], part.start, len(part)) for part in own)
+    if size == 1:
+        sends = []
+    return Plan(task, tuple(sends), tuple(receives), copies, lengths[rank], ends[-1])
 
 
 def _shift(span: range, by: int) -> range:

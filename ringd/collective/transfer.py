@@ -245,7 +245,10 @@ class Transfer:
             reduction.finish(partial, result)
 
     def _hold(self, index: int, count: int, dtype: np.dtype[Any]) -> Array:
-        """Return *count* elements of a new buffer, the one of receive *index* from now on."""
+        """Return *count* elements of a new buffer, the one of receive *index* from now on.
+
+        The former one may still be read until a buffer is taken again.
+        """
         length = count * dtype.itemsize
         buffer = self._scratch.take(length)
         self._let_go(index)
@@ -253,7 +256,7 @@ class Transfer:
         return buffer[:length].view(dtype)
 
     def _let_go(self, index: int) -> None:
-        """Give back the buffer of receive *index*, if it has one. Its bytes stay until then."""
+        """Give back the buffer of receive *index*, if it has one."""
         buffer = self._buffers.pop(index, None)
         if buffer is not None:
             self._scratch.give(buffer)
@@ -261,7 +264,7 @@ class Transfer:
     def _copy(self) -> None:
         """Copy a part of the own input to its place in the result; at the end, all that is left.
 
-        One for each chunk that has gone or come, so that the loop is never held up for long.
+        One for each chunk that has gone or come, so that the loop is not held up for long.
         """
         copies = self.plan.copies
         most = len(copies) if self.finished else self._copied + 1

@@ -43,6 +43,12 @@ class Buffers:
     result: Array | None = None
     """An inline result, once there is one."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the input or of the result, whichever has more."""
+        given = self.result.nbytes if self.target is None and self.result is not None else 0
+        return max(self.source.nbytes, given if self.target is None else self.target.nbytes)
+
 
 class Performer:
     """Has a method for every action.
@@ -74,7 +80,6 @@ class Performer:
         self._log = structlog.get_logger("groups")
         self.bulk = Bulk(
             config.rank,
-            config.size,
             chunk_bytes=config.ops.chunk,
             checksum=config.ops.checksum,
             by_rank=config.ops.order == "rank",
@@ -115,8 +120,9 @@ class Performer:
         self._neighbours.relay(action.origin, action.gid, action.seq, action.message)
 
     def _run(self, action: groups.Run) -> None:
-        call, buffers = action.call, cast(Buffers, action.submission.buffers)
-        kind, rank, size = kinds.of(call), self.config.rank, self.config.size
+        calls, rank, size = action.calls, self.config.rank, self.config.size
+        call, buffers = calls[rank], cast(Buffers, action.submission.buffers)
+        kind = kinds.of(call)
         dtype = dtype_from_name(call.dtype) if kind.data else _BYTES
         reduction = _reduction(call.reduction, call.dtype, size) if kind.reduces else None
         if buffers.target is not None and not action.serve:
@@ -128,11 +134,11 @@ class Performer:
         buffers.started = self._loop.now()
         if action.payloads is not None:
             inputs = [flat(payload, dtype) for payload in action.payloads]
-            kind.compute(kinds.Inputs(inputs, rank, call.root, reduction), target)
+            kind.compute(kinds.Inputs(inputs, calls, rank, reduction), target)
             self._finished(action.gid, action.seq)
         else:
             source = flat(buffers.source, dtype)
-            self.bulk.start((action.gid, action.seq), call, reduction, source, target)
+            self.bulk.start((action.gid, action.seq), calls, reduction, source, target)
             self._neighbours.kick()
 
     def _stop(self, action: groups.Stop) -> None:
@@ -216,7 +222,7 @@ class Performer:
                 group=self._group_of(action.join_id),
                 seq=submission.seq,
                 call=submission.call,
-                nbytes=0 if buffers is None else buffers.source.nbytes,
+                nbytes=0 if buffers is None else buffers.nbytes,
                 submitted=now if buffers is None else buffers.submitted,
                 started=None if buffers is None else buffers.started,
                 outcome=action.code,

@@ -35,7 +35,8 @@ class Run(msgspec.Struct, frozen=True):
 
     gid: int
     seq: int
-    call: Call
+    calls: tuple[Call, ...]
+    """Everybody's, by rank; they fit together."""
     submission: Submission
     payloads: tuple[bytes | memoryview, ...] | None
     """Everybody's input by rank, for the one-trip path; None for chunks over the links."""

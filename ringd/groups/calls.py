@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
+from ringd.collective import kinds
 from ringd.collective.call import Call
 from ringd.errors import DeadlineExceeded, Mismatch, Refused
 from ringd.groups.actions import Action, Broadcast, Free, Relay, Report, Run, Seal, Stop
@@ -251,20 +252,24 @@ class Calls:
         if op.outcome not in ("", OK):
             return
         offers = [offer for offer in op.offers if offer is not None]
-        if any(offer.call != submission.call for offer in offers):
+        calls = tuple(offer.call for offer in offers)
+        reason = kinds.disagreement(calls)
+        if reason is not None:
             if not op.has_result:
-                text = differences(self.group, op.seq, offers, self.names)
+                text = differences(self.group, op.seq, calls, self.names, reason)
                 self._end(op, Mismatch.code, text)
         elif {offer.outcome for offer in offers} in ({""}, {"", OK}):
-            self._start(op, submission, eager=all(offer.eager for offer in offers))
+            self._start(op, submission, calls, eager=all(offer.eager for offer in offers))
 
-    def _start(self, op: Op, submission: Submission, *, eager: bool) -> None:
+    def _start(
+        self, op: Op, submission: Submission, calls: tuple[Call, ...], *, eager: bool
+    ) -> None:
         serve = op.has_result
         if serve and eager:
             return  # the payloads are round already; whoever needs the result computes it
         op.move(Move.START)
         payloads = tuple(op.payloads) if eager else None
-        self.out.append(Run(self.gid, op.seq, submission.call, submission, payloads, serve))
+        self.out.append(Run(self.gid, op.seq, calls, submission, payloads, serve))
 
     def _succeed(self, op: Op) -> None:
         submission = op.submission

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ringd.collective.call import MAX_TEXT
+from ringd.collective.call import MAX_TEXT, Call
 from ringd.groups.op import Op, Phase
-from ringd.wire.link.control import Offer
 
 
 def describe(group: str, op: Op) -> str:
@@ -22,12 +21,22 @@ def late(group: str, op: Op, node: str, why: str) -> str:
     return shorten(text, MAX_TEXT)
 
 
-def differences(group: str, seq: int, offers: Sequence[Offer], names: Sequence[str]) -> str:
-    """Return what each member sent, one and the same text on all ranks."""
+def differences(
+    group: str, seq: int, calls: Sequence[Call], names: Sequence[str], reason: str
+) -> str:
+    """Return what each member called, one and the same text on all ranks.
+
+    *reason*: why these do not fit together, if it does not show in them.
+    """
     by_call: dict[str, list[str]] = {}
-    for rank, offer in enumerate(offers):
-        by_call.setdefault(str(offer.call), []).append(names[rank])
-    head = f"op {seq} of group {group!r}: the members sent different calls: "
+    for rank, call in enumerate(calls):
+        by_call.setdefault(str(call), []).append(names[rank])
+    what = (
+        f"the calls do not fit together, as {reason}"
+        if reason
+        else "the members sent different calls"
+    )
+    head = f"op {seq} of group {group!r}: {what}: "
     sent = [(", ".join(who), call) for call, who in by_call.items()]
     text = head + "; ".join(f"{who}: {call}" for who, call in sent)
     if len(text) <= MAX_TEXT:

@@ -8,22 +8,22 @@ within a group the oldest op that can send goes first, so that ops end in order.
 from __future__ import annotations
 
 import heapq
-import math
 from collections import deque
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Sequence
 
+import msgspec
 import numpy as np
 
+from ringd.collective import kinds
 from ringd.collective.call import Call
-from ringd.collective.kinds import KINDS
-from ringd.collective.plan import Plan, Task
+from ringd.collective.plan import Plan
 from ringd.collective.reduction import Array, Reduction
 from ringd.collective.transfer import ScratchPool, Transfer, TransferError
 from ringd.wire.link import frames
 from ringd.wire.link.frames import FrameError, FrameType, Header
 
-_PLANS = 64
+_INSTRUCTIONS = 40_000
+"""Of all plans that are kept, some 5 MiB: those of 64 all-reduces of 64 MiB by four members."""
 
 Key = tuple[int, int]
 """Of an op: (gid, sequence number)."""
@@ -34,7 +34,6 @@ class Bulk:
 
     Args:
         rank: This member's.
-        size: Members of the ring.
         chunk_bytes: The longest chunk, equal on all members.
         checksum: Whether chunks carry a CRC-32, equal on all members.
         by_rank: Whether every sum is taken in the order of the ranks, equal on all members.
@@ -45,7 +44,6 @@ class Bulk:
     def __init__(
         self,
         rank: int,
-        size: int,
         *,
         chunk_bytes: int,
         checksum: bool,
@@ -53,12 +51,11 @@ class Bulk:
         on_finished: Callable[[int, int], None],
     ) -> None:
         self._rank = rank
-        self._size = size
         self._chunk_bytes = chunk_bytes
         self._checksum = checksum
         self._by_rank = by_rank
         self._on_finished = on_finished
-        self._plan = lru_cache(_PLANS)(self._make_plan)  # programs repeat their shapes
+        self._plans: dict[tuple[object, ...], Plan] = {}  # programs repeat their shapes
         self._scratch = ScratchPool(chunk_bytes)
         self._transfers: dict[Key, Transfer] = {}
         self._ready: dict[int, list[int]] = {}  # by gid: a heap of ops that may send
@@ -74,23 +71,26 @@ class Bulk:
     def start(
         self,
         key: Key,
-        call: Call,
+        calls: Sequence[Call],
         reduction: Reduction | None,
         source: Array,
         target: Array,
     ) -> None:
         """Begin the op; its first chunks can be pulled at once.
 
-        *reduction*: what to compute; None for a kind that reduces nothing.
+        Args:
+            key: The op's.
+            calls: Everybody's, by rank.
+            reduction: What to compute; None where nothing is reduced.
+            source: This member's input.
+            target: For its result.
         """
         accumulator = target.dtype if reduction is None else reduction.accumulator
         plan = self._plan(
-            call.kind,
-            math.prod(call.shape),
+            tuple(msgspec.structs.replace(call, name="") for call in calls),
             target.itemsize,
             accumulator.itemsize,
-            by_rank=self._by_rank and reduction is not None and reduction.order_matters,
-            root=max(0, call.root),
+            self._by_rank and reduction is not None and reduction.order_matters,
         )
         transfer = Transfer(plan, reduction, source, target, self._scratch)
         if transfer.finished:  # alone in the ring
@@ -165,27 +165,28 @@ class Bulk:
 
     # --- inside -----------------------------------------------------------------------
 
-    def _make_plan(
-        self,
-        kind: str,
-        count: int,
-        itemsize: int,
-        accumulator_itemsize: int,
-        *,
-        by_rank: bool,
-        root: int,
+    def _plan(
+        self, calls: tuple[Call, ...], itemsize: int, accumulator_itemsize: int, by_rank: bool
     ) -> Plan:
-        task = Task(
-            count,
-            itemsize,
-            accumulator_itemsize,
-            self._size,
+        key = (calls, itemsize, accumulator_itemsize, by_rank)
+        plan = self._plans.pop(key, None) or self._make_plan(*key)
+        self._plans[key] = plan  # the last one to be used
+        while len(self._plans) > 1 and sum(map(len, self._plans.values())) > _INSTRUCTIONS:
+            del self._plans[next(iter(self._plans))]
+        return plan
+
+    def _make_plan(
+        self, calls: tuple[Call, ...], itemsize: int, accumulator_itemsize: int, by_rank: bool
+    ) -> Plan:
+        task = kinds.task(
+            calls,
             self._rank,
-            self._chunk_bytes,
-            by_rank,
-            root,
+            itemsize=itemsize,
+            accumulator_itemsize=accumulator_itemsize,
+            chunk_bytes=self._chunk_bytes,
+            by_rank=by_rank,
         )
-        return KINDS[kind].plan(task)
+        return kinds.of(calls[0]).plan(task)
 
     def _frame(
         self, gid: int, seq: int, index: int, chunk: memoryview

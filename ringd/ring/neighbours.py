@@ -45,13 +45,15 @@ from ringd.wire.link.hello import MAX_INSTANCE
 def fits(offer: Offer, nbytes: int, rank: int, size: int) -> bool:
     """Whether *nbytes* of tensor may come with the *offer* of *rank*: numpy would believe it.
 
-    A dtype that is unknown here is no fault of the link, which carries it for others: nothing of it
-    is reduced, as the call of this member's own program is refused.
+    A kind or dtype that is unknown here is no fault of the link, which carries it for others:
+    nothing of it is computed, as this member refuses such a call.
     """
+    if not offer.eager:
+        return nbytes == 0
     try:
-        taken = kinds.source_bytes(offer.call, rank, size) if offer.eager else 0
+        taken = kinds.source_bytes(offer.call, rank, size)
     except ValueError:
-        return False
+        return True
     return taken is None or nbytes == taken
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Union
 import msgspec
 
 MAGIC = b"RNGD"
-VERSION = 2
+VERSION = 3
 """Of the bodies; 1 had a hello without the instance."""
 MAX_MESSAGE = 16 * 1024
 """Bytes of a message's body at most."""
