@@ -1,4 +1,4 @@
-"""ringd: all-reduce through a ring of daemons that outlives the programs that use it."""
+"""ringd: collectives through a ring of daemons that outlives the programs that use it."""
 
 from typing import TYPE_CHECKING
 
