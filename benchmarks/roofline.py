@@ -29,8 +29,9 @@ from multiprocessing.synchronize import Barrier
 
 import numpy as np
 
-from ringd.collective.plan import DEFAULT_CHUNK_BYTES, Task, ring_plan
+from ringd.collective.plan import DEFAULT_CHUNK_BYTES, Task
 from ringd.collective.reduction import DTYPE_NAMES, Array, Reduction, dtype_from_name
+from ringd.collective.ring_plans import ring_all_reduce
 from ringd.collective.transfer import ScratchPool, Transfer
 from ringd.config.units import parse_size
 
@@ -150,7 +151,7 @@ def member(
         count = run.nbytes // dtype.itemsize
         reduction = Reduction("sum", dtype, size)
         widths = dtype.itemsize, reduction.accumulator.itemsize
-        plan = ring_plan(Task(count, *widths, size, rank, run.chunk_bytes))
+        plan = ring_all_reduce(Task(count, *widths, size, rank, run.chunk_bytes))
         scratch = ScratchPool(run.chunk_bytes)
         source, target = np.empty(count, dtype), np.zeros(count, dtype)
         source[:] = pattern(source) + rank

@@ -1,7 +1,7 @@
-"""What is measured: each system's all-reduce behind one face, as its users would call it.
+"""What is measured: each system's calls behind one face, as its users would make them.
 
 A system makes *slots*. A slot is a tensor in the kind of memory that its mode of use is about,
-and the calls that reduce it; whatever can be done before is done when the slot is made.
+and the calls that take it; whatever can be done before is done when the slot is made.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import numpy.typing as npt
 from roofline import exchange
 
 import ringd
-from ringd.collective.plan import DEFAULT_CHUNK_BYTES, Task, ring_plan
+from ringd.collective.plan import DEFAULT_CHUNK_BYTES, Task
 from ringd.collective.reduction import Reduction
+from ringd.collective.ring_plans import ring_all_reduce
 from ringd.collective.transfer import ScratchPool, Transfer
 
 Floats = npt.NDArray[np.float32]
@@ -31,11 +32,11 @@ PATIENCE = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One tensor: fill ``input``, then reduce it once, in either way."""
+    """One tensor: fill ``input``, then make the call once, in either way."""
 
     input: Floats
     reduce: Callable[[], Floats]
-    """All-reduces and returns the result, which may be ``input`` itself."""
+    """Makes the call and returns the result, which may be ``input`` itself."""
     submit: Callable[[], Callable[[], Floats]] | None = None
     """Starts that; calling what it returns waits for the result."""
 
@@ -43,8 +44,8 @@ class Slot:
 class System(Protocol):
     """One member's end of a system."""
 
-    def slot(self, mode: str, count: int) -> Slot:
-        """Return a new slot for *count* elements."""
+    def slot(self, mode: str, count: int, kind: str) -> Slot:
+        """Return a new slot for calls of *kind* with *count* elements to hand over."""
 
     def close(self) -> None:
         """Leave."""
@@ -62,14 +63,15 @@ class Ringd:
         if (self._ring.rank, self._ring.size) != (rank, size):
             raise RuntimeError(f"the daemon is rank {self._ring.rank} of {self._ring.size}")
 
-    def slot(self, mode: str, count: int) -> Slot:
+    def slot(self, mode: str, count: int, kind: str) -> Slot:
         """See :class:`System`."""
         ring = self._ring
         array = ring.empty(count, FLOAT32) if mode == "ringd-empty" else np.empty(count, FLOAT32)
+        begin = getattr(ring, f"{kind}_async")
         return Slot(
             array,
-            functools.partial(ring.all_reduce, array, timeout=PATIENCE),
-            lambda: ring.all_reduce_async(array, timeout=PATIENCE).wait,
+            functools.partial(getattr(ring, kind), array, timeout=PATIENCE),
+            lambda: begin(array, timeout=PATIENCE).wait,
         )
 
     def close(self) -> None:
@@ -78,7 +80,7 @@ class Ringd:
 
 
 class Gloo:
-    """torch.distributed with its Gloo backend, in this process; in place, as it works."""
+    """torch.distributed with its Gloo backend, in this process; in place where it works so."""
 
     def __init__(self, rank: int, size: int, rendezvous: str) -> None:
         # Before torch is imported. Gloo would otherwise listen where the host's name points.
@@ -88,24 +90,36 @@ class Gloo:
         import torch.distributed as dist  # noqa: PLC0415
 
         torch.set_num_threads(1)
+        self._size = size
         self._torch: Any = torch
         self._dist: Any = dist
         dist.init_process_group(
             "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size
         )
 
-    def slot(self, mode: str, count: int) -> Slot:  # noqa: ARG002 - there is one mode
+    def slot(self, mode: str, count: int, kind: str) -> Slot:  # noqa: ARG002 - there is one mode
         """See :class:`System`."""
-        all_reduce = self._dist.all_reduce
-        tensor = self._torch.empty(count, dtype=self._torch.float32)
-        array: Floats = tensor.numpy()
+        dist, torch = self._dist, self._torch
+        tensor = torch.empty(count, dtype=torch.float32)
+        given = {"all_gather": count * self._size, "reduce_scatter": count // self._size}
+        result = tensor
+        if kind not in {"all_reduce", "broadcast"}:
+            result = torch.empty(given.get(kind, count), dtype=torch.float32)
+        call = {
+            "all_reduce": lambda **how: dist.all_reduce(tensor, **how),
+            "broadcast": lambda **how: dist.broadcast(tensor, 0, **how),
+            "all_gather": lambda **how: dist.all_gather_single(result, tensor, **how),
+            "reduce_scatter": lambda **how: dist.reduce_scatter_single(result, tensor, **how),
+            "all_to_all": lambda **how: dist.all_to_all_single(result, tensor, **how),
+        }[kind]
+        array: Floats = result.numpy()
 
         def reduce() -> Floats:
-            all_reduce(tensor)
+            call()
             return array
 
         def submit() -> Callable[[], Floats]:
-            work = all_reduce(tensor, async_op=True)
+            work = call(async_op=True)
 
             def wait() -> Floats:
                 work.wait()
@@ -113,7 +127,7 @@ class Gloo:
 
             return wait
 
-        return Slot(array, reduce, submit)
+        return Slot(tensor.numpy(), reduce, submit)
 
     def close(self) -> None:
         """See :class:`System`."""
@@ -133,11 +147,11 @@ class Roofline:
         self._reduction = Reduction("sum", FLOAT32, size)
         self._scratch = ScratchPool(DEFAULT_CHUNK_BYTES)
 
-    def slot(self, mode: str, count: int) -> Slot:  # noqa: ARG002 - there is one mode
+    def slot(self, mode: str, count: int, kind: str) -> Slot:  # noqa: ARG002 - there is one
         """See :class:`System`."""
         item = FLOAT32.itemsize
         task = Task(count, item, item, self._size, self._rank, DEFAULT_CHUNK_BYTES)
-        plan = ring_plan(task)
+        plan = ring_all_reduce(task)
         source, target = np.empty(count, FLOAT32), np.zeros(count, FLOAT32)
 
         def reduce() -> Floats:

@@ -44,6 +44,8 @@ class Batch:
     """Makes the inputs differ from batch to batch; they differ from call to call anyway."""
     in_flight: bool = False
     """Submit all calls before waiting for the first."""
+    kind: str = "all_reduce"
+    """What is called. *nbytes* are of the larger one of input and result, as in nccl-tests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,14 +167,20 @@ def _serve(pipe: Connection, system: System, rank: int, size: int) -> None:
     slots: dict[tuple[str, int, int], list[Slot]] = {}
     while True:
         batch: Batch = pipe.recv()
-        key = batch.mode, batch.nbytes, batch.calls
+        key = f"{batch.mode} {batch.kind}", batch.nbytes, batch.calls
         if any(nbytes != batch.nbytes for _, nbytes, _ in slots):
             slots.clear()  # the modes take turns; only the size in hand is worth its memory
         if key not in slots:
             count = batch.nbytes // FLOAT32.itemsize
-            slots[key] = [system.slot(batch.mode, count) for _ in range(batch.calls)]
+            count //= size if batch.kind == "all_gather" else 1
+            slots[key] = [system.slot(batch.mode, count, batch.kind) for _ in range(batch.calls)]
         seconds, cpu, results = _timed(pipe, batch, slots[key], rank)
-        wrong = sum(_count_wrong(results[i], size, _offset(batch, i)) for i in range(batch.calls))
+        wrong = sum(
+            _count_wrong(results[i], size, _offset(batch, i))
+            if batch.kind == "all_reduce"
+            else int(np.count_nonzero(results[i] != _expected(batch, rank, size, i)))
+            for i in range(batch.calls)
+        )
         results.clear()
         pipe.send((seconds, cpu, wrong))
 
@@ -209,6 +217,23 @@ def _fill(array: Floats, offset: int) -> None:
     for start in range(0, len(array), len(_BLOCK)):
         part = array[start : start + len(_BLOCK)]
         np.add(_BLOCK[: len(part)], np.float32(offset), out=part)
+
+
+def _expected(batch: Batch, rank: int, size: int, index: int) -> Floats:
+    """Return the result of a call that is none of all_reduce; the sums are exact."""
+    count = batch.nbytes // FLOAT32.itemsize // (size if batch.kind == "all_gather" else 1)
+    inputs = [np.empty(count, FLOAT32) for _ in range(size)]
+    for other, array in enumerate(inputs):
+        _fill(array, _offset(batch, index) + other)
+    part = slice(rank * (count // size), (rank + 1) * (count // size))
+    if batch.kind == "broadcast":
+        return inputs[0]
+    if batch.kind == "all_gather":
+        return np.concatenate(inputs)
+    if batch.kind == "reduce_scatter":
+        total: Floats = np.sum([array[part] for array in inputs], axis=0)
+        return total
+    return np.concatenate([array[part] for array in inputs])
 
 
 def _count_wrong(result: Floats, size: int, offset: int) -> int:
