@@ -18,7 +18,7 @@ from ringd.host import holder, paths
 from ringd.host.holder import Holder
 from ringd.host.journal import complaint
 from ringd.host.permission import why_not
-from ringd.host.place import SOCKET, what_is_at
+from ringd.host.place import what_is_at, why_silent
 from ringd.wire.border import lifeline as wire
 from ringd.wire.border import messages as border
 from ringd.wire.border.messages import AskRejoin, AskReload, AskStatus, AskTrace
@@ -155,18 +155,10 @@ def _nobody(path: Path) -> DaemonUnavailable:
     lifeline, lock = Path(f"{path}{wire.SUFFIX}"), Path(f"{path}{holder.SUFFIX}")
     unseen = ""
     try:
-        daemon = Holder.of(lock)
+        if why := why_silent(path, lifeline):
+            return _Told(printable(why, holder.MAX_BYTES))
     except OSError as error:
-        daemon = None
         unseen = f" (whether a daemon is starting there cannot be seen: {lock}: {error.strerror})"
-    if daemon is not None and daemon.waits:
-        waits = printable(daemon.waits, holder.MAX_BYTES)
-        return _Told(f"{path}: the daemon, {daemon}, is starting: {waits}")
-    for place in (path, lifeline):
-        if (there := what_is_at(place)) not in ("", SOCKET):
-            return _Told(f"{place} is not a socket but {there}; move it away, or correct --socket")
-    if daemon is not None:
-        return _Told(f"{path}: the socket of the daemon, {daemon}, is gone; it is made anew soon")
     if what_is_at(path) or what_is_at(lifeline):
         return DaemonUnavailable(f"at {path}: the daemon that made it is gone{unseen}")
     return DaemonUnavailable(f"nothing at {path}{unseen}")

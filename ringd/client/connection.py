@@ -95,9 +95,12 @@ class Connection:
             refusal = refusal or self._keeper.refusal()
             trouble = group.trouble or "it does not answer"
             raise refusal or errors.DaemonUnavailable(
-                f"no daemon within {timeout:g} s ({trouble}); start one "
-                "with `ringd --config PATH`, or name its socket, which it logs as it starts, with "
-                "RINGD_SOCKET or socket="
+                f"no daemon within {timeout:g} s ({trouble}); "
+                + (
+                    self._keeper.why_silent()
+                    or "start one with `ringd --config PATH`, or name its socket, which it logs as "
+                    "it starts, with RINGD_SOCKET or socket="
+                )
             )
 
     def close(self) -> None:

@@ -9,16 +9,22 @@ daemon for signs of life. Memory that the program has not used for a while it gi
 from __future__ import annotations
 
 import _thread
+import contextlib
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from ringd.client.channel import Channel, TurnedAwayError
 from ringd.client.group import Group
 from ringd.client.pump import Pump
 from ringd.client.waker import Waker
 from ringd.errors import Refused, ResourceExhausted, RingError
+from ringd.host.holder import MAX_BYTES
 from ringd.host.limits import is_out_of_files, out_of_files
 from ringd.host.permission import why_not
+from ringd.host.place import why_silent
+from ringd.wire.border.lifeline import SUFFIX
+from ringd.wire.text import printable
 
 _FIRST_RETRY = 0.02  # seconds between the first two looks for a daemon
 _LAST_RETRY = 0.1  # seconds between later ones; a look costs 0.1 ms, and calls wait for the next
@@ -153,6 +159,15 @@ class Keeper:
         return Refused(
             why if len(self._paths) == len(forbidden) else f"{why} ({self._group.trouble})"
         )
+
+    def why_silent(self) -> str:
+        """Return why nobody listens where a daemon may be, as far as that can be told."""
+        found = []
+        for path in self._paths:
+            with contextlib.suppress(OSError, ValueError):  # unseen, or no path
+                if why := why_silent(Path(path), Path(path + SUFFIX)):
+                    found.append(printable(why, MAX_BYTES))
+        return "; ".join(found)
 
     def _give_up(self) -> None:
         """Where the first daemon is not for this user, or out of reach, waiting is of no use."""
