@@ -42,6 +42,7 @@ class Bench:
         self.engines = [self.make(rank) for rank in range(n)]
         self.links = [deque() for _ in range(n)]
         self.log = [[] for _ in range(n)]
+        self.todo = [deque() for _ in range(n)]
         self.submissions = []
 
     def make(self, rank):
@@ -61,20 +62,23 @@ class Bench:
         return self.did(rank, actions.Report)[-1].message
 
     def do(self, rank, todo):
-        """Carry out what the engine of *rank* asks for."""
-        for action in todo:
-            self.log[rank].append(action)
-            if isinstance(action, actions.Broadcast):
-                self.links[rank].append(
-                    (rank, action.gid, action.seq, action.message, action.payload)
-                )
-            elif isinstance(action, actions.Relay):
-                self.links[rank].append(
-                    (action.origin, action.gid, action.seq, action.message, b"")
-                )
-            elif isinstance(action, actions.Run) and self.compute:
-                engine = self.engines[rank]
-                self.do(rank, engine.finished(action.gid, action.seq, self.now))
+        """Carry out what the engine of *rank* asks for, after what it asked for before."""
+        queue = self.todo[rank]
+        idle = not queue
+        queue.extend(todo)
+        while idle and queue:
+            self.perform(rank, queue[0])
+            queue.popleft()
+
+    def perform(self, rank, action):
+        """Carry out one action."""
+        self.log[rank].append(action)
+        if isinstance(action, actions.Broadcast):
+            self.links[rank].append((rank, action.gid, action.seq, action.message, action.payload))
+        elif isinstance(action, actions.Relay):
+            self.links[rank].append((action.origin, action.gid, action.seq, action.message, b""))
+        elif isinstance(action, actions.Run) and self.compute:
+            self.do(rank, self.engines[rank].finished(action.gid, action.seq, self.now))
 
     def step(self, rank):
         """Deliver the first message on the link from *rank*."""

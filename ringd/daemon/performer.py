@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,7 +45,10 @@ class Buffers:
 
 
 class Performer:
-    """Has a method for every action.
+    """Has a method for every action, and carries them out one after the other.
+
+    Invariant: actions are carried out in the order in which they were handed over. Those that
+    follow from one of them (a small call has its result at once) wait for all before them.
 
     Args:
         group_of: Returns the group's name of a join id; empty if that is unknown.
@@ -84,6 +87,8 @@ class Performer:
         """Calls that ended here, by outcome."""
         self.dropped: Counter[str] = Counter()
         """Group messages that were of no use, by reason."""
+        self._queue: deque[groups.Action] = deque()
+        self._performing = False
         self._doers: dict[type, Callable[[Any], None]] = {
             groups.Broadcast: self._broadcast,
             groups.Relay: self._relay,
@@ -102,9 +107,18 @@ class Performer:
         }
 
     def perform(self, actions: Sequence[groups.Action]) -> None:
-        """Carry *actions* out, in order."""
-        for action in actions:
-            self._doers[type(action)](action)
+        """Carry *actions* out, after all that were handed over before."""
+        queue = self._queue
+        queue.extend(actions)
+        if self._performing:  # called by an action, whose caller goes on with these
+            return
+        self._performing = True
+        try:
+            while queue:
+                action = queue.popleft()
+                self._doers[type(action)](action)
+        finally:
+            self._performing = False
 
     # --- towards the other members ----------------------------------------------------
 
