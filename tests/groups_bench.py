@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from ringd.collective.call import Call
+from ringd.collective.view import View
 from ringd.groups import actions
 from ringd.groups.engine import Engine
 from ringd.groups.op import Submission
@@ -47,7 +48,7 @@ class Bench:
 
     def make(self, rank):
         """Return a daemon that knows nothing."""
-        return Engine(rank=rank, names=self.names, **self.settings)
+        return Engine(view=View(self.names, rank), **self.settings)
 
     def did(self, rank, kind):
         """Return what *rank* asked for, of one kind."""

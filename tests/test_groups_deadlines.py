@@ -6,11 +6,12 @@ import pytest
 from groups_bench import ready, submission
 
 from ringd.client.connection import GRACE
+from ringd.collective.view import View
 from ringd.groups import actions
 from ringd.groups.engine import ASK_WITHIN, Engine
 from ringd.groups.op import OK
 
-LOST_AFTER = Engine(rank=0, names=("a", "b")).lost_after
+LOST_AFTER = Engine(view=View(("a", "b"), 0)).lost_after
 STEP = 0.05
 """Seconds; the engine looks again this often, and a little rounding is left."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from groups_bench import ready, submission
 
+from ringd.collective.view import View
 from ringd.groups import actions
 from ringd.groups.engine import Engine
 from ringd.groups.op import OK
@@ -122,7 +123,7 @@ def test_nothing_is_refused_that_the_client_may_have():
     """A call that a restarted daemon could not run any more had completed under the former one."""
     bench = ready(3)
     bench.make = lambda rank: Engine(
-        rank=rank, names=bench.names, refusal=lambda _call: "unknown here"
+        view=View(bench.names, rank), refusal=lambda _call: "unknown here"
     )
     back(bench)
     assert not any(isinstance(a.message, Verdict) for a in bench.did(1, actions.Broadcast))

@@ -20,6 +20,7 @@ import ringd
 from ringd import errors
 from ringd.border import validate
 from ringd.border.client import Client
+from ringd.collective.view import View
 from ringd.config.settings import JoinSettings
 from ringd.groups.session import Session
 from ringd.host import heap
@@ -167,8 +168,7 @@ def test_sessions_that_never_lived_are_remembered_for_a_while_only() -> None:
         client="client",
         on_loss="wait",
         released=0,
-        rank=0,
-        names=("a", "b"),
+        view=View(("a", "b"), 0),
         out=[],
     )
     for other in range(2, 2000):

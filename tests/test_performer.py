@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from ringd.collective.call import Call
+from ringd.collective.view import View
 from ringd.config.settings import IpcSettings, OpsSettings
 from ringd.daemon.performer import Buffers, Performer
 from ringd.groups.actions import Dropped, Run
@@ -18,10 +19,11 @@ class Stand:
 
     def __init__(self, *follow):
         self.follow = follow
-        config = SimpleNamespace(ops=OpsSettings(), ipc=IpcSettings(), rank=0, size=1)
+        config = SimpleNamespace(ops=OpsSettings(), ipc=IpcSettings())
         self.performer = Performer(
             SimpleNamespace(now=lambda: 0.0),
             config,
+            View(("a",), 0),
             SimpleNamespace(kick=lambda: None),
             None,
             group_of=lambda _join_id: "g",

@@ -15,6 +15,7 @@ from ringd import errors
 from ringd.border.client import Client
 from ringd.collective import kinds
 from ringd.collective.reduction import Array, Reduction, dtype_from_name
+from ringd.collective.view import View
 from ringd.config.settings import Config, IpcSettings
 from ringd.groups import actions as groups
 from ringd.groups.op import OK
@@ -59,6 +60,7 @@ class Performer:
         self,
         loop: Loop,
         config: Config,
+        view: View,
         neighbours: Neighbours,
         recorder: Recorder,
         *,
@@ -68,6 +70,7 @@ class Performer:
         self._loop = loop
         self.config = config
         """As it was read last."""
+        self._view = view
         self.segment_budget = segment_budget(config.ipc)
         """Bytes of shared memory that one client may hold."""
         self._neighbours = neighbours
@@ -76,8 +79,8 @@ class Performer:
         self._finished = on_finished
         self._log = structlog.get_logger("groups")
         self.bulk = Bulk(
-            config.rank,
-            config.size,
+            view.rank,
+            view.size,
             chunk_bytes=config.ops.chunk,
             checksum=config.ops.checksum,
             by_rank=config.ops.order == "rank",
@@ -130,7 +133,7 @@ class Performer:
 
     def _run(self, action: groups.Run) -> None:
         call, buffers = action.call, cast(Buffers, action.submission.buffers)
-        kind, rank, size = kinds.of(call), self.config.rank, self.config.size
+        kind, rank, size = kinds.of(call), self._view.rank, self._view.size
         dtype = dtype_from_name(call.dtype) if kind.data else _BYTES
         reduction = _reduction(call.reduction, call.dtype, size) if kind.reduces else None
         if buffers.target is not None and not action.serve:
@@ -169,8 +172,8 @@ class Performer:
             border.Attached(
                 join_id=action.join_id,
                 node=self.config.node,
-                rank=self.config.rank,
-                size=self.config.size,
+                rank=self._view.rank,
+                size=self._view.size,
                 state=machine.state.value,
                 generation=machine.generation,
                 inline_limit=ipc.inline_limit,

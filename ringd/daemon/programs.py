@@ -14,6 +14,7 @@ import structlog
 from ringd import errors
 from ringd.border.client import Client
 from ringd.border.validate import unfit
+from ringd.collective.view import View
 from ringd.config.settings import Config
 from ringd.daemon.performer import Buffers, Performer
 from ringd.groups import actions as groups
@@ -32,28 +33,29 @@ class Programs:
     """The user of the ring: see the module's docstring."""
 
     def __init__(
-        self, loop: Loop, config: Config, neighbours: Neighbours, recorder: Recorder
+        self, loop: Loop, config: Config, view: View, neighbours: Neighbours, recorder: Recorder
     ) -> None:
         self._loop = loop
         self._config = config
+        self.view = view
         self._neighbours = neighbours
         self._recorder = recorder
         self._log = structlog.get_logger("groups")
         self.engine = Engine(
-            rank=config.rank,
-            names=neighbours.names,
+            view=view,
             stall_warning=config.ops.stall_warning,
             reattach=config.ops.reattach,
             window=config.ipc.window,
             lost_after=config.join.lost_after,
             missing_members=lambda: out_of_reach(neighbours, loop.now()),
             slow_disks=lambda: slow_disks(neighbours, loop.now()),
-            refusal=lambda call: self._refusal(unfit(call, config.size)),
+            refusal=lambda call: self._refusal(unfit(call, view.size)),
             about_holder=_about,
         )
         self.performer = Performer(
             loop,
             config,
+            view,
             neighbours,
             recorder,
             group_of=self._group_of,
@@ -71,7 +73,7 @@ class Programs:
     @property
     def place(self) -> tuple[int, int]:
         """The rank of the clients here, and the number of ranks."""
-        return self.engine.rank, len(self.engine.names)
+        return self.view.rank, self.view.size
 
     def quiet(self) -> bool:
         """Whether no call is open here, and no program wants to be told of a break."""

@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 
 from ringd.collective.call import Call
+from ringd.collective.view import View
 from ringd.errors import DeadlineExceeded, Mismatch, Refused
 from ringd.groups.actions import Action, Broadcast, Free, Relay, Report, Run, Seal, Stop
 from ringd.groups.ledger import Ledger
@@ -42,8 +43,7 @@ class Calls:
         join_id: int,
         client: Hashable,
         released: int,
-        rank: int,
-        names: tuple[str, ...],
+        view: View,
         out: list[Action],
         refusal: Callable[[Call], str] = lambda _call: "",
     ) -> None:
@@ -51,14 +51,12 @@ class Calls:
         self.join_id = join_id
         self.client: Hashable | None = client
         """Who is told how the calls end; None once it is gone."""
-        self.rank = rank
-        self.names = names
-        self.size = len(names)
+        self.view = view
         self.out = out
         self._refusal = refusal
         """Says why a call cannot be run here; empty if it can."""
         self.ops: dict[int, Op] = {}
-        self.ledger = Ledger(rank, len(names), released)
+        self.ledger = Ledger(view.rank, view.size, released)
         self.limit: int | None = None
         """Ops from here on cannot complete: somebody left."""
         self.loss = ("", "")
@@ -67,7 +65,7 @@ class Calls:
         self.gid = 0
         self.confirmed: set[int] = set()
         """Ranks known to be in the session, in this generation."""
-        self.counts = [0] * self.size
+        self.counts = [0] * self.view.size
         """By rank, how many ops it is known to have offered."""
 
     @property
@@ -78,7 +76,7 @@ class Calls:
     @property
     def live(self) -> bool:
         """Whether all members have confirmed the session in this generation."""
-        return len(self.confirmed) == self.size
+        return len(self.confirmed) == self.view.size
 
     # --- the peers' side --------------------------------------------------------------
 
@@ -145,15 +143,15 @@ class Calls:
         op.poll_id = poll_id
         if op.has_result:
             self._keep(op)  # only the others' need for the input held it back
-        elif self.live and self.size > 1:
+        elif self.live and self.view.size > 1:
             op.holds.add(poll_id)
-            self.out.append(Relay(self.rank, self.gid, op.seq, Poll(poll_id, completed=False)))
+            self.out.append(Relay(self.view.rank, self.gid, op.seq, Poll(poll_id, completed=False)))
         else:
             self._end(op, DeadlineExceeded.code, self._late(op, waiting_for))
 
     def polled(self, origin: int, seq: int, poll: Poll, now: float) -> None:
         """Somebody's deadline has passed; hold back our completion and say whether we had it."""
-        if origin == self.rank:
+        if origin == self.view.rank:
             self._decide(seq, poll)
             return
         completed = poll.completed or seq < self.floor
@@ -194,21 +192,21 @@ class Calls:
             self._complete(op)
 
     def _late(self, op: Op, why: str) -> str:
-        return late(self.group, op, self.names[self.rank], why)
+        return late(self.group, op, self.view.name, why)
 
     def waiting_for(self, op: Op) -> str:
         """Return in words for whom *op* waits, once the session is formed."""
         if not self.live:
-            absent = [self.names[r] for r in range(self.size) if r not in self.confirmed]
+            absent = [self.view.names[r] for r in range(self.view.size) if r not in self.confirmed]
             return "no client back in the group on: " + ", ".join(absent)
-        return missing(op, self.names, self._needy(op))
+        return missing(op, self.view.names, self._needy(op))
 
     # --- the life of an op ------------------------------------------------------------
 
     def _op(self, seq: int, now: float) -> Op:
         op = self.ops.get(seq)
         if op is None:
-            op = self.ops[seq] = Op(seq, self.size, now)
+            op = self.ops[seq] = Op(seq, self.view.size, now)
             if self.limit is not None and seq >= self.limit:
                 self._end(op, *self.loss)
         return op
@@ -229,10 +227,10 @@ class Calls:
         self.ledger.announced = self.ledger.own
         data = payload if eager and payload is not None else b""
         self.out.append(Broadcast(self.gid, op.seq, offer, data))
-        self.counts[self.rank] = max(self.counts[self.rank], op.seq + 1)
-        op.offers[self.rank] = offer
+        self.counts[self.view.rank] = max(self.counts[self.view.rank], op.seq + 1)
+        op.offers[self.view.rank] = offer
         if not op.ended:
-            op.payloads[self.rank] = data
+            op.payloads[self.view.rank] = data
         self._consider(op)
 
     def _consider(self, op: Op) -> None:
@@ -253,7 +251,7 @@ class Calls:
         offers = [offer for offer in op.offers if offer is not None]
         if any(offer.call != submission.call for offer in offers):
             if not op.has_result:
-                text = differences(self.group, op.seq, offers, self.names)
+                text = differences(self.group, op.seq, offers, self.view.names)
                 self._end(op, Mismatch.code, text)
         elif {offer.outcome for offer in offers} in ({""}, {"", OK}):
             self._start(op, submission, eager=all(offer.eager for offer in offers))
@@ -295,8 +293,8 @@ class Calls:
         done = self.ledger.done
         return [
             rank
-            for rank in range(self.size)
-            if rank != self.rank and done[rank] <= op.seq and rank not in op.finished_by
+            for rank in range(self.view.size)
+            if rank != self.view.rank and done[rank] <= op.seq and rank not in op.finished_by
         ]
 
     def _announce(self, op: Op) -> None:

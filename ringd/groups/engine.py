@@ -38,7 +38,7 @@ LAZY = 0.02
 
 @dataclass(slots=True)
 class Engine(Roll):
-    """All groups, as rank *rank* of the members *names* sees them."""
+    """All groups, as the member whose *view* it is sees them."""
 
     stall_warning: float = 10.0
     window: int = 256
@@ -94,7 +94,7 @@ class Engine(Roll):
         holder = place.local if place else None
         if holder is not None and holder.client is not None and holder.client != client:
             text = (
-                f"group {group!r} has a client on {self.names[self.rank]!r} already: "
+                f"group {group!r} has a client on {self.view.name!r} already: "
                 f"{self.about_holder(holder.client, client)}"
             )
             return self._deny(client, join_id, Refused.code, text)
@@ -115,8 +115,7 @@ class Engine(Roll):
             released=released,
             expected=expected,
             before=before,
-            rank=self.rank,
-            names=self.names,
+            view=self.view,
             out=self._out,
             refusal=self.refusal,
         )
@@ -126,7 +125,7 @@ class Engine(Roll):
         if stay.returning:
             self._returning[join_id] = now + self.reattach
         place.local = stay
-        place.present[self.rank] = Joined(group, join_id, session)
+        place.present[self.view.rank] = Joined(group, join_id, session)
         self._out.append(Accept(client, join_id))
         if self.up:
             self._introduce(stay)  # as unformed yet, which those who count on it answer
@@ -233,10 +232,10 @@ class Engine(Roll):
         self.up = False
         self.broken, self._broke_at = reason, now
         for group in list(self.groups.values()):
-            group.present = [None] * len(self.names)
+            group.present = [None] * self.view.size
             if group.local is not None:
                 joined = Joined(group.name, group.local.join_id, group.local.join_ids)
-                group.present[self.rank] = joined
+                group.present[self.view.rank] = joined
             self._tidy(group)
         for session in list(self.joins.values()):
             for op in session.suspend():
@@ -264,7 +263,7 @@ class Engine(Roll):
         session = self.by_gid.get(gid)
         if session is None:
             self._out.append(Dropped("of a session unknown here"))
-            if isinstance(message, Poll) and origin != self.rank:
+            if isinstance(message, Poll) and origin != self.view.rank:
                 self._out.append(Relay(origin, gid, seq, message))
         elif isinstance(message, Offer):
             session.offered(origin, seq, message, payload, now)
@@ -312,7 +311,7 @@ class Engine(Roll):
                 heapq.heappush(self._deadlines, (again, session.join_id, op.seq))
                 continue
             self._polls += 1
-            poll_id = self._polls * len(self.names) + self.rank
+            poll_id = self._polls * self.view.size + self.view.rank
             session.expire(op, poll_id, self.waiting_for(session, op))
         for op, session in self._due(self._stalls, now):
             if not op.warned and op.submission is not None:
@@ -398,8 +397,8 @@ class Engine(Roll):
             present = self._group(session.group).present
             absent = [
                 name
-                for name, joined in zip(self.names, present, strict=True)
-                if (joined is None or joined.session) and name != self.names[self.rank]
+                for name, joined in zip(self.view.names, present, strict=True)
+                if (joined is None or joined.session) and name != self.view.name
             ]
             return "no client in the group on: " + ", ".join(absent)
         return session.waiting_for(op)

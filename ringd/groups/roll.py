@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from ringd.collective.view import View
 from ringd.errors import GroupLost
 from ringd.groups.actions import Action, Broadcast, Dropped
 from ringd.groups.session import Session, session_number, well_formed
@@ -43,10 +44,9 @@ class Absent:
 
 @dataclass(slots=True)
 class Roll:
-    """The groups of rank *rank* of the members *names*."""
+    """The groups as the member whose *view* it is sees them."""
 
-    rank: int
-    names: tuple[str, ...]
+    view: View
     reattach: float = 10.0
     """Seconds for which a client that others count on may take to come back."""
 
@@ -63,7 +63,7 @@ class Roll:
     def _group(self, name: str) -> Group:
         group = self.groups.get(name)
         if group is None:
-            group = self.groups[name] = Group(name, [None] * len(self.names))
+            group = self.groups[name] = Group(name, [None] * self.view.size)
         return group
 
     def _introduce(self, session: Session) -> None:
@@ -80,7 +80,7 @@ class Roll:
             session.announce_done()
 
     def _joined(self, origin: int, message: Joined, now: float) -> None:
-        if message.session and not well_formed(message.session, len(self.names)):
+        if message.session and not well_formed(message.session, self.view.size):
             self._out.append(Dropped("a session that cannot be"))
             return
         group = self._group(message.group)
@@ -99,7 +99,7 @@ class Roll:
 
     def _check_absent(self, group: Group, join_ids: tuple[int, ...], now: float) -> None:
         """Others count on a session; do we have our part in it?"""
-        ours = join_ids[self.rank]
+        ours = join_ids[self.view.rank]
         if ours in self.joins or ours in self.absent:
             return
         gid = session_number(group.name, join_ids)
@@ -157,7 +157,7 @@ class Roll:
             if submitted == 0 and not session.pledged and session.limit is None:
                 self._unform(group, session)
             else:
-                name = self.names[origin]
+                name = self.view.names[origin]
                 session.peer_left(name, submitted, message.code, message.message)
         self._tidy(group)
 
@@ -179,7 +179,7 @@ class Roll:
         group = self._group(session.group)
         if group.local is session:
             group.local = None
-            group.present[self.rank] = None
+            group.present[self.view.rank] = None
             self._tidy(group)
 
     def _try_form(self, group: Group) -> None:
@@ -187,7 +187,7 @@ class Roll:
         session = group.local
         if not self.up or session is None or session.formed or session.limit is not None:
             return
-        others = [joined for rank, joined in enumerate(group.present) if rank != self.rank]
+        others = [joined for rank, joined in enumerate(group.present) if rank != self.view.rank]
         for joined in others:
             if joined and session.may_be(joined.session):
                 self._form(session, joined.session)
@@ -211,7 +211,7 @@ class Roll:
         return [session for session in self.joins.values() if session.group == group]
 
     def _says(self, reason: str) -> str:
-        return f"the client on {self.names[self.rank]!r} {reason}"
+        return f"the client on {self.view.name!r} {reason}"
 
     def _last_words(self, join_id: int) -> Left | None:
         """Return what was said to all when a client left, as far as is known."""

@@ -17,6 +17,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from ringd.collective.call import MAX_TEXT, Call
+from ringd.collective.view import View
 from ringd.errors import DeadlineExceeded, GroupLost, PeerLost
 from ringd.groups.actions import Action, Free, Stop, TellLost, TellReleased, TellSession
 from ringd.groups.calls import Calls
@@ -65,8 +66,7 @@ class Session(Calls):
         released: int,
         expected: int = 0,
         before: Before = Before(),  # noqa: B008 - a value
-        rank: int,
-        names: tuple[str, ...],
+        view: View,
         out: list[Action],
         refusal: Callable[[Call], str] = lambda _call: "",
     ) -> None:
@@ -75,8 +75,7 @@ class Session(Calls):
             join_id=join_id,
             client=client,
             released=released,
-            rank=rank,
-            names=names,
+            view=view,
             out=out,
             refusal=refusal,
         )
@@ -116,8 +115,8 @@ class Session(Calls):
     def may_be(self, join_ids: tuple[int, ...]) -> bool:
         """Whether these can be our peers: we are among them, and none is known to have left."""
         return (
-            well_formed(join_ids, self.size)
-            and join_ids[self.rank] == self.join_id
+            well_formed(join_ids, self.view.size)
+            and join_ids[self.view.rank] == self.join_id
             and join_ids not in self.given_up
         )
 
@@ -132,13 +131,13 @@ class Session(Calls):
         self.join_ids = ()
         self.confirmed = set()
         self.ledger.forget_peers()
-        self.counts = [0] * self.size
+        self.counts = [0] * self.view.size
 
     def form(self, join_ids: tuple[int, ...]) -> None:
         """Take *join_ids* as the session's members."""
         self.gid = session_number(self.group, join_ids)
         self.join_ids = join_ids
-        self.confirmed = {self.rank}
+        self.confirmed = {self.view.rank}
         self._advance()
 
     def confirm(self, rank: int) -> None:
@@ -169,7 +168,7 @@ class Session(Calls):
             The ops whose deadline has passed, about which the others must be asked again.
         """
         late = []
-        self.confirmed = {self.rank} if self.formed else set()
+        self.confirmed = {self.view.rank} if self.formed else set()
         self.early.clear()
         self.ledger.announced = 0
         for op in list(self.ops.values()):
