@@ -309,7 +309,7 @@ def count_only_what_was_told(monkeypatch):
     def mutant(self, origin, seq, poll, now):
         op = self.ops.get(seq)
         if op is not None and not op.ended and op.has_result and origin != self.view.rank:
-            op.holds.add(poll.poll_id)
+            op.polls.add(poll.poll_id)
             self.out.append(Relay(origin, self.gid, seq, poll))
         else:
             polled(self, origin, seq, poll, now)

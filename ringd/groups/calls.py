@@ -28,7 +28,7 @@ from ringd.collective.view import View
 from ringd.errors import DeadlineExceeded, Mismatch, Refused
 from ringd.groups.actions import Action, Broadcast, Free, Relay, Report, Run, Seal, Stop
 from ringd.groups.ledger import Ledger
-from ringd.groups.op import OK, Move, Op, Phase, Submission
+from ringd.groups.op import OK, Move, Op, Phase, Submission, Told
 from ringd.groups.words import differences, late, missing
 from ringd.wire.link.control import Done, Left, Offer, Poll, Verdict
 
@@ -122,14 +122,14 @@ class Calls:
         """A member needs no input of op *seq* again, for which somebody waits."""
         op = self.ops.get(seq)
         if op is not None:
-            op.finished_by.add(rank)
+            op.input_read_by.add(rank)
             self._complete(op)
 
     def finished(self, seq: int) -> None:
         """Our computation of op *seq* is through."""
         op = self.ops[seq]
         op.move(Move.FINISH)
-        if op.phase is Phase.FINISHED and not op.holds:
+        if op.phase is Phase.FINISHED and not op.polls:
             self._succeed(op)
         else:
             self._complete(op)
@@ -138,13 +138,13 @@ class Calls:
 
     def expire(self, op: Op, poll_id: int, waiting_for: str) -> None:
         """The deadline of our client's op has passed: ask the others, or end it here alone."""
-        if op.ended or op.poll_id:
+        if op.ended or op.own_poll:
             return
-        op.poll_id = poll_id
+        op.own_poll = poll_id
         if op.has_result:
             self._keep(op)  # only the others' need for the input held it back
         elif self.live and self.view.size > 1:
-            op.holds.add(poll_id)
+            op.polls.add(poll_id)
             self.out.append(Relay(self.view.rank, self.gid, op.seq, Poll(poll_id, completed=False)))
         else:
             self._end(op, DeadlineExceeded.code, self._late(op, waiting_for))
@@ -160,12 +160,12 @@ class Calls:
             if op.has_result:
                 completed = True
             elif not op.ended:
-                op.holds.add(poll.poll_id)
+                op.polls.add(poll.poll_id)
         self.out.append(Relay(origin, self.gid, seq, Poll(poll.poll_id, completed)))
 
     def _decide(self, seq: int, poll: Poll) -> None:
         op = self.ops.get(seq)
-        if op is None or op.poll_id != poll.poll_id:
+        if op is None or op.own_poll != poll.poll_id:
             return
         code, message = "", ""
         if not poll.completed and not op.has_result:
@@ -181,12 +181,12 @@ class Calls:
             self._apply(op, verdict.poll_id, verdict.code, verdict.message)
 
     def _apply(self, op: Op, poll_id: int, code: str, message: str) -> None:
-        op.holds.discard(poll_id)
+        op.polls.discard(poll_id)
         if op.ended:
             return
         if code and not op.has_result:
             self._end(op, code, message)
-        elif op.phase is Phase.FINISHED and not op.holds:
+        elif op.phase is Phase.FINISHED and not op.polls:
             self._succeed(op)
         else:
             self._complete(op)
@@ -223,7 +223,8 @@ class Calls:
             outcome=outcome,
             message=op.message,
         )
-        op.offered = True
+        if op.phase is Phase.OPEN:
+            op.move(Move.OFFER)
         self.ledger.announced = self.ledger.own
         data = payload if eager and payload is not None else b""
         self.out.append(Broadcast(self.gid, op.seq, offer, data))
@@ -246,7 +247,7 @@ class Calls:
         if not op.complete:
             return
         self._announce(op)
-        if op.outcome not in ("", OK):
+        if op.failed:
             return
         offers = [offer for offer in op.offers if offer is not None]
         if any(offer.call != submission.call for offer in offers):
@@ -272,7 +273,7 @@ class Calls:
         if submission.hold:
             op.move(Move.HOLD)
             self._announce(op)
-            if op.poll_id:
+            if op.own_poll:
                 self._keep(op)  # the client has waited long enough
             else:
                 self._complete(op)
@@ -282,7 +283,7 @@ class Calls:
 
     def _complete(self, op: Op) -> None:
         """Tell a client that holds its input, once nobody can need that any more."""
-        if op.phase is not Phase.HELD or op.holds:
+        if op.phase is not Phase.HELD or op.polls:
             return
         beyond = self.limit is not None and op.seq >= self.limit  # nobody can run it again
         if self.client is None or beyond or not self._needy(op):
@@ -294,22 +295,20 @@ class Calls:
         return [
             rank
             for rank in range(self.view.size)
-            if rank != self.view.rank and done[rank] <= op.seq and rank not in op.finished_by
+            if rank != self.view.rank and done[rank] <= op.seq and rank not in op.input_read_by
         ]
 
     def _announce(self, op: Op) -> None:
         """Tell those who hold their input that we need it no more, once that is certain."""
-        if op.announced or not self.live or not op.prompt:
+        if op.said_input_read or not self.live or not op.prompt:
             return
         held = op.phase in (Phase.HELD, Phase.LENDING)  # and sealed: see Submission.hold
         if held or self.ledger.settled(op, acks=self.left is None):
-            op.announced = True
+            op.said_input_read = True
             self.announce_done(op.seq)
 
     def _end_well(self, op: Op, move: Move = Move.END) -> None:
-        op.move(move)
-        op.outcome = OK
-        op.forget_payloads()
+        op.end(OK, move=move)
         self._report(op, keep=move is Move.KEEP)
         self._advance()
 
@@ -323,9 +322,7 @@ class Calls:
         """End the op with an error."""
         if op.active:
             self.out.append(Stop(self.gid, op.seq))
-        op.move(Move.END)
-        op.outcome, op.message = code, message
-        op.forget_payloads()
+        op.end(code, message)
         self._report(op)
         self._free_failed(op)
         self._advance()
@@ -336,9 +333,10 @@ class Calls:
             self.out.append(Free(op.submission))
 
     def _report(self, op: Op, *, keep: bool = False, again: bool = False) -> None:
-        if op.submission is None or op.reported is not again:
+        if op.submission is None or (op.told is not Told.NO) is not again:
             return
-        op.reported = True
+        if op.told is Told.NO:
+            op.told = Told.YES
         if self.client is not None:
             self.ledger.told = self.floor
             self.out.append(

@@ -314,8 +314,7 @@ class Engine(Roll):
             poll_id = self._polls * self.view.size + self.view.rank
             session.expire(op, poll_id, self.waiting_for(session, op))
         for op, session in self._due(self._stalls, now):
-            if not op.warned and op.submission is not None:
-                op.warned = True
+            if op.submission is not None:
                 missing = self.waiting_for(session, op)
                 age = now - op.since
                 self._out.append(Warn(session.group, op.seq, op.submission.call, age, missing))

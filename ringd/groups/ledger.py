@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ringd.groups.op import OK, Op
+from ringd.groups.op import OK, Op, Told
 
 
 @dataclass(slots=True)
@@ -72,7 +72,7 @@ class Ledger:
         """
         if not op.ended or op.submission is None:
             return False
-        if not acks or op.known or op.seq < self.acked:
+        if not acks or op.told is Told.KNEW or op.seq < self.acked:
             return True
         return op.outcome == OK and op.submission.sealed
 

@@ -21,7 +21,7 @@ from ringd.collective.view import View
 from ringd.errors import DeadlineExceeded, GroupLost, PeerLost
 from ringd.groups.actions import Action, Free, Stop, TellLost, TellReleased, TellSession
 from ringd.groups.calls import Calls
-from ringd.groups.op import OK, Move, Op, Phase, Submission
+from ringd.groups.op import OK, Move, Op, Phase, Submission, Told
 from ringd.groups.words import shorten
 from ringd.wire.link.control import Left, Poll
 
@@ -167,15 +167,12 @@ class Session(Calls):
         Returns:
             The ops whose deadline has passed, about which the others must be asked again.
         """
-        late = []
+        late = [op for op in self.ops.values() if op.own_poll and not op.ended]
         self.confirmed = {self.view.rank} if self.formed else set()
         self.early.clear()
         self.ledger.announced = 0
         for op in list(self.ops.values()):
             self._reset(op)
-            if op.poll_id and not op.ended:
-                op.poll_id = 0
-                late.append(op)
             self._complete(op)  # the poll that held it back is gone
         return late
 
@@ -188,7 +185,7 @@ class Session(Calls):
 
     def may_have_completed(self, op: Op) -> bool:
         """Whether other members may have completed *op*: they need our offer for that."""
-        return self.formed and (op.offered or op.seq < self.expected)
+        return self.formed and (op.phase is not Phase.OPEN or op.seq < self.expected)
 
     def awaited(self, seq: int) -> bool:
         """As in :class:`Calls`."""
@@ -218,17 +215,16 @@ class Session(Calls):
             late = f"{op.message}; made here {now - op.since:.1f} s after the first one"
             op.message = shorten(late, MAX_TEXT)
         op.since = now
-        op.known = outcome != "" and not (outcome == OK and submission.hold)
-        op.reported = op.known
+        held = outcome == OK and submission.hold
+        if outcome and not held:
+            op.told = Told.KNEW
         if op.ended:  # by a verdict or a loss, before we had a part in it
             self._report(op)
             self._free_failed(op)
-        elif outcome == OK and submission.hold:
+        elif held:
             op.move(Move.HOLD)
         elif outcome:
-            op.move(Move.END)
-            op.outcome, op.message = outcome, message
-            op.forget_payloads()
+            op.end(outcome, message)
             self._free_failed(op)
         elif self.limit is not None and seq >= self.limit:
             self._end(op, *self.loss)
@@ -251,7 +247,7 @@ class Session(Calls):
     def report_again(self, seq: int) -> None:
         """Tell the client how op *seq* ended, if it has, for the same reason."""
         op = self.ops.get(seq)
-        if op is not None and op.reported:
+        if op is not None and op.told is not Told.NO:
             self._report(op, again=True)
 
     def ack(self, acked: int) -> None:
@@ -359,6 +355,6 @@ class Session(Calls):
         for op in self.ops.values():
             if op.active:
                 self.out.append(Stop(self.gid, op.seq))
-            if op.submission is not None and op.outcome in ("", OK):
+            if op.submission is not None and not op.failed:
                 self.out.append(Free(op.submission))
         self.ops.clear()
