@@ -13,7 +13,7 @@ from groups_model_calls import GARBAGE, Memory, Spec, Violation, Work
 from ringd.groups import actions
 from ringd.groups.engine import Engine
 from ringd.groups.op import OK
-from ringd.groups.session import Before
+from ringd.groups.seat import Before
 
 if TYPE_CHECKING:
     from groups_simulation import Sim

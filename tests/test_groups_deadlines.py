@@ -8,10 +8,11 @@ from groups_bench import ready, submission
 from ringd.client.connection import GRACE
 from ringd.collective.view import View
 from ringd.groups import actions
-from ringd.groups.engine import ASK_WITHIN, Engine
+from ringd.groups.engine import Engine
 from ringd.groups.op import OK
+from ringd.groups.timing import ASK_WITHIN
 
-LOST_AFTER = Engine(view=View(("a", "b"), 0)).lost_after
+LOST_AFTER = Engine(view=View(("a", "b"), 0)).timing.lost_after
 STEP = 0.05
 """Seconds; the engine looks again this often, and a little rounding is left."""
 
@@ -102,7 +103,7 @@ def test_a_client_has_its_time_to_come_back_though_the_daemon_stood_still():
     bench.settle()
     bench.restart(0)
     bench.up()
-    reattach = bench.engines[0].reattach
+    reattach = bench.engines[0].timing.reattach
     bench.tick(reattach / 2)
     bench.now += 2 * reattach
     bench.tick(0.0)

@@ -77,14 +77,14 @@ def test_missing_names_ranks_without_an_offer():
         Call("barrier", "", "", (), ""), 0, eager=True, prompt=False, outcome="", message=""
     )
     op.offers[1] = offer
-    assert (op.missing(), op.complete, op.prompt) == ([0, 2], False, False)
+    assert (op.missing(), op.prompt) == ([0, 2], False)
 
 
 # --- marks ----------------------------------------------------------------------------
 
 ROW = re.compile(r"\| `(\w+)` \| .+? \| (.*?) ?\| (.*?) ?\|")
-MARKS = {mark: (read, forgotten) for mark, read, forgotten in ROW.findall(op_module.__doc__)}
-"""By mark, the modules that read it and what forgets it, as the table beside MOVES says."""
+MARKS = {mark: (used, forgotten) for mark, used, forgotten in ROW.findall(op_module.__doc__)}
+"""By mark, the modules that use it and what forgets it, as the table beside MOVES says."""
 
 IDENTITY = {"seq", "size"}
 PHASE = {"phase", "outcome", "message"}
@@ -126,17 +126,17 @@ def test_marks_are_forgotten_when_the_table_says(event):
         assert getattr(op, mark) == expected, mark
 
 
-def test_marks_are_read_where_the_table_says():
+def test_marks_are_used_where_the_table_says():
     """By methods of the op itself, and in these modules."""
-    readers = {mark: set() for mark in MARKS}
+    users = {mark: set() for mark in MARKS}
     for path in Path(op_module.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 of_op = isinstance(node.value, ast.Name) and node.value.id == "op"
-                if of_op and node.attr in readers:
-                    readers[node.attr].add(path.stem)
-    assert {mark: sorted(modules) for mark, modules in readers.items()} == {
-        mark: sorted(read.split()) for mark, (read, _) in MARKS.items()
+                if of_op and node.attr in users:
+                    users[node.attr].add(path.stem)
+    assert {mark: sorted(modules) for mark, modules in users.items()} == {
+        mark: sorted(used.split()) for mark, (used, _) in MARKS.items()
     }
 
 

@@ -16,12 +16,14 @@ from groups_model_calls import Spec, Violation
 from groups_simulation import Sim
 
 from ringd.errors import GroupLost
-from ringd.groups.actions import Relay
+from ringd.groups.absences import Absences
+from ringd.groups.caller import Caller
 from ringd.groups.calls import Calls
-from ringd.groups.ledger import Ledger
+from ringd.groups.offers import Offers
 from ringd.groups.op import OK, Phase
+from ringd.groups.polls import Polls
 from ringd.groups.roll import Roll
-from ringd.groups.session import Before, Session
+from ringd.groups.seat import Before, Seat
 
 SMALL = {
     "g": [Spec("inline"), Spec("large"), Spec("large", hold=True), Spec("bare")],
@@ -273,23 +275,23 @@ def test_a_sound_engine_passes():
 
 def forget_lenders(monkeypatch):
     """Tell lenders as soon as their own result stands."""
-    monkeypatch.setattr(Calls, "_needy", lambda *_: [])
+    monkeypatch.setattr(Calls, "ranks_that_may_need_input", lambda *_: [])
 
 
 def trust_the_messenger(monkeypatch):
     """Take an unsealed, unacknowledged result for safe."""
-    monkeypatch.setattr(Ledger, "settled", lambda _self, op, **_: bool(op.ended and op.submission))
+    monkeypatch.setattr(Caller, "has", lambda _self, op: bool(op.ended and op.submission))
 
 
 def serve_nobody(monkeypatch):
     """Never serve those that missed the end."""
-    start = Calls._start
+    start = Offers._start
 
-    def mutant(self, op, submission, *, eager):
+    def mutant(self, op, *, eager):
         if op.phase is not Phase.ENDED:
-            start(self, op, submission, eager=eager)
+            start(self, op, eager=eager)
 
-    monkeypatch.setattr(Calls, "_start", mutant)
+    monkeypatch.setattr(Offers, "_start", mutant)
 
 
 def keep_quiet_about_the_absent(monkeypatch):
@@ -299,56 +301,61 @@ def keep_quiet_about_the_absent(monkeypatch):
 
 def leak(monkeypatch):
     """Do not free what failed."""
-    monkeypatch.setattr(Calls, "_free_failed", lambda *_: None)
+
+    def mutant(self, op):
+        self._caller.tell_outcome(op, self._releases.floor)
+
+    monkeypatch.setattr(Calls, "tell_failure", mutant)
 
 
 def count_only_what_was_told(monkeypatch):
     """Say in a poll that a result which is held back is none."""
-    polled = Calls.polled
+    answer = Polls._answer
 
     def mutant(self, origin, seq, poll, now):
-        op = self.ops.get(seq)
-        if op is not None and not op.ended and op.has_result and origin != self.view.rank:
+        op = self._calls.ops.get(seq)
+        if op is not None and not op.ended and op.has_result:
             op.polls.add(poll.poll_id)
-            self.out.append(Relay(origin, self.gid, seq, poll))
+            self._relay(origin, seq, poll)
         else:
-            polled(self, origin, seq, poll, now)
+            answer(self, origin, seq, poll, now)
 
-    monkeypatch.setattr(Calls, "polled", mutant)
+    monkeypatch.setattr(Polls, "_answer", mutant)
 
 
 def answer_for_the_silent(monkeypatch):
     """Answer polls for a client that is back and has not said yet how its calls ended."""
-    monkeypatch.setattr(Session, "returning", False)
+    monkeypatch.setattr(Caller, "returning", False)
 
 
 def blame_survivors(monkeypatch):
     """Say of one that leaves because of a loss only that it leaves."""
-    make_way = Roll._make_way
+    admit = Roll.admit
 
-    def mutant(self, stay, holder):
-        stay.before = Before()
-        make_way(self, stay, holder)
+    def mutant(self, seat, join_ids):
+        seat.before = Before()
+        admit(self, seat, join_ids)
 
-    monkeypatch.setattr(Roll, "_make_way", mutant)
-    monkeypatch.setattr(Session, "_cause", lambda _self, message: (GroupLost.code, message))
+    monkeypatch.setattr(Roll, "admit", mutant)
+    monkeypatch.setattr(Seat, "_cause", lambda _self, message: (GroupLost.code, message))
 
 
 def forget_why_survivors_came(monkeypatch):
     """Take a survivor that joins anew at its restarted daemon for a stranger."""
-    replaced = Roll._replaced
+    replaced = Absences._replaced
 
-    def mutant(self, join_id, absent, successor):
-        successor.before = Before()
-        replaced(self, join_id, absent, successor)
+    def mutant(self, join_id, absent, _successor):
+        return replaced(self, join_id, absent, Before())
 
-    monkeypatch.setattr(Roll, "_replaced", mutant)
+    monkeypatch.setattr(Absences, "_replaced", mutant)
 
 
 def let_lenders_write(monkeypatch):
     """Do not say that others may need what a call had lent which its deadline has ended."""
-    report = Calls._report
-    monkeypatch.setattr(Calls, "_report", lambda self, op, **_: report(self, op))
+    tell = Caller.tell_outcome
+    monkeypatch.setattr(
+        Caller, "tell_outcome", lambda self, op, released, **_: tell(self, op, released)
+    )
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from ringd.daemon.performer import Buffers, Performer
 from ringd.groups import actions as groups
 from ringd.groups.engine import Engine
 from ringd.groups.op import Submission
-from ringd.groups.session import Before
+from ringd.groups.seat import Before
 from ringd.loop import Loop, Timer
 from ringd.observe.recorder import Recorder
 from ringd.ring.absence import out_of_reach, slow_disks
@@ -78,8 +78,8 @@ class Programs:
     def quiet(self) -> bool:
         """Whether no call is open here, and no program wants to be told of a break."""
         return not any(
-            session.on_loss == "fail" or any(not op.ended for op in session.ops.values())
-            for session in self.engine.joins.values()
+            seat.on_loss == "fail" or any(not op.ended for op in seat.calls.ops.values())
+            for seat in self.engine.roll.seats.values()
         )
 
     # --- the border's side ------------------------------------------------------------
@@ -206,7 +206,7 @@ class Programs:
     def reload(self, config: Config) -> None:
         """Use the settings of *config*, of which ``[ops]`` and ``[ipc]`` are the old ones."""
         self._config = self.performer.config = config
-        self.engine.lost_after = config.join.lost_after
+        self.engine.timing.lost_after = config.join.lost_after
 
     def drain(self) -> None:
         """Take no more calls; clients keep theirs for our successor."""
@@ -242,8 +242,8 @@ class Programs:
         self._perform(self.engine.finished(gid, seq, self._loop.now()))
 
     def _group_of(self, join_id: int) -> str:
-        session = self.engine.joins.get(join_id)
-        return "" if session is None else session.group
+        seat = self.engine.roll.seats.get(join_id)
+        return "" if seat is None else seat.group
 
     def _perform(self, actions: Sequence[groups.Action]) -> None:
         self.performer.perform(actions)

@@ -11,7 +11,7 @@ from ringd.border.server import BorderServer
 from ringd.collective.view import View
 from ringd.config.settings import Config
 from ringd.daemon.programs import Programs
-from ringd.groups.session import Session
+from ringd.groups.seat import Seat
 from ringd.host import limits
 from ringd.membership.machine import Side
 from ringd.net.dialer import configured
@@ -97,7 +97,7 @@ def status(
             for namesake in neighbours.namesakes.values()
         ],
         "black_hole": _black_hole(view, neighbours, now),
-        "groups": [_group(programs, name, now) for name in sorted(programs.engine.groups)],
+        "groups": [_group(programs, name, now) for name in sorted(programs.engine.roll.groups)],
         "clients": [
             {"pid": client.pid, "program": client.program, "shared_memory": client.segment_bytes}
             for client in programs.clients
@@ -155,42 +155,40 @@ def open_ops(programs: Programs) -> list[OpEvent]:
             started=op.submission.buffers.started,
             outcome="",
         )
-        for name, group in programs.engine.groups.items()
+        for name, group in programs.engine.roll.groups.items()
         if group.local is not None
-        for op in group.local.ops.values()
+        for op in group.local.calls.ops.values()
         if not op.ended and op.submission is not None and op.submission.buffers is not None
     ]
 
 
 def _group(programs: Programs, name: str, now: float) -> dict[str, Any]:
-    group = programs.engine.groups[name]
-    engine = programs.engine
+    group = programs.engine.roll.groups[name]
     names = programs.view.names
-    session = group.local
+    seat = group.local
     return {
         "name": name,
         "present": [names[r] for r, joined in enumerate(group.present) if joined is not None],
         # The others say who is there once the ring is up.
-        "unknown": [] if engine.up else [n for n in names if n != programs.view.name],
-        "op_counts": {} if session is None else dict(zip(names, session.counts, strict=True)),
-        "open_ops": [] if session is None else _open_ops(programs, session, now),
+        "unknown": [] if programs.engine.roll.up else [n for n in names if n != programs.view.name],
+        "op_counts": {} if seat is None else dict(zip(names, seat.session.counts, strict=True)),
+        "open_ops": [] if seat is None else _open_ops(programs, seat, now),
     }
 
 
-def _open_ops(programs: Programs, session: Session, now: float) -> list[dict[str, Any]]:
+def _open_ops(programs: Programs, seat: Seat, now: float) -> list[dict[str, Any]]:
     ops = []
-    for seq in sorted(session.ops):
-        op = session.ops[seq]
+    for seq, op in sorted(seat.calls.ops.items()):
         if op.ended:
             continue
-        progress = programs.performer.bulk.progress(session.gid, seq)
+        progress = programs.performer.bulk.progress(seat.session.gid, seq)
         ops.append(
             {
                 "op": seq,
                 "call": None if op.call is None else str(op.call),
                 "age": now - op.since,
                 "phase": op.phase.value,
-                "waiting_for": programs.engine.waiting_for(session, op)
+                "waiting_for": programs.engine.waiting_for(seat, op)
                 if op.submission
                 else "not submitted here",
                 "progress": None if progress is None else progress[0] / max(1, progress[1]),

@@ -9,37 +9,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ringd.groups.op import OK, Op, Told
+from ringd.collective.view import View
 
 
 @dataclass(slots=True)
 class Ledger:
-    """The floors of one session as rank *rank* of *size* knows them."""
+    """The floors of one session, as far as they are known here.
 
-    rank: int
-    size: int
+    Invariant: floors only rise, but for :meth:`forget_peers`; nothing is released that some
+    member is not done with.
+    """
+
+    view: View
     released: int
-    """Every op below is done on all members."""
-    acked: int = 0
-    """The client has received every outcome below."""
+    """Every op below is done on all members, and forgotten here."""
     done: list[int] = field(default_factory=list)
     """By rank."""
     announced: int = 0
     """Our own floor as the others know it."""
-    told: int = 0
-    """What is released, as the client knows it."""
 
     def __post_init__(self) -> None:
-        self.acked = self.told = self.released
         self.forget_peers()
 
     def forget_peers(self) -> None:
         """Start over with other members."""
-        self.done = [0] * self.size
+        self.done = [0] * self.view.size
         self.announced = 0
 
-    def heard(self, rank: int, floor: int) -> bool:
-        """*rank* is done below *floor*; return whether that was news."""
+    def rise(self, rank: int, floor: int) -> bool:
+        """Note that *rank* is done below *floor*; return whether that was news."""
         if floor <= self.done[rank]:
             return False
         self.done[rank] = floor
@@ -48,7 +46,7 @@ class Ledger:
     @property
     def own(self) -> int:
         """Our own done floor."""
-        return self.done[self.rank]
+        return self.done[self.view.rank]
 
     @property
     def releasable(self) -> int:
@@ -59,26 +57,3 @@ class Ledger:
     def unannounced(self) -> bool:
         """Whether the others lack news of our own floor."""
         return self.own > self.announced
-
-    @property
-    def untold(self) -> bool:
-        """Whether the client lacks news of what is released."""
-        return self.released > self.told
-
-    def settled(self, op: Op, *, acks: bool) -> bool:
-        """Whether the client is sure to have *op*'s outcome.
-
-        One that has left is not waited for (*acks* is false): it will offer nothing again.
-        """
-        if not op.ended or op.submission is None:
-            return False
-        if not acks or op.told is Told.KNEW or op.seq < self.acked:
-            return True
-        return op.outcome == OK and op.submission.sealed
-
-    def advance(self, ops: dict[int, Op], *, acks: bool) -> bool:
-        """Raise our own floor over what is settled; return whether it rose."""
-        floor = max(self.own, self.released)
-        while (op := ops.get(floor)) is not None and self.settled(op, acks=acks):
-            floor += 1
-        return self.heard(self.rank, floor)

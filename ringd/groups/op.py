@@ -16,17 +16,17 @@ broke) forgets everything that can be computed again and nothing else.
 
 Whatever is not a phase is a *mark*. ``tests/test_groups_op.py`` holds the code against this table:
 
-| mark | set when | read in | forgotten at |
+| mark | set when | used in | forgotten at |
 | --- | --- | --- | --- |
-| `submission` | the client hands the call over | calls engine ledger session words | |
-| `since` | the op is first heard of; the client hands the call over | engine session | |
-| `told` | the client is told the outcome, or told us | calls ledger session | |
-| `offers` | a member's offer arrives; ours goes out | calls | reset |
-| `payloads` | as the offers, as long as the op has not ended | calls | reset end |
+| `submission` | the client calls | caller calls offers releases submissions timing words | |
+| `since` | the op is first heard of; the client hands the call over | submissions timing | |
+| `told` | the client is told the outcome, or told us | caller | |
+| `offers` | a member's offer arrives; ours goes out | offers | reset |
+| `payloads` | as the offers, as long as the op has not ended | offers | reset end |
 | `input_read_by` | a member says that it needs our input no more | calls | reset |
-| `polls` | a poll comes by; until its verdict | calls | reset |
-| `own_poll` | our client's deadline passes | calls session | reset |
-| `said_input_read` | we say that we need no input any more | calls | reset |
+| `polls` | a poll comes by; until its verdict | calls polls | reset |
+| `own_poll` | our client's deadline passes | calls polls | reset |
+| `said_input_read` | we say that we need no input any more | releases | reset |
 """
 
 from __future__ import annotations
@@ -224,11 +224,6 @@ class Op:
     def prompt(self) -> bool:
         """Whether some member waits until no other needs its input."""
         return any(offer is not None and offer.prompt for offer in self.offers)
-
-    @property
-    def complete(self) -> bool:
-        """Whether every member's offer is here."""
-        return all(offer is not None for offer in self.offers)
 
     def missing(self) -> list[int]:
         """Ranks whose offer is not here."""

@@ -6,12 +6,18 @@ from collections.abc import Sequence
 
 from ringd.collective.call import MAX_TEXT
 from ringd.groups.op import Op, Phase
+from ringd.groups.session import Session
 from ringd.wire.link.control import Offer
 
 
 def describe(group: str, op: Op) -> str:
     """Return the op's name."""
     return f"{op.call or 'a call'} (op {op.seq} of group {group!r})"
+
+
+def client_on(node: str, reason: str) -> str:
+    """Return what all members read of a client; *reason* completes the sentence."""
+    return f"the client on {node!r} {reason}"
 
 
 def late(group: str, op: Op, node: str, why: str) -> str:
@@ -45,10 +51,13 @@ def shorten(text: str, room: int) -> str:
     return f"{text[:head]}…{text[len(text) - (room - 1 - head) :]}"
 
 
-def missing(op: Op, names: Sequence[str], needy: Sequence[int]) -> str:
-    """Return for whom *op* waits in a live session; *needy* ranks may need our input again."""
+def waiting_for(op: Op, session: Session, needed: Sequence[int]) -> str:
+    """Return for whom *op* waits in a formed session; ranks *needed* may need our input again."""
+    names = session.view.names
+    if not session.live:
+        return "no client back in the group on: " + ", ".join(session.unconfirmed())
     if op.phase in (Phase.HELD, Phase.LENDING):
-        who = ", ".join(names[rank] for rank in needy)
+        who = ", ".join(names[rank] for rank in needed)
         return f"the result is here, but the input may still be needed by: {who}"
     absent = [names[rank] for rank in op.missing()]
     if absent:
