@@ -333,7 +333,7 @@ class Sim:
             roll = node.engine.roll
             yield f"node {node.rank}: generation {node.generation} absent {roll.absences.absent}"
             for seat in roll.seats.values():
-                session, ledger = seat.session, seat._ledger
+                session, ledger = seat.session, seat.ledger
                 yield (
                     f"  {seat.group} {seat.join_id} in {session.join_ids} live={session.live}"
                     f" limit={seat.calls.limit} floor={ledger.released} done={ledger.done}"

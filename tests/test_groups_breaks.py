@@ -95,7 +95,7 @@ def test_what_the_client_knows_survives_its_daemon():
     assert bench.reports(0) == [(0, OK)]  # from before
     bench.tick(1.0)
     bench.settle()
-    assert bench.engines[1].roll.groups["g"].local.releases.floor == 1
+    assert bench.engines[1].roll.groups["g"].local.ledger.released == 1
 
 
 def test_one_that_comes_back_late_learns_what_is_done_also_from_those_not_yet_gone():
@@ -112,7 +112,7 @@ def test_one_that_comes_back_late_learns_what_is_done_also_from_those_not_yet_go
     bench.attach(1, 11, session=(10, 11, 12))
     bench.submit(1, submission(0), outcome=OK)
     bench.settle()
-    assert bench.engines[1].roll.seats[11].releases.floor == 1
+    assert bench.engines[1].roll.seats[11].ledger.released == 1
 
 
 def test_a_session_that_winds_up_does_not_hide_the_next_client():

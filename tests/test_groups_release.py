@@ -69,7 +69,7 @@ def test_an_offer_of_a_released_op_is_ignored():
     seat = bench.engines[0].roll.groups["g"].local
     offer = Offer(call(), 0, eager=True, prompt=False, outcome="", message="")
     bench.do(0, bench.engines[0].received(1, seat.session.gid, 0, offer, b"late", 0.0))
-    assert (seat.releases.floor, seat.calls.ops) == (1, {})
+    assert (seat.ledger.released, seat.calls.ops) == (1, {})
 
 
 def test_everything_is_gone_after_all_have_left():

@@ -303,7 +303,7 @@ def leak(monkeypatch):
     """Do not free what failed."""
 
     def mutant(self, op):
-        self._caller.tell_outcome(op, self._releases.floor)
+        self._caller.tell_outcome(op, self._ledger.released)
 
     monkeypatch.setattr(Calls, "tell_failure", mutant)
 

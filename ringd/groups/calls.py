@@ -6,14 +6,16 @@ sure not to need that again.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ringd.groups.actions import Action, Free, Seal
 from ringd.groups.caller import Caller
 from ringd.groups.ledger import Ledger
 from ringd.groups.op import OK, Move, Op, Phase
-from ringd.groups.releases import Releases
 from ringd.groups.session import Session
 
 
+@dataclass(slots=True, eq=False)
 class Calls:
     """Ends each op, once, and tells the client.
 
@@ -21,30 +23,21 @@ class Calls:
     submission that failed is freed as it fails, any other one with its release.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        caller: Caller,
-        ledger: Ledger,
-        releases: Releases,
-        out: list[Action],
-    ) -> None:
-        self._session = session
-        self._caller = caller
-        self._ledger = ledger
-        self._releases = releases
-        self._out = out
-        self.ops = releases.ops
-        """By number, those that are not released."""
-        self.limit: int | None = None
-        """Ops from here on cannot complete: somebody left."""
-        self.loss = ("", "")
-        """The code and the text of the error with which these end."""
+    _session: Session
+    _caller: Caller
+    ops: dict[int, Op]
+    """By number, those that are not released."""
+    _ledger: Ledger
+    _out: list[Action]
+    limit: int | None = None
+    """Ops from here on cannot complete: somebody left."""
+    loss: tuple[str, str] = ("", "")
+    """The code and the text of the error with which these end."""
 
     @property
     def over(self) -> bool:
         """Whether nothing can happen any more."""
-        return self.limit is not None and self._releases.floor >= self.limit
+        return self.limit is not None and self._ledger.released >= self.limit
 
     @property
     def client_waits(self) -> bool:
@@ -81,7 +74,7 @@ class Calls:
             for op in list(self.ops.values()):
                 if before <= op.seq < floor:
                     self.go_on(op)
-            self._releases.release()
+            self._ledger.release()
 
     def peer_read_input(self, rank: int, seq: int) -> None:
         """A member needs no input of op *seq* again, for which somebody waits."""
@@ -92,10 +85,10 @@ class Calls:
 
     def settle(self) -> None:
         """The client is waited for no more: do what that had kept back."""
-        self._releases.advance()
+        self._ledger.advance()
         for op in list(self.ops.values()):
             self.go_on(op)
-            self._releases.announce(op)
+            self._ledger.announce(op)
 
     # --- how an op ends ---------------------------------------------------------------
 
@@ -115,10 +108,10 @@ class Calls:
             self._out.append(Seal(self._caller.join_id, submission))
         if not submission.hold:
             self._end_well(op)
-            self._releases.announce(op)
+            self._ledger.announce(op)
             return
         op.move(Move.HOLD)
-        self._releases.announce(op)
+        self._ledger.announce(op)
         if op.own_poll:
             self.keep_input(op)  # the client has waited long enough
         else:
@@ -157,19 +150,19 @@ class Calls:
 
     def _end_well(self, op: Op, move: Move = Move.END) -> None:
         op.end(OK, move=move)
-        self._caller.tell_outcome(op, self._releases.floor, keep=move is Move.KEEP)
-        self._releases.advance()
+        self._caller.tell_outcome(op, self._ledger.released, keep=move is Move.KEEP)
+        self._ledger.advance()
 
     def end(self, op: Op, code: str, message: str) -> None:
         """End *op* with an error."""
-        self._releases.stop(op)
+        self._ledger.stop(op)
         op.end(code, message)
         self.tell_failure(op)
-        self._releases.advance()
+        self._ledger.advance()
 
     def tell_failure(self, op: Op) -> None:
         """Tell the client how *op* failed, and free what it handed over: it is not offered."""
-        self._caller.tell_outcome(op, self._releases.floor)
+        self._caller.tell_outcome(op, self._ledger.released)
         if op.submission is not None:
             self._out.append(Free(op.submission))
 
@@ -220,12 +213,11 @@ class Calls:
         self._ledger.forget_peers()
 
     def _reset(self, op: Op) -> None:
-        self._releases.stop(op)
+        self._ledger.stop(op)
         op.reset()
 
     def drop(self) -> None:
         """Free what is left: the seat is given up."""
         for op in self.ops.values():
-            self._releases.stop(op)
-            self._releases.free(op)
+            self._ledger.forget(op)
         self.ops.clear()

@@ -131,7 +131,7 @@ class Engine:
         seat = self.roll.seats.get(join_id)
         objection = "attach to the group first"
         if seat is not None and seat.caller.client == client and seat.left is None:
-            seat.releases.ack(acked)
+            seat.ledger.ack(acked)
             objection = seat.submissions.objection(submission, outcome, self._window)
         if seat is None or objection:
             self._out.append(Free(submission))
@@ -148,7 +148,7 @@ class Engine:
         """The client has every outcome below *acked*."""
         seat = self.roll.seats.get(join_id)
         if seat is not None and seat.caller.client == client:
-            seat.releases.ack(acked)
+            seat.ledger.ack(acked)
         return self._finish(now)
 
     def detach(self, client: Hashable, reason: str, now: float) -> list[Action]:

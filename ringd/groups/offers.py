@@ -11,42 +11,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from ringd.collective.call import Call
 from ringd.errors import Mismatch, Refused
 from ringd.groups.actions import Action, Run
 from ringd.groups.caller import Caller
 from ringd.groups.calls import Calls
+from ringd.groups.ledger import Ledger
 from ringd.groups.op import OK, Move, Op, Phase
-from ringd.groups.releases import Releases
 from ringd.groups.session import Session
 from ringd.groups.words import differences
 from ringd.wire.link.control import Offer, Verdict
 
 
+@dataclass(slots=True, eq=False)
 class Offers:
     """Runs an op once all members have offered it.
 
     Invariant: an op runs only if all offers are the same call and some member lacks the result.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        caller: Caller,
-        releases: Releases,
-        calls: Calls,
-        *,
-        refusal: Callable[[Call], str],
-        out: list[Action],
-    ) -> None:
-        self._session = session
-        self._caller = caller
-        self._releases = releases
-        self._calls = calls
-        self._refusal = refusal
-        """Says why a call cannot be run here; empty if it can."""
-        self._out = out
+    _session: Session
+    _caller: Caller
+    _ledger: Ledger
+    _calls: Calls
+    _refusal: Callable[[Call], str]
+    """Says why a call cannot be run here; empty if it can."""
+    _out: list[Action]
 
     def offer_all(self) -> None:
         """Offer everything that is not released, in order."""
@@ -62,7 +54,7 @@ class Offers:
         payload = None if op.failed else submission.payload
         offer = Offer(
             call=submission.call,
-            done=self._releases.announced_floor(),
+            done=self._ledger.announced_floor(),
             eager=payload is not None,
             prompt=submission.hold,
             outcome=OK if op.has_result else op.outcome,
@@ -80,7 +72,7 @@ class Offers:
         """A member's part in op *seq* arrived."""
         self._session.count(rank, seq)
         self._calls.peer_done(rank, offer.done)
-        if seq >= self._releases.floor:
+        if seq >= self._ledger.released:
             op = self._calls.op(seq, now)
             self._take(rank, op, offer, payload)
             self._refuse(op, offer)
@@ -118,7 +110,7 @@ class Offers:
                 self._calls.end(op, error.outcome, error.message)
                 return
         if len(offers) == self._session.view.size:
-            self._releases.announce(op)
+            self._ledger.announce(op)
             if not op.failed:
                 self._decide(op, op.submission.call, offers)
 

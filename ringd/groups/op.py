@@ -18,7 +18,7 @@ Whatever is not a phase is a *mark*. ``tests/test_groups_op.py`` holds the code 
 
 | mark | set when | used in | forgotten at |
 | --- | --- | --- | --- |
-| `submission` | the client calls | caller calls offers releases submissions timing words | |
+| `submission` | the client calls | caller calls ledger offers submissions timing words | |
 | `since` | the op is first heard of; the client hands the call over | submissions timing | |
 | `told` | the client is told the outcome, or told us | caller | |
 | `offers` | a member's offer arrives; ours goes out | offers | reset |
@@ -26,7 +26,7 @@ Whatever is not a phase is a *mark*. ``tests/test_groups_op.py`` holds the code 
 | `input_read_by` | a member says that it needs our input no more | calls | reset |
 | `polls` | a poll comes by; until its verdict | calls polls | reset |
 | `own_poll` | our client's deadline passes | calls polls | reset |
-| `said_input_read` | we say that we need no input any more | releases | reset |
+| `said_input_read` | we say that we need no input any more | ledger | reset |
 """
 
 from __future__ import annotations

@@ -7,17 +7,20 @@ everywhere; otherwise the op is about to complete everywhere, and does.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from ringd.errors import DeadlineExceeded
 from ringd.groups.actions import Action, Relay
 from ringd.groups.caller import Caller
 from ringd.groups.calls import Calls
+from ringd.groups.ledger import Ledger
 from ringd.groups.op import Op, Phase
-from ringd.groups.releases import Releases
 from ringd.groups.session import Session
 from ringd.groups.words import late, waiting_for
 from ringd.wire.link.control import Poll, Verdict
 
 
+@dataclass(slots=True, eq=False)
 class Polls:
     """Asks the others about an op whose deadline has passed, and answers them.
 
@@ -25,22 +28,14 @@ class Polls:
     by the verdict, or after a break of the ring, which takes the poll with it.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        caller: Caller,
-        releases: Releases,
-        calls: Calls,
-        out: list[Action],
-    ) -> None:
-        self._session = session
-        self._caller = caller
-        self._releases = releases
-        self._calls = calls
-        self._out = out
-        self._early: list[tuple[int, int, Poll, float]] = []
-        """Polls on ops of which the client has yet to say how they ended under a former daemon:
-        (origin, number, poll, when it came)."""
+    _session: Session
+    _caller: Caller
+    _ledger: Ledger
+    _calls: Calls
+    _out: list[Action]
+    _early: list[tuple[int, int, Poll, float]] = field(default_factory=list)
+    """Polls on ops of which the client has yet to say how they ended under a former daemon:
+    (origin, number, poll, when it came)."""
 
     def must_wait_to_ask(self, op: Op) -> bool:
         """Whether others may know that *op* completed, and cannot be asked now.
@@ -75,8 +70,8 @@ class Polls:
             self._answer(origin, seq, poll, now)
 
     def _answer(self, origin: int, seq: int, poll: Poll, now: float) -> None:
-        completed = poll.completed or seq < self._releases.floor
-        if seq >= self._releases.floor:
+        completed = poll.completed or seq < self._ledger.released
+        if seq >= self._ledger.released:
             op = self._calls.op(seq, now)
             if op.has_result:
                 completed = True
@@ -109,7 +104,7 @@ class Polls:
 
     def judged(self, seq: int, verdict: Verdict, now: float) -> None:
         """The verdict of a poll arrived."""
-        if seq >= self._releases.floor:
+        if seq >= self._ledger.released:
             self._apply(self._calls.op(seq, now), verdict)
 
     def _apply(self, op: Op, verdict: Verdict) -> None:

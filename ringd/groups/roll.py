@@ -127,7 +127,7 @@ class Roll:
             if seat.left is None or not seat.finished:
                 continue
             if self.up:
-                seat.releases.flush()
+                seat.ledger.flush()
             seat.calls.drop()
             del self.seats[seat.join_id]
             self.by_gid.pop(seat.session.gid, None)

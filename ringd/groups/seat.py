@@ -15,7 +15,6 @@ from ringd.groups.ledger import Ledger
 from ringd.groups.offers import Offers
 from ringd.groups.op import Op
 from ringd.groups.polls import Polls
-from ringd.groups.releases import Releases
 from ringd.groups.session import Session
 from ringd.groups.submissions import Submissions
 from ringd.wire.link.control import Left
@@ -66,21 +65,19 @@ class Seat:
         """The client knows its peers, as something may have been offered to them."""
         self.session = session = Session(group, join_id, view, out)
         self.caller = caller = Caller(client, join_id, released, expected, out)
-        self._ledger = ledger = Ledger(view, released)
-        self.releases = releases = Releases(session, caller, ledger, out)
-        self.calls = calls = Calls(session, caller, ledger, releases, out)
-        self.offers = offers = Offers(session, caller, releases, calls, refusal=refusal, out=out)
-        self.polls = polls = Polls(session, caller, releases, calls, out)
-        self.submissions = Submissions(
-            session, caller, releases, calls, offers=offers, polls=polls, out=out
-        )
+        ops: dict[int, Op] = {}
+        self.ledger = ledger = Ledger(session, caller, ops, out, released)
+        self.calls = calls = Calls(session, caller, ops, ledger, out)
+        self.offers = offers = Offers(session, caller, ledger, calls, refusal, out)
+        self.polls = polls = Polls(session, caller, ledger, calls, out)
+        self.submissions = Submissions(session, caller, ledger, calls, offers, polls, out)
 
     # --- the session ------------------------------------------------------------------
 
     def form(self, join_ids: tuple[int, ...]) -> None:
         """Take *join_ids* as the session's members."""
         self.session.form(join_ids)
-        self.releases.advance()
+        self.ledger.advance()
 
     def unform(self) -> None:
         """Forget the members: they never agreed on this session; the client's ops wait on."""
@@ -96,8 +93,8 @@ class Seat:
         self.session.introduce()
         if self.left is not None:
             self.session.broadcast(0, self.left)
-        if self.session.formed and self._ledger.own:
-            self.releases.announce_done()
+        if self.session.formed and self.ledger.own:
+            self.ledger.announce_done()
 
     def confirm(self, rank: int) -> None:
         """*rank* is in the session in this generation too; go live when it is the last one."""
@@ -109,8 +106,8 @@ class Seat:
         if not self.pledged:
             self.pledged = True
             self.caller.tell_session(self.session.join_ids)
-        self.releases.advance()
-        self.releases.announce_done()
+        self.ledger.advance()
+        self.ledger.announce_done()
         self.offers.offer_all()
 
     def suspend(self) -> list[Op]:
@@ -128,7 +125,7 @@ class Seat:
             self.caller.tell_session(self.session.join_ids)
         if self.calls.limit is not None:
             self.caller.tell_lost(self.calls.limit, *self.calls.loss)
-        self.caller.tell_released(self.releases.floor)
+        self.caller.tell_released(self.ledger.released)
 
     def leave(self, message: str) -> Left:
         """The client takes part no more; what it handed over is still completed for others."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ringd.collective.call import MAX_TEXT
 from ringd.errors import DeadlineExceeded
 from ringd.groups.actions import Action, Dropped, Free
 from ringd.groups.caller import Caller
 from ringd.groups.calls import Calls
+from ringd.groups.ledger import Ledger
 from ringd.groups.offers import Offers
 from ringd.groups.op import OK, Move, Op, Submission, Told
 from ringd.groups.polls import Polls
-from ringd.groups.releases import Releases
 from ringd.groups.session import Session
 from ringd.groups.words import shorten
 
 
+@dataclass(slots=True, eq=False)
 class Submissions:
     """Takes the client's calls, and offers them to the others.
 
@@ -22,24 +25,13 @@ class Submissions:
     changes nothing, and must come with the same call.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        caller: Caller,
-        releases: Releases,
-        calls: Calls,
-        *,
-        offers: Offers,
-        polls: Polls,
-        out: list[Action],
-    ) -> None:
-        self._session = session
-        self._caller = caller
-        self._releases = releases
-        self._calls = calls
-        self._offers = offers
-        self._polls = polls
-        self._out = out
+    _session: Session
+    _caller: Caller
+    _ledger: Ledger
+    _calls: Calls
+    _offers: Offers
+    _polls: Polls
+    _out: list[Action]
 
     def objection(self, submission: Submission, outcome: str, window: int) -> str:
         """Return what is wrong with *submission*; empty when it is the next op or a known one."""
@@ -53,7 +45,7 @@ class Submissions:
             return f"{name} was submitted with other bytes before"
         if seq > self._caller.next_seq:
             return f"{name} skips op {self._caller.next_seq}"
-        if seq - self._releases.floor >= window:
+        if seq - self._ledger.released >= window:
             return (
                 f"group {group!r} has {window} open ops already; wait for some, or raise ipc.window"
             )
@@ -68,7 +60,7 @@ class Submissions:
         self._out += (Dropped("submitted twice"), Free(submission))
         op = self._calls.ops.get(submission.seq)
         if op is not None and not outcome:  # it has not heard of any
-            self._caller.tell_outcome_again(op, self._releases.floor)
+            self._caller.tell_outcome_again(op, self._ledger.released)
         return True
 
     def take(self, submission: Submission, outcome: str, message: str, now: float) -> Op:
@@ -85,7 +77,7 @@ class Submissions:
             op.message = shorten(late, MAX_TEXT)
         op.since = now
         self._take_outcome(op, submission, outcome, message)
-        self._releases.advance()
+        self._ledger.advance()
         self._calls.go_on(op)
         if self._session.live:
             self._offers.offer(op)

@@ -120,7 +120,7 @@ class Timing:
         if (
             self._lazy_due == math.inf
             and self._roll.up
-            and any(seat.releases.has_news for seat in self._roll.seats.values())
+            and any(seat.ledger.has_news for seat in self._roll.seats.values())
         ):
             self._lazy_due = now + LAZY
 
@@ -162,7 +162,7 @@ class Timing:
             return
         self._lazy_due = math.inf
         for seat in self._roll.seats.values() if self._roll.up else ():
-            seat.releases.flush()
+            seat.ledger.flush()
 
     def _expire(self, seat: Seat, op: Op, now: float) -> None:
         if seat.polls.must_wait_to_ask(op) and now < self._patience(op):
