@@ -9,6 +9,7 @@ from ringd.collective.view import View
 from ringd.groups import actions
 from ringd.groups.engine import Engine
 from ringd.groups.op import Submission
+from ringd.groups.seat import Join
 from ringd.wire.link.control import Poll
 
 
@@ -119,18 +120,10 @@ class Bench:
         for rank in ranks:
             self.engines[rank] = self.make(rank)
 
-    def attach(self, rank, join_id, *, group="g", client=None, on_loss="wait", **kwargs):
+    def attach(self, rank, join_id, *, group="g", client=None, **kwargs):
         """A client joins, or comes back."""
-        kwargs.setdefault("released", 0)
-        todo = self.engines[rank].attach(
-            client or self.names[rank],
-            group=group,
-            join_id=join_id,
-            on_loss=on_loss,
-            now=self.now,
-            **kwargs,
-        )
-        self.do(rank, todo)
+        join = Join(group, join_id, **kwargs)
+        self.do(rank, self.engines[rank].attach(client or self.names[rank], join, self.now))
 
     def join_all(self, base=10, group="g", **kwargs):
         """One client on every rank; the join ids are ``base + rank``."""

@@ -20,7 +20,7 @@ from ringd.daemon.performer import Buffers, Performer
 from ringd.groups import actions as groups
 from ringd.groups.engine import Engine
 from ringd.groups.op import Submission
-from ringd.groups.seat import Before
+from ringd.groups.seat import Before, Join
 from ringd.loop import Loop, Timer
 from ringd.observe.recorder import Recorder
 from ringd.ring.absence import out_of_reach, slow_disks
@@ -88,19 +88,16 @@ class Programs:
         """A program joins a group."""
         self._clients.add(client)
         self._recorder.note("client joins", pid=client.pid, group=message.group)
-        self._perform(
-            self.engine.attach(
-                client,
-                group=message.group,
-                join_id=message.join_id,
-                released=message.released,
-                on_loss=message.on_loss,
-                now=self._loop.now(),
-                session=message.session,
-                expected=message.next_seq,
-                before=Before(message.former, message.loss),
-            )
+        join = Join(
+            message.group,
+            message.join_id,
+            message.on_loss,
+            message.released,
+            message.next_seq,
+            message.session,
+            Before(message.former, message.loss),
         )
+        self._perform(self.engine.attach(client, join, self._loop.now()))
 
     def submit(self, client: Client, message: border.Submit, payload: memoryview | None) -> None:
         """A program hands over a call; while we leave, it keeps the call for our successor."""

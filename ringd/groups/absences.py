@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ringd.collective.view import View
@@ -32,21 +32,19 @@ class Absent:
     due: float
 
 
+@dataclass(slots=True, eq=False)
 class Absences:
     """Waits for absent clients, and remembers what was said of those that are gone.
 
     Invariant: of each client that is gone the same is said, however often others ask.
-
-    Args:
-        reattach: Seconds that a client may take to come back.
     """
 
-    def __init__(self, view: View, reattach: float) -> None:
-        self._view = view
-        self._reattach = reattach
-        self.absent: dict[int, Absent] = {}
-        """By join id."""
-        self._gone: OrderedDict[int, Notice] = OrderedDict()
+    _view: View
+    _reattach: float
+    """Seconds that a client may take to come back."""
+    absent: dict[int, Absent] = field(default_factory=dict)
+    """By join id."""
+    _gone: OrderedDict[int, Notice] = field(default_factory=OrderedDict)
 
     def counted_on(
         self, group: str, join_ids: tuple[int, ...], successor: Before | None, now: float

@@ -66,39 +66,37 @@ class Free(Action, frozen=True):
     submission: Submission
 
 
-class Accept(Action, frozen=True):
-    """Tell the client that it is in the group."""
+class ToClient(Action, frozen=True):
+    """One thing to tell a client."""
 
     client: Hashable
     join_id: int
 
 
-class TellSession(Action, frozen=True):
+class Accept(ToClient, frozen=True):
+    """Tell the client that it is in the group."""
+
+
+class TellSession(ToClient, frozen=True):
     """Tell the client who its peers are, by join id: it attaches with that after a restart.
 
     Comes before the first offer. It must have left this process before that (the kernel then
     delivers it even if we die): a client that does not know its session was in none.
     """
 
-    client: Hashable
-    join_id: int
     session: tuple[int, ...]
 
 
-class Deny(Action, frozen=True):
+class Deny(ToClient, frozen=True):
     """Tell the client that its request is refused."""
 
-    client: Hashable
-    join_id: int
     code: str
     message: str
 
 
-class Report(Action, frozen=True):
+class Report(ToClient, frozen=True):
     """Tell the client how its call ended; *code* is ``"ok"`` or an error's."""
 
-    client: Hashable
-    join_id: int
     submission: Submission
     code: str
     message: str
@@ -111,19 +109,15 @@ class Report(Action, frozen=True):
     """It was told before, and may not have arrived: the call has not ended once more."""
 
 
-class TellReleased(Action, frozen=True):
+class TellReleased(ToClient, frozen=True):
     """Tell the client that ops below *released* are finished on all members."""
 
-    client: Hashable
-    join_id: int
     released: int
 
 
-class TellLost(Action, frozen=True):
+class TellLost(ToClient, frozen=True):
     """Tell the client that its session is over from op *floor* on."""
 
-    client: Hashable
-    join_id: int
     floor: int
     code: str
     message: str

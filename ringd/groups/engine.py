@@ -11,13 +11,14 @@ from collections.abc import Callable, Hashable
 from ringd.collective.call import Call
 from ringd.collective.view import View
 from ringd.errors import GroupLost, PeerLost, Refused
+from ringd.groups.absences import Absences
 from ringd.groups.actions import Action, Deny, Dropped, Free, Relay
 from ringd.groups.op import Op, Submission
 from ringd.groups.reasons import Reasons
 from ringd.groups.roll import Roll
-from ringd.groups.seat import Before, Seat
+from ringd.groups.seat import Join, Seat
 from ringd.groups.session import MAX_JOIN_ID
-from ringd.groups.timing import Timing
+from ringd.groups.timing import OpTimers, Timing
 from ringd.wire.link.control import Done, GroupMessage, Joined, Left, Offer, Poll, Verdict
 
 
@@ -54,41 +55,19 @@ class Engine:
         self.refusal = refusal
         self._about_holder = about_holder
         self._out: list[Action] = []
-        self.roll = Roll(view, reattach, self._out)
-        self._reasons = Reasons(self.roll, missing_members, slow_disks)
-        self.timing = Timing(
-            self.roll,
-            self._reasons,
-            stall_warning=stall_warning,
-            reattach=reattach,
-            lost_after=lost_after,
-            out=self._out,
-        )
+        self.roll = roll = Roll(view, Absences(view, reattach), self._out)
+        self._reasons = reasons = Reasons(roll, missing_members, slow_disks)
+        timers = OpTimers(roll), OpTimers(roll)
+        self.timing = Timing(roll, reasons, *timers, self._out, stall_warning, reattach, lost_after)
 
     # --- the clients' side ------------------------------------------------------------
 
-    def attach(
-        self,
-        client: Hashable,
-        *,
-        group: str,
-        join_id: int,
-        released: int,
-        on_loss: str,
-        now: float,
-        session: tuple[int, ...] = (),
-        expected: int = 0,
-        before: Before = Before(),  # noqa: B008 - a value
-    ) -> list[Action]:
-        """A client joins *group*, anew or (with the same join id) after this daemon restarted.
-
-        *session* is what it was told of its peers by a former daemon
-        (:class:`~ringd.groups.actions.TellSession`); empty if nothing. Ops from *released* up to
-        *expected* are those that it is going to submit again. *before* is where it was before it
-        joined anew.
-        """
-        if not 0 < join_id <= MAX_JOIN_ID or released < 0:
-            text = f"a join of group {group!r} cannot have id {join_id} and op {released} to start"
+    def attach(self, client: Hashable, join: Join, now: float) -> list[Action]:
+        """A client joins, anew or (with the same join id) after this daemon restarted."""
+        group, join_id = join.group, join.join_id
+        if not 0 < join_id <= MAX_JOIN_ID or join.released < 0:
+            start = f"id {join_id} and op {join.released} to start"
+            text = f"a join of group {group!r} cannot have {start}"
             return self._deny(client, join_id, Refused.code, text)
         holder = self.roll.local(group)
         if holder is not None and holder.caller.client not in (None, client):
@@ -97,23 +76,12 @@ class Engine:
             return self._deny(client, join_id, Refused.code, text)
         if holder is not None and holder.caller.client == client and holder.join_id == join_id:
             holder.tell_again()
-            return self._finish(now)
-        if text := self.roll.used_up(join_id, group):
+        elif text := self.roll.used_up(join_id, group):
             return self._deny(client, join_id, GroupLost.code, text)
-        seat = Seat(
-            group=group,
-            join_id=join_id,
-            client=client,
-            on_loss=on_loss,
-            released=released,
-            expected=expected,
-            before=before,
-            view=self._view,
-            out=self._out,
-            refusal=self.refusal,
-        )
-        self.roll.admit(seat, session)
-        self.timing.attached(seat, now)
+        else:
+            seat = Seat(client, join, self._view, self._out, self.refusal)
+            self.roll.admit(seat, join.session)
+            self.timing.attached(seat, now)
         return self._finish(now)
 
     def submit(
@@ -170,7 +138,7 @@ class Engine:
         """The ring broke: all ops go back to where they can be run again."""
         self._reasons.broken = reason
         self.roll.ring_down()
-        self.timing.broke(now)
+        self.timing.broke_at = now
         for seat in list(self.roll.seats.values()):
             for op in seat.suspend():
                 self.timing.deadlines.add(now, seat, op)

@@ -44,6 +44,8 @@ OK = "ok"
 class Phase(enum.Enum):
     """Where an op is at this rank."""
 
+    __hash__ = object.__hash__  # an Enum's own is slow, and moves are made for every call
+
     OPEN = "open"
     OFFERED = "offered"
     RUNNING = "running"
@@ -56,6 +58,8 @@ class Phase(enum.Enum):
 
 class Move(enum.Enum):
     """What can happen to an op."""
+
+    __hash__ = object.__hash__
 
     OFFER = "offer"
     START = "start"
@@ -96,7 +100,6 @@ MOVES: dict[tuple[Phase, Move], Phase] = {
 
 
 _ACTIVE = (Phase.RUNNING, Phase.LENDING, Phase.SERVING)
-_FINAL = (Phase.ENDED, Phase.SERVING)
 
 
 class Told(enum.Enum):
@@ -203,7 +206,7 @@ class Op:
     @property
     def ended(self) -> bool:
         """Whether the outcome is final."""
-        return self.phase in _FINAL
+        return self.outcome != ""
 
     @property
     def active(self) -> bool:

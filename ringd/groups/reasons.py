@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ringd.groups.op import Op
 from ringd.groups.roll import Roll
@@ -10,24 +11,20 @@ from ringd.groups.seat import Seat
 from ringd.groups.words import waiting_for
 
 
+@dataclass(slots=True, eq=False)
 class Reasons:
     """Says what an op waits for: the ring, a disk, a client, or a member's part in it.
 
     Invariant: what hides all else comes first.
-
-    Args:
-        missing_members: Says who is out of reach and since when, while the ring is down.
-        slow_disks: Says which members still write the new generation down, and take part then.
     """
 
-    def __init__(
-        self, roll: Roll, missing_members: Callable[[], str], slow_disks: Callable[[], str]
-    ) -> None:
-        self._roll = roll
-        self._missing_members = missing_members
-        self._slow_disks = slow_disks
-        self.broken = ""
-        """Why the ring is down, once it was up."""
+    _roll: Roll
+    _missing_members: Callable[[], str]
+    """Says who is out of reach and since when, while the ring is down."""
+    _slow_disks: Callable[[], str]
+    """Says which members still write the new generation down, and take part only then."""
+    broken: str = ""
+    """Why the ring is down, once it was up."""
 
     def waiting_for(self, seat: Seat, op: Op) -> str:
         """Return in words for whom *op* waits."""

@@ -11,7 +11,7 @@ on it. Whoever is counted on in a session without being in it says so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ringd.collective.view import View
 from ringd.groups.absences import Absences, Notice
@@ -33,6 +33,7 @@ class Group:
     local: Seat | None = None
 
 
+@dataclass(slots=True, eq=False)
 class Roll:
     """Gives clients their seats, forms sessions, and sees clients off.
 
@@ -40,16 +41,15 @@ class Roll:
     finished, and by its gid as long as its session is formed.
     """
 
-    def __init__(self, view: View, reattach: float, out: list[Action]) -> None:
-        self._view = view
-        self._out = out
-        self.up = False
-        """Whether the ring is."""
-        self.groups: dict[str, Group] = {}
-        self.seats: dict[int, Seat] = {}
-        """All local ones by join id, those that are winding up included."""
-        self.by_gid: dict[int, Seat] = {}
-        self.absences = Absences(view, reattach)
+    _view: View
+    absences: Absences
+    _out: list[Action]
+    up: bool = False
+    """Whether the ring is."""
+    groups: dict[str, Group] = field(default_factory=dict)
+    seats: dict[int, Seat] = field(default_factory=dict)
+    """All local ones by join id, those that are winding up included."""
+    by_gid: dict[int, Seat] = field(default_factory=dict)
 
     def _group(self, name: str) -> Group:
         group = self.groups.get(name)
@@ -182,7 +182,8 @@ class Roll:
     def _meet(self, group: Group, seat: Seat, origin: int, join_ids: tuple[int, ...]) -> None:
         """A client that *seat* counts on says in which session it is."""
         if join_ids == seat.session.join_ids:
-            seat.confirm(origin)
+            if seat.session.confirm(origin):
+                seat.go_live()
         elif not join_ids:  # back after a restart: it has to learn where it is
             seat.introduce()
             if seat.left is not None and group.local is not None:

@@ -29,6 +29,20 @@ class Before(NamedTuple):
     """Why that was lost, if it was: who left that session first, in words."""
 
 
+class Join(NamedTuple):
+    """What a client says when it joins, anew or (with the same join id) a restarted daemon."""
+
+    group: str
+    join_id: int
+    on_loss: str = "wait"
+    released: int = 0
+    expected: int = 0
+    """Ops from *released* up to this one are those that it is going to submit again."""
+    session: tuple[int, ...] = ()
+    """What a former daemon told it of its peers (:class:`~ringd.groups.actions.TellSession`)."""
+    before: Before = Before()
+
+
 class Seat:
     """Has the parts of a stay, and leads them through its start, its breaks and its end.
 
@@ -38,35 +52,26 @@ class Seat:
     Args:
         view: The ranks of the group's communicator.
         refusal: Says why a call cannot be run here; empty if it can.
-        out: Takes what is to be done.
     """
 
     def __init__(
         self,
-        *,
-        group: str,
-        join_id: int,
         client: Hashable,
-        on_loss: str,
-        released: int,
-        expected: int = 0,
-        before: Before = Before(),  # noqa: B008 - a value
+        join: Join,
         view: View,
         out: list[Action],
-        refusal: Callable[[Call], str] = lambda _call: "",
+        refusal: Callable[[Call], str],
     ) -> None:
-        self.group = group
-        self.join_id = join_id
-        self.on_loss = on_loss
-        self.before = before
+        self.group, self.join_id, self.on_loss = join.group, join.join_id, join.on_loss
+        self.before = join.before
         self.left: Left | None = None
         """What the others were told when the client left, if it did."""
         self.pledged = False
         """The client knows its peers, as something may have been offered to them."""
-        self.session = session = Session(group, join_id, view, out)
-        self.caller = caller = Caller(client, join_id, released, expected, out)
+        self.session = session = Session(join.group, join.join_id, view, out)
+        self.caller = caller = Caller(client, join.join_id, join.released, join.expected, out)
         ops: dict[int, Op] = {}
-        self.ledger = ledger = Ledger(session, caller, ops, out, released)
+        self.ledger = ledger = Ledger(session, caller, ops, out, join.released)
         self.calls = calls = Calls(session, caller, ops, ledger, out)
         self.offers = offers = Offers(session, caller, ledger, calls, refusal, out)
         self.polls = polls = Polls(session, caller, ledger, calls, out)
@@ -95,11 +100,6 @@ class Seat:
             self.session.broadcast(0, self.left)
         if self.session.formed and self.ledger.own:
             self.ledger.announce_done()
-
-    def confirm(self, rank: int) -> None:
-        """*rank* is in the session in this generation too; go live when it is the last one."""
-        if self.session.confirm(rank):
-            self.go_live()
 
     def go_live(self) -> None:
         """Offer everything that is not released, with the outcome it has here."""

@@ -11,6 +11,7 @@ nothing before. So a session that not all agree on can be forgotten without a tr
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from ringd.collective.view import View
@@ -36,29 +37,31 @@ def well_formed(join_ids: tuple[int, ...], size: int) -> bool:
     return len(join_ids) == size and all(0 < join_id <= MAX_JOIN_ID for join_id in join_ids)
 
 
+@dataclass(slots=True, eq=False)
 class Session:
     """Who has agreed on the session that a client is in.
 
     Invariant: it is live only while every member has confirmed it in this generation.
     """
 
-    def __init__(self, group: str, join_id: int, view: View, out: list[Action]) -> None:
-        self.group = group
-        self.join_id = join_id
-        """Of the client here."""
-        self.view = view
-        self._out = out
-        self._given_up: deque[tuple[int, ...]] = deque(maxlen=_REMEMBERED_SESSIONS)
-        """Those that a member left before they went live; late news of them may come yet."""
-        self._clear()
+    group: str
+    join_id: int
+    """Of the client here."""
+    view: View
+    _out: list[Action]
+    gid: int = 0
+    """0 until the members are known."""
+    join_ids: tuple[int, ...] = ()
+    counts: list[int] = field(default_factory=list)
+    """By rank, how many ops it is known to have offered."""
+    _confirmed: set[int] = field(default_factory=set)
+    _given_up: deque[tuple[int, ...]] = field(
+        default_factory=lambda: deque(maxlen=_REMEMBERED_SESSIONS)
+    )
+    """Those that a member left before they went live; late news of them may come yet."""
 
-    def _clear(self) -> None:
-        self.gid = 0
-        """0 until the members are known."""
-        self.join_ids: tuple[int, ...] = ()
-        self._confirmed: set[int] = set()
+    def __post_init__(self) -> None:
         self.counts = [0] * self.view.size
-        """By rank, how many ops it is known to have offered."""
 
     def may_be(self, join_ids: tuple[int, ...]) -> bool:
         """Whether these can be the members: we are one, and none is known to have left."""
@@ -77,7 +80,9 @@ class Session:
     def give_up(self) -> None:
         """Forget the members: they never agreed on this session."""
         self._given_up.append(self.join_ids)
-        self._clear()
+        self.gid, self.join_ids = 0, ()
+        self.counts = [0] * self.view.size
+        self.suspend()
 
     def suspend(self) -> None:
         """The ring broke, or has yet to form: nobody else is known to be in the session."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from dataclasses import dataclass, field
 
 from ringd.errors import GroupLost
 from ringd.groups.actions import Action, Deny, Warn
@@ -29,15 +30,15 @@ LAZY = 0.02
 """Seconds until news on finished ops is sent by itself when no offer has carried it."""
 
 
+@dataclass(slots=True, eq=False)
 class OpTimers:
     """Open ops, each to be looked at when its time has come.
 
     Invariant: there are at most twice as many entries as ops, and some.
     """
 
-    def __init__(self, roll: Roll) -> None:
-        self._roll = roll
-        self._heap: list[tuple[float, int, int]] = []
+    _roll: Roll
+    _heap: list[tuple[float, int, int]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -65,55 +66,42 @@ class OpTimers:
         return due
 
 
+@dataclass(slots=True, eq=False)
 class Timing:
     """Does what is due.
 
     Invariant: time in which this daemon stood still counts against nobody.
-
-    Args:
-        reattach: Seconds for which a client may take to come back and hand its calls over again.
-        lost_after: Seconds in which a break is noticed.
     """
 
-    def __init__(
-        self,
-        roll: Roll,
-        reasons: Reasons,
-        *,
-        stall_warning: float,
-        reattach: float,
-        lost_after: float,
-        out: list[Action],
-    ) -> None:
-        self._roll = roll
-        self._reasons = reasons
-        self._stall_warning = stall_warning
-        self.reattach = reattach
-        self.lost_after = lost_after
-        self._out = out
-        self.deadlines = OpTimers(roll)
-        self.stalls = OpTimers(roll)
-        self._returning: dict[int, float] = {}
-        """Joins that have yet to submit again what a former daemon had, and when they are given
-        up."""
-        self._broke_at = self._went_on_at = -math.inf
-        self._lazy_due = math.inf
-        self._polls = 0
+    _roll: Roll
+    _reasons: Reasons
+    deadlines: OpTimers
+    _stalls: OpTimers
+    _out: list[Action]
+    _stall_warning: float
+    reattach: float
+    """Seconds for which a client may take to come back and hand its calls over again."""
+    lost_after: float
+    """Seconds in which a break is noticed."""
+    broke_at: float = -math.inf
+    """When the ring last broke."""
+    _went_on_at: float = -math.inf
+    """When this daemon had last stood still."""
+    _lazy_due: float = math.inf
+    _polls: int = 0
+    _returning: dict[int, float] = field(default_factory=dict)
+    """Joins that have yet to submit again what a former daemon had, and when they are given up."""
 
     def submitted(self, seat: Seat, op: Op, now: float) -> None:
         """Watch an op that the client of *seat* has handed over."""
         if op.submission is not None and op.submission.deadline is not None:
             self.deadlines.add(op.submission.deadline, seat, op)
-        self.stalls.add(now + self._stall_warning, seat, op)
+        self._stalls.add(now + self._stall_warning, seat, op)
 
     def attached(self, seat: Seat, now: float) -> None:
         """Give a client that comes back its time to submit again."""
         if seat.caller.returning:
             self._returning[seat.join_id] = now + self.reattach
-
-    def broke(self, now: float) -> None:
-        """The ring broke."""
-        self._broke_at = now
 
     def expect_news(self, now: float) -> None:
         """Something has happened: what can wait is sent soon, unless an offer carries it."""
@@ -129,7 +117,7 @@ class Timing:
         """When :meth:`tick` wants to be called next; None for not at all."""
         due = min(
             self.deadlines.next,
-            self.stalls.next,
+            self._stalls.next,
             self._lazy_due,
             *(absent.due for absent in self._roll.absences.absent.values()),
             *self._returning.values(),
@@ -144,7 +132,7 @@ class Timing:
         self._send_news(now)
         for seat, op in self.deadlines.due(now):
             self._expire(seat, op, now)
-        for seat, op in self.stalls.due(now):
+        for seat, op in self._stalls.due(now):
             self._warn(seat, op, now)
         in_time = f"within {self.reattach:g} s (ops.reattach) after its daemon restarted"
         self._roll.give_up_absent(now, f"did not come back {in_time}")
@@ -182,7 +170,7 @@ class Timing:
         deadline = op.submission.deadline
         assert deadline is not None  # noqa: S101 - what is due has one
         # One break after the other must not make the client decide alone.
-        since = min(max(deadline, self._broke_at), deadline + self.lost_after)
+        since = min(max(deadline, self.broke_at), deadline + self.lost_after)
         return max(since, self._went_on_at) + ASK_WITHIN
 
     def _warn(self, seat: Seat, op: Op, now: float) -> None:
