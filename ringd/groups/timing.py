@@ -34,11 +34,13 @@ LAZY = 0.02
 class OpTimers:
     """Open ops, each to be looked at when its time has come.
 
-    Invariant: there are at most twice as many entries as ops, and some.
+    Invariant: there are at most twice as many entries as there were open ops when it was last
+    cleared of those that had ended, and some.
     """
 
     _roll: Roll
     _heap: list[tuple[float, int, int]] = field(default_factory=list)
+    _limit: int = _HEAP_SLACK
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -51,10 +53,10 @@ class OpTimers:
     def add(self, when: float, seat: Seat, op: Op) -> None:
         """Look at *op* at *when*; now and then, forget those that ended long before."""
         heapq.heappush(self._heap, (when, seat.join_id, op.seq))
-        seats = self._roll.seats.values()
-        if len(self._heap) > _HEAP_SLACK + 2 * sum(len(seat.calls.ops) for seat in seats):
+        if len(self._heap) > self._limit:
             self._heap = [entry for entry in self._heap if self._roll.open_op(*entry[1:])]
             heapq.heapify(self._heap)
+            self._limit = _HEAP_SLACK + 2 * len(self._heap)
 
     def due(self, now: float) -> list[tuple[Seat, Op]]:
         """Take out those whose time has come."""
