@@ -89,7 +89,7 @@ def test_everything_is_gone_after_all_have_left():
 
 
 def test_calls_that_fail_after_their_client_has_left_are_settled_too():
-    """Nobody is there to acknowledge a mismatch; it must not keep the session for ever."""
+    """Nobody is there to acknowledge a mismatch; it must not keep the session."""
     bench = ready(3)
     bench.submit(2, submission(0, what=call(shape=8)))
     bench.settle()

@@ -103,7 +103,7 @@ def test_two_faults_at_every_pair_of_points():
 LONG = {"g": [Spec("inline")] * 5}
 
 
-def mourning(cuts=18, crashes=14):
+def faults_after_a_death(cuts=18, crashes=14):
     """Kill a client, and soon after disturb how the others learn of it, at many points.
 
     Guards: that GroupLost names who left first, and no survivor that left because of that.
@@ -119,7 +119,7 @@ def mourning(cuts=18, crashes=14):
                 sim.finish()
 
 
-def impatient(seed, n, spec, *, rank, timeout, **options):
+def with_deadline(seed, n, spec, *, rank, timeout, **options):
     """Return a ring in which one op is called, with a deadline in milliseconds on *rank*."""
 
     def hurried(client, _seq):
@@ -128,7 +128,7 @@ def impatient(seed, n, spec, *, rank, timeout, **options):
     return Sim(n, seed, {"g": [spec]}, spec=hurried, **options)
 
 
-def hurry(n, seeds=4):
+def deadlines_of_lenders(n, seeds=4):
     """Let a lender's deadline pass at every half millisecond of a call that all lend to.
 
     Guards: that a poll counts a result that stands, but of which its client was not told yet.
@@ -136,10 +136,10 @@ def hurry(n, seeds=4):
     for seed in range(seeds):
         for half in range(1, 140):
             spec = Spec("large", hold=True)
-            impatient(seed, n, spec, rank=seed % n, timeout=half / 2).finish()
+            with_deadline(seed, n, spec, rank=seed % n, timeout=half / 2).finish()
 
 
-def lateness(seeds=4):
+def late_lenders(seeds=4):
     """Let a lender's deadline pass while the others' results are not safe, and restart daemons.
 
     Guards: that a lender which is told its result leaves its input as it is.
@@ -159,10 +159,10 @@ def lateness(seeds=4):
 
 def test_what_a_late_lender_leaves_serves_the_others():
     """It has its result, and may write to its array; the others get the right sum yet."""
-    lateness(40)
+    late_lenders(40)
 
 
-def homecoming(seeds=4):
+def late_resubmissions(seeds=4):
     """Restart a daemon during a call, whose deadline passes elsewhere about when it is back.
 
     Guards: that no poll is answered for a client that has yet to say how its calls ended. The
@@ -173,7 +173,7 @@ def homecoming(seeds=4):
         last = points(2, seed, {"g": [spec]})
         for point in range(1, last + 1, 3):
             for timeout in range(3 * (1 + point % 3), 300, 9):
-                sim = impatient(seed, 2, spec, rank=0, timeout=timeout, survive=1.0, pipe=60.0)
+                sim = with_deadline(seed, 2, spec, rank=0, timeout=timeout, survive=1.0, pipe=60.0)
                 sim.injections[point] = strike(sim, ("daemon", 1))
                 sim.finish()
 
@@ -262,10 +262,10 @@ def storms():
         sim.finish()
     for seed in range(120):
         chaos(2 + seed % 3, seed)
-    mourning()
-    hurry(2)
-    hurry(3)
-    homecoming()
+    faults_after_a_death()
+    deadlines_of_lenders(2)
+    deadlines_of_lenders(3)
+    late_resubmissions()
 
 
 def test_a_sound_engine_passes():
@@ -366,11 +366,11 @@ def let_lenders_write(monkeypatch):
         (serve_nobody, storms),
         (keep_quiet_about_the_absent, storms),
         (leak, storms),
-        (let_lenders_write, lateness),
-        (count_only_what_was_told, lambda: hurry(2)),
-        (answer_for_the_silent, homecoming),
-        (blame_survivors, mourning),
-        (forget_why_survivors_came, mourning),
+        (let_lenders_write, late_lenders),
+        (count_only_what_was_told, lambda: deadlines_of_lenders(2)),
+        (answer_for_the_silent, late_resubmissions),
+        (blame_survivors, faults_after_a_death),
+        (forget_why_survivors_came, faults_after_a_death),
     ],
 )
 def test_a_broken_engine_is_caught(monkeypatch, mutate, trial):

@@ -84,7 +84,7 @@ class Calls:
             self.go_on(op)
 
     def settle(self) -> None:
-        """The client is waited for no more: do what that had kept back."""
+        """The client is not waited for any more: do what waited for it."""
         self._ledger.advance()
         for op in list(self.ops.values()):
             self.go_on(op)

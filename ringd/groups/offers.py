@@ -1,7 +1,7 @@
 """What the members call, op by op, and the decision that follows.
 
-* Every member broadcasts its *offer*. Whoever holds all ``n`` offers decides by itself, and as
-  all see the same offers all decide the same: run, or :class:`~ringd.errors.Mismatch`.
+* Every member broadcasts its *offer*. A member that holds all ``n`` offers decides by itself, and
+  as all see the same offers all decide the same: run, or :class:`~ringd.errors.Mismatch`.
 * A member that cannot run what another one offers says so at once, whatever its own client is
   about to do: without its offer nobody can complete the op.
 * After the ring broke, everyone offers again what is not released, with the outcome it has. The
@@ -127,7 +127,7 @@ class Offers:
         submission, serve = op.submission, op.has_result
         assert submission is not None  # noqa: S101 - what all offered was submitted here too
         if serve and eager:
-            return  # the payloads are round already; whoever needs the result computes it
+            return  # the payloads are round already: a member that lacks the result computes it
         op.move(Move.START)
         payloads = tuple(op.payloads) if eager else None
         gid = self._session.gid

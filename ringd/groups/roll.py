@@ -1,12 +1,12 @@
 """Who takes part in which group: seats, their sessions, and those that went away.
 
 How members meet: a client that attaches is broadcast as :class:`~ringd.wire.link.control.Joined`.
-Whoever knows a join of every member that is free forms the session and says so; it goes live
-where all members have been heard to be in it, and as messages travel one way round a FIFO ring,
+A member that knows a free join of every member forms the session and says so; it goes live where
+all members have been heard to be in it, and as messages travel one way round a FIFO ring,
 no offer finds a member that does not know its session. In a new generation all joins are
 broadcast again, with their sessions. A restarted daemon learns the session of a client that
 comes back from the client, which was told before anything was offered, or from others who count
-on it. Whoever is counted on in a session without being in it says so.
+on it. A member that is counted on in a session without being in it says so.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Group:
 
 @dataclass(slots=True, eq=False)
 class Roll:
-    """Gives clients their seats, forms sessions, and sees clients off.
+    """Gives clients their seats, forms their sessions, and ends their stays.
 
     Invariant: a group has one local seat at most; a seat is known by its join id until it is
     finished, and by its gid as long as its session is formed.
@@ -112,8 +112,8 @@ class Roll:
             if self.up:
                 seat.session.broadcast(0, left)
             seat.polls.answer_early()
-        group = self._group(seat.group)
-        if group.local is seat:
+        group = self.groups.get(seat.group)
+        if group is not None and group.local is seat:
             group.local = group.present[self._view.rank] = None
             self._tidy(group)
 
@@ -164,8 +164,8 @@ class Roll:
     def joined(self, origin: int, message: Joined, now: float) -> None:
         """A client of rank *origin* joined, or is introduced again.
 
-        First the group hears of it, then the absent are looked for and the local client forms,
-        so that the seats which count on the newcomer include one that it has just completed.
+        The order matters: the local client may form its session with it, and its seat is then
+        one of those that count on it.
         """
         if message.session and not well_formed(message.session, self._view.size):
             self._out.append(Dropped("a session that cannot be"))

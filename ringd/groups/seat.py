@@ -44,7 +44,7 @@ class Join(NamedTuple):
 
 
 class Seat:
-    """Has the parts of a stay, and leads them through its start, its breaks and its end.
+    """Has the parts of a stay, and starts, suspends and ends them together.
 
     Invariant: nothing is offered before the session is live and the client was told its peers;
     such a session is for good, and any other can be forgotten without a trace.
@@ -92,8 +92,8 @@ class Seat:
     def introduce(self) -> None:
         """Tell the others that the client is in the group, or leaves it, and how far it is.
 
-        They need to know how far also where the session can go live no more, as somebody knew
-        that all are done, and has forgotten it.
+        The done floor goes with it, as the session may never be live again: a member that knew
+        all to be done has forgotten it.
         """
         self.session.introduce()
         if self.left is not None:
@@ -143,10 +143,10 @@ class Seat:
         return self.left
 
     def _cause(self, message: str) -> tuple[str, str]:
-        """Return what others shall hear of one that goes because its session is over.
+        """Return what the others are told of a client that leaves because its session is over.
 
-        That is who left first, in the same words for all: some may hear of the survivors'
-        leaving only, as when the ring broke in between.
+        That is who left first, in the same words for all: some may only hear that the survivors
+        leave, as when the ring broke in between.
         """
         code, loss = self.calls.loss
         if code in (GroupLost.code, PeerLost.code):

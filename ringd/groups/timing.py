@@ -141,7 +141,7 @@ class Timing:
         self._give_up_silent(now, f"did not hand its calls over again {in_time}")
 
     def _go_on(self, now: float) -> None:
-        """We stood still: whoever must answer or come back in time has that time anew."""
+        """We stood still: those that must answer or come back in time have that time anew."""
         self._went_on_at = now
         self._roll.absences.postpone(now)
         for join_id in self._returning:
