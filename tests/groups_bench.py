@@ -134,16 +134,10 @@ class Bench:
     def submit(self, rank, what, *, join_id=None, acked=0, outcome="", client=None):
         """Hand over a call."""
         self.submissions.append(what)
-        todo = self.engines[rank].submit(
-            client or self.names[rank],
-            10 + rank if join_id is None else join_id,
-            what,
-            acked=acked,
-            outcome=outcome,
-            message="",
-            now=self.now,
-        )
-        self.do(rank, todo)
+        what.acked, what.outcome = acked, outcome
+        join_id = 10 + rank if join_id is None else join_id
+        client = client or self.names[rank]
+        self.do(rank, self.engines[rank].submit(client, join_id, what, self.now))
 
     def gone(self, rank, client=None, reason="died"):
         """A client is gone."""

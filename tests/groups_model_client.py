@@ -182,15 +182,8 @@ class Client:
 
         def submit(engine: Engine, now: float) -> list[actions.Action]:
             submission = self.sim.nodes[self.rank].take(work, copy, hold=hold)
-            return engine.submit(
-                self.connection,
-                work.join_id,
-                submission,
-                acked=acked,
-                outcome=outcome,
-                message=message,
-                now=now,
-            )
+            submission.acked, submission.outcome, submission.message = acked, outcome, message
+            return engine.submit(self.connection, work.join_id, submission, now)
 
         self._send(submit)
 

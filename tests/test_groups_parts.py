@@ -377,14 +377,14 @@ def test_calls_are_taken_in_order_and_once():
     """What comes again must be the same."""
     parts = Parts()
     taken = submission(0)
-    assert "skips op 0" in parts.submissions.objection(submission(1), "", 256)
-    parts.submissions.take(taken, "", "", 0.0)
-    assert parts.submissions.objection(submission(0), "", 256) == ""
-    other = parts.submissions.objection(submission(0, what=call(shape=4)), "", 256)
+    assert "skips op 0" in parts.submissions.objection(submission(1), 256)
+    parts.submissions.take(taken, 0.0)
+    assert parts.submissions.objection(submission(0), 256) == ""
+    other = parts.submissions.objection(submission(0, what=call(shape=4)), 256)
     assert "was submitted as" in other
-    assert parts.submissions.repeated(submission(0), "")
-    assert not parts.submissions.repeated(submission(1), "")
-    assert "has 1 open ops already" in parts.submissions.objection(submission(1), "", 1)
+    assert parts.submissions.repeated(submission(0))
+    assert not parts.submissions.repeated(submission(1))
+    assert "has 1 open ops already" in parts.submissions.objection(submission(1), 1)
     assert len(parts.did(actions.Free)) == 1
 
 
@@ -401,7 +401,9 @@ def test_what_a_client_that_comes_back_knows_counts(outcome, hold, phase, told):
     """A lender was not told yet, though its result stands."""
     parts = Parts(expected=1)
     parts.session.suspend()
-    op = parts.submissions.take(submission(0, hold=hold), outcome, "", 0.0)
+    told_before = submission(0, hold=hold)
+    told_before.outcome = outcome
+    op = parts.submissions.take(told_before, 0.0)
     assert (op.phase, op.told) == (phase, told)
     assert len(parts.did(actions.Free)) == (outcome == "mismatch")
     assert parts.did(actions.Report) == []
@@ -420,7 +422,7 @@ def test_a_seat_pledges_before_it_offers():
     """The client knows its peers when the others hear of a call."""
     out = []
     stay = seat(out=out)
-    stay.submissions.take(submission(0), "", "", 0.0)
+    stay.submissions.take(submission(0), 0.0)
     stay.session.form(JOINS)
     assert out == []
     stay.session.confirm(1)
@@ -435,7 +437,7 @@ def test_a_seat_that_is_left_is_finished_when_all_are_done():
     stay.session.form(JOINS)
     stay.session.confirm(1)
     stay.go_live()
-    stay.submissions.take(submission(0), "", "", 0.0)
+    stay.submissions.take(submission(0), 0.0)
     left = stay.leave("the client on 'a' left")
     assert (left.submitted, stay.finished) == (1, False)
     stay.offers.offered(1, 0, offer(), b"", 0.0)
@@ -520,15 +522,7 @@ def test_time_in_which_the_daemon_stood_still_counts_against_nobody():
     """A call that others may have completed waits for them from then on."""
     engine = Engine(view=VIEW, lost_after=3.0)
     engine.attach("client", Join("g", 10, expected=1, session=JOINS), 0.0)
-    engine.submit(
-        "client",
-        10,
-        submission(0, timeout=1.0),
-        acked=0,
-        outcome="",
-        message="",
-        now=0.0,
-    )
+    engine.submit("client", 10, submission(0, timeout=1.0), 0.0)
     ended = []
     for now in (50.0 + step / 10 for step in range(20)):  # it was stopped until then
         reports = [act for act in engine.tick(now) if isinstance(act, actions.Report)]

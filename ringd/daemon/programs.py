@@ -110,7 +110,7 @@ class Programs:
             self._submit_error(client, message, error.code, str(error))
         else:
             submission = self._submission(message, buffers, now)
-            self._hand_over(client, message, submission, message.outcome, message.message)
+            self._perform(self.engine.submit(client, message.join_id, submission, now))
 
     def submit_failed(self, client: Client, message: border.Submit, text: str) -> None:
         """A call came that cannot be run here."""
@@ -123,31 +123,12 @@ class Programs:
         client.send(border.Failed(message.join_id, message.seq, 0, code, text))
         now = self._loop.now()
         submission = self._submission(message, Buffers(memoryview(b""), None, None, now), now)
-        self._hand_over(client, message, submission, code, text)
+        submission.outcome, submission.message = code, text
+        self._perform(self.engine.submit(client, message.join_id, submission, now))
 
     def _refusal(self, fault: str) -> str:
         """Return what all members read of a call that has *fault* here."""
         return fault and f"the daemon on {self._config.node!r} cannot take this call: {fault}"
-
-    def _hand_over(
-        self,
-        client: Client,
-        message: border.Submit,
-        submission: Submission,
-        outcome: str,
-        text: str,
-    ) -> None:
-        self._perform(
-            self.engine.submit(
-                client,
-                message.join_id,
-                submission,
-                acked=message.acked,
-                outcome=outcome,
-                message=text,
-                now=self._loop.now(),
-            )
-        )
 
     def ack(self, client: Client, message: border.Ack) -> None:
         """A program has outcomes that somebody waits for it to have."""
@@ -198,6 +179,9 @@ class Programs:
             hold=message.hold,
             sealed=buffers.seal is not None,
             buffers=buffers,
+            outcome=message.outcome,
+            message=message.message,
+            acked=message.acked,
         )
 
     def reload(self, config: Config) -> None:

@@ -85,29 +85,21 @@ class Engine:
         return self._finish(now)
 
     def submit(
-        self,
-        client: Hashable,
-        join_id: int,
-        submission: Submission,
-        *,
-        acked: int,
-        outcome: str,
-        message: str,
-        now: float,
+        self, client: Hashable, join_id: int, submission: Submission, now: float
     ) -> list[Action]:
         """A client hands over its next op, or one again: then it is told again how that ended."""
         seat = self.roll.seats.get(join_id)
         objection = "attach to the group first"
         if seat is not None and seat.caller.client == client and seat.left is None:
-            seat.ledger.ack(acked)
-            objection = seat.submissions.objection(submission, outcome, self._window)
+            seat.ledger.ack(submission.acked)
+            objection = seat.submissions.objection(submission, self._window)
         if seat is None or objection:
             self._out.append(Free(submission))
             return self._deny(client, join_id, Refused.code, objection)
-        if not seat.submissions.repeated(submission, outcome):
-            if self._reasons.broken and not self.roll.up and not outcome:
+        if not seat.submissions.repeated(submission):
+            if self._reasons.broken and not self.roll.up and not submission.outcome:
                 self._fail(seat)
-            op = seat.submissions.take(submission, outcome, message, now)
+            op = seat.submissions.take(submission, now)
             if not op.ended:
                 self.timing.submitted(seat, op, now)
         return self._finish(now)

@@ -138,6 +138,12 @@ class Submission:
     """The result goes to shared memory, where a seal survives the daemon."""
     buffers: Any = None
     """The daemon's own: where input and result live."""
+    outcome: str = ""
+    """How the call ended, as the client knows from a former daemon; empty if it does not."""
+    message: str = ""
+    """The error's, when *outcome* is one."""
+    acked: int = 0
+    """The client has every outcome below."""
 
 
 @dataclass(slots=True, eq=False)

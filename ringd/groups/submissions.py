@@ -33,7 +33,7 @@ class Submissions:
     _polls: Polls
     _out: list[Action]
 
-    def objection(self, submission: Submission, outcome: str, window: int) -> str:
+    def objection(self, submission: Submission, window: int) -> str:
         """Return what is wrong with *submission*; empty when it is the next op or a known one."""
         seq, group = submission.seq, self._session.group
         name = f"op {seq} of group {group!r}"
@@ -41,7 +41,11 @@ class Submissions:
         known = op.submission if op is not None else None
         if known is not None and known.call != submission.call:
             return f"{name} was submitted as {known.call} and now as {submission.call}"
-        if known is not None and not outcome and known.payload not in (None, submission.payload):
+        if (
+            known is not None
+            and not submission.outcome
+            and known.payload not in (None, submission.payload)
+        ):
             return f"{name} was submitted with other bytes before"
         if seq > self._caller.next_seq:
             return f"{name} skips op {self._caller.next_seq}"
@@ -49,21 +53,21 @@ class Submissions:
             return (
                 f"group {group!r} has {window} open ops already; wait for some, or raise ipc.window"
             )
-        if submission.hold and not submission.sealed and not outcome:
+        if submission.hold and not submission.sealed and not submission.outcome:
             return f"{name} lends its input, but has no sealed target"
         return ""
 
-    def repeated(self, submission: Submission, outcome: str) -> bool:
+    def repeated(self, submission: Submission) -> bool:
         """Whether *submission* was taken before; if so, tell the client again how it ended."""
         if submission.seq >= self._caller.next_seq:
             return False
         self._out += (Dropped("submitted twice"), Free(submission))
         op = self._calls.ops.get(submission.seq)
-        if op is not None and not outcome:  # it has not heard of any
+        if op is not None and not submission.outcome:  # it has not heard of any
             self._caller.tell_outcome_again(op, self._ledger.released)
         return True
 
-    def take(self, submission: Submission, outcome: str, message: str, now: float) -> Op:
+    def take(self, submission: Submission, now: float) -> Op:
         """Take the client's next op, or one again that it offered to a former daemon.
 
         It may have ended already, by a verdict or a loss, before we had a part in it.
@@ -76,7 +80,7 @@ class Submissions:
             late = f"{op.message}; made here {now - op.since:.1f} s after the first one"
             op.message = shorten(late, MAX_TEXT)
         op.since = now
-        self._take_outcome(op, submission, outcome, message)
+        self._take_outcome(op, submission)
         self._ledger.advance()
         self._calls.go_on(op)
         if self._session.live:
@@ -84,18 +88,19 @@ class Submissions:
         self._polls.answer_early()
         return op
 
-    def _take_outcome(self, op: Op, submission: Submission, outcome: str, message: str) -> None:
+    def _take_outcome(self, op: Op, submission: Submission) -> None:
         """Note how *op* ended under a former daemon, if it did.
 
         A client that lent the input says "ok" of a result that it was not told of: it looked at
         the seal, and is told when nobody needs the input any more.
         """
+        outcome = submission.outcome
         sealed = outcome == OK and submission.hold
         if outcome and not sealed:
             op.told = Told.KNEW
         if sealed and not op.ended:
             op.move(Move.HOLD)
         elif outcome and not op.ended:
-            op.end(outcome, message)
+            op.end(outcome, submission.message)
         if op.failed:
             self._calls.tell_failure(op)
