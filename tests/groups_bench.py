@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import deque
 
 from ringd.collective.call import Call
+from ringd.collective.view import View
 from ringd.groups import actions
 from ringd.groups.engine import Engine
 from ringd.groups.op import Submission
+from ringd.groups.seat import Join
 from ringd.wire.link.control import Poll
 
 
@@ -42,11 +44,12 @@ class Bench:
         self.engines = [self.make(rank) for rank in range(n)]
         self.links = [deque() for _ in range(n)]
         self.log = [[] for _ in range(n)]
+        self.todo = [deque() for _ in range(n)]
         self.submissions = []
 
     def make(self, rank):
         """Return a daemon that knows nothing."""
-        return Engine(rank=rank, names=self.names, **self.settings)
+        return Engine(view=View(self.names, rank), **self.settings)
 
     def did(self, rank, kind):
         """Return what *rank* asked for, of one kind."""
@@ -61,20 +64,23 @@ class Bench:
         return self.did(rank, actions.Report)[-1].message
 
     def do(self, rank, todo):
-        """Carry out what the engine of *rank* asks for."""
-        for action in todo:
-            self.log[rank].append(action)
-            if isinstance(action, actions.Broadcast):
-                self.links[rank].append(
-                    (rank, action.gid, action.seq, action.message, action.payload)
-                )
-            elif isinstance(action, actions.Relay):
-                self.links[rank].append(
-                    (action.origin, action.gid, action.seq, action.message, b"")
-                )
-            elif isinstance(action, actions.Run) and self.compute:
-                engine = self.engines[rank]
-                self.do(rank, engine.finished(action.gid, action.seq, self.now))
+        """Carry out what the engine of *rank* asks for, after what it asked for before."""
+        queue = self.todo[rank]
+        idle = not queue
+        queue.extend(todo)
+        while idle and queue:
+            self.perform(rank, queue[0])
+            queue.popleft()
+
+    def perform(self, rank, action):
+        """Carry out one action."""
+        self.log[rank].append(action)
+        if isinstance(action, actions.Broadcast):
+            self.links[rank].append((rank, action.gid, action.seq, action.message, action.payload))
+        elif isinstance(action, actions.Relay):
+            self.links[rank].append((action.origin, action.gid, action.seq, action.message, b""))
+        elif isinstance(action, actions.Run) and self.compute:
+            self.do(rank, self.engines[rank].finished(action.gid, action.seq, self.now))
 
     def step(self, rank):
         """Deliver the first message on the link from *rank*."""
@@ -114,18 +120,10 @@ class Bench:
         for rank in ranks:
             self.engines[rank] = self.make(rank)
 
-    def attach(self, rank, join_id, *, group="g", client=None, on_loss="wait", **kwargs):
+    def attach(self, rank, join_id, *, group="g", client=None, **kwargs):
         """A client joins, or comes back."""
-        kwargs.setdefault("released", 0)
-        todo = self.engines[rank].attach(
-            client or self.names[rank],
-            group=group,
-            join_id=join_id,
-            on_loss=on_loss,
-            now=self.now,
-            **kwargs,
-        )
-        self.do(rank, todo)
+        join = Join(group, join_id, **kwargs)
+        self.do(rank, self.engines[rank].attach(client or self.names[rank], join, self.now))
 
     def join_all(self, base=10, group="g", **kwargs):
         """One client on every rank; the join ids are ``base + rank``."""
@@ -136,16 +134,10 @@ class Bench:
     def submit(self, rank, what, *, join_id=None, acked=0, outcome="", client=None):
         """Hand over a call."""
         self.submissions.append(what)
-        todo = self.engines[rank].submit(
-            client or self.names[rank],
-            10 + rank if join_id is None else join_id,
-            what,
-            acked=acked,
-            outcome=outcome,
-            message="",
-            now=self.now,
-        )
-        self.do(rank, todo)
+        what.acked, what.outcome = acked, outcome
+        join_id = 10 + rank if join_id is None else join_id
+        client = client or self.names[rank]
+        self.do(rank, self.engines[rank].submit(client, join_id, what, self.now))
 
     def gone(self, rank, client=None, reason="died"):
         """A client is gone."""

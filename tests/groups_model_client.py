@@ -13,7 +13,7 @@ from groups_model_calls import GARBAGE, Memory, Spec, Violation, Work
 from ringd.groups import actions
 from ringd.groups.engine import Engine
 from ringd.groups.op import OK
-from ringd.groups.session import Before
+from ringd.groups.seat import Before, Join
 
 if TYPE_CHECKING:
     from groups_simulation import Sim
@@ -97,17 +97,8 @@ class Client:
         expected, before = len(self.mine), self.before
 
         def attach(engine: Engine, now: float) -> list[actions.Action]:
-            return engine.attach(
-                connection,
-                group=group,
-                join_id=join_id,
-                released=released,
-                on_loss=on_loss,
-                now=now,
-                session=session,
-                expected=expected,
-                before=before,
-            )
+            join = Join(group, join_id, on_loss, released, expected, session, before)
+            return engine.attach(connection, join, now)
 
         self._send(attach)
 
@@ -191,15 +182,8 @@ class Client:
 
         def submit(engine: Engine, now: float) -> list[actions.Action]:
             submission = self.sim.nodes[self.rank].take(work, copy, hold=hold)
-            return engine.submit(
-                self.connection,
-                work.join_id,
-                submission,
-                acked=acked,
-                outcome=outcome,
-                message=message,
-                now=now,
-            )
+            submission.acked, submission.outcome, submission.message = acked, outcome, message
+            return engine.submit(self.connection, work.join_id, submission, now)
 
         self._send(submit)
 

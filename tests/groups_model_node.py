@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from groups_model_calls import Buffers, Violation, Work
 from groups_model_client import Client
 
+from ringd.collective.view import View
 from ringd.groups import actions
 from ringd.groups.engine import Engine
 from ringd.groups.op import OK, Submission
@@ -40,7 +41,7 @@ class Node:
         """A daemon starts that knows nothing."""
         self.life += 1
         names = tuple(f"m{r}" for r in range(self.sim.n))
-        self.engine = Engine(rank=self.rank, names=names, reattach=self.sim.reattach)
+        self.engine = Engine(view=View(names, self.rank), reattach=self.sim.reattach)
         self.generation = 0
         self.peers = {}
         self.buffers = []

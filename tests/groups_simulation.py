@@ -18,6 +18,7 @@ from groups_model_node import Node
 from groups_witness import Witness
 
 from ringd.groups import actions
+from ringd.groups.roll import Roll
 from ringd.wire.link.control import Poll
 
 
@@ -308,12 +309,13 @@ class Sim:
     def empty(self) -> bool:
         """Whether no daemon knows of anything any more."""
         return not any(pipe for pipe in self.pipes.values()) and all(
-            node.engine is not None
-            and not (node.engine.joins or node.engine.by_gid or node.engine.groups)
-            and not node.engine.absent
-            and not node.running
+            node.engine is not None and not self.known(node.engine.roll) and not node.running
             for node in self.nodes
         )
+
+    def known(self, roll: Roll) -> bool:
+        """Whether a daemon knows of any client."""
+        return bool(roll.seats or roll.by_gid or roll.groups or roll.absences.absent)
 
     def describe(self) -> str:
         """Return what is still going on."""
@@ -328,15 +330,17 @@ class Sim:
             if node.engine is None:
                 yield f"node {node.rank} is down"
                 continue
-            yield f"node {node.rank}: generation {node.generation} absent {node.engine.absent}"
-            for session in node.engine.joins.values():
+            roll = node.engine.roll
+            yield f"node {node.rank}: generation {node.generation} absent {roll.absences.absent}"
+            for seat in roll.seats.values():
+                session, ledger = seat.session, seat.ledger
                 yield (
-                    f"  {session.group} {session.join_id} in {session.join_ids} live={session.live}"
-                    f" limit={session.limit} floor={session.floor} done={session.ledger.done}"
-                    f" left={session.left is not None}"
+                    f"  {seat.group} {seat.join_id} in {session.join_ids} live={session.live}"
+                    f" limit={seat.calls.limit} floor={ledger.released} done={ledger.done}"
+                    f" left={seat.left is not None}"
                 )
-                for op in session.ops.values():
-                    why = node.engine.waiting_for(session, op)
+                for op in seat.calls.ops.values():
+                    why = node.engine.waiting_for(seat, op)
                     yield f"    op {op.seq} {op.phase.value} {op.outcome} {why}"
 
     # --- faults -----------------------------------------------------------------------

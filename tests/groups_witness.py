@@ -47,10 +47,10 @@ class Witness:
     def note_live(self, node: Node) -> None:
         """Remember which sessions exist, and where they are not live."""
         if node.engine is not None:
-            for gid, session in node.engine.by_gid.items():
-                self.sessions.setdefault(gid, session.join_ids)
+            for gid, seat in node.engine.roll.by_gid.items():
+                self.sessions.setdefault(gid, seat.session.join_ids)
                 place = (node.rank, gid)
-                if not session.live:
+                if not seat.session.live:
                     self.parted.add(place)
                 elif place in self.parted:
                     self.parted.remove(place)
@@ -62,7 +62,7 @@ class Witness:
         if report.code != "deadline_exceeded" or deadline is None or deadline > self._sim.now:
             return
         assert node.engine is not None
-        gid = node.engine.joins[report.join_id].gid
+        gid = node.engine.roll.seats[report.join_id].session.gid
         whole = (
             gid != 0
             and self._sim.generation != 0

@@ -49,7 +49,7 @@ def test_a_restarted_daemon_learns_the_session_from_others():
     bench.restart(1)
     bench.attach(1, 11)
     bench.up()
-    assert bench.engines[1].joins[11].join_ids == (10, 11, 12)
+    assert bench.engines[1].roll.seats[11].session.join_ids == (10, 11, 12)
 
 
 def test_a_client_that_does_not_come_back_is_given_up_after_a_grace():
@@ -95,7 +95,7 @@ def test_what_the_client_knows_survives_its_daemon():
     assert bench.reports(0) == [(0, OK)]  # from before
     bench.tick(1.0)
     bench.settle()
-    assert bench.engines[1].groups["g"].local.floor == 1
+    assert bench.engines[1].roll.groups["g"].local.ledger.released == 1
 
 
 def test_one_that_comes_back_late_learns_what_is_done_also_from_those_not_yet_gone():
@@ -106,13 +106,13 @@ def test_one_that_comes_back_late_learns_what_is_done_also_from_those_not_yet_go
     bench.settle()
     bench.tick(0.1)
     bench.settle()
-    assert bench.engines[2].joins == {}
+    assert bench.engines[2].roll.seats == {}
     bench.restart(1)
     bench.up()
     bench.attach(1, 11, session=(10, 11, 12))
     bench.submit(1, submission(0), outcome=OK)
     bench.settle()
-    assert bench.engines[1].joins[11].floor == 1
+    assert bench.engines[1].roll.seats[11].ledger.released == 1
 
 
 def test_a_session_that_winds_up_does_not_hide_the_next_client():

@@ -6,7 +6,7 @@ import pytest
 from groups_bench import Bench, ready, submission
 
 from ringd.groups import actions
-from ringd.groups.session import Before
+from ringd.groups.seat import Before
 
 
 @pytest.mark.parametrize("on_loss", ["wait", "fail"])

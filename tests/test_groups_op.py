@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import re
+from pathlib import Path
+
 import pytest
 
 from ringd.collective.call import Call
-from ringd.groups.op import MOVES, OK, IllegalMove, Move, Op, Phase
+from ringd.groups import op as op_module
+from ringd.groups.op import MOVES, OK, IllegalMove, Move, Op, Phase, Told
 from ringd.wire.link.control import Offer
 
 ALL = [(phase, move) for phase in Phase for move in Move]
@@ -54,14 +60,13 @@ def test_reset_forgets_the_others_and_keeps_the_outcome():
     )
     op.offers = [offer, offer]
     op.payloads = [b"x", b"y"]
-    op.finished_by.add(1)
-    op.holds.add(7)
-    op.announced = True
-    op.move(Move.END)
-    op.outcome = OK
+    op.input_read_by.add(1)
+    op.polls.add(7)
+    op.said_input_read = True
+    op.end(OK)
     op.reset()
     assert (op.offers, op.payloads) == ([None, None], [b"", b""])
-    assert (op.finished_by, op.holds, op.announced) == (set(), set(), False)
+    assert (op.input_read_by, op.polls, op.said_input_read) == (set(), set(), False)
     assert (op.phase, op.outcome) == (Phase.ENDED, OK)
 
 
@@ -72,4 +77,83 @@ def test_missing_names_ranks_without_an_offer():
         Call("barrier", "", "", (), ""), 0, eager=True, prompt=False, outcome="", message=""
     )
     op.offers[1] = offer
-    assert (op.missing(), op.complete, op.prompt) == ([0, 2], False, False)
+    assert (op.missing(), op.prompt) == ([0, 2], False)
+
+
+# --- marks ----------------------------------------------------------------------------
+
+ROW = re.compile(r"\| `(\w+)` \| .+? \| (.*?) ?\| (.*?) ?\|")
+MARKS = {mark: (used, forgotten) for mark, used, forgotten in ROW.findall(op_module.__doc__)}
+"""By mark, the modules that use it and what forgets it, as the table beside MOVES says."""
+
+IDENTITY = {"seq", "size"}
+PHASE = {"phase", "outcome", "message"}
+MARKED = {
+    "submission": object(),
+    "since": 5.0,
+    "told": Told.YES,
+    "offers": ["offer", None],
+    "payloads": [b"x", b""],
+    "input_read_by": {1},
+    "waits_for_all": True,
+    "computed_by": {1},
+    "polls": {7},
+    "overdue": True,
+    "own_poll": 7,
+    "said_input_read": True,
+}
+"""A value of each mark that says something."""
+
+
+def marked():
+    """Return an op with every mark set."""
+    op = Op(0, 2, 0.0)
+    for mark, value in MARKED.items():
+        setattr(op, mark, value)
+    return op
+
+
+def test_whatever_is_no_phase_is_in_the_table_of_marks():
+    """No flag is left to itself."""
+    fields = {field.name for field in dataclasses.fields(Op)}
+    assert set(MARKS) == set(MARKED) == fields - IDENTITY - PHASE
+
+
+@pytest.mark.parametrize("event", ["reset", "end"])
+def test_marks_are_forgotten_when_the_table_says(event):
+    """What the table names is as new, and all the rest is as it was."""
+    op, new = marked(), Op(0, 2, 0.0)
+    op.reset() if event == "reset" else op.end("mismatch")
+    for mark, (_, forgotten) in MARKS.items():
+        expected = getattr(new, mark) if event in forgotten.split() else MARKED[mark]
+        assert getattr(op, mark) == expected, mark
+
+
+def test_marks_are_used_where_the_table_says():
+    """By methods of the op itself, and in these modules."""
+    users = {mark: set() for mark in MARKS}
+    for path in Path(op_module.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                of_op = isinstance(node.value, ast.Name) and node.value.id == "op"
+                if of_op and node.attr in users:
+                    users[node.attr].add(path.stem)
+    assert {mark: sorted(modules) for mark, modules in users.items()} == {
+        mark: sorted(used.split()) for mark, (used, _) in MARKS.items()
+    }
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_an_outcome_is_there_in_the_final_phases_only(phase):
+    """And an op that cannot end where it is stays as it was."""
+    final = {Phase.ENDED, Phase.SERVING}
+    op = Op(0, 2, 0.0, phase=phase)
+    if phase in final:
+        with pytest.raises(IllegalMove):
+            op.end("mismatch")
+        assert op.outcome == ""
+    else:
+        assert not op.ended
+        op.end("mismatch")
+        assert (op.ended, op.failed, op.outcome) == (True, True, "mismatch")
+        assert op.phase in final

@@ -84,7 +84,7 @@ def test_a_client_cannot_acknowledge_the_future():
     bench.submit(0, submission(0, sealed=False), acked=2**62)
     bench.submit(1, submission(0, sealed=False))
     bench.settle()
-    assert bench.engines[1].groups["g"].local.floor == 0
+    assert bench.engines[1].roll.groups["g"].local.ledger.released == 0
 
 
 def test_a_stranger_cannot_submit_for_another():

@@ -45,8 +45,8 @@ def test_payloads_are_forgotten_when_the_op_has_ended():
     """What others sent is not kept until all have acknowledged."""
     bench = ready(2)
     all_reduce(bench)
-    (session,) = bench.engines[0].joins.values()
-    assert [op.payloads for op in session.ops.values()] == [[b"", b""]]
+    (seat,) = bench.engines[0].roll.seats.values()
+    assert [op.payloads for op in seat.calls.ops.values()] == [[b"", b""]]
 
 
 def test_deadlines_of_ended_ops_are_forgotten():
@@ -56,8 +56,8 @@ def test_deadlines_of_ended_ops_are_forgotten():
         for rank in range(2):
             bench.submit(rank, submission(seq, timeout=1800.0), acked=seq)
         bench.settle()
-    engine = bench.engines[0]
-    assert len(engine._deadlines) + len(engine._stalls) < 300
+    timing = bench.engines[0].timing
+    assert len(timing.deadlines) + len(timing._stalls) < 300
 
 
 def test_an_offer_of_a_released_op_is_ignored():
@@ -66,10 +66,10 @@ def test_an_offer_of_a_released_op_is_ignored():
     all_reduce(bench)
     bench.tick(1.0)
     bench.settle()
-    session = bench.engines[0].groups["g"].local
+    seat = bench.engines[0].roll.groups["g"].local
     offer = Offer(call(), 0, eager=True, prompt=False, outcome="", message="")
-    bench.do(0, bench.engines[0].received(1, session.gid, 0, offer, b"late", 0.0))
-    assert (session.floor, session.ops) == (1, {})
+    bench.do(0, bench.engines[0].received(1, seat.session.gid, 0, offer, b"late", 0.0))
+    assert (seat.ledger.released, seat.calls.ops) == (1, {})
 
 
 def test_everything_is_gone_after_all_have_left():
@@ -82,12 +82,14 @@ def test_everything_is_gone_after_all_have_left():
     bench.tick(0.1)
     bench.settle()
     for engine in bench.engines:
-        assert (engine.joins, engine.by_gid, engine.groups, engine.absent) == ({}, {}, {}, {})
+        roll = engine.roll
+        known = (roll.seats, roll.by_gid, roll.groups, roll.absences.absent)
+        assert known == ({}, {}, {}, {})
     assert bench.freed() == [1, 1, 1]
 
 
 def test_calls_that_fail_after_their_client_has_left_are_settled_too():
-    """Nobody is there to acknowledge a mismatch; it must not keep the session for ever."""
+    """Nobody is there to acknowledge a mismatch; it must not keep the session."""
     bench = ready(3)
     bench.submit(2, submission(0, what=call(shape=8)))
     bench.settle()
@@ -102,4 +104,4 @@ def test_calls_that_fail_after_their_client_has_left_are_settled_too():
     bench.settle()
     bench.tick(0.1)
     bench.settle()
-    assert [engine.joins for engine in bench.engines] == [{}, {}, {}]
+    assert [engine.roll.seats for engine in bench.engines] == [{}, {}, {}]

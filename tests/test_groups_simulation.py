@@ -16,12 +16,14 @@ from groups_model_calls import Spec, Violation
 from groups_simulation import Sim
 
 from ringd.errors import GroupLost
-from ringd.groups.actions import Relay
+from ringd.groups.absences import Absences
+from ringd.groups.caller import Caller
 from ringd.groups.calls import Calls
-from ringd.groups.ledger import Ledger
+from ringd.groups.offers import Offers
 from ringd.groups.op import OK, Phase
+from ringd.groups.polls import Polls
 from ringd.groups.roll import Roll
-from ringd.groups.session import Before, Session
+from ringd.groups.seat import Before, Seat
 
 SMALL = {
     "g": [Spec("inline"), Spec("large"), Spec("large", hold=True), Spec("bare")],
@@ -101,7 +103,7 @@ def test_two_faults_at_every_pair_of_points():
 LONG = {"g": [Spec("inline")] * 5}
 
 
-def mourning(cuts=18, crashes=14):
+def faults_after_a_death(cuts=18, crashes=14):
     """Kill a client, and soon after disturb how the others learn of it, at many points.
 
     Guards: that GroupLost names who left first, and no survivor that left because of that.
@@ -117,7 +119,7 @@ def mourning(cuts=18, crashes=14):
                 sim.finish()
 
 
-def impatient(seed, n, spec, *, rank, timeout, **options):
+def with_deadline(seed, n, spec, *, rank, timeout, **options):
     """Return a ring in which one op is called, with a deadline in milliseconds on *rank*."""
 
     def hurried(client, _seq):
@@ -126,7 +128,7 @@ def impatient(seed, n, spec, *, rank, timeout, **options):
     return Sim(n, seed, {"g": [spec]}, spec=hurried, **options)
 
 
-def hurry(n, seeds=4):
+def deadlines_of_lenders(n, seeds=4):
     """Let a lender's deadline pass at every half millisecond of a call that all lend to.
 
     Guards: that a poll counts a result that stands, but of which its client was not told yet.
@@ -134,10 +136,10 @@ def hurry(n, seeds=4):
     for seed in range(seeds):
         for half in range(1, 140):
             spec = Spec("large", hold=True)
-            impatient(seed, n, spec, rank=seed % n, timeout=half / 2).finish()
+            with_deadline(seed, n, spec, rank=seed % n, timeout=half / 2).finish()
 
 
-def lateness(seeds=4):
+def late_lenders(seeds=4):
     """Let a lender's deadline pass while the others' results are not safe, and restart daemons.
 
     Guards: that a lender which is told its result leaves its input as it is.
@@ -157,10 +159,10 @@ def lateness(seeds=4):
 
 def test_what_a_late_lender_leaves_serves_the_others():
     """It has its result, and may write to its array; the others get the right sum yet."""
-    lateness(40)
+    late_lenders(40)
 
 
-def homecoming(seeds=4):
+def late_resubmissions(seeds=4):
     """Restart a daemon during a call, whose deadline passes elsewhere about when it is back.
 
     Guards: that no poll is answered for a client that has yet to say how its calls ended. The
@@ -171,7 +173,7 @@ def homecoming(seeds=4):
         last = points(2, seed, {"g": [spec]})
         for point in range(1, last + 1, 3):
             for timeout in range(3 * (1 + point % 3), 300, 9):
-                sim = impatient(seed, 2, spec, rank=0, timeout=timeout, survive=1.0, pipe=60.0)
+                sim = with_deadline(seed, 2, spec, rank=0, timeout=timeout, survive=1.0, pipe=60.0)
                 sim.injections[point] = strike(sim, ("daemon", 1))
                 sim.finish()
 
@@ -260,10 +262,10 @@ def storms():
         sim.finish()
     for seed in range(120):
         chaos(2 + seed % 3, seed)
-    mourning()
-    hurry(2)
-    hurry(3)
-    homecoming()
+    faults_after_a_death()
+    deadlines_of_lenders(2)
+    deadlines_of_lenders(3)
+    late_resubmissions()
 
 
 def test_a_sound_engine_passes():
@@ -273,23 +275,23 @@ def test_a_sound_engine_passes():
 
 def forget_lenders(monkeypatch):
     """Tell lenders as soon as their own result stands."""
-    monkeypatch.setattr(Calls, "_needy", lambda *_: [])
+    monkeypatch.setattr(Calls, "ranks_that_may_need_input", lambda *_: [])
 
 
 def trust_the_messenger(monkeypatch):
     """Take an unsealed, unacknowledged result for safe."""
-    monkeypatch.setattr(Ledger, "settled", lambda _self, op, **_: bool(op.ended and op.submission))
+    monkeypatch.setattr(Caller, "has", lambda _self, op: bool(op.ended and op.submission))
 
 
 def serve_nobody(monkeypatch):
     """Never serve those that missed the end."""
-    start = Calls._start
+    start = Offers._start
 
-    def mutant(self, op, submission, calls, *, eager):
+    def mutant(self, op, calls, *, eager):
         if op.phase is not Phase.ENDED:
-            start(self, op, submission, calls, eager=eager)
+            start(self, op, calls, eager=eager)
 
-    monkeypatch.setattr(Calls, "_start", mutant)
+    monkeypatch.setattr(Offers, "_start", mutant)
 
 
 def keep_quiet_about_the_absent(monkeypatch):
@@ -299,56 +301,61 @@ def keep_quiet_about_the_absent(monkeypatch):
 
 def leak(monkeypatch):
     """Do not free what failed."""
-    monkeypatch.setattr(Calls, "_free_failed", lambda *_: None)
+
+    def mutant(self, op):
+        self._caller.tell_outcome(op, self._ledger.released)
+
+    monkeypatch.setattr(Calls, "tell_failure", mutant)
 
 
 def count_only_what_was_told(monkeypatch):
     """Say in a poll that a result which is held back is none."""
-    polled = Calls.polled
+    answer = Polls._answer
 
     def mutant(self, origin, seq, poll, now):
-        op = self.ops.get(seq)
-        if op is not None and not op.ended and op.has_result and origin != self.rank:
-            op.holds.add(poll.poll_id)
-            self.out.append(Relay(origin, self.gid, seq, poll))
+        op = self._calls.ops.get(seq)
+        if op is not None and not op.ended and op.has_result:
+            op.polls.add(poll.poll_id)
+            self._relay(origin, seq, poll)
         else:
-            polled(self, origin, seq, poll, now)
+            answer(self, origin, seq, poll, now)
 
-    monkeypatch.setattr(Calls, "polled", mutant)
+    monkeypatch.setattr(Polls, "_answer", mutant)
 
 
 def answer_for_the_silent(monkeypatch):
     """Answer polls for a client that is back and has not said yet how its calls ended."""
-    monkeypatch.setattr(Session, "returning", False)
+    monkeypatch.setattr(Caller, "returning", False)
 
 
 def blame_survivors(monkeypatch):
     """Say of one that leaves because of a loss only that it leaves."""
-    make_way = Roll._make_way
+    admit = Roll.admit
 
-    def mutant(self, stay, holder):
-        stay.before = Before()
-        make_way(self, stay, holder)
+    def mutant(self, seat, join_ids):
+        seat.before = Before()
+        admit(self, seat, join_ids)
 
-    monkeypatch.setattr(Roll, "_make_way", mutant)
-    monkeypatch.setattr(Session, "_cause", lambda _self, message: (GroupLost.code, message))
+    monkeypatch.setattr(Roll, "admit", mutant)
+    monkeypatch.setattr(Seat, "_cause", lambda _self, message: (GroupLost.code, message))
 
 
 def forget_why_survivors_came(monkeypatch):
     """Take a survivor that joins anew at its restarted daemon for a stranger."""
-    replaced = Roll._replaced
+    replaced = Absences._replaced
 
-    def mutant(self, join_id, absent, successor):
-        successor.before = Before()
-        replaced(self, join_id, absent, successor)
+    def mutant(self, join_id, absent, _successor):
+        return replaced(self, join_id, absent, Before())
 
-    monkeypatch.setattr(Roll, "_replaced", mutant)
+    monkeypatch.setattr(Absences, "_replaced", mutant)
 
 
 def let_lenders_write(monkeypatch):
     """Do not say that others may need what a call had lent which its deadline has ended."""
-    report = Calls._report
-    monkeypatch.setattr(Calls, "_report", lambda self, op, **_: report(self, op))
+    tell = Caller.tell_outcome
+    monkeypatch.setattr(
+        Caller, "tell_outcome", lambda self, op, released, **_: tell(self, op, released)
+    )
 
 
 @pytest.mark.parametrize(
@@ -359,11 +366,11 @@ def let_lenders_write(monkeypatch):
         (serve_nobody, storms),
         (keep_quiet_about_the_absent, storms),
         (leak, storms),
-        (let_lenders_write, lateness),
-        (count_only_what_was_told, lambda: hurry(2)),
-        (answer_for_the_silent, homecoming),
-        (blame_survivors, mourning),
-        (forget_why_survivors_came, mourning),
+        (let_lenders_write, late_lenders),
+        (count_only_what_was_told, lambda: deadlines_of_lenders(2)),
+        (answer_for_the_silent, late_resubmissions),
+        (blame_survivors, faults_after_a_death),
+        (forget_why_survivors_came, faults_after_a_death),
     ],
 )
 def test_a_broken_engine_is_caught(monkeypatch, mutate, trial):

@@ -22,6 +22,9 @@ PURE_WITHOUT = {
 }
 ROW = re.compile(r"\| `([\w/]+)` \| (pure|) *\| [^|]+ \| (.*?) *\|")
 
+PART = re.compile(r"^\| `(\w+)` \| [^|]+ \| ?(.*?) *\|$", re.MULTILINE)
+VALUES = {"actions", "op", "words"}
+
 
 def room_of(module: str) -> str:
     """Return the room of ringd that *module* is in; empty for the package's own face."""
@@ -82,6 +85,20 @@ def test_rooms_import_what_the_table_says() -> None:
             assert actual[room] <= allowed
         else:
             assert actual[room] == allowed, room
+
+
+def test_the_parts_of_groups_know_what_their_table_says() -> None:
+    """Each knows the parts below it, and none in a circle."""
+    text = (ROOT / "docs" / "design.md").read_text()
+    text = text[text.index("### The parts of `groups`") :]
+    rows = {part: re.findall(r"`(\w+)`", known) for part, known in PART.findall(text)}
+    actual = {}
+    for module, path in modules().items():
+        room, _, part = module.removeprefix("ringd.").rpartition(".")
+        if room == "groups" and part not in VALUES:
+            names = {name.removeprefix("ringd.groups.") for name in imports(path)}
+            actual[part] = sorted(names & set(rows))
+    assert actual == rows
 
 
 def test_no_layers_import_each_other() -> None:

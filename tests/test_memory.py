@@ -20,6 +20,7 @@ import ringd
 from ringd import errors
 from ringd.border import validate
 from ringd.border.client import Client
+from ringd.collective.view import View
 from ringd.config.settings import JoinSettings
 from ringd.groups.session import Session
 from ringd.host import heap
@@ -161,20 +162,11 @@ def test_made_up_outcomes_are_counted_as_one(place) -> None:
 
 def test_sessions_that_never_lived_are_remembered_for_a_while_only() -> None:
     """A member that waits while others come and go without end remembers the latest of them."""
-    session = Session(
-        group="g",
-        join_id=1,
-        client="client",
-        on_loss="wait",
-        released=0,
-        rank=0,
-        names=("a", "b"),
-        out=[],
-    )
+    session = Session("g", 1, View(("a", "b"), 0), [])
     for other in range(2, 2000):
         session.form((1, other))
-        session.unform()
-    assert len(session.given_up) <= 64
+        session.give_up()
+    assert len(session._given_up) <= 64
     assert not session.may_be((1, 1999))
 
 

@@ -8,6 +8,7 @@ import pytest
 from netkit import framed, run_until, tcp_pair
 
 from ringd.collective.call import Call
+from ringd.collective.view import View
 from ringd.config.load import load
 from ringd.daemon.performer import Performer
 from ringd.groups.actions import Report
@@ -236,6 +237,7 @@ def test_a_call_that_is_told_again_counts_once(home):
     performer = Performer(
         home.loop,
         home.config,
+        View(home.neighbours.names, 0),
         home.neighbours,
         home.recorder,
         group_of=lambda _join_id: "test",

@@ -83,6 +83,10 @@ class Kind:
     """Returns what a rank does for a large call."""
     data: bool = True
     """Whether there is a tensor."""
+    ends_together: bool = False
+    """Whether a rank's part in a large call is through only when all data is on the last part of
+    its way to the others. Of other kinds a rank may be through long before them, as a root that
+    has only to send."""
     reduces: bool = False
     """Whether there is an op."""
     rooted: bool = False
@@ -108,6 +112,12 @@ def of(call: Call) -> Kind:
     if kind is None:
         raise ValueError(f"unknown kind of call {call.kind!r}")
     return kind
+
+
+def ends_together(call: Call, *, by_rank: bool) -> bool:
+    """Return :attr:`Kind.ends_together`; a chain of the ranks does not, whatever its kind."""
+    kind = of(call)
+    return kind.ends_together and not (kind.reduces and by_rank)
 
 
 def check(call: Call, size: int) -> None:
@@ -343,7 +353,7 @@ def _no_plan(_task: Task) -> Plan:
 
 
 KINDS: dict[str, Kind] = {
-    "all_reduce": Kind(_whole, _whole, _reduce, _all_reduce_plan, reduces=True),
+    "all_reduce": Kind(_whole, _whole, _reduce, _all_reduce_plan, ends_together=True, reduces=True),
     "reduce": Kind(_whole, _at_root(_whole), _reduce, chain_reduce, reduces=True, rooted=True),
     "reduce_scatter": Kind(
         _whole, _block, _reduce_scatter, _reduce_scatter_plan, reduces=True, rows=True, divides=True

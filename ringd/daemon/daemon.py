@@ -12,6 +12,7 @@ import structlog
 from ringd import __version__
 from ringd.border.lock import SocketLock
 from ringd.border.server import BorderServer, Limits
+from ringd.collective.view import View
 from ringd.config import load
 from ringd.config.settings import Config
 from ringd.daemon.notify import ServiceManager
@@ -77,7 +78,8 @@ class Daemon:
         self._loop = loop = Loop()
         self._recorder = Recorder(config.node)
         self._neighbours = Neighbours(loop, config, store, self._recorder)
-        self._programs = Programs(loop, config, self._neighbours, self._recorder)
+        view = View(self._neighbours.names, config.rank)
+        self._programs = Programs(loop, config, view, self._neighbours, self._recorder)
         self._neighbours.attach(self._programs, self._programs.performer.bulk)
         self._recorder.open_ops = lambda: open_ops(self._programs)
         self._neighbours.on_state = self._state_changed

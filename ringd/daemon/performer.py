@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +15,7 @@ from ringd import errors
 from ringd.border.client import Client
 from ringd.collective import kinds
 from ringd.collective.reduction import Array, Reduction, dtype_from_name
+from ringd.collective.view import View
 from ringd.config.settings import Config, IpcSettings
 from ringd.groups import actions as groups
 from ringd.groups.op import OK
@@ -51,7 +52,10 @@ class Buffers:
 
 
 class Performer:
-    """Has a method for every action.
+    """Has a method for every action, and carries them out one after the other.
+
+    Invariant: actions are carried out in the order in which they were handed over. Those that
+    follow from one of them (a small call has its result at once) wait for all before them.
 
     Args:
         group_of: Returns the group's name of a join id; empty if that is unknown.
@@ -62,6 +66,7 @@ class Performer:
         self,
         loop: Loop,
         config: Config,
+        view: View,
         neighbours: Neighbours,
         recorder: Recorder,
         *,
@@ -71,6 +76,7 @@ class Performer:
         self._loop = loop
         self.config = config
         """As it was read last."""
+        self._view = view
         self.segment_budget = segment_budget(config.ipc)
         """Bytes of shared memory that one client may hold."""
         self._neighbours = neighbours
@@ -79,7 +85,7 @@ class Performer:
         self._finished = on_finished
         self._log = structlog.get_logger("groups")
         self.bulk = Bulk(
-            config.rank,
+            view.rank,
             chunk_bytes=config.ops.chunk,
             checksum=config.ops.checksum,
             by_rank=config.ops.order == "rank",
@@ -89,6 +95,8 @@ class Performer:
         """Calls that ended here, by outcome."""
         self.dropped: Counter[str] = Counter()
         """Group messages that were of no use, by reason."""
+        self._queue: deque[groups.Action] = deque()
+        self._performing = False
         self._doers: dict[type, Callable[[Any], None]] = {
             groups.Broadcast: self._broadcast,
             groups.Relay: self._relay,
@@ -107,9 +115,18 @@ class Performer:
         }
 
     def perform(self, actions: Sequence[groups.Action]) -> None:
-        """Carry *actions* out, in order."""
-        for action in actions:
-            self._doers[type(action)](action)
+        """Carry *actions* out, after all that were handed over before."""
+        queue = self._queue
+        queue.extend(actions)
+        if self._performing:  # called by an action, whose caller goes on with these
+            return
+        self._performing = True
+        try:
+            while queue:
+                action = queue.popleft()
+                self._doers[type(action)](action)
+        finally:
+            self._performing = False
 
     # --- towards the other members ----------------------------------------------------
 
@@ -120,7 +137,7 @@ class Performer:
         self._neighbours.relay(action.origin, action.gid, action.seq, action.message)
 
     def _run(self, action: groups.Run) -> None:
-        calls, rank, size = action.calls, self.config.rank, self.config.size
+        calls, rank, size = action.calls, self._view.rank, self._view.size
         call, buffers = calls[rank], cast(Buffers, action.submission.buffers)
         kind = kinds.of(call)
         dtype = dtype_from_name(call.dtype) if kind.data else _BYTES
@@ -161,8 +178,8 @@ class Performer:
             border.Attached(
                 join_id=action.join_id,
                 node=self.config.node,
-                rank=self.config.rank,
-                size=self.config.size,
+                rank=self._view.rank,
+                size=self._view.size,
                 state=machine.state.value,
                 generation=machine.generation,
                 inline_limit=ipc.inline_limit,

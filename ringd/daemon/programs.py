@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Sequence
+from functools import partial
 
 import structlog
 
 from ringd import errors
 from ringd.border.client import Client
 from ringd.border.validate import unfit
+from ringd.collective import kinds
+from ringd.collective.view import View
 from ringd.config.settings import Config
 from ringd.daemon.performer import Buffers, Performer
 from ringd.groups import actions as groups
 from ringd.groups.engine import Engine
 from ringd.groups.op import Submission
-from ringd.groups.session import Before
+from ringd.groups.seat import Before, Join
 from ringd.loop import Loop, Timer
 from ringd.observe.recorder import Recorder
 from ringd.ring.absence import out_of_reach, slow_disks
@@ -32,28 +35,30 @@ class Programs:
     """The user of the ring: see the module's docstring."""
 
     def __init__(
-        self, loop: Loop, config: Config, neighbours: Neighbours, recorder: Recorder
+        self, loop: Loop, config: Config, view: View, neighbours: Neighbours, recorder: Recorder
     ) -> None:
         self._loop = loop
         self._config = config
+        self.view = view
         self._neighbours = neighbours
         self._recorder = recorder
         self._log = structlog.get_logger("groups")
         self.engine = Engine(
-            rank=config.rank,
-            names=neighbours.names,
+            view=view,
             stall_warning=config.ops.stall_warning,
             reattach=config.ops.reattach,
             window=config.ipc.window,
             lost_after=config.join.lost_after,
             missing_members=lambda: out_of_reach(neighbours, loop.now()),
             slow_disks=lambda: slow_disks(neighbours, loop.now()),
-            refusal=lambda call: self._refusal(unfit(call, config.size)),
+            refusal=lambda call: self._refusal(unfit(call, view.size)),
+            ends_together=partial(kinds.ends_together, by_rank=config.ops.order == "rank"),
             about_holder=_about,
         )
         self.performer = Performer(
             loop,
             config,
+            view,
             neighbours,
             recorder,
             group_of=self._group_of,
@@ -71,13 +76,13 @@ class Programs:
     @property
     def place(self) -> tuple[int, int]:
         """The rank of the clients here, and the number of ranks."""
-        return self.engine.rank, len(self.engine.names)
+        return self.view.rank, self.view.size
 
     def quiet(self) -> bool:
         """Whether no call is open here, and no program wants to be told of a break."""
         return not any(
-            session.on_loss == "fail" or any(not op.ended for op in session.ops.values())
-            for session in self.engine.joins.values()
+            seat.on_loss == "fail" or any(not op.ended for op in seat.calls.ops.values())
+            for seat in self.engine.roll.seats.values()
         )
 
     # --- the border's side ------------------------------------------------------------
@@ -86,19 +91,16 @@ class Programs:
         """A program joins a group."""
         self._clients.add(client)
         self._recorder.note("client joins", pid=client.pid, group=message.group)
-        self._perform(
-            self.engine.attach(
-                client,
-                group=message.group,
-                join_id=message.join_id,
-                released=message.released,
-                on_loss=message.on_loss,
-                now=self._loop.now(),
-                session=message.session,
-                expected=message.next_seq,
-                before=Before(message.former, message.loss),
-            )
+        join = Join(
+            message.group,
+            message.join_id,
+            message.on_loss,
+            message.released,
+            message.next_seq,
+            message.session,
+            Before(message.former, message.loss),
         )
+        self._perform(self.engine.attach(client, join, self._loop.now()))
 
     def submit(self, client: Client, message: border.Submit, payload: memoryview | None) -> None:
         """A program hands over a call; while we leave, it keeps the call for our successor."""
@@ -111,7 +113,7 @@ class Programs:
             self._submit_error(client, message, error.code, str(error))
         else:
             submission = self._submission(message, buffers, now)
-            self._hand_over(client, message, submission, message.outcome, message.message)
+            self._perform(self.engine.submit(client, message.join_id, submission, now))
 
     def submit_failed(self, client: Client, message: border.Submit, text: str) -> None:
         """A call came that cannot be run here."""
@@ -124,31 +126,12 @@ class Programs:
         client.send(border.Failed(message.join_id, message.seq, 0, code, text))
         now = self._loop.now()
         submission = self._submission(message, Buffers(memoryview(b""), None, None, now), now)
-        self._hand_over(client, message, submission, code, text)
+        submission.outcome, submission.message = code, text
+        self._perform(self.engine.submit(client, message.join_id, submission, now))
 
     def _refusal(self, fault: str) -> str:
         """Return what all members read of a call that has *fault* here."""
         return fault and f"the daemon on {self._config.node!r} cannot take this call: {fault}"
-
-    def _hand_over(
-        self,
-        client: Client,
-        message: border.Submit,
-        submission: Submission,
-        outcome: str,
-        text: str,
-    ) -> None:
-        self._perform(
-            self.engine.submit(
-                client,
-                message.join_id,
-                submission,
-                acked=message.acked,
-                outcome=outcome,
-                message=text,
-                now=self._loop.now(),
-            )
-        )
 
     def ack(self, client: Client, message: border.Ack) -> None:
         """A program has outcomes that somebody waits for it to have."""
@@ -199,12 +182,15 @@ class Programs:
             hold=message.hold,
             sealed=buffers.seal is not None,
             buffers=buffers,
+            outcome=message.outcome,
+            message=message.message,
+            acked=message.acked,
         )
 
     def reload(self, config: Config) -> None:
         """Use the settings of *config*, of which ``[ops]`` and ``[ipc]`` are the old ones."""
         self._config = self.performer.config = config
-        self.engine.lost_after = config.join.lost_after
+        self.engine.timing.lost_after = config.join.lost_after
 
     def drain(self) -> None:
         """Take no more calls; clients keep theirs for our successor."""
@@ -240,8 +226,8 @@ class Programs:
         self._perform(self.engine.finished(gid, seq, self._loop.now()))
 
     def _group_of(self, join_id: int) -> str:
-        session = self.engine.joins.get(join_id)
-        return "" if session is None else session.group
+        seat = self.engine.roll.seats.get(join_id)
+        return "" if seat is None else seat.group
 
     def _perform(self, actions: Sequence[groups.Action]) -> None:
         self.performer.perform(actions)

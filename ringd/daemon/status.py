@@ -8,11 +8,12 @@ from typing import Any
 
 from ringd import __version__
 from ringd.border.server import BorderServer
+from ringd.collective.view import View
 from ringd.config.settings import Config
 from ringd.daemon.programs import Programs
-from ringd.groups.session import Session
+from ringd.groups.seat import Seat
 from ringd.host import limits
-from ringd.membership.machine import MemberView, Side
+from ringd.membership.machine import Side
 from ringd.net.dialer import configured
 from ringd.observe import logs
 from ringd.observe.recorder import OpEvent
@@ -33,8 +34,8 @@ def status(
     now: float,
 ) -> bytes:
     """Return the status as JSON; times are seconds ago."""
-    machine = neighbours.machine
-    views = machine.members(now)
+    machine, view = neighbours.machine, programs.view
+    members = machine.members(now)
     body = {
         "schema_version": SCHEMA_VERSION,
         "version": __version__,
@@ -42,8 +43,8 @@ def status(
         "uptime": now - started,
         "ring": config.ring.name,
         "node": config.node,
-        "rank": config.rank,
-        "size": config.size,
+        "rank": view.rank,
+        "size": view.size,
         "state": machine.state.value,
         "generation": machine.generation,
         "incarnation": machine.incarnation,
@@ -64,21 +65,21 @@ def status(
         },
         "members": [
             {
-                "name": neighbours.names[view.rank],
-                "rank": view.rank,
-                "state": "self" if view.rank == config.rank else view.state,
-                "address": view.address or config.ring.members[view.rank].addresses[0],
-                "disk_slow": view.disk_slow or None,
-                "last_error": view.error or None,
-                "last_error_age": None if view.error_since is None else now - view.error_since,
+                "name": view.names[member.rank],
+                "rank": member.rank,
+                "state": "self" if member.rank == view.rank else member.state,
+                "address": member.address or config.ring.members[member.rank].addresses[0],
+                "disk_slow": member.disk_slow or None,
+                "last_error": member.error or None,
+                "last_error_age": None if member.error_since is None else now - member.error_since,
             }
-            for view in views
+            for member in members
         ],
         "links": {
             side: {
                 "peer": link.peer.name,
                 "address": link.address,
-                **_preference(config, neighbours, side, views),
+                **_preference(config, neighbours, side, members[view.rank].address),
                 "up_for": now - link.since,
                 "round_trip": link.round_trip,
                 "bytes_in": link.bytes_in,
@@ -95,8 +96,8 @@ def status(
             }
             for namesake in neighbours.namesakes.values()
         ],
-        "black_hole": _black_hole(neighbours, now),
-        "groups": [_group(programs, name, now) for name in sorted(programs.engine.groups)],
+        "black_hole": _black_hole(view, neighbours, now),
+        "groups": [_group(programs, name, now) for name in sorted(programs.engine.roll.groups)],
         "clients": [
             {"pid": client.pid, "program": client.program, "shared_memory": client.segment_bytes}
             for client in programs.clients
@@ -117,13 +118,14 @@ def status(
     return json.dumps(body).encode()
 
 
-def _preference(
-    config: Config, neighbours: Neighbours, side: Side, views: list[MemberView]
-) -> dict[str, Any]:
-    """Return whether a link runs over the preferred address; a left one, as the dialer says."""
+def _preference(config: Config, neighbours: Neighbours, side: Side, dialed: str) -> dict[str, Any]:
+    """Return whether a link runs over the preferred address.
+
+    A left one runs over *dialed*, as the dialer says.
+    """
     link, homing = neighbours.links[side], neighbours.homing
     target = config.member(link.peer.name if side == "right" else config.node)
-    address = link.address if side == "right" else views[config.rank].address
+    address = link.address if side == "right" else dialed
     preferred = configured(address) == target.addresses[0]
     if side == "left" or homing is None:
         return {"preferred": preferred, "preferred_error": None, "probes": 0}
@@ -131,12 +133,12 @@ def _preference(
     return {"preferred": preferred, "preferred_error": error, "probes": homing.probes}
 
 
-def _black_hole(neighbours: Neighbours, now: float) -> dict[str, Any] | None:
+def _black_hole(view: View, neighbours: Neighbours, now: float) -> dict[str, Any] | None:
     """Return what is suspected of the way to the right neighbour, and when that arose."""
     reason = neighbours.suspicion
     if not reason:
         return None
-    peer = neighbours.names[(neighbours.rank + 1) % neighbours.size]
+    peer = view.names[view.right]
     return {"peer": peer, "reason": reason, "age": now - neighbours.black_hole.last}
 
 
@@ -153,42 +155,40 @@ def open_ops(programs: Programs) -> list[OpEvent]:
             started=op.submission.buffers.started,
             outcome="",
         )
-        for name, group in programs.engine.groups.items()
+        for name, group in programs.engine.roll.groups.items()
         if group.local is not None
-        for op in group.local.ops.values()
+        for op in group.local.calls.ops.values()
         if not op.ended and op.submission is not None and op.submission.buffers is not None
     ]
 
 
 def _group(programs: Programs, name: str, now: float) -> dict[str, Any]:
-    group = programs.engine.groups[name]
-    engine = programs.engine
-    names = engine.names
-    session = group.local
+    group = programs.engine.roll.groups[name]
+    names = programs.view.names
+    seat = group.local
     return {
         "name": name,
         "present": [names[r] for r, joined in enumerate(group.present) if joined is not None],
         # The others say who is there once the ring is up.
-        "unknown": [] if engine.up else [n for n in names if n != names[engine.rank]],
-        "op_counts": {} if session is None else dict(zip(names, session.counts, strict=True)),
-        "open_ops": [] if session is None else _open_ops(programs, session, now),
+        "unknown": [] if programs.engine.roll.up else [n for n in names if n != programs.view.name],
+        "op_counts": {} if seat is None else dict(zip(names, seat.session.counts, strict=True)),
+        "open_ops": [] if seat is None else _open_ops(programs, seat, now),
     }
 
 
-def _open_ops(programs: Programs, session: Session, now: float) -> list[dict[str, Any]]:
+def _open_ops(programs: Programs, seat: Seat, now: float) -> list[dict[str, Any]]:
     ops = []
-    for seq in sorted(session.ops):
-        op = session.ops[seq]
+    for seq, op in sorted(seat.calls.ops.items()):
         if op.ended:
             continue
-        progress = programs.performer.bulk.progress(session.gid, seq)
+        progress = programs.performer.bulk.progress(seat.session.gid, seq)
         ops.append(
             {
                 "op": seq,
                 "call": None if op.call is None else str(op.call),
                 "age": now - op.since,
                 "phase": op.phase.value,
-                "waiting_for": programs.engine.waiting_for(session, op)
+                "waiting_for": programs.engine.waiting_for(seat, op)
                 if op.submission
                 else "not submitted here",
                 "progress": None if progress is None else progress[0] / max(1, progress[1]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Union
 
 import msgspec
 
@@ -12,7 +11,11 @@ from ringd.groups.op import Submission
 from ringd.wire.link.control import GroupMessage, Poll
 
 
-class Broadcast(msgspec.Struct, frozen=True):
+class Action(msgspec.Struct, frozen=True):
+    """One thing to do."""
+
+
+class Broadcast(Action, frozen=True):
     """Send *message* round the ring, from here to all others."""
 
     gid: int
@@ -21,7 +24,7 @@ class Broadcast(msgspec.Struct, frozen=True):
     payload: bytes | memoryview = b""
 
 
-class Relay(msgspec.Struct, frozen=True):
+class Relay(Action, frozen=True):
     """Pass a poll on to the right neighbour; it goes full circle and changes on its way."""
 
     origin: int
@@ -30,7 +33,7 @@ class Relay(msgspec.Struct, frozen=True):
     message: Poll
 
 
-class Run(msgspec.Struct, frozen=True):
+class Run(Action, frozen=True):
     """Compute the op, then call :meth:`Engine.finished`."""
 
     gid: int
@@ -44,59 +47,57 @@ class Run(msgspec.Struct, frozen=True):
     """This rank has its result already and works for the others: write it nowhere."""
 
 
-class Stop(msgspec.Struct, frozen=True):
+class Stop(Action, frozen=True):
     """Abandon the running op; its buffers may be reused by their owner from now on."""
 
     gid: int
     seq: int
 
 
-class Seal(msgspec.Struct, frozen=True):
+class Seal(Action, frozen=True):
     """Mark the result in shared memory as complete."""
 
     join_id: int
     submission: Submission
 
 
-class Free(msgspec.Struct, frozen=True):
+class Free(Action, frozen=True):
     """The submission is needed no more; comes once for each one that was handed over."""
 
     submission: Submission
 
 
-class Accept(msgspec.Struct, frozen=True):
-    """Tell the client that it is in the group."""
+class ToClient(Action, frozen=True):
+    """One thing to tell a client."""
 
     client: Hashable
     join_id: int
 
 
-class TellSession(msgspec.Struct, frozen=True):
+class Accept(ToClient, frozen=True):
+    """Tell the client that it is in the group."""
+
+
+class TellSession(ToClient, frozen=True):
     """Tell the client who its peers are, by join id: it attaches with that after a restart.
 
     Comes before the first offer. It must have left this process before that (the kernel then
     delivers it even if we die): a client that does not know its session was in none.
     """
 
-    client: Hashable
-    join_id: int
     session: tuple[int, ...]
 
 
-class Deny(msgspec.Struct, frozen=True):
+class Deny(ToClient, frozen=True):
     """Tell the client that its request is refused."""
 
-    client: Hashable
-    join_id: int
     code: str
     message: str
 
 
-class Report(msgspec.Struct, frozen=True):
+class Report(ToClient, frozen=True):
     """Tell the client how its call ended; *code* is ``"ok"`` or an error's."""
 
-    client: Hashable
-    join_id: int
     submission: Submission
     code: str
     message: str
@@ -109,25 +110,21 @@ class Report(msgspec.Struct, frozen=True):
     """It was told before, and may not have arrived: the call has not ended once more."""
 
 
-class TellReleased(msgspec.Struct, frozen=True):
+class TellReleased(ToClient, frozen=True):
     """Tell the client that ops below *released* are finished on all members."""
 
-    client: Hashable
-    join_id: int
     released: int
 
 
-class TellLost(msgspec.Struct, frozen=True):
+class TellLost(ToClient, frozen=True):
     """Tell the client that its session is over from op *floor* on."""
 
-    client: Hashable
-    join_id: int
     floor: int
     code: str
     message: str
 
 
-class Warn(msgspec.Struct, frozen=True):
+class Warn(Action, frozen=True):
     """Log that somebody has been waiting for long, and for whom."""
 
     group: str
@@ -137,25 +134,7 @@ class Warn(msgspec.Struct, frozen=True):
     missing: str
 
 
-class Dropped(msgspec.Struct, frozen=True):
+class Dropped(Action, frozen=True):
     """A message was of no use; count it under this reason."""
 
     reason: str
-
-
-Action = Union[
-    Broadcast,
-    Relay,
-    Run,
-    Stop,
-    Seal,
-    Free,
-    Accept,
-    TellSession,
-    Deny,
-    Report,
-    TellReleased,
-    TellLost,
-    Warn,
-    Dropped,
-]

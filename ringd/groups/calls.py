@@ -1,392 +1,234 @@
-"""The ops of one session at one rank: offers, results, deadlines, and what is released.
+"""The ops of one seat: how each of them ends.
 
-How an op ends, and why all ranks agree:
-
-* Every member broadcasts its *offer*. Whoever holds all ``n`` offers decides by itself, and as
-  all see the same offers all decide the same: run, or :class:`~ringd.errors.Mismatch`.
-* A passed deadline is settled by a poll that goes full circle: each rank holds back its
-  completion and says whether it had completed. If nobody had, nobody will, and the verdict ends
-  the op everywhere; otherwise the op is about to complete everywhere, and does.
-* A member that cannot run what another one offers says so at once, whatever its own client is
-  about to do: without its offer nobody can complete the op.
-* After the ring broke, everyone offers again what is not *released*, with the outcome it has.
-  Inputs are intact until then, and the order of the sum is fixed by rank, so a rerun gives
-  those that missed the end the same bits.
-* An op is released when every member's *done* floor has passed it. A member raises its floor
-  only over outcomes that its client is sure to have: sealed in memory that the client owns,
-  or acknowledged by it.
-* A client that lends its own memory as the input is told only when every other member is sure
-  not to need it again.
+A client that lends its own memory as the input is told its result only when every other member is
+sure not to need that again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
-from ringd.collective import kinds
-from ringd.collective.call import Call
-from ringd.errors import DeadlineExceeded, Mismatch, Refused
-from ringd.groups.actions import Action, Broadcast, Free, Relay, Report, Run, Seal, Stop
+from ringd.groups.actions import Action, Free, Seal
+from ringd.groups.caller import Caller
 from ringd.groups.ledger import Ledger
-from ringd.groups.op import OK, Move, Op, Phase, Submission
-from ringd.groups.words import differences, late, missing
-from ringd.wire.link.control import Done, Left, Offer, Poll, Verdict
+from ringd.groups.op import OK, Move, Op, Phase
+from ringd.groups.session import Session
+from ringd.wire.link.control import Computed
 
 
+@dataclass(slots=True, eq=False)
 class Calls:
-    """See the module's docstring. Every method appends what is to be done to *out*."""
+    """Ends each op, once, and tells the client.
 
-    def __init__(
-        self,
-        *,
-        group: str,
-        join_id: int,
-        client: Hashable,
-        released: int,
-        rank: int,
-        names: tuple[str, ...],
-        out: list[Action],
-        refusal: Callable[[Call], str] = lambda _call: "",
-    ) -> None:
-        self.group = group
-        self.join_id = join_id
-        self.client: Hashable | None = client
-        """Who is told how the calls end; None once it is gone."""
-        self.rank = rank
-        self.names = names
-        self.size = len(names)
-        self.out = out
-        self._refusal = refusal
-        """Says why a call cannot be run here; empty if it can."""
-        self.ops: dict[int, Op] = {}
-        self.ledger = Ledger(rank, len(names), released)
-        self.limit: int | None = None
-        """Ops from here on cannot complete: somebody left."""
-        self.loss = ("", "")
-        self.left: Left | None = None
-        """What was broadcast when the client left, if it did."""
-        self.gid = 0
-        self.confirmed: set[int] = set()
-        """Ranks known to be in the session, in this generation."""
-        self.counts = [0] * self.size
-        """By rank, how many ops it is known to have offered."""
+    Invariant: ops from the limit on have failed, but for those whose result stands here; a
+    submission that failed is freed as it fails, any other one with its release.
+    """
+
+    _session: Session
+    _caller: Caller
+    ops: dict[int, Op]
+    """By number, those that are not released."""
+    _ledger: Ledger
+    _out: list[Action]
+    limit: int | None = None
+    """Ops from here on cannot complete: somebody left."""
+    loss: tuple[str, str] = ("", "")
+    """The code and the text of the error with which these end."""
 
     @property
-    def floor(self) -> int:
-        """Every op below is released."""
-        return self.ledger.released
+    def over(self) -> bool:
+        """Whether nothing can happen any more."""
+        return self.limit is not None and self._ledger.released >= self.limit
 
     @property
-    def live(self) -> bool:
-        """Whether all members have confirmed the session in this generation."""
-        return len(self.confirmed) == self.size
+    def client_waits(self) -> bool:
+        """Whether the client has an open call."""
+        return self._caller.client is not None and bool(self._open())
 
-    # --- the peers' side --------------------------------------------------------------
+    def _open(self) -> list[Op]:
+        return [op for op in self.ops.values() if op.submission is not None and not op.ended]
 
-    def offered(
-        self, rank: int, seq: int, offer: Offer, payload: bytes | memoryview, now: float
-    ) -> None:
-        """A member's part in op *seq* arrived."""
-        self.counts[rank] = max(self.counts[rank], seq + 1)
-        self.peer_done(rank, offer.done)
-        if seq < self.floor:
-            return
-        op = self._op(seq, now)
-        op.offers[rank] = offer
-        if not op.ended:
-            op.payloads[rank] = payload
-        self._object(op, offer)
-        self._consider(op)
-
-    def _object(self, op: Op, offer: Offer) -> None:
-        """End an op that could not be run here if our client took part in it, too."""
-        # What it has handed over was judged then, and what a former daemon had will be.
-        if op.submission is not None or offer.outcome or self.awaited(op.seq):
-            return
-        text = self._refusal(offer.call)
-        if text:
-            self.out.append(Broadcast(self.gid, op.seq, Verdict(0, Refused.code, text)))
-            self._apply(op, 0, Refused.code, text)
-
-    def awaited(self, seq: int) -> bool:  # noqa: ARG002 - a Session knows
-        """Whether the client is about to hand op *seq* over again, having come back."""
-        return False
-
-    def peer_done(self, rank: int, floor: int) -> None:
-        """A member has outcomes for all ops below *floor*."""
-        before = self.ledger.done[rank]
-        if self.ledger.heard(rank, floor):
-            for op in list(self.ops.values()):
-                if before <= op.seq < floor:
-                    self._complete(op)
-            self._release()
-
-    def peer_finished(self, rank: int, seq: int) -> None:
-        """A member needs no input of op *seq* again, for which somebody waits."""
+    def op(self, seq: int, now: float) -> Op:
+        """Return op *seq*, which is not released; this may be the first word of it."""
         op = self.ops.get(seq)
-        if op is not None:
-            op.finished_by.add(rank)
-            self._complete(op)
+        if op is None:
+            op = self.ops[seq] = Op(seq, self._session.view.size, now)
+            if self._lost(seq):
+                self.end(op, *self.loss)
+        return op
+
+    def _lost(self, seq: int) -> bool:
+        return self.limit is not None and seq >= self.limit
+
+    # --- news -------------------------------------------------------------------------
 
     def finished(self, seq: int) -> None:
         """Our computation of op *seq* is through."""
         op = self.ops[seq]
         op.move(Move.FINISH)
-        if op.phase is Phase.FINISHED and not op.holds:
-            self._succeed(op)
-        else:
-            self._complete(op)
+        if op.waits_for_all:
+            op.computed_by.add(self._session.view.rank)
+            self._session.broadcast(seq, Computed())
+        self.go_on(op)
 
-    # --- deadlines --------------------------------------------------------------------
-
-    def expire(self, op: Op, poll_id: int, waiting_for: str) -> None:
-        """The deadline of our client's op has passed: ask the others, or end it here alone."""
-        if op.ended or op.poll_id:
-            return
-        op.poll_id = poll_id
-        if op.has_result:
-            self._keep(op)  # only the others' need for the input held it back
-        elif self.live and self.size > 1:
-            op.holds.add(poll_id)
-            self.out.append(Relay(self.rank, self.gid, op.seq, Poll(poll_id, completed=False)))
-        else:
-            self._end(op, DeadlineExceeded.code, self._late(op, waiting_for))
-
-    def polled(self, origin: int, seq: int, poll: Poll, now: float) -> None:
-        """Somebody's deadline has passed; hold back our completion and say whether we had it."""
-        if origin == self.rank:
-            self._decide(seq, poll)
-            return
-        completed = poll.completed or seq < self.floor
-        if seq >= self.floor:
-            op = self._op(seq, now)
-            if op.has_result:
-                completed = True
-            elif not op.ended:
-                op.holds.add(poll.poll_id)
-        self.out.append(Relay(origin, self.gid, seq, Poll(poll.poll_id, completed)))
-
-    def _decide(self, seq: int, poll: Poll) -> None:
+    def peer_computed(self, rank: int, seq: int) -> None:
+        """A member's part in op *seq* is through."""
         op = self.ops.get(seq)
-        if op is None or op.poll_id != poll.poll_id:
-            return
-        code, message = "", ""
-        if not poll.completed and not op.has_result:
-            code = op.outcome or DeadlineExceeded.code
-            message = op.message or self._late(op, self.waiting_for(op))
-        self.out.append(Broadcast(self.gid, seq, Verdict(poll.poll_id, code, message)))
-        self._apply(op, poll.poll_id, code, message)
+        if op is not None:
+            op.computed_by.add(rank)
+            self.go_on(op)
 
-    def judged(self, seq: int, verdict: Verdict, now: float) -> None:
-        """The verdict of a poll arrived."""
-        if seq >= self.floor:
-            op = self._op(seq, now)
-            self._apply(op, verdict.poll_id, verdict.code, verdict.message)
+    def peer_done(self, rank: int, floor: int) -> None:
+        """A member has outcomes for all ops below *floor*."""
+        before = self._ledger.done[rank]
+        if self._ledger.rise(rank, floor):
+            for op in list(self.ops.values()):
+                if before <= op.seq < floor:
+                    self.go_on(op)
+            self._ledger.release()
 
-    def _apply(self, op: Op, poll_id: int, code: str, message: str) -> None:
-        op.holds.discard(poll_id)
-        if op.ended:
-            return
-        if code and not op.has_result:
-            self._end(op, code, message)
-        elif op.phase is Phase.FINISHED and not op.holds:
-            self._succeed(op)
-        else:
-            self._complete(op)
-
-    def _late(self, op: Op, why: str) -> str:
-        return late(self.group, op, self.names[self.rank], why)
-
-    def waiting_for(self, op: Op) -> str:
-        """Return in words for whom *op* waits, once the session is formed."""
-        if not self.live:
-            absent = [self.names[r] for r in range(self.size) if r not in self.confirmed]
-            return "no client back in the group on: " + ", ".join(absent)
-        return missing(op, self.names, self._needy(op))
-
-    # --- the life of an op ------------------------------------------------------------
-
-    def _op(self, seq: int, now: float) -> Op:
+    def peer_read_input(self, rank: int, seq: int) -> None:
+        """A member needs no input of op *seq* again, for which somebody waits."""
         op = self.ops.get(seq)
-        if op is None:
-            op = self.ops[seq] = Op(seq, self.size, now)
-            if self.limit is not None and seq >= self.limit:
-                self._end(op, *self.loss)
-        return op
+        if op is not None:
+            op.input_read_by.add(rank)
+            self.go_on(op)
 
-    def _offer(self, op: Op, submission: Submission) -> None:
-        payload = submission.payload
-        outcome = OK if op.has_result else op.outcome
-        eager = payload is not None and outcome in ("", OK)
-        offer = Offer(
-            call=submission.call,
-            done=self.ledger.own,
-            eager=eager,
-            prompt=submission.hold,
-            outcome=outcome,
-            message=op.message,
-        )
-        op.offered = True
-        self.ledger.announced = self.ledger.own
-        data = payload if eager and payload is not None else b""
-        self.out.append(Broadcast(self.gid, op.seq, offer, data))
-        self.counts[self.rank] = max(self.counts[self.rank], op.seq + 1)
-        op.offers[self.rank] = offer
-        if not op.ended:
-            op.payloads[self.rank] = data
-        self._consider(op)
+    def settle(self) -> None:
+        """The client is not waited for any more: do what waited for it."""
+        self._ledger.advance()
+        for op in list(self.ops.values()):
+            self.go_on(op)
+            self._ledger.announce(op)
 
-    def _consider(self, op: Op) -> None:
-        """Decide, as every member will, whether the op can run now or has ended."""
-        submission = op.submission
-        if op.active or op.phase is Phase.FINISHED or submission is None:
-            return
-        if not op.ended and not op.has_result:
-            for offer in op.offers:
-                if offer is not None and offer.outcome not in ("", OK):
-                    self._end(op, offer.outcome, offer.message)
-                    return
-        if not op.complete:
-            return
-        self._announce(op)
-        if op.outcome not in ("", OK):
-            return
-        offers = [offer for offer in op.offers if offer is not None]
-        calls = tuple(offer.call for offer in offers)
-        reason = kinds.disagreement(calls)
-        if reason is not None:
-            if not op.has_result:
-                text = differences(self.group, op.seq, calls, self.names, reason)
-                self._end(op, Mismatch.code, text)
-        elif {offer.outcome for offer in offers} in ({""}, {"", OK}):
-            self._start(op, submission, calls, eager=all(offer.eager for offer in offers))
+    # --- how an op ends ---------------------------------------------------------------
 
-    def _start(
-        self, op: Op, submission: Submission, calls: tuple[Call, ...], *, eager: bool
-    ) -> None:
-        serve = op.has_result
-        if serve and eager:
-            return  # the payloads are round already; whoever needs the result computes it
-        op.move(Move.START)
-        payloads = tuple(op.payloads) if eager else None
-        self.out.append(Run(self.gid, op.seq, calls, submission, payloads, serve))
+    def go_on(self, op: Op) -> None:
+        """Take *op* as far as the polls, and the other members' parts and needs, allow."""
+        if op.polls:
+            return
+        if op.phase is Phase.FINISHED and not op.computing:
+            self._succeed(op)
+        elif op.phase is Phase.HELD and not self._input_is_needed(op):
+            self._end_well(op)
 
     def _succeed(self, op: Op) -> None:
         submission = op.submission
         assert submission is not None  # noqa: S101 - what ran here was submitted here
         if submission.sealed:
-            self.out.append(Seal(self.join_id, submission))
-        if submission.hold:
-            op.move(Move.HOLD)
-            self._announce(op)
-            if op.poll_id:
-                self._keep(op)  # the client has waited long enough
-            else:
-                self._complete(op)
-        else:
+            self._out.append(Seal(self._caller.join_id, submission))
+        if not submission.hold:
             self._end_well(op)
-            self._announce(op)
-
-    def _complete(self, op: Op) -> None:
-        """Tell a client that holds its input, once nobody can need that any more."""
-        if op.phase is not Phase.HELD or op.holds:
+            self._ledger.announce(op)
             return
-        beyond = self.limit is not None and op.seq >= self.limit  # nobody can run it again
-        if self.client is None or beyond or not self._needy(op):
-            self._end_well(op)
+        op.move(Move.HOLD)
+        self._ledger.announce(op)
+        if op.overdue:
+            self.keep_input(op)
+        else:
+            self.go_on(op)
 
-    def _needy(self, op: Op) -> list[int]:
-        """Return the ranks that may still need our input of *op*."""
-        done = self.ledger.done
+    def _input_is_needed(self, op: Op) -> bool:
+        # A client that is gone overwrites nothing, and what is lost is not run again.
+        if self._caller.client is None or self._lost(op.seq):
+            return False
+        return bool(self.ranks_that_may_need_input(op))
+
+    def ranks_that_may_need_input(self, op: Op) -> list[int]:
+        """Return the ranks that may need our input of *op* to run it again.
+
+        Invariant: a rank that is left out is sure to have the outcome, whatever happens to its
+        daemon: its floor says so of all ops below, and what it says to lenders of one.
+        """
+        done, own = self._ledger.done, self._session.view.rank
         return [
             rank
-            for rank in range(self.size)
-            if rank != self.rank and done[rank] <= op.seq and rank not in op.finished_by
+            for rank, floor in enumerate(done)
+            if rank != own and floor <= op.seq and rank not in op.input_read_by
         ]
 
-    def _announce(self, op: Op) -> None:
-        """Tell those who hold their input that we need it no more, once that is certain."""
-        if op.announced or not self.live or not op.prompt:
-            return
-        held = op.phase in (Phase.HELD, Phase.LENDING)  # and sealed: see Submission.hold
-        if held or self.ledger.settled(op, acks=self.left is None):
-            op.announced = True
-            self.announce_done(op.seq)
-
-    def _end_well(self, op: Op, move: Move = Move.END) -> None:
-        op.move(move)
-        op.outcome = OK
-        op.forget_payloads()
-        self._report(op, keep=move is Move.KEEP)
-        self._advance()
-
-    def _keep(self, op: Op) -> None:
+    def keep_input(self, op: Op) -> None:
         """End an op whose result stands here, though others may need the input: we keep that."""
         assert op.submission is not None  # noqa: S101 - what was lent was submitted
         op.submission.hold = False
         self._end_well(op, Move.KEEP)
 
-    def _end(self, op: Op, code: str, message: str) -> None:
-        """End the op with an error."""
-        if op.active:
-            self.out.append(Stop(self.gid, op.seq))
-        op.move(Move.END)
-        op.outcome, op.message = code, message
-        op.forget_payloads()
-        self._report(op)
-        self._free_failed(op)
-        self._advance()
+    def keep_inputs(self, submitted: int) -> None:
+        """The client leaves, and leaves us what it had lent to open ops below *submitted*."""
+        for op in self._open():
+            if op.seq < submitted and op.submission is not None:
+                op.submission.hold = False
 
-    def _free_failed(self, op: Op) -> None:
-        """Nobody needs the input of a call that failed here: we will never offer it again."""
-        if op.submission is not None and op.outcome != OK:
-            self.out.append(Free(op.submission))
+    def _end_well(self, op: Op, move: Move = Move.END) -> None:
+        op.end(OK, move=move)
+        self._caller.tell_outcome(op, self._ledger.released, keep=move is Move.KEEP)
+        self._ledger.advance()
 
-    def _report(self, op: Op, *, keep: bool = False, again: bool = False) -> None:
-        if op.submission is None or op.reported is not again:
+    def end(self, op: Op, code: str, message: str) -> None:
+        """End *op* with an error."""
+        self._ledger.stop(op)
+        op.end(code, message)
+        self.tell_failure(op)
+        self._ledger.advance()
+
+    def tell_failure(self, op: Op) -> None:
+        """Tell the client how *op* failed, and free what it handed over: it is not offered."""
+        self._caller.tell_outcome(op, self._ledger.released)
+        if op.submission is not None:
+            self._out.append(Free(op.submission))
+
+    # --- losses -----------------------------------------------------------------------
+
+    def cut(self, limit: int, code: str, message: str) -> None:
+        """End ops from *limit* on with this error, as somebody has no part in them.
+
+        Invariant: the limit only falls, and what fell first decides on the error. A call whose
+        result stands here completes all the same.
+        """
+        if self._lost(limit):
             return
-        op.reported = True
-        if self.client is not None:
-            self.ledger.told = self.floor
-            self.out.append(
-                Report(
-                    client=self.client,
-                    join_id=self.join_id,
-                    submission=op.submission,
-                    code=op.outcome,
-                    message=op.message,
-                    released=self.floor,
-                    ack=op.outcome != OK or (op.prompt and not op.submission.sealed),
-                    keep=keep,
-                    again=again,
-                )
-            )
+        self.limit, self.loss = limit, (code, message)
+        lost = [op for op in self.ops.values() if op.seq >= limit and not op.ended]
+        for op in lost:
+            self.go_on(op)
+        # A client that heard of its calls' ends first would make its next call in this session.
+        self._caller.tell_lost(limit, code, message)
+        for op in lost:
+            if op.phase is not Phase.HELD and not op.ended:
+                self.end(op, code, message)
+
+    def cut_open(self, code: str, message: str) -> None:
+        """End all open ops, as the client asked to be told of any loss at once."""
+        first = min((op.seq for op in self._open()), default=self._caller.next_seq)
+        self.cut(first, code, message)
+
+    def suspend(self) -> list[Op]:
+        """The ring broke, which overtakes any poll that is on its way.
+
+        Returns:
+            The ops whose deadline has passed, about which the others must be asked again.
+        """
+        late = [op for op in self.ops.values() if op.overdue and not op.ended]
+        self._ledger.announced = 0
+        for op in list(self.ops.values()):
+            self._reset(op)
+            self.go_on(op)  # the poll that held it back is gone
+        return late
+
+    def forget_peers(self) -> None:
+        """The members never agreed on the session: keep only what the client called."""
+        for op in list(self.ops.values()):
+            self._reset(op)
+            if op.submission is None:
+                del self.ops[op.seq]
+        self._ledger.forget_peers()
 
     def _reset(self, op: Op) -> None:
-        if op.active:
-            self.out.append(Stop(self.gid, op.seq))
+        self._ledger.stop(op)
         op.reset()
 
-    # --- what is done, and what is released --------------------------------------------
-
-    def _advance(self) -> None:
-        if self.ledger.advance(self.ops, acks=self.left is None):
-            self._release()
-
-    def announce_done(self, finished: int | None = None) -> None:
-        """Tell the others our done floor, and that we are finished with op *finished*."""
-        self.ledger.announced = self.ledger.own
-        done = Done(self.ledger.own, finished)
-        self.out.append(Broadcast(self.gid, finished or 0, done))
-
-    def _release(self) -> None:
-        ledger = self.ledger
-        while ledger.released < ledger.releasable:
-            op = self.ops.pop(ledger.released, None)
-            ledger.released += 1
-            if op is None:
-                continue
-            if op.active:  # serving those that have it by now
-                self.out.append(Stop(self.gid, op.seq))
-            if op.submission is not None and op.outcome == OK:
-                self.out.append(Free(op.submission))
+    def drop(self) -> None:
+        """Free what is left: the seat is given up."""
+        for op in self.ops.values():
+            self._ledger.forget(op)
+        self.ops.clear()

@@ -1,84 +1,137 @@
 """Who is done with which ops: the floors that decide when inputs may be forgotten.
 
 A member's *done* floor says that its client is sure to have the outcome of every op below,
-whatever happens to its daemon. What all members are done with is *released*: no rerun can
-need its inputs again, and everybody forgets it.
+whatever happens to its daemon: sealed in memory that the client owns, or acknowledged by it. What
+all members are done with is *released*: no rerun can need its inputs again, and everybody forgets
+it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ringd.groups.op import OK, Op
+from ringd.groups.actions import Action, Free, Stop
+from ringd.groups.caller import Caller
+from ringd.groups.op import Op, Phase
+from ringd.groups.session import Session
+from ringd.wire.link.control import Done
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Ledger:
-    """The floors of one session as rank *rank* of *size* knows them."""
+    """Raises our done floor, tells the others, and forgets what is released.
 
-    rank: int
-    size: int
+    Invariant: floors only rise, but for :meth:`forget_peers`; every op below the lowest one is
+    forgotten, and its submission freed.
+    """
+
+    _session: Session
+    _caller: Caller
+    ops: dict[int, Op]
+    """By number, those that are not released."""
+    _out: list[Action]
     released: int
     """Every op below is done on all members."""
-    acked: int = 0
-    """The client has received every outcome below."""
     done: list[int] = field(default_factory=list)
     """By rank."""
     announced: int = 0
     """Our own floor as the others know it."""
-    told: int = 0
-    """What is released, as the client knows it."""
 
     def __post_init__(self) -> None:
-        self.acked = self.told = self.released
         self.forget_peers()
 
     def forget_peers(self) -> None:
         """Start over with other members."""
-        self.done = [0] * self.size
+        self.done = [0] * self._session.view.size
         self.announced = 0
 
-    def heard(self, rank: int, floor: int) -> bool:
-        """*rank* is done below *floor*; return whether that was news."""
+    @property
+    def own(self) -> int:
+        """Our own done floor."""
+        return self.done[self._session.view.rank]
+
+    # --- floors rise ------------------------------------------------------------------
+
+    def rise(self, rank: int, floor: int) -> bool:
+        """Note that *rank* is done below *floor*; return whether that was news."""
         if floor <= self.done[rank]:
             return False
         self.done[rank] = floor
         return True
 
-    @property
-    def own(self) -> int:
-        """Our own done floor."""
-        return self.done[self.rank]
-
-    @property
-    def releasable(self) -> int:
-        """What all members are done with."""
-        return min(self.done)
-
-    @property
-    def unannounced(self) -> bool:
-        """Whether the others lack news of our own floor."""
-        return self.own > self.announced
-
-    @property
-    def untold(self) -> bool:
-        """Whether the client lacks news of what is released."""
-        return self.released > self.told
-
-    def settled(self, op: Op, *, acks: bool) -> bool:
-        """Whether the client is sure to have *op*'s outcome.
-
-        One that has left is not waited for (*acks* is false): it will offer nothing again.
-        """
-        if not op.ended or op.submission is None:
-            return False
-        if not acks or op.known or op.seq < self.acked:
-            return True
-        return op.outcome == OK and op.submission.sealed
-
-    def advance(self, ops: dict[int, Op], *, acks: bool) -> bool:
-        """Raise our own floor over what is settled; return whether it rose."""
+    def advance(self) -> None:
+        """Raise our own floor over what the client is sure to have."""
         floor = max(self.own, self.released)
-        while (op := ops.get(floor)) is not None and self.settled(op, acks=acks):
+        while (op := self.ops.get(floor)) is not None and self._caller.has(op):
             floor += 1
-        return self.heard(self.rank, floor)
+        if self.rise(self._session.view.rank, floor):
+            self.release()
+
+    def ack(self, acked: int) -> None:
+        """The client has every outcome below *acked*."""
+        before, acked = self._caller.acked, min(acked, self._caller.next_seq)
+        if acked > before:
+            self._caller.acked = acked
+            self.advance()
+            for seq in range(before, acked):
+                if (op := self.ops.get(seq)) is not None:
+                    self.announce(op)
+
+    def release(self) -> None:
+        """Forget what all members are done with."""
+        while self.released < min(self.done):
+            op = self.ops.pop(self.released, None)
+            self.released += 1
+            if op is not None:
+                self.forget(op)
+
+    def forget(self, op: Op) -> None:
+        """Stop *op*, if it still serves others, and give its submission back."""
+        self.stop(op)
+        if op.submission is not None and not op.failed:  # what failed was freed at its end
+            self._out.append(Free(op.submission))
+
+    def stop(self, op: Op) -> None:
+        """Abandon the computation of *op*, if there is one."""
+        if op.active:
+            self._out.append(Stop(self._session.gid, op.seq))
+
+    # --- the others hear of it --------------------------------------------------------
+
+    def announce(self, op: Op) -> None:
+        """Tell those who lend their input of *op* that we need it no more.
+
+        Invariant: it is said only of an outcome that a restart of this daemon cannot undo, and
+        once in a generation.
+        """
+        if op.said_input_read or not self._session.live or not op.prompt:
+            return
+        held = op.phase in (Phase.HELD, Phase.LENDING)  # and sealed: see Submission.hold
+        if held or self._caller.has(op):
+            op.said_input_read = True
+            self.announce_done(op.seq)
+
+    def announce_done(self, seq: int | None = None) -> None:
+        """Tell the others our done floor, and that we need no input of op *seq*."""
+        self._session.broadcast(seq or 0, Done(self.announced_floor(), seq))
+
+    def announced_floor(self) -> int:
+        """Return our done floor, which the others are about to be sent."""
+        self.announced = self.own
+        return self.announced
+
+    @property
+    def has_news(self) -> bool:
+        """Whether nothing has carried yet what is done or released."""
+        return self._others_lack_news or self._caller.lacks_news(self.released)
+
+    @property
+    def _others_lack_news(self) -> bool:
+        return self._session.formed and self.own > self.announced
+
+    def flush(self) -> None:
+        """Send what :attr:`has_news` speaks of, while the ring is up."""
+        if self._others_lack_news:
+            self.announce_done()
+        if self._caller.lacks_news(self.released):
+            self._caller.tell_released(self.released)

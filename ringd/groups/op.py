@@ -1,14 +1,36 @@
-"""One collective call as one rank sees it.
+"""One collective call as one rank sees it: its phase, and its marks.
 
-The life of an op, in one table. *OPEN*: offers are coming in. *RUNNING*: all members offered
-the same call and it is being computed. *FINISHED*: the result stands, but a poll (somebody's
-deadline) asks to hold it back. *HELD*: the result is safe here, but the client's own memory is
-the input, so it is told only when no member can need that again. *ENDED*: the outcome is final.
-*LENDING* and *SERVING*: as HELD and ENDED, while the op runs once more for a member that
-missed its end.
+The life of an op, in one table (:data:`MOVES`):
+
+* *OPEN*: the op is known; our offer is not out. *OFFERED*: it is, so others may complete the op.
+* *RUNNING*: all members offered the same call and it is being computed.
+* *FINISHED*: our part is through, but a poll (somebody's deadline) asks to hold the result back,
+  or the op waits for the other members' parts.
+* *HELD*: the result is safe here, but the client's own memory is the input, so it is told only
+  when no member can need that again.
+* *ENDED*: the outcome is final.
+* *LENDING* and *SERVING*: as HELD and ENDED, while the op runs once more for a member that
+  missed its end.
 
 Rules: an outcome never changes; an illegal move raises and changes nothing; a reset (the ring
 broke) forgets everything that can be computed again and nothing else.
+
+Whatever is not a phase is a *mark*. ``tests/test_groups_op.py`` holds the code against this table:
+
+| mark | set when | used in | forgotten at |
+| --- | --- | --- | --- |
+| `submission` | the client calls | caller calls ledger offers submissions timing words | |
+| `since` | the op is first heard of; the client hands the call over | submissions timing | |
+| `told` | the client is told the outcome, or told us | caller | |
+| `offers` | a member's offer arrives; ours goes out | offers | reset |
+| `payloads` | as the offers, as long as the op has not ended | offers | reset end |
+| `input_read_by` | a member says that it needs our input no more | calls | reset |
+| `waits_for_all` | it starts as a large call of such a kind | calls | reset |
+| `computed_by` | a member's part is through | calls | reset |
+| `polls` | a poll comes by; until its verdict | calls polls | reset |
+| `overdue` | our client's deadline passes | calls polls | |
+| `own_poll` | we ask the others about that | polls timing | reset |
+| `said_input_read` | we say that we need no input any more | ledger | reset |
 """
 
 from __future__ import annotations
@@ -26,7 +48,10 @@ OK = "ok"
 class Phase(enum.Enum):
     """Where an op is at this rank."""
 
+    __hash__ = object.__hash__  # an Enum's own is slow, and moves are made for every call
+
     OPEN = "open"
+    OFFERED = "offered"
     RUNNING = "running"
     FINISHED = "finished"
     HELD = "held"
@@ -38,6 +63,9 @@ class Phase(enum.Enum):
 class Move(enum.Enum):
     """What can happen to an op."""
 
+    __hash__ = object.__hash__
+
+    OFFER = "offer"
     START = "start"
     FINISH = "finish"
     HOLD = "hold"
@@ -47,16 +75,19 @@ class Move(enum.Enum):
 
 
 MOVES: dict[tuple[Phase, Move], Phase] = {
-    (Phase.OPEN, Move.START): Phase.RUNNING,
+    (Phase.OPEN, Move.OFFER): Phase.OFFERED,
     (Phase.OPEN, Move.HOLD): Phase.HELD,  # finished under a former daemon: the seal says so
     (Phase.OPEN, Move.END): Phase.ENDED,
     (Phase.OPEN, Move.RESET): Phase.OPEN,
+    (Phase.OFFERED, Move.START): Phase.RUNNING,
+    (Phase.OFFERED, Move.END): Phase.ENDED,
+    (Phase.OFFERED, Move.RESET): Phase.OFFERED,  # others may have completed it before the break
     (Phase.RUNNING, Move.FINISH): Phase.FINISHED,
     (Phase.RUNNING, Move.END): Phase.ENDED,
-    (Phase.RUNNING, Move.RESET): Phase.OPEN,
+    (Phase.RUNNING, Move.RESET): Phase.OFFERED,
     (Phase.FINISHED, Move.HOLD): Phase.HELD,
     (Phase.FINISHED, Move.END): Phase.ENDED,
-    (Phase.FINISHED, Move.RESET): Phase.OPEN,
+    (Phase.FINISHED, Move.RESET): Phase.OFFERED,
     (Phase.HELD, Move.START): Phase.LENDING,
     (Phase.HELD, Move.KEEP): Phase.ENDED,  # the client leaves us the input as it is
     (Phase.LENDING, Move.KEEP): Phase.SERVING,
@@ -70,6 +101,19 @@ MOVES: dict[tuple[Phase, Move], Phase] = {
     (Phase.SERVING, Move.FINISH): Phase.ENDED,
     (Phase.SERVING, Move.RESET): Phase.ENDED,
 }
+
+
+_ACTIVE = (Phase.RUNNING, Phase.LENDING, Phase.SERVING)
+
+
+class Told(enum.Enum):
+    """Whether the client has an op's outcome."""
+
+    NO = "no"
+    YES = "yes"
+    """It was told, which may not have arrived."""
+    KNEW = "knew"
+    """It told us itself, so it has it for sure."""
 
 
 class IllegalMove(Exception):
@@ -98,36 +142,46 @@ class Submission:
     """The result goes to shared memory, where a seal survives the daemon."""
     buffers: Any = None
     """The daemon's own: where input and result live."""
+    outcome: str = ""
+    """How the call ended, as the client knows from a former daemon; empty if it does not."""
+    message: str = ""
+    """The error's, when *outcome* is one."""
+    acked: int = 0
+    """The client has every outcome below."""
 
 
 @dataclass(slots=True, eq=False)
 class Op:
-    """The op's state at this rank; ``size`` offers and payloads, by rank."""
+    """The op's state at this rank; ``size`` offers and payloads, by rank.
+
+    Invariant: there is an outcome exactly in the final phases, and it never changes.
+    """
 
     seq: int
     size: int
     since: float
     phase: Phase = Phase.OPEN
     outcome: str = ""
-    """Empty until the op ended; then ``"ok"`` or an error's code."""
+    """``"ok"`` or an error's code; empty until the op ended."""
     message: str = ""
     submission: Submission | None = None
+    told: Told = Told.NO
     offers: list[Offer | None] = field(default_factory=list)
     payloads: list[bytes | memoryview] = field(default_factory=list)
-    finished_by: set[int] = field(default_factory=set)
-    """Ranks that said they need no input again, for those who hold one."""
-    holds: set[int] = field(default_factory=set)
-    """Polls whose verdict is out."""
-    poll_id: int = 0
-    """Our own poll, once our deadline has passed."""
-    known: bool = False
-    """The client told us the outcome itself, so it has it."""
-    reported: bool = False
-    offered: bool = False
-    """Others may have all that they need to complete it."""
-    announced: bool = False
+    input_read_by: set[int] = field(default_factory=set)
+    """Ranks that said they need no input again."""
+    waits_for_all: bool = False
+    """It completes only when the parts of all members are through."""
+    computed_by: set[int] = field(default_factory=set)
+    """Other ranks whose part is through."""
+    polls: set[int] = field(default_factory=set)
+    """Those whose verdict is out: they hold the completion back."""
+    overdue: bool = False
+    """The client has waited long enough."""
+    own_poll: int = 0
+    """The id of our own one; 0 for none."""
+    said_input_read: bool = False
     """The others know, in this generation, that we need no input again."""
-    warned: bool = False
 
     def __post_init__(self) -> None:
         self._forget()
@@ -139,6 +193,12 @@ class Op:
             raise IllegalMove(f"op {self.seq} cannot {move.value} while {self.phase.value}")
         self.phase = phase
 
+    def end(self, outcome: str, message: str = "", move: Move = Move.END) -> None:
+        """Fix the outcome; nothing that others sent is needed any more."""
+        self.move(move)
+        self.outcome, self.message = outcome, message
+        self.payloads = [b""] * self.size
+
     def reset(self) -> None:
         """The ring broke: forget what came from others; the outcome, if any, stays."""
         self.move(Move.RESET)
@@ -147,13 +207,12 @@ class Op:
     def _forget(self) -> None:
         self.offers = [None] * self.size
         self.payloads = [b""] * self.size
-        self.finished_by.clear()
-        self.holds.clear()
-        self.announced = False
-
-    def forget_payloads(self) -> None:
-        """The op has ended: what others sent is needed no more."""
-        self.payloads = [b""] * self.size
+        self.input_read_by.clear()
+        self.waits_for_all = False
+        self.computed_by.clear()
+        self.polls.clear()
+        self.own_poll = 0
+        self.said_input_read = False
 
     @property
     def call(self) -> Call | None:
@@ -170,7 +229,7 @@ class Op:
     @property
     def active(self) -> bool:
         """Whether it is being computed."""
-        return self.phase in (Phase.RUNNING, Phase.LENDING, Phase.SERVING)
+        return self.phase in _ACTIVE
 
     @property
     def has_result(self) -> bool:
@@ -178,14 +237,21 @@ class Op:
         return self.outcome == OK or self.phase in (Phase.HELD, Phase.LENDING)
 
     @property
+    def failed(self) -> bool:
+        """Whether it ended with an error."""
+        return self.outcome not in ("", OK)
+
+    @property
     def prompt(self) -> bool:
         """Whether some member waits until no other needs its input."""
         return any(offer is not None and offer.prompt for offer in self.offers)
 
     @property
-    def complete(self) -> bool:
-        """Whether every member's offer is here."""
-        return all(offer is not None for offer in self.offers)
+    def computing(self) -> list[int]:
+        """The ranks whose parts it waits for, once ours is through."""
+        if self.phase is not Phase.FINISHED or not self.waits_for_all:
+            return []
+        return [rank for rank in range(self.size) if rank not in self.computed_by]
 
     def missing(self) -> list[int]:
         """Ranks whose offer is not here."""

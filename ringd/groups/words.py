@@ -6,11 +6,17 @@ from collections.abc import Sequence
 
 from ringd.collective.call import MAX_TEXT, Call
 from ringd.groups.op import Op, Phase
+from ringd.groups.session import Session
 
 
 def describe(group: str, op: Op) -> str:
     """Return the op's name."""
     return f"{op.call or 'a call'} (op {op.seq} of group {group!r})"
+
+
+def client_on(node: str, reason: str) -> str:
+    """Return what all members read of a client; *reason* completes the sentence."""
+    return f"the client on {node!r} {reason}"
 
 
 def late(group: str, op: Op, node: str, why: str) -> str:
@@ -31,12 +37,8 @@ def differences(
     by_call: dict[str, list[str]] = {}
     for rank, call in enumerate(calls):
         by_call.setdefault(str(call), []).append(names[rank])
-    what = (
-        f"the calls do not fit together, as {reason}"
-        if reason
-        else "the members sent different calls"
-    )
-    head = f"op {seq} of group {group!r}: {what}: "
+    what = f"the calls do not fit together, as {reason}" if reason else ""
+    head = f"op {seq} of group {group!r}: {what or 'the members sent different calls'}: "
     sent = [(", ".join(who), call) for call, who in by_call.items()]
     text = head + "; ".join(f"{who}: {call}" for who, call in sent)
     if len(text) <= MAX_TEXT:
@@ -54,12 +56,18 @@ def shorten(text: str, room: int) -> str:
     return f"{text[:head]}…{text[len(text) - (room - 1 - head) :]}"
 
 
-def missing(op: Op, names: Sequence[str], needy: Sequence[int]) -> str:
-    """Return for whom *op* waits in a live session; *needy* ranks may need our input again."""
+def waiting_for(op: Op, session: Session, needed: Sequence[int]) -> str:
+    """Return for whom *op* waits in a formed session; ranks *needed* may need our input again."""
+    names = session.view.names
+    if not session.live:
+        return "no client back in the group on: " + ", ".join(session.unconfirmed())
     if op.phase in (Phase.HELD, Phase.LENDING):
-        who = ", ".join(names[rank] for rank in needy)
+        who = ", ".join(names[rank] for rank in needed)
         return f"the result is here, but the input may still be needed by: {who}"
     absent = [names[rank] for rank in op.missing()]
     if absent:
         return "not submitted by: " + ", ".join(absent)
+    if op.computing:
+        who = ", ".join(names[rank] for rank in op.computing)
+        return f"all members had submitted; data was still on its way to or from: {who}"
     return "all members had submitted and the data was on its way"

@@ -310,7 +310,7 @@ class Machine:
         for state in news.states:
             self._seen = max(self._seen, state.generation)
             if state.rank == self.rank and is_newer(state, own):
-                self._outlive(state)
+                self._raise_incarnation(state)
         sends, moved = self._flooding.received(side, news.states, now)
         self._out += sends
         if moved is not None:
@@ -411,8 +411,8 @@ class Machine:
         if self._state is not old:
             self._out.append(Changed(old, self._state, _reason(event, detail)))
 
-    def _outlive(self, older: LinkState) -> None:
-        """Rise above *older*, this member's former self."""
+    def _raise_incarnation(self, older: LinkState) -> None:
+        """Take a higher incarnation than *older*, this member's former self."""
         if self._storage.wanted.incarnation <= older.incarnation:
             self._storage.want(incarnation=older.incarnation + 1)
             self._interrupt(Event.OLDER_SELF)

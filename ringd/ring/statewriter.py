@@ -151,7 +151,7 @@ class StateWriter:
         if self._patience is not None:
             self._patience.cancel()
         if failed is not None and not isinstance(failed, OSError):
-            raise failed  # a fault of ours: to wait for an outcome would be to wait for ever
+            raise failed  # a fault of ours, which would never have an outcome
         if took < SLOW and self._said_slow:
             self._said_slow = False
             self._log.info("the disk is no longer slow", seconds=took)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from chaos.breaks import Breaks
 from chaos.lives import DAEMON_FIRST, PROGRAM_FIRST, STAY_FIRST, Life, Lives
-from ringd.groups.engine import ASK_WITHIN
+from ringd.groups.timing import ASK_WITHIN
 
 UNASKED = f"nobody could be asked for {ASK_WITHIN:g} s from a deadline, or a later break, on"
 LOSS_TOLD = 'on_loss="fail": the ring broke, or a daemon stopped, while the call was open'

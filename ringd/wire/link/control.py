@@ -156,6 +156,10 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
     finished: Optional[int] = None
 
 
+class Computed(msgspec.Struct, frozen=True, array_like=True, tag="computed"):
+    """The sender's part in an op is through: it has its result, and has sent all it had to send."""
+
+
 class Poll(msgspec.Struct, frozen=True, array_like=True, tag="poll"):
     """First half of a cancellation: hold your completion, and say whether you had completed."""
 
@@ -171,7 +175,7 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True, tag="verdict"):
     message: str
 
 
-GroupMessage = Union[Joined, Left, Offer, Done, Poll, Verdict]
+GroupMessage = Union[Joined, Left, Offer, Done, Computed, Poll, Verdict]
 
 _encoder = msgspec.msgpack.Encoder()
 _membership_decoder = msgspec.msgpack.Decoder(MembershipMessage)

@@ -1,0 +1,112 @@
+"""Clients that others count on and that are not here: yet to come back, or gone."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ringd.collective.view import View
+from ringd.errors import GroupLost
+from ringd.groups.seat import Before
+from ringd.groups.session import session_number
+from ringd.groups.words import client_on
+from ringd.wire.link.control import Left
+
+_REMEMBERED_LEAVERS = 1024
+
+
+class Notice(NamedTuple):
+    """What the members of session *gid* are to be told of a client that left it."""
+
+    gid: int
+    left: Left
+
+
+@dataclass(slots=True)
+class Absent:
+    """A client that others count on and that has not come back to this restarted daemon."""
+
+    group: str
+    join_ids: tuple[int, ...]
+    due: float
+
+
+@dataclass(slots=True, eq=False)
+class Absences:
+    """Waits for absent clients, and remembers what was said of those that are gone.
+
+    Invariant: of each client that is gone the same is said, however often others ask.
+    """
+
+    _view: View
+    _reattach: float
+    """Seconds that a client may take to come back."""
+    absent: dict[int, Absent] = field(default_factory=dict)
+    """By join id."""
+    _gone: OrderedDict[int, Notice] = field(default_factory=OrderedDict)
+
+    def counted_on(
+        self, group: str, join_ids: tuple[int, ...], successor: Before | None, now: float
+    ) -> Notice | None:
+        """Others count on a session of which our client is not here; what to tell them?
+
+        It may have gone, with or without having found back into that session, a *successor*
+        may have its place, or it is given some time to come back.
+        """
+        ours = join_ids[self._view.rank]
+        if ours in self.absent:
+            return None
+        gid = session_number(group, join_ids)
+        absent = Absent(group, join_ids, now + self._reattach)
+        gone = self._gone.get(ours)
+        if gone is not None:
+            return gone if gone.gid == gid else self._give_up(ours, absent, gone.left.message)
+        if successor is not None:
+            return self._replaced(ours, absent, successor)
+        self.absent[ours] = absent
+        return None
+
+    def taken(self, group: str, join_id: int, before: Before) -> list[Notice]:
+        """A client joins, or comes back: no other of its group will."""
+        self.absent.pop(join_id, None)
+        return [
+            self._replaced(other, absent, before)
+            for other, absent in list(self.absent.items())
+            if absent.group == group
+        ]
+
+    def _replaced(self, join_id: int, absent: Absent, successor: Before) -> Notice:
+        """A new client has the place of an absent one, or the same client under a new number."""
+        why = successor.loss if successor.join_id == join_id else ""
+        return self._give_up(
+            join_id, absent, why or client_on(self._view.name, "was replaced by another")
+        )
+
+    def overdue(self, now: float, reason: str) -> list[Notice]:
+        """Give up those that had time until *now*."""
+        why = client_on(self._view.name, reason)
+        late = [(join_id, absent) for join_id, absent in self.absent.items() if now >= absent.due]
+        return [self._give_up(join_id, absent, why) for join_id, absent in late]
+
+    def postpone(self, now: float) -> None:
+        """Give all of them their time anew."""
+        for absent in self.absent.values():
+            absent.due = now + self._reattach
+
+    def _give_up(self, join_id: int, absent: Absent, why: str) -> Notice:
+        self.absent.pop(join_id, None)
+        gid = session_number(absent.group, absent.join_ids)
+        return self.remember(gid, Left(absent.group, join_id, 0, GroupLost.code, why))
+
+    def remember(self, gid: int, left: Left) -> Notice:
+        """Keep the last words on a client, for those that ask."""
+        notice = self._gone[left.join_id] = Notice(gid, left)
+        while len(self._gone) > _REMEMBERED_LEAVERS:
+            self._gone.popitem(last=False)
+        return notice
+
+    def last_words(self, join_id: int) -> Left | None:
+        """Return what was said to all of a client that is gone, as far as is known."""
+        gone = self._gone.get(join_id)
+        return None if gone is None else gone.left

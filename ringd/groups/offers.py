@@ -1,0 +1,140 @@
+"""What the members call, op by op, and the decision that follows.
+
+* Every member broadcasts its *offer*. A member that holds all ``n`` offers decides by itself, and
+  as all see the same offers all decide the same: run, or :class:`~ringd.errors.Mismatch`.
+* A member that cannot run what another one offers says so at once, whatever its own client is
+  about to do: without its offer nobody can complete the op.
+* After the ring broke, everyone offers again what is not released, with the outcome it has. The
+  order of the sum is fixed by rank, so a rerun gives those that missed the end the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ringd.collective import kinds
+from ringd.collective.call import Call
+from ringd.errors import Mismatch, Refused
+from ringd.groups.actions import Action, Run
+from ringd.groups.caller import Caller
+from ringd.groups.calls import Calls
+from ringd.groups.ledger import Ledger
+from ringd.groups.op import OK, Move, Op, Phase
+from ringd.groups.session import Session
+from ringd.groups.words import differences
+from ringd.wire.link.control import Offer, Verdict
+
+
+@dataclass(slots=True, eq=False)
+class Offers:
+    """Runs an op once all members have offered it.
+
+    Invariant: an op runs only if all calls fit together and some member lacks the result.
+    """
+
+    _session: Session
+    _caller: Caller
+    _ledger: Ledger
+    _calls: Calls
+    _refusal: Callable[[Call], str]
+    """Says why a call cannot be run here; empty if it can."""
+    _ends_together: Callable[[Call], bool]
+    """Whether no member's part in a large call is through long before the others'."""
+    _out: list[Action]
+
+    def offer_all(self) -> None:
+        """Offer everything that is not released, in order."""
+        for seq in sorted(self._calls.ops):
+            op = self._calls.ops.get(seq)  # an earlier one may have released it
+            if op is not None and op.submission is not None:
+                self.offer(op)
+
+    def offer(self, op: Op) -> None:
+        """Tell the others what our client calls, and how that ended here if it has."""
+        submission = op.submission
+        assert submission is not None  # noqa: S101 - nothing else is offered
+        payload = None if op.failed else submission.payload
+        offer = Offer(
+            call=submission.call,
+            done=self._ledger.announced_floor(),
+            eager=payload is not None,
+            prompt=submission.hold,
+            outcome=OK if op.has_result else op.outcome,
+            message=op.message,
+        )
+        if op.phase is Phase.OPEN:
+            op.move(Move.OFFER)
+        self._session.broadcast(op.seq, offer, payload or b"")
+        self._take(self._session.view.rank, op, offer, payload or b"")
+        self._consider(op)
+
+    def offered(
+        self, rank: int, seq: int, offer: Offer, payload: bytes | memoryview, now: float
+    ) -> None:
+        """A member's part in op *seq* arrived."""
+        self._session.count(rank, seq)
+        self._calls.peer_done(rank, offer.done)
+        if seq >= self._ledger.released:
+            op = self._calls.op(seq, now)
+            self._take(rank, op, offer, payload)
+            self._refuse(op, offer)
+            self._consider(op)
+
+    def _take(self, rank: int, op: Op, offer: Offer, payload: bytes | memoryview) -> None:
+        self._session.count(rank, op.seq)
+        op.offers[rank] = offer
+        if not op.ended:
+            op.payloads[rank] = payload
+
+    def _refuse(self, op: Op, offer: Offer) -> None:
+        """End an op that could not be run here if our client took part in it, too."""
+        # What it has handed over was judged then, and what a former daemon had will be.
+        if op.submission is not None or offer.outcome or self._caller.will_resubmit(op.seq):
+            return
+        text = self._refusal(offer.call)
+        if text:
+            self._session.broadcast(op.seq, Verdict(0, Refused.code, text))
+            if not op.ended:
+                self._calls.end(op, Refused.code, text)
+
+    def _consider(self, op: Op) -> None:
+        """Decide, as every member will, whether the op can run now or has ended.
+
+        Invariant: the decision follows from the offers alone, which all members see alike; a
+        result that stands here is kept, whatever the others offer.
+        """
+        if op.submission is None or op.active or op.phase is Phase.FINISHED:
+            return
+        offers = [offer for offer in op.offers if offer is not None]
+        if not op.ended and not op.has_result:
+            error = next((offer for offer in offers if offer.outcome not in ("", OK)), None)
+            if error is not None:
+                self._calls.end(op, error.outcome, error.message)
+                return
+        if len(offers) == self._session.view.size:
+            self._ledger.announce(op)
+            if not op.failed:
+                self._decide(op, offers)
+
+    def _decide(self, op: Op, offers: Sequence[Offer]) -> None:
+        calls = tuple(offer.call for offer in offers)
+        reason = kinds.disagreement(calls)
+        if reason is not None:
+            if not op.has_result:
+                names = self._session.view.names
+                text = differences(self._session.group, op.seq, calls, names, reason)
+                self._calls.end(op, Mismatch.code, text)
+        elif {offer.outcome for offer in offers} in ({""}, {"", OK}):  # somebody lacks the result
+            self._start(op, calls, eager=all(offer.eager for offer in offers))
+
+    def _start(self, op: Op, calls: tuple[Call, ...], *, eager: bool) -> None:
+        submission, serve = op.submission, op.has_result
+        assert submission is not None  # noqa: S101 - what all offered was submitted here too
+        if serve and eager:
+            return  # the payloads are round already: a member that lacks the result computes it
+        op.move(Move.START)
+        op.waits_for_all = not eager and not self._ends_together(submission.call)
+        payloads = tuple(op.payloads) if eager else None
+        gid = self._session.gid
+        self._out.append(Run(gid, op.seq, calls, submission, payloads, serve))

@@ -1,0 +1,46 @@
+"""For whom an op waits, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ringd.groups.op import Op
+from ringd.groups.roll import Roll
+from ringd.groups.seat import Seat
+from ringd.groups.words import waiting_for
+
+
+@dataclass(slots=True, eq=False)
+class Reasons:
+    """Says what an op waits for: the ring, a disk, a client, or a member's part in it.
+
+    Invariant: what hides all else comes first.
+    """
+
+    _roll: Roll
+    _missing_members: Callable[[], str]
+    """Says who is out of reach and since when, while the ring is down."""
+    _slow_disks: Callable[[], str]
+    """Says which members still write the new generation down, and take part only then."""
+    broken: str = ""
+    """Why the ring is down, once it was up."""
+
+    def waiting_for(self, seat: Seat, op: Op) -> str:
+        """Return in words for whom *op* waits."""
+        session = seat.session
+        if not self._roll.up:
+            why = self._missing_members() or self._slow_disks() or self.broken
+            return f"the ring is not up{': ' + why if why else ''}"
+        # Messages go round through all members: one that keeps them hides those beyond it too.
+        if not session.live and (slow := self._slow_disks()):
+            return slow
+        if session.formed:
+            return waiting_for(op, session, seat.calls.ranks_that_may_need_input(op))
+        present = self._roll.groups[seat.group].present
+        absent = [
+            name
+            for name, joined in zip(session.view.names, present, strict=True)
+            if (joined is None or joined.session) and name != session.view.name
+        ]
+        return "no client in the group on: " + ", ".join(absent)

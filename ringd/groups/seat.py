@@ -1,0 +1,175 @@
+"""One local client's stay in a group: with whom it calls, from when on, and until when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import NamedTuple
+
+from ringd.collective.call import Call
+from ringd.collective.view import View
+from ringd.errors import GroupLost, PeerLost
+from ringd.groups.actions import Action
+from ringd.groups.caller import Caller
+from ringd.groups.calls import Calls
+from ringd.groups.ledger import Ledger
+from ringd.groups.offers import Offers
+from ringd.groups.op import Op
+from ringd.groups.polls import Polls
+from ringd.groups.session import Session
+from ringd.groups.submissions import Submissions
+from ringd.wire.link.control import Left
+
+
+class Before(NamedTuple):
+    """Where a client comes from that joins."""
+
+    join_id: int = 0
+    """Of its stay before this one; 0 for none."""
+    loss: str = ""
+    """Why that was lost, if it was: who left that session first, in words."""
+
+
+class Join(NamedTuple):
+    """What a client says when it joins, anew or (with the same join id) a restarted daemon."""
+
+    group: str
+    join_id: int
+    on_loss: str = "wait"
+    released: int = 0
+    expected: int = 0
+    """Ops from *released* up to this one are those that it is going to submit again."""
+    session: tuple[int, ...] = ()
+    """What a former daemon told it of its peers (:class:`~ringd.groups.actions.TellSession`)."""
+    before: Before = Before()
+
+
+class Seat:
+    """Has the parts of a stay, and starts, suspends and ends them together.
+
+    Invariant: nothing is offered before the session is live and the client was told its peers;
+    such a session is for good, and any other can be forgotten without a trace.
+
+    Args:
+        view: The ranks of the group's communicator.
+        refusal: Says why a call cannot be run here; empty if it can.
+        ends_together: Whether no member's part in a large call is through long before the others'.
+    """
+
+    def __init__(
+        self,
+        client: Hashable,
+        join: Join,
+        view: View,
+        out: list[Action],
+        *,
+        refusal: Callable[[Call], str],
+        ends_together: Callable[[Call], bool],
+    ) -> None:
+        self.group, self.join_id, self.on_loss = join.group, join.join_id, join.on_loss
+        self.before = join.before
+        self.left: Left | None = None
+        """What the others were told when the client left, if it did."""
+        self.pledged = False
+        """The client knows its peers, as something may have been offered to them."""
+        self.session = session = Session(join.group, join.join_id, view, out)
+        self.caller = caller = Caller(client, join.join_id, join.released, join.expected, out)
+        ops: dict[int, Op] = {}
+        self.ledger = ledger = Ledger(session, caller, ops, out, join.released)
+        self.calls = calls = Calls(session, caller, ops, ledger, out)
+        self.offers = offers = Offers(session, caller, ledger, calls, refusal, ends_together, out)
+        self.polls = polls = Polls(session, caller, ledger, calls, out)
+        self.submissions = Submissions(session, caller, ledger, calls, offers, polls, out)
+
+    # --- the session ------------------------------------------------------------------
+
+    def form(self, join_ids: tuple[int, ...]) -> None:
+        """Take *join_ids* as the session's members."""
+        self.session.form(join_ids)
+        self.ledger.advance()
+
+    def unform(self) -> None:
+        """Forget the members: they never agreed on this session; the client's ops wait on."""
+        self.calls.forget_peers()
+        self.session.give_up()
+
+    def introduce(self) -> None:
+        """Tell the others that the client is in the group, or leaves it, and how far it is.
+
+        The done floor goes with it, as the session may never be live again: a member that knew
+        all to be done has forgotten it.
+        """
+        self.session.introduce()
+        if self.left is not None:
+            self.session.broadcast(0, self.left)
+        if self.session.formed and self.ledger.own:
+            self.ledger.announce_done()
+
+    def go_live(self) -> None:
+        """Offer everything that is not released, with the outcome it has here."""
+        if not self.pledged:
+            self.pledged = True
+            self.caller.tell_session(self.session.join_ids)
+        self.ledger.advance()
+        self.ledger.announce_done()
+        self.polls.ask_overdue()
+        self.offers.offer_all()
+
+    def suspend(self) -> list[Op]:
+        """The ring broke; return the ops about whose deadlines the others must be asked again."""
+        self.session.suspend()
+        self.polls.suspend()
+        return self.calls.suspend()
+
+    # --- the client -------------------------------------------------------------------
+
+    def tell_again(self) -> None:
+        """Tell the client what became of its stay; an interrupt may have lost what it was told."""
+        self.caller.tell_accepted()
+        if self.pledged:
+            self.caller.tell_session(self.session.join_ids)
+        if self.calls.limit is not None:
+            self.caller.tell_lost(self.calls.limit, *self.calls.loss)
+        self.caller.tell_released(self.ledger.released)
+
+    def leave(self, message: str) -> Left:
+        """The client takes part no more; what it handed over is still completed for others."""
+        submitted = self.caller.next_seq if self.session.formed else 0
+        code, limit = GroupLost.code, self.calls.limit
+        if limit is not None:
+            if self.caller.next_seq >= limit:
+                code, message = self._cause(message)
+            submitted = min(submitted, limit)
+        self.left = Left(self.group, self.join_id, submitted, code, message)
+        self.caller.left = True
+        self.calls.keep_inputs(submitted)
+        self.calls.cut(submitted, code, message)
+        self.calls.settle()
+        return self.left
+
+    def _cause(self, message: str) -> tuple[str, str]:
+        """Return what the others are told of a client that leaves because its session is over.
+
+        That is who left first, in the same words for all: some may only hear that the survivors
+        leave, as when the ring broke in between.
+        """
+        code, loss = self.calls.loss
+        if code in (GroupLost.code, PeerLost.code):
+            return code, loss
+        return GroupLost.code, f"{message}: {loss}"
+
+    def abandon(self) -> None:
+        """The client is not there any more to hear how its calls end."""
+        self.caller.client = None
+        self.calls.settle()
+
+    def peer_left(self, name: str, submitted: int, code: str, message: str) -> None:
+        """The client on *name* takes part no more from op *submitted* on."""
+        if code == PeerLost.code and self.on_loss != "fail":
+            code = GroupLost.code
+            message = f'the client on {name!r} waits for nobody (on_loss="fail"): {message}'
+        self.calls.cut(submitted, code, message)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the client left and nobody needs anything of its calls any more."""
+        return self.left is not None and (self.calls.over or not self.session.formed)

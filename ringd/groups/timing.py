@@ -1,0 +1,188 @@
+"""What is due when: deadlines, warnings, news that can wait, and clients that stay away."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass, field
+
+from ringd.errors import GroupLost
+from ringd.groups.actions import Action, Deny, Warn
+from ringd.groups.op import Op
+from ringd.groups.reasons import Reasons
+from ringd.groups.roll import Roll
+from ringd.groups.seat import Seat
+
+_HEAP_SLACK = 64
+
+ASK_WITHIN = 1.5
+"""Seconds to wait, from a deadline or a later break on, for others that may know that the call
+completed, and cannot be asked: the ring is broken, or a restarted daemon waits for its client. Most
+breaks are shorter. The client library waits longer before it decides alone."""
+
+_STOOD_STILL = 0.25
+"""Seconds by which a tick must be late for this daemon to have been stopped, or short of a
+processor. Nobody can have been asked meanwhile, nor come back."""
+
+LAZY = 0.02
+"""Seconds until news on finished ops is sent by itself when no offer has carried it."""
+
+
+@dataclass(slots=True, eq=False)
+class OpTimers:
+    """Open ops, each to be looked at when its time has come.
+
+    Invariant: there are at most twice as many entries as there were open ops when it was last
+    cleared of those that had ended, and some.
+    """
+
+    _roll: Roll
+    _heap: list[tuple[float, int, int]] = field(default_factory=list)
+    _limit: int = _HEAP_SLACK
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    @property
+    def next(self) -> float:
+        """When the first one is due."""
+        return self._heap[0][0] if self._heap else math.inf
+
+    def add(self, when: float, seat: Seat, op: Op) -> None:
+        """Look at *op* at *when*; now and then, forget those that ended long before."""
+        heapq.heappush(self._heap, (when, seat.join_id, op.seq))
+        if len(self._heap) > self._limit:
+            self._heap = [entry for entry in self._heap if self._roll.open_op(*entry[1:])]
+            heapq.heapify(self._heap)
+            self._limit = _HEAP_SLACK + 2 * len(self._heap)
+
+    def due(self, now: float) -> list[tuple[Seat, Op]]:
+        """Take out those whose time has come."""
+        due = []
+        while self.next <= now:
+            _, join_id, seq = heapq.heappop(self._heap)
+            if (found := self._roll.open_op(join_id, seq)) is not None:
+                due.append(found)
+        return due
+
+
+@dataclass(slots=True, eq=False)
+class Timing:
+    """Does what is due.
+
+    Invariant: time in which this daemon stood still counts against nobody.
+    """
+
+    _roll: Roll
+    _reasons: Reasons
+    deadlines: OpTimers
+    _stalls: OpTimers
+    _out: list[Action]
+    _stall_warning: float
+    reattach: float
+    """Seconds for which a client may take to come back and hand its calls over again."""
+    lost_after: float
+    """Seconds in which a break is noticed."""
+    broke_at: float = -math.inf
+    """When the ring last broke."""
+    _went_on_at: float = -math.inf
+    """When this daemon had last stood still."""
+    _lazy_due: float = math.inf
+    _returning: dict[int, float] = field(default_factory=dict)
+    """Joins that have yet to submit again what a former daemon had, and when they are given up."""
+
+    def submitted(self, seat: Seat, op: Op, now: float) -> None:
+        """Watch an op that the client of *seat* has handed over."""
+        if op.submission is not None and op.submission.deadline is not None:
+            self.deadlines.add(op.submission.deadline, seat, op)
+        self._stalls.add(now + self._stall_warning, seat, op)
+
+    def attached(self, seat: Seat, now: float) -> None:
+        """Give a client that comes back its time to submit again."""
+        if seat.caller.returning:
+            self._returning[seat.join_id] = now + self.reattach
+
+    def expect_news(self, now: float) -> None:
+        """Something has happened: what can wait is sent soon, unless an offer carries it."""
+        if (
+            self._lazy_due == math.inf
+            and self._roll.up
+            and any(seat.ledger.has_news for seat in self._roll.seats.values())
+        ):
+            self._lazy_due = now + LAZY
+
+    @property
+    def next(self) -> float | None:
+        """When :meth:`tick` wants to be called next; None for not at all."""
+        due = min(
+            self.deadlines.next,
+            self._stalls.next,
+            self._lazy_due,
+            *(absent.due for absent in self._roll.absences.absent.values()),
+            *self._returning.values(),
+        )
+        return None if due == math.inf else due
+
+    def tick(self, now: float) -> None:
+        """Time has passed."""
+        due = self.next
+        if due is not None and now - due > _STOOD_STILL:
+            self._go_on(now)
+        self._send_news(now)
+        for seat, op in self.deadlines.due(now):
+            self._expire(seat, op, now)
+        for seat, op in self._stalls.due(now):
+            self._warn(seat, op, now)
+        in_time = f"within {self.reattach:g} s (ops.reattach) after its daemon restarted"
+        self._roll.give_up_absent(now, f"did not come back {in_time}")
+        self._give_up_silent(now, f"did not hand its calls over again {in_time}")
+
+    def _go_on(self, now: float) -> None:
+        """We stood still: those that must answer or come back in time have that time anew."""
+        self._went_on_at = now
+        self._roll.absences.postpone(now)
+        for join_id in self._returning:
+            self._returning[join_id] = now + self.reattach
+
+    def _send_news(self, now: float) -> None:
+        if now < self._lazy_due:
+            return
+        self._lazy_due = math.inf
+        for seat in self._roll.seats.values() if self._roll.up else ():
+            seat.ledger.flush()
+
+    def _expire(self, seat: Seat, op: Op, now: float) -> None:
+        patience = self._patience(op)
+        seat.polls.expire(op, self._reasons.waiting_for(seat, op), patient=now < patience)
+        if not op.ended and not op.own_poll:  # the others are asked as soon as they can be
+            self.deadlines.add(patience, seat, op)
+
+    def _patience(self, op: Op) -> float:
+        """Return until when to wait for others that may know that *op* completed.
+
+        Invariant: it ends, whatever breaks, before the client decides alone.
+        """
+        assert op.submission is not None  # noqa: S101 - what has a deadline was submitted
+        deadline = op.submission.deadline
+        assert deadline is not None  # noqa: S101 - what is due has one
+        # One break after the other must not make the client decide alone.
+        since = min(max(deadline, self.broke_at), deadline + self.lost_after)
+        return max(since, self._went_on_at) + ASK_WITHIN
+
+    def _warn(self, seat: Seat, op: Op, now: float) -> None:
+        if op.submission is not None:
+            missing = self._reasons.waiting_for(seat, op)
+            self._out.append(Warn(seat.group, op.seq, op.submission.call, now - op.since, missing))
+
+    def _give_up_silent(self, now: float, reason: str) -> None:
+        """Do without clients that came back and do not say how their calls had ended."""
+        for join_id, due in list(self._returning.items()):
+            seat = self._roll.seats.get(join_id)
+            if seat is None or not seat.caller.returning:
+                del self._returning[join_id]
+            elif now >= due:
+                text = self._roll.says(reason)
+                # It has yet to leave us what it had lent, which no TellLost asks for.
+                self._out.append(Deny(seat.caller.client, join_id, GroupLost.code, text))
+                self._roll.leave(seat, text)
+                seat.abandon()
