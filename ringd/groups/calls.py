@@ -153,12 +153,6 @@ class Calls:
         op.submission.hold = False
         self._end_well(op, Move.KEEP)
 
-    def keep_inputs(self, submitted: int) -> None:
-        """The client leaves, and leaves us what it had lent to open ops below *submitted*."""
-        for op in self._open():
-            if op.seq < submitted and op.submission is not None:
-                op.submission.hold = False
-
     def _end_well(self, op: Op, move: Move = Move.END) -> None:
         op.end(OK, move=move)
         self._caller.tell_outcome(op, self._ledger.released, keep=move is Move.KEEP)
@@ -196,6 +190,17 @@ class Calls:
         for op in lost:
             if op.phase is not Phase.HELD and not op.ended:
                 self.end(op, code, message)
+
+    def leave(self, submitted: int, code: str, message: str) -> None:
+        """The client takes part no more: ops below *submitted* complete for the others.
+
+        What it had lent to them it leaves us as it is.
+        """
+        for op in self._open():
+            if op.seq < submitted and op.submission is not None:
+                op.submission.hold = False
+        self.cut(submitted, code, message)
+        self.settle()
 
     def cut_open(self, code: str, message: str) -> None:
         """End all open ops, as the client asked to be told of any loss at once."""

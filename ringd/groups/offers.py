@@ -65,6 +65,7 @@ class Offers:
         )
         if op.phase is Phase.OPEN:
             op.move(Move.OFFER)
+        self._session.count(self._session.view.rank, op.seq)
         self._session.broadcast(op.seq, offer, payload or b"")
         self._take(self._session.view.rank, op, offer, payload or b"")
         self._consider(op)
@@ -82,7 +83,6 @@ class Offers:
             self._consider(op)
 
     def _take(self, rank: int, op: Op, offer: Offer, payload: bytes | memoryview) -> None:
-        self._session.count(rank, op.seq)
         op.offers[rank] = offer
         if not op.ended:
             op.payloads[rank] = payload

@@ -141,9 +141,7 @@ class Seat:
             submitted = min(submitted, limit)
         self.left = Left(self.group, self.join_id, submitted, code, message)
         self.caller.left = True
-        self.calls.keep_inputs(submitted)
-        self.calls.cut(submitted, code, message)
-        self.calls.settle()
+        self.calls.leave(submitted, code, message)
         return self.left
 
     def _cause(self, message: str) -> tuple[str, str]:
