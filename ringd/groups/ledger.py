@@ -61,10 +61,11 @@ class Ledger:
 
     def advance(self) -> None:
         """Raise our own floor over what the client is sure to have."""
-        floor = max(self.own, self.released)
+        rank = self._session.view.rank
+        floor = max(self.done[rank], self.released)
         while (op := self.ops.get(floor)) is not None and self._caller.has(op):
             floor += 1
-        if self.rise(self._session.view.rank, floor):
+        if self.rise(rank, floor):
             self.release()
 
     def ack(self, acked: int) -> None:
