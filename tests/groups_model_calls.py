@@ -35,6 +35,8 @@ class Spec:
     shape: int = 1
     told: bool = False
     """The result travels inside a message, also where there is shared memory."""
+    apart: bool = False
+    """One member's part may be through long before another's."""
 
     @property
     def sealed(self) -> bool:
@@ -44,7 +46,8 @@ class Spec:
     @property
     def call(self) -> Call:
         """What the members have to agree on."""
-        return Call("all_reduce", "sum", "int64", (self.shape,), self.kind)
+        name = f"{self.kind} apart" if self.apart else self.kind
+        return Call("all_reduce", "sum", "int64", (self.shape,), name)
 
 
 class Memory:

@@ -41,7 +41,11 @@ class Node:
         """A daemon starts that knows nothing."""
         self.life += 1
         names = tuple(f"m{r}" for r in range(self.sim.n))
-        self.engine = Engine(view=View(names, self.rank), reattach=self.sim.reattach)
+        self.engine = Engine(
+            view=View(names, self.rank),
+            reattach=self.sim.reattach,
+            ends_together=lambda call: not call.name.endswith("apart"),
+        )
         self.generation = 0
         self.peers = {}
         self.buffers = []

@@ -245,8 +245,9 @@ class Sim:
         exchange = self.exchanges.setdefault(key, Exchange())
         exchange.parts[node.rank] = action
         if len(exchange.parts) == self.n and not exchange.broken:
+            longest = 400 if action.calls[0].name.endswith("apart") else 20
             for rank in range(self.n):
-                self.after(self.delay(20), self.finisher(rank, exchange))
+                self.after(self.delay(longest), self.finisher(rank, exchange))
 
     def finisher(self, rank: int, exchange: Exchange) -> Callable[[], None]:
         """Return what ends one member's part."""

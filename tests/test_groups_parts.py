@@ -469,12 +469,12 @@ def test_the_same_is_said_of_one_that_is_gone_however_often_others_ask():
     assert absences.absent == {}
 
 
-def test_an_absent_one_has_its_time_anew_and_makes_way_for_a_successor():
+def test_an_absent_one_can_be_given_more_time_and_makes_way_for_a_successor():
     """Whose word on why it came counts, if it is the same client."""
     for before, text in ((Before(10, "b died"), "b died"), (Before(), "was replaced by another")):
         absences = Absences(VIEW, 5.0)
         absences.counted_on("g", JOINS, None, 0.0)
-        absences.postpone(4.0)
+        absences.postpone(9.0)
         assert absences.overdue(8.0, "") == []
         assert absences.taken("h", 20, before) == []
         (notice,) = absences.taken("g", 20, before)

@@ -26,8 +26,8 @@ from ringd.groups.roll import Roll
 from ringd.groups.seat import Before, Seat
 
 SMALL = {
-    "g": [Spec("inline"), Spec("large"), Spec("large", hold=True), Spec("bare")],
-    "h": [Spec("eager", hold=True), Spec("large"), Spec("inline")],
+    "g": [Spec("inline"), Spec("large", apart=True), Spec("large", hold=True), Spec("bare")],
+    "h": [Spec("eager", hold=True), Spec("large", hold=True, apart=True), Spec("inline")],
 }
 TINY = {"g": [Spec("large"), Spec("eager", hold=True)]}
 
@@ -187,7 +187,9 @@ def chaos(n, seed, *, most=12):
         kind = rng.choice(["inline", "eager", "large", "bare"])
         hold = kind in ("eager", "large") and rng.random() < 0.4
         hasty = deadlines and rng.random() < 0.25
-        return Spec(kind, hold=hold, timeout=rng.uniform(0.001, 0.3) if hasty else None)
+        timeout = rng.uniform(0.001, 0.3) if hasty else None
+        apart = kind in ("large", "bare") and rng.random() < 0.5
+        return Spec(kind, hold=hold, timeout=timeout, apart=apart)
 
     groups = "gh"[: rng.randint(1, 2)]
     programs = {group: [draw() for _ in range(rng.randint(1, 6))] for group in groups}

@@ -89,10 +89,10 @@ class Absences:
         late = [(join_id, absent) for join_id, absent in self.absent.items() if now >= absent.due]
         return [self._give_up(join_id, absent, why) for join_id, absent in late]
 
-    def postpone(self, now: float) -> None:
-        """Give all of them their time anew."""
+    def postpone(self, until: float) -> None:
+        """Wait for all of them until that moment at least."""
         for absent in self.absent.values():
-            absent.due = now + self._reattach
+            absent.due = max(absent.due, until)
 
     def _give_up(self, join_id: int, absent: Absent, why: str) -> Notice:
         self.absent.pop(join_id, None)

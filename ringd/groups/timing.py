@@ -127,7 +127,7 @@ class Timing:
         """Time has passed."""
         due = self.next
         if due is not None and now - due > _STOOD_STILL:
-            self._go_on(now)
+            self._go_on(now, min(now - due, self.reattach))
         self._send_news(now)
         for seat, op in self.deadlines.due(now):
             self._expire(seat, op, now)
@@ -137,12 +137,12 @@ class Timing:
         self._roll.give_up_absent(now, f"did not come back {in_time}")
         self._give_up_silent(now, f"did not hand its calls over again {in_time}")
 
-    def _go_on(self, now: float) -> None:
-        """We stood still: those that must answer or come back in time have that time anew."""
+    def _go_on(self, now: float, seconds: float) -> None:
+        """We stood still: those that must answer or come back in time have as long from now on."""
         self._went_on_at = now
-        self._roll.absences.postpone(now)
-        for join_id in self._returning:
-            self._returning[join_id] = now + self.reattach
+        self._roll.absences.postpone(now + seconds)
+        for join_id, due in self._returning.items():
+            self._returning[join_id] = max(due, now + seconds)
 
     def _send_news(self, now: float) -> None:
         if now < self._lazy_due:
@@ -160,7 +160,8 @@ class Timing:
     def _patience(self, op: Op) -> float:
         """Return until when to wait for others that may know that *op* completed.
 
-        Invariant: it ends, whatever breaks, before the client decides alone.
+        Invariant: it ends, whatever breaks, before the client decides alone; unless this daemon
+        stands still.
         """
         assert op.submission is not None  # noqa: S101 - what has a deadline was submitted
         deadline = op.submission.deadline
