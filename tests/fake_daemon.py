@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import os
 import signal
 import threading
@@ -26,6 +25,7 @@ import structlog
 
 from ringd.border.lock import SocketLock
 from ringd.border.server import BorderServer, Client, Limits
+from ringd.collective import kinds
 from ringd.collective.reduction import Reduction, dtype_from_name
 from ringd.errors import RingError
 from ringd.host.limits import OWN, OpenFiles
@@ -158,19 +158,23 @@ class Handler:
     def compute(self, call: Submitted) -> memoryview | None:
         """Write the result where it belongs; return it if that is the message."""
         message = call.message
-        if not message.call.dtype or message.outcome:
+        what, (rank, size) = message.call, self.place
+        kind = kinds.of(what)
+        if not kind.data or message.outcome:
             return None
-        dtype = dtype_from_name(message.call.dtype)
+        dtype = dtype_from_name(what.dtype)
         source: Any = call.payload
         if message.source is not None:
             source = call.client.view(message.source, writable=False)
         values = flat(source, dtype)
-        out = np.empty(math.prod(message.call.shape), dtype)
+        out = np.empty(kinds.target_count(what, rank, size), dtype)
         if message.target is not None:
             out = flat(call.client.view(message.target, writable=True), dtype)
-        Reduction(message.call.reduction, dtype, self.size).reduce_all([values] * self.size, out)
+        arithmetic = Reduction(what.reduction, dtype, size) if kind.reduces else None
+        kind.compute(kinds.Inputs([values] * size, [what] * size, rank, arithmetic), out)
         if message.target is None:
-            return memoryview(out.view(np.uint8))
+            given = kind.target(what, rank, size) is not None
+            return memoryview(out.view(np.uint8)) if given else None
         self.seal(call)
         return None
 
