@@ -7,6 +7,8 @@ import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+from ringd.collective.kinds import KINDS
+
 ROOT = Path(__file__).parent.parent
 PURE_WITHOUT = {
     "asyncio",
@@ -124,3 +126,27 @@ def test_pure_rooms_reach_for_nothing() -> None:
     for module, path in modules().items():
         if room_of(module) in pure:
             assert not imports(path) & PURE_WITHOUT, module
+
+
+CALL_KINDS = set(KINDS)
+PLACE = re.compile(r"config\.(rank|size)\b")
+OWN_PLACE = {"ringd.daemon.daemon", "ringd.ring.neighbours", "ringd.ring.reach"}
+"""They wire, or know the roster; all others are given a view."""
+
+
+def test_no_kind_of_call_is_known_by_its_name_but_to_the_table_and_the_face() -> None:
+    """So a new one is a row, a plan and a method."""
+    for module, path in modules().items():
+        if module not in {"ringd.collective.kinds", "ringd.client.ring"}:
+            words = {
+                node.value
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            }
+            assert not words & CALL_KINDS, module
+
+
+def test_only_who_wires_reads_its_place_in_the_config() -> None:
+    """Whoever else needs a rank or a size has a view."""
+    users = {module for module, path in modules().items() if PLACE.search(path.read_text())}
+    assert users == OWN_PLACE
