@@ -228,6 +228,12 @@ def test_a_bad_argument_is_refused_at_once(rings, call, error, text):
     assert text in str(caught.value)
 
 
+def test_the_machines_names_are_known(rings):
+    """By rank, one and the same everywhere."""
+    assert {ring.nodes for ring in rings} == {("n0", "n1", "n2")}
+    assert [ring.node for ring in rings] == list(rings[0].nodes)
+
+
 def test_out_where_there_is_no_result(rings):
     """A rank that is given nothing needs no memory for it."""
     with pytest.raises(ValueError, match="this rank has no result"):

@@ -127,6 +127,11 @@ class Ring:
         return self._connection.info.node
 
     @property
+    def nodes(self) -> tuple[str, ...]:
+        """The machines' names in the ring, by rank."""
+        return self._connection.info.nodes
+
+    @property
     def generation(self) -> int:
         """How often the ring has formed, counted over all restarts; rises with each loss."""
         return self._connection.info.generation

@@ -188,6 +188,7 @@ class Performer:
                 window=ipc.window,
                 lost_after=self.config.join.lost_after,
                 timeout=self.config.ops.timeout,
+                nodes=self._view.names,
             )
         )
 

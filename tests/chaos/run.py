@@ -31,7 +31,7 @@ bound (docs/guarantees.md), chunk buffers 16 MiB, plans 5, the recorder 3, fills
 it takes links that stand still, as what has to pass piles up before those."""
 
 MOST = 72 << 20
-"""Bytes of memory that it may have in any case: those, and the 25 MiB that it begins with, twice."""
+"""Bytes of memory that it may have in any case: those, and what it begins with, with some room."""
 
 PEACE = 120.0
 """Seconds in which the calls before that must be through."""

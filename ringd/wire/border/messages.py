@@ -176,6 +176,8 @@ class Attached(msgspec.Struct, frozen=True, array_like=True, tag="attached"):
     """Seconds; how late the daemon may be to notice that a deadline has passed."""
     timeout: Optional[float] = None
     """Seconds; the deadline of calls that name none. None for no deadline."""
+    nodes: tuple[str, ...] = ()
+    """The members' names, by rank."""
 
 
 class Completed(msgspec.Struct, frozen=True, array_like=True, tag="completed"):
