@@ -22,8 +22,8 @@ from ringd.collective.transfer import ScratchPool, Transfer, TransferError
 from ringd.wire.link import frames
 from ringd.wire.link.frames import FrameError, FrameType, Header
 
-_INSTRUCTIONS = 40_000
-"""Of all plans that are kept, some 5 MiB: those of 64 all-reduces of 64 MiB by four members."""
+_INSTRUCTIONS = 20_000
+"""Of all plans that are kept, some 5 MiB: those of 50 all-reduces of 64 MiB by four members."""
 
 Key = tuple[int, int]
 """Of an op: (gid, sequence number)."""
