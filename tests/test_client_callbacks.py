@@ -89,6 +89,48 @@ def test_a_callback_that_fails_keeps_no_other_from_being_called(tmp_path, caplog
         assert "a callback of all_reduce sum float64[10] failed" in caplog.text
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+def test_whatever_a_callback_raises_the_others_are_told(tmp_path, caplog, error):
+    """An exit, too, is logged; so it is where the call has ended already."""
+
+    def fail(_work):
+        raise error
+
+    with fake(tmp_path, hold=True) as (daemon, ring), caplog.at_level(logging.ERROR):
+        work = ring.all_reduce_async(SMALL)
+        work.add_done_callback(fail)
+        future = work.future()
+        eventually(lambda: daemon.handler.submitted)
+        complete_all(daemon)
+        np.testing.assert_array_equal(future.result(30), 2 * SMALL)
+        work.add_done_callback(fail)
+        assert caplog.text.count("a callback of all_reduce sum float64[10] failed") == 2
+
+
+@pytest.mark.parametrize("way", ["future().result()", "wait()"])
+def test_a_program_that_failed_ends_however_its_threads_wait(tmp_path, way):
+    """A thread that waits for a future keeps it alive no longer than one that waits itself."""
+    program = f"""
+        import sys
+        from concurrent.futures import ThreadPoolExecutor
+        import ringd
+        ring = ringd.connect(sys.argv[1], timeout=10)
+        with ThreadPoolExecutor() as pool:
+            pool.submit(lambda: ring.barrier_async().{way})
+            raise RuntimeError("the main thread failed")
+    """
+    with FakeDaemon(tmp_path / "s", hold=True) as daemon:
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program), daemon.path],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "the main thread failed" in done.stderr
+
+
 def test_a_callback_is_called_after_the_next_daemon_has_come(tmp_path):
     """The call goes on there; nobody has touched the ring since."""
     told = []

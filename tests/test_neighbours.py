@@ -233,14 +233,13 @@ def test_what_came_early_is_taken_in_order(entering, monkeypatch):
 def test_a_call_that_is_told_again_counts_once(home):
     """The client may not have heard how it ended; it has ended once all the same."""
     sent = []
-    client = SimpleNamespace(send=lambda message, _payload=None: sent.append(message))
+    client = SimpleNamespace(group="test", send=lambda message, _payload=None: sent.append(message))
     performer = Performer(
         home.loop,
         home.config,
         View(home.neighbours.names, 0),
         home.neighbours,
         home.recorder,
-        group_of=lambda _join_id: "test",
         on_finished=lambda _gid, _seq: None,
     )
     call = Call("barrier", "", "", (), "")

@@ -26,7 +26,6 @@ class Stand:
             View(("a",), 0),
             SimpleNamespace(kick=lambda: None),
             None,
-            group_of=lambda _join_id: "g",
             on_finished=lambda _gid, _seq: self.performer.perform(self.follow),
         )
 

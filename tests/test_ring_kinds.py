@@ -25,6 +25,11 @@ def rings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[ringd.Ring]
             yield rings
 
 
+def zip_of(data: bytes) -> list[bytes]:
+    """Return the bytes of *data*, each followed by another one."""
+    return [bytes([byte, 255]) for byte in data]
+
+
 def part(rank: int, rows: int) -> np.ndarray:
     """Return a tensor that no other rank has."""
     return np.arange(rows * 4, dtype=np.int32).reshape(rows, 4) + 1000 * (rank + 1)
@@ -150,8 +155,11 @@ def test_counts_that_do_not_fit_together(rings):
 def test_bytes_of_any_length_are_gathered(rings, length):
     """Also none at all."""
     sent = [bytes([rank + 1]) * (length * rank) for rank in range(SIZE)]
-    found = everywhere(rings, lambda ring: ring.all_gather_bytes(sent[ring.rank]))
-    assert found == [sent] * SIZE
+    for kind in (bytes, bytearray, lambda data: memoryview(b"".join(zip_of(data)))[::2]):
+        found = everywhere(
+            rings, lambda ring, kind=kind: ring.all_gather_bytes(kind(sent[ring.rank]))
+        )
+        assert found == [sent] * SIZE
 
 
 def test_a_scalar_is_gathered_as_one_row(rings):
@@ -193,7 +201,16 @@ def test_other_roots_and_other_kinds_do_not_match(rings):
             (ring.all_gather if ring.rank else ring.all_to_all)(np.ones(3))
         return str(caught.value)
 
-    for calls, words in ((roots, ("root 0", "root 1")), (sorts, ("all_gather", "all_to_all"))):
+    def halves(ring):
+        with pytest.raises(ringd.Mismatch) as caught:
+            ring.all_gather_bytes(b"x") if ring.rank else ring.all_gather(np.array([1]))
+        return str(caught.value)
+
+    for calls, words in (
+        (roots, ("root 0", "root 1")),
+        (sorts, ("all_gather", "all_to_all")),
+        (halves, ("all_gather int64[1]", "all_gather_bytes int64[1]")),
+    ):
         texts = set(everywhere(rings, calls))
         assert len(texts) == 1
         assert all(word in next(iter(texts)) for word in words)
@@ -205,6 +222,9 @@ def test_other_roots_and_other_kinds_do_not_match(rings):
     [
         (lambda ring: ring.broadcast(1, root=3), ValueError, "root is a rank from 0 to 2, not 3"),
         (lambda ring: ring.broadcast(1, root=-1), ValueError, "root is a rank from 0 to 2"),
+        (lambda ring: ring.all_reduce(None), TypeError, "x is None; write np.empty"),
+        (lambda ring: ring.broadcast(1, root=None), TypeError, "root is a rank, a whole number"),
+        (lambda ring: ring.reduce(1, "max"), TypeError, "write op= before an op"),
         (lambda ring: ring.gather(1, root="a"), TypeError, "root is a rank, a whole number"),
         (lambda ring: ring.scatter(np.ones(4)), ValueError, "axis 0 of shape (4,) cannot be"),
         (lambda ring: ring.all_to_all(1), ValueError, "axis 0 of shape (1,) cannot be divided"),

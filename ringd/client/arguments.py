@@ -63,7 +63,9 @@ def rank(root: SupportsIndex, size: int) -> int:
     try:
         found = operator.index(root)
     except TypeError:
-        raise TypeError(f"root is a rank, a whole number, not {root!r:.80}") from None
+        raise TypeError(
+            f"root is a rank, a whole number, not {root!r:.80}; write op= before an op"
+        ) from None
     if not 0 <= found < size:
         raise ValueError(f"root is a rank from 0 to {size - 1}, not {found}")
     return found
@@ -88,7 +90,7 @@ def counts(given: Sequence[SupportsIndex], what: str, size: int) -> tuple[int, .
 
 
 def raw(data: bytes | bytearray | memoryview, what: str) -> npt.NDArray[np.uint8]:
-    """Return *data*, which is *what*, as an array of bytes, without a copy.
+    """Return *data*, which is *what*, as an array of bytes.
 
     Raises:
         TypeError: it is no bytes.
@@ -96,7 +98,7 @@ def raw(data: bytes | bytearray | memoryview, what: str) -> npt.NDArray[np.uint8
     if not isinstance(data, (bytes, bytearray, memoryview)):
         remedy = "; write .encode()" if isinstance(data, str) else ""
         raise TypeError(f"{what} is bytes, not {type(data).__name__}{remedy}")
-    return np.frombuffer(memoryview(data).cast("B") if len(data) else b"", np.uint8)
+    return np.frombuffer(bytes(data), np.uint8)  # a copy of what may change meanwhile
 
 
 def shape_of(shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import gc
 import os
 import time
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -59,6 +59,7 @@ class Connection:
         """Abandoned as the main thread has failed."""
         self.inputs_left = False
         """Whether an op is marked as :attr:`Op.left` that may have yet to be acted on."""
+        self._paths = paths
         self._keeper = Keeper(paths, self._group, self._pump)
         self._notifier = Notifier(self._wait_for_any)
 
@@ -93,7 +94,7 @@ class Connection:
             if self._keeper.turned_away:
                 refusal = refusal or errors.ResourceExhausted(self._keeper.turned_away)
             refusal = refusal or self._keeper.refusal()
-            trouble = group.trouble or "it does not answer"
+            trouble = group.trouble or f"{', '.join(self._paths)}: no answer yet"
             raise refusal or errors.DaemonUnavailable(
                 f"no daemon within {timeout:g} s ({trouble}); "
                 + (
@@ -133,7 +134,7 @@ class Connection:
         return self._pump.channel
 
     def _end(self) -> None:
-        self._group.end()
+        self._group.end(failed=self._failed)
         self._group.pool.close()
         self._pump.tell()
         self._ended = True
@@ -330,17 +331,23 @@ class Connection:
         with contextlib.suppress(errors.CalledFromHandler):  # its thread wakes them itself
             self._pump.run(self._pump.tell)
 
-    def _wait_for_any(self, ops: Callable[[], Collection[Op]]) -> None:
-        """Return when one of *ops*, which may become more, has ended, or may have."""
-        self._pump.wait(
-            lambda: self._abandoned or any(op.ended for op in ops()),
-            min((limit for op in ops() if (limit := self._gives_up(op)) is not None), default=None),
-            for_user=False,
-        )
+    def _wait_for_any(self, ops: Callable[[], Iterator[Op]]) -> None:
+        """Return when one of *ops*, which may become more, has ended, or may have.
+
+        Where the main thread has failed, all end: threads may wait for what is told of them.
+        """
+        limits = {op: limit for op in ops() if (limit := self._gives_up(op)) is not None}
+        with contextlib.suppress(errors.MainThreadFailed):
+            self._wait(
+                lambda: self._abandoned or any(op.ended for op in ops()),
+                min(limits.values(), default=None),
+            )
         if self._abandoned:
             self._pump.insist(self._end)
-        for op in ops():
-            self._pump.run(self._look_at, op)
+        now = time.monotonic()
+        for op, limit in limits.items():
+            if now >= limit:
+                self._pump.run(self._look_at, op)
 
     def done(self, op: Op) -> bool:
         """Whether *op* has ended, well or not."""

@@ -127,10 +127,14 @@ class Group:
         if self._channel is not None:
             self._send(self._channel, pack(Detach(self.session.join_id)))
 
-    def end(self) -> None:
-        """End the calls that are open; they may still be completed for the others."""
+    def end(self, *, failed: bool) -> None:
+        """End the calls that are open; they may still be completed for the others.
+
+        *failed*: because the main thread has.
+        """
         self._leave_inputs()
-        self.session.cut(0, errors.RingError("the ring was closed before the call had ended"))
+        closed = errors.RingError("the ring was closed before the call had ended")
+        self.session.cut(0, errors.MainThreadFailed() if failed else closed)
 
     def abandon(self) -> None:
         """Leave all inputs, as the last thing: without the lock, so the pool's books stay as is."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import _thread
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterator
 
 from ringd.client.session import Op
 
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 class Notifier:
     """Of one connection, of which *wait_for_any* returns when one of some ops has ended."""
 
-    def __init__(self, wait_for_any: Callable[[Callable[[], Collection[Op]]], None]) -> None:
+    def __init__(self, wait_for_any: Callable[[Callable[[], Iterator[Op]]], None]) -> None:
         self._wait_for_any = wait_for_any
         self._watched: list[tuple[Op, Callable[[], object]]] = []
         self._running = _thread.allocate_lock()
@@ -42,8 +42,8 @@ class Notifier:
             finally:
                 self._running.release()
 
-    def _ops(self) -> Collection[Op]:
-        return [op for op, _ in self._watched.copy()]
+    def _ops(self) -> Iterator[Op]:
+        return (op for op, _ in self._watched)  # others may be appended meanwhile
 
     def _call_back(self) -> None:
         """Call back for all ops that have ended."""
@@ -51,7 +51,12 @@ class Notifier:
             op, callback = watched
             if op.ended:
                 self._watched.remove(watched)
-                try:
-                    callback()
-                except Exception:  # noqa: BLE001 - whatever it is, the next one is to be called
-                    _log.exception("a callback of %s failed", op.call)
+                call_back(op, callback)
+
+
+def call_back(op: Op, callback: Callable[[], object]) -> None:
+    """Call *callback*, and log what it raises, whatever that is: the next one is to be called."""
+    try:
+        callback()
+    except BaseException:  # noqa: BLE001
+        _log.exception("a callback of %s failed", op.call)

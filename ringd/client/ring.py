@@ -482,10 +482,10 @@ class Ring:
             RingError: as :meth:`all_reduce`.
         """
         mine = arguments.raw(data, "data")
-        lengths = self.all_gather(len(mine), name=name, timeout=timeout).tolist()
-        whole = self._begin(
-            "all_gather", mine, counts=tuple(lengths), name=name, timeout=timeout
-        ).wait()
+        kind = "all_gather_bytes"
+        lengths = self._begin(kind, len(mine), name=name, timeout=timeout).wait().tolist()
+        counts = tuple(lengths)
+        whole = self._begin(kind, mine, counts=counts, name=name, timeout=timeout).wait()
         ends = itertools.accumulate(lengths)
         return [whole[end - n : end].tobytes() for end, n in zip(ends, lengths, strict=True)]
 
@@ -503,7 +503,7 @@ class Ring:
 
     def barrier_async(self, timeout: float | None = None, name: str = "") -> Work[None]:
         """Begin a :meth:`barrier`; returns a handle, as :meth:`all_reduce_async`."""
-        return self._begin("barrier", None, name=name, timeout=timeout)
+        return self._begin("barrier", _NOTHING, name=name, timeout=timeout)
 
     def empty(
         self, shape: SupportsIndex | Sequence[SupportsIndex], dtype: npt.DTypeLike = np.float32
@@ -562,10 +562,10 @@ class Ring:
     def _begin(
         self,
         kind: str,
-        x: npt.ArrayLike | None,
+        x: npt.ArrayLike,
         *,
         op: str = "",
-        root: SupportsIndex | None = None,
+        root: SupportsIndex = NO_ROOT,
         counts: tuple[int, ...] = (),
         out: Array | None = None,
         name: str,
@@ -575,7 +575,7 @@ class Ring:
         connection = self._connection
         connection.check_call()
         row, here = kinds.KINDS[kind], connection.latest
-        array = _NOTHING if x is None else tensors.plain_array(x)
+        array = tensors.plain_array(x)
         if row.rows and array.ndim == 0:
             array = array.reshape(1)
         call = Call(
@@ -584,7 +584,7 @@ class Ring:
             dtype_name(array.dtype) if row.data else "",
             array.shape if row.data else (),
             tensors.call_name(name),
-            NO_ROOT if root is None else arguments.rank(root, here.size),
+            arguments.rank(root, here.size) if row.rooted else NO_ROOT,
             counts,
         )
         kinds.check(call, here.size)

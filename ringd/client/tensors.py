@@ -31,6 +31,8 @@ def plain_array(x: npt.ArrayLike) -> Array:
     """
     if type(x) is np.ndarray:
         array: Array = x
+    elif x is None:
+        raise TypeError("x is None; write np.empty(SHAPE, DTYPE) where it says these only")
     else:
         fault = _fault(x, "x")
         if fault is not None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ringd import errors
 from ringd.client import arguments, tensors
 from ringd.client.connection import Connection
+from ringd.client.notifier import call_back
 from ringd.client.session import Op
 
 T = TypeVar("T")
@@ -123,12 +124,13 @@ class Work(Generic[T]):
     def add_done_callback(self, callback: Callable[[Work[T]], object]) -> None:
         """Have ``callback(self)`` called once the call has ended; at once if it has.
 
-        Else in a thread of ringd's own, one after the other, without anybody waiting. It may make
-        calls. What it raises goes to the log (``logging``) of ``ringd.client.notifier``. It keeps
+        Else in a thread of ringd's own, one after the other, without anybody waiting. So it may
+        make calls and wait for them, but not for futures or other callbacks of this ring. What it
+        raises goes to the log (``logging``) of ``ringd.client.notifier``. It keeps
         no program alive: at a program's end, those of open calls come with an error or not at all.
         """
         if self.done():
-            callback(self)
+            call_back(self._op, lambda: callback(self))
         else:
             self._connection.tell(self._op, lambda: callback(self))
 

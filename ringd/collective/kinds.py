@@ -352,6 +352,10 @@ def _no_plan(_task: Task) -> Plan:
     raise AssertionError("a call without data is never large")
 
 
+_ALL_GATHER = Kind(
+    _whole, _of_all, _gather, ring_all_gather, rows=True, counts=1, conflict=_counts_of_each
+)
+
 KINDS: dict[str, Kind] = {
     "all_reduce": Kind(_whole, _whole, _reduce, _all_reduce_plan, ends_together=True, reduces=True),
     "reduce": Kind(_whole, _at_root(_whole), _reduce, chain_reduce, reduces=True, rooted=True),
@@ -359,15 +363,8 @@ KINDS: dict[str, Kind] = {
         _whole, _block, _reduce_scatter, _reduce_scatter_plan, reduces=True, rows=True, divides=True
     ),
     "broadcast": Kind(_at_root(_whole), _whole, _broadcast, chain_broadcast, rooted=True),
-    "all_gather": Kind(
-        _whole,
-        _of_all,
-        _gather,
-        ring_all_gather,
-        rows=True,
-        counts=1,
-        conflict=_counts_of_each,
-    ),
+    "all_gather": _ALL_GATHER,
+    "all_gather_bytes": _ALL_GATHER,  # first of the lengths, then of the bytes
     "gather": Kind(_whole, _at_root(_of_all), _gather, gather, rooted=True, rows=True),
     "scatter": Kind(
         _at_root(_whole), _block, _scatter, scatter, rooted=True, rows=True, divides=True

@@ -58,7 +58,6 @@ class Performer:
     follow from one of them (a small call has its result at once) wait for all before them.
 
     Args:
-        group_of: Returns the group's name of a join id; empty if that is unknown.
         on_finished: Called with an op's key when the computation of it is through.
     """
 
@@ -70,7 +69,6 @@ class Performer:
         neighbours: Neighbours,
         recorder: Recorder,
         *,
-        group_of: Callable[[int], str],
         on_finished: Callable[[int, int], None],
     ) -> None:
         self._loop = loop
@@ -81,7 +79,6 @@ class Performer:
         """Bytes of shared memory that one client may hold."""
         self._neighbours = neighbours
         self._recorder = recorder
-        self._group_of = group_of
         self._finished = on_finished
         self._log = structlog.get_logger("groups")
         self.bulk = Bulk(
@@ -237,7 +234,7 @@ class Performer:
         self._recorder.op(
             OpEvent(
                 at=now,
-                group=self._group_of(action.join_id),
+                group=cast(Client, action.client).group,
                 seq=submission.seq,
                 call=submission.call,
                 nbytes=0 if buffers is None else buffers.nbytes,

@@ -61,7 +61,6 @@ class Programs:
             view,
             neighbours,
             recorder,
-            group_of=self._group_of,
             on_finished=self._finished,
         )
         self._clients: set[Client] = set()
@@ -224,10 +223,6 @@ class Programs:
 
     def _finished(self, gid: int, seq: int) -> None:
         self._perform(self.engine.finished(gid, seq, self._loop.now()))
-
-    def _group_of(self, join_id: int) -> str:
-        seat = self.engine.roll.seats.get(join_id)
-        return "" if seat is None else seat.group
 
     def _perform(self, actions: Sequence[groups.Action]) -> None:
         self.performer.perform(actions)
