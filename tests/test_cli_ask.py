@@ -146,11 +146,9 @@ def test_something_else_at_the_sockets_place(place: Path, what: str, suffix: str
         Endpoint(lock, mode=0o660, group="")
 
 
-@pytest.mark.parametrize("what", [what for what in OBSTACLES if what != "a file"])
+@pytest.mark.parametrize("what", sorted(OBSTACLES.keys() - {"a file", "a pipe"}))  # can be locked
 def test_something_else_at_the_locks_place(place: Path, what: str) -> None:
     """No other directory is asked for: it would not help the one who reads that."""
-    if what == "a pipe":
-        pytest.skip("which can be locked")
     OBSTACLES[what](place / "s.lock")
     with pytest.raises(ConfigError, match=f"s.lock, the lock of .*, is {what}; move it away"):
         SocketLock(place / "s", node="mini")

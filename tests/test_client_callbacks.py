@@ -21,6 +21,18 @@ def complete_all(daemon):
     daemon.run(lambda: [daemon.handler.complete(call) for call in daemon.handler.submitted])
 
 
+def run(directory, program):
+    """Run *program*, which is given a daemon's socket, to its end; the daemon completes nothing."""
+    with FakeDaemon(directory / "s", hold=True) as daemon:
+        return subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program), daemon.path],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+
 @BOTH
 def test_a_callback_is_called_once_without_anybody_waiting(tmp_path, x):
     """With the work, in another thread, when the result is there."""
@@ -119,14 +131,7 @@ def test_a_program_that_failed_ends_however_its_threads_wait(tmp_path, way):
             pool.submit(lambda: ring.barrier_async().{way})
             raise RuntimeError("the main thread failed")
     """
-    with FakeDaemon(tmp_path / "s", hold=True) as daemon:
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(program), daemon.path],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+    done = run(tmp_path, program)
     assert done.returncode == 1
     assert "the main thread failed" in done.stderr
 
@@ -218,12 +223,5 @@ def test_callbacks_keep_no_program_alive(tmp_path):
         ring = ringd.connect(sys.argv[1], timeout=10)
         ring.all_reduce_async([1.0]).add_done_callback(Work.done)
     """
-    with FakeDaemon(tmp_path / "s", hold=True) as daemon:
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(program), daemon.path],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+    done = run(tmp_path, program)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
