@@ -11,7 +11,7 @@ import ringd
 from ringd.host.ports import free_ports
 from tests.cluster import Cluster
 from tests.proxy import Proxy
-from tests.ringkit import BOUNDED, begin, connected, everywhere
+from tests.ringkit import HASTY, begin, connected, everywhere
 
 SIZE = 3
 COUNT = 600_000
@@ -68,7 +68,7 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster,
     proxies = [Proxy(port) for port in ports]
     dial = {f"n{rank}": proxy.port for rank, proxy in enumerate(proxies)}
     directory = tmp_path_factory.mktemp("ring")
-    with Cluster(directory, SIZE, settings=BOUNDED, ports=ports, dial=dial) as cluster:
+    with Cluster(directory, SIZE, settings=HASTY, ports=ports, dial=dial) as cluster:
         cluster.start().wait_ready()
         yield cluster, proxies
     for proxy in proxies:
