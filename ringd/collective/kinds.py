@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Optional
 
 import msgspec
@@ -127,6 +128,11 @@ def check(call: Call, size: int) -> None:
         ValueError: there is no such kind or op, or the tensor can be none.
         TypeError: the dtype is unknown here, or has no such op.
     """
+    _check(msgspec.structs.replace(call, name=""), size)
+
+
+@lru_cache(maxsize=1024)  # programs repeat their calls, under ever new names
+def _check(call: Call, size: int) -> None:
     kind = of(call)
     if not kind.rooted and call.root != NO_ROOT:
         raise ValueError(f"{call.kind} has no root")

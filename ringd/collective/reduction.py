@@ -60,6 +60,7 @@ DTYPE_NAMES = (*_NATIVE_NAMES, _BFLOAT16_NAME)
 _BY_NAME: dict[str, np.dtype[Any]] = {name: np.dtype(name) for name in _NATIVE_NAMES}
 if _BFLOAT16 is not None:
     _BY_NAME[_BFLOAT16_NAME] = _BFLOAT16
+_NAMES = {dtype: name for name, dtype in _BY_NAME.items()}
 _HALVES = ("float16", _BFLOAT16_NAME)
 _FLOAT32 = np.dtype(np.float32)
 
@@ -100,6 +101,9 @@ def dtype_name(dtype: npt.DTypeLike) -> str:
         TypeError: ringd cannot carry this dtype.
     """
     asked = np.dtype(dtype)
+    known = _NAMES.get(asked)
+    if known is not None:  # numpy's own names are made anew each time
+        return known
     name: str = asked.name
     if name not in _BY_NAME:
         raise TypeError(
