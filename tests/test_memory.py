@@ -20,6 +20,7 @@ import ringd
 from ringd import errors
 from ringd.border import validate
 from ringd.border.client import Client
+from ringd.collective import kinds
 from ringd.collective.view import View
 from ringd.config.settings import JoinSettings
 from ringd.groups.session import Session
@@ -181,23 +182,23 @@ def test_addresses_that_failed_are_remembered_for_a_while_only() -> None:
 
 def test_names_of_calls_fill_no_cache() -> None:
     """What a call needs is looked up once for its shape, whatever it is called."""
-    validate._fault.cache_clear()
+    kinds._check.cache_clear()
     for number in range(3000):
         call = control.Call("all_reduce", "sum", "float32", (3,), f"step {number}")
         message = border.Submit(1, 0, call, None, border.Ref(9, 0, 12), None, 0, False, "", "")
         assert validate.call_fault_of(message, None, 0, 2, max_message=1 << 20) is None
-    assert validate._fault.cache_info().currsize == 1
+    assert kinds._check.cache_info().currsize == 1
 
 
 @pytest.mark.parametrize("word", ["kind", "reduction", "dtype"])
 def test_long_words_are_not_kept(word: str) -> None:
     """A call's words are refused by their length before anything remembers them."""
-    validate._fault.cache_clear()
+    kinds._check.cache_clear()
     words = {"kind": "all_reduce", "reduction": "sum", "dtype": "float32"} | {word: "x" * 16000}
     call = control.Call(**words, shape=(3,), name="")
     message = border.Submit(1, 0, call, None, border.Ref(9, 0, 12), None, 0, False, "", "")
     assert "characters" in (validate.call_fault_of(message, None, 0, 2, max_message=1 << 20) or "")
-    assert validate._fault.cache_info().currsize == 0
+    assert kinds._check.cache_info().currsize == 0
 
 
 def test_full_recorder_is_small() -> None:

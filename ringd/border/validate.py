@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-
-import msgspec
 
 from ringd.collective import kinds
 from ringd.collective.call import MAX_CALL_NAME, MAX_GROUP_NAME, MAX_TEXT, Call
@@ -153,11 +150,6 @@ def unfit(call: Call, size: int) -> str:
         return "a shape has up to 64 sides, none negative"
     if len(call.counts) > 2 * size:
         return f"{len(call.counts)} counts are too many for {size} ranks"
-    return _fault(msgspec.structs.replace(call, name=""), size)
-
-
-@lru_cache(maxsize=1024)  # programs repeat their calls, under ever new names
-def _fault(call: Call, size: int) -> str:
     try:
         kinds.check(call, size)
     except (TypeError, ValueError) as error:

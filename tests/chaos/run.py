@@ -25,13 +25,11 @@ START = 60.0
 STOP = 120.0
 """Seconds in which all programs must have agreed to stop."""
 
-GROWTH = 24 << 20
-"""Bytes of memory that a daemon may have more of after hundreds of faults: what it keeps up to a
-bound (docs/guarantees.md), chunk buffers 16 MiB, plans 5, the recorder 3, fills then at the latest:
-it takes links that stand still, as what has to pass piles up before those."""
+GROWTH = 16 << 20
+"""Bytes of memory that a daemon may have more of after hundreds of faults."""
 
 MOST = 72 << 20
-"""Bytes of memory that it may have in any case: those, and what it begins with, with some room."""
+"""Bytes of memory that it may have in any case: some more than the documented bounds add up to."""
 
 PEACE = 120.0
 """Seconds in which the calls before that must be through."""
