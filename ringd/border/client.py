@@ -146,10 +146,12 @@ class Client:
         """Whether it said that it hangs up and lives on."""
         return self._lifeline.parted
 
-    def tell_session(self, join_id: int, session: tuple[int, ...]) -> None:
-        """Tell it the join ids of its peers, in a way that outlives this process."""
+    def tell_session(
+        self, join_id: int, session: tuple[int, ...], places: tuple[int, ...] = ()
+    ) -> None:
+        """Tell it who and where its peers are, in a way that outlives this process."""
         if self.alive:
-            self._lifeline.send(lifeline.pack_session(join_id, session))
+            self._lifeline.send(lifeline.pack_session(join_id, session, places))
 
     def view(self, ref: Ref, *, writable: bool) -> memoryview:
         """Return the bytes that *ref* stands for; valid as long as it is referenced.

@@ -215,8 +215,8 @@ class Channel:
                 gone = self._listen()
         return gone
 
-    def sessions(self, meet: Callable[[int, tuple[int, ...]], None]) -> None:
-        """Call *meet* with what the lifeline has said: (join id, its peers').
+    def sessions(self, meet: Callable[[int, tuple[int, ...], tuple[int, ...]], None]) -> None:
+        """Call *meet* with what the lifeline has said: (join id, its peers', where they are).
 
         With some of it again, if an interrupt ends this.
         """

@@ -300,12 +300,14 @@ class Group:
 
     # --- messages ---------------------------------------------------------------------
 
-    def meet(self, channel: Channel, join_id: int, members: tuple[int, ...]) -> None:
+    def meet(
+        self, channel: Channel, join_id: int, members: tuple[int, ...], places: tuple[int, ...]
+    ) -> None:
         """Take in what the daemon said over the lifeline: who our peers are, or that it lives."""
         if self._silent:
             self.install(channel)
         if join_id == self.session.join_id:
-            self.session.members = members
+            self.session.places, self.session.members = places, members
 
     def receive(self, reply: Reply, payload: Payload | None) -> None:
         """Take in a message from the daemon."""
@@ -443,6 +445,7 @@ class Group:
             pid=os.getpid(),
             program=self._program,
             session=session.members,
+            places=session.places,
             former=session.former,
             loss=session.former_loss,
         )

@@ -190,6 +190,8 @@ class Session:
                 self.former_loss = str(after.loss)[:MAX_LOSS]
         self.members: tuple[int, ...] = ()
         """The join ids, by rank, of those who are in it; empty until a daemon says so."""
+        self.places: tuple[int, ...] = ()
+        """The members on which they are; empty: each on the member of its number."""
         self.next_seq = 0
         self.handed = 0
         """All ops below have been handed to a daemon, this one or a former one."""

@@ -190,7 +190,9 @@ class Performer:
         )
 
     def _tell_session(self, action: groups.TellSession) -> None:
-        cast(Client, action.client).tell_session(action.join_id, action.session)
+        cast(Client, action.client).tell_session(
+            action.join_id, action.session, action.places
+        )
 
     def _deny(self, action: groups.Deny) -> None:
         client = cast(Client, action.client)

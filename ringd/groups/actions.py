@@ -86,6 +86,8 @@ class TellSession(ToClient, frozen=True):
     """
 
     session: tuple[int, ...]
+    places: tuple[int, ...] = ()
+    """The members on which they are; empty: each on the member of its number."""
 
 
 class Deny(ToClient, frozen=True):

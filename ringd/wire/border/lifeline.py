@@ -33,7 +33,7 @@ MAX_REASON = 1024
 _RECORD = struct.Struct("<BxxxIQ")
 RECORD_BYTES = _RECORD.size
 
-_SESSION = struct.Struct("<QH")
+_SESSION = struct.Struct("<QHB")
 
 
 def pack_refusal(reason: str) -> bytes:
@@ -58,26 +58,35 @@ def unpack(record: bytes) -> tuple[int, int, int]:
     return operation, segment, size
 
 
-def pack_session(join_id: int, session: tuple[int, ...]) -> bytes:
-    """Return the record that tells a client the join ids, by rank, of its session."""
-    return _SESSION.pack(join_id, len(session)) + struct.pack(f"<{len(session)}Q", *session)
+def pack_session(
+    join_id: int, session: tuple[int, ...], places: tuple[int, ...] = ()
+) -> bytes:
+    """Return the record that tells a client its session: join ids, and members, by rank.
+
+    *places*: the members of the ring on which they are; empty where each rank is on the member of
+    its number.
+    """
+    size = len(session)
+    head = _SESSION.pack(join_id, size, 1 if places else 0)
+    return head + struct.pack(f"<{size}Q{len(places)}H", *session, *places)
 
 
 NOTHING = pack_session(0, ())
 """Look at your messages; or: I am here."""
 
 
-def take_session(stream: bytearray) -> tuple[int, tuple[int, ...]] | None:
-    """Take the first record off *stream* and return it: (join id, session).
+def take_session(stream: bytearray) -> tuple[int, tuple[int, ...], tuple[int, ...]] | None:
+    """Take the first record off *stream* and return it: (join id, session, places).
 
     None, and *stream* as it was, when the record is not complete.
     """
     if len(stream) < _SESSION.size:
         return None
-    join_id, size = _SESSION.unpack_from(stream)
-    end = _SESSION.size + 8 * size
+    join_id, size, placed = _SESSION.unpack_from(stream)
+    layout = struct.Struct(f"<{size}Q{size if placed else 0}H")
+    end = _SESSION.size + layout.size
     if len(stream) < end:
         return None
-    session = struct.unpack_from(f"<{size}Q", stream, _SESSION.size)
+    values = layout.unpack_from(stream, _SESSION.size)
     del stream[:end]
-    return join_id, session
+    return join_id, values[:size], values[size:]

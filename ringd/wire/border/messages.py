@@ -85,6 +85,16 @@ class Attach(msgspec.Struct, frozen=True, array_like=True, tag="attach"):
     """The join id of the client's stay before this one; 0 for none."""
     loss: str = ""
     """What GroupLost said of the former stay, where that is how it ended."""
+    places: tuple[int, ...] = ()
+    """The members on which those of the session are; empty: each on the member of its number."""
+    local_rank: int = 0
+    """Which one of the group's programs on this machine the client is."""
+    local_size: int = 1
+    """How many there are."""
+    members: tuple[str, ...] = ()
+    """The members that take part; empty for all. If *ordered*, by rank, as often as each has
+    programs."""
+    ordered: bool = False
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
