@@ -76,20 +76,25 @@ class Bench:
         """Carry out one action."""
         self.log[rank].append(action)
         if isinstance(action, actions.Broadcast):
-            self.links[rank].append((rank, action.gid, action.seq, action.message, action.payload))
+            self.send(rank, rank, action, action.until, action.payload)
         elif isinstance(action, actions.Relay):
-            self.links[rank].append((action.origin, action.gid, action.seq, action.message, b""))
+            self.send(rank, action.origin, action, action.origin, b"")
         elif isinstance(action, actions.Run) and self.compute:
-            self.do(rank, self.engines[rank].finished(action.gid, action.seq, self.now))
+            gid, of = action.gid, action.view.rank
+            self.do(rank, self.engines[rank].finished(gid, of, action.seq, self.now))
+
+    def send(self, rank, origin, action, until, payload):
+        """Put a message on the link to the right."""
+        said = (action.rank, action.gid, action.seq, action.message, payload)
+        self.links[rank].append((origin, until, said))
 
     def step(self, rank):
         """Deliver the first message on the link from *rank*."""
-        origin, gid, seq, message, payload = self.links[rank].popleft()
+        origin, until, said = self.links[rank].popleft()
         right = (rank + 1) % self.n
-        if not isinstance(message, Poll) and (right + 1) % self.n != origin:
-            self.links[right].append((origin, gid, seq, message, payload))
-        engine = self.engines[right]
-        self.do(right, engine.received(origin, gid, seq, message, payload, self.now))
+        if not isinstance(said[3], Poll) and right != until:
+            self.links[right].append((origin, until, said))
+        self.do(right, self.engines[right].received(origin, *said, self.now))
 
     def settle(self):
         """Deliver all messages."""

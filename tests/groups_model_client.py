@@ -14,6 +14,7 @@ from ringd.groups import actions
 from ringd.groups.engine import Engine
 from ringd.groups.op import OK
 from ringd.groups.seat import Before, Join
+from ringd.groups.session import Part, Peers
 
 if TYPE_CHECKING:
     from groups_simulation import Sim
@@ -22,17 +23,21 @@ if TYPE_CHECKING:
 class Client:
     """A program of one rank in one group; it runs *specs* once through, again after a loss."""
 
-    def __init__(self, sim: Sim, rank: int, group: str, specs: list[Spec], on_loss: str) -> None:
+    def __init__(  # noqa: PLR0917
+        self, sim: Sim, rank: int, group: str, specs: list[Spec], on_loss: str, part: Part
+    ) -> None:
         self.sim = sim
         self.rank = rank
         self.group = group
         self.specs = specs
         self.on_loss = on_loss
+        self.part = part
         self.number = next(sim.counter)
         self.alive = True
         self.connection: tuple[int, int] | None = None
         self.join_id = 0
         self.sessions: dict[int, tuple[int, ...]] = {}
+        self.places: dict[int, tuple[int, ...]] = {}
         self.works: dict[int, dict[int, Work]] = {}
         self.released: dict[int, int] = {}
         self.accepted = False
@@ -93,11 +98,11 @@ class Client:
     def _attach(self) -> None:
         join_id, released = self.join_id, self.released[self.join_id]
         connection, group, on_loss = self.connection, self.group, self.on_loss
-        session = self.sessions.get(join_id, ())
-        expected, before = len(self.mine), self.before
+        session = Peers(self.sessions.get(join_id, ()), self.places.get(join_id, ()))
+        expected, before, part = len(self.mine), self.before, self.part
 
         def attach(engine: Engine, now: float) -> list[actions.Action]:
-            join = Join(group, join_id, on_loss, released, expected, session, before)
+            join = Join(group, join_id, on_loss, released, expected, session, before, part)
             return engine.attach(connection, join, now)
 
         self._send(attach)

@@ -47,9 +47,11 @@ class Witness:
     def note_live(self, node: Node) -> None:
         """Remember which sessions exist, and where they are not live."""
         if node.engine is not None:
-            for gid, seat in node.engine.roll.by_gid.items():
-                self.sessions.setdefault(gid, seat.session.join_ids)
-                place = (node.rank, gid)
+            seats = [s for here in node.engine.roll.by_gid.values() for s in here.values()]
+            for seat in seats:
+                gid = seat.session.gid
+                self.sessions.setdefault(gid, seat.session.peers.join_ids)
+                place = (seat.session.view.rank, gid)
                 if not seat.session.live:
                     self.parted.add(place)
                 elif place in self.parted:
@@ -67,7 +69,7 @@ class Witness:
             gid != 0
             and self._sim.generation != 0
             and all(other.generation == self._sim.generation for other in self._sim.nodes)
-            and not any((rank, gid) in self.parted for rank in range(self._sim.n))
+            and not any(other == gid for _, other in self.parted)
         )
         if not whole or self.parted_last.get(gid, 0.0) >= deadline:
             self.late_alone.add((report.join_id, report.submission.seq))

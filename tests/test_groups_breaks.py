@@ -49,7 +49,7 @@ def test_a_restarted_daemon_learns_the_session_from_others():
     bench.restart(1)
     bench.attach(1, 11)
     bench.up()
-    assert bench.engines[1].roll.seats[11].session.join_ids == (10, 11, 12)
+    assert bench.engines[1].roll.seats[11].session.peers.join_ids == (10, 11, 12)
 
 
 def test_a_client_that_does_not_come_back_is_given_up_after_a_grace():

@@ -92,7 +92,7 @@ def test_a_session_is_live_while_all_have_confirmed_it():
     assert [session.confirm(1), session.confirm(1)] == [True, False]
     assert session.live
     session.suspend()
-    assert (session.live, session.gid, session.join_ids) == (False, gid, JOINS)
+    assert (session.live, session.gid, session.peers.join_ids) == (False, gid, JOINS)
 
 
 def test_a_session_that_was_given_up_does_not_come_back():
@@ -503,7 +503,7 @@ def test_a_roll_forms_a_session_when_all_are_free():
     roll.ring_up()
     assert not stay.session.formed
     roll.joined(1, Joined("g", 11, ()), 0.0)
-    assert (stay.session.join_ids, roll.by_gid) == (JOINS, {stay.session.gid: stay})
+    assert (stay.session.peers.join_ids, roll.by_gid) == (JOINS, {stay.session.gid: stay})
     assert not stay.session.live
 
 

@@ -24,6 +24,7 @@ from ringd.groups.op import OK, Phase
 from ringd.groups.polls import Polls
 from ringd.groups.roll import Roll
 from ringd.groups.seat import Before, Seat
+from ringd.groups.session import Part
 
 SMALL = {
     "g": [Spec("inline"), Spec("large", apart=True), Spec("large", hold=True), Spec("bare")],
@@ -178,8 +179,61 @@ def late_resubmissions(seeds=4):
                 sim.finish()
 
 
-def chaos(n, seed, *, most=12):
-    """Run random programs under random faults, all drawn from *seed*."""
+def draw_parts(rng, n):
+    """Return who takes part in a group on *n* members: some of them, some with several programs."""
+    members = tuple(sorted(rng.sample(range(n), rng.randint(1, n))))
+    sizes = {member: rng.choice([1, 1, 2, 3]) for member in members}
+    return parts_of(sizes, n, order=rng if rng.random() < 0.5 else None)
+
+
+def parts_of(sizes, n, *, order=None):
+    """Return the parts of programs, so many on each member of *n*; in a random *order* of ranks."""
+    members, ordered = tuple(sorted(sizes)), False
+    if order is not None:
+        ranks = [member for member in sizes for _ in range(sizes[member])]
+        order.shuffle(ranks)
+        members, ordered = tuple(ranks), True
+    elif len(members) == n:
+        members = ()
+    return {
+        member: [Part(local_rank, size, members, ordered) for local_rank in range(size)]
+        for member, size in sizes.items()
+    }
+
+
+SHARED = {
+    "two programs on one member": (1, {0: 2}),
+    "two and one": (2, {0: 2, 1: 1}),
+    "a part of the members": (3, {0: 1, 2: 1}),
+    "a part, with two on one": (3, {1: 2, 2: 1}),
+}
+
+
+@pytest.mark.parametrize("layout", SHARED)
+@pytest.mark.parametrize("shuffled", [False, True], ids=["in order", "shuffled"])
+def test_one_fault_at_every_point_of_shared_members(layout, shuffled):
+    """As above, where members have several programs of a group, or none."""
+    n, sizes = SHARED[layout]
+    order = Random(8) if shuffled else None
+    parts = {group: parts_of(sizes, n, order=order) for group in SMALL}
+    undisturbed = Sim(n, n, SMALL, parts=parts)
+    undisturbed.finish()
+    assert set(undisturbed.witness.outcomes) == {OK}
+    stride = 3 * STRIDES[n] + 2 if max(STRIDES.values()) > 1 else 1
+    for offset, fault in enumerate(faults(n)):
+        for point in range(1 + offset % stride, undisturbed.points + 1, stride):
+            sim = Sim(n, n, SMALL, parts=parts)
+            sim.injections[point] = strike(sim, fault)
+            sim.finish()
+            if fault[0] in ("cut", "daemon", "all"):
+                assert set(sim.witness.outcomes) == {OK}, (fault, point)
+
+
+def chaos(n, seed, *, most=12, shared=False):
+    """Run random programs under random faults, all drawn from *seed*.
+
+    *shared*: each group has a random number of programs on each member.
+    """
     rng = Random(seed)
     deadlines, mismatches, failing = seed % 3 == 0, seed % 4 == 1, seed % 5 == 2
 
@@ -204,6 +258,7 @@ def chaos(n, seed, *, most=12):
         n,
         seed,
         programs,
+        parts={group: draw_parts(rng, n) for group in programs} if shared else None,
         depth=rng.randint(1, 4),
         spec=spec,
         on_loss=lambda rank, group: "fail" if failing and group == "g" and rank % 2 else "wait",
@@ -251,6 +306,15 @@ def test_random_storms(n, seeds):
     if seeds > 50:  # the storms were rough enough to mean something
         errors = {"group_lost", "peer_lost", "deadline_exceeded", "mismatch"}
         assert outcomes == {OK} | errors
+
+
+@pytest.mark.parametrize(("n", "seeds"), [(1, 60), (2, 200), (3, 150), (5, 60), (16, 6)], ids=str)
+def test_random_storms_on_shared_members(n, seeds):
+    """Whatever strikes groups with any number of programs on any of the members, the same."""
+    outcomes = set()
+    for seed in range(seeds):
+        outcomes |= set(chaos(n, seed, shared=True).witness.outcomes)
+    assert OK in outcomes
 
 
 # --- the checks themselves ------------------------------------------------------------

@@ -98,6 +98,8 @@ class Kind:
     """Whether that is divided among the ranks, evenly unless there are counts."""
     counts: int = 0
     """How many counts there may be for each rank."""
+    passes: bool = False
+    """Whether a plan has chunks that only pass a member."""
     conflict: Callable[[Sequence[Call]], str] = lambda _calls: ""
     """Says why the calls of all ranks do not fit together, though all fields but the shape's rows
     and the counts are equal; empty if they do."""

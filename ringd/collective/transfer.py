@@ -81,6 +81,7 @@ class Transfer:
         "_source_bytes",
         "_target",
         "_target_bytes",
+        "credit",
         "plan",
         "reduction",
     )
@@ -113,6 +114,7 @@ class Transfer:
         if np.may_share_memory(source, target):
             raise ValueError("source and target overlap, but a source is never written")
         self.plan = plan
+        self.credit: int | None = None
         self.reduction = reduction
         self._source = source
         self._target = target
@@ -138,6 +140,11 @@ class Transfer:
         return self._received == len(plan.receives) and self._sent == len(plan.sends)
 
     @property
+    def granted(self) -> int:
+        """How many chunks may have been sent to it by now."""
+        return len(self.plan.receives)
+
+    @property
     def received_chunks(self) -> int:
         """How many chunks have come in."""
         return self._received
@@ -148,7 +155,7 @@ class Transfer:
         The bytes stay as they are until :meth:`sent` is called with that number.
         """
         index, sends = self._next, self.plan.sends
-        if index == len(sends):
+        if index == len(sends) or (self.credit is not None and index >= self.credit):
             return None
         send = sends[index]
         if send.after > self._received:

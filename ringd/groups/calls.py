@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ringd.errors import Mismatch
 from ringd.groups.actions import Action, Free, Seal
 from ringd.groups.caller import Caller
 from ringd.groups.ledger import Ledger
@@ -220,13 +221,24 @@ class Calls:
             self.go_on(op)  # the poll that held it back is gone
         return late
 
+    def meet_peers(self) -> None:
+        """The ranks are others than before, and none has said anything yet."""
+        for op in self.ops.values():
+            op.meet(self._session.view.size)
+        self._ledger.forget_peers()
+
+    def refuse_open(self, why: str) -> None:
+        """End all open ops, as the group cannot form."""
+        for op in self._open():
+            self.end(op, Mismatch.code, why)
+
     def forget_peers(self) -> None:
         """The members never agreed on the session: keep only what the client called."""
         for op in list(self.ops.values()):
             self._reset(op)
             if op.submission is None:
                 del self.ops[op.seq]
-        self._ledger.forget_peers()
+        self.meet_peers()
 
     def _reset(self, op: Op) -> None:
         self._ledger.stop(op)

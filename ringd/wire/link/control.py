@@ -118,6 +118,16 @@ class Joined(msgspec.Struct, frozen=True, array_like=True, tag="joined"):
     join_id: int
     session: tuple[int, ...]
     """The join ids, by rank, of the session that the client is in; empty before one formed."""
+    places: tuple[int, ...] = ()
+    """The members on which these are; empty: each on the member of its number."""
+    local_rank: int = 0
+    """Which one of the group's programs on its member the client is."""
+    local_size: int = 1
+    """How many there are."""
+    members: tuple[int, ...] = ()
+    """The members that take part; empty for all. If *ordered*, by rank, as often as each has
+    programs."""
+    ordered: bool = False
 
 
 class Left(msgspec.Struct, frozen=True, array_like=True, tag="left"):
