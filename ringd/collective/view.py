@@ -22,6 +22,7 @@ class View:
             the member of its own number.
         ring_size: members of the ring; by default as many as there are ranks.
         side: the neighbour to whom this one's messages and data go.
+        labels: by rank, what errors call it; by default what the names and places give.
     """
 
     names: tuple[str, ...]
@@ -29,6 +30,7 @@ class View:
     places: tuple[int, ...] = ()
     ring_size: int = 0
     side: Side = "right"
+    labels: tuple[str, ...] = ()
     size: int = field(init=False)
     """The number of ranks."""
     here: tuple[int, ...] = field(init=False)
@@ -76,6 +78,8 @@ class View:
 
     def describe(self, rank: int) -> str:
         """Return who *rank* is: its member's name, with its rank where that has others too."""
+        if self.labels:
+            return self.labels[rank]
         name = self.names[rank]
         return name if self.places.count(self.places[rank]) == 1 else f"{name} (rank {rank})"
 

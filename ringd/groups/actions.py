@@ -107,6 +107,12 @@ class TellSession(ToClient, frozen=True):
     """The members on which they are; empty: each on the member of its number."""
 
 
+class TellArrived(ToClient, frozen=True):
+    """Tell the client how many messages have come in a channel, of all that were ever sent."""
+
+    count: int
+
+
 class Deny(ToClient, frozen=True):
     """Tell the client that its request is refused."""
 

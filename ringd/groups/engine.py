@@ -12,15 +12,26 @@ from ringd.collective.view import View
 from ringd.errors import GroupLost, PeerLost, Refused
 from ringd.groups.absences import Absences
 from ringd.groups.actions import Action, Deny, Dropped, Free, Relay
+from ringd.groups.channels import Channel, Opening
 from ringd.groups.mail import Letter, Mail
-from ringd.groups.offers import Rules
+from ringd.groups.offers import ANY_CALL, Rules
 from ringd.groups.op import Op, Submission
 from ringd.groups.reasons import Reasons
 from ringd.groups.roll import Roll
 from ringd.groups.seat import Join, Seat
-from ringd.groups.session import MAX_JOIN_ID
+from ringd.groups.session import MAX_JOIN_ID, Session
 from ringd.groups.timing import OpTimers, Timing
-from ringd.wire.link.control import Computed, Done, GroupMessage, Joined, Left, Offer, Poll, Verdict
+from ringd.wire.link.control import (
+    Computed,
+    Done,
+    GroupMessage,
+    Joined,
+    Left,
+    Offer,
+    Opened,
+    Poll,
+    Verdict,
+)
 
 
 class Engine:
@@ -48,7 +59,7 @@ class Engine:
         lost_after: float = 3.0,
         missing_members: Callable[[], str] = str,
         slow_disks: Callable[[], str] = str,
-        rules: Rules = Rules(),
+        rules: Rules = ANY_CALL,
         about_holder: Callable[[Hashable, Hashable], str] = lambda *_: "close it first",
     ) -> None:
         self._window = window
@@ -84,9 +95,32 @@ class Engine:
         elif text := self.roll.used_up(join_id, group):
             return self._deny(client, join_id, GroupLost.code, text)
         else:
-            seat = Seat(client, join, self._mail, self._out, self._rules)
+            session = Session(group, join_id, part, self._mail)
+            seat = Seat(client, join, session, self._rules)
             self.roll.admit(seat, join.session)
             self.timing.attached(seat, now)
+        return self._finish(now)
+
+    def open(self, client: Hashable, opening: Opening, now: float) -> list[Action]:
+        """A client opens its end of a channel, anew or after this daemon restarted."""
+        seat, known = (self.roll.seats.get(i) for i in (opening.join_id, opening.channel_id))
+        if seat is None or seat.caller.client != client or not seat.session.formed:
+            text = "there are no channels before a group has formed"
+            return self._deny(client, opening.channel_id, Refused.code, text)
+        if isinstance(known, Channel) and known.parent is seat:
+            known.watched = opening.watch
+            known.tell_arrived()
+            return self._finish(now)
+        if seat.left is not None or seat.calls.limit is not None:
+            return self._deny(client, opening.channel_id, GroupLost.code, seat.calls.loss[1])
+        text = opening.objection(seat.session.view)
+        if not text and (known is not None or opening.key in seat.channels):
+            text = f"channel {tuple(opening.key)} is open already, or its number in use"
+        if text:
+            return self._deny(client, opening.channel_id, Refused.code, text)
+        channel = Channel(client, opening, seat, self._rules)
+        self.roll.open(channel)
+        self.timing.attached(channel, now)
         return self._finish(now)
 
     def submit(
@@ -103,7 +137,7 @@ class Engine:
             return self._deny(client, join_id, Refused.code, objection)
         if not seat.submissions.repeated(submission):
             if self._reasons.broken and not self.roll.up and not submission.outcome:
-                self._fail(seat)
+                self._fail(seat.parent if isinstance(seat, Channel) else seat)
             op = seat.submissions.take(submission, now)
             self.roll.look_for_conflict(seat)
             if not op.ended:
@@ -120,9 +154,10 @@ class Engine:
     def detach(self, client: Hashable, reason: str, now: float) -> list[Action]:
         """A client left its group in good order, or is gone; *reason* completes a sentence."""
         for seat in list(self.roll.seats.values()):
-            if seat.caller.client == client:
+            if seat.caller.client == client and not isinstance(seat, Channel):
                 self.roll.leave(seat, self.roll.says(reason, seat))
-                seat.abandon()
+                for stay in (seat, *seat.channels.values()):
+                    stay.abandon()
         return self._finish(now)
 
     # --- the ring's side --------------------------------------------------------------
@@ -141,7 +176,7 @@ class Engine:
             for op in seat.suspend():
                 self.timing.deadlines.add(now, seat, op)
             if seat.calls.client_waits:
-                self._fail(seat)
+                self._fail(seat.parent if isinstance(seat, Channel) else seat)
         return self._finish(now)
 
     def received(  # noqa: PLR0917 - called for every message, and keywords cost time
@@ -193,6 +228,8 @@ class Engine:
             self._out.append(Dropped("of a rank that is not in its session"))
         elif isinstance(message, Offer):
             seat.offers.offered(rank, seq, message, payload, now)
+            if isinstance(seat, Channel):
+                seat.tell_arrived()
         elif isinstance(message, Done):
             seat.calls.peer_done(rank, message.floor)
             if message.finished is not None:
@@ -203,6 +240,8 @@ class Engine:
             seat.polls.polled(rank, seq, message, now)
         elif isinstance(message, Verdict):
             seat.polls.judged(seq, message, now)
+        elif isinstance(message, Opened) and isinstance(seat, Channel):
+            seat.peer_opened(rank, answer=message.answer)
 
     def _deliver(self, letter: Letter, now: float) -> None:
         """Hand what a seat here says to those beside it."""
@@ -242,7 +281,8 @@ class Engine:
     def _fail(self, seat: Seat) -> None:
         """End the open calls of a client that asked to be told of any loss."""
         if seat.on_loss == "fail":
-            seat.calls.cut_open(PeerLost.code, f"the ring broke: {self._reasons.broken}")
+            for stay in (seat, *seat.channels.values()):
+                stay.calls.cut_open(PeerLost.code, f"the ring broke: {self._reasons.broken}")
 
     def _deny(self, client: Hashable, join_id: int, code: str, text: str) -> list[Action]:
         self._out.append(Deny(client, join_id, code, text))

@@ -40,6 +40,10 @@ class Rules(NamedTuple):
     """Whether so many bytes can be the tensor that a rank of so many hands over."""
 
 
+ANY_CALL = Rules()
+"""Rules for which every call is right."""
+
+
 @dataclass(slots=True, eq=False)
 class Offers:
     """Runs an op once all members have offered it.

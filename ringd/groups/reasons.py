@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ringd.groups.channels import Channel
 from ringd.groups.op import Op
 from ringd.groups.roll import Roll
 from ringd.groups.seat import Seat
@@ -36,6 +37,9 @@ class Reasons:
         # Messages go round through all members: one that keeps them hides those beyond it too.
         if not session.live and (slow := self._slow_disks()):
             return slow
+        if isinstance(seat, Channel) and (not session.live or op.missing()):
+            rank = session.view.rank
+            return f"not {'sent' if rank else 'received'} yet by: {session.view.describe(1 - rank)}"
         if session.formed:
             return waiting_for(op, session, seat.calls.ranks_that_may_need_input(op))
         return self._absent(seat)

@@ -19,6 +19,7 @@ import msgspec
 from ringd.collective.call import MAX_TEXT
 from ringd.groups.absences import Absences, Notice
 from ringd.groups.actions import Broadcast, Dropped
+from ringd.groups.channels import Channel, submitted
 from ringd.groups.mail import Mail
 from ringd.groups.op import Op
 from ringd.groups.seat import Seat
@@ -63,7 +64,11 @@ class Roll:
         return group
 
     def _seats_of(self, group: str) -> list[Seat]:
-        return [seat for seat in self.seats.values() if seat.group == group]
+        return [
+            seat
+            for seat in self.seats.values()
+            if seat.group == group and not isinstance(seat, Channel)
+        ]
 
     def local(self, group: str, local_rank: int = 0) -> Seat | None:
         """Return the seat of a client here that takes part in *group*."""
@@ -146,7 +151,8 @@ class Roll:
             left = seat.leave(message)
             if self.up:
                 self.mail.announce(left, seat.session.gid, beside=part.local_size > 1)
-            seat.polls.answer_early()
+            for stay in (seat, *seat.channels.values()):
+                stay.polls.answer_early()
         group = self.groups.get(seat.group)
         if group is not None and group.local.get(part.local_rank) is seat:
             del group.local[part.local_rank]
@@ -170,7 +176,10 @@ class Roll:
             seat.calls.drop()
             del self.seats[seat.join_id]
             self._forget_session(seat)
-            self.absences.remember(session.gid, session.view.rank, seat.left)
+            if isinstance(seat, Channel):
+                del seat.parent.channels[seat.key]
+            else:
+                self.absences.remember(session.gid, session.view.rank, seat.left)
 
     def _forget_session(self, seat: Seat) -> None:
         gid = seat.session.gid
@@ -184,6 +193,15 @@ class Roll:
         """Forget a group in which nobody is."""
         if not (group.local or group.present):
             self.groups.pop(group.name, None)
+
+    def open(self, channel: Channel) -> None:
+        """A client here opens its end of a channel."""
+        self.seats[channel.join_id] = channel
+        channel.parent.channels[channel.key] = channel
+        session = channel.session
+        self.by_gid.setdefault(session.gid, {})[session.view.rank] = channel
+        if self.up:
+            channel.introduce()
 
     # --- the ring ---------------------------------------------------------------------
 
@@ -282,16 +300,20 @@ class Roll:
         for seat in self._seats_of(group.name):
             rank = seat.session.peers.rank_of(message.join_id, origin)
             if rank is not None and message.join_id != seat.join_id:
-                submitted = message.submitted if seat.session.gid == gid else 0
-                self._part(group, seat, rank, submitted, message)
+                if seat.session.gid != gid:
+                    message = msgspec.structs.replace(message, submitted=0, channels=())
+                self._part(group, seat, rank, message)
         self._tidy(group)
 
-    def _part(self, group: Group, seat: Seat, rank: int, submitted: int, message: Left) -> None:
+    def _part(self, group: Group, seat: Seat, rank: int, left: Left) -> None:
         """A client that *seat* counts on left: that ends the session, or it never began."""
-        if submitted == 0 and not seat.pledged and seat.calls.limit is None:
+        if left.submitted == 0 and not seat.pledged and seat.calls.limit is None:
             self._unform(group, seat)
-        else:
-            seat.peer_left(rank, submitted, message.code, message.message)
+            return
+        seat.peer_left(rank, left.submitted, left.code, left.message)
+        for key, channel in list(seat.channels.items()):
+            if rank in key[:2]:
+                channel.peer_left(rank, submitted(left, key), left.code, left.message)
 
     # --- sessions ---------------------------------------------------------------------
 

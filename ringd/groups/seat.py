@@ -6,11 +6,9 @@ from collections.abc import Hashable
 from typing import NamedTuple
 
 from ringd.errors import GroupLost, PeerLost
-from ringd.groups.actions import Action
 from ringd.groups.caller import Caller
 from ringd.groups.calls import Calls
 from ringd.groups.ledger import Ledger
-from ringd.groups.mail import Mail
 from ringd.groups.offers import Offers, Rules
 from ringd.groups.op import Op
 from ringd.groups.polls import Polls
@@ -51,7 +49,7 @@ class Seat:
     such a session is for good, and any other can be forgotten without a trace.
 
     Args:
-        mail: Takes what the others are told.
+        session: Of its group, or of a channel.
         rules: What this daemon knows of calls.
     """
 
@@ -59,8 +57,7 @@ class Seat:
         self,
         client: Hashable,
         join: Join,
-        mail: Mail,
-        out: list[Action],
+        session: Session,
         rules: Rules,
     ) -> None:
         self.group, self.join_id, self.on_loss = join.group, join.join_id, join.on_loss
@@ -69,7 +66,10 @@ class Seat:
         """What the others were told when the client left, if it did."""
         self.pledged = False
         """The client knows its peers, as something may have been offered to them."""
-        self.session = session = Session(join.group, join.join_id, join.part, mail)
+        self.session = session
+        out = session.mail.out
+        self.channels: dict[tuple[int, int, int], Seat] = {}
+        """Those that its client has opened: by sender's rank, receiver's rank, tag."""
         self.caller = caller = Caller(client, join.join_id, join.released, join.expected, out)
         ops: dict[int, Op] = {}
         self.ledger = ledger = Ledger(session, caller, ops, out, join.released)
@@ -139,7 +139,10 @@ class Seat:
             if self.caller.next_seq >= limit:
                 code, message = self._cause(message)
             submitted = min(submitted, limit)
-        self.left = Left(self.group, self.join_id, submitted, code, message)
+        channels = tuple(
+            (*key, channel.leave(message).submitted) for key, channel in self.channels.items()
+        )
+        self.left = Left(self.group, self.join_id, submitted, code, message, channels)
         self.caller.left = True
         self.calls.leave(submitted, code, message)
         return self.left

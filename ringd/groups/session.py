@@ -40,6 +40,14 @@ def session_number(group: str, join_ids: tuple[int, ...]) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
+def channel_number(gid: int, source: int, to: int, tag: int) -> int:
+    """Return the u64 under which two ranks of session *gid* know a channel between them."""
+    digest = blake2b(b"channel", digest_size=8)
+    for number in (gid, source, to, tag):
+        digest.update(number.to_bytes(8, "little"))
+    return int.from_bytes(digest.digest(), "little")
+
+
 class Peers(NamedTuple):
     """Who is in a session, by rank; falsy before it has formed."""
 
@@ -159,10 +167,14 @@ class Session:
         ring = self.mail.ring
         rank = peers.rank_of(self.join_id, ring.rank)
         assert rank is not None  # noqa: S101 - as may_be says
-        self.peers, self.gid = peers, session_number(self.group, peers.join_ids)
         names = tuple(ring.names[place] for place in peers.places)
-        self.view = View(names, rank, peers.places, ring.size)
-        self.counts = [0] * self.view.size
+        view = View(names, rank, peers.places, ring.size)
+        self.take(session_number(self.group, peers.join_ids), peers, view)
+
+    def take(self, gid: int, peers: Peers, view: View) -> None:
+        """Be session *gid*, of *peers* in *view*."""
+        self.gid, self.peers, self.view = gid, peers, view
+        self.counts = [0] * view.size
         self.suspend()
 
     def give_up(self) -> None:

@@ -141,6 +141,15 @@ class Left(msgspec.Struct, frozen=True, array_like=True, tag="left"):
     submitted: int
     code: str
     message: str
+    channels: tuple[tuple[int, int, int, int], ...] = ()
+    """Likewise of those of its channels: (sender's rank, receiver's rank, tag, submitted)."""
+
+
+class Opened(msgspec.Struct, frozen=True, array_like=True, tag="opened"):
+    """The sender's end of the channel ``frame.group`` is open."""
+
+    answer: bool
+    """It heard so of the other end, and need not hear it again."""
 
 
 class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
@@ -185,7 +194,7 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True, tag="verdict"):
     message: str
 
 
-GroupMessage = Union[Joined, Left, Offer, Done, Computed, Poll, Verdict]
+GroupMessage = Union[Joined, Left, Opened, Offer, Done, Computed, Poll, Verdict]
 
 _encoder = msgspec.msgpack.Encoder()
 _membership_decoder = msgspec.msgpack.Decoder(MembershipMessage)
