@@ -127,7 +127,7 @@ class Node:
         self.log[type(action).__name__] += 1
         if isinstance(action, actions.Broadcast):
             said = (action.rank, action.gid, action.seq, action.message, action.payload)
-            self.sim.send(self, self.rank, action.until, said)
+            self.sim.send(self, self.rank, action.until, said, action.side)
         elif isinstance(action, actions.Relay):
             poll = (action.rank, action.gid, action.seq, action.message, b"")
             self.sim.send(self, action.origin, action.origin, poll)
@@ -153,6 +153,7 @@ class Node:
                 client.sessions[action.join_id] = action.session
                 client.places[action.join_id] = action.places
                 self.sim.witness.agreed.add(action.session)
+                self.sim.queue(("down", action.client), lambda: client.hear(action, None))
         elif isinstance(action, (actions.Warn, actions.Dropped)):
             pass
         else:

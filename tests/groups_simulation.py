@@ -18,7 +18,9 @@ from groups_model_client import Client
 from groups_model_node import Node
 from groups_witness import Witness
 
+from ringd.collective.view import Side
 from ringd.groups import actions
+from ringd.groups.channels import Key
 from ringd.groups.roll import Roll
 from ringd.groups.session import Part
 from ringd.wire.link.control import Poll
@@ -55,6 +57,7 @@ class Sim:
         survive: float = 0.5,
         pipe: float = 1.0,
         parts: dict[str, dict[int, list[Part]]] | None = None,
+        channels: dict[str, dict[Key, list[Spec]]] | None = None,
     ) -> None:
         self.n = n
         self.rng = Random(seed)
@@ -73,7 +76,9 @@ class Sim:
         self.generation = 0
         self.generations = 0
         self.forming = False
-        self.links: list[deque[tuple[int, int, int, Said]]] = [deque() for _ in range(n)]
+        self.links: dict[tuple[int, Side], deque[tuple[int, int, int, Said]]] = {
+            (rank, side): deque() for rank in range(n) for side in ("left", "right")
+        }
         self.exchanges: dict[tuple[int, int], Exchange] = {}
         self.points = 0
         self.storm = 20_000 + 100 * n * n * (4 + sum(map(len, programs.values())))
@@ -84,6 +89,9 @@ class Sim:
         self.nodes: list[Node] = []
         for rank in range(n):
             self.nodes.append(Node(self, rank))
+        self.channels = channels or {}
+        """By group, what its ranks send each other."""
+        self._ends: dict[tuple[tuple[int, ...], Key], tuple[int, int]] = {}
         self.parts = parts or {group: {rank: [Part()] for rank in range(n)} for group in programs}
         """By group and member, what its programs say of their parts."""
         for rank in range(n):
@@ -91,6 +99,11 @@ class Sim:
                 for part in self.parts[group].get(rank, ()):
                     self.after(self.delay(20), self.spawner(rank, group, part))
         self.form_soon()
+
+    def ends_of(self, session: tuple[int, ...], key: Key) -> tuple[int, int]:
+        """Return the numbers of a channel's two ends."""
+        numbers = next(self.counter), next(self.counter)
+        return self._ends.setdefault((session, key), numbers)
 
     def size(self, group: str) -> int:
         """Return how many programs *group* has."""
@@ -160,27 +173,27 @@ class Sim:
 
     # --- the ring ---------------------------------------------------------------------
 
-    def send(self, node: Node, origin: int, until: int, said: Said) -> None:
-        """Put a message on the link to the right."""
+    def send(self, node: Node, origin: int, until: int, said: Said, side: Side = "right") -> None:
+        """Put a message on a link."""
         if node.generation == 0 or node.generation != self.generation:
             return  # into the void
         if self.n == 1:
             return
         generation = self.generation
-        link = self.links[node.rank]
+        link = self.links[node.rank, side]
         link.append((generation, origin, until, said))
-        self.after(self.delay(1), lambda: self.deliver(node.rank, generation))
+        self.after(self.delay(1), lambda: self.deliver(node.rank, side, generation))
 
-    def deliver(self, rank: int, generation: int) -> None:
+    def deliver(self, rank: int, side: Side, generation: int) -> None:
         """The first message on a link arrives."""
-        right = self.nodes[(rank + 1) % self.n]
-        link = self.links[rank]
+        right = self.nodes[(rank + (1 if side == "right" else -1)) % self.n]
+        link = self.links[rank, side]
         if generation != self.generation or not link or right.generation != generation:
             return
         _, origin, until, (of, gid, seq, message, payload) = link.popleft()
         payload = bytes(payload)
         if not isinstance(message, Poll) and right.rank != until:
-            self.send(right, origin, until, (of, gid, seq, message, payload))
+            self.send(right, origin, until, (of, gid, seq, message, payload), side)
         assert right.engine is not None
         todo = right.engine.received(origin, of, gid, seq, message, payload, self.now)
         right.carry_out(todo)
@@ -188,7 +201,7 @@ class Sim:
     def break_ring(self) -> None:
         """Everything in flight is lost; the members notice one by one."""
         self.generation = 0
-        for link in self.links:
+        for link in self.links.values():
             link.clear()
         self.exchanges = {key: part for key, part in self.exchanges.items() if part.here}
         for node in self.nodes:
@@ -235,11 +248,15 @@ class Sim:
                 return
             node.generation = generation
             node.carry_out(node.engine.ring_up(self.now))
-            left = (node.rank - 1) % self.n
-            for _ in range(len(self.links[left])):
-                self.after(self.delay(1), lambda: self.deliver(left, generation))
+            sides: tuple[tuple[int, Side], ...] = ((-1, "right"), (1, "left"))
+            for step, side in sides:
+                self._hurry((node.rank + step) % self.n, side, generation)
 
         return up
+
+    def _hurry(self, rank: int, side: Side, generation: int) -> None:
+        for _ in range(len(self.links[rank, side])):
+            self.after(self.delay(1), lambda: self.deliver(rank, side, generation))
 
     # --- large ops --------------------------------------------------------------------
 

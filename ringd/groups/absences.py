@@ -33,14 +33,11 @@ class Absent:
     session: Peers
     rank: int
     """Its own there."""
+    local_rank: int | None
+    """Which one of its member's programs it was; None if that is not known."""
     due: float
     loss: str = ""
     """Who left that session first, as another one of it says that has left."""
-
-    @property
-    def local_rank(self) -> int:
-        """Which one of its member's programs it was."""
-        return self.session.on(self.session.places[self.rank]).index(self.rank)
 
 
 @dataclass(slots=True, eq=False)
@@ -57,8 +54,14 @@ class Absences:
     """By join id."""
     _gone: OrderedDict[int, Notice] = field(default_factory=OrderedDict)
 
-    def counted_on(
-        self, group: str, session: Peers, rank: int, successor: Before | None, now: float
+    def counted_on(  # noqa: PLR0917
+        self,
+        group: str,
+        session: Peers,
+        rank: int,
+        local_rank: int | None,
+        successor: Before | None,
+        now: float,
     ) -> Notice | None:
         """Others count on our client of *rank* in a session, and it is not here: what to say?
 
@@ -69,7 +72,7 @@ class Absences:
         if ours in self.absent:
             return None
         gid = session_number(group, session.join_ids)
-        absent = Absent(group, session, rank, now + self._reattach)
+        absent = Absent(group, session, rank, local_rank, now + self._reattach)
         gone = self._gone.get(ours)
         if gone is not None:
             return gone if gone.gid == gid else self._give_up(ours, absent, gone.left.message)
@@ -97,14 +100,15 @@ class Absences:
     def peer_left(self, origin: int, left: Left) -> None:
         """Another one has left a session that an absent one is in: that may be what ended it."""
         for absent in self.absent.values():
-            if absent.session.rank_of(left.join_id, origin) is not None:
+            counts = absent.session.rank_of(left.join_id, origin) is not None
+            if counts and left.code == GroupLost.code:
                 absent.loss = absent.loss or left.message
 
     def overdue(self, now: float, reason: str) -> list[Notice]:
         """Give up those that had time until *now*."""
         why = client_on(self._view.name, reason)
         late = [(join_id, absent) for join_id, absent in self.absent.items() if now >= absent.due]
-        return [self._give_up(join_id, absent, why) for join_id, absent in late]
+        return [self._give_up(join_id, absent, absent.loss or why) for join_id, absent in late]
 
     def postpone(self, until: float) -> None:
         """Wait for all of them until that moment at least."""

@@ -110,8 +110,11 @@ class Calls:
             return
         if op.phase is Phase.FINISHED and not op.computing:
             self._succeed(op)
-        elif op.phase is Phase.HELD and not self._input_is_needed(op):
-            self._end_well(op)
+        elif op.phase is Phase.HELD:
+            if not self._input_is_needed(op):
+                self._end_well(op)
+            elif self._lost(op.seq):  # which the others may not know yet, and run it once more
+                self.keep_input(op)
 
     def _succeed(self, op: Op) -> None:
         submission = op.submission
@@ -130,10 +133,8 @@ class Calls:
             self.go_on(op)
 
     def _input_is_needed(self, op: Op) -> bool:
-        # A client that is gone overwrites nothing, and what is lost is not run again.
-        if self._caller.client is None or self._lost(op.seq):
-            return False
-        return bool(self.ranks_that_may_need_input(op))
+        # A client that is gone overwrites nothing.
+        return self._caller.client is not None and bool(self.ranks_that_may_need_input(op))
 
     def ranks_that_may_need_input(self, op: Op) -> list[int]:
         """Return the ranks that may need our input of *op* to run it again.

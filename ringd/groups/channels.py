@@ -12,13 +12,17 @@ from collections.abc import Hashable
 from typing import NamedTuple
 
 from ringd.collective.view import Side, View
+from ringd.errors import GroupLost
 from ringd.groups.actions import TellArrived
 from ringd.groups.offers import Rules
 from ringd.groups.seat import Join, Seat
 from ringd.groups.session import MAX_JOIN_ID, Peers, Session, channel_number
-from ringd.wire.link.control import Left, Opened
+from ringd.wire.link.control import Closed, Left, Opened
 
 MAX_TAG = 32767
+
+_ALL_DONE = 2**62
+"""A done floor above all ops."""
 
 
 class Key(NamedTuple):
@@ -98,15 +102,23 @@ class Channel(Seat):
         session.take(channel_number(of.gid, *key), peers, view)
         super().__init__(client, join, session, rules)
         self.pledged = True
+        self.met = opening.expected > opening.released
+        """Something may have been offered to the other end, by this daemon or a former one."""
 
     def introduce(self) -> None:
         """Tell the other end that this one is open, and how far it is."""
         self._say_open(answer=False)
+        if self.left is not None:
+            left = self.left
+            self.session.broadcast(0, Closed(left.submitted, left.code, left.message))
         if self.ledger.own:
             self.ledger.announce_done()
 
     def _say_open(self, *, answer: bool) -> None:
-        self.session.broadcast(0, Opened(answer=answer))
+        source, to = self.session.peers.join_ids
+        view = self.session.view
+        place = view.places[1 - view.rank]
+        self.session.broadcast(0, Opened(answer, self.group, (source, to), place))
 
     def peer_opened(self, rank: int, *, answer: bool) -> None:
         """The other end is open; if it is not known to have heard of this one, tell it."""
@@ -117,6 +129,7 @@ class Channel(Seat):
 
     def go_live(self) -> None:
         """As of a stay; the client knows its peers."""
+        self.met = True
         super().go_live()
         self.tell_arrived()
 
@@ -126,11 +139,24 @@ class Channel(Seat):
         if self.watched and client is not None and self.session.view.rank == 1:
             self.session.mail.out.append(TellArrived(client, self.join_id, self.session.counts[0]))
 
-    def peer_left(self, rank: int, submitted: int, code: str, message: str) -> None:
-        """The stay of the other end is over; *rank* is that in the session of both."""
-        super().peer_left(0 if rank == self.key.source else 1, submitted, code, message)
+    def leave(self, message: str, code: str = GroupLost.code) -> Left:
+        """As of a stay; what was never offered to the other end is not completed for it."""
+        if not self.met:
+            self.calls.cut(0, code, message)
+        return super().leave(message, code)
 
+    def peer_closed(self, rank: int, closed: Closed) -> None:
+        """The stay of the other end is over."""
+        self.peer_left(rank, closed.submitted, closed.code, closed.message)
+        if closed.forgotten:
+            self.calls.peer_done(rank, _ALL_DONE)
 
-def submitted(left: Left, key: tuple[int, int, int]) -> int:
-    """Return how many calls of the channel *key* a client that *left* has handed over."""
-    return next((number for *of, number in left.channels if tuple(of) == key), 0)
+    def peer_is_elsewhere(self) -> None:
+        """The other end has no part in this session: it had given that up."""
+        if self.left is not None:
+            self.calls.cut(0, self.left.code, self.left.message)
+
+    def end_with(self, rank: int, left: Left) -> None:
+        """The stay of *rank*, the other end, is over."""
+        submitted = next((number for *of, number in left.channels if tuple(of) == self.key), 0)
+        self.peer_left(rank, submitted, left.code, left.message)

@@ -22,6 +22,7 @@ from ringd.groups.seat import Join, Seat
 from ringd.groups.session import MAX_JOIN_ID, Session
 from ringd.groups.timing import OpTimers, Timing
 from ringd.wire.link.control import (
+    Closed,
     Computed,
     Done,
     GroupMessage,
@@ -104,15 +105,18 @@ class Engine:
     def open(self, client: Hashable, opening: Opening, now: float) -> list[Action]:
         """A client opens its end of a channel, anew or after this daemon restarted."""
         seat, known = (self.roll.seats.get(i) for i in (opening.join_id, opening.channel_id))
-        if seat is None or seat.caller.client != client or not seat.session.formed:
+        if seat is None:
+            text = self.roll.used_up(opening.join_id, "") or "its stay in the group is over"
+            return self._deny(client, opening.channel_id, GroupLost.code, text)
+        if seat.caller.client != client or not seat.session.formed:
             text = "there are no channels before a group has formed"
             return self._deny(client, opening.channel_id, Refused.code, text)
         if isinstance(known, Channel) and known.parent is seat:
             known.watched = opening.watch
             known.tell_arrived()
             return self._finish(now)
-        if seat.left is not None or seat.calls.limit is not None:
-            return self._deny(client, opening.channel_id, GroupLost.code, seat.calls.loss[1])
+        if seat.calls.limit is not None:  # also where it has left
+            return self._deny(client, opening.channel_id, *seat.calls.loss)
         text = opening.objection(seat.session.view)
         if not text and (known is not None or opening.key in seat.channels):
             text = f"channel {tuple(opening.key)} is open already, or its number in use"
@@ -204,7 +208,9 @@ class Engine:
             self.roll.joined(origin, message, now)
         elif isinstance(message, Left):
             self.roll.peer_left(origin, gid, message)
-        elif (seats := self.roll.by_gid.get(gid)) is None:
+        elif (seats := self.roll.by_gid.get(gid)) is None and isinstance(message, Opened):
+            self.roll.opened(origin, rank, gid, message, now)
+        elif seats is None:
             self._pass_on(origin, rank, gid, seq, message)
         elif isinstance(message, Poll):  # those beside it get it one after the other
             self._tell(seats[min(seats)], Letter(rank, gid, seq, message), now)
@@ -242,16 +248,23 @@ class Engine:
             seat.polls.judged(seq, message, now)
         elif isinstance(message, Opened) and isinstance(seat, Channel):
             seat.peer_opened(rank, answer=message.answer)
+        elif isinstance(message, Closed) and isinstance(seat, Channel):
+            seat.peer_closed(rank, message)
 
     def _deliver(self, letter: Letter, now: float) -> None:
         """Hand what a seat here says to those beside it."""
         message = letter.message
         if isinstance(message, Joined):
             self.roll.joined(self._mail.ring.rank, message, now)
-        elif isinstance(message, Left):
+            return
+        if isinstance(message, Left):
             self.roll.peer_left(self._mail.ring.rank, letter.gid, message)
+            return
+        seats = self.roll.by_gid.get(letter.gid, {})
+        if isinstance(message, Opened) and len(seats) == 1:  # the one that says so
+            self.roll.opened(self._mail.ring.rank, letter.rank, letter.gid, message, now)
         else:
-            for rank, seat in list(self.roll.by_gid.get(letter.gid, {}).items()):
+            for rank, seat in list(seats.items()):
                 if (rank != letter.rank) if letter.to is None else (rank == letter.to):
                     self._tell(seat, letter, now)
 
@@ -279,8 +292,11 @@ class Engine:
     # --- housekeeping -----------------------------------------------------------------
 
     def _fail(self, seat: Seat) -> None:
-        """End the open calls of a client that asked to be told of any loss."""
-        if seat.on_loss == "fail":
+        """End the open calls of a client that asked to be told of any loss.
+
+        Not those of a stay that is over, of which the others know which ones they can count on.
+        """
+        if seat.on_loss == "fail" and seat.left is None:
             for stay in (seat, *seat.channels.values()):
                 stay.calls.cut_open(PeerLost.code, f"the ring broke: {self._reasons.broken}")
 

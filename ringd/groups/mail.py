@@ -59,7 +59,8 @@ class Mail:
             action = Broadcast(gid, seq, message, payload, view.rank, view.until, view.side)
             self.out.append(action)
         if len(view.here) > 1:
-            self.beside.append(Letter(view.rank, gid, seq, message, payload))
+            # Copied: a program that lent it may write to it before those beside have used it.
+            self.beside.append(Letter(view.rank, gid, seq, message, bytes(payload)))
 
     def say_beside(self, rank: int, gid: int, message: GroupMessage) -> None:
         """Have the seats here hear what the client of *rank*, which is gone, can say no more."""

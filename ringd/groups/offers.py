@@ -135,8 +135,9 @@ class Offers:
             if error is not None:
                 self._calls.end(op, error.outcome, error.message)
                 return
-        if len(offers) == self._session.view.size:
+        if op.ended or op.has_result:  # those that have released it offer nothing any more
             self._ledger.announce(op)
+        if len(offers) == self._session.view.size:
             if not op.failed:
                 self._decide(op, offers)
 

@@ -19,13 +19,13 @@ import msgspec
 from ringd.collective.call import MAX_TEXT
 from ringd.groups.absences import Absences, Notice
 from ringd.groups.actions import Broadcast, Dropped
-from ringd.groups.channels import Channel, submitted
+from ringd.groups.channels import Channel
 from ringd.groups.mail import Mail
 from ringd.groups.op import Op
 from ringd.groups.seat import Seat
 from ringd.groups.session import Part, Peers, Place, expected, peers
 from ringd.groups.words import client_on, shorten, which_of
-from ringd.wire.link.control import Done, Joined, Left
+from ringd.wire.link.control import Closed, Done, Joined, Left, Opened
 
 
 @dataclass(slots=True)
@@ -203,6 +203,25 @@ class Roll:
         if self.up:
             channel.introduce()
 
+    def opened(self, origin: int, rank: int, gid: int, message: Opened, now: float) -> None:
+        """The other end of a channel is open, whose end here is not, or not any more."""
+        own = message.join_ids[1 - rank]
+        seat, ring = self.seats.get(own), self.mail.ring
+        if message.place != ring.rank or (seat is not None and seat.left is None):
+            return  # only on its way; or our client has yet to open it
+        left = self.absences.last_words(own) if seat is None else seat.left
+        if left is not None:
+            closed = Closed(0, left.code, left.message, forgotten=True)
+            if origin == ring.rank:
+                self.mail.say_beside(1 - rank, gid, closed)
+            else:
+                self.mail.out.append(Broadcast(gid, 0, closed, b"", 1 - rank, origin))
+            return
+        places = (ring.rank, origin) if rank else (origin, ring.rank)
+        session = Peers(message.join_ids, places)
+        notice = self.absences.counted_on(message.group, session, 1 - rank, None, None, now)
+        self._say_gone(notice)
+
     # --- the ring ---------------------------------------------------------------------
 
     def ring_up(self) -> None:
@@ -245,9 +264,13 @@ class Roll:
             self._check_absent(group, session, now)
         for seat in list(group.local.values()):
             self._try_form(group, seat)
-        for seat in self._seats_of(group.name):
-            if (rank := seat.session.peers.rank_of(message.join_id, origin)) is not None:
+        for seat in list(self.seats.values()):
+            if (rank := seat.session.peers.rank_of(message.join_id, origin)) is None:
+                continue
+            if not isinstance(seat, Channel):
                 self._meet(group, seat, rank, session)
+            elif session and seat.parent.join_id not in session.join_ids:
+                seat.peer_is_elsewhere()
 
     def _meet(self, group: Group, seat: Seat, rank: int, session: Peers) -> None:
         """A client that *seat* counts on says in which session it is."""
@@ -269,7 +292,9 @@ class Roll:
             if session.join_ids[rank] not in self.seats:
                 local = group.local.get(local_rank)
                 before = None if local is None else local.before
-                self._say_gone(self.absences.counted_on(group.name, session, rank, before, now))
+                self._say_gone(
+                    self.absences.counted_on(group.name, session, rank, local_rank, before, now)
+                )
 
     def give_up_absent(self, now: float, reason: str) -> None:
         """Tell the others of clients that did not come back until *now*."""
@@ -297,23 +322,23 @@ class Roll:
         for place, there in list(group.present.items()):
             if place[0] == origin and there.join_id == message.join_id:
                 del group.present[place]
-        for seat in self._seats_of(group.name):
+        for seat in list(self.seats.values()):
             rank = seat.session.peers.rank_of(message.join_id, origin)
-            if rank is not None and message.join_id != seat.join_id:
-                if seat.session.gid != gid:
-                    message = msgspec.structs.replace(message, submitted=0, channels=())
-                self._part(group, seat, rank, message)
+            if rank is None or rank == seat.session.view.rank:
+                continue
+            if isinstance(seat, Channel):
+                seat.end_with(rank, message)
+            else:
+                submitted = message.submitted if seat.session.gid == gid else 0
+                self._part(group, seat, rank, submitted, message)
         self._tidy(group)
 
-    def _part(self, group: Group, seat: Seat, rank: int, left: Left) -> None:
+    def _part(self, group: Group, seat: Seat, rank: int, submitted: int, left: Left) -> None:
         """A client that *seat* counts on left: that ends the session, or it never began."""
-        if left.submitted == 0 and not seat.pledged and seat.calls.limit is None:
+        if submitted == 0 and not seat.pledged and seat.calls.limit is None:
             self._unform(group, seat)
-            return
-        seat.peer_left(rank, left.submitted, left.code, left.message)
-        for key, channel in list(seat.channels.items()):
-            if rank in key[:2]:
-                channel.peer_left(rank, submitted(left, key), left.code, left.message)
+        else:
+            seat.peer_left(rank, submitted, left.code, left.message)
 
     # --- sessions ---------------------------------------------------------------------
 

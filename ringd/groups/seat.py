@@ -131,16 +131,16 @@ class Seat:
             self.caller.tell_lost(self.calls.limit, *self.calls.loss)
         self.caller.tell_released(self.ledger.released)
 
-    def leave(self, message: str) -> Left:
+    def leave(self, message: str, code: str = GroupLost.code) -> Left:
         """The client takes part no more; what it handed over is still completed for others."""
         submitted = self.caller.next_seq if self.session.formed else 0
-        code, limit = GroupLost.code, self.calls.limit
+        limit = self.calls.limit
         if limit is not None:
             if self.caller.next_seq >= limit:
                 code, message = self._cause(message)
             submitted = min(submitted, limit)
         channels = tuple(
-            (*key, channel.leave(message).submitted) for key, channel in self.channels.items()
+            (*key, channel.leave(message, code).submitted) for key, channel in self.channels.items()
         )
         self.left = Left(self.group, self.join_id, submitted, code, message, channels)
         self.caller.left = True

@@ -150,6 +150,24 @@ class Opened(msgspec.Struct, frozen=True, array_like=True, tag="opened"):
 
     answer: bool
     """It heard so of the other end, and need not hear it again."""
+    group: str
+    join_ids: tuple[int, int]
+    """Of the stays of the sending and the receiving rank."""
+    place: int
+    """The member of the other end."""
+
+
+class Closed(msgspec.Struct, frozen=True, array_like=True, tag="closed"):
+    """The stay of the sender's end of the channel ``frame.group`` is over.
+
+    Calls below *submitted* were handed over and can still complete.
+    """
+
+    submitted: int
+    code: str
+    message: str
+    forgotten: bool = False
+    """Nothing is left of it: it needs nothing any more."""
 
 
 class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
@@ -194,7 +212,7 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True, tag="verdict"):
     message: str
 
 
-GroupMessage = Union[Joined, Left, Opened, Offer, Done, Computed, Poll, Verdict]
+GroupMessage = Union[Joined, Left, Opened, Closed, Offer, Done, Computed, Poll, Verdict]
 
 _encoder = msgspec.msgpack.Encoder()
 _membership_decoder = msgspec.msgpack.Decoder(MembershipMessage)
