@@ -23,7 +23,6 @@ from ringd.groups.roll import Roll
 from ringd.groups.session import Part
 from ringd.wire.link.control import Poll
 
-
 Said = tuple[int, int, int, Any, Union[bytes, memoryview]]
 """A rank, its session, an op, a message and what goes with it."""
 

@@ -48,9 +48,9 @@ class User:
         """Note it."""
         self.told.append(reason)
 
-    def group_message(self, origin, _gid, seq, message, payload):
+    def group_message(self, origin, rank, _gid, seq, message, payload):
         """Note it."""
-        self.told.append((origin, seq, message, payload))
+        self.told.append((origin, rank, seq, message, payload))
 
     def quiet(self):
         """Nobody minds."""
@@ -227,7 +227,7 @@ def test_what_came_early_is_taken_in_order(entering, monkeypatch):
     for name, value in (("entering", None), ("in_ring", True), ("generation", 5)):
         monkeypatch.setattr(type(neighbours.machine), name, value)
     neighbours._catch_up()
-    assert [told[:2] for told in entering.user.told] == [(1, 3), (1, 4)]
+    assert [told[:3] for told in entering.user.told] == [(1, 0, 3), (1, 0, 4)]
 
 
 def test_a_call_that_is_told_again_counts_once(home):
@@ -240,7 +240,7 @@ def test_a_call_that_is_told_again_counts_once(home):
         View(home.neighbours.names, 0),
         home.neighbours,
         home.recorder,
-        on_finished=lambda _gid, _seq: None,
+        on_finished=lambda _gid, _rank, _seq: None,
     )
     call = Call("barrier", "", "", (), "")
     submission = Submission(0, call, None, None, None, hold=False, sealed=False)

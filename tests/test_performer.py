@@ -13,6 +13,8 @@ from ringd.daemon.performer import Buffers, Performer
 from ringd.groups.actions import Dropped, Run
 from ringd.groups.op import Submission
 
+ALONE = View(("a",), 0)
+
 
 class Stand:
     """A performer alone in its ring; a call that is through leads to *follow*."""
@@ -23,10 +25,10 @@ class Stand:
         self.performer = Performer(
             SimpleNamespace(now=lambda: 0.0),
             config,
-            View(("a",), 0),
-            SimpleNamespace(kick=lambda: None),
+            ALONE,
+            SimpleNamespace(kick=lambda _side: None, send_credit=None),
             None,
-            on_finished=lambda _gid, _seq: self.performer.perform(self.follow),
+            on_finished=lambda _gid, _rank, _seq: self.performer.perform(self.follow),
         )
 
     @property
@@ -40,7 +42,7 @@ def run(payloads):
     call = Call("all_reduce", "sum", "float32", (1,), "")
     buffers = Buffers(memoryview(bytes(4)), None, None, 0.0)
     submission = Submission(0, call, None, None, None, hold=False, sealed=False, buffers=buffers)
-    return Run(1, 0, (call,), submission, payloads, serve=False)
+    return Run(1, ALONE, 0, (call,), submission, payloads, serve=False)
 
 
 @pytest.mark.parametrize("payloads", [(b"\0\0\0\0",), None], ids=["small", "large"])

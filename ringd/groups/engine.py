@@ -22,6 +22,8 @@ from ringd.groups.session import MAX_JOIN_ID
 from ringd.groups.timing import OpTimers, Timing
 from ringd.wire.link.control import Computed, Done, GroupMessage, Joined, Left, Offer, Poll, Verdict
 
+_NO_RULES = Rules()
+
 
 class Engine:
     """All groups, as one member of the ring sees them.
@@ -48,7 +50,7 @@ class Engine:
         lost_after: float = 3.0,
         missing_members: Callable[[], str] = str,
         slow_disks: Callable[[], str] = str,
-        rules: Rules = Rules(),
+        rules: Rules = _NO_RULES,
         about_holder: Callable[[Hashable, Hashable], str] = lambda *_: "close it first",
     ) -> None:
         self._window = window
