@@ -10,6 +10,7 @@ from ringd.groups import actions
 from ringd.groups.engine import Engine
 from ringd.groups.op import Submission
 from ringd.groups.seat import Join
+from ringd.groups.session import peers
 from ringd.wire.link.control import Poll
 
 
@@ -125,9 +126,9 @@ class Bench:
         for rank in ranks:
             self.engines[rank] = self.make(rank)
 
-    def attach(self, rank, join_id, *, group="g", client=None, **kwargs):
-        """A client joins, or comes back."""
-        join = Join(group, join_id, **kwargs)
+    def attach(self, rank, join_id, *, group="g", client=None, session=(), places=(), **kwargs):
+        """A client joins, or comes back to the *session* of these join ids."""
+        join = Join(group, join_id, session=peers(session, places, self.n), **kwargs)
         self.do(rank, self.engines[rank].attach(client or self.names[rank], join, self.now))
 
     def join_all(self, base=10, group="g", **kwargs):

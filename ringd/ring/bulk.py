@@ -52,8 +52,8 @@ class Flow:
     """Whether members that have no part in it lie between."""
     credited: bool
     """Whether its senders keep to credits."""
-    sender: tuple[Side, int] = ("left", 0)
-    """Whence what it receives came last: the neighbour, and the member that had sent it."""
+    sender: tuple[Side, int]
+    """Whence what it receives comes: the neighbour, and the member that sends it."""
     granted: int = FAR
     """The credit that this one was told."""
 
@@ -142,7 +142,8 @@ class Bulk:
 
     def _flow(self, transfer: Transfer, view: View, kind: kinds.Kind) -> Flow:
         far = len({*view.places}) != view.ring_size
-        return Flow(transfer, view.side, view.next, far, credited=far or kind.passes)
+        sender = OPPOSITE[view.side], view.until
+        return Flow(transfer, view.side, view.next, far, far or kind.passes, sender)
 
     def stop(self, gid: int, seq: int) -> None:
         """Forget the op; the caller makes the links let go of its memory."""
@@ -194,7 +195,6 @@ class Bulk:
         flow = self._flows.get(key)
         if flow is None:
             return None
-        flow.sender = side, header.origin
         flow.transfer.received(header.index)
         self._progress(key, flow)
         return flow.side

@@ -512,8 +512,14 @@ class Neighbours:
         self._loop.call_soon(partial(self.link_lost, link, reason))
         link.close(reason, goodbye=True)
 
+    def _check_way(self, header: Header) -> None:
+        """Object to a frame that no member would take off the ring."""
+        if header.until >= self.size or header.origin == self.rank:
+            raise FrameError(f"a {header.type.name} frame that no member takes")
+
     def data_buffer(self, link: Link, header: Header) -> memoryview | None:
         """Say where a chunk goes."""
+        self._check_way(header)
         if not self.machine.in_ring:
             self.dropped["chunk while the ring is broken"] += 1
             return None
@@ -525,6 +531,7 @@ class Neighbours:
 
     def _credit(self, link: Link, header: Header) -> None:
         """Take a credit, or pass it on."""
+        self._check_way(header)
         if not self.machine.in_ring or header.generation != self.machine.generation:
             self.dropped["of another generation"] += 1
         elif header.until == self.rank:
