@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from transferkit import Ring
+from transferkit import Party
 
 from ringd.collective import kinds
 from ringd.collective.call import NO_ROOT, Call
@@ -65,17 +65,8 @@ def expected(name, inputs, root, reduced):
 
 def run(call, inputs, seed, *, by_rank=False, chunk_bytes=64, pool=None):
     """Carry *call* out in a ring; return that."""
-    kind = KINDS[call.kind]
-    ring = Ring(
-        call.reduction or None,
-        inputs,
-        chunk_bytes,
-        way=kind.plan,
-        count=int(np.prod(call.shape)),
-        pool=pool,
-        by_rank=by_rank,
-        root=max(0, call.root),
-    )
+    calls = [call] * len(inputs)
+    ring = Party(calls, inputs, chunk_bytes, by_rank=by_rank, pool=pool)
     ring.run(seed)
     assert [t.finished for t in ring.transfers] == [True] * len(inputs)
     assert not any(t._buffers for t in ring.transfers)
@@ -125,13 +116,7 @@ def test_uneven_blocks_arrive_where_they_belong(size):
                 kinds.check(call, size)
             assert kinds.disagreement(calls) is None
             inputs = [values(call, rank, size) for rank, call in enumerate(calls)]
-            ring = Ring(
-                None,
-                inputs,
-                64,
-                way=KINDS[calls[0].kind].plan,
-                task=lambda rank, calls=calls, **fields: kinds.task(calls, rank, **fields),
-            ).run(seed)
+            ring = Party(calls, inputs).run(seed)
             assert all(t.finished for t in ring.transfers)
             for rank, target in enumerate(ring.targets):
                 small = np.empty(kinds.target_count(calls[rank], rank, size), np.int32)
@@ -230,23 +215,15 @@ def test_bytes_over_a_link(name, share):
 @pytest.mark.parametrize("name", CARRIED)
 def test_what_only_passes_is_held_within_bounds(name, by_rank):
     """Where neighbours keep pace, what is for others takes the same memory, however much it is."""
-    size, kind = 5, KINDS[name]
+    size = 5
     for root in roots(name, size):
         peaks = []
         for count in (10_000, 20_000):
             call = call_of(name, count, size, root)
             inputs = [values(call, rank, size) for rank in range(size)]
             pool = ScratchPool(256, keep=10_000)
-            ring = Ring(
-                call.reduction or None,
-                inputs,
-                256,
-                way=kind.plan,
-                count=count,
-                pool=pool,
-                by_rank=by_rank,
-                root=max(0, root),
-            ).march()
+            calls = [call] * size
+            ring = Party(calls, inputs, 256, by_rank=by_rank, pool=pool).march()
             assert all(t.finished for t in ring.transfers)
             peaks.append(len(pool._free))
         assert peaks[0] == peaks[1] <= 8 * size * size

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transferkit import Ring
+from transferkit import Sums
 
 from ringd.collective.chain_plans import chain_all_reduce
 from ringd.collective.plan import Combine
@@ -116,7 +116,7 @@ def test_every_op_dtype_and_size_gives_the_promised_bits(operation, name, size, 
     rng = np.random.default_rng(size)
     for count in (0, 1, size - 1, 4 * size + 3, 131):
         inputs = [random_values(rng, dtype, count) for _ in range(size)]
-        ring = Ring(operation, inputs, chunk_bytes=64, way=way).run(seed=count)
+        ring = Sums(operation, inputs, chunk_bytes=64, way=way).run(seed=count)
         assert [t.finished for t in ring.transfers] == [True] * size
         promised = promised_bits(operation, inputs, way)
         assert [target.tobytes() for target in ring.targets] == [promised] * size
@@ -143,8 +143,8 @@ def test_the_order_of_events_never_shows(case, way, size, count, chunk_bytes, se
     operation, name = case
     rng = np.random.default_rng(seed)
     inputs = [random_values(rng, dtype_from_name(name), count) for _ in range(size)]
-    ring = Ring(operation, inputs, chunk_bytes, way=way).run(seed)
-    again = Ring(operation, inputs, chunk_bytes, way=way).run(seed + 1)
+    ring = Sums(operation, inputs, chunk_bytes, way=way).run(seed)
+    again = Sums(operation, inputs, chunk_bytes, way=way).run(seed + 1)
     promised = promised_bits(operation, inputs, way)
     assert [t.finished for t in ring.transfers] == [True] * size
     assert [target.tobytes() for target in ring.targets] == [promised] * size
@@ -158,7 +158,7 @@ def test_a_stalled_member_never_blocks_the_wire(stalled, way):
     """While one rank sends nothing, all others can still receive whatever is on its way."""
     rng = np.random.default_rng(0)
     inputs = [random_values(rng, np.dtype(np.float16), 999) for _ in range(4)]
-    ring = Ring("sum", inputs, chunk_bytes=64, way=way)
+    ring = Sums("sum", inputs, chunk_bytes=64, way=way)
     while moves := [m for m in ring.moves() if m != (ring.start, stalled)]:
         act, rank = moves[0]
         act(rank)
@@ -190,7 +190,7 @@ def test_scratch_buffers_come_back(name, size, way):
         def give(self, buffer):
             pool.give(buffer)
 
-    ring = Ring("sum", inputs, 64, way=way, pool=Counting()).run(seed=1)
+    ring = Sums("sum", inputs, 64, way=way, pool=Counting()).run(seed=1)
     assert all(t.finished for t in ring.transfers)
     received = [receive for t in ring.transfers for receive in t.plan.receives]
     assert len(taken) == sum(receive.combine is not Combine.STORE for receive in received)
@@ -204,6 +204,6 @@ def test_equal_dtypes_need_no_scratch(way):
     """Partial sums of float32 live in the target."""
     rng = np.random.default_rng(0)
     inputs = [random_values(rng, np.dtype(np.float32), 500) for _ in range(4)]
-    ring = Ring("sum", inputs, 64, way=way, pool=ScratchPool(0)).run(seed=1)
+    ring = Sums("sum", inputs, 64, way=way, pool=ScratchPool(0)).run(seed=1)
     assert all(t.finished for t in ring.transfers)
     assert ring.pool._free == []

@@ -21,7 +21,7 @@ class Stand:
         self.follow = follow
         config = SimpleNamespace(ops=OpsSettings(), ipc=IpcSettings())
         self.performer = Performer(
-            SimpleNamespace(now=lambda: 0.0),
+            SimpleNamespace(now=lambda: 0.0, call_soon=lambda callback: callback()),
             config,
             View(("a",), 0),
             SimpleNamespace(kick=lambda: None),

@@ -14,6 +14,7 @@ import structlog
 from ringd import errors
 from ringd.border.client import Client
 from ringd.collective import kinds
+from ringd.collective.layout import Layout
 from ringd.collective.reduction import Array, Reduction, dtype_from_name
 from ringd.collective.view import View
 from ringd.config.settings import Config, IpcSettings
@@ -87,7 +88,9 @@ class Performer:
             checksum=config.ops.checksum,
             by_rank=config.ops.order == "rank",
             on_finished=on_finished,
+            defer=loop.call_soon,
         )
+        self._layout = Layout.of(range(view.size), view.rank)
         self.outcomes: Counter[str] = Counter()
         """Calls that ended here, by outcome."""
         self.dropped: Counter[str] = Counter()
@@ -148,11 +151,13 @@ class Performer:
         buffers.started = self._loop.now()
         if action.payloads is not None:
             inputs = [flat(payload, dtype) for payload in action.payloads]
-            kind.compute(kinds.Inputs(inputs, calls, rank, reduction), target)
+            order = self._layout.order
+            kind.compute(kinds.Inputs(inputs, calls, rank, reduction, order), target)
             self._finished(action.gid, action.seq)
         else:
             source = flat(buffers.source, dtype)
-            self.bulk.start((action.gid, action.seq), calls, reduction, source, target)
+            key = (action.gid, action.seq)
+            self.bulk.start(key, calls, self._layout, reduction, [source], [target])
             self._neighbours.kick()
 
     def _stop(self, action: groups.Stop) -> None:

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 import msgspec
 import numpy as np
 
-from ringd.collective import kinds
+from ringd.collective.arrange import Arrangement, arrange
 from ringd.collective.call import Call
-from ringd.collective.plan import Plan
+from ringd.collective.layout import Layout
 from ringd.collective.reduction import Array, Reduction
 from ringd.collective.transfer import ScratchPool, Transfer, TransferError
 from ringd.wire.link import frames
@@ -39,6 +39,7 @@ class Bulk:
         by_rank: Whether every sum is taken in the order of the ranks, equal on all members.
         on_finished: Called with an op's key when its result is complete and nothing of it is
             still to be sent; the transfer is forgotten by then.
+        defer: Calls its argument soon, after a look at the sockets.
     """
 
     def __init__(
@@ -49,17 +50,20 @@ class Bulk:
         checksum: bool,
         by_rank: bool,
         on_finished: Callable[[int, int], None],
+        defer: Callable[[Callable[[], None]], None],
     ) -> None:
         self._rank = rank
         self._chunk_bytes = chunk_bytes
         self._checksum = checksum
         self._by_rank = by_rank
         self._on_finished = on_finished
-        self._plans: dict[tuple[object, ...], Plan] = {}  # programs repeat their shapes
+        self._defer = defer
+        self._plans: dict[tuple[object, ...], Arrangement] = {}  # programs repeat their shapes
         self._scratch = ScratchPool(chunk_bytes)
         self._transfers: dict[Key, Transfer] = {}
         self._ready: dict[int, list[int]] = {}  # by gid: a heap of ops that may send
         self._turns: deque[int] = deque()  # gids with such ops
+        self._working: deque[Key] = deque()  # ops with work that waits for nobody
         self.generation = 0
         """Stamped on every chunk."""
         self.stale = 0
@@ -68,36 +72,41 @@ class Bulk:
     def __len__(self) -> int:
         return len(self._transfers)
 
-    def start(
+    def start(  # noqa: PLR0917 - all of them say what the op is
         self,
         key: Key,
         calls: Sequence[Call],
+        layout: Layout,
         reduction: Reduction | None,
-        source: Array,
-        target: Array,
+        sources: Sequence[Array],
+        targets: Sequence[Array | None],
     ) -> None:
         """Begin the op; its first chunks can be pulled at once.
 
         Args:
             key: The op's.
             calls: Everybody's, by rank.
+            layout: Where the ranks are.
             reduction: What to compute; None where nothing is reduced.
-            source: This member's input.
-            target: For its result.
+            sources: The inputs of this member's ranks.
+            targets: For their results; None for a rank that needs none.
         """
-        accumulator = target.dtype if reduction is None else reduction.accumulator
-        plan = self._plan(
+        dtype = sources[0].dtype
+        arrangement = self._arrangement(
             tuple(msgspec.structs.replace(call, name="") for call in calls),
-            target.itemsize,
-            accumulator.itemsize,
+            layout,
+            dtype.itemsize,
+            (dtype if reduction is None else reduction.accumulator).itemsize,
             self._by_rank and reduction is not None and reduction.order_matters,
         )
-        transfer = Transfer(plan, reduction, source, target, self._scratch)
-        if transfer.finished:  # alone in the ring
-            self._on_finished(*key)
-            return
+        transfer = arrangement.begin(reduction, sources, targets, self._scratch)
         self._transfers[key] = transfer
-        self._queue(*key)
+        if transfer.idle_work:
+            self._working.append(key)
+            if len(self._working) == 1:
+                self._defer(self._work)
+        if transfer.plan.sends:
+            self._queue(*key)
 
     def stop(self, gid: int, seq: int) -> None:
         """Forget the op; the caller makes the links let go of its memory."""
@@ -165,28 +174,40 @@ class Bulk:
 
     # --- inside -----------------------------------------------------------------------
 
-    def _plan(
-        self, calls: tuple[Call, ...], itemsize: int, accumulator_itemsize: int, by_rank: bool
-    ) -> Plan:
-        key = (calls, itemsize, accumulator_itemsize, by_rank)
-        plan = self._plans.pop(key, None) or self._make_plan(*key)
-        self._plans[key] = plan  # the last one to be used
-        while len(self._plans) > 1 and sum(map(len, self._plans.values())) > _INSTRUCTIONS:
-            del self._plans[next(iter(self._plans))]
-        return plan
-
-    def _make_plan(
-        self, calls: tuple[Call, ...], itemsize: int, accumulator_itemsize: int, by_rank: bool
-    ) -> Plan:
-        task = kinds.task(
+    def _arrangement(
+        self,
+        calls: tuple[Call, ...],
+        layout: Layout,
+        itemsize: int,
+        accumulator_itemsize: int,
+        by_rank: bool,
+    ) -> Arrangement:
+        key = (calls, layout, itemsize, accumulator_itemsize, by_rank)
+        arrangement = self._plans.pop(key, None) or arrange(
             calls,
-            self._rank,
+            layout,
             itemsize=itemsize,
             accumulator_itemsize=accumulator_itemsize,
             chunk_bytes=self._chunk_bytes,
             by_rank=by_rank,
         )
-        return kinds.of(calls[0]).plan(task)
+        self._plans[key] = arrangement  # the last one to be used
+        while len(self._plans) > 1 and sum(map(len, self._plans.values())) > _INSTRUCTIONS:
+            del self._plans[next(iter(self._plans))]
+        return arrangement
+
+    def _work(self) -> None:
+        """Do a piece of the work of one op, and see to the next one after a look at the sockets."""
+        key = self._working[0]
+        transfer = self._transfers.get(key)
+        if transfer is not None and transfer.work():
+            self._working.rotate(-1)
+        else:
+            self._working.popleft()
+        if self._working:
+            self._defer(self._work)
+        if transfer is not None:
+            self._check_finished(key, transfer)
 
     def _frame(
         self, gid: int, seq: int, index: int, chunk: memoryview
