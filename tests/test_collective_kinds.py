@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from transferkit import Party
+from transferkit import Party, expected, roots
 
 from ringd.collective import kinds
 from ringd.collective.call import NO_ROOT, Call
@@ -17,11 +17,6 @@ SIZES = range(1, 7)
 CARRIED = [name for name, kind in KINDS.items() if kind.data and name != "all_gather_bytes"]
 MOVING = [name for name in CARRIED if not KINDS[name].reduces]
 REDUCING = [name for name in CARRIED if KINDS[name].reduces]
-
-
-def roots(name, size):
-    """Return the roots that a call of this kind can have."""
-    return range(size) if KINDS[name].rooted else [NO_ROOT]
 
 
 def counts(name, size):
@@ -40,27 +35,6 @@ def values(call, rank, size):
     """Return what *rank* hands over: every element of every rank is another one."""
     count = kinds.source_count(call, rank, size)
     return np.arange(rank * 10_000, rank * 10_000 + count, dtype=dtype_from_name(call.dtype))
-
-
-def expected(name, inputs, root, reduced):
-    """Return what each rank is to be given, said in numpy's words."""
-    size, nothing = len(inputs), inputs[0][:0]
-
-    def at_root(what):
-        return [what if rank == root else nothing for rank in range(size)]
-
-    return {
-        "all_reduce": lambda: [reduced] * size,
-        "reduce": lambda: at_root(reduced),
-        "reduce_scatter": lambda: np.split(reduced, size),
-        "broadcast": lambda: [inputs[root]] * size,
-        "all_gather": lambda: [np.concatenate(inputs)] * size,
-        "gather": lambda: at_root(np.concatenate(inputs)),
-        "scatter": lambda: np.split(inputs[root], size),
-        "all_to_all": lambda: [
-            np.concatenate([np.split(x, size)[rank] for x in inputs]) for rank in range(size)
-        ],
-    }[name]()
 
 
 def run(call, inputs, seed, *, by_rank=False, chunk_bytes=64, pool=None):

@@ -3,67 +3,18 @@
 import ml_dtypes
 import numpy as np
 import pytest
+from foldkit import CASES, fold, random_values, reduced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transferkit import Sums
 
 from ringd.collective.chain_plans import chain_all_reduce
 from ringd.collective.plan import Combine
-from ringd.collective.reduction import DTYPE_NAMES, dtype_from_name
+from ringd.collective.reduction import dtype_from_name
 from ringd.collective.ring_plans import ring_all_reduce
 from ringd.collective.transfer import ScratchPool
 
-COMPLEX_OPERATIONS = ("sum", "mean", "prod")
-INTEGER_OPERATIONS = ("sum", "prod", "min", "max", "band", "bor", "bxor")
-ALL_OPERATIONS = ("sum", "mean", "prod", "min", "max")
-CASES = [
-    (operation, name)
-    for name in DTYPE_NAMES
-    for operation in (
-        COMPLEX_OPERATIONS
-        if "complex" in name
-        else INTEGER_OPERATIONS
-        if "int" in name or name == "bool"
-        else ALL_OPERATIONS
-    )
-]
 WAYS = pytest.mark.parametrize("way", [ring_all_reduce, chain_all_reduce])
-
-
-def random_values(rng, dtype, count):
-    """Return values that use the dtype's bits well and keep products finite."""
-    if dtype.kind == "b":
-        return rng.integers(0, 2, count).astype(bool)
-    if dtype.kind in "iu":
-        info = np.iinfo(dtype)
-        return rng.integers(info.min, info.max, count, dtype=dtype, endpoint=True)
-    values = rng.uniform(0.5, 1.5, count) * rng.choice([-1, 1], count)
-    if dtype.kind == "c":
-        values = values + 1j * rng.uniform(-1, 1, count)
-    return values.astype(dtype)
-
-
-def fold(operation, arrays):
-    """Reduce arrays from left to right in their own dtype."""
-    ufunc = {
-        "prod": np.multiply,
-        "min": np.minimum,
-        "max": np.maximum,
-        "band": np.bitwise_and,
-        "bor": np.bitwise_or,
-        "bxor": np.bitwise_xor,
-    }.get(operation, np.add)
-    if arrays[0].dtype.kind == "b" and operation not in ("band", "bor", "bxor"):
-        ufunc = np.logical_and if operation in ("prod", "min") else np.logical_or
-    total = arrays[0].copy()
-    for array in arrays[1:]:
-        if operation == "prod" and array.dtype.kind == "c":  # by single steps, as is promised
-            real = total.real * array.real - total.imag * array.imag
-            imaginary = total.real * array.imag + total.imag * array.real
-            total = np.stack([real, imaginary], axis=-1).reshape(-1).view(array.dtype)
-        else:
-            total = ufunc(total, array)
-    return total
 
 
 def promised_bits(operation, inputs, way=ring_all_reduce):
@@ -71,23 +22,13 @@ def promised_bits(operation, inputs, way=ring_all_reduce):
 
     In a ring each segment is folded from its own rank on, in a chain all is from rank 0 on.
     """
-    size, dtype = len(inputs), inputs[0].dtype
-    half = dtype.name in ("float16", "bfloat16")
-    wide = [x.astype(np.float32) if half else x for x in inputs]
+    size, count = len(inputs), len(inputs[0])
     result = []
-    count = len(inputs[0])
     for segment in range(size):
         block = slice(count * segment // size, count * (segment + 1) // size)
         first = segment if way is ring_all_reduce else 0
-        total = fold(operation, [wide[(first + i) % size][block] for i in range(size)])
-        if operation == "mean":
-            if dtype.kind == "c":
-                total = total.real / total.real.dtype.type(size) + 1j * (
-                    total.imag / total.imag.dtype.type(size)
-                )
-            else:
-                total = total / total.dtype.type(size)
-        result.append(total.astype(dtype))
+        turned = [inputs[(first + i) % size][block] for i in range(size)]
+        result.append(reduced(operation, turned))
     return np.concatenate(result).tobytes()
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ringd.collective import kinds
 from ringd.collective.arrange import arrange
+from ringd.collective.call import NO_ROOT, Call
 from ringd.collective.layout import Layout
 from ringd.collective.plan import MAX_PASSING, Task
 from ringd.collective.reduction import Reduction
@@ -215,3 +216,35 @@ class Party(Ring):
             targets = [self.targets[rank] for rank in layout.local]
             transfers.append(arrangement.begin(self.reduction, sources, targets, self.pool))
         super().__init__(transfers, limited=limited)
+
+
+def roots(name, size):
+    """Return the roots that a call of this kind can have."""
+    return range(size) if kinds.KINDS[name].rooted else [NO_ROOT]
+
+
+def call_of(name, count, size, root, *, operation="", dtype="int32"):
+    """Return a call of this kind, of *count* elements for each rank where it is divided."""
+    shape = (size, count) if kinds.KINDS[name].divides else (count,)
+    return Call(name, operation, dtype, shape, "", root)
+
+
+def expected(name, inputs, root, reduced):
+    """Return what each rank is to be given, said in numpy's words."""
+    size, nothing = len(inputs), inputs[0][:0]
+
+    def at_root(what):
+        return [what if rank == root else nothing for rank in range(size)]
+
+    return {
+        "all_reduce": lambda: [reduced] * size,
+        "reduce": lambda: at_root(reduced),
+        "reduce_scatter": lambda: np.split(reduced, size),
+        "broadcast": lambda: [inputs[root]] * size,
+        "all_gather": lambda: [np.concatenate(inputs)] * size,
+        "gather": lambda: at_root(np.concatenate(inputs)),
+        "scatter": lambda: np.split(inputs[root], size),
+        "all_to_all": lambda: [
+            np.concatenate([np.split(x, size)[rank] for x in inputs]) for rank in range(size)
+        ],
+    }[name]()

@@ -65,12 +65,12 @@ class Arrangement:
         """
         arrays, segments = self._wanted(targets, sources[0].dtype)
         for name, given, counts in (
-            ("input", sources, self.source_counts),
-            ("result", arrays, self.target_counts),
+            ("inputs", sources, self.source_counts),
+            ("results", arrays, self.target_counts),
         ):
             for array, count in zip(given, counts, strict=True):
                 if array.shape != (count,):
-                    raise ValueError(f"an {name} of shape {array.shape}, not {count} elements")
+                    raise ValueError(f"{name}: an array has shape {array.shape}, not ({count},)")
         source, target = Spread(sources, self.source), Spread(arrays, segments)
         return Transfer(self.plan, reduction, source, target, scratch)
 

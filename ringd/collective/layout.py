@@ -40,7 +40,8 @@ class Layout:
         for rank, place in enumerate(places):
             ranks[place].append(rank)
         if member not in ranks:
-            raise ValueError(f"no rank is on member {member}: the ranks are on {list(ranks)}")
+            others = ", ".join(map(str, ranks))
+            raise ValueError(f"no rank is on member {member}: the ranks are on {others}")
         return cls(tuple(map(tuple, ranks.values())), list(ranks).index(member))
 
     @property

@@ -78,11 +78,13 @@ class Spread:
         return len(self.parts[0])
 
     def cut(self, start: int, stop: int) -> list[tuple[slice, list[Array]]]:
-        """Return the elements from *start* to *stop*, segment by segment.
+        """Return the elements from *start* to *stop*, if any, segment by segment.
 
         Each as where it stands in that range, and as what it is in each array.
         """
         parts, starts = self.parts, self._starts
+        if start == stop:
+            return []
         if len(parts) == 1:
             return [(slice(0, stop - start), [array[start:stop] for array in parts[0]])]
         found = []
