@@ -63,33 +63,35 @@ class Arrangement:
             targets: for their results, likewise; None for a rank that needs none.
             scratch: as of a transfer.
         """
-        arrays, segments = self._wanted(targets, sources[0].dtype)
         for name, given, counts in (
             ("inputs", sources, self.source_counts),
-            ("results", arrays, self.target_counts),
+            ("results", targets, self.target_counts),
         ):
             for array, count in zip(given, counts, strict=True):
-                if array.shape != (count,):
+                if array is not None and array.shape != (count,):
                     raise ValueError(f"{name}: an array has shape {array.shape}, not ({count},)")
-        source, target = Spread(sources, self.source), Spread(arrays, segments)
+        source = Spread(sources, self.source)
+        target = Spread(*self._wanted(targets, sources[0].dtype))
         return Transfer(self.plan, reduction, source, target, scratch)
 
     def _wanted(
         self, targets: Sequence[Array | None], dtype: np.dtype[Any]
-    ) -> tuple[Sequence[Array], tuple[Segment, ...]]:
+    ) -> tuple[Sequence[Array], Sequence[Segment]]:
         """Return an array for each of *targets*, and the segments of those that are written."""
         given = [target for target in targets if target is not None]
         if len(given) == len(targets):
             return given, self.target
         segments = []
         for segment in self.target:  # of those alike, one is enough if nobody needs any
-            here = tuple(i for i in segment.arrays if targets[i] is not None)
-            segments.append(Segment(segment.start, segment.stop, here or segment.arrays[:1]))
+            needed = tuple(i for i in segment.arrays if targets[i] is not None)
+            written = needed or segment.arrays[:1]
+            segments.append(Segment(segment.start, segment.stop, written))
+        written_to = {i for segment in segments for i in segment.arrays}
         arrays = [
-            np.empty(count, dtype) if target is None else target
-            for target, count in zip(targets, self.target_counts, strict=True)
+            np.empty(count if i in written_to else 0, dtype) if target is None else target
+            for i, (target, count) in enumerate(zip(targets, self.target_counts, strict=True))
         ]
-        return arrays, tuple(segments)
+        return arrays, segments
 
 
 def arrange(
