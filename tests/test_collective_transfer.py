@@ -185,7 +185,10 @@ def test_neighbouring_memory_is_no_overlap():
             {"plan": lambda _: ring_all_reduce(Task(8, 4, 8, 2, 0, 64))},
             "accumulator is not the reduction's",
         ),
-        ({"plan": lambda _: ring_all_reduce(Task(8, 2, 4, 2, 0, 64))}, "the source is float32"),
+        (
+            {"plan": lambda _: ring_all_reduce(Task(8, 2, 4, 2, 0, 64))},
+            "a plan for elements of 2 B, but they are float32",
+        ),
     ],
 )
 def test_memory_that_does_not_fit_is_refused(changes, message):

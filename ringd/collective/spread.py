@@ -47,35 +47,35 @@ class Spread:
         segments: none of them empty; by default all elements of all arrays, which are alike.
     """
 
-    __slots__ = ("_starts", "arrays", "parts")
+    __slots__ = ("_starts", "alike", "arrays", "parts", "whole")
 
     def __init__(self, arrays: Sequence[Array], segments: Sequence[Segment] | None = None) -> None:
         self.arrays = arrays
-        self.parts: list[list[Array]] = [list(arrays)]
+        self.parts: list[list[Array]]
         """By segment: its part of each of its arrays."""
-        if segments is not None:
+        if segments is None:
+            self.parts = [list(arrays)]
+        elif segments:
             self.parts = [[arrays[i][s.start : s.stop] for i in s.arrays] for s in segments]
-            self.parts = self.parts or [[arrays[0][:0]]]
-        self._starts = list(accumulate((len(part[0]) for part in self.parts), initial=0))
+        else:
+            self.parts = [[arrays[0][:0]]]
+        first = self.parts[0]
+        self.whole: Array | None = first[0] if len(self.parts) == 1 else None
+        """The first array of the only segment; None if there are several segments."""
+        self.alike = len(first)
+        """The number of arrays that have the same elements."""
+        self._starts = [0, len(first[0])]
+        if self.whole is None:
+            self._starts = list(accumulate((len(part[0]) for part in self.parts), initial=0))
 
     def __len__(self) -> int:
         """Return the number of elements."""
         return self._starts[-1]
 
     @property
-    def whole(self) -> Array | None:
-        """The first array of the only segment; None if there are several segments."""
-        return self.parts[0][0] if len(self.parts) == 1 else None
-
-    @property
     def dtype(self) -> np.dtype[Any]:
         """Of all arrays."""
         return self.parts[0][0].dtype
-
-    @property
-    def alike(self) -> int:
-        """The number of arrays that have the same elements."""
-        return len(self.parts[0])
 
     def cut(self, start: int, stop: int) -> list[tuple[slice, list[Array]]]:
         """Return the elements from *start* to *stop*, if any, segment by segment.

@@ -6,7 +6,6 @@ reduces what has come in. It never waits, and knows neither sockets nor clocks.
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -92,7 +91,7 @@ class Transfer:
         "_source_bytes",
         "_target",
         "_target_bytes",
-        "_worked",
+        "_unworked",
         "plan",
         "reduction",
     )
@@ -126,7 +125,7 @@ class Transfer:
         self._next = 0
         self._sent = 0
         self._received = 0
-        self._worked = 0
+        self._unworked = len(plan.local)
         self._left = len(plan)
         self._passed = 0  # chunks for others that have left
         self._incoming: Receive | None = None
@@ -205,6 +204,8 @@ class Transfer:
             buffer = self._outgoing.pop(index, None)
             if buffer is not None:
                 self._scratch.give(buffer)
+        if self._unworked:
+            self.work()
 
     # --- from the left ----------------------------------------------------------------
 
@@ -253,24 +254,34 @@ class Transfer:
         self._incoming = None
         self._received = index + 1
         self._left -= 1
+        if self._unworked:
+            self.work()
 
     # --- here -------------------------------------------------------------------------
 
     @property
     def idle_work(self) -> bool:
-        """Whether there is something to do that waits for nobody."""
-        return self._worked < len(self.plan.local)
+        """Whether nothing is left but work that waits for nobody, which :meth:`work` does."""
+        return 0 < self._unworked == self._left
 
     def work(self) -> bool:
-        """Do a chunk's worth of what needs no other machine; return whether more is left."""
-        if self.idle_work:
-            self._do(self.plan.local[self._worked])
-            self._worked += 1
+        """Do a chunk's worth of what needs no other machine; return whether more is left.
+
+        So does each chunk that has come or left, as the loop looks at its sockets after that.
+        """
+        if self._unworked:
+            local = self.plan.local
+            self._do(local[len(local) - self._unworked])
+            self._unworked -= 1
             self._left -= 1
-        return self.idle_work
+        return self._unworked > 0
 
     def _do(self, local: Local) -> None:
         count = local.count
+        if self.reduction is None and self._plain and self._input is not None:
+            own = self._input[local.source : local.source + count]
+            self._target.parts[0][0][local.target : local.target + count] = own
+            return
         for here, inputs in self._source.cut(local.source, local.source + count):
             start = local.target + here.start
             for at, results in self._target.cut(start, start + here.stop - here.start):
@@ -390,25 +401,33 @@ def _check(plan: Plan, reduction: Reduction | None, source: Spread, target: Spre
     """Make sure that the plan, the reduction and the memory fit each other; raises ValueError."""
     task = plan.task
     dtype = source.dtype if reduction is None else reduction.dtype
-    for name, spread, count in (
-        ("source", source, plan.source_count),
-        ("target", target, plan.target_count),
-    ):
-        for array in itertools.chain.from_iterable(spread.parts):
-            if len(spread) != count or array.ndim != 1 or not array.flags.c_contiguous:
-                raise ValueError(f"the {name} must be 1-d, contiguous, {count} elements long")
-            if array.dtype != dtype or array.itemsize != task.itemsize:
-                raise ValueError(f"the {name} is {array.dtype}, not {dtype}")
-            if spread is target and not array.flags.writeable:
-                raise ValueError("the target is read-only")
+    if dtype.itemsize != task.itemsize:
+        raise ValueError(f"a plan for elements of {task.itemsize} B, but they are {dtype}")
+    _check_side("source", source, plan.source_count, dtype)
+    _check_side("target", target, plan.target_count, dtype)
     if reduction is not None and (task.inputs or task.size) != reduction.size:
         inputs = task.inputs or task.size
         raise ValueError(f"a plan for {inputs}, but a reduction over {reduction.size}")
     accumulator = dtype if reduction is None else reduction.accumulator
     if task.accumulator_itemsize != accumulator.itemsize:
         raise ValueError("the plan's accumulator is not the reduction's")
-    if any(np.may_share_memory(s, t) for s in source.arrays for t in target.arrays):
-        raise ValueError("source and target overlap, but a source is never written")
+    for given in source.arrays:
+        for array in target.arrays:
+            if np.may_share_memory(given, array):
+                raise ValueError("source and target overlap, but a source is never written")
+
+
+def _check_side(name: str, spread: Spread, count: int, dtype: np.dtype[Any]) -> None:
+    fits = len(spread) == count
+    for part in spread.parts:
+        for array in part:
+            flags = array.flags
+            if not fits or array.ndim != 1 or not flags.c_contiguous:
+                raise ValueError(f"the {name} must be 1-d, contiguous, {count} elements long")
+            if array.dtype != dtype:
+                raise ValueError(f"the {name} is {array.dtype}, not {dtype}")
+            if name == "target" and not flags.writeable:
+                raise ValueError("the target is read-only")
 
 
 def _bytes(array: Array | None) -> memoryview | None:

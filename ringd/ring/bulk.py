@@ -101,12 +101,9 @@ class Bulk:
         )
         transfer = arrangement.begin(reduction, sources, targets, self._scratch)
         self._transfers[key] = transfer
-        if transfer.idle_work:
-            self._working.append(key)
-            if len(self._working) == 1:
-                self._defer(self._work)
         if transfer.plan.sends:
             self._queue(*key)
+        self._check_finished(key, transfer)
 
     def stop(self, gid: int, seq: int) -> None:
         """Forget the op; the caller makes the links let go of its memory."""
@@ -206,7 +203,7 @@ class Bulk:
             self._working.popleft()
         if self._working:
             self._defer(self._work)
-        if transfer is not None:
+        if transfer is not None and transfer.finished:
             self._check_finished(key, transfer)
 
     def _frame(
@@ -237,6 +234,10 @@ class Bulk:
         if transfer.finished:
             del self._transfers[key]
             self._on_finished(*key)
+        elif transfer.idle_work:
+            self._working.append(key)
+            if len(self._working) == 1:
+                self._defer(self._work)
 
 
 def flat(memory: memoryview | bytes, dtype: np.dtype[np.generic]) -> Array:
