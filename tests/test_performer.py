@@ -25,7 +25,7 @@ class Stand:
         """What is through, as (session, rank, number)."""
         config = SimpleNamespace(ops=OpsSettings(), ipc=IpcSettings())
         self.performer = Performer(
-            SimpleNamespace(now=lambda: 0.0),
+            SimpleNamespace(now=lambda: 0.0, call_soon=lambda callback: callback()),
             config,
             ALONE,
             SimpleNamespace(

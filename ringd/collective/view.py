@@ -37,6 +37,8 @@ class View:
     """The ranks on this one's member."""
     next: int = field(init=False)
     """The member with ranks that follows, on that side; the own one if all are here."""
+    order: tuple[int, ...] = field(init=False)
+    """All ranks, member by member in the ring's order; empty where that is theirs."""
     until: int = field(init=False)
     """The last one of these, at which a message to all ends."""
 
@@ -50,12 +52,14 @@ class View:
             raise ValueError(f"{len(names)} ranks cannot be on members {places} of {ring_size}")
         own = places[self.rank]
         away = 1 if self.side == "right" else -1
+        order = tuple(sorted(range(len(names)), key=lambda rank: (places[rank], rank)))
         others = sorted({(place - own) * away % ring_size for place in places})
         for name, value in (
             ("places", places),
             ("ring_size", ring_size),
             ("size", len(names)),
             ("here", tuple(rank for rank, place in enumerate(places) if place == own)),
+            ("order", () if order == tuple(range(len(names))) else order),
             ("next", (own + away * others[min(1, len(others) - 1)]) % ring_size),
             ("until", (own + away * others[-1]) % ring_size),
         ):

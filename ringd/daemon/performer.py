@@ -15,6 +15,7 @@ from ringd import errors
 from ringd.border.client import Client
 from ringd.collective import kinds
 from ringd.collective.call import Call
+from ringd.collective.layout import Layout
 from ringd.collective.reduction import Array, Reduction, dtype_from_name
 from ringd.collective.view import View
 from ringd.config.settings import Config, IpcSettings
@@ -98,6 +99,7 @@ class Performer:
             by_rank=config.ops.order == "rank",
             on_finished=self._computed,
             send=neighbours.send_credit,
+            defer=loop.call_soon,
         )
         self._computations: dict[tuple[int, int], Computation] = {}
         """Large ops under way, by session and number."""
@@ -168,7 +170,9 @@ class Performer:
         target = self._target(action, dtype)
         self._began(action)
         inputs = [flat(payload, dtype) for payload in action.payloads]
-        kinds.of(call).compute(kinds.Inputs(inputs, calls, rank, reduction), target)
+        kinds.of(call).compute(
+            kinds.Inputs(inputs, calls, rank, reduction, action.view.order), target
+        )
         self._finished(action.gid, rank, action.seq)
 
     def _run_large(self, action: groups.Run) -> None:
@@ -185,7 +189,7 @@ class Performer:
         for run in runs:
             self._began(run)
             sources.append(flat(cast(Buffers, run.submission.buffers).source, dtype))
-        self.bulk.start(key, view, action.calls, reduction, sources, targets)
+        self.bulk.start(key, view, _layout(view), action.calls, reduction, sources, targets)
         self._neighbours.kick(view.side)
 
     def _target(self, action: groups.Run, dtype: np.dtype[Any]) -> Array:
@@ -337,6 +341,11 @@ def _arithmetic(call: Call, size: int) -> tuple[np.dtype[Any], Reduction | None]
     kind = kinds.of(call)
     dtype = dtype_from_name(call.dtype) if kind.data else _BYTES
     return dtype, _reduction(call.reduction, call.dtype, size) if kind.reduces else None
+
+
+@lru_cache(maxsize=256)
+def _layout(view: View) -> Layout:
+    return Layout.of(view.places, view.place)
 
 
 @lru_cache(maxsize=256)

@@ -137,9 +137,8 @@ class Offers:
                 return
         if op.ended or op.has_result:  # those that have released it offer nothing any more
             self._ledger.announce(op)
-        if len(offers) == self._session.view.size:
-            if not op.failed:
-                self._decide(op, offers)
+        if len(offers) == self._session.view.size and not op.failed:
+            self._decide(op, offers)
 
     def _decide(self, op: Op, offers: Sequence[Offer]) -> None:
         calls = tuple(offer.call for offer in offers)

@@ -10,7 +10,7 @@ the receiver raises. So nobody holds more of an op than :data:`FAR` chunks, or t
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,8 +18,10 @@ import msgspec
 import numpy as np
 
 from ringd.collective import kinds
+from ringd.collective.arrange import Arrangement, arrange
 from ringd.collective.call import Call
-from ringd.collective.plan import Plan
+from ringd.collective.layout import Layout
+from ringd.collective.plan import MAX_PASSING
 from ringd.collective.reduction import Array, Reduction
 from ringd.collective.transfer import ScratchPool, Transfer, TransferError
 from ringd.collective.view import Side, View
@@ -30,7 +32,7 @@ from ringd.wire.link.frames import FrameError, FrameType, Header
 _INSTRUCTIONS = 20_000
 """Of all plans that are kept, some 5 MiB: those of 50 all-reduces of 64 MiB by four members."""
 
-FAR = 16
+FAR = MAX_PASSING
 """Chunks that may be under way to a member that is no neighbour."""
 
 Key = tuple[int, int]
@@ -69,6 +71,7 @@ class Bulk:
         on_finished: Called with an op's key when its result is complete and nothing of it is
             still to be sent; the transfer is forgotten by then.
         send: Sends a header without a payload to a neighbour.
+        defer: Calls its argument soon, after a look at the sockets.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Bulk:
         by_rank: bool,
         on_finished: Callable[[int, int], None],
         send: Callable[[Side, Header], None],
+        defer: Callable[[Callable[[], None]], None],
     ) -> None:
         self._member = member
         self._chunk_bytes = chunk_bytes
@@ -87,7 +91,9 @@ class Bulk:
         self._by_rank = by_rank
         self._on_finished = on_finished
         self._send = send
-        self._plans: dict[tuple[object, ...], Plan] = {}  # programs repeat their shapes
+        self._defer = defer
+        self._plans: dict[tuple[object, ...], Arrangement] = {}  # programs repeat their shapes
+        self._working: deque[Key] = deque()  # ops with work that waits for nobody
         self._scratch = ScratchPool(chunk_bytes)
         self._flows: dict[Key, Flow] = {}
         self._lanes: dict[Side, Lane] = {"left": Lane(self._next), "right": Lane(self._next)}
@@ -107,38 +113,38 @@ class Bulk:
         self,
         key: Key,
         view: View,
+        layout: Layout,
         calls: Sequence[Call],
         reduction: Reduction | None,
         sources: Sequence[Array],
-        targets: Sequence[Array],
+        targets: Sequence[Array | None],
     ) -> None:
         """Begin the op; its first chunks can be pulled at once.
 
         Args:
             key: The op's.
             view: Of a rank here.
+            layout: Where the ranks are.
             calls: Everybody's, by rank.
             reduction: What to compute; None where nothing is reduced.
             sources: The inputs of the ranks here.
-            targets: For their results.
+            targets: For their results; None for a rank that needs none.
         """
-        (source,), (target,) = sources, targets
-        accumulator = target.dtype if reduction is None else reduction.accumulator
-        plan = self._plan(
+        dtype = sources[0].dtype
+        arrangement = self._arrangement(
             tuple(msgspec.structs.replace(call, name="") for call in calls),
-            view.rank,
-            target.itemsize,
-            accumulator.itemsize,
+            layout,
+            dtype.itemsize,
+            (dtype if reduction is None else reduction.accumulator).itemsize,
             self._by_rank and reduction is not None and reduction.order_matters,
         )
-        transfer = Transfer(plan, reduction, source, target, self._scratch)
-        if transfer.finished:  # alone
-            self._on_finished(*key)
-            return
+        transfer = arrangement.begin(reduction, sources, targets, self._scratch)
         self._flows[key] = flow = self._flow(transfer, view, kinds.of(calls[0]))
         if flow.credited:
             transfer.credit = FAR
-        self._queue(key, flow)
+        if transfer.plan.sends:
+            self._queue(key, flow)
+        self._check_finished(key, flow)
 
     def _flow(self, transfer: Transfer, view: View, kind: kinds.Kind) -> Flow:
         far = len({*view.places}) != view.ring_size
@@ -225,38 +231,40 @@ class Bulk:
 
     # --- inside -----------------------------------------------------------------------
 
-    def _plan(
+    def _arrangement(
         self,
         calls: tuple[Call, ...],
-        rank: int,
+        layout: Layout,
         itemsize: int,
         accumulator_itemsize: int,
         by_rank: bool,
-    ) -> Plan:
-        key = (calls, rank, itemsize, accumulator_itemsize, by_rank)
-        plan = self._plans.pop(key, None) or self._make_plan(*key)
-        self._plans[key] = plan  # the last one to be used
-        while len(self._plans) > 1 and sum(map(len, self._plans.values())) > _INSTRUCTIONS:
-            del self._plans[next(iter(self._plans))]
-        return plan
-
-    def _make_plan(
-        self,
-        calls: tuple[Call, ...],
-        rank: int,
-        itemsize: int,
-        accumulator_itemsize: int,
-        by_rank: bool,
-    ) -> Plan:
-        task = kinds.task(
+    ) -> Arrangement:
+        key = (calls, layout, itemsize, accumulator_itemsize, by_rank)
+        arrangement = self._plans.pop(key, None) or arrange(
             calls,
-            rank,
+            layout,
             itemsize=itemsize,
             accumulator_itemsize=accumulator_itemsize,
             chunk_bytes=self._chunk_bytes,
             by_rank=by_rank,
         )
-        return kinds.of(calls[0]).plan(task)
+        self._plans[key] = arrangement  # the last one to be used
+        while len(self._plans) > 1 and sum(map(len, self._plans.values())) > _INSTRUCTIONS:
+            del self._plans[next(iter(self._plans))]
+        return arrangement
+
+    def _work(self) -> None:
+        """Do a piece of the work of one op, and see to the next one after a look at the sockets."""
+        key = self._working[0]
+        flow = self._flows.get(key)
+        if flow is not None and flow.transfer.work():
+            self._working.rotate(-1)
+        else:
+            self._working.popleft()
+        if self._working:
+            self._defer(self._work)
+        if flow is not None and flow.transfer.finished:
+            self._check_finished(key, flow)
 
     def _next(self, gid: int, seq: int) -> tuple[Header, memoryview] | None:
         flow = self._flows.get((gid, seq))
@@ -286,9 +294,16 @@ class Bulk:
         self._queue(key, flow)
         if flow.credited:
             self._grant(key, flow)
+        self._check_finished(key, flow)
+
+    def _check_finished(self, key: Key, flow: Flow) -> None:
         if flow.transfer.finished:
             del self._flows[key]
             self._on_finished(*key)
+        elif flow.transfer.idle_work:
+            self._working.append(key)
+            if len(self._working) == 1:
+                self._defer(self._work)
 
     def _grant(self, key: Key, flow: Flow) -> None:
         """Raise the sender's credit, now and then, and in time.
