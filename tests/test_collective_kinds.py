@@ -14,7 +14,11 @@ from ringd.collective.reduction import Reduction, dtype_from_name
 from ringd.collective.transfer import ScratchPool
 
 SIZES = range(1, 7)
-CARRIED = [name for name, kind in KINDS.items() if kind.data and name != "all_gather_bytes"]
+CARRIED = [
+    name
+    for name, kind in KINDS.items()
+    if kind.data and not kind.pair and name != "all_gather_bytes"
+]
 MOVING = [name for name in CARRIED if not KINDS[name].reduces]
 REDUCING = [name for name in CARRIED if KINDS[name].reduces]
 
@@ -238,3 +242,25 @@ def test_a_call_that_cannot_be_is_refused(call, size, message):
     with pytest.raises((TypeError, ValueError)) as caught:
         kinds.check(call, size)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "places", [(0, 1), (1, 0), (0, 0)], ids=["rightwards", "leftwards", "here"]
+)
+@pytest.mark.parametrize("count", [0, 1, 700])
+def test_a_message_arrives_as_it_was_sent(places, count):
+    """Between two machines, and on one: the sender is rank 0, wherever it is, and is given none."""
+    call = Call("send", "", "int32", (count,), "", 0)
+    sent = np.arange(count, dtype=np.int32)
+    arrived = np.full(count, -1, np.int32)
+    nothing = np.empty(0, np.int32)
+    KINDS["send"].compute(Inputs([sent, nothing], [call] * 2, 1, None), arrived)
+    assert arrived.tolist() == sent.tolist()
+    ring = Party([call] * 2, [sent, nothing], places=places).run(count)
+    assert ring.targets[1].tolist() == sent.tolist()
+
+
+def test_a_message_is_a_call_of_two():
+    """In a group of another size it is refused."""
+    with pytest.raises(ValueError, match="a call of two ranks, not of 3"):
+        kinds.check(Call("send", "", "int32", (3,), "", 0), 3)

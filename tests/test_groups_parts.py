@@ -414,7 +414,7 @@ def seat(join_id=10, out=None, **kwargs):
     """Return a seat of rank 0 of two."""
     join = Join("g", join_id, **kwargs)
     out = [] if out is None else out
-    return Seat("client", join, Mail(VIEW, out), out, Rules())
+    return Seat("client", join, Session("g", join_id, Part(), Mail(VIEW, out)), Rules())
 
 
 def test_a_seat_pledges_before_it_offers():

@@ -60,7 +60,7 @@ class Bulks:
         self.started = []
         self.stopped = []
 
-    def start(self, key, view, _calls, _reduction, sources, targets):
+    def start(self, key, view, _layout, _calls, _reduction, sources, targets):
         """Note it."""
         inputs = [source.tolist() for source in sources]
         self.started.append((key, view.here, inputs, len(targets)))

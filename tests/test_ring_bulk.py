@@ -12,6 +12,7 @@ import pytest
 
 from ringd.collective import kinds
 from ringd.collective.call import Call
+from ringd.collective.layout import Layout
 from ringd.collective.reduction import Reduction
 from ringd.collective.view import View
 from ringd.ring.bulk import FAR, Bulk
@@ -46,6 +47,7 @@ class Members:
     def __init__(self, size):
         self.size = size
         self.ops = {}
+        self.later = []
         self.bulks = [
             Bulk(
                 member,
@@ -54,6 +56,7 @@ class Members:
                 by_rank=False,
                 on_finished=partial(self._ended, member),
                 send=partial(self._send_credit, member),
+                defer=self.later.append,
             )
             for member in range(size)
         ]
@@ -85,7 +88,8 @@ class Members:
                 reduction = Reduction("sum", FLOAT32, len(places))
                 source, target = op.inputs[rank], op.results[rank]
                 calls = [call] * len(places)
-                self.bulks[member].start(key, view, calls, reduction, [source], [target])
+                layout = Layout.of(places, member)
+                self.bulks[member].start(key, view, layout, calls, reduction, [source], [target])
                 self.kicked[member] = True
         return op
 
@@ -158,7 +162,10 @@ class Members:
     def run(self, seed):
         """Let things happen in random order until nothing is left to happen."""
         rng = random.Random(seed)
-        while moves := self.moves():
+        while (moves := self.moves()) or self.later:
+            if not moves or (self.later and rng.random() < 0.5):
+                self.later.pop(0)()
+                continue
             act, member = rng.choice(moves)
             act(member)
         return self

@@ -118,6 +118,7 @@ class Performer:
             groups.Free: self._free,
             groups.Accept: self._accept,
             groups.TellSession: self._tell_session,
+            groups.TellArrived: self._tell_arrived,
             groups.Deny: self._deny,
             groups.Report: self._report,
             groups.TellReleased: self._tell_released,
@@ -250,6 +251,9 @@ class Performer:
 
     def _tell_session(self, action: groups.TellSession) -> None:
         cast(Client, action.client).tell_session(action.join_id, action.session, action.places)
+
+    def _tell_arrived(self, action: groups.TellArrived) -> None:
+        cast(Client, action.client).send(border.Arrived(action.join_id, action.count))
 
     def _deny(self, action: groups.Deny) -> None:
         client = cast(Client, action.client)

@@ -21,6 +21,7 @@ from ringd.collective.view import View
 from ringd.config.settings import Config
 from ringd.daemon.performer import Buffers, Performer
 from ringd.groups import actions as groups
+from ringd.groups.channels import Key, Opening
 from ringd.groups.engine import Engine
 from ringd.groups.offers import Rules
 from ringd.groups.op import Submission
@@ -148,6 +149,18 @@ class Programs:
             if len(members) == len(names):
                 members = ()
         return Part(local_rank, local_size, members, message.ordered)
+
+    def open(self, client: Client, message: border.Open) -> None:
+        """A program opens its end of a channel."""
+        opening = Opening(
+            message.join_id,
+            message.channel_id,
+            Key(message.source, message.to, message.tag),
+            message.released,
+            message.next_seq,
+            message.watch,
+        )
+        self._perform(self.engine.open(client, opening, self._loop.now()))
 
     def submit(self, client: Client, message: border.Submit, payload: memoryview | None) -> None:
         """A program hands over a call; while we leave, it keeps the call for our successor."""

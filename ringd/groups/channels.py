@@ -120,9 +120,17 @@ class Channel(Seat):
         place = view.places[1 - view.rank]
         self.session.broadcast(0, Opened(answer, self.group, (source, to), place))
 
-    def peer_opened(self, rank: int, *, answer: bool) -> None:
-        """The other end is open; if it is not known to have heard of this one, tell it."""
-        if not answer:
+    def hear(self, rank: int, message: Opened | Closed) -> None:
+        """The other end is open, or its stay is over."""
+        if isinstance(message, Opened):
+            self._peer_opened(rank, answer=message.answer)
+            return
+        self.peer_left(rank, message.submitted, message.code, message.message)
+        if message.forgotten:
+            self.calls.peer_done(rank, _ALL_DONE)
+
+    def _peer_opened(self, rank: int, *, answer: bool) -> None:
+        if not answer:  # it is not known to have heard of this one
             self._say_open(answer=True)
         if self.session.confirm(rank):
             self.go_live()
@@ -144,12 +152,6 @@ class Channel(Seat):
         if not self.met:
             self.calls.cut(0, code, message)
         return super().leave(message, code)
-
-    def peer_closed(self, rank: int, closed: Closed) -> None:
-        """The stay of the other end is over."""
-        self.peer_left(rank, closed.submitted, closed.code, closed.message)
-        if closed.forgotten:
-            self.calls.peer_done(rank, _ALL_DONE)
 
     def peer_is_elsewhere(self) -> None:
         """The other end has no part in this session: it had given that up."""

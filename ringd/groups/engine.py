@@ -232,7 +232,8 @@ class Engine:
         rank, _, seq, message, payload, _ = letter
         if rank >= seat.session.view.size:
             self._out.append(Dropped("of a rank that is not in its session"))
-        elif isinstance(message, Offer):
+            return
+        if isinstance(message, Offer):
             seat.offers.offered(rank, seq, message, payload, now)
             if isinstance(seat, Channel):
                 seat.tell_arrived()
@@ -246,10 +247,8 @@ class Engine:
             seat.polls.polled(rank, seq, message, now)
         elif isinstance(message, Verdict):
             seat.polls.judged(seq, message, now)
-        elif isinstance(message, Opened) and isinstance(seat, Channel):
-            seat.peer_opened(rank, answer=message.answer)
-        elif isinstance(message, Closed) and isinstance(seat, Channel):
-            seat.peer_closed(rank, message)
+        elif isinstance(message, (Opened, Closed)) and isinstance(seat, Channel):
+            seat.hear(rank, message)
 
     def _deliver(self, letter: Letter, now: float) -> None:
         """Hand what a seat here says to those beside it."""
