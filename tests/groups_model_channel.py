@@ -119,7 +119,7 @@ class End:
     def _acked(self) -> int:
         return next((s for s, w in sorted(self.works.items()) if not w.outcome), len(self.works))
 
-    def hear(self, action: actions.Action, result: int | None) -> None:
+    def hear(self, action: actions.Action, result: int | None) -> None:  # noqa: C901 - one branch each
         """A message of the daemon arrived."""
         if isinstance(action, actions.Report):
             self._release(action.released)

@@ -41,6 +41,7 @@ from ringd.wire.border.messages import (
     DecodeError,
     Denied,
     Detach,
+    Open,
     Reply,
     Request,
     Submit,
@@ -77,6 +78,9 @@ class BorderHandler(Protocol):
 
     def attach(self, client: Client, message: Attach) -> None:
         """*client* wants to join a group; answer with Attached or Denied."""
+
+    def open(self, client: Client, message: Open) -> None:
+        """*client* opens its end of a channel."""
 
     def submit(self, client: Client, message: Submit, payload: memoryview | None) -> None:
         """A call was handed over; *payload* (inline input) stays valid while referenced."""
@@ -304,6 +308,10 @@ class BorderServer:
                     self._submit(client, message, payload)
         elif isinstance(message, Attach):
             self._attach(routing_id, message)
+        elif isinstance(message, Open):
+            client = self._by_routing_id.get(routing_id)
+            if client is not None:
+                self._handler.open(client, message)
         elif isinstance(message, Detach):
             client = self._by_routing_id.get(routing_id)
             if client is not None:  # otherwise it is gone already, which is what it wants
