@@ -102,6 +102,11 @@ class Kind:
     """Says why the calls of all ranks do not fit together, though all fields but the shape's rows
     and the counts are equal; empty if they do."""
 
+    @property
+    def sized(self) -> bool:
+        """Whether what a call means depends on the rank that makes it, or on how many there are."""
+        return self.rooted or self.rows
+
 
 def of(call: Call) -> Kind:
     """Return the kind of *call*.

@@ -190,9 +190,7 @@ class Performer:
         )
 
     def _tell_session(self, action: groups.TellSession) -> None:
-        cast(Client, action.client).tell_session(
-            action.join_id, action.session, action.places
-        )
+        cast(Client, action.client).tell_session(action.join_id, action.session, action.places)
 
     def _deny(self, action: groups.Deny) -> None:
         client = cast(Client, action.client)
@@ -236,7 +234,7 @@ class Performer:
         self._recorder.op(
             OpEvent(
                 at=now,
-                group=cast(Client, action.client).group,
+                group=cast(Client, action.client).stays.get(action.join_id, ""),
                 seq=submission.seq,
                 call=submission.call,
                 nbytes=0 if buffers is None else buffers.nbytes,

@@ -58,9 +58,7 @@ def unpack(record: bytes) -> tuple[int, int, int]:
     return operation, segment, size
 
 
-def pack_session(
-    join_id: int, session: tuple[int, ...], places: tuple[int, ...] = ()
-) -> bytes:
+def pack_session(join_id: int, session: tuple[int, ...], places: tuple[int, ...] = ()) -> bytes:
     """Return the record that tells a client its session: join ids, and members, by rank.
 
     *places*: the members of the ring on which they are; empty where each rank is on the member of
