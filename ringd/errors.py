@@ -120,6 +120,15 @@ _BY_CODE: dict[str, type[RingError]] = {
 }
 
 
+def open_here(program: str, pid: int) -> str:
+    """Return who has a group's place, and what to do, where that is the process that wants it."""
+    return (
+        f"it is this very process ({program}, pid {pid}), in which an earlier ring is still open; "
+        "call close() on that one before (`with ringd.connect() as ring:` does so by itself), or "
+        "connect with another group="
+    )
+
+
 def from_code(code: str, message: str) -> RingError:
     """Return the error that travelled as *code*; an unknown code becomes a plain RingError."""
     return _BY_CODE.get(code, RingError)(message)

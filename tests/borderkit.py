@@ -45,6 +45,7 @@ class Raw:
             "on_loss": "wait",
             "pid": os.getpid(),
             "program": "raw",
+            "session": (5, 1, 2),
         }
         return border.Attach(**{**fields, **changes})
 
@@ -89,6 +90,10 @@ class Raw:
         if fd is None:
             os.close(made)
         return mapping
+
+    def leave(self, join_id=5):
+        """Leave a group in good order."""
+        assert self.ask(border.Detach(join_id)) == border.Detached(join_id)
 
     def hung_up(self):
         """Whether the daemon ends the lifeline."""

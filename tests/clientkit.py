@@ -71,9 +71,9 @@ def tell(daemon, make):
 
 def session_of(ring):
     """Return the ring's current session."""
-    return ring._connection._group.session
+    return ring._stay.group.session
 
 
 def pool_of(ring):
     """Return the ring's pool."""
-    return ring._connection._group.pool
+    return ring._connection.pool

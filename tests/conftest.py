@@ -113,6 +113,12 @@ def full() -> Iterator[str]:
 
 
 @pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each ring have a connection of its own, as if it were another program's."""
+    monkeypatch.setattr("ringd.client.ring.connection_at", lambda _paths: None)
+
+
+@pytest.fixture
 def interruptible() -> Iterator[None]:
     """Let SIGINT raise also where the tests are a shell's background job, which ignores it."""
     old = signal.signal(signal.SIGINT, signal.default_int_handler)

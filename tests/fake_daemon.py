@@ -49,7 +49,10 @@ class Submitted:
 
 @dataclass
 class Handler:
-    """Answers like a ring of *size* members that all submit the same tensor."""
+    """Answers like a ring of *size* members that all submit the same tensor.
+
+    A client learns its session at once, unless it comes with one.
+    """
 
     size: int = 2
     limits: Limits = field(default_factory=Limits)
@@ -73,14 +76,32 @@ class Handler:
     acks: list[int] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
     detached: int = 0
+    hung_up: int = 0
+    """So many of these had forgotten their rings."""
+    forms: bool = True
+    """Tell sessions."""
+    waits_for: str = "b is missing"
     groups: dict[str, Client] = field(default_factory=dict)
-    joins: dict[Client, int] = field(default_factory=dict)
+    stays: dict[int, Client] = field(default_factory=dict)
+    """By join id."""
     counts: Counter[str] = field(default_factory=Counter)
 
     @property
-    def place(self) -> tuple[int, int]:
+    def joins(self) -> dict[Client, int]:
+        """The join id of each client's last stay."""
+        return {client: join_id for join_id, client in self.stays.items()}
+
+    def place(self, client: Client, join_id: int) -> tuple[int, int] | None:
         """The rank of its clients, and the number of ranks."""
-        return 0, self.size
+        return (0, self.size) if self.forms and self.stays.get(join_id) is client else None
+
+    def awaited(self, client: Client, join_id: int) -> str:
+        """Return whom a session waits for."""
+        return "" if self.place(client, join_id) else self.waits_for
+
+    def form(self, client: Client, join_id: int) -> None:
+        """Tell a client its session."""
+        client.tell_session(join_id, (join_id, *range(1, self.size)))
 
     def attach(self, client: Client, message: border.Attach) -> None:
         """Take the client in, one per group."""
@@ -93,7 +114,8 @@ class Handler:
             client.send(border.Denied(message.join_id, "refused", text))
         else:
             self.groups[message.group] = client
-            self.joins[client] = message.join_id
+            self.stays.pop(message.former, None)
+            self.stays[message.join_id] = client
             limits = self.limits
             client.send(
                 border.Attached(
@@ -109,8 +131,11 @@ class Handler:
                     window=limits.window,
                     lost_after=self.lost_after,
                     timeout=self.timeout,
+                    nodes=tuple(f"n{rank}" for rank in range(self.size)),
                 )
             )
+            if self.forms and not message.session:
+                self.form(client, message.join_id)
 
     def submit(self, client: Client, message: border.Submit, payload: memoryview | None) -> None:
         """Hold the call, or complete it at once; one that is handed over again, as it was."""
@@ -133,7 +158,7 @@ class Handler:
 
     def ack(self, client: Client, message: border.Ack) -> None:
         """Note it."""
-        assert self.joins[client] == message.join_id
+        assert self.stays[message.join_id] is client
         self.acks.append(message.acked)
 
     def complete(self, call: Submitted, released: int | None = None) -> None:
@@ -158,7 +183,7 @@ class Handler:
     def compute(self, call: Submitted) -> memoryview | None:
         """Write the result where it belongs; return it if that is the message."""
         message = call.message
-        what, (rank, size) = message.call, self.place
+        what, rank, size = message.call, 0, self.size
         kind = kinds.of(what)
         if not kind.data or message.outcome:
             return None
@@ -186,11 +211,12 @@ class Handler:
         seal = call.client.view(place, writable=True)
         border.SEAL.pack_into(seal, 0, call.message.join_id, call.message.seq)
 
-    def detach(self, client: Client, message: border.Detach) -> None:  # noqa: ARG002
-        """Forget the client."""
+    def detach(self, client: Client, message: border.Detach) -> None:
+        """Forget the client's stay."""
         self.detached += 1
+        self.hung_up += message.hung_up
         self.on_leave(client)
-        self._forget(client)
+        self._forget(client, message.join_id)
 
     def client_gone(self, client: Client, reason: str) -> None:
         """Forget the client."""
@@ -208,12 +234,18 @@ class Handler:
             border.AskTrace: lambda answer: answer(b"[]"),
         }
 
-    def _forget(self, client: Client) -> None:
-        self.joins.pop(client, None)
+    def _forget(self, client: Client, join_id: int | None = None) -> None:
+        gone = {
+            stay
+            for stay, holder in self.stays.items()
+            if holder is client and join_id in (None, stay)
+        }
+        for stay in gone:
+            del self.stays[stay]
         for group, holder in list(self.groups.items()):
-            if holder is client:
+            if holder is client and (join_id is None or group not in client.stays.values()):
                 del self.groups[group]
-        self.submitted = [call for call in self.submitted if call.client is not client]
+        self.submitted = [call for call in self.submitted if call.message.join_id not in gone]
 
 
 def open_fds() -> int:

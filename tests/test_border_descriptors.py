@@ -25,6 +25,8 @@ from tests.ringkit import BOUNDED, Call
 FULL = "near the limit of open files, programs are refused"
 ROOM = "there is room for programs again"
 
+pytestmark = pytest.mark.usefixtures("apart")
+
 
 @pytest.fixture
 def files(monkeypatch):
@@ -104,7 +106,7 @@ def test_shortage_that_has_passed_is_over_for_the_same_segment_too(daemon, files
         for _ in range(2):
             with pytest.raises(ringd.ResourceExhausted, match="960 of at most 1000"):
                 ring.all_reduce(large)
-        numbers = set(ring._connection._group.pool._segments)
+        numbers = set(ring._connection.pool._segments)
         files.jump(10)
         assert ring.all_reduce(large)[-1] == 2
         assert daemon.run(lambda: daemon.handler.submitted[-1].message.source.segment) in numbers

@@ -54,12 +54,57 @@ def test_death_is_told_once_and_frees_everything(daemon):
     eventually(lambda: len(daemon.handler.gone) == 2)
 
 
-def test_detach_ends_the_lifeline_without_a_death(daemon):
-    """Who leaves in good order is hung up on, and not reported as dead."""
+def test_who_has_left_all_groups_is_not_reported_as_dead(daemon):
+    """Each Detach is answered, also one that was said before, and then the lifeline may end."""
     with Raw(daemon) as raw:
-        raw.send(border.Detach(5))
+        assert isinstance(raw.ask(raw.attach(join_id=6, group="h")), border.Attached)
+        for join_id in (5, 6, 5):
+            raw.leave(join_id)
+        assert daemon.run(lambda: daemon.server.clients)
+    eventually(lambda: not daemon.run(lambda: daemon.server.clients))
+    assert (daemon.handler.detached, daemon.handler.gone) == (2, [])
+
+
+def test_other_groups_of_a_connection_go_on(daemon):
+    """To leave one ends nothing else; the end of the lifeline ends them all, and is told once."""
+    with Raw(daemon) as raw:
+        for join_id in range(6, 9):
+            raw.ask(raw.attach(join_id=join_id, group=f"g{join_id}"))
+        raw.leave(6)
+        assert isinstance(raw.ask(raw.submit(join_id=7), EIGHT), border.Completed)
+        assert daemon.run(lambda: sorted(daemon.handler.groups)) == ["g", "g7", "g8"]
+    eventually(lambda: not daemon.run(lambda: daemon.server.clients))
+    assert (daemon.handler.detached, len(daemon.handler.gone)) == (1, 1)
+    assert daemon.run(lambda: daemon.handler.groups) == {}
+
+
+def test_one_that_has_left_all_groups_and_stays_is_parted_with(daemon, monkeypatch):
+    """As one that never joins: its descriptors are for others."""
+    monkeypatch.setattr(server, "_ATTACH_WITHIN", 0.05)
+    with Raw(daemon) as raw:
+        raw.leave()
         assert raw.hung_up()
-        assert (daemon.handler.detached, daemon.handler.gone) == (1, [])
+        assert daemon.handler.gone == []
+
+
+def test_one_that_joins_anew_has_left_its_former_stay(daemon):
+    """However often: nothing is left of it."""
+    with Raw(daemon) as raw:
+        for join_id in range(6, 20):
+            raw.ask(raw.attach(join_id=join_id, former=join_id - 1))
+        (client,) = daemon.run(lambda: daemon.server.clients)
+        assert client.stays == {19: "g"}
+
+
+def test_groups_of_one_connection_are_bounded(daemon, monkeypatch):
+    """One more is refused with the bound, and the others go on."""
+    monkeypatch.setattr(server, "_MAX_STAYS", 3)
+    with Raw(daemon) as raw:
+        replies = [raw.ask(raw.attach(join_id=i, group=f"g{i}")) for i in range(6, 9)]
+        assert [type(reply) for reply in replies] == [border.Attached] * 2 + [border.Denied]
+        assert replies[2].code == "resource_exhausted"
+        raw.leave(6)
+        assert isinstance(raw.ask(raw.attach(join_id=8, group="g8")), border.Attached)
 
 
 @pytest.mark.parametrize("word", [True, False])
@@ -139,7 +184,9 @@ def test_memory_is_given_back_after_the_handler_knows(daemon, end):
         raw.pass_segment(1, 1 << 20).close()
         (client,) = daemon.run(lambda: daemon.server.clients)
         eventually(lambda: client.segment_bytes == 1 << 20)
-        raw.lifeline.close() if end == "death" else raw.send(border.Detach(5))
+        if end == "detach":
+            raw.leave()
+        raw.lifeline.close()
         eventually(lambda: held)
         assert held == [1 << 20]
         eventually(lambda: client.segment_bytes == 0)
@@ -173,11 +220,9 @@ def test_what_is_read_after_the_end_is_no_fault(place, end):
     with capture_logs() as logged, FakeDaemon(place / "s") as daemon:
         with Raw(daemon, attach="before" not in end) as raw, Raw(daemon, attach=False) as next_one:
             if end == "left":
-                raw.send(border.Detach(5))
-                assert raw.hung_up()
-            else:
-                raw.lifeline.close()
-                eventually(lambda: raw.token not in daemon.server._by_token)
+                raw.leave()
+            raw.lifeline.close()
+            eventually(lambda: raw.token not in daemon.server._by_token)
             raw.send(raw.attach())
             raw.send(raw.submit(), EIGHT)
             raw.send(border.Ack(5, 1))
@@ -200,6 +245,6 @@ def test_those_that_left_are_not_remembered_without_end(place, monkeypatch):
     with FakeDaemon(place / "s") as daemon:
         for _ in range(4):
             with Raw(daemon) as raw:
-                raw.send(border.Detach(5))
-                assert raw.hung_up()
+                raw.leave()
+        eventually(lambda: not daemon.run(lambda: daemon.server.clients))
         assert daemon.run(lambda: len(daemon.server._former)) == 4

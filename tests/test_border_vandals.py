@@ -109,6 +109,50 @@ def test_reader_that_never_reads_is_parted_with(tmp_path):
         assert daemon.handler.gone == ["it does not read what the daemon sends"]
 
 
+def test_what_is_unread_counts_for_each_group(tmp_path):
+    """A program that reads nothing may be in many groups with all their windows full, and no more.
+
+    What it says that it has is read; also what it had of a group that it has left.
+    """
+    with FakeDaemon(tmp_path / "s", limits=Limits(window=8)) as daemon, Raw(daemon) as raw:
+        (client,) = daemon.run(lambda: daemon.server.clients)
+        for join_id in range(10, 60):
+            raw.ask(raw.attach(join_id=join_id, group=f"g{join_id}"))
+        daemon.handler.release = False
+        for seq in range(30):
+            for join_id in range(10, 60):
+                raw.send(raw.submit(join_id=join_id, seq=seq), EIGHT)
+        eventually(lambda: len(daemon.handler.submitted) == 1500)
+        assert daemon.run(lambda: client.unread.count) == 1500
+        assert client.alive
+        for _ in range(1500):
+            raw.receive()
+        raw.send(border.Ack(10, 30))
+        assert isinstance(raw.ask(border.Detach(59, 30)), border.Detached)
+        assert daemon.run(lambda: client.unread.count) == 0
+        for seq in range(3000):
+            raw.send(raw.submit(join_id=10, seq=seq), EIGHT)
+        eventually(lambda: daemon.handler.gone)
+        assert daemon.handler.gone == ["it does not read what the daemon sends"]
+
+
+def test_a_lifeline_that_is_not_read_holds_what_hundreds_of_groups_are_told(daemon):
+    """In order, and to a bound; then the client is out."""
+    with Raw(daemon) as raw:
+        (client,) = daemon.run(lambda: daemon.server.clients)
+        told = [(5, (n, n + 1), ()) for n in range(2000)]
+        daemon.run(lambda: [client.tell_session(*word) for word in told])
+        stream, heard = bytearray(), []
+        while len(heard) < len(told):
+            stream += raw.lifeline.recv(65536)
+            while (word := lifeline.take_session(stream)) is not None:
+                heard.append(word)
+        assert heard == told
+        daemon.run(lambda: [client.tell_session(*word) for word in told * 40])
+        eventually(lambda: daemon.handler.gone)
+        assert daemon.handler.gone == ["it does not read what the daemon sends"]
+
+
 def test_who_asks_and_asks_without_reading_is_answered_so_often(daemon):
     """An answer may have a megabyte, and nobody tells the daemon what is read."""
     body = b"x" * 100_000

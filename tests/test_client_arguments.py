@@ -110,7 +110,7 @@ class Op(str, enum.Enum):
 )
 def test_argument_is_used_or_refused_and_the_ring_goes_on(ring, argument, error):
     """What cannot be sent is an error of that call, which is not counted."""
-    session = ring._connection._group.session
+    session = ring._stay.group.session
     calls = [partial(ring.all_reduce, 1.0), *([] if "op" in argument else [ring.barrier])]
     for call in calls:
         (what,) = argument
@@ -125,10 +125,10 @@ def test_call_that_cannot_be_packed_is_not_counted(tmp_path, monkeypatch, presen
     """Or every daemon to come would be offered it; be there one now or not."""
     with FakeDaemon(tmp_path / "s") as daemon:
         ring = ringd.connect(daemon.path, timeout=10)
-        session = ring._connection._group.session
+        session = ring._stay.group.session
         if not present:
             daemon.stop()
-            eventually(lambda: ring._connection._pump.channel is None)
+            eventually(lambda: ring._connection.pump.channel is None)
         with monkeypatch.context() as patch:
             patch.setattr(ringd.client.tensors, "plain", lambda text: text)
             with pytest.raises(TypeError):

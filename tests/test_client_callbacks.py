@@ -13,7 +13,7 @@ from clientkit import BOTH, LARGE, SMALL, fake
 from fake_daemon import FakeDaemon, eventually
 
 import ringd
-from ringd.client import connection as connection_module
+from ringd.client import stay as stay_module
 
 
 def complete_all(daemon):
@@ -72,7 +72,7 @@ def test_many_callbacks_of_many_calls_come_each_once(tmp_path):
             np.testing.assert_array_equal(work.wait(30), 2 * (SMALL + i))
         eventually(lambda: len(told) == 1000)
         assert sorted(told) == sorted(2 * list(range(500)))
-        eventually(lambda: not ring._connection._notifier._running.locked())
+        eventually(lambda: not ring._connection.notifier._running.locked())
 
 
 def test_a_callback_may_make_calls(tmp_path):
@@ -151,7 +151,7 @@ def test_a_callback_is_called_after_the_next_daemon_has_come(tmp_path):
 
 def test_a_deadline_that_passes_calls_back(tmp_path, monkeypatch):
     """Also where the client decides by itself, as its daemon does not answer."""
-    monkeypatch.setattr(connection_module, "GRACE", 0.01)
+    monkeypatch.setattr(stay_module, "GRACE", 0.01)
     with fake(tmp_path, hold=True) as (_, ring):
         told = []
         ring.all_reduce_async(SMALL).add_done_callback(told.append)  # which has no deadline
@@ -170,7 +170,7 @@ def test_the_end_of_a_ring_calls_back(tmp_path, way):
         told = []
         work = ring.all_reduce_async(SMALL)
         work.add_done_callback(told.append)
-        (ring if way == "close" else ring._connection).__getattribute__(way)()
+        (ring if way == "close" else ring._stay).__getattribute__(way)()
         eventually(lambda: told == [work])
         with pytest.raises(ringd.RingError, match="closed"):
             work.wait()

@@ -13,7 +13,7 @@ from fake_daemon import FakeDaemon, eventually
 
 import ringd
 from ringd.border.server import Limits
-from ringd.client import connection as connection_module
+from ringd.client import stay as stay_module
 from ringd.wire.border import messages as border
 
 
@@ -52,7 +52,7 @@ def test_closed_ring_says_so(daemon):
 
 def test_close_ends_no_call_before_the_daemon_has_let_go_of_its_input(tmp_path, monkeypatch):
     """Who waits for a call may write to what it had lent as soon as that ends."""
-    monkeypatch.setattr(connection_module, "_DETACH_TIMEOUT", 30)
+    monkeypatch.setattr(stay_module, "_DETACH_TIMEOUT", 30)
     ended, found = threading.Event(), []
     with FakeDaemon(tmp_path / "s", hold=True, limits=Limits(inline_limit=INLINE_LIMIT)) as daemon:
         ring = ringd.connect(daemon.path, timeout=10, on_loss="fail")

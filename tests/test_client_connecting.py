@@ -90,9 +90,16 @@ def test_socket_that_never_answers_is_no_daemon(tmp_path):
 
 def test_second_client_of_a_group_is_refused(daemon, ring):
     """One program per group and machine; the first one goes on."""
-    with pytest.raises(ringd.Refused, match="has a client already"):
+    with pytest.raises(ringd.Refused, match="'default' has a client on 'fake' already: it is this"):
         ringd.connect(daemon.path, timeout=10)
     assert ring.all_reduce(1.0) == 3.0
+
+
+@pytest.mark.usefixtures("apart", "ring")
+def test_second_client_of_a_group_is_refused_by_the_daemon(daemon):
+    """Where it has a connection of its own, as another program has."""
+    with pytest.raises(ringd.Refused, match="has a client already"):
+        ringd.connect(daemon.path, timeout=10)
 
 
 def test_zmq_out_of_descriptors_is_tried_again(tmp_path, monkeypatch):
@@ -144,7 +151,7 @@ def test_interrupted_connect_leaves_no_ghost(tmp_path, monkeypatch):
     threads = threading.active_count()
     with monkeypatch.context() as patch:
 
-        def interrupted(*_):
+        def interrupted(*_, **__):
             raise KeyboardInterrupt
 
         patch.setattr(Pump, "wait", interrupted)

@@ -8,13 +8,13 @@ from clientkit import LARGE, SMALL, fake, session_of, tell
 from fake_daemon import FakeDaemon, eventually
 
 import ringd
-from ringd.client import connection as connection_module
+from ringd.client import stay as stay_module
 from ringd.wire.border.messages import Failed, RingState
 
 
 def test_deadline_ends_a_call_without_a_daemon(daemons, monkeypatch):
     """With the daemon away, a deadline still ends the call, and says so."""
-    monkeypatch.setattr(connection_module, "GRACE", 0.01)
+    monkeypatch.setattr(stay_module, "GRACE", 0.01)
     daemons.start()
     with ringd.connect(daemons.path, timeout=10) as ring:
         daemons.kill()
@@ -52,7 +52,7 @@ def test_breaks_that_may_have_cost_the_time_are_told(tmp_path):
 
 def test_a_ring_that_broke_is_not_the_daemons_fault(tmp_path, monkeypatch):
     """Where the ring broke, the error says that as well: it may be why the daemon knows nothing."""
-    monkeypatch.setattr(connection_module, "GRACE", 0.01)
+    monkeypatch.setattr(stay_module, "GRACE", 0.01)
     with fake(tmp_path, hold=True) as (daemon, ring):
         for news in (RingState("forming", 8, "link to n1 lost"), RingState("ready", 9)):
             daemon.broadcast(news)
@@ -63,7 +63,7 @@ def test_a_ring_that_broke_is_not_the_daemons_fault(tmp_path, monkeypatch):
 
 def test_deadline_that_passed_here_is_told_to_the_next_daemon(tmp_path, monkeypatch):
     """A call that ended here with an error is offered again with that outcome, without input."""
-    monkeypatch.setattr(connection_module, "GRACE", 0.01)
+    monkeypatch.setattr(stay_module, "GRACE", 0.01)
     with FakeDaemon(tmp_path / "s", hold=True) as first:
         ring = ringd.connect(first.path, timeout=10)
     with pytest.raises(ringd.DeadlineExceeded):
@@ -82,7 +82,7 @@ def test_deadline_that_passed_here_is_told_to_the_next_daemon(tmp_path, monkeypa
 
 def test_stopped_daemon_does_not_hold_its_clients(daemons, monkeypatch):
     """A deadline ends a call also while the daemon is stopped; it goes on where it was."""
-    monkeypatch.setattr(connection_module, "GRACE", 0.01)
+    monkeypatch.setattr(stay_module, "GRACE", 0.01)
     process = daemons.start()
     with ringd.connect(daemons.path, timeout=10) as ring:
         ring.all_reduce(LARGE)
@@ -97,7 +97,7 @@ def test_stopped_daemon_does_not_hold_its_clients(daemons, monkeypatch):
 
 def test_daemons_default_deadline_is_kept_here_too(daemons, monkeypatch):
     """Never a hang: a call without a timeout ends also when the daemon is away, or stopped."""
-    monkeypatch.setattr(connection_module, "GRACE", 0.01)
+    monkeypatch.setattr(stay_module, "GRACE", 0.01)
     process = daemons.start("--timeout", "0.1")
     with ringd.connect(daemons.path, timeout=10) as ring:
         process.send_signal(signal.SIGSTOP)
@@ -113,7 +113,7 @@ def test_grace_grows_with_the_daemons_own(tmp_path):
     with fake(tmp_path, hold=True, lost_after=100.0) as (_, ring):
         ring.all_reduce_async(SMALL, timeout=50)
         (op,) = session_of(ring).ops.values()
-        assert op.give_up - op.timeout == pytest.approx(100 + connection_module.GRACE)
+        assert op.give_up - op.timeout == pytest.approx(100 + stay_module.GRACE)
 
 
 def test_a_daemon_is_told_the_timeout_that_was_asked_for(tmp_path):

@@ -103,7 +103,7 @@ def test_interrupts_leave_no_memory_behind(ring):
         hits += interrupted(lambda: ring.all_reduce(LARGE), delay)
     usable(ring, LARGE)
     gc.collect()
-    pool, pump = pool_of(ring), ring._connection._pump
+    pool, pump = pool_of(ring), ring._connection.pump
     eventually(lambda: not (session_of(ring).ops or pump.run(pump.settle)))
     pump.run(pool._collect)
     assert (pool.used, pool.lent) == (0, 0)
@@ -301,10 +301,10 @@ def test_a_ring_whose_close_was_interrupted_is_hung_up_on_when_it_is_forgotten(t
     """The group is free again, though nobody called close() once more."""
     with FakeDaemon(tmp_path / "s") as daemon:
         ring = ringd.connect(daemon.path, timeout=10)
-        ring._connection._keeper.end = interrupt
+        ring._stay.group.leave = interrupt
         with pytest.raises(KeyboardInterrupt):
             ring.close()
-        del ring._connection._keeper.end
+        del ring._stay.group.leave
         assert daemon.handler.groups
         del ring
         gc.collect()
@@ -340,7 +340,7 @@ def test_a_handler_in_a_wait_may_wait_itself(tmp_path):
             poker = threading.Thread(
                 target=lambda: (
                     eventually(lambda: daemon.handler.submitted),
-                    eventually(lambda: ring._connection._pump._sleeper is not None),
+                    eventually(lambda: ring._connection.pump._sleeper is not None),
                     signal.pthread_kill(main, signal.SIGUSR1),
                 )
             )
@@ -394,7 +394,7 @@ def test_a_handler_that_acts_on_what_was_just_heard(tmp_path, monkeypatch):
 
     seen = []
     with fake(tmp_path, hold=True) as (daemon, ring), handling(lambda: seen.append(ring.rank)):
-        channel = ring._connection._pump.channel
+        channel = ring._connection.pump.channel
         channel._heard = Interrupted()
         in_main_only(channel, "_listen", lambda real: real(), monkeypatch)
         work = ring.all_reduce_async(np.ones(2))
@@ -423,7 +423,7 @@ def test_a_handler_within_the_listening_waits_for_no_other_thread(tmp_path, monk
             signal.raise_signal(signal.SIGUSR1)
 
     with fake(tmp_path, hold=True) as (daemon, ring), handling(handler):
-        channel = ring._connection._pump.channel
+        channel = ring._connection.pump.channel
         in_main_only(channel, "_listen", lambda real: real(), monkeypatch)
         in_main_only(channel, "_hear", hear, monkeypatch)
         work = ring.all_reduce_async(np.ones(2))
@@ -437,7 +437,7 @@ def test_an_interrupt_while_the_daemons_end_is_taken_in(tmp_path, monkeypatch):
     """The next call waits for another daemon, as if there had been no interrupt."""
     with fake(tmp_path, hold=True) as (daemon, ring):
         connection = ring._connection
-        group, channel = connection._group, connection._pump.channel
+        group, channel = connection.groups, connection.pump.channel
         real, times = group.lose, []
 
         def lose(channel):
@@ -450,7 +450,7 @@ def test_an_interrupt_while_the_daemons_end_is_taken_in(tmp_path, monkeypatch):
         wait_end, ended = channel.wait_end, threading.Event()
         # The keeper sees the end later than this thread.
         monkeypatch.setattr(channel, "wait_end", lambda t: ended.wait(10) and wait_end(t))
-        connection._keeper.wake()
+        connection.keeper.wake()
         time.sleep(0.1)
         stopper = threading.Timer(0.1, daemon.stop)
         stopper.start()
@@ -458,7 +458,7 @@ def test_an_interrupt_while_the_daemons_end_is_taken_in(tmp_path, monkeypatch):
             ring.all_reduce(np.ones(2), timeout=5)
         ended.set()
         stopper.join()
-        eventually(lambda: connection._pump.channel is None)
+        eventually(lambda: connection.pump.channel is None)
         made = session_of(ring).next_seq
         work = ring.all_reduce_async(np.ones(2), timeout=5)
         assert session_of(ring).next_seq == made + 1
@@ -469,7 +469,7 @@ def test_an_interrupt_while_the_daemons_end_is_taken_in(tmp_path, monkeypatch):
 def test_a_message_that_cannot_be_sent_is_offered_to_the_next_daemon(tmp_path):
     """Whatever ZeroMQ says; the call counts, and ends with its value."""
     with fake(tmp_path) as (_, ring):
-        ring._connection._pump.channel._dealer.close(linger=0)
+        ring._connection.pump.channel._dealer.close(linger=0)
         usable(ring, np.ones(2))
 
 
@@ -492,7 +492,7 @@ def test_a_handler_that_waits_in_a_wait_leaves_the_pipe_to_the_wait_beneath(tmp_
     with FakeDaemon(tmp_path / "s", hold=True) as daemon, handling(handler):
         for number in range(20):
             ring = ringd.connect(daemon.path, str(number), timeout=10)
-            pump = ring._connection._pump
+            pump = ring._connection.pump
             closer = threading.Thread(target=close)
             closer.start()
             with pytest.raises(ringd.RingError, match="closed before"):
@@ -506,7 +506,7 @@ def test_an_interrupt_of_a_wait_while_the_ring_is_closed_leaves_no_descriptor(tm
     """A thread that sleeps releases what it slept on, also if it leaves by an interrupt."""
     gc.collect()
     with fake(tmp_path, hold=True) as (_, ring):
-        pump = ring._connection._pump
+        pump = ring._connection.pump
         poll, pipe = pump.channel.poll, pump.waker.reader
         begun = os.fstat(pipe)
 
@@ -532,7 +532,7 @@ def test_interrupted_waits_leave_nobody_who_seems_to_wait(tmp_path):
     """To wake one that is gone wakes nobody else."""
     hits = 0
     with fake(tmp_path, hold=True) as (_, ring):
-        pump = ring._connection._pump
+        pump = ring._connection.pump
         thread = threading.Thread(target=expect_the_end, args=(ring,))
         thread.start()
         eventually(lambda: pump._sleeper is not None)
@@ -561,7 +561,7 @@ def test_a_call_in_the_midst_of_ringd_is_refused(ring):
         ring.barrier,
     ):
         with pytest.raises(ringd.CalledFromHandler, match="set a flag there"):
-            ring._connection._pump.run(call)
+            ring._connection.pump.run(call)
     usable(ring, np.ones(2))
 
 
@@ -605,7 +605,7 @@ def test_the_input_of_a_dropped_handle_is_private(tmp_path, inside):
         eventually(lambda: daemon.handler.submitted)
         del cycle
         if inside:
-            ring._connection._pump.run(gc.collect)
+            ring._connection.pump.run(gc.collect)
         else:
             gc.collect()
         x[:] = -1.0
@@ -618,12 +618,12 @@ def test_the_keeper_leaves_inputs_where_an_interrupt_kept_the_caller_from_it(tmp
         x = ring.empty(5000, np.float64)
         work = ring.all_reduce_async(x)
         connection = ring._connection
-        insist = connection._pump.insist
-        connection._pump.insist = lambda _step: interrupt()
+        insist = connection.pump.insist
+        connection.pump.insist = lambda _step: interrupt()
         work._op.left = connection.inputs_left = True
         with pytest.raises(KeyboardInterrupt):
             connection.leave_input()
-        connection._pump.insist = insist
+        connection.pump.insist = insist
         eventually(lambda: not work._op.hold)
         assert connection.find(x) is None
 

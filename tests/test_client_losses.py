@@ -160,7 +160,7 @@ def test_group_given_up_meanwhile_is_group_lost(tmp_path):
         eventually(lambda: len(second.handler.attaches) == 2)
         second.run(lambda: setattr(second.handler, "deny_attach", None))  # the second is answered
         # To ask for the state takes in what has arrived.
-        eventually(lambda: ring.state and ring._connection._group.pending_error is not None)
+        eventually(lambda: ring.state and ring._stay.group.pending_error is not None)
         with pytest.raises(ringd.GroupLost):
             ring.all_reduce(SMALL)
         np.testing.assert_array_equal(ring.all_reduce(SMALL), 2 * SMALL)

@@ -8,14 +8,14 @@ from fake_daemon import FakeDaemon, eventually
 
 import ringd
 from ringd.border.server import Limits
-from ringd.client import connection as connection_module
+from ringd.client import stay as stay_module
 from ringd.wire.border import messages as border
 
 
 @pytest.mark.parametrize("end", ["deadline", "denied", "left behind"])
 def test_memory_that_the_daemon_may_still_read_is_not_reused(tmp_path, monkeypatch, end):
     """A call that is over here may still be under way there: its input stays as it was."""
-    monkeypatch.setattr(connection_module, "GRACE", 0.01)
+    monkeypatch.setattr(stay_module, "GRACE", 0.01)
     inputs = []
     with fake(tmp_path, hold=True, release=False) as (daemon, ring):
 
@@ -55,17 +55,17 @@ def test_results_that_others_may_still_need_keep_their_memory(tmp_path, end):
         if end == "denied":
             tell(daemon, lambda join_id: border.Denied(join_id, "refused", "no"))
         elif end == "daemon lost":
-            ring._connection._pump.channel.hang_up()
+            ring._connection.pump.channel.hang_up()
         else:
             tell(daemon, lambda join_id: border.Lost(join_id, 0, "group_lost", "died"))
         with pytest.raises(ringd.RingError):
             work.wait(30)
-        assert number not in ring._connection._group.pool._segments
+        assert number not in ring._connection.pool._segments
 
 
 def test_call_given_up_while_the_daemon_is_away_keeps_its_memory(tmp_path, monkeypatch):
     """Also a daemon that was parted with may be at work in it: it is free when released."""
-    monkeypatch.setattr(connection_module, "GRACE", 0.01)
+    monkeypatch.setattr(stay_module, "GRACE", 0.01)
     with FakeDaemon(tmp_path / "s", hold=True, limits=Limits(inline_limit=INLINE_LIMIT)) as first:
         ring = ringd.connect(first.path, timeout=10)
         work = ring.all_reduce_async(LARGE, timeout=0.05)
@@ -74,7 +74,7 @@ def test_call_given_up_while_the_daemon_is_away_keeps_its_memory(tmp_path, monke
     (op,) = session_of(ring).ops.values()
     blocks = op.kept
     assert [block.segment.number for block in blocks] == [1, 1]
-    pool = ring._connection._group.pool
+    pool = ring._connection.pool
     others = [pool.take(LARGE.nbytes) for _ in range(3)]
     assert all(
         (other.segment, other.offset) != (block.segment, block.offset)

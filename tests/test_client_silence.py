@@ -19,9 +19,9 @@ from fake_daemon import FakeDaemon, eventually, mapped
 
 import ringd
 from ringd.border.lifeline import Lifeline
-from ringd.client import connection as connection_module
 from ringd.client import keeper as keeper_module
 from ringd.client import pool as pool_module
+from ringd.client import stay as stay_module
 from ringd.client.pool import Pool
 from ringd.wire.border import lifeline
 from ringd.wire.border import messages as border
@@ -34,7 +34,7 @@ FOUND = np.ones(COUNT, np.float32)
 @pytest.fixture
 def hasty(monkeypatch):
     """The client gives up at once when a deadline has passed."""
-    monkeypatch.setattr(connection_module, "GRACE", 0.01)
+    monkeypatch.setattr(stay_module, "GRACE", 0.01)
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_memory_that_was_left_is_given_back_in_the_end(silent):
 
 def test_closing_leaves_what_was_lent_as_it_was(silent, monkeypatch):
     """Also where the daemon is too busy to say that it has heard of it."""
-    monkeypatch.setattr(connection_module, "_DETACH_TIMEOUT", 0.01)
+    monkeypatch.setattr(stay_module, "_DETACH_TIMEOUT", 0.01)
     ring = ringd.connect(silent.path, timeout=10)
     buffer, work, seen = lend(ring, silent)
     ring.close()
@@ -191,7 +191,7 @@ def test_the_end_may_come_while_an_input_is_being_left(silent, monkeypatch):
 
     monkeypatch.setattr(pool_module, "detach", end)
     (op,) = session_of(ring).ops.values()
-    ring._connection._group.leave_input(op)
+    ring._stay.group.leave_input(op)
     eventually(lambda: silent.handler.gone)
     check_left(buffer, seen)
 
@@ -206,7 +206,7 @@ def test_an_interrupted_call_leaves_what_it_had_lent(tmp_path, away):
         buffer[:] = 1
         if away:
             first.stop()
-        pump = ring._connection._pump
+        pump = ring._connection.pump
 
         def interrupt():
             eventually(lambda: session_of(ring).ops and (pump._waiters if away else pump._sleeper))
@@ -319,7 +319,7 @@ def test_only_who_wants_to_know_at_once_asks_for_signs_of_life(tmp_path, monkeyp
         FakeDaemon(tmp_path / "s", lost_after=0.1) as daemon,
         ringd.connect(daemon.path, timeout=10, on_loss=on_loss) as ring,
     ):
-        channel = ring._connection._pump.channel
+        channel = ring._connection.pump.channel
         wait_end = channel.wait_end
         monkeypatch.setattr(channel, "wait_end", lambda s: (asleep.append(s), wait_end(s))[1])
         if on_loss == "fail":
@@ -334,7 +334,7 @@ def test_only_who_wants_to_know_at_once_asks_for_signs_of_life(tmp_path, monkeyp
 def test_a_stopped_daemon_is_not_asked_for_ever(process):
     """Unread beats do not fill its lifeline, also if it is stopped for hours."""
     with ringd.connect(process.path, timeout=10, on_loss="fail") as ring:
-        channel = ring._connection._pump.channel
+        channel = ring._connection.pump.channel
         process.send_signal(signal.SIGSTOP)
         with pytest.raises(ringd.PeerLost):
             ring.all_reduce(FOUND)
@@ -383,13 +383,13 @@ def test_a_daemon_is_missed_when_it_was_silent_for_as_long_as_members_may_be(
     now, missed = [0.0], []
     channel = SimpleNamespace(unanswered=0, heard_at=0.0)
     channel.beat = lambda: setattr(channel, "unanswered", channel.unanswered + 1)
-    group = SimpleNamespace(
-        fails_on_loss=True,
-        info=SimpleNamespace(lost_after=3.0),
+    daemon = SimpleNamespace(info=SimpleNamespace(lost_after=3.0))
+    groups = SimpleNamespace(
+        fail_on_loss=True,
         report_silence=lambda *_: missed.append(now[0] - channel.heard_at),
     )
     monkeypatch.setattr(keeper_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    keeper = keeper_module.Keeper([], group, SimpleNamespace(tell=lambda: None))
+    keeper = keeper_module.Keeper([], daemon, groups, SimpleNamespace(tell=lambda: None))
     due = 0.0
     while not missed:
         now[0] = due

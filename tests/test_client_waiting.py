@@ -77,7 +77,7 @@ def test_message_that_a_sender_finds_wakes_the_sleeper(tmp_path):
     with fake(tmp_path, hold=True) as (daemon, ring):
         work = ring.all_reduce_async(SMALL)
         eventually(lambda: daemon.handler.submitted)
-        channel, pump = ring._connection._pump.channel, ring._connection._pump
+        channel, pump = ring._connection.pump.channel, ring._connection.pump
         channel._poller.unregister(channel._dealer.getsockopt(zmq.FD))  # its edge is eaten
         thread = threading.Thread(target=work.wait, args=(60,))
         thread.start()
@@ -121,7 +121,7 @@ def test_blocking_call_wakes_nobody_without_need(daemons, count, monkeypatch):
         for _ in range(5):
             ring.all_reduce(x)
         polls = []
-        channel = ring._connection._pump.channel
+        channel = ring._connection.pump.channel
         poll = channel.poll
         channel.poll = lambda timeout: (polls.append(timeout), poll(timeout))[1]
         keeper = str(keepers[0])

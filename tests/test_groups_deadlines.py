@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from groups_bench import ready, submission
 
-from ringd.client.connection import GRACE
+from ringd.client.stay import GRACE
 from ringd.collective.view import View
 from ringd.groups import actions
 from ringd.groups.engine import Engine

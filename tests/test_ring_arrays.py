@@ -144,7 +144,7 @@ def test_empty_is_handed_over_without_a_copy(calm: list[ringd.Ring]) -> None:
         buffer = ring.empty((4, SEGMENT), np.float32)
         for row in range(4):
             buffer[row] = tensor(ring.rank, SEGMENT, row)
-        pool = ring._connection._group.pool
+        pool = ring._connection.pool
         before = pool.size
         result = ring.all_reduce(buffer)
         row = ring.all_reduce(buffer[2])

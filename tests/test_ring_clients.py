@@ -78,7 +78,7 @@ def test_waiting_calls_learn_of_a_death(calm_cluster: Cluster, ending: str) -> N
     [
         ("import os; os.kill(os.getpid(), 9)", "died at 2"),
         ("raise ValueError('on purpose')", "hung up at 2"),
-        ("ring._connection._pump.channel.lifeline.send(bytes([99] * 16)); hear()", "was lost (it "),
+        ("ring._connection.pump.channel.lifeline.send(bytes([99] * 16)); hear()", "was lost (it "),
     ],
     ids=["killed", "exception", "abuse"],
 )

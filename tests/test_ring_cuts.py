@@ -229,7 +229,7 @@ def test_reload_with_another_patience(place: Path) -> None:
             lambda: any(event["event"] == "reloaded" for event in cluster[0].log()), "the reload"
         )
         with ringd.connect(cluster.sockets[0]) as ring:
-            assert ring._connection.info.lost_after == pytest.approx(0.7)
+            assert ring._connection.latest.lost_after == pytest.approx(0.7)
 
 
 def test_reload_with_another_own_port(place: Path) -> None:

@@ -103,7 +103,7 @@ def test_budget_of_one_member_is_named_by_all(place: Path) -> None:
     with Cluster(place, 2, settings='[ipc]\nsegment_budget = "2MiB"\n') as cluster:
         cluster.start().wait_ready()
         with connected(cluster) as rings:
-            rings[1]._connection._group.pool.budget = 1 << 30  # a program that knows no bounds
+            rings[1]._connection.pool.budget = 1 << 30  # a program that knows no bounds
             x = np.zeros(1 << 20, np.int8)
             first, second = begin(rings, lambda ring: ring.all_reduce(x if ring.rank else x[:9]))
             for call in (first, second):
@@ -121,8 +121,8 @@ def test_dtype_of_a_later_version_is_refused_and_no_more(lacking: Cluster, *, ea
         op = Op(
             Call("all_reduce", "sum", "float9", (3,), ""), length, length, payload=bytes(length)
         )
-        ring._connection.submit(op, 10.0, time.monotonic() + 10)
-        ring._connection.wait(op, None)
+        ring._stay.submit(op, 10.0, time.monotonic() + 10)
+        ring._stay.wait(op, None)
 
     with connected(lacking, f"later {eager}") as rings:
         for ring, error in zip(rings, outcomes(rings, call), strict=True):

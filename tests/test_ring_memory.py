@@ -52,7 +52,7 @@ def mapped(node: Node) -> int:
 def call_with_many_sizes(ring: ringd.Ring) -> int:
     """Make a call of each size, one at a time; return the most that was kept meanwhile."""
     most = 0
-    pool = ring._connection._group.pool
+    pool = ring._connection.pool
     sizes = np.linspace(65536, LARGEST, SIZES, dtype=int)
     np.random.default_rng(7).shuffle(sizes)
     for size in sizes:

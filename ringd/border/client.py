@@ -6,12 +6,17 @@ from typing import Protocol
 
 from ringd import errors
 from ringd.border.lifeline import Lifeline
+from ringd.border.unread import Unread
 from ringd.loop import Loop, Timer
 from ringd.wire.border import lifeline
-from ringd.wire.border.messages import Completed, Failed, Ref, Reply
+from ringd.wire.border.messages import Completed, Failed, Lost, Ref, Released, Reply
 
 NUDGE_AFTER = 0.05
 """Seconds until a client is woken that does not acknowledge what somebody waits for."""
+
+
+_MOST_TURNED_AWAY = 4096
+_OF_A_STAY = (Completed, Failed, Released, Lost)
 
 
 class Outbox(Protocol):
@@ -22,7 +27,7 @@ class Outbox(Protocol):
 
 
 class Client:
-    """One connected program: its lifeline, and the ZeroMQ routing id that belongs to it."""
+    """One connection of a program: its lifeline, the ZeroMQ routing id, and its stays in groups."""
 
     __slots__ = (
         "_lifeline",
@@ -33,19 +38,21 @@ class Client:
         "_owed_since",
         "_owes",
         "alive",
-        "group",
         "pid",
         "program",
         "routing_id",
+        "stays",
         "token",
+        "turned_away",
+        "unread",
     )
 
     def __init__(self, outbox: Outbox, lifeline: Lifeline, loop: Loop) -> None:
         self._outbox = outbox
         self._lifeline = lifeline
         self._loop = loop
-        self._owes = 0
-        """Somebody waits for it to acknowledge all ops below."""
+        self._owes: dict[int, int] = {}
+        """By join id: somebody waits for it to acknowledge all ops below."""
         self._owed_since = 0.0
         self._nudge: Timer | None = None
         self._nudged = False
@@ -55,11 +62,14 @@ class Client:
         self.routing_id: bytes | None = None
         """Of its ZeroMQ connection; None before it attached."""
         self.alive = True
-        """False once it is gone or has left; :meth:`send` is in vain from then on."""
+        """False once it is gone; :meth:`send` is in vain from then on."""
         self.pid = lifeline.credentials.pid
         """Process id, in the kernel's word."""
-        self.group = ""
-        """The group that it attached to last."""
+        self.stays: dict[int, str] = {}
+        """The groups that it is in, or wants to be, by join id."""
+        self.turned_away: set[int] = set()
+        """Join ids that are to come again; what was sent behind them is in vain."""
+        self.unread = Unread()
         self.program = ""
         """The program's name, in its own word."""
 
@@ -70,11 +80,7 @@ class Client:
             return f"{name}, in another container; end it, or connect with another group="
         if self.pid != other.pid:
             return f"{name} (pid {self.pid}); end it, or connect with another group="
-        return (
-            f"it is this very process ({name}, pid {self.pid}), in which an earlier ring is still "
-            "open; call close() on that one before (`with ringd.connect() as ring:` does so by "
-            "itself), or connect with another group="
-        )
+        return errors.open_here(name, self.pid)
 
     def __repr__(self) -> str:
         return f"<Client {self.program or '?'} pid={self.pid}>"
@@ -87,25 +93,46 @@ class Client:
     def send(self, reply: Reply, payload: bytes | memoryview | None = None) -> None:
         """Send *reply*, with *payload*, which is copied before this returns.
 
-        A message to a client that is gone is dropped.
+        A message to a client that is gone, or of a stay that has ended, is dropped.
         """
         if self.alive and self.routing_id is not None:
+            if isinstance(reply, _OF_A_STAY):
+                if reply.join_id not in self.stays:
+                    return
+                outcome = reply.seq if isinstance(reply, (Completed, Failed)) else None
+                self.unread.sent(reply.join_id, outcome)
             self._outbox.send(self, reply, payload)
             if isinstance(reply, (Completed, Failed)) and (reply.ack or self._owes):
                 self._expect_ack(reply)
 
-    def acknowledged(self, acked: int) -> None:
-        """It has spoken, and has all outcomes below *acked*."""
-        if acked >= self._owes:
-            self._owes = 0
-        elif self._nudged:  # for the rest, which may have come after it was woken
-            self._owed_since = self._loop.now()
-            self._nudge_in(NUDGE_AFTER)
+    def enters(self, join_id: int, group: str, former: int) -> None:
+        """It joins *group*, in the place of its stay *former*, if it had that."""
+        self.leaves(former)
+        self.leaves(join_id)  # nobody waits for what was before that
+        self.stays[join_id] = group
         self._nudged = False
 
-    def owes_nothing(self) -> None:
-        """It joins anew, if it had joined before: nobody waits for what was before that."""
-        self._owes = 0
+    def turn_away(self, join_id: int) -> None:
+        """It cannot join now, and is told to try again."""
+        if len(self.turned_away) >= _MOST_TURNED_AWAY:  # of those that come again, none is old
+            self.turned_away.clear()
+        self.turned_away.add(join_id)
+
+    def leaves(self, join_id: int) -> None:
+        """It has left that group."""
+        self.stays.pop(join_id, None)
+        self.turned_away.discard(join_id)
+        self._owes.pop(join_id, None)
+        self.unread.forget(join_id)
+
+    def acknowledged(self, join_id: int, acked: int) -> None:
+        """It has spoken, and has all outcomes of that stay below *acked*."""
+        self.unread.has(join_id, acked)
+        if acked >= self._owes.get(join_id, 0):
+            self._owes.pop(join_id, None)
+        if self._owes and self._nudged:  # for the rest, which may have come after it was woken
+            self._owed_since = self._loop.now()
+            self._nudge_in(NUDGE_AFTER)
         self._nudged = False
 
     def _expect_ack(self, reply: Completed | Failed) -> None:
@@ -113,7 +140,7 @@ class Client:
         if not self._owes:
             self._owed_since = self._loop.now()
         if reply.ack:
-            self._owes = max(self._owes, reply.seq + 1)
+            self._owes[reply.join_id] = max(self._owes.get(reply.join_id, 0), reply.seq + 1)
         if self._nudge is None and not self._nudged:
             self._nudge_in(NUDGE_AFTER)
 

@@ -13,7 +13,7 @@ from ringd.border.segments import SegmentAbuse, SegmentTable
 from ringd.host.credentials import Credentials, peer_credentials
 from ringd.host.limits import OpenFiles
 from ringd.host.process import ending
-from ringd.loop import EVENT_READ, Loop
+from ringd.loop import EVENT_READ, EVENT_WRITE, Loop
 from ringd.wire.border import lifeline as wire
 from ringd.wire.border.messages import TOKEN_BYTES
 
@@ -22,6 +22,7 @@ _ACCEPTS_PER_EVENT = 64
 _ACCEPT_PAUSE = 0.5  # seconds, when descriptors have run out
 _RECORDS_PER_EVENT = 256  # then the others have their turn
 _RECORDS_PER_CALL = 4096  # more than a socket holds, and than a decent client has to say
+_MOST_UNREAD = 1 << 20  # bytes that wait for a client that is stopped, beside what the socket has
 _FDS_PER_RECORD = 4  # more than the one that belongs there, so that the others get closed
 _ANCILLARY = socket.CMSG_SPACE(_FDS_PER_RECORD * array.array("i").itemsize)
 _RECEIVE_FLAGS = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # absent on macOS
@@ -53,12 +54,15 @@ class Lifeline:
         self._loop = loop
         self._connection = connection
         self._partial = b""
+        self._unsent = bytearray()
+        """What the socket has had no room for."""
         self._fds: list[int] = []  # of the record that is under way
         self._fd_lost = False
         self._open = True
         connection.setblocking(False)
         connection.send(self.token)  # an empty socket takes 16 bytes
-        loop.add(connection, EVENT_READ, self._readable)
+        self._events = EVENT_READ
+        loop.add(connection, EVENT_READ, self._ready)
 
     def drain(self, wanted: int | None = None) -> None:
         """Take in records that have arrived; does not block, nor go on for ever.
@@ -87,20 +91,35 @@ class Lifeline:
                 self._record()
 
     def send(self, record: bytes) -> None:
-        """Send *record*, at once: it arrives even if this process dies now."""
+        """Send *record*, at once: it arrives even if this process dies now.
+
+        Only where hundreds are unread, as by a program that was stopped in hundreds of groups, it
+        waits here, behind those before it.
+        """
         if not self._open:
             return
+        waiting = bool(self._unsent)
+        self._unsent += record
+        if not waiting:
+            self._send()
+        if len(self._unsent) > _MOST_UNREAD:
+            self._end("it does not read what the daemon sends")
+
+    def _send(self) -> None:
+        """Send what waits, as far as there is room for it."""
         try:
-            sent = self._connection.send(record)
+            del self._unsent[: self._connection.send(self._unsent)]
         except BlockingIOError:
-            sent = 0
+            pass
         except ConnectionError:
-            return  # what it has said is yet to be read, and then its end
+            self._unsent.clear()  # what it has said is yet to be read, and then its end
         except OSError as error:
             self._end(f"its lifeline broke: {error.strerror}")
             return
-        if sent < len(record):  # hundreds of records are unread
-            self._end("it does not read what the daemon sends")
+        events = EVENT_READ | EVENT_WRITE if self._unsent else EVENT_READ
+        if events != self._events:
+            self._events = events
+            self._loop.modify(self._connection, events)
 
     @property
     def ended(self) -> bool:
@@ -114,7 +133,9 @@ class Lifeline:
         self.segments.clear()
         self.on_end = None  # it knows the client, which knows us: no work for the collector
 
-    def _readable(self, _events: int) -> None:
+    def _ready(self, events: int) -> None:
+        if events & EVENT_WRITE:
+            self._send()
         self.drain()
 
     def _record(self) -> None:

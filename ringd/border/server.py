@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Union
 
 import zmq
 from structlog.typing import FilteringBoundLogger
@@ -33,14 +33,17 @@ from ringd.wire.border.messages import (
     COPY_SMALL,
     Ack,
     Answer,
+    AskAwaited,
     AskRejoin,
     AskReload,
     AskStatus,
     AskTrace,
     Attach,
+    Awaited,
     DecodeError,
     Denied,
     Detach,
+    Detached,
     Open,
     Reply,
     Request,
@@ -52,7 +55,9 @@ from ringd.wire.border.messages import (
 __all__ = ["BorderHandler", "BorderServer", "Client", "Limits"]
 
 _BATCH = 64  # messages taken in one go, then the links have their turn
-_ATTACH_WITHIN = 10.0  # seconds from the lifeline's opening
+_ATTACH_WITHIN = 10.0  # seconds from the lifeline's opening, or from when the last group was left
+_MAX_STAYS = 4096  # of one connection, at a time
+_MOST_QUEUED = 1 << 18  # messages, for a connection that does not read; those of calls are counted
 _REMEMBERED_ASKERS = 1024
 _REMEMBERED_FORMER = 1024
 _DESCRIPTORS = 2  # that a program takes: its lifeline, and soon its ZeroMQ connection
@@ -69,12 +74,18 @@ MAX_REMOVALS = 256
 a descriptor, as libzmq hangs up on whom a socket has accepted when it is closed."""
 
 
+OfClient = Union[Submit, Ack, Open, Detach, AskAwaited]
+"""What only a client that has attached sends."""
+
+
 class BorderHandler(Protocol):
     """What the daemon does with its clients' messages. Called from the loop."""
 
-    @property
-    def place(self) -> tuple[int, int]:
-        """The rank of the clients here, and the number of ranks."""
+    def place(self, client: Client, join_id: int) -> tuple[int, int] | None:
+        """Return the rank of *client* in that stay, and the number of ranks; None while unknown."""
+
+    def awaited(self, client: Client, join_id: int) -> str:
+        """Return for whom the session of that stay waits; empty once it has formed."""
 
     def attach(self, client: Client, message: Attach) -> None:
         """*client* wants to join a group; answer with Attached or Denied."""
@@ -95,10 +106,10 @@ class BorderHandler(Protocol):
         """*client* has the outcomes that it was asked to acknowledge."""
 
     def detach(self, client: Client, message: Detach) -> None:
-        """*client* leaves in good order; it is not alive any more."""
+        """*client* has left one of its groups."""
 
     def client_gone(self, client: Client, reason: str) -> None:
-        """*client*, which had attached and has not left, is gone for *reason*; exactly once.
+        """*client*, which has groups that it has not left, is gone for *reason*; exactly once.
 
         It died, hung up, or cannot be worked with: ``died`` and ``parted`` tell.
         """
@@ -119,7 +130,7 @@ class Limits:
     segment_budget: int = 8 << 30
     """Bytes of shared memory."""
     window: int = 256
-    """Unreleased ops."""
+    """Unreleased ops of a stay in a group."""
 
 
 class BorderServer:
@@ -193,14 +204,22 @@ class BorderServer:
         """Send to *client*; :meth:`Client.send` is the way in."""
         assert client.routing_id is not None  # noqa: S101 - for the type checker
         try:
-            self._send(client.routing_id, pack(reply, payload))
+            if client.unread.count > 4 * self.limits.window * len(client.stays) + 1024:
+                self._does_not_read(client)
+            else:
+                self._send(client.routing_id, pack(reply, payload))
         except zmq.Again:
-            # It has not read thousands of messages; keeping on would fill our memory.
-            # Later, for the handler is at work right now.
-            reason = "it does not read what the daemon sends"
-            self._loop.call_soon(lambda: self._gone(client, reason))
+            self._does_not_read(client)
         except zmq.ZMQError:
             self.dropped += 1  # unroutable: its lifeline is about to tell us why
+
+    def _does_not_read(self, client: Client) -> None:
+        """Part with one that has not read thousands of messages: it would fill our memory.
+
+        Later, for the handler is at work right now.
+        """
+        reason = "it does not read what the daemon sends"
+        self._loop.call_soon(lambda: self._gone(client, reason))
 
     def close(self) -> None:
         """Hang up on everybody and remove the sockets; the handler is not called for it."""
@@ -231,10 +250,11 @@ class BorderServer:
         # Our clients have names made by libzmq, which nobody else can take.
         router.setsockopt(zmq.ROUTER_HANDOVER, 1)
         router.setsockopt(zmq.MAXMSGSIZE, self.limits.max_message)
-        # The window bounds what a decent client has under way; these bound the others. A full
-        # receive queue makes the sender wait, and is never a loss.
+        # The window bounds what a decent client has under way in each group; these bound the
+        # others. A full receive queue makes the sender wait, and is never a loss. They stay as they
+        # are: libzmq crashes when the limits of a socket change while connections end.
         router.setsockopt(zmq.RCVHWM, 2 * self.limits.window)
-        router.setsockopt(zmq.SNDHWM, 4 * self.limits.window + 1024)
+        router.setsockopt(zmq.SNDHWM, _MOST_QUEUED)
         self._listen_with(router)
         return router
 
@@ -294,41 +314,40 @@ class BorderServer:
             self._deny(routing_id, getattr(message, "join_id", 0), fault)
 
     def _dispatch(self, routing_id: bytes, message: Request, payload: memoryview | None) -> None:
-        if isinstance(message, (Submit, Ack)):
-            client = self._by_routing_id.get(routing_id)
-            if client is None and routing_id in self._former:
-                self._log.debug("message of a former client", what=type(message).__name__)
-            elif client is None:
-                self._deny(routing_id, message.join_id, "attach to a group first")
-            else:
-                client.acknowledged(message.acked)
-                if isinstance(message, Ack):
-                    self._handler.ack(client, message)
-                else:
-                    self._submit(client, message, payload)
-        elif isinstance(message, Attach):
+        if isinstance(message, Attach):
             self._attach(routing_id, message)
-        elif isinstance(message, Open):
-            client = self._by_routing_id.get(routing_id)
-            if client is not None:
-                self._handler.open(client, message)
-        elif isinstance(message, Detach):
-            client = self._by_routing_id.get(routing_id)
-            if client is not None:  # otherwise it is gone already, which is what it wants
-                self._forget(client)
-                client.alive = False
-                self._handler.detach(client, message)
-                self._loop.call_soon(client.hang_up)
-        else:
+        elif isinstance(message, (AskStatus, AskRejoin, AskReload, AskTrace)):
             self._answer(routing_id, message)
+        elif (client := self._by_routing_id.get(routing_id)) is not None:
+            self._hear(client, message, payload)
+        elif routing_id in self._former or not isinstance(message, (Submit, Ack)):
+            # What is gone already wants no answer.
+            self._log.debug("message of a former client", what=type(message).__name__)
+        else:
+            self._deny(routing_id, message.join_id, "attach to a group first")
+
+    def _hear(self, client: Client, message: OfClient, payload: memoryview | None) -> None:
+        if isinstance(message, (Submit, Ack)):
+            if message.join_id in client.turned_away:  # it comes again
+                return
+            client.acknowledged(message.join_id, message.acked)
+            if isinstance(message, Ack):
+                self._handler.ack(client, message)
+            else:
+                self._submit(client, message, payload)
+        elif isinstance(message, Open):
+            self._handler.open(client, message)
+        elif isinstance(message, Detach):
+            self._detach(client, message)
+        else:
+            text = self._handler.awaited(client, message.join_id)
+            client.send(Awaited(message.join_id, text))
 
     def _submit(self, client: Client, message: Submit, payload: memoryview | None) -> None:
-        rank, size = self._handler.place
         fault = call_fault_of(
             message,
             None if payload is None else len(payload),
-            rank,
-            size,
+            self._handler.place(client, message.join_id),
             max_message=self.limits.max_message,
         )
         if fault is None:
@@ -349,8 +368,9 @@ class BorderServer:
                 routing_id, message.join_id, "the token is not one that a lifeline was given"
             )
             return
-        rivals = (other for other in self.clients if other.group == message.group)
+        rivals = (other for other in self.clients if message.group in other.stays.values())
         if any(other.ending for other in rivals if other is not client):
+            client.turn_away(message.join_id)
             # Its place is free once all that it handed over is read.
             text = "a program that has just ended is still being seen off; try again"
             self._reply(routing_id, Denied(message.join_id, errors.NotReady.code, text))
@@ -362,11 +382,23 @@ class BorderServer:
             self._by_routing_id.pop(client.routing_id, None)  # its ZeroMQ connection is a new one
         self._former.pop(routing_id, None)
         client.routing_id = routing_id
-        client.owes_nothing()
         client.program = message.program
-        client.group = message.group
         self._by_routing_id[routing_id] = client
+        if len(client.stays) >= _MAX_STAYS:
+            text = f"this program is in {_MAX_STAYS} groups, which is the most; close some"
+            client.send(Denied(message.join_id, errors.ResourceExhausted.code, text))
+            return
+        client.enters(message.join_id, message.group, message.former)
         self._handler.attach(client, message)
+
+    def _detach(self, client: Client, message: Detach) -> None:
+        if message.join_id in client.stays:
+            client.acknowledged(message.join_id, message.acked)
+            client.leaves(message.join_id)
+            self._handler.detach(client, message)
+        client.send(Detached(message.join_id))
+        if not client.stays and client not in self._waiting:
+            self._expect(client)
 
     def _answer(
         self, routing_id: bytes, question: AskStatus | AskRejoin | AskReload | AskTrace
@@ -460,7 +492,8 @@ class BorderServer:
         Here, since libzmq ends the process when it accepts a connection and there is no
         descriptor for it: a program that was turned away here does not come to that.
         """
-        reason = self._open_files.refusal(_DESCRIPTORS, promised=len(self._waiting))
+        promised = sum(client.routing_id is None for client in self._waiting)
+        reason = self._open_files.refusal(_DESCRIPTORS, promised=promised)
         if reason and not self._full:
             self._full = True
             self._log.error("near the limit of open files, programs are refused", reason=reason)
@@ -473,8 +506,12 @@ class BorderServer:
         client = Client(self, lifeline, self._loop)
         lifeline.on_end = lambda reason: self._lifeline_ended(client, reason)
         self._by_token[client.token] = client
+        self._expect(client)
+
+    def _expect(self, client: Client) -> None:
+        """Part with a connection that is in no group if it does not join one soon."""
         self._waiting[client] = self._loop.call_later(
-            _ATTACH_WITHIN, lambda: self._gone(client, "it never attached")
+            _ATTACH_WITHIN, lambda: self._gone(client, "it is in no group")
         )
 
     def _lifeline_ended(self, client: Client, reason: str) -> None:
@@ -490,7 +527,7 @@ class BorderServer:
             return
         self._forget(client)
         client.alive = False
-        if client.routing_id is not None:
+        if client.stays:
             self._handler.client_gone(client, reason)
         # After the others have been told: to give a large client's memory back takes a while.
         self._loop.call_soon(client.hang_up)

@@ -12,7 +12,9 @@ from ringd.wire.border.messages import (
     SEAL,
     VERSION,
     Ack,
+    AskAwaited,
     Attach,
+    Detach,
     Open,
     Ref,
     Request,
@@ -26,6 +28,7 @@ _MAX_NUMBER = 1 << 62
 _MAX_DIMENSIONS = 64
 _MAX_TEXT = 1024
 _MAX_WORD = 32
+_UNKNOWN = 0
 
 
 def fault_of(message: Request, payload_bytes: int | None) -> str | None:
@@ -46,8 +49,10 @@ def fault_of(message: Request, payload_bytes: int | None) -> str | None:
     if isinstance(message, Open):
         numbers = (message.released, message.next_seq, message.source, message.to, message.tag)
         return _numbers_fault(message.channel_id, *numbers)
-    if isinstance(message, Ack):
+    if isinstance(message, (Ack, Detach)):
         return _numbers_fault(message.join_id, message.acked)
+    if isinstance(message, AskAwaited):
+        return _numbers_fault(message.join_id)
     version = getattr(message, "version", VERSION)
     if version != VERSION:
         return _version_fault(version)
@@ -95,25 +100,32 @@ def _submit_fault(message: Submit) -> str | None:
 
 
 def call_fault_of(
-    message: Submit, payload_bytes: int | None, rank: int, size: int, *, max_message: int
+    message: Submit,
+    payload_bytes: int | None,
+    place: tuple[int, int] | None,
+    *,
+    max_message: int,
 ) -> str | None:
     """Return why the call in *message* cannot be run here, None if it can.
 
     Args:
         message: one of which :func:`fault_of` has nothing to say.
         payload_bytes: length of the payload; None without one.
-        rank: the client's.
-        size: the number of ranks in its group.
+        place: the client's rank, and the number of ranks in its group; None while that has yet to
+            form, and what depends on it is to be looked at once it has.
         max_message: bytes that a reply may have.
     """
     if len(message.message) > MAX_TEXT or len(message.outcome) > _MAX_TEXT:
         return "the outcome's text is too long"
     call = message.call
+    rank, size = place or (0, _UNKNOWN)
     fault = unfit(call, size)
     if fault:
         return fault
     if message.source is not None and payload_bytes is not None:
         return "the input came twice, as a segment and as a frame"
+    if place is None and kinds.of(call).sized:
+        return None
     taken, given = (kinds.source_bytes(call, rank, size), kinds.target_bytes(call, rank, size))
     came = payload_bytes if message.source is None else message.source.length
     if came is None:
@@ -145,16 +157,21 @@ def _overlap(source: Ref, target: Ref) -> str | None:
 
 
 def unfit(call: Call, size: int) -> str:
-    """Return why *call*, of any of *size* ranks, cannot be run here; empty if it can."""
+    """Return why *call*, of any of *size* ranks, cannot be run here; empty if it can.
+
+    Where the size is unknown (0), what depends on it is left out.
+    """
     if len(call.name) > MAX_CALL_NAME:
         return f"a call's name has up to {MAX_CALL_NAME} characters"
     if max(len(call.kind), len(call.reduction), len(call.dtype)) > _MAX_WORD:
         return f"a call's kind, op and dtype have up to {_MAX_WORD} characters"
     if len(call.shape) > _MAX_DIMENSIONS:
         return "a shape has up to 64 sides, none negative"
-    if len(call.counts) > 2 * size:
-        return f"{len(call.counts)} counts are too many for {size} ranks"
     try:
+        if size == _UNKNOWN and kinds.of(call).sized:
+            return ""
+        if len(call.counts) > 2 * size:
+            return f"{len(call.counts)} counts are too many for {size} ranks"
         kinds.check(call, size)
     except (TypeError, ValueError) as error:
         return str(error)

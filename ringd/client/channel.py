@@ -215,19 +215,20 @@ class Channel:
                 gone = self._listen()
         return gone
 
-    def sessions(self, meet: Callable[[int, tuple[int, ...], tuple[int, ...]], None]) -> None:
+    def sessions(self, meet: Callable[[int, tuple[int, ...], tuple[int, ...]], None]) -> bool:
         """Call *meet* with what the lifeline has said: (join id, its peers', where they are).
 
-        With some of it again, if an interrupt ends this.
+        With some of it again, if an interrupt ends this. Returns whether there was something.
         """
         heard = self._heard
         if not heard:
-            return
+            return False
         chunks = tuple(heard)  # others may come behind them meanwhile
         stream = bytearray(b"".join(chunks))
         while (session := wire.take_session(stream)) is not None:
             meet(*session)
         heard[: len(chunks)] = [bytes(stream)] if stream else []
+        return True
 
     def _listen(self) -> bool:
         """Take in what the lifeline says; whether it has ended."""

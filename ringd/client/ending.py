@@ -40,9 +40,12 @@ class _Main:
 
 def remember_main_thread() -> None:
     """Take note of what the main thread runs; to be called before it can have ended."""
+    if _Main.frame is not None:
+        return
     now = _main_frame()
-    if _Main.frame is None and now is not None:
+    if now is not None:
         _Main.frame = _outermost(now)
+    del now  # or what the callers' frames hold, a ring say, were in a cycle of garbage with it
 
 
 def main_thread_failed() -> bool:

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ringd.client.channel import Channel, TurnedAwayError
-from ringd.client.group import Group
+from ringd.client.daemon import Daemon
+from ringd.client.groups import Groups
 from ringd.client.pump import Pump
 from ringd.client.waker import Waker
 from ringd.errors import Refused, ResourceExhausted, RingError
@@ -38,12 +39,15 @@ _SURELY_FULL = 1.0  # seconds; other threads may close files
 
 
 class Keeper:
-    """Of one connection: its *group* and its *pump*. *paths* are where a daemon may be."""
+    """Of one connection: its *daemon*, *groups* and *pump*. *paths* are where a daemon may be."""
 
-    def __init__(self, paths: Sequence[str], group: Group, pump: Pump) -> None:
+    def __init__(self, paths: Sequence[str], daemon: Daemon, groups: Groups, pump: Pump) -> None:
         self._paths = list(paths)
-        self._group = group
+        self._daemon = daemon
+        self._groups = groups
         self._pump = pump
+        self._next_beat = 0.0
+        """When to ask for a sign of life, or at least to take messages in."""
         self._ending = False
         self._waker = Waker()
         self.turned_away = ""
@@ -61,7 +65,7 @@ class Keeper:
 
     def start(self) -> None:
         """Begin to look for a daemon."""
-        self._group.pool.wake = self.wake
+        self._daemon.pool.wake = self._daemon.wake = self.wake
         self._running = True
         # In one call into C: threading.Thread.start is written in Python, and does not bear
         # interrupts; they may leave it with a lock that is never given back.
@@ -76,7 +80,12 @@ class Keeper:
         self._ending = True
 
     def wake(self) -> None:
-        """Look at the group, where calls wait for messages to be taken in."""
+        """Look at the groups: something waits for messages to be taken in, or is to be left."""
+        self._waker.wake()
+
+    def watch(self) -> None:
+        """Ask the daemon for signs of life from now on: a group wants to be told of losses."""
+        self._next_beat = 0.0
         self._waker.wake()
 
     def join(self, timeout: float) -> bool:
@@ -137,7 +146,7 @@ class Keeper:
             else:
                 self._paths = [path]  # from now on it is this daemon's return that we wait for
                 return channel
-        self._group.trouble = "; ".join(trouble)
+        self._daemon.trouble = "; ".join(trouble)
         self.turned_away = turned_away
         if forbidden and not self._forbidden:
             self._forbidden_since = time.monotonic()
@@ -157,7 +166,7 @@ class Keeper:
         why = "; ".join(map(why_not, forbidden))
         # The trouble names the others, where nothing was found.
         return Refused(
-            why if len(self._paths) == len(forbidden) else f"{why} ({self._group.trouble})"
+            why if len(self._paths) == len(forbidden) else f"{why} ({self._daemon.trouble})"
         )
 
     def why_silent(self) -> str:
@@ -171,48 +180,51 @@ class Keeper:
 
     def _give_up(self) -> None:
         """Where the first daemon is not for this user, or out of reach, waiting is of no use."""
-        group, now = self._group, time.monotonic()
-        if group.info is None and (
+        now = time.monotonic()
+        if self._daemon.info is None and (
             (self._forbidden and now >= self._forbidden_since + _SURELY_FORBIDDEN)
             or (self._full and now >= self._full_since + _SURELY_FULL)
         ):
-            group.refusal = self.refusal()
+            self._groups.refuse(self.refusal())
             self._pump.run(self._pump.tell)
 
     def _report_absence(self, since: float) -> None:
         """There has been no daemon *since* then: tell a user who wants to know at once."""
-        group = self._group
-        if not group.fails_on_loss:
+        info = self._daemon.info
+        if not self._groups.fail_on_loss:
             return
-        if group.info is not None and time.monotonic() >= since + group.info.lost_after:
-            self._pump.run(group.report_absence)
+        if info is not None and time.monotonic() >= since + info.lost_after:
+            self._pump.run(self._groups.report_absence)
             self._pump.run(self._pump.tell)
 
     def _live_with(self, channel: Channel) -> None:
-        pump, group = self._pump, self._group
+        pump, groups = self._pump, self._groups
         if self._ending:
             channel.close()
             return
         pump.run(self._install, channel)
-        beat = time.monotonic()
-        pool = group.pool
-        while not channel.wait_end(max(0.0, min(beat, pool.next_trim) - time.monotonic())):
+        self._next_beat = time.monotonic()
+        while not channel.wait_end(max(0.0, self._next_look() - time.monotonic())):
             pump.run(pump.settle)
             self._trim()
-            while group.waits_for_room and pump.channel is channel and not self._ending:
-                until = min(beat, pool.next_trim)
+            while groups.wait_for_room and pump.channel is channel and not self._ending:
+                until = min(self._next_look(), groups.next_try)
                 pump.wait(self._has_nothing_to_take_in, until, for_user=False)
                 self._trim()
-                if time.monotonic() >= beat:
+                if time.monotonic() >= self._next_beat:
                     break
-            if time.monotonic() >= beat:
-                beat = time.monotonic() + pump.run(self._beat, channel)
+            if time.monotonic() >= self._next_beat:
+                self._next_beat = time.monotonic() + pump.run(self._beat, channel)
         pump.run(self._uninstall, channel)
+
+    def _next_look(self) -> float:
+        return min(self._next_beat, self._daemon.pool.next_trim)
 
     def _install(self, channel: Channel) -> None:
         self._pump.channel = channel
-        self._group.install(channel)
+        self._groups.install(channel)
         self._pump.tell()
+        self._pump.hand_over()
 
     def _uninstall(self, channel: Channel) -> None:
         self._pump.settle()
@@ -221,16 +233,16 @@ class Keeper:
 
     def _trim(self) -> None:
         """Give back what memory there is too much of, if it is time for that."""
-        pool = self._group.pool
+        pool = self._daemon.pool
         if time.monotonic() < pool.next_trim and not pool.surplus:
             return
         self._pump.run(pool.trim)
         pool.surplus.give_back()  # not within run: it takes a while
-        self._pump.run(self._group.tell_dropped)
+        self._pump.run(self._daemon.tell_dropped)
 
     def _has_nothing_to_take_in(self) -> bool:
-        group = self._group
-        return self._ending or not group.waits_for_room or bool(group.pool.surplus)
+        done = self._ending or not self._groups.wait_for_room
+        return done or bool(self._daemon.pool.surplus)
 
     def _beat(self, channel: Channel) -> float:
         """Ask for a sign of life where the user wants one; return the seconds until the next time.
@@ -239,15 +251,15 @@ class Keeper:
         each left unanswered for a while must bear that out: a program that was stopped itself
         hears its daemon's answer before it judges.
         """
-        group = self._group
-        if not group.fails_on_loss:
+        info = self._daemon.info
+        if not self._groups.fail_on_loss:
             return _DRAIN_EVERY
-        lost_after = _LOST_AFTER if group.info is None else group.info.lost_after
+        lost_after = _LOST_AFTER if info is None else info.lost_after
         left = channel.heard_at + lost_after - time.monotonic()
         if channel.unanswered < _BEATS - 1:
             channel.beat()
         elif left <= 0:
-            group.report_silence(channel, lost_after)
+            self._groups.report_silence(channel, lost_after)
             self._pump.tell()
         interval = lost_after / _BEATS
         return max(min(left, interval) if left > 0 else interval, _LEAST_BEAT)

@@ -8,26 +8,48 @@ keeps no program alive. A program without them is not woken more often for this.
 from __future__ import annotations
 
 import _thread
+import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 from ringd.client.session import Op
+from ringd.errors import MainThreadFailed
 
 _log = logging.getLogger(__name__)
 
 
-class Notifier:
-    """Of one connection, of which *wait_for_any* returns when one of some ops has ended."""
+class Waiting(Protocol):
+    """Whose call it is."""
 
-    def __init__(self, wait_for_any: Callable[[Callable[[], Iterator[Op]]], None]) -> None:
-        self._wait_for_any = wait_for_any
-        self._watched: list[tuple[Op, Callable[[], object]]] = []
+    @property
+    def hung_up(self) -> bool:
+        """Whether all of its calls are to end."""
+
+    def look_at(self, op: Op) -> None:
+        """End *op* if its time is over."""
+
+
+class Watched(NamedTuple):
+    """A call of whose end somebody wants to be told."""
+
+    owner: Waiting
+    op: Op
+    callback: Callable[[], object]
+
+
+class Notifier:
+    """Of one connection, whose *wait* waits until something is so, or a moment has come."""
+
+    def __init__(self, wait: Callable[[Callable[[], bool], float | None], bool]) -> None:
+        self._wait = wait
+        self._watched: list[Watched] = []
         self._running = _thread.allocate_lock()
         """Held by the thread."""
 
-    def watch(self, op: Op, callback: Callable[[], object]) -> None:
+    def watch(self, owner: Waiting, op: Op, callback: Callable[[], object]) -> None:
         """Have *callback* called once *op* has ended; the caller wakes who waits already."""
-        self._watched.append((op, callback))
+        self._watched.append(Watched(owner, op, callback))
         # The thread looks again once it is about to end. Of two that begin, one goes at once. As
         # for the keeper, the start is one call into C.
         if not self._running.locked():
@@ -37,21 +59,33 @@ class Notifier:
         while self._watched and self._running.acquire(blocking=False):
             try:
                 while self._watched:
-                    self._wait_for_any(self._ops)
+                    self._wait_for_any()
                     self._call_back()
             finally:
                 self._running.release()
 
-    def _ops(self) -> Iterator[Op]:
-        return (op for op, _ in self._watched)  # others may be appended meanwhile
+    def _wait_for_any(self) -> None:
+        """Return when one of the calls has ended, or may have, or there are more of them.
+
+        Where the main thread has failed, all end: threads may wait for what is told of them.
+        """
+        watched = self._watched.copy()
+        limits = [limit for _, op, _ in watched if (limit := op.gives_up) is not None]
+        with contextlib.suppress(MainThreadFailed):
+            self._wait(lambda: self._has_news(watched), min(limits, default=None))
+        for owner, op, _ in watched:
+            owner.look_at(op)
+
+    def _has_news(self, watched: list[Watched]) -> bool:
+        more = len(self._watched) > len(watched)  # none goes meanwhile
+        return more or any(op.ended or owner.hung_up for owner, op, _ in watched)
 
     def _call_back(self) -> None:
         """Call back for all ops that have ended."""
         for watched in self._watched.copy():
-            op, callback = watched
-            if op.ended:
+            if watched.op.ended:
                 self._watched.remove(watched)
-                call_back(op, callback)
+                call_back(watched.op, watched.callback)
 
 
 def call_back(op: Op, callback: Callable[[], object]) -> None:

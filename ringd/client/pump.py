@@ -125,7 +125,7 @@ class Pump:
         watch = for_user and me != threading.main_thread().ident
         beneath = self._sleeper == me  # and this is a signal handler, which interrupted that sleep
         waited = False
-        waiter = _Waiter()
+        waiter = _Waiter(done)
         while True:
             try:
                 turn = self.run(self._look, done, until, waiter)
@@ -159,9 +159,13 @@ class Pump:
             self.settle()
 
     def tell(self) -> None:
-        """Wake the threads that wait: something has changed; within :meth:`run`."""
+        """Wake the threads that wait, if it is done: something has changed; within :meth:`run`.
+
+        Hundreds may wait, each for something else.
+        """
         for waiter in tuple(self._waiters):
-            waiter.wake()
+            if waiter.done():
+                waiter.wake()
         if self._sleeper is not None:
             self.waker.wake()
 
@@ -186,7 +190,7 @@ class Pump:
         self.settle()
         finished = done()
         if finished or (until is not None and time.monotonic() >= until):
-            self._hand_over()
+            self.hand_over()
             return finished
         me, channel = threading.get_ident(), self.channel
         # Also beneath this frame, whose sleep goes on when the handler that is above it returns.
@@ -196,8 +200,8 @@ class Pump:
         self._waiters.add(waiter)
         return waiter
 
-    def _hand_over(self) -> None:
-        """Let one of the threads that wait sleep on the sockets from now on."""
+    def hand_over(self) -> None:
+        """Let a thread that waits sleep on the sockets, if none does; within :meth:`run`."""
         if self._sleeper is None:
             for waiter in tuple(self._waiters)[:1]:
                 waiter.wake()
@@ -217,9 +221,10 @@ class Pump:
 class _Waiter:
     """A thread that waits while another one sleeps on the sockets."""
 
-    __slots__ = ("_lock",)
+    __slots__ = ("_lock", "done")
 
-    def __init__(self) -> None:
+    def __init__(self, done: Callable[[], bool]) -> None:
+        self.done = done
         self._lock = threading.Lock()
         self._lock.acquire()
 

@@ -16,8 +16,10 @@ import numpy.typing as npt
 
 from ringd import errors
 from ringd.client import arguments, tensors
-from ringd.client.connection import Connection
+from ringd.client.connection import Connection, connection_at
+from ringd.client.group import Wish
 from ringd.client.session import Op
+from ringd.client.stay import Stay
 from ringd.client.work import Work
 from ringd.collective import kinds
 from ringd.collective.call import MAX_GROUP_NAME, NO_ROOT, Call
@@ -76,25 +78,45 @@ def connect(
     given = socket or os.environ.get("RINGD_SOCKET")
     paths = [arguments.socket_path(given)] if given else [str(p) for p in socket_candidates()]
     try:
-        connection = Connection(paths, group, on_loss)
-    except OSError as error:  # of its pipes
-        raise errors.ResourceExhausted(out_of_files(error)) from error
-    try:
-        connection.start(within)
-        return Ring(connection, group)
-    except BaseException as error:  # also Ctrl-C: without a ring nobody could close it
-        try:
-            connection.close()
-        finally:  # where another interrupt ended that
-            connection.abandon()
-        others = "" if given or not isinstance(error, errors.DaemonUnavailable) else left_out()
+        return _join(paths, Wish(group, on_loss), within)
+    except errors.DaemonUnavailable as error:
+        others = "" if given else left_out()
         if others:
             raise errors.DaemonUnavailable(f"{error}; {others}") from None
         raise
 
 
+def _join(paths: Sequence[str], wish: Wish, timeout: float) -> Ring:
+    """Join the group of *wish* over a connection that is there, or else a new one."""
+    while True:
+        shared = connection_at(paths)
+        try:
+            connection = Connection(paths) if shared is None else shared
+        except OSError as error:  # of its pipes
+            raise errors.ResourceExhausted(out_of_files(error)) from error
+        ring = _join_over(connection, wish, timeout, new=shared is None)
+        if ring is not None:
+            return ring
+
+
+def _join_over(connection: Connection, wish: Wish, timeout: float, *, new: bool) -> Ring | None:
+    """Join over *connection*; None if that has been closed meanwhile."""
+    stay = Stay(connection, wish)
+    try:
+        return Ring(connection, stay) if stay.begin(timeout, new=new) else None
+    except BaseException:  # also Ctrl-C: without a ring nobody could close it
+        try:
+            stay.close()
+        finally:  # where another interrupt ended that
+            stay.abandon()
+        raise
+
+
 class Ring:
     """A place in a group of the ring; made by :func:`connect`.
+
+    All rings of a program that have the same daemon share one connection to it, its memory and its
+    threads, so hundreds of them cost little.
 
     May be used from several threads: calls are numbered in the order in which they are made.
     After a fork, the child must connect anew; arrays in shared memory (large results and those
@@ -103,49 +125,49 @@ class Ring:
     As a context manager it closes itself.
     """
 
-    def __init__(self, connection: Connection, group: str) -> None:
+    def __init__(self, connection: Connection, stay: Stay) -> None:
         self._connection = connection
-        self._group = group
+        self._stay = stay
         # A ring that is forgotten is hung up on, and the group notices.
-        weakref.finalize(self, connection.abandon).atexit = False  # the connection sees to that
+        weakref.finalize(self, stay.abandon).atexit = False  # the connection sees to that
 
     # --- what and where ---------------------------------------------------------------
 
     @property
     def rank(self) -> int:
         """This machine's place in the ring, from 0 to ``size - 1``."""
-        return self._connection.info.rank
+        return self._stay.info.rank
 
     @property
     def size(self) -> int:
         """The number of machines in the ring."""
-        return self._connection.info.size
+        return self._stay.info.size
 
     @property
     def node(self) -> str:
         """This machine's name in the ring."""
-        return self._connection.info.node
+        return self._stay.info.node
 
     @property
     def nodes(self) -> tuple[str, ...]:
         """The machines' names in the ring, by rank."""
-        return self._connection.info.nodes
+        return self._stay.info.nodes
 
     @property
     def generation(self) -> int:
         """How often the ring has formed, counted over all restarts; rises with each loss."""
-        return self._connection.info.generation
+        return self._stay.info.generation
 
     @property
     def state(self) -> str:
         """``"forming"``, ``"ready"`` or ``"draining"``; as far as this program knows."""
-        return self._connection.info.state
+        return self._stay.info.state
 
     def __repr__(self) -> str:
         info = self._connection.latest
         return (
-            f"<ringd.Ring group {self._group!r}, rank {info.rank} of {info.size} ({info.node}), "
-            f"{info.state}, generation {info.generation}>"
+            f"<ringd.Ring group {self._stay.group.name!r}, rank {info.rank} of {info.size} "
+            f"({info.node}), {info.state}, generation {info.generation}>"
         )
 
     def wait_ready(self, timeout: float | None = None) -> None:
@@ -158,9 +180,9 @@ class Ring:
             NotReady: it did not come to that in time.
             CalledFromHandler, MainThreadFailed: as :meth:`all_reduce`.
         """
-        self._connection.check_call()
+        self._stay.check_call()
         until = None if timeout is None else time.monotonic() + arguments.seconds(timeout)
-        if not self._connection.wait_state("ready", until):
+        if not self._stay.wait_state("ready", until):
             raise errors.NotReady(
                 f"the ring was still {self._connection.latest.state} after {timeout or 0:g} s; "
                 "`ringd-cli status` shows who is missing"
@@ -529,8 +551,8 @@ class Ring:
         wanted = np.dtype(dtype)
         size = arguments.shape_of(shape)
         length = tensors.size_of(size, wanted)
-        if length > self._connection.info.inline_limit and self._connection.shared_memory:
-            blocks = self._connection.reserve([length], time.monotonic())
+        if length > self._stay.info.inline_limit and self._connection.shared_memory:
+            blocks = self._stay.reserve([length], time.monotonic())
             if blocks is not None:
                 array = self._connection.lend(blocks[0], length, as_input=True)
                 if array is not None:
@@ -544,7 +566,7 @@ class Ring:
 
         Waits until the daemon knows, up to two seconds.
         """
-        self._connection.close()
+        self._stay.close()
 
     def __enter__(self) -> Ring:  # noqa: PYI034 - Self needs Python 3.11
         return self
@@ -572,8 +594,8 @@ class Ring:
         timeout: float | None,
     ) -> Work[Any]:
         """Hand a call of *kind* over; what it has not is left out."""
-        connection = self._connection
-        connection.check_call()
+        connection, stay = self._connection, self._stay
+        stay.check_call()
         row, here = kinds.KINDS[kind], connection.latest
         array = tensors.plain_array(x)
         if row.rows and array.ndim == 0:
@@ -598,8 +620,8 @@ class Ring:
         length = None if shape is None else tensors.size_of(shape, dtype)
         work_op = self._prepare(array, length, call, until)
         try:
-            connection.submit(work_op, wire_timeout, until)
-            return Work(self, connection, work_op, shape=shape, dtype=dtype, out=out)
+            stay.submit(work_op, wire_timeout, until)
+            return Work(self, stay, work_op, shape=shape, dtype=dtype, out=out)
         except errors.RingError:
             raise
         except BaseException:  # Ctrl-C: without a handle nobody knows when the input is free
@@ -625,7 +647,7 @@ class Ring:
             found = connection.find(array) if large and tensors.in_place(array) else None
             copies = large and found is None
             lengths = [length, target_length] if copies else [target_length]
-            blocks = connection.reserve(lengths, until)
+            blocks = self._stay.reserve(lengths, until)
             if blocks is not None:
                 target = blocks[-1]
                 target.clear_seal(target_length)

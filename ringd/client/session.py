@@ -1,8 +1,8 @@
 """The calls of one stay in a group: what is open, what must be kept, what is over.
 
-Bookkeeping only; :mod:`ringd.client.connection` owns the lock around it and the messages. Whatever
-changes here may be interrupted (:mod:`ringd.client.pump`) and then be done again: what an op is
-stands in the op, and the counts follow from that.
+Bookkeeping only; the lock around it is that of the connection, and the messages are the group's.
+Whatever changes here may be interrupted (:mod:`ringd.client.pump`) and then be done again: what an
+op is stands in the op, and the counts follow from that.
 """
 
 from __future__ import annotations
@@ -111,6 +111,34 @@ class Op:
             return errors.RingError.code  # whoever still lacks the result cannot have it from us
         return OK if self.ended or self.sealed else ""
 
+    @property
+    def handed_over(self) -> bool:
+        """Whether a daemon has ever been handed it."""
+        return self.seq < self.session.handed
+
+    @property
+    def stands(self) -> bool:
+        """Whether its result is complete, though no daemon may have said so."""
+        mark = (self.session.join_id, self.seq)
+        return self.target is not None and self.target.sealed_by(self.target_length) == mark
+
+    @property
+    def gives_up(self) -> float | None:
+        """When the client decides that its deadline has passed; None for never.
+
+        For one that no daemon has been handed, nobody else does, and nobody can have completed it.
+        """
+        return self.give_up if self.handed_over else self.timeout or None
+
+    def pass_memory_again(self) -> None:
+        """The daemon may have had no room for its memory; it may have some next time.
+
+        Or it was another member that lacked something: then to be passed again is harmless.
+        """
+        for block in (self.source_block, self.target):
+            if block is not None:
+                block.segment.refused = True
+
     def submission(self, now: float, acked: int) -> Submit:
         """Return the message that hands this op over, for the first time or again."""
         timeout = self.timeout
@@ -180,11 +208,15 @@ class Session:
 
     def __init__(self, after: Session | None = None) -> None:
         self.join_id = secrets.randbits(63) + 1
+        self.asked = False
+        """Whether a daemon has ever been asked for it."""
         self.former = 0
-        """The join id of the stay before this one; 0 for none."""
+        """The join id of the last stay before this one that a daemon was asked for; 0 for none."""
         self.former_loss = ""
         """Who had left that one first, if that was how it ended: others may not know yet."""
-        if after is not None:
+        if after is not None and not after.asked:
+            self.former, self.former_loss = after.former, after.former_loss
+        elif after is not None:
             self.former = after.join_id
             if isinstance(after.loss, errors.GroupLost):
                 self.former_loss = str(after.loss)[:MAX_LOSS]

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from ringd import errors
 from ringd.client import arguments, tensors
-from ringd.client.connection import Connection
 from ringd.client.notifier import call_back
 from ringd.client.session import Op
+from ringd.client.stay import Stay
 
 T = TypeVar("T")
 
@@ -32,7 +32,6 @@ class Work(Generic[T]):
         "__weakref__",
         "_collected",
         "_collecting",
-        "_connection",
         "_dtype",
         "_lock",
         "_op",
@@ -40,12 +39,13 @@ class Work(Generic[T]):
         "_result",
         "_ring",
         "_shape",
+        "_stay",
     )
 
     def __init__(
         self,
         ring: object,
-        connection: Connection,
+        stay: Stay,
         op: Op,
         *,
         shape: tuple[int, ...] | None,
@@ -53,7 +53,7 @@ class Work(Generic[T]):
         out: npt.NDArray[Any] | None,
     ) -> None:
         self._ring = ring  # which must not be collected, and so closed, before this
-        self._connection = connection
+        self._stay = stay
         self._shape = shape
         self._dtype = dtype
         self._out = out
@@ -67,8 +67,9 @@ class Work(Generic[T]):
         # Nobody can tell any more when the call has ended, as where an interrupt came between the
         # call's return and the handle's first name; or before this had its attributes.
         if hasattr(self, "_op") and self._op.hold and not self._op.ended:
-            self._op.left = self._connection.inputs_left = True
-            self._connection.leave_input()
+            connection = self._stay.connection
+            self._op.left = connection.inputs_left = True
+            connection.leave_input()
 
     def __repr__(self) -> str:
         op = self._op
@@ -97,16 +98,17 @@ class Work(Generic[T]):
         """
         until = None if timeout is None else time.monotonic() + arguments.seconds(timeout)
         try:
-            self._connection.wait(self._op, until)
+            self._stay.wait(self._op, until)
             taken = self._collected or self._collect()
         except errors.RingError:
             raise
         except BaseException:  # Ctrl-C: a program that cannot wait again may write to the input
-            self._op.left = self._connection.inputs_left = True
+            connection = self._stay.connection
+            self._op.left = connection.inputs_left = True
             try:
-                self._connection.leave_input()
+                connection.leave_input()
             except BaseException:  # noqa: BLE001 - a second one, at its very beginning
-                self._connection.leave_input()
+                connection.leave_input()
             raise
         if not taken:
             raise errors.CalledFromHandler
@@ -117,7 +119,7 @@ class Work(Generic[T]):
 
         A given *out* has its values once this has returned True.
         """
-        if not self._connection.done(self._op):
+        if not self._stay.done(self._op):
             return False
         return self._op.error is not None or self._collected or self._collect()
 
@@ -132,7 +134,7 @@ class Work(Generic[T]):
         if self.done():
             call_back(self._op, lambda: callback(self))
         else:
-            self._connection.tell(self._op, lambda: callback(self))
+            self._stay.tell(self._op, lambda: callback(self))
 
     def future(self) -> futures.Future[T]:
         """Return a future of the result, or of the error; it cannot be cancelled."""
@@ -184,7 +186,7 @@ class Work(Generic[T]):
             return out
         length = op.target_length
         if out is None:
-            lent = self._connection.lend(block, length) if length else None
+            lent = self._stay.connection.lend(block, length) if length else None
             if lent is not None:
                 return lent.view(dtype).reshape(shape)
             out = np.empty(shape, dtype)

@@ -123,6 +123,11 @@ class Kind:
         """Whether a tensor has an axis 0, along which it is divided, or joined to others."""
         return self.divides or self.joins
 
+    @property
+    def sized(self) -> bool:
+        """Whether what a call means depends on the rank that makes it, or on how many there are."""
+        return self.rooted or self.rows
+
 
 def of(call: Call) -> Kind:
     """Return the kind of *call*.

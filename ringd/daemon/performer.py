@@ -297,7 +297,7 @@ class Performer:
         self._recorder.op(
             OpEvent(
                 at=now,
-                group=cast(Client, action.client).group,
+                group=cast(Client, action.client).stays.get(action.join_id, ""),
                 seq=submission.seq,
                 call=submission.call,
                 nbytes=0 if buffers is None else buffers.nbytes,

@@ -76,13 +76,19 @@ class Programs:
 
     @property
     def clients(self) -> set[Client]:
-        """The clients that are attached."""
+        """Those that are in a group, or want to be."""
         return self._clients
 
-    @property
-    def place(self) -> tuple[int, int]:
-        """The rank of the clients here, and the number of ranks."""
-        return self.view.rank, self.view.size
+    def place(self, client: Client, join_id: int) -> tuple[int, int] | None:  # noqa: ARG002 - the border's
+        """Return a client's rank, and the number of ranks; None while they are unknown."""
+        seat = self.engine.roll.seats.get(join_id)
+        if seat is None or not seat.session.formed:
+            return None
+        return seat.session.view.rank, seat.session.view.size
+
+    def awaited(self, client: Client, join_id: int) -> str:
+        """Return for whom the session of a client's stay waits."""
+        return self.engine.awaited(client, join_id)
 
     def quiet(self) -> bool:
         """Whether no call is open here, and no program wants to be told of a break."""
@@ -198,21 +204,24 @@ class Programs:
         now = self._loop.now()
         self._perform(self.engine.ack(client, message.join_id, message.acked, now))
 
-    def detach(self, client: Client, message: border.Detach) -> None:  # noqa: ARG002 - the border's
-        """A program leaves in good order."""
-        self._gone(client, "left the group")
+    def detach(self, client: Client, message: border.Detach) -> None:
+        """A program leaves a group in good order, or has forgotten its ring."""
+        how = f"(pid {client.pid}) hung up" if message.hung_up else "left the group"
+        self._gone(client, how, message.join_id)
 
     def client_gone(self, client: Client, reason: str) -> None:
-        """A program ended without a Detach, or cannot be worked with."""
+        """A program ended without leaving its groups, or cannot be worked with."""
         self._log.info("client gone", pid=client.pid, program=client.program, reason=reason)
         how = "died" if client.died else "hung up" if client.parted else f"was lost ({reason})"
         self._gone(client, f"(pid {client.pid}) {how}")
 
-    def _gone(self, client: Client, how: str) -> None:
-        self._clients.discard(client)
+    def _gone(self, client: Client, how: str, join_id: int | None = None) -> None:
+        """It is gone from one group, or (without *join_id*) from all."""
+        if join_id is None or not client.stays:
+            self._clients.discard(client)
         self._recorder.note("client leaves", pid=client.pid, how=how)
         how += time.strftime(" at %Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self._perform(self.engine.detach(client, how, self._loop.now()))
+        self._perform(self.engine.detach(client, how, self._loop.now(), join_id))
 
     def _buffers(
         self, client: Client, message: border.Submit, payload: memoryview | None, now: float

@@ -155,10 +155,16 @@ class Engine:
             seat.ledger.ack(acked)
         return self._finish(now)
 
-    def detach(self, client: Hashable, reason: str, now: float) -> list[Action]:
-        """A client left its group in good order, or is gone; *reason* completes a sentence."""
+    def detach(
+        self, client: Hashable, reason: str, now: float, join_id: int | None = None
+    ) -> list[Action]:
+        """A client left one group in good order, or is gone from all; *reason* ends a sentence."""
+        one = None if join_id is None else self.roll.seats.get(join_id)
         for seat in list(self.roll.seats.values()):
-            if seat.caller.client == client and not isinstance(seat, Channel):
+            if isinstance(seat, Channel):  # ends with the stay in which it was opened
+                continue
+            former = one is not None and seat.left is not None and seat.group == one.group
+            if seat.caller.client == client and (join_id in (None, seat.join_id) or former):
                 self.roll.leave(seat, self.roll.says(reason, seat))
                 for stay in (seat, *seat.channels.values()):
                     stay.abandon()
@@ -287,6 +293,12 @@ class Engine:
     def waiting_for(self, seat: Seat, op: Op) -> str:
         """Return in words for whom *op* waits."""
         return self._reasons.waiting_for(seat, op)
+
+    def awaited(self, client: Hashable, join_id: int) -> str:
+        """Return in words for whom the session of a client's stay waits; empty once it is live."""
+        seat = self.roll.seats.get(join_id)
+        known = seat is not None and seat.caller.client == client
+        return self._reasons.forming(seat) if seat is not None and known else ""
 
     # --- housekeeping -----------------------------------------------------------------
 

@@ -31,17 +31,27 @@ class Reasons:
     def waiting_for(self, seat: Seat, op: Op) -> str:
         """Return in words for whom *op* waits."""
         session = seat.session
+        if self._roll.up and session.formed and (session.live or not self._slow_disks()):
+            if isinstance(seat, Channel) and (not session.live or op.missing()):
+                rank = session.view.rank
+                other = session.view.describe(1 - rank)
+                return f"not {'sent' if rank else 'received'} yet by: {other}"
+            return waiting_for(op, session, seat.calls.ranks_that_may_need_input(op))
+        return self.forming(seat)
+
+    def forming(self, seat: Seat) -> str:
+        """Return in words for whom the session of *seat* waits; empty once it is live."""
+        session = seat.session
         if not self._roll.up:
             why = self._missing_members() or self._slow_disks() or self.broken
             return f"the ring is not up{': ' + why if why else ''}"
+        if session.live:
+            return ""
         # Messages go round through all members: one that keeps them hides those beyond it too.
-        if not session.live and (slow := self._slow_disks()):
+        if slow := self._slow_disks():
             return slow
-        if isinstance(seat, Channel) and (not session.live or op.missing()):
-            rank = session.view.rank
-            return f"not {'sent' if rank else 'received'} yet by: {session.view.describe(1 - rank)}"
         if session.formed:
-            return waiting_for(op, session, seat.calls.ranks_that_may_need_input(op))
+            return "yet to agree on who takes part: " + ", ".join(session.unconfirmed())
         return self._absent(seat)
 
     def _absent(self, seat: Seat) -> str:

@@ -61,7 +61,10 @@ class Ref(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Attach(msgspec.Struct, frozen=True, array_like=True, tag="attach"):
-    """Join a group as this machine's client, or take one's place in it again."""
+    """Join a group as this machine's client, or take one's place in it again.
+
+    One connection may be in many groups, each under a join id of its own.
+    """
 
     version: int
     token: bytes
@@ -152,7 +155,17 @@ class Ack(msgspec.Struct, frozen=True, array_like=True, tag="ack"):
 
 
 class Detach(msgspec.Struct, frozen=True, array_like=True, tag="detach"):
-    """Leave the group in good order."""
+    """Leave one group; answered by :class:`Detached`. The connection's other stays go on."""
+
+    join_id: int
+    acked: int = 0
+    """As in :class:`Submit`."""
+    hung_up: bool = False
+    """The ring of this group was forgotten."""
+
+
+class AskAwaited(msgspec.Struct, frozen=True, array_like=True, tag="ask awaited"):
+    """Ask for whom the group's session waits to form; answered by :class:`Awaited`."""
 
     join_id: int
 
@@ -181,7 +194,9 @@ class AskTrace(msgspec.Struct, frozen=True, array_like=True, tag="trace"):
     version: int
 
 
-Request = Union[Attach, Open, Submit, Ack, Detach, AskStatus, AskRejoin, AskReload, AskTrace]
+Request = Union[
+    Attach, Open, Submit, Ack, Detach, AskAwaited, AskStatus, AskRejoin, AskReload, AskTrace
+]
 
 
 # --- daemon to client -----------------------------------------------------------------
@@ -262,6 +277,19 @@ class Arrived(msgspec.Struct, frozen=True, array_like=True, tag="arrived"):
     count: int
 
 
+class Detached(msgspec.Struct, frozen=True, array_like=True, tag="detached"):
+    """The client is in that group no more; nothing else comes of it."""
+
+    join_id: int
+
+
+class Awaited(msgspec.Struct, frozen=True, array_like=True, tag="awaited"):
+    """For whom the group's session waits, within a sentence; empty once it has formed."""
+
+    join_id: int
+    text: str
+
+
 class RingState(msgspec.Struct, frozen=True, array_like=True, tag="ring"):
     """The ring's state changed."""
 
@@ -285,7 +313,19 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
     body: bytes
 
 
-Reply = Union[Attached, Completed, Failed, Released, Lost, Arrived, RingState, Denied, Answer]
+Reply = Union[
+    Attached,
+    Completed,
+    Failed,
+    Released,
+    Lost,
+    Arrived,
+    Detached,
+    Awaited,
+    RingState,
+    Denied,
+    Answer,
+]
 
 COPY_SMALL = 8 << 10
 """Bytes; shorter frames are received as a copy: libzmq keeps them in a shared buffer, at any

@@ -1,0 +1,44 @@
+"""How much of what a client was sent it has yet to read, as far as it has said.
+
+ZeroMQ does not tell. But messages are read in the order in which they were sent, so whoever says
+that it has the outcome of an op has read all that was sent before that.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+
+class Unread:
+    """Counts the messages of all stays of one client."""
+
+    __slots__ = ("_marks", "_read", "_sent")
+
+    def __init__(self) -> None:
+        self._sent = 0
+        self._read = 0
+        self._marks: dict[int, deque[tuple[int, int]]] = {}
+        """By join id: (number of the op, how many messages had been sent with its outcome)."""
+
+    @property
+    def count(self) -> int:
+        """The number of messages that may be unread."""
+        return self._sent - self._read
+
+    def sent(self, join_id: int, outcome_of: int | None) -> None:
+        """One more was sent, be it with the outcome of an op."""
+        self._sent += 1
+        if outcome_of is not None:
+            self._marks.setdefault(join_id, deque()).append((outcome_of, self._sent))
+
+    def has(self, join_id: int, acked: int) -> None:
+        """The client has the outcomes of all ops below *acked*."""
+        marks = self._marks.get(join_id)
+        while marks and marks[0][0] < acked:
+            self._read = max(self._read, marks.popleft()[1])
+        if marks is not None and not marks:
+            del self._marks[join_id]
+
+    def forget(self, join_id: int) -> None:
+        """Nothing more will be said of this stay."""
+        self._marks.pop(join_id, None)

@@ -1,0 +1,129 @@
+"""The daemon that a connection lives with: what it says of itself, and the way to it.
+
+It knows of no group. The next daemon takes the place of one that has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from ringd.client.channel import Channel
+from ringd.client.pool import Pool
+from ringd.client.session import Op
+from ringd.wire.border.messages import Attached, RingState
+
+
+class Daemon:
+    """Sends to it, and keeps what was last heard of it; *pool* is the memory that it is handed."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.channel: Channel | None = None
+        """The way to the one that is there; None while none is."""
+        self.info: Attached | None = None
+        """What a daemon said last of itself; None before any has."""
+        self.silent = False
+        """It has been missed, and not heard since: it is sent nothing more."""
+        self.trouble = ""
+        """What went wrong last with a daemon, for messages."""
+        self.broke = ""
+        """Why the ring broke the last time, for messages."""
+        self.breaks = 0
+        """How often it did, as far as is known."""
+        self.wake: Callable[[], None] = _nobody
+        """Called when there is something to do that no message tells of."""
+
+    @property
+    def window(self) -> int:
+        """How many unreleased ops it takes of each group."""
+        return 1 if self.info is None else self.info.window
+
+    @property
+    def ready(self) -> Channel | None:
+        """The way to it, where it can be sent something."""
+        return None if self.silent else self.channel
+
+    # --- what it says -----------------------------------------------------------------
+
+    def introduces_itself(self, info: Attached) -> None:
+        """It has taken a program in."""
+        if self.channel is not None:
+            self.channel.attached = True
+        self.info = info
+        self.pool.budget = info.segment_budget
+        self.trouble = ""
+
+    def tells_of_the_ring(self, news: RingState) -> None:
+        """The ring's state changed."""
+        if news.reason:
+            self.broke = news.reason
+            self.breaks += 1
+        self._set_state(news.state, news.generation)
+
+    def ended(self, channel: Channel) -> None:
+        """The one behind *channel* is gone."""
+        self.trouble = self.trouble or f"{channel.path}: the daemon ended"
+        if self.info is not None:
+            self._set_state("forming", self.info.generation)
+
+    def _set_state(self, state: str, generation: int) -> None:
+        info = self.info
+        if info is not None and (info.state, info.generation) != (state, generation):
+            self.info = msgspec.structs.replace(info, state=state, generation=generation)
+
+    # --- what it is sent --------------------------------------------------------------
+
+    def send(self, frame: bytes, *, anyway: bool = False) -> bool:
+        """Send *frame*, to a silent one only *anyway*.
+
+        Where that cannot be, part with the daemon, and return False.
+        """
+        channel = self.channel if anyway else self.ready
+        if channel is None:
+            return False
+        try:
+            channel.send(frame)
+        except OSError as error:
+            self.part(f"it cannot be sent messages: {error}")
+            return False
+        return True
+
+    def part(self, trouble: str) -> None:
+        """Hang up on one that cannot be worked with; the keeper finds the next one."""
+        if self.channel is not None:
+            self.trouble = f"{self.channel.path}: {trouble}"
+            self.channel.hang_up()
+
+    def pass_memory(self, op: Op | None = None) -> bool:
+        """Tell it which segments are gone, and hand it those that *op* refers to.
+
+        Where that cannot be, part with it, and return False.
+        """
+        channel = self.ready
+        if channel is None:
+            return False
+        dropped = self.pool.dropped
+        try:
+            while dropped:  # one that is told twice is harmless
+                number, passed_to = dropped[0]
+                if passed_to is channel:
+                    channel.drop_segment(number)
+                del dropped[0]
+            for block in () if op is None else (op.source_block, op.target):
+                if block is not None and block.segment.is_to_be_passed(channel):
+                    channel.pass_segment(block.segment)
+        except OSError as error:
+            self.part(f"its lifeline broke: {error}")
+            return False
+        return True
+
+    def tell_dropped(self) -> None:
+        """Tell it now which segments are gone: while it maps them, they are not."""
+        self.pool.note_dropped_segments()
+        self.pass_memory()
+
+
+def _nobody() -> None:
+    """Nobody is to be woken."""
