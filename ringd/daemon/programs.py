@@ -14,7 +14,7 @@ import structlog
 
 from ringd import errors
 from ringd.border.client import Client
-from ringd.border.validate import unfit
+from ringd.border.validate import call_fault_of, unfit
 from ringd.collective import kinds
 from ringd.collective.view import View
 from ringd.config.settings import Config
@@ -73,9 +73,11 @@ class Programs:
         return self._clients
 
     def place(self, client: Client, join_id: int) -> tuple[int, int] | None:  # noqa: ARG002 - the border's
-        """Return the rank of a client in its group, and the number of ranks; None if unknown."""
+        """Return the rank of a client in its group, and their number; None before it has formed."""
         seat = self.engine.roll.seats.get(join_id)
-        return None if seat is None else (seat.session.view.rank, seat.session.view.size)
+        if seat is None or not seat.session.formed:
+            return None
+        return seat.session.view.rank, seat.session.view.size
 
     def awaited(self, client: Client, join_id: int) -> str:
         """Return for whom the session of a client's stay waits."""
@@ -116,7 +118,18 @@ class Programs:
             self._submit_error(client, message, error.code, str(error))
         else:
             submission = self._submission(message, buffers, now)
+            if self.place(client, message.join_id) is None and kinds.of(message.call).sized:
+                nbytes = None if payload is None else payload.nbytes
+                submission.fault = partial(self._late_fault, message, nbytes)
             self._perform(self.engine.submit(client, message.join_id, submission, now))
+
+    def _late_fault(
+        self, message: border.Submit, payload_bytes: int | None, rank: int, size: int
+    ) -> str:
+        """Return why a call that came before its group had formed cannot be run, if it cannot."""
+        limit = self._config.ipc.max_message
+        text = call_fault_of(message, payload_bytes, (rank, size), max_message=limit)
+        return self._refusal(text or "")
 
     def submit_failed(self, client: Client, message: border.Submit, text: str) -> None:
         """A call came that cannot be run here."""
