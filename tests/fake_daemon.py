@@ -337,6 +337,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, help="of calls that name none")
     parser.add_argument("--lost-after", type=float, default=0.0)
     parser.add_argument("--die-after", type=int, default=0, help="calls completed before death")
+    parser.add_argument("--never-forms", action="store_true", help="tell no session")
     parser.add_argument("--seal-and-die", action="store_true", help="finish a call, tell nobody")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
@@ -345,6 +346,7 @@ def main() -> None:
         hold=options.hold,
         timeout=options.timeout,
         lost_after=options.lost_after,
+        forms=not options.never_forms,
     )
 
     def on_submit(call: Submitted) -> None:

@@ -53,22 +53,28 @@ def seconds(timeout: object, what: str = "timeout") -> float:
     return number
 
 
-def rank(root: SupportsIndex, size: int) -> int:
-    """Return *root* as a rank of a ring of *size*.
+def rank(given: SupportsIndex, what: str) -> int:
+    """Return the rank *given*, which is *what*, as a plain number; see :func:`check_rank`.
 
     Raises:
         TypeError: it is no whole number.
-        ValueError: there is no such rank.
     """
     try:
-        found = operator.index(root)
+        return operator.index(given)
     except TypeError:
         raise TypeError(
-            f"root is a rank, a whole number, not {root!r:.80}; write op= before an op"
+            f"{what} is a rank, a whole number, not {given!r:.80}; write op= before an op"
         ) from None
-    if not 0 <= found < size:
-        raise ValueError(f"root is a rank from 0 to {size - 1}, not {found}")
-    return found
+
+
+def check_rank(rank: int, what: str, size: int) -> None:
+    """Make sure that *rank*, which is *what*, is one of *size*.
+
+    Raises:
+        ValueError: there is no such rank.
+    """
+    if not 0 <= rank < size:
+        raise ValueError(f"{what} is a rank from 0 to {size - 1}, not {rank}")
 
 
 def counts(given: Sequence[SupportsIndex], what: str, size: int) -> tuple[int, ...]:

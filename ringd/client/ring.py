@@ -7,17 +7,18 @@ import math
 import os
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, SupportsIndex
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from ringd import errors
 from ringd.client import arguments, tensors
 from ringd.client.connection import Connection, connection_at
-from ringd.client.group import Wish
+from ringd.client.group import Place, Wish
 from ringd.client.session import Op
 from ringd.client.stay import Stay
 from ringd.client.work import Work
@@ -135,13 +136,22 @@ class Ring:
 
     @property
     def rank(self) -> int:
-        """This machine's place in the ring, from 0 to ``size - 1``."""
-        return self._stay.info.rank
+        """This program's place among those of the group, from 0 to ``size - 1``.
+
+        It is known, as are :attr:`size` and :attr:`nodes`, once every program of the group is there
+        for the first time: to ask for it earlier waits, and raises, as a call does. Later, while
+        the group forms anew, it is what it was last.
+
+        Raises:
+            DeadlineExceeded: not within the daemon's ``ops.timeout``; says for whom that waits.
+            RingError: as :meth:`all_reduce`.
+        """
+        return self._place().rank
 
     @property
     def size(self) -> int:
-        """The number of machines in the ring."""
-        return self._stay.info.size
+        """The number of programs in the group; waits and raises as :attr:`rank`."""
+        return self._place().size
 
     @property
     def node(self) -> str:
@@ -150,8 +160,12 @@ class Ring:
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        """The machines' names in the ring, by rank."""
-        return self._stay.info.nodes
+        """For each rank the name of the machine it is on; waits and raises as :attr:`rank`."""
+        names = self._connection.latest.nodes
+        return tuple(names[machine] for machine in self._place().machines)
+
+    def _place(self) -> Place:
+        return self._stay.place(self._deadline(None)[1])
 
     @property
     def generation(self) -> int:
@@ -164,10 +178,12 @@ class Ring:
         return self._stay.info.state
 
     def __repr__(self) -> str:
-        info = self._connection.latest
+        info, group = self._connection.latest, self._stay.group
+        place = group.place
+        rank = "rank not known yet" if place is None else f"rank {place.rank} of {place.size}"
         return (
-            f"<ringd.Ring group {self._stay.group.name!r}, rank {info.rank} of {info.size} "
-            f"({info.node}), {info.state}, generation {info.generation}>"
+            f"<ringd.Ring group {group.name!r}, {rank} ({info.node}), {info.state}, "
+            f"generation {info.generation}>"
         )
 
     def wait_ready(self, timeout: float | None = None) -> None:
@@ -472,15 +488,15 @@ class Ring:
         timeout: float | None = None,
     ) -> Work[Array]:
         """Begin an :meth:`all_to_all`; returns a handle, as :meth:`all_reduce_async`."""
-        counts: tuple[int, ...] = ()
-        if send_counts is not None or recv_counts is not None:
+        if (send_counts is None) != (recv_counts is None):
+            raise ValueError("give both send_counts and recv_counts, or none of them")
+
+        def counts(size: int) -> tuple[int, ...]:
             if send_counts is None or recv_counts is None:
-                raise ValueError("give both send_counts and recv_counts, or none of them")
-            size = self._connection.latest.size
-            counts = (
-                *arguments.counts(send_counts, "send_counts", size),
-                *arguments.counts(recv_counts, "recv_counts", size),
-            )
+                return ()
+            sent = arguments.counts(send_counts, "send_counts", size)
+            return (*sent, *arguments.counts(recv_counts, "recv_counts", size))
+
         return self._begin("all_to_all", x, counts=counts, out=out, name=name, timeout=timeout)
 
     def all_gather_bytes(
@@ -507,7 +523,8 @@ class Ring:
         kind = "all_gather_bytes"
         lengths = self._begin(kind, len(mine), name=name, timeout=timeout).wait().tolist()
         counts = tuple(lengths)
-        whole = self._begin(kind, mine, counts=counts, name=name, timeout=timeout).wait()
+        second = self._begin(kind, mine, counts=lambda _: counts, name=name, timeout=timeout)
+        whole = second.wait()
         ends = itertools.accumulate(lengths)
         return [whole[end - n : end].tobytes() for end, n in zip(ends, lengths, strict=True)]
 
@@ -588,15 +605,18 @@ class Ring:
         *,
         op: str = "",
         root: SupportsIndex = NO_ROOT,
-        counts: tuple[int, ...] = (),
+        counts: Callable[[int], tuple[int, ...]] = lambda _size: (),
         out: Array | None = None,
         name: str,
         timeout: float | None,
     ) -> Work[Any]:
-        """Hand a call of *kind* over; what it has not is left out."""
+        """Hand a call of *kind* over; what it has not is left out.
+
+        *counts* are those for so many ranks. Where they matter, they are waited for.
+        """
         connection, stay = self._connection, self._stay
         stay.check_call()
-        row, here = kinds.KINDS[kind], connection.latest
+        row = kinds.KINDS[kind]
         array = tensors.plain_array(x)
         if row.rows and array.ndim == 0:
             array = array.reshape(1)
@@ -606,16 +626,23 @@ class Ring:
             dtype_name(array.dtype) if row.data else "",
             array.shape if row.data else (),
             tensors.call_name(name),
-            arguments.rank(root, here.size) if row.rooted else NO_ROOT,
-            counts,
+            arguments.rank(root, "root") if row.rooted else NO_ROOT,
         )
-        kinds.check(call, here.size)
+        wire_timeout, until = self._deadline(timeout)
+        rank, size = 0, 1
+        if row.sized:
+            place = stay.place(until)
+            rank, size = place.rank, place.size
+            if row.rooted:
+                arguments.check_rank(call.root, "root", size)
+            if found := counts(size):
+                call = msgspec.structs.replace(call, counts=found)
+        kinds.check(call, size)
         dtype = tensors.native(array.dtype)
-        shape = row.target(call, here.rank, here.size)
+        shape = row.target(call, rank, size)
         if out is not None:
             tensors.check_out(out, shape, dtype)
-        wire_timeout, until = self._deadline(timeout)
-        if row.source(call, here.rank, here.size) is None:
+        if row.source(call, rank, size) is None:
             array = _NOTHING
         length = None if shape is None else tensors.size_of(shape, dtype)
         work_op = self._prepare(array, length, call, until)

@@ -14,7 +14,7 @@ import structlog
 
 from ringd import errors
 from ringd.border.client import Client
-from ringd.border.validate import unfit
+from ringd.border.validate import call_fault_of, unfit
 from ringd.collective import kinds
 from ringd.collective.call import Call
 from ringd.collective.view import View
@@ -179,7 +179,18 @@ class Programs:
             self._submit_error(client, message, error.code, str(error))
         else:
             submission = self._submission(message, buffers, now)
+            if self.place(client, message.join_id) is None and kinds.of(message.call).sized:
+                nbytes = None if payload is None else payload.nbytes
+                submission.fault = partial(self._late_fault, message, nbytes)
             self._perform(self.engine.submit(client, message.join_id, submission, now))
+
+    def _late_fault(
+        self, message: border.Submit, payload_bytes: int | None, rank: int, size: int
+    ) -> str:
+        """Return why a call that came before its group had formed cannot be run, if it cannot."""
+        limit = self._config.ipc.max_message
+        text = call_fault_of(message, payload_bytes, (rank, size), max_message=limit)
+        return self._refusal(text or "")
 
     def submit_failed(self, client: Client, message: border.Submit, text: str) -> None:
         """A call came that cannot be run here."""

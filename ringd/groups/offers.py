@@ -23,7 +23,7 @@ from ringd.groups.actions import Action, Run
 from ringd.groups.caller import Caller
 from ringd.groups.calls import Calls
 from ringd.groups.ledger import Ledger
-from ringd.groups.op import OK, Move, Op, Phase
+from ringd.groups.op import OK, Move, Op, Phase, Submission
 from ringd.groups.session import Session
 from ringd.groups.words import differences
 from ringd.wire.link.control import Offer, Verdict
@@ -69,6 +69,8 @@ class Offers:
         """Tell the others what our client calls, and how that ended here if it has."""
         submission = op.submission
         assert submission is not None  # noqa: S101 - nothing else is offered
+        if submission.fault is not None:
+            self._judge(op, submission, submission.fault)
         payload = None if op.failed else submission.payload
         offer = Offer(
             call=submission.call,
@@ -84,6 +86,13 @@ class Offers:
         self._session.broadcast(op.seq, offer, payload or b"")
         self._take(self._session.view.rank, op, offer, payload or b"")
         self._consider(op)
+
+    def _judge(self, op: Op, submission: Submission, fault: Callable[[int, int], str]) -> None:
+        """End a call that turns out not to fit the session, which had yet to form when it came."""
+        submission.fault = None
+        text = fault(self._session.view.rank, self._session.view.size)
+        if text and not op.ended and not op.has_result:
+            self._calls.end(op, Refused.code, text)
 
     def offered(
         self, rank: int, seq: int, offer: Offer, payload: bytes | memoryview, now: float

@@ -36,6 +36,7 @@ Whatever is not a phase is a *mark*. ``tests/test_groups_op.py`` holds the code 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,6 +149,9 @@ class Submission:
     """The error's, when *outcome* is one."""
     acked: int = 0
     """The client has every outcome below."""
+    fault: Callable[[int, int], str] | None = None
+    """Says why it cannot be run by that rank of so many, if it cannot; of a call that came before
+    these were known."""
 
 
 @dataclass(slots=True, eq=False)
