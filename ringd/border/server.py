@@ -57,6 +57,7 @@ __all__ = ["BorderHandler", "BorderServer", "Client", "Limits"]
 _BATCH = 64  # messages taken in one go, then the links have their turn
 _ATTACH_WITHIN = 10.0  # seconds from the lifeline's opening, or from when the last group was left
 _MAX_STAYS = 4096  # of one connection, at a time
+_MAX_CHANNELS = 65536  # likewise
 _MOST_QUEUED = 1 << 18  # messages, for a connection that does not read; those of calls are counted
 _REMEMBERED_ASKERS = 1024
 _REMEMBERED_FORMER = 1024
@@ -336,6 +337,11 @@ class BorderServer:
             else:
                 self._submit(client, message, payload)
         elif isinstance(message, Open):
+            if len(client.channels) >= _MAX_CHANNELS and message.channel_id not in client.channels:
+                text = f"this program has {_MAX_CHANNELS} channels, which is the most"
+                client.send(Denied(message.channel_id, errors.ResourceExhausted.code, text))
+                return
+            client.opens(message.channel_id, message.join_id)
             self._handler.open(client, message)
         elif isinstance(message, Detach):
             self._detach(client, message)

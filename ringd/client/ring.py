@@ -18,7 +18,16 @@ import numpy.typing as npt
 from ringd import errors
 from ringd.client import arguments, tensors
 from ringd.client.connection import Connection, connection_at
-from ringd.client.group import Place, Wish
+from ringd.client.group import Group, Place, Wish
+from ringd.client.messages import (
+    ANY,
+    BUFFERED,
+    MOST_BUFFERED,
+    End,
+    Key,
+    open_line,
+    submit_to_any,
+)
 from ringd.client.session import Op
 from ringd.client.stay import Stay
 from ringd.client.work import Work
@@ -102,7 +111,7 @@ def _join(paths: Sequence[str], wish: Wish, timeout: float) -> Ring:
 
 def _join_over(connection: Connection, wish: Wish, timeout: float, *, new: bool) -> Ring | None:
     """Join over *connection*; None if that has been closed meanwhile."""
-    stay = Stay(connection, wish)
+    stay = Stay(connection, Group(wish, connection.daemon))
     try:
         return Ring(connection, stay) if stay.begin(timeout, new=new) else None
     except BaseException:  # also Ctrl-C: without a ring nobody could close it
@@ -528,6 +537,120 @@ class Ring:
         ends = itertools.accumulate(lengths)
         return [whole[end - n : end].tobytes() for end, n in zip(ends, lengths, strict=True)]
 
+    def send(
+        self,
+        x: npt.ArrayLike,
+        to: SupportsIndex,
+        tag: SupportsIndex = 0,
+        *,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> None:
+        """Send *x* to the rank *to*, which receives it with :meth:`recv`.
+
+        Messages to one rank under one tag arrive in the order in which they are sent, each once.
+        One of up to 1 MiB is sent without waiting for its receiver, as long as no more than 16 MiB
+        of this ring's are unreceived; it has no deadline then, and *x* may be reused at once.
+        Others wait until they are received.
+
+        Args:
+            x: as of :meth:`all_reduce`.
+            to: a rank, not the own one.
+            tag: from 0 to 32767; each one has an order of its own.
+            name: compared with the receiver's, and shown in errors.
+            timeout: as of :meth:`all_reduce`.
+
+        Raises:
+            Mismatch: the receiver asks for another shape, dtype or name.
+            TypeError, ValueError: an argument is none, or out of its range.
+            RingError: as :meth:`all_reduce`.
+        """
+        work, buffered = self._send(x, to, tag, name, timeout, buffer=True)
+        if not buffered:
+            work.wait()
+
+    def send_async(
+        self,
+        x: npt.ArrayLike,
+        to: SupportsIndex,
+        tag: SupportsIndex = 0,
+        *,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> Work[None]:
+        """Begin a :meth:`send`; the handle says when *x* has been received."""
+        return self._send(x, to, tag, name, timeout, buffer=False)[0]
+
+    def recv(
+        self,
+        out_or_shape: Array | SupportsIndex | Sequence[SupportsIndex],
+        source: SupportsIndex,
+        tag: SupportsIndex = 0,
+        dtype: npt.DTypeLike | None = None,
+        *,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> Array:
+        """Return the next array that the rank *source* sends here under *tag*.
+
+        Args:
+            out_or_shape: an array that takes it, or the shape of what comes.
+            source: a rank, not the own one; or ``ringd.ANY``, for the first that has sent some.
+            tag: from 0 to 32767.
+            dtype: of what comes, where there is no array; float64 by default.
+            name: compared with the sender's, and shown in errors.
+            timeout: as of :meth:`all_reduce`.
+
+        Raises:
+            Mismatch: the sender sends another shape, dtype or name.
+            TypeError, ValueError: an argument is none, or out of its range.
+            RingError: as :meth:`all_reduce`.
+        """
+        return self.recv_async(out_or_shape, source, tag, dtype, name=name, timeout=timeout).wait()
+
+    def recv_async(
+        self,
+        out_or_shape: Array | SupportsIndex | Sequence[SupportsIndex],
+        source: SupportsIndex,
+        tag: SupportsIndex = 0,
+        dtype: npt.DTypeLike | None = None,
+        *,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> Work[Array]:
+        """Begin a :meth:`recv`; returns a handle, as :meth:`all_reduce_async`.
+
+        With ``ringd.ANY`` it waits first until some rank has sent something.
+        """
+        stay = self._stay
+        stay.check_call()
+        out = out_or_shape if isinstance(out_or_shape, np.ndarray) else None
+        if out is not None and dtype is not None and np.dtype(dtype) != out.dtype:
+            raise ValueError(f"dtype is {np.dtype(dtype)}, but the array has {out.dtype}")
+        wanted = tensors.native(np.dtype(dtype) if out is None else out.dtype)
+        shape = arguments.shape_of(out_or_shape) if out is None else out.shape
+        if out is not None:
+            tensors.check_out(out, shape, wanted)
+        call = _message(wanted, shape, name)
+        wire_timeout, until = self._deadline(timeout)
+        place, rank = stay.place(until), arguments.rank(source, "source")
+        number = arguments.tag(tag)
+        if rank != ANY:
+            arguments.check_rank(rank, "source", place.size)
+        if rank == place.rank or (rank == ANY and place.size == 1):
+            raise ValueError(f"source is {rank}: there is no other rank from which it could come")
+        work_op = self._prepare(_NOTHING, shape, wanted, call, until)
+
+        def submit() -> Stay:
+            if rank == ANY:
+                stay.set_times(work_op, wire_timeout, until)
+                return submit_to_any(stay, number, work_op, until)
+            line = open_line(stay, Key(rank, place.rank, number), until)
+            line.submit(work_op, wire_timeout, until)
+            return line
+
+        return self._hand_over(work_op, submit, shape, wanted, out)
+
     def barrier(self, timeout: float | None = None, name: str = "") -> None:
         """Return when all members have called this.
 
@@ -614,7 +737,7 @@ class Ring:
 
         *counts* are those for so many ranks. Where they matter, they are waited for.
         """
-        connection, stay = self._connection, self._stay
+        stay = self._stay
         stay.check_call()
         row = kinds.KINDS[kind]
         array = tensors.plain_array(x)
@@ -644,14 +767,29 @@ class Ring:
             tensors.check_out(out, shape, dtype)
         if row.source(call, rank, size) is None:
             array = _NOTHING
-        length = None if shape is None else tensors.size_of(shape, dtype)
-        work_op = self._prepare(array, length, call, until)
-        try:
+        work_op = self._prepare(array, shape, dtype, call, until)
+
+        def submit() -> Stay:
             stay.submit(work_op, wire_timeout, until)
-            return Work(self, stay, work_op, shape=shape, dtype=dtype, out=out)
+            return stay
+
+        return self._hand_over(work_op, submit, shape, dtype, out)
+
+    def _hand_over(
+        self,
+        work_op: Op,
+        submit: Callable[[], Stay],
+        shape: tuple[int, ...] | None,
+        dtype: np.dtype[Any],
+        out: Array | None,
+    ) -> Work[Any]:
+        """Have *work_op* submitted, and return its handle; *submit* says by whom."""
+        try:
+            return Work(self, submit(), work_op, shape=shape, dtype=dtype, out=out)
         except errors.RingError:
             raise
         except BaseException:  # Ctrl-C: without a handle nobody knows when the input is free
+            connection = self._connection
             work_op.left = connection.inputs_left = True
             try:
                 connection.leave_input()
@@ -659,8 +797,48 @@ class Ring:
                 connection.leave_input()
             raise
 
+    def _send(
+        self,
+        x: npt.ArrayLike,
+        to: SupportsIndex,
+        tag: SupportsIndex,
+        name: str,
+        timeout: float | None,
+        *,
+        buffer: bool,
+    ) -> tuple[Work[None], bool]:
+        """Begin to send *x*; return the handle, and whether nobody need wait for it."""
+        stay = self._stay
+        stay.check_call()
+        array = tensors.plain_array(x)
+        wire_timeout, until = self._deadline(timeout)
+        place, to = stay.place(until), arguments.rank(to, "to")
+        arguments.check_rank(to, "to", place.size)
+        if to == place.rank:
+            raise ValueError(f"to is {to}, this program's own rank; it cannot send to itself")
+        call = _message(array.dtype, array.shape, name)
+        line = open_line(stay, Key(place.rank, to, arguments.tag(tag)), until)
+        waiting = sum(end.unreceived for end in stay.group.ends.values() if isinstance(end, End))
+        small = array.nbytes <= BUFFERED and array.nbytes + waiting <= MOST_BUFFERED
+        if buffer and small:
+            wire_timeout, until = 0.0, None
+            array = np.array(array)  # of the user's memory nothing is lent
+        dtype = tensors.native(array.dtype)
+        work_op = self._prepare(array, None, dtype, call, until)
+
+        def submit() -> Stay:
+            line.submit(work_op, wire_timeout, until)
+            return line
+
+        return self._hand_over(work_op, submit, None, dtype, None), buffer and small
+
     def _prepare(
-        self, array: Array, result_length: int | None, call: Call, until: float | None
+        self,
+        array: Array,
+        shape: tuple[int, ...] | None,
+        dtype: np.dtype[Any],
+        call: Call,
+        until: float | None,
     ) -> Op:
         """Put *array* where the daemon can read it, and find a place for the result.
 
@@ -668,6 +846,7 @@ class Ring:
         it for the seal alone, which says that its memory is needed no more.
         """
         connection, here = self._connection, self._connection.latest
+        result_length = None if shape is None else tensors.size_of(shape, dtype)
         length, target_length = array.nbytes, result_length or 0
         if max(length, target_length) > here.inline_limit and connection.shared_memory:
             large = length > here.inline_limit
@@ -717,3 +896,10 @@ class Ring:
         elif timeout <= 0:
             raise ValueError(f"timeout is a positive number of seconds, not {timeout!r}")
         return timeout, time.monotonic() + timeout
+
+
+def _message(dtype: np.dtype[Any], shape: tuple[int, ...], name: str) -> Call:
+    """Return the call of a message, as its sender and its receiver make it."""
+    call = Call("send", "", dtype_name(dtype), shape, tensors.call_name(name))
+    kinds.check(call, kinds.PAIR)
+    return call

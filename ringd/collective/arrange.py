@@ -123,7 +123,7 @@ def arrange(
         rank=layout.position,
         chunk_bytes=chunk_bytes,
         by_rank=by_rank,
-        root=layout.machine_of(call.root) if kind.rooted else 0,
+        root=layout.machine_of(kinds.root_of(call)),
         lengths=lengths,
         inputs=layout.size,
         passes=kind.passes,
@@ -139,7 +139,7 @@ def arrange(
 
 def _lengths(kind: Kind, calls: Sequence[Call], layout: Layout) -> tuple[int, ...]:
     """Return the elements of each machine's block; empty for a tensor that is not divided."""
-    machines, anyone = layout.machines, max(0, calls[0].root)
+    machines, anyone = layout.machines, kinds.root_of(calls[0])
 
     def between(senders: Sequence[int], receivers: Sequence[int]) -> int:
         return sum(kinds.sent(calls, s, r) for s in senders for r in receivers)

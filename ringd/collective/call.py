@@ -6,6 +6,8 @@ import msgspec
 
 MAX_GROUP_NAME = 64
 MAX_CALL_NAME = 256
+MAX_TAG = 32767
+"""Of a channel."""
 MAX_TEXT = 4096
 """Characters of an error's message."""
 

@@ -57,7 +57,7 @@ class Inputs:
     @property
     def root(self) -> int:
         """The rank that the call names."""
-        return self.calls[self.rank].root
+        return root_of(self.calls[self.rank])
 
     @property
     def arithmetic(self) -> Reduction:
@@ -113,7 +113,7 @@ class Kind:
     counts: int = 0
     """How many counts there may be for each rank."""
     pair: bool = False
-    """Whether it is a call of two ranks, the second of which is given what the root hands over."""
+    """Whether it is a call of two ranks, the second of which is given what the first hands over."""
     conflict: Callable[[Sequence[Call]], str] = lambda _calls: ""
     """Says why the calls of all ranks do not fit together, though all fields but the shape's rows
     and the counts are equal; empty if they do."""
@@ -139,6 +139,11 @@ def of(call: Call) -> Kind:
     if kind is None:
         raise ValueError(f"unknown kind of call {call.kind!r}")
     return kind
+
+
+def root_of(call: Call) -> int:
+    """Return the rank that has, or is given, what others have not or are not; 0 if none is named."""
+    return max(0, call.root)
 
 
 def ends_together(call: Call, *, by_rank: bool) -> bool:
@@ -176,7 +181,7 @@ def _check(call: Call, size: int) -> None:
     elif call.reduction:
         raise ValueError(f"{call.kind} has no op")
     _check_shape(kind, call, size)
-    if target_count(call, max(0, call.root), size) * dtype.itemsize > MAX_BYTES:
+    if target_count(call, root_of(call), size) * dtype.itemsize > MAX_BYTES:
         raise ValueError("the tensor is too large")
 
 
@@ -324,7 +329,7 @@ def _at_root(shape: ShapeOf) -> ShapeOf:
     """Return a shape that is nothing everywhere but at the root."""
 
     def at_root(call: Call, rank: int, size: int) -> Shape | None:
-        return shape(call, rank, size) if rank == call.root else None
+        return shape(call, rank, size) if rank == root_of(call) else None
 
     return at_root
 
@@ -333,7 +338,7 @@ def _elsewhere(shape: ShapeOf) -> ShapeOf:
     """Return a shape that is nothing at the root."""
 
     def elsewhere(call: Call, rank: int, size: int) -> Shape | None:
-        return None if rank == call.root else shape(call, rank, size)
+        return None if rank == root_of(call) else shape(call, rank, size)
 
     return elsewhere
 
@@ -430,8 +435,6 @@ KINDS: dict[str, Kind] = {
         counts=2,
         conflict=_counts_of_pairs,
     ),
-    "send": Kind(
-        _at_root(_whole), _elsewhere(_whole), _send, point_to_point, rooted=True, pair=True
-    ),
+    "send": Kind(_at_root(_whole), _elsewhere(_whole), _send, point_to_point, pair=True),
     "barrier": Kind(_none, _none, _barrier, _no_plan, data=False),
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import NamedTuple
 
+from ringd.collective.call import MAX_TAG
 from ringd.collective.view import Side, View
 from ringd.errors import GroupLost
 from ringd.groups.actions import TellArrived
@@ -18,8 +19,6 @@ from ringd.groups.offers import Rules
 from ringd.groups.seat import Join, Seat
 from ringd.groups.session import MAX_JOIN_ID, Peers, Session, channel_number
 from ringd.wire.link.control import Closed, Left, Opened
-
-MAX_TAG = 32767
 
 _ALL_DONE = 2**62
 """A done floor above all ops."""
