@@ -126,7 +126,7 @@ class Kind:
     @property
     def sized(self) -> bool:
         """Whether what a call means depends on the rank that makes it, or on how many there are."""
-        return self.rooted or self.rows
+        return self.rooted or self.rows or self.pair
 
 
 def of(call: Call) -> Kind:
@@ -142,7 +142,7 @@ def of(call: Call) -> Kind:
 
 
 def root_of(call: Call) -> int:
-    """Return the rank that has, or is given, what others have not or are not; 0 if none is named."""
+    """Return the rank that has, or is given, what others have not; 0 if none is named."""
     return max(0, call.root)
 
 
