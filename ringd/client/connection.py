@@ -266,6 +266,7 @@ class Connection:
             self._leave_forgotten()
         channel = self.pump.channel
         if channel is None:
+            self.groups.push()  # for what can be done without one
             return
         news = channel.sessions(partial(self.groups.meet, channel))
         if channel.gap:

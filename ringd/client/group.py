@@ -224,17 +224,19 @@ class Group:
         waiting = self.session.next_seq - self.session.released - window
         return f" ({waiting} of which wait for others, as ipc.window = {window})" * (waiting > 0)
 
-    def submit(self, session: Session, op: Op) -> None:
-        """Take *op* into *session*; :meth:`push` sends it.
+    def submit(self, session: Session, op: Op, then: Op | None = None) -> None:
+        """Take *op* into *session*, and *then* the one that belongs to it; :meth:`push` sends them.
 
         Raises:
             Exception: it cannot be packed, and is not counted.
         """
-        op.session, op.seq, op.breaks = session, session.next_seq, self.daemon.breaks
+        for number, one in enumerate((op,) if then is None else (op, then)):
+            one.session, one.seq = session, session.next_seq + number
+            one.breaks = self.daemon.breaks
         frame = self._frame(op)
-        session.add(op)
+        session.add(op, then)
         self.daemon.pool.note(session.memory)
-        self.push(frame)
+        self.push(op.seq, frame)
 
     @property
     def unsent(self) -> bool:
@@ -243,12 +245,14 @@ class Group:
         lacks = session.attached_over is not self.daemon.channel or session.sent < session.next_seq
         return lacks and not self.left
 
-    def push(self, last: bytes | None = None) -> None:
+    def push(self, made_seq: int = -1, made_frame: bytes = b"") -> None:
         """Send what the daemon lacks and has room for.
 
-        *last*: the message of the last op, where it is made already.
+        *made_frame*: the message of the op *made_seq*, which is made already.
         """
         daemon, session = self.daemon, self.session
+        if session.incomplete:
+            session.complete()
         channel = daemon.ready
         if channel is None or self.left:
             return
@@ -266,8 +270,10 @@ class Group:
                 return
             op = session.ops.get(seq)
             if op is not None:
+                if op.filler is not None:
+                    return
                 session.handed = max(session.handed, seq + 1)
-                frame = last if last is not None and seq == made - 1 else self._frame(op)
+                frame = made_frame if seq == made_seq else self._frame(op)
                 if not (daemon.pass_memory(op) and daemon.send(frame)):
                     return
             session.sent = seq + 1

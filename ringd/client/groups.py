@@ -136,8 +136,10 @@ class Groups:
 
     # --- messages ---------------------------------------------------------------------
 
-    def submit(self, group: Group, op: Op) -> bool:
+    def submit(self, group: Group, op: Op, then: Op | None = None) -> bool:
         """Take a call into *group*, and send it if there is room; False if there can be none now.
+
+        *then*: a second one, which belongs to it.
 
         Raises:
             RingError: why the call cannot be made; see :meth:`Group.room`.
@@ -146,7 +148,7 @@ class Groups:
         if session is None:
             return False
         self._unsent[group] = None
-        group.submit(session, op)
+        group.submit(session, op, then)
         self._note(group)
         return True
 

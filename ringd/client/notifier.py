@@ -69,16 +69,19 @@ class Notifier:
 
         Where the main thread has failed, all end: threads may wait for what is told of them.
         """
-        watched = self._watched.copy()
-        limits = [limit for _, op, _ in watched if (limit := op.gives_up) is not None]
+        watched = [(owner, op, op.gives_up) for owner, op, _ in self._watched]
+        limits = [limit for _, _, limit in watched if limit is not None]
         with contextlib.suppress(MainThreadFailed):
             self._wait(lambda: self._has_news(watched), min(limits, default=None))
         for owner, op, _ in watched:
             owner.look_at(op)
 
-    def _has_news(self, watched: list[Watched]) -> bool:
-        more = len(self._watched) > len(watched)  # none goes meanwhile
-        return more or any(op.ended or owner.hung_up for owner, op, _ in watched)
+    def _has_news(self, watched: list[tuple[Waiting, Op, float | None]]) -> bool:
+        if len(self._watched) > len(watched):  # none goes meanwhile
+            return True
+        return any(
+            op.ended or owner.hung_up or op.gives_up != limit for owner, op, limit in watched
+        )
 
     def _call_back(self) -> None:
         """Call back for all ops that have ended."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import time
@@ -18,7 +17,9 @@ import numpy.typing as npt
 from ringd import errors
 from ringd.client import arguments, tensors
 from ringd.client.connection import Connection, connection_at
+from ringd.client.gathering import LENGTH, Gathering
 from ringd.client.group import Group, Place, Wish
+from ringd.client.handover import make_op
 from ringd.client.messages import (
     ANY,
     BUFFERED,
@@ -30,13 +31,12 @@ from ringd.client.messages import (
 )
 from ringd.client.session import Op
 from ringd.client.stay import Stay
-from ringd.client.work import Work
+from ringd.client.work import BytesWork, Work
 from ringd.collective import kinds
 from ringd.collective.call import MAX_GROUP_NAME, NO_ROOT, Call
 from ringd.collective.reduction import dtype_name
 from ringd.host.limits import out_of_files
 from ringd.host.paths import left_out, socket_candidates
-from ringd.wire.border.messages import ROOM_FOR_HEADERS
 
 Array = npt.NDArray[Any]
 
@@ -517,7 +517,7 @@ class Ring:
     ) -> list[bytes]:
         """Return the *data* of all ranks, in their order; they may be of any lengths.
 
-        It is two calls, of which the first tells the lengths.
+        It is two calls, of which the first tells the lengths; both count from the beginning.
 
         Args:
             data: bytes.
@@ -528,14 +528,48 @@ class Ring:
             TypeError: *data* is no bytes.
             RingError: as :meth:`all_reduce`.
         """
+        return self._gather_bytes(data, name, timeout, waits=True).wait()
+
+    def all_gather_bytes_async(
+        self,
+        data: bytes | bytearray | memoryview,
+        *,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> Work[list[bytes]]:
+        """Begin an :meth:`all_gather_bytes`; returns a handle, as :meth:`all_reduce_async`.
+
+        The second of its calls is made as soon as the first has ended, whoever notices that.
+        """
+        return self._gather_bytes(data, name, timeout, waits=False)
+
+    def _gather_bytes(
+        self,
+        data: bytes | bytearray | memoryview,
+        name: str,
+        timeout: float | None,
+        *,
+        waits: bool,
+    ) -> BytesWork:
+        stay = self._stay
+        stay.check_call()
         mine = arguments.raw(data, "data")
-        kind = "all_gather_bytes"
-        lengths = self._begin(kind, len(mine), name=name, timeout=timeout).wait().tolist()
-        counts = tuple(lengths)
-        second = self._begin(kind, mine, counts=lambda _: counts, name=name, timeout=timeout)
-        whole = second.wait()
-        ends = itertools.accumulate(lengths)
-        return [whole[end - n : end].tobytes() for end, n in zip(ends, lengths, strict=True)]
+        wire_timeout, until = self._deadline(timeout)
+        size = stay.place(until).size
+        kind, name = "all_gather_bytes", tensors.call_name(name)
+        length = np.array([len(mine)], LENGTH)
+        first = make_op(
+            Call(kind, "", LENGTH.name, (1,), name),
+            length,
+            size * LENGTH.itemsize,
+            here=self._connection.latest,
+            find=self._connection.find,
+            reserve=lambda lengths: stay.reserve(lengths, until),
+        )
+        second = Op(Call(kind, "", mine.dtype.name, (len(mine),), name), 0, 0)
+        second.filler = Gathering(first, mine, self._connection.daemon, wire_timeout, stay.grace)
+        stay.submit(first, wire_timeout, until, then=second, waits=waits)
+        return BytesWork(self, stay, second)
 
     def send(
         self,
@@ -639,7 +673,7 @@ class Ring:
             arguments.check_rank(rank, "source", place.size)
         if rank == place.rank or (rank == ANY and place.size == 1):
             raise ValueError(f"source is {rank}: there is no other rank from which it could come")
-        work_op = self._prepare(_NOTHING, shape, wanted, call, until)
+        work_op = self._make_op(call, _NOTHING, shape, wanted, until)
 
         def submit() -> Stay:
             if rank == ANY:
@@ -767,7 +801,7 @@ class Ring:
             tensors.check_out(out, shape, dtype)
         if row.source(call, rank, size) is None:
             array = _NOTHING
-        work_op = self._prepare(array, shape, dtype, call, until)
+        work_op = self._make_op(call, array, shape, dtype, until)
 
         def submit() -> Stay:
             stay.submit(work_op, wire_timeout, until)
@@ -824,7 +858,7 @@ class Ring:
             wire_timeout, until = 0.0, None
             array = np.array(array)  # of the user's memory nothing is lent
         dtype = tensors.native(array.dtype)
-        work_op = self._prepare(array, None, dtype, call, until)
+        work_op = self._make_op(call, array, None, dtype, until)
 
         def submit() -> Stay:
             line.submit(work_op, wire_timeout, until)
@@ -832,56 +866,24 @@ class Ring:
 
         return self._hand_over(work_op, submit, None, dtype, None), buffer and small
 
-    def _prepare(
+    def _make_op(
         self,
+        call: Call,
         array: Array,
         shape: tuple[int, ...] | None,
         dtype: np.dtype[Any],
-        call: Call,
         until: float | None,
     ) -> Op:
-        """Put *array* where the daemon can read it, and find a place for the result.
-
-        What is long stands in shared memory. An input there has a target beside it in any case, be
-        it for the seal alone, which says that its memory is needed no more.
-        """
-        connection, here = self._connection, self._connection.latest
-        result_length = None if shape is None else tensors.size_of(shape, dtype)
-        length, target_length = array.nbytes, result_length or 0
-        if max(length, target_length) > here.inline_limit and connection.shared_memory:
-            large = length > here.inline_limit
-            found = connection.find(array) if large and tensors.in_place(array) else None
-            copies = large and found is None
-            lengths = [length, target_length] if copies else [target_length]
-            blocks = self._stay.reserve(lengths, until)
-            if blocks is not None:
-                target = blocks[-1]
-                target.clear_seal(target_length)
-                if found is not None:
-                    block, start = found
-                elif copies:
-                    block, start = blocks[0], 0
-                    tensors.copy_into(array, block.bytes(length))
-                else:
-                    payload = tensors.to_bytes(array)
-                    return Op(call, length, result_length, payload=payload, target=target)
-                return Op(
-                    call,
-                    length,
-                    result_length,
-                    source=block.ref(length, start),
-                    source_block=block,
-                    target=target,
-                    hold=found is not None,
-                )
-        limit = here.max_message - ROOM_FOR_HEADERS
-        if max(length, target_length) > limit:
-            raise errors.ResourceExhausted(
-                f"this system has no shared memory, and {max(length, target_length)} bytes are too "
-                "many for one message; raise ipc.max_message in the daemon's config (now "
-                f"{limit} bytes)"
-            )
-        return Op(call, length, result_length, payload=tensors.to_bytes(array))
+        """Return the op of *call*, with a place for a result of *shape*, if there is one."""
+        connection, stay = self._connection, self._stay
+        return make_op(
+            call,
+            array,
+            None if shape is None else tensors.size_of(shape, dtype),
+            here=connection.latest,
+            find=connection.find,
+            reserve=lambda lengths: stay.reserve(lengths, until),
+        )
 
     def _deadline(self, timeout: float | None) -> tuple[float | None, float | None]:
         """Return *timeout* as (what the daemon is told, the moment on the monotonic clock)."""

@@ -8,6 +8,7 @@ op is stands in the op, and the counts follow from that.
 from __future__ import annotations
 
 import secrets
+from typing import Protocol
 
 from ringd import errors
 from ringd.client.channel import Payload
@@ -24,6 +25,17 @@ def sendable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
+class Filler(Protocol):
+    """Knows what an op is to be that was counted before that was known."""
+
+    @property
+    def first(self) -> Op:
+        """The op that tells of that."""
+
+    def complete(self, op: Op) -> bool:
+        """Make *op* what it is to be, or end it; False as long as that cannot be done."""
+
+
 class Op:
     """One call, kept until it is known to be finished on all members."""
 
@@ -33,6 +45,7 @@ class Op:
         "call",
         "ended",
         "error",
+        "filler",
         "give_up",
         "hold",
         "kept",
@@ -90,6 +103,8 @@ class Op:
         """When the client decides by itself that the deadline has passed."""
         self.breaks = 0
         """How often the ring had broken when it was submitted."""
+        self.filler: Filler | None = None
+        """Completes it, if it is not complete: it cannot be handed over before."""
         self.session: Session
         self.seq = -1
         self.memory_made = 0
@@ -127,7 +142,10 @@ class Op:
         """When the client decides that its deadline has passed; None for never.
 
         For one that no daemon has been handed, nobody else does, and nobody can have completed it.
+        One that waits for another to tell what it is has the time of that.
         """
+        if self.filler is not None:
+            return self.filler.first.gives_up
         return self.give_up if self.handed_over else self.timeout or None
 
     def pass_memory_again(self) -> None:
@@ -168,6 +186,18 @@ class Op:
                 "be computed again"
             )
         return "" if self.error is None else str(self.error)
+
+    def become(self, made: Op) -> None:
+        """It turns out to be the call *made*, with its tensors."""
+        self.call, self.length, self.result_length = made.call, made.length, made.result_length
+        self.payload, self.source, self.source_block = made.payload, made.source, made.source_block
+        self.target = made.target
+
+    def result_bytes(self) -> bytes | memoryview:
+        """Return the bytes of the result, where they stand."""
+        if self.target is not None:
+            return self.target.bytes(self.target_length).data
+        return b"" if self.reply is None else self.reply
 
     def finish(self, reply: Payload | None) -> None:
         """The call succeeded."""
@@ -245,6 +275,8 @@ class Session:
         """What :attr:`acked` was when that was answered last."""
         self.ops: dict[int, Op] = {}
         """What is not released, by number."""
+        self.incomplete: dict[int, Op] = {}
+        """Of these, those that have a :attr:`Op.filler`."""
         self.limit: int | None = None
         """Calls from this number on end with :attr:`loss`; None while the session is whole."""
         self.loss: errors.RingError | None = None
@@ -273,13 +305,27 @@ class Session:
         """Whether the next call has no place in this session."""
         return self.limit is not None and self.next_seq >= self.limit
 
-    def add(self, op: Op) -> None:
-        """Count *op*, which has the next number."""
-        op.memory_made = self.memory_made + op.memory
+    def add(self, op: Op, then: Op | None = None) -> None:
+        """Count *op*, which has the next number, and *then* the one that belongs to it."""
+        last = op if then is None else then
+        op.memory_made = last.memory_made = self.memory_made + op.memory
+        if then is not None:
+            self.incomplete[then.seq] = then
         # Stores that nothing can come between: it is made, or it is not.
         self.ops[op.seq] = op
-        self.next_seq = op.seq + 1
+        self.ops[last.seq] = last
+        self.next_seq = last.seq + 1
         self.memory_made = op.memory_made
+
+    def complete(self) -> None:
+        """Complete what can be completed by now, in order."""
+        for seq, op in list(self.incomplete.items()):
+            known = self.ops.get(seq) is op
+            if known and op.filler is not None and not op.filler.complete(op):
+                return
+            op.filler = None
+            self.settle()  # it may have ended
+            self.incomplete.pop(seq, None)
 
     def finish(self, op: Op, reply: Payload | None) -> None:
         """*op* succeeded."""

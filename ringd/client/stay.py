@@ -276,13 +276,23 @@ class Stay:
                     "some of those, or raise the budget in the daemon's config"
                 )
 
-    def submit(self, op: Op, timeout: float | None, until: float | None) -> None:
+    def submit(
+        self,
+        op: Op,
+        timeout: float | None,
+        until: float | None,
+        *,
+        then: Op | None = None,
+        waits: bool = False,
+    ) -> None:
         """Hand *op* over.
 
         Args:
             op: the call.
             timeout: in seconds; 0 for no deadline, None for the daemon's default.
             until: when that is over; None for never.
+            then: a second call, which belongs to it.
+            waits: the caller is about to wait, and so takes messages in itself.
 
         Raises:
             GroupLost: or another reason why the stay in the group ended, if the user does not
@@ -291,7 +301,9 @@ class Stay:
             ResourceExhausted: too many calls wait to be handed over.
         """
         self.set_times(op, timeout, until)
-        while not self.connection.pump.run(self._submit, op):
+        if then is not None:
+            then.asked, then.timeout = op.asked, None if timeout else timeout
+        while not self.connection.pump.run(self._submit, op, then, waits):
             if not self.connection.wait(self._has_room, until):
                 raise errors.DeadlineExceeded(
                     "calls that were made before the group lost a program have not ended yet"
@@ -301,20 +313,25 @@ class Stay:
         """Say when the time for *op* is over; as of :meth:`submit`."""
         if until is not None:
             op.asked, op.timeout = timeout, until
-            op.give_up = until + self.connection.latest.lost_after + GRACE
+            op.give_up = until + self.grace
         else:
             op.timeout = timeout
 
-    def _submit(self, op: Op) -> bool:
+    def _submit(self, op: Op, then: Op | None, waits: bool) -> bool:
         self.check()
         connection = self.connection
         connection.settle()
-        if not connection.groups.submit(self.group, op):
+        if not connection.groups.submit(self.group, op, then):
             return False
         connection.pump.sent()
-        if self.group.unsent:
+        if self.group.unsent and not waits:
             connection.keeper.wake()
         return True
+
+    @property
+    def grace(self) -> float:
+        """Seconds beyond a deadline until the client decides by itself that it has passed."""
+        return self.connection.latest.lost_after + GRACE
 
     def _has_room(self) -> bool:
         session = self.group.session
@@ -331,9 +348,14 @@ class Stay:
         if not connection.ours:
             self.check()
         while not op.ended:
-            times = (op.gives_up, until)
+            gives_up = op.gives_up
+            times = (gives_up, until)
             limit = min((time for time in times if time is not None), default=None)
-            if not connection.wait(lambda: op.ended or self.hung_up, limit):
+            if not connection.wait(
+                # Another time to give up comes as it is handed over.
+                lambda: op.ended or self.hung_up or op.gives_up != gives_up,  # noqa: B023
+                limit,
+            ):
                 connection.pump.run(self._overdue, op)
             elif self.hung_up:
                 connection.pump.insist(self._end)
@@ -374,6 +396,8 @@ class Stay:
 
     def _overdue(self, op: Op) -> None:
         """The time to wait for *op* is over: its deadline has passed, or that of the wait."""
+        if op.filler is not None and (limit := op.gives_up) and time.monotonic() >= limit:
+            op = op.filler.first
         group, daemon = self.group, self.connection.daemon
         what = f"op {op.seq} of group {group.name!r}, {op.call}"
         limit = op.gives_up

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -48,9 +49,9 @@ class Work(Generic[T]):
         stay: Stay,
         op: Op,
         *,
-        shape: tuple[int, ...] | None,
-        dtype: np.dtype[Any],
-        out: npt.NDArray[Any] | None,
+        shape: tuple[int, ...] | None = None,
+        dtype: np.dtype[Any] | None = None,
+        out: npt.NDArray[Any] | None = None,
     ) -> None:
         self._ring = ring  # which must not be collected, and so closed, before this
         self._stay = stay
@@ -61,7 +62,7 @@ class Work(Generic[T]):
         self._collecting = False
         self._collected = False
         self._op = op
-        self._result: npt.NDArray[Any] | None = None
+        self._result: object = None
 
     def __del__(self) -> None:
         # Nobody can tell any more when the call has ended, as where an interrupt came between the
@@ -173,9 +174,10 @@ class Work(Generic[T]):
                 self._collecting = False
             return True
 
-    def _take(self) -> npt.NDArray[Any] | None:
+    def _take(self) -> object:
+        """Return what the call gives, from where the daemon left it."""
         op, out, dtype, shape = self._op, self._out, self._dtype, self._shape
-        if shape is None:
+        if shape is None or dtype is None:
             return None
         block = op.target
         if block is None:
@@ -192,3 +194,32 @@ class Work(Generic[T]):
             out = np.empty(shape, dtype)
         np.copyto(out, block.bytes(length).view(dtype).reshape(shape))
         return out
+
+
+class BytesWork(Work["list[bytes]"]):
+    """That of an :meth:`Ring.all_gather_bytes`: the second of its calls."""
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        self._look_after()
+        super().__del__()
+
+    def wait(self, timeout: float | None = None) -> list[bytes]:
+        """Return the result; as :meth:`Work.wait`."""
+        try:
+            return super().wait(timeout)
+        except BaseException:  # nobody may take in the end of the first call
+            self._look_after()
+            raise
+
+    def _look_after(self) -> None:
+        """Let the thread that listens make the second call, if nobody waits for the first."""
+        if hasattr(self, "_op") and self._op.filler is not None:
+            self._stay.connection.keeper.wake()
+
+    def _take(self) -> object:
+        op = self._op
+        whole = memoryview(op.result_bytes())
+        ends = itertools.accumulate(op.call.counts)
+        return [bytes(whole[end - n : end]) for end, n in zip(ends, op.call.counts, strict=True)]
