@@ -101,6 +101,7 @@ class Bulk:
         )
         transfer = arrangement.begin(reduction, sources, targets, self._scratch)
         self._transfers[key] = transfer
+        transfer.work()  # a root that only sends is then through as soon as the last chunk has left
         if transfer.plan.sends:
             self._queue(*key)
         self._check_finished(key, transfer)
