@@ -142,6 +142,7 @@ class Bulk:
         self._flows[key] = flow = self._flow(transfer, view, kinds.of(calls[0]))
         if flow.credited:
             transfer.credit = FAR
+        transfer.work()  # a root that only sends is then through as soon as the last chunk has left
         if transfer.plan.sends:
             self._queue(key, flow)
         self._check_finished(key, flow)
