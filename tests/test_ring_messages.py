@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from cluster import Cluster
-from ringkit import connected, everywhere
+from ringkit import Call, connected, everywhere
 
 import ringd
 
@@ -134,6 +134,18 @@ def test_a_deadline_names_who_is_missing(rings):
         return True
 
     assert everywhere(rings, talk) == [True] * SIZE
+
+
+def test_who_leaves_waits_for_what_it_sent(tmp_path):
+    """A receiver that is late has it; where none asks, close() says so."""
+    with Cluster(tmp_path, 2) as cluster:
+        cluster.start().wait_ready()
+        first, second = (ringd.connect(path, "late", 10) for path in cluster.sockets)
+        first.send(7, 1)
+        closing = Call(first.close)
+        assert int(second.recv((), 0, dtype=int, timeout=10)) == 7
+        closing.result()
+        second.close()
 
 
 @pytest.mark.parametrize(

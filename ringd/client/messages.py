@@ -8,6 +8,7 @@ ends with the session in which it was opened.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -65,6 +66,13 @@ class End(Group):
     def unreceived(self) -> int:
         """Bytes of messages that are not known to be received."""
         return sum(op.length for op in list(self.session.ops.values()) if not op.ended)
+
+    @property
+    def sends_on(self) -> int:
+        """How many messages of this program are not known to be received."""
+        place = self._parent.place
+        mine = place is not None and place.rank == self.key.source
+        return sum(not op.ended for op in list(self.session.ops.values())) if mine else 0
 
     def watch_from_now_on(self) -> None:
         """Have the daemon say how many messages have come."""
@@ -221,3 +229,17 @@ def _has_news(stay: Stay, ends: Sequence[End]) -> bool:
     """Whether a message has come, or none will."""
     over = stay.closed or stay.group.pending_error is not None
     return over or any(end.waits or end.session.over for end in ends)
+
+
+def linger(stay: Stay, seconds: float) -> str:
+    """Wait until buffered messages are received, for so long; return which ones are not, in words.
+
+    Raises:
+        RingError: as any call that waits.
+    """
+    ends = [end for end in stay.group.ends.values() if isinstance(end, End)]
+    if any(end.sends_on for end in ends):
+        until = time.monotonic() + seconds
+        stay.connection.wait(lambda: stay.hung_up or not any(end.sends_on for end in ends), until)
+    left = {(end.key.to, end.key.tag): end.sends_on for end in ends if end.sends_on}
+    return ", ".join(f"{number} to rank {to} under tag {tag}" for (to, tag), number in left.items())

@@ -26,6 +26,7 @@ from ringd.client.messages import (
     MOST_BUFFERED,
     End,
     Key,
+    linger,
     open_line,
     submit_to_any,
 )
@@ -41,6 +42,10 @@ from ringd.host.paths import left_out, socket_candidates
 Array = npt.NDArray[Any]
 
 _CONNECT_TIMEOUT = 30.0
+
+_LINGER = 10.0
+"""Seconds that receivers may take for what was sent before a ring is closed."""
+
 _NOTHING: Array = np.empty(0, np.uint8)
 
 
@@ -738,9 +743,25 @@ class Ring:
     def close(self) -> None:
         """Leave the group in good order; calls that are open here end with an error.
 
-        Waits until the daemon knows, up to two seconds.
+        Waits until the daemon knows, up to two seconds; and before, for messages that were sent
+        without waiting for their receivers, up to ten.
+
+        Raises:
+            RingError: some of those were not received; the ring is closed all the same.
         """
-        self._stay.close()
+        self._close(_LINGER)
+
+    def _close(self, linger_for: float) -> None:
+        stay, unreceived = self._stay, ""
+        try:
+            if not stay.closed:
+                unreceived = linger(stay, linger_for)
+        finally:
+            stay.close()
+        if unreceived and linger_for:
+            raise errors.RingError(
+                f"the ring is closed, but messages were not received: {unreceived}"
+            )
 
     def __enter__(self) -> Ring:  # noqa: PYI034 - Self needs Python 3.11
         return self
@@ -751,7 +772,7 @@ class Ring:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        self._close(0.0 if exc_type is not None else _LINGER)
 
     # --- the way in -------------------------------------------------------------------
 
