@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from cluster import Cluster
+from cluster import Cluster, wait_until
 from ringkit import Call, connected, everywhere
 
 import ringd
@@ -164,3 +164,17 @@ def test_what_cannot_be_is_said_at_once(rings, call, text):
     """By the call that asks for it."""
     with pytest.raises(ValueError, match=text):
         call(rings[1])
+
+
+def test_status_shows_messages_that_wait(tmp_path):
+    """Between which ranks, and for whom."""
+    with Cluster(tmp_path, 2) as cluster:
+        cluster.start().wait_ready()
+        with connected(cluster) as (first, second):
+            work = first.send_async(np.zeros(5), 1, tag=9)
+            wait_until(lambda: cluster[0].status()["groups"][0]["open_ops"], "a message that waits")
+            (op,) = cluster[0].status()["groups"][0]["open_ops"]
+            assert op["channel"] == "rank 0 to rank 1, tag 9"
+            assert op["waiting_for"] == "not received yet by: n1"
+            second.recv(5, 0, tag=9)
+            work.wait(10)

@@ -11,6 +11,7 @@ from ringd.border.server import BorderServer
 from ringd.collective.view import View
 from ringd.config.settings import Config
 from ringd.daemon.programs import Programs
+from ringd.groups.channels import Channel
 from ringd.groups.seat import Seat
 from ringd.host import limits
 from ringd.membership.machine import Side
@@ -157,7 +158,8 @@ def open_ops(programs: Programs) -> list[OpEvent]:
         )
         for name, group in programs.engine.roll.groups.items()
         for seat in group.local.values()
-        for op in seat.calls.ops.values()
+        for stay in (seat, *seat.channels.values())
+        for op in stay.calls.ops.values()
         if not op.ended and op.submission is not None and op.submission.buffers is not None
     ]
 
@@ -178,8 +180,18 @@ def _group(programs: Programs, name: str, now: float) -> dict[str, Any]:
         "op_counts": {}
         if view is None
         else dict(zip(view.described(), seats[0].session.counts, strict=True)),
-        "open_ops": [op for seat in seats for op in _open_ops(programs, seat, now)],
+        "open_ops": [
+            op
+            for seat in seats
+            for stay in (seat, *seat.channels.values())
+            for op in _open_ops(programs, stay, now)
+        ],
     }
+
+
+def _channel(channel: Channel) -> str:
+    source, to, tag = channel.key
+    return f"rank {source} to rank {to}, tag {tag}"
 
 
 def _open_ops(programs: Programs, seat: Seat, now: float) -> list[dict[str, Any]]:
@@ -191,6 +203,7 @@ def _open_ops(programs: Programs, seat: Seat, now: float) -> list[dict[str, Any]
         ops.append(
             {
                 "op": seq,
+                "channel": _channel(seat) if isinstance(seat, Channel) else None,
                 "call": None if op.call is None else str(op.call),
                 "age": now - op.since,
                 "phase": op.phase.value,
