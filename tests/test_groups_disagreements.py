@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from groups_bench import Bench, call, submission
+from groups_bench import Bench, all_reduce, call, ready, submission
 
 from ringd import errors
 from ringd.collective.view import View
@@ -14,6 +14,7 @@ from ringd.groups import actions
 from ringd.groups.op import OK
 from ringd.groups.session import MAX_LOCAL_SIZE, Part
 from ringd.wire.border import messages as border
+from ringd.wire.link.control import Joined
 
 MISMATCH = errors.Mismatch.code
 
@@ -352,3 +353,26 @@ def test_different_calls_are_told_by_rank():
     assert [bench.ends(m, lr) for m in range(2) for lr in range(2)] == [[MISMATCH]] * 4
     assert "a (rank 0), b (rank 2): all_reduce" in bench.message(0)
     assert "a (rank 1), b (rank 3): all_reduce" in bench.message(1)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"local_rank": -1},
+        {"local_rank": 1},
+        {"local_size": 0},
+        {"local_size": 10**18},
+        {"members": (3,)},
+        {"members": (-1,)},
+        {"members": (0,) * 4},
+    ],
+    ids=str,
+)
+def test_a_part_that_cannot_be_is_not_believed(part):
+    """It would cost memory, or time without end; nothing else comes of it."""
+    bench = ready()
+    joined = Joined("g", 99, **{"session": (), **part})
+    todo = bench.engines[0].received(1, 0, 0, 0, joined, b"", 0.0)
+    assert todo == [actions.Dropped("a session that cannot be")]
+    all_reduce(bench)
+    assert [bench.reports(rank) for rank in range(3)] == [[(0, "ok")]] * 3

@@ -255,7 +255,7 @@ class Roll:
         one of those that count on it.
         """
         session = peers(message.session, message.places, self.mail.ring.size)
-        if session is None:
+        if session is None or not Part.of(message).sound(self.mail.ring.size):
             self.mail.out.append(Dropped("a session that cannot be"))
             return
         group = self._group(message.group)
@@ -363,8 +363,10 @@ class Roll:
         ring, part = self.mail.ring, session.part
         own = ring.rank, part.local_rank
         for place, there in group.present.items():
+            if place == own or seat.join_id not in there.session:
+                continue
             counted = peers(there.session, there.places, ring.size)
-            if place != own and counted and session.may_be(counted):
+            if counted and session.may_be(counted):
                 self._form(seat, counted)
                 return
         ranks = expected(part, group.present, ring.size)
@@ -386,7 +388,7 @@ class Roll:
     def conflict(self, group: Group, seat: Seat) -> str:
         """Return on what the programs of a group disagree, so that it cannot form; empty if not."""
         names, part = self.mail.ring.names, seat.session.part
-        for (member, local_rank), there in group.present.items():
+        for (member, _), there in group.present.items():
             other = Part.of(there)
             if other.takes != part.takes:
                 return shorten(
@@ -395,8 +397,6 @@ class Roll:
                     f"{names[member]!r}",
                     MAX_TEXT,
                 )
-            if not local_rank < other.local_size:
-                return f"local rank {local_rank} of {other.local_size} on {names[member]!r}"
         return ""
 
     def _form(self, seat: Seat, session: Peers) -> None:

@@ -13,7 +13,7 @@ nothing before. So a session that not all agree on can be forgotten without a tr
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -96,6 +96,15 @@ class Part(NamedTuple):
     each has programs."""
     ordered: bool = False
 
+    def sound(self, ring_size: int) -> bool:
+        """Whether there can be such a part in a ring of that size."""
+        most = ring_size * (MAX_LOCAL_SIZE if self.ordered else 1)
+        return (
+            0 <= self.local_rank < self.local_size <= MAX_LOCAL_SIZE
+            and len(self.members) <= most
+            and all(0 <= member < ring_size for member in self.members)
+        )
+
     @property
     def takes(self) -> tuple[tuple[int, ...], bool]:
         """What all programs of the group must agree on."""
@@ -117,9 +126,12 @@ def expected(part: Part, present: Mapping[Place, Joined], ring_size: int) -> lis
     A member of which none has come counts as having one.
     """
     if part.ordered:
-        return [
-            (member, part.members[:rank].count(member)) for rank, member in enumerate(part.members)
-        ]
+        counts = Counter[int]()
+        places = []
+        for member in part.members:
+            places.append((member, counts[member]))
+            counts[member] += 1
+        return places
     sizes = {place[0]: there.local_size for place, there in present.items()}
     members = part.members or range(ring_size)
     return [(member, local) for member in members for local in range(sizes.get(member, 1))]
