@@ -15,7 +15,7 @@ from ringd.client.connection import Connection, holders
 from ringd.client.ending import goes_on_after_failure, remember_main_thread
 from ringd.client.group import Group, Place, Wish
 from ringd.client.pool import Block
-from ringd.client.session import Op
+from ringd.client.session import Op, Session
 from ringd.wire.border.messages import AskAwaited, Attached, pack
 
 GRACE = 2.5
@@ -35,9 +35,10 @@ _ASK_EVERY = 1.0
 class Stay:
     """The stay that *wish* asks for, over *connection*; any thread may call its methods."""
 
-    def __init__(self, connection: Connection, wish: Wish) -> None:
+    def __init__(self, connection: Connection, wish: Wish, place: Place | None = None) -> None:
         self.connection = connection
         self.group = Group(wish, connection.daemon)
+        self.group.place = place  # where that is known beforehand
         self._closed = False
         self._ended = False
         """Closed, and nothing is left to be done for that."""
@@ -191,6 +192,24 @@ class Stay:
             self._ask_for_place(until)
             place = self.group.place
         return place
+
+    def wait_for_peers(self, session: Session, until: float | None) -> None:
+        """Wait until the members of *session* are known: some call of it has ended well.
+
+        Raises:
+            DeadlineExceeded: not before *until*.
+            RingError: as any call.
+        """
+        group = self.group
+        known = self.connection.wait(
+            lambda: self._closed or bool(session.members) or group.session is not session, until
+        )
+        self.check()
+        if not known:
+            raise errors.DeadlineExceeded(f"group {group.name!r}: {self._why_unknown()}")
+        if not session.members:
+            self.connection.pump.run(group.raise_loss)
+            raise errors.GroupLost(f"group {group.name!r} has formed anew since")
 
     def _ask_for_place(self, until: float | None) -> None:
         """Wait a while until it is known, and ask the daemon for whom that waits."""
