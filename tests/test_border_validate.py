@@ -15,6 +15,18 @@ UNSOUND = [
     ({"timeout": float("nan")}, "timeout"),
     ({"timeout": float("inf")}, "timeout"),
 ]
+NO_PART = [
+    ({"local_rank": 1}, "local rank"),
+    ({"local_rank": -1}, "local rank"),
+    ({"local_size": 4097}, "local rank"),
+    ({"members": ("a", "b", "a")}, "named twice"),
+    ({"members": ("a" * 2000,)}, "name is too long"),
+    ({"ordered": True}, "members by rank are some"),
+    ({"places": (0,)}, "has a place"),
+    ({"session": (5, 6), "places": (0, 70_000)}, "16 bits"),
+    ({"session": (5, 6), "places": (0, -1)}, "16 bits"),
+    ({"group": "g" * 115}, "printable"),
+]
 SHARED = Call("all_reduce", "sum", "float32", (1024,), "")
 FAULTS = [
     ({}, [bytes(7)], "has 8 bytes, but 7 came"),
@@ -82,7 +94,7 @@ def test_input_beside_its_target_is_no_overlap(daemon):
     ("changes", "text"),
     [
         ({"group": ""}, "group's name"),
-        ({"group": "g" * 65}, "group's name"),
+        ({"group": "g" * 115}, "group's name"),
         ({"group": "a\nb"}, "group's name"),
         ({"join_id": 0}, "join id"),
         ({"next_seq": 1, "released": 2}, "contradict"),
@@ -102,3 +114,16 @@ def test_attachment_that_cannot_be_is_denied(daemon, changes, text):
         assert isinstance(reply, border.Denied)
         assert text in reply.message
         assert isinstance(raw.ask(raw.attach()), border.Attached)
+
+
+@pytest.mark.parametrize(("changes", "text"), NO_PART)
+def test_a_part_that_cannot_be_is_refused(daemon, changes, text):
+    """Whether there are such members is the daemon's to say."""
+    with Raw(daemon, attach=False) as raw:
+        reply = raw.ask(raw.attach(**changes))
+        assert isinstance(reply, border.Denied)
+        assert text in reply.message
+        good = raw.attach(
+            group="g" * 114, members=("a", "b", "a"), ordered=True, local_rank=1, local_size=2
+        )
+        assert isinstance(raw.ask(good), border.Attached)

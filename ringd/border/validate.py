@@ -5,7 +5,13 @@ from __future__ import annotations
 import math
 
 from ringd.collective import kinds
-from ringd.collective.call import MAX_CALL_NAME, MAX_GROUP_NAME, MAX_TEXT, Call
+from ringd.collective.call import (
+    MAX_CALL_NAME,
+    MAX_LOCAL_SIZE,
+    MAX_PART_NAME,
+    MAX_TEXT,
+    Call,
+)
 from ringd.wire.border.messages import (
     MAX_LOSS,
     ROOM_FOR_HEADERS,
@@ -22,6 +28,7 @@ from ringd.wire.border.messages import (
     seal_offset,
 )
 
+_MAX_U16 = (1 << 16) - 1
 _MAX_U64 = (1 << 64) - 1
 _MAX_NUMBER = 1 << 62
 """Of an op. Far from where 64 bits end, so that one may count on from any of them."""
@@ -69,8 +76,8 @@ def _version_fault(version: int) -> str:
 def _attach_fault(message: Attach) -> str | None:
     if message.version != VERSION:
         return _version_fault(message.version)
-    if not 0 < len(message.group) <= MAX_GROUP_NAME or not message.group.isprintable():
-        return f"a group's name has 1 to {MAX_GROUP_NAME} printable characters"
+    if not 0 < len(message.group) <= MAX_PART_NAME or not message.group.isprintable():
+        return f"a group's name has 1 to {MAX_PART_NAME} printable characters"
     fault = _numbers_fault(message.join_id, message.released, message.next_seq)
     if fault is not None:
         return fault
@@ -82,6 +89,23 @@ def _attach_fault(message: Attach) -> str | None:
         return "the program's name is too long"
     if not 0 <= message.former <= _MAX_U64 or len(message.loss) > MAX_LOSS:
         return "the client's former stay cannot have been such"
+    return _part_fault(message)
+
+
+def _part_fault(message: Attach) -> str | None:
+    local_rank, local_size, members = message.local_rank, message.local_size, message.members
+    if not 0 <= local_rank < local_size <= MAX_LOCAL_SIZE:
+        return f"a local rank lies below the local size, which is at most {MAX_LOCAL_SIZE}"
+    if max(map(len, members), default=0) > _MAX_TEXT:
+        return "a member's name is too long"
+    if message.ordered and not members:
+        return "members by rank are some"
+    if not message.ordered and len(set(members)) < len(members):
+        return "a member is named twice"
+    if len(message.places) not in {0, len(message.session)}:
+        return "each of a session's ranks has a place, or none has"
+    if not all(0 <= place <= _MAX_U16 for place in message.places):
+        return "a place is a number of 16 bits"
     return None
 
 

@@ -12,7 +12,7 @@ from typing import SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from ringd.collective.call import MAX_TAG
+from ringd.collective.call import MAX_COLOR, MAX_LOCAL_SIZE, MAX_TAG
 
 
 def plain(text: str, what: str) -> str:
@@ -111,6 +111,87 @@ def counts(given: Sequence[SupportsIndex], what: str, size: int) -> tuple[int, .
     if min(found) < 0:
         raise ValueError(f"{what} are not negative, as in {given!r:.80}")
     return found
+
+
+def local_place(local_rank: SupportsIndex, local_size: SupportsIndex) -> tuple[int, int]:
+    """Return which one of a machine's programs this is, and how many there are.
+
+    Raises:
+        TypeError: they are no whole numbers.
+        ValueError: there can be none such.
+    """
+    rank, size = whole(local_rank, "local_rank"), whole(local_size, "local_size")
+    if not 1 <= size <= MAX_LOCAL_SIZE:
+        raise ValueError(f"local_size is a number from 1 to {MAX_LOCAL_SIZE}, not {size}")
+    if not 0 <= rank < size:
+        raise ValueError(
+            f"local_rank counts this machine's programs from 0 to local_size - 1, which is "
+            f"{size - 1}, not {rank}"
+        )
+    return rank, size
+
+
+def member_names(members: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the *members* that take part in a group; none of them for None, which is all.
+
+    Raises:
+        TypeError: they are no sequence of strings.
+        ValueError: there is none, or one is named twice.
+    """
+    if members is None:
+        return ()
+    if isinstance(members, (str, bytes)) or not isinstance(members, Sequence):
+        raise TypeError(
+            f"members is a list of the machines' names in the ring, not {members!r:.80}"
+        )
+    names = tuple(plain(name, "a member's name") for name in members)
+    if not names:
+        raise ValueError("members is empty; write None for all of the ring's")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"members names {', '.join(map(repr, twice))} more than once; each of a machine's "
+            "programs says which one it is by local_rank"
+        )
+    return names
+
+
+def color(given: object) -> int | str | None:
+    """Return the color *given* for a split.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it is too long, or too large.
+    """
+    if given is None:
+        return None
+    if isinstance(given, str):
+        text = plain(given, "color")
+        if not 0 < len(text) <= MAX_COLOR or not text.isprintable():
+            raise ValueError(
+                f"a color has 1 to {MAX_COLOR} printable characters, or is a whole number, not "
+                f"{given!r:.80}"
+            )
+        return text
+    if isinstance(given, (bytes, bool)) or not isinstance(given, SupportsIndex):
+        raise TypeError(f"color is a whole number, a string, or None, not {given!r:.80}")
+    return whole(given, "color")
+
+
+def whole(given: SupportsIndex, what: str) -> int:
+    """Return the number *given*, which is *what*.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it has more than 64 bits.
+    """
+    try:
+        number = operator.index(given)
+    except TypeError:
+        raise TypeError(f"{what} is a whole number, not {given!r:.80}") from None
+    if not -(1 << 63) <= number < 1 << 63:
+        raise ValueError(f"{what} is a number of 64 bits, not {number}")
+    return number
 
 
 def raw(data: bytes | bytearray | memoryview, what: str) -> npt.NDArray[np.uint8]:

@@ -39,6 +39,8 @@ class Wish:
     """Those that take part; empty for all."""
     ordered: bool = False
     """Whether *members* says them by rank, as often as each has programs."""
+    root: str = ""
+    """The group of which it is a part, or a part of a part; empty for one that is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,12 @@ class Place:
     def size(self) -> int:
         """The number of ranks."""
         return len(self.machines)
+
+    @classmethod
+    def of(cls, session: Session) -> Place:
+        """Return our place in *session*, whose members are known, with us among them."""
+        members = session.members
+        return cls(members.index(session.join_id), session.places or tuple(range(len(members))))
 
 
 class Group:
@@ -351,8 +359,7 @@ class Group:
         session = self.session
         session.places, session.members = places, members
         if session.join_id in members:
-            rank = members.index(session.join_id)
-            self.place = Place(rank, places or tuple(range(len(members))))
+            self.place = Place.of(session)
 
     def progress(self, released: int) -> None:
         """All ops below *released* are finished on all members; join anew if the session is over.

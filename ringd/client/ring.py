@@ -31,6 +31,7 @@ from ringd.client.messages import (
     submit_to_any,
 )
 from ringd.client.session import Op
+from ringd.client.splitting import Choice, choices, part_of
 from ringd.client.stay import Stay
 from ringd.client.work import BytesWork, Work
 from ringd.collective import kinds
@@ -55,8 +56,11 @@ def connect(
     timeout: float | None = None,
     *,
     on_loss: str = "wait",
+    members: Sequence[str] | None = None,
+    local_rank: SupportsIndex = 0,
+    local_size: SupportsIndex = 1,
 ) -> Ring:
-    """Connect to this machine's daemon and join a group of programs, one on each machine.
+    """Connect to this machine's daemon and join a group of programs, one or more on each machine.
 
     Returns as soon as the daemon has answered; the ring need not be ready, calls wait for it.
 
@@ -67,15 +71,21 @@ def connect(
         socket: path of the daemon's socket; by default the environment variable RINGD_SOCKET,
             else the usual places of a user's own daemon, else that of the system's.
         group: the calls of a group are matched in the order in which they are made. Groups are
-            independent of each other. Each can have one program per machine.
+            independent of each other.
         timeout: seconds to wait for a daemon to appear; None for 30.
         on_loss: what happens to open calls when a member of the ring is lost: with ``"wait"``
             they wait for its return and then go on, with ``"fail"`` they end with PeerLost.
+        members: names of the machines that take part, in any order; None for all of the ring. The
+            same on all of them.
+        local_rank: which one of the group's programs on this machine this is, from 0 to
+            ``local_size - 1``.
+        local_size: how many there are, up to 4096; other machines may have more or fewer.
 
     Raises:
         DaemonUnavailable: no daemon there in time; says where it was looked for.
-        Refused: the daemon says no, for instance because the group has a client here already; or
-            its socket is not for this user, which is said at once, with what to do.
+        Refused: the daemon says no, for instance because the group has a client in this place
+            already, or there is no such member; or its socket is not for this user, which is said
+            at once, with what to do.
         ResourceExhausted: this process, or the daemon, can open no more files; names the limit.
         MainThreadFailed: by another thread, and only this call kept the program alive.
         TypeError, ValueError: an argument is none, or out of its range; says what to write.
@@ -90,10 +100,12 @@ def connect(
     within = _CONNECT_TIMEOUT if timeout is None else arguments.seconds(timeout)
     if within < 0:
         raise ValueError(f"timeout is a number of seconds, 0 or more, not {timeout!r}")
+    local = arguments.local_place(local_rank, local_size)
+    wish = Wish(group, on_loss, *local, arguments.member_names(members))
     given = socket or os.environ.get("RINGD_SOCKET")
     paths = [arguments.socket_path(given)] if given else [str(p) for p in socket_candidates()]
     try:
-        return _join(paths, Wish(group, on_loss), within)
+        return _join(paths, wish, within)
     except errors.DaemonUnavailable as error:
         others = "" if given else left_out()
         if others:
@@ -114,9 +126,21 @@ def _join(paths: Sequence[str], wish: Wish, timeout: float) -> Ring:
             return ring
 
 
-def _join_over(connection: Connection, wish: Wish, timeout: float, *, new: bool) -> Ring | None:
-    """Join over *connection*; None if that has been closed meanwhile."""
-    stay = Stay(connection, Group(wish, connection.daemon))
+def _join_over(
+    connection: Connection,
+    wish: Wish,
+    timeout: float,
+    *,
+    new: bool,
+    place: Place | None = None,
+) -> Ring | None:
+    """Join over *connection*; None if that has been closed meanwhile.
+
+    *place*: the program's in the group, where that is known already.
+    """
+    group = Group(wish, connection.daemon)
+    group.place = place
+    stay = Stay(connection, group)
     try:
         return Ring(connection, stay) if stay.begin(timeout, new=new) else None
     except BaseException:  # also Ctrl-C: without a ring nobody could close it
@@ -166,6 +190,16 @@ class Ring:
     def size(self) -> int:
         """The number of programs in the group; waits and raises as :attr:`rank`."""
         return self._place().size
+
+    @property
+    def local_rank(self) -> int:
+        """Which one of the group's programs on this machine this is, from 0."""
+        return self._stay.group.wish.local_rank
+
+    @property
+    def local_size(self) -> int:
+        """The number of the group's programs on this machine."""
+        return self._stay.group.wish.local_size
 
     @property
     def node(self) -> str:
@@ -705,6 +739,48 @@ class Ring:
     def barrier_async(self, timeout: float | None = None, name: str = "") -> Work[None]:
         """Begin a :meth:`barrier`; returns a handle, as :meth:`all_reduce_async`."""
         return self._begin("barrier", _NOTHING, name=name, timeout=timeout)
+
+    def split(
+        self, color: int | str | None, key: int = 0, *, timeout: float | None = None
+    ) -> Ring | None:
+        """Return a ring over those that give the same color; all ranks of this one call it.
+
+        Its ranks are ordered by *key*, and where that is equal as here. It is a group of its own,
+        which does not wait for this one, nor this one for it; ``close()`` it when it is not needed
+        any more. It has this one's *on_loss*, and goes on when this one is closed.
+
+        Args:
+            color: a whole number of 64 bits, or up to 32 printable characters; None to be in none.
+            key: a whole number of 64 bits.
+            timeout: the deadline of each of its calls, in seconds; as for :meth:`all_reduce`.
+
+        Returns:
+            The ring; None for the color None.
+
+        Raises:
+            TypeError, ValueError: *color* or *key* can be none.
+            DeadlineExceeded: says which ranks had not called it.
+            RingError: and others, as :meth:`all_reduce` and :func:`connect`.
+        """
+        stay, connection = self._stay, self._connection
+        mine = Choice(arguments.color(color), arguments.whole(key, "key"))
+        until = self._deadline(timeout)[1]
+        work = self._gather_bytes(mine.pack(), "split", timeout, waits=True)
+        everyone = choices(work.wait())
+        stay.wait_for_peers(work.op.session, until)
+        place = Place.of(work.op.session)
+        part = part_of(everyone, place, stay.group.wish, work.op, connection.latest.nodes)
+        if part is None:
+            return None
+        left = math.inf if until is None else max(0.0, until - time.monotonic())
+        try:
+            ring = _join_over(connection, part[0], left, new=False, place=part[1])
+        except errors.DaemonUnavailable as error:
+            raise errors.DeadlineExceeded(f"split of group {stay.group.name!r}: {error}") from None
+        if ring is None:
+            stay.check()
+            raise errors.RingError("the ring is closed")
+        return ring
 
     def empty(
         self, shape: SupportsIndex | Sequence[SupportsIndex], dtype: npt.DTypeLike = np.float32

@@ -15,7 +15,7 @@ from ringd.client.connection import Connection, holders
 from ringd.client.ending import goes_on_after_failure, remember_main_thread
 from ringd.client.group import Group, Place
 from ringd.client.pool import Block
-from ringd.client.session import Op
+from ringd.client.session import Op, Session
 from ringd.wire.border.messages import AskAwaited, Attached, pack
 
 GRACE = 2.5
@@ -196,6 +196,24 @@ class Stay:
             self.until_formed(lambda: group.place is not None, until)
         assert group.place is not None  # noqa: S101 - as of now
         return group.place
+
+    def wait_for_peers(self, session: Session, until: float | None) -> None:
+        """Wait until the members of *session* are known: some call of it has ended well.
+
+        Raises:
+            DeadlineExceeded: not before *until*.
+            RingError: as any call.
+        """
+        group = self.group
+        known = self.connection.wait(
+            lambda: self.closed or bool(session.members) or group.session is not session, until
+        )
+        self.check()
+        if not known:
+            raise errors.DeadlineExceeded(f"group {group.name!r}: {self._why_unknown()}")
+        if not session.members:
+            self.connection.pump.run(group.raise_loss)
+            raise errors.GroupLost(f"group {group.name!r} has formed anew since")
 
     def until_formed(self, step: Callable[[], bool], until: float | None) -> None:
         """Do *step*, within the pump's run, once the group has formed: again until it returns True.

@@ -205,6 +205,11 @@ class BytesWork(Work["list[bytes]"]):
         self._look_after()
         super().__del__()
 
+    @property
+    def op(self) -> Op:
+        """The second of the calls."""
+        return self._op
+
     def wait(self, timeout: float | None = None) -> list[bytes]:
         """Return the result; as :meth:`Work.wait`."""
         try:

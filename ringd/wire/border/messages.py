@@ -334,8 +334,8 @@ offset; copying costs no more than wrapping, and the copy is aligned."""
 COPY_BELOW = 1 << 20
 """Bytes; shorter frames are sent as a copy: ZeroMQ's bookkeeping for one without costs more."""
 
-MAX_REQUEST = 32 << 10
-"""Bytes of a request without its payload; the text of an outcome may take up half of it."""
+MAX_REQUEST = 1 << 20
+"""Bytes of a request without its payload, which may say something of each rank of a large group."""
 
 ROOM_FOR_HEADERS = 4 << 10
 """Bytes that suffice beside the payload, for a call that is open and its result."""
