@@ -119,10 +119,15 @@ def be_a_rank(args: argparse.Namespace) -> int:
     """Compute with the other ranks; 0 if the results are right on all of them."""
     texts = sentences(args.sentences)
     with ringd.connect(args.socket, group=args.group, timeout=args.patience) as ring:
-        print(f"rank {ring.rank} of {ring.size} on {ring.node!r}", flush=True)
+        print(f"here is {ring.node!r}", flush=True)
         start = time.perf_counter()
         ring.barrier(name="everybody is there", timeout=math.inf)
-        print(f"everybody is there, after {time.perf_counter() - start:.1f} s", flush=True)
+        # Only now is it known which rank this is, and of how many.
+        print(
+            f"rank {ring.rank} of {ring.size}: everybody is there, after "
+            f"{time.perf_counter() - start:.1f} s",
+            flush=True,
+        )
         model = MiniLM(ring.rank, ring.size)
         print(
             f"holds {len(model.heads)} of {model.all_heads} heads and {len(model.columns)} of "
