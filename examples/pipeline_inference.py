@@ -6,6 +6,8 @@ With two programs on each machine, one of them gets the first line and the other
     python examples/pipeline_inference.py --local-rank 0 --local-size 2
     python examples/pipeline_inference.py --local-rank 1 --local-size 2
 
+(With OPENBLAS_NUM_THREADS set, so that their threads together are not more than the processors.)
+
 Each rank holds some layers of MiniLM-L6 (see minilm.py). Only rank 0 has the sentences. It sends
 them off in micro-batches, and each rank sends what its layers make of one to the next rank, so
 that all ranks work at the same time, each on another micro-batch; from the last rank the
