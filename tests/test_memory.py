@@ -104,11 +104,11 @@ def test_clients_that_are_gone_are_freed(tmp_path, leave: bool) -> None:
             dealer, life = raw_client(daemon.path, f"group {number}", join_id=number + 1)
             if leave:
                 dealer.send(border.pack(border.Detach(number + 1)))
-                assert life.recv(1) == b""
+                assert border.unpack_reply(dealer.recv())[0] == border.Detached(number + 1)
             life.close()
             eventually(lambda: not daemon.run(lambda: daemon.server.clients))
             dealer.close(0)
-            daemon.run(lambda: (daemon.handler.joins.clear(), daemon.handler.groups.clear()))
+            daemon.run(lambda: (daemon.handler.stays.clear(), daemon.handler.groups.clear()))
         eventually(lambda: alive(Client) == before)
 
 
@@ -186,7 +186,7 @@ def test_names_of_calls_fill_no_cache() -> None:
     for number in range(3000):
         call = control.Call("all_reduce", "sum", "float32", (3,), f"step {number}")
         message = border.Submit(1, 0, call, None, border.Ref(9, 0, 12), None, 0, False, "", "")
-        assert validate.call_fault_of(message, None, 0, 2, max_message=1 << 20) is None
+        assert validate.call_fault_of(message, None, (0, 2), max_message=1 << 20) is None
     assert kinds._check.cache_info().currsize == 1
 
 
@@ -197,7 +197,9 @@ def test_long_words_are_not_kept(word: str) -> None:
     words = {"kind": "all_reduce", "reduction": "sum", "dtype": "float32"} | {word: "x" * 16000}
     call = control.Call(**words, shape=(3,), name="")
     message = border.Submit(1, 0, call, None, border.Ref(9, 0, 12), None, 0, False, "", "")
-    assert "characters" in (validate.call_fault_of(message, None, 0, 2, max_message=1 << 20) or "")
+    assert "characters" in (
+        validate.call_fault_of(message, None, (0, 2), max_message=1 << 20) or ""
+    )
     assert kinds._check.cache_info().currsize == 0
 
 
