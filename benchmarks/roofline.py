@@ -32,6 +32,7 @@ import numpy as np
 from ringd.collective.plan import DEFAULT_CHUNK_BYTES, Task
 from ringd.collective.reduction import DTYPE_NAMES, Array, Reduction, dtype_from_name
 from ringd.collective.ring_plans import ring_all_reduce
+from ringd.collective.spread import Spread
 from ringd.collective.transfer import ScratchPool, Transfer
 from ringd.config.units import parse_size
 
@@ -155,11 +156,12 @@ def member(
         scratch = ScratchPool(run.chunk_bytes)
         source, target = np.empty(count, dtype), np.zeros(count, dtype)
         source[:] = pattern(source) + rank
+        ends = Spread([source]), Spread([target])
         times = []
         for _ in range(run.warm_up + run.repetitions):
             barrier.wait(PATIENCE)
             started = time.perf_counter()
-            exchange(Transfer(plan, reduction, source, target, scratch), left, right)
+            exchange(Transfer(plan, reduction, *ends, scratch), left, right)
             times.append(time.perf_counter() - started)
         results.send((times[run.warm_up :], count_wrong(target, size)))
 

@@ -22,6 +22,7 @@ import ringd
 from ringd.collective.plan import DEFAULT_CHUNK_BYTES, Task
 from ringd.collective.reduction import Reduction
 from ringd.collective.ring_plans import ring_all_reduce
+from ringd.collective.spread import Spread
 from ringd.collective.transfer import ScratchPool, Transfer
 
 Floats = npt.NDArray[np.float32]
@@ -155,7 +156,8 @@ class Roofline:
         source, target = np.empty(count, FLOAT32), np.zeros(count, FLOAT32)
 
         def reduce() -> Floats:
-            transfer = Transfer(plan, self._reduction, source, target, self._scratch)
+            ends = Spread([source]), Spread([target])
+            transfer = Transfer(plan, self._reduction, *ends, self._scratch)
             exchange(transfer, self._left, self._right)
             return target
 

@@ -18,17 +18,18 @@ from ringd.errors import (
 )
 
 if TYPE_CHECKING:
+    from ringd.client.messages import ANY
     from ringd.client.ring import Ring, connect
     from ringd.client.work import Work
 else:
 
     def __getattr__(name: str) -> object:
         """Import the client library when it is asked for: the daemon starts without it."""
-        if name not in {"Ring", "Work", "connect"}:
+        if name not in {"ANY", "Ring", "Work", "connect"}:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from ringd.client import ring, work  # noqa: PLC0415 - see above
+        from ringd.client import messages, ring, work  # noqa: PLC0415 - see above
 
-        globals().update(Ring=ring.Ring, Work=work.Work, connect=ring.connect)
+        globals().update(ANY=messages.ANY, Ring=ring.Ring, Work=work.Work, connect=ring.connect)
         return globals()[name]
 
     def __dir__() -> list[str]:
@@ -36,6 +37,7 @@ else:
 
 
 __all__ = [
+    "ANY",
     "CalledFromHandler",
     "ConfigError",
     "DaemonUnavailable",

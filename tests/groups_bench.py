@@ -10,6 +10,7 @@ from ringd.groups import actions
 from ringd.groups.engine import Engine
 from ringd.groups.op import Submission
 from ringd.groups.seat import Join
+from ringd.groups.session import peers
 from ringd.wire.link.control import Poll
 
 
@@ -76,20 +77,25 @@ class Bench:
         """Carry out one action."""
         self.log[rank].append(action)
         if isinstance(action, actions.Broadcast):
-            self.links[rank].append((rank, action.gid, action.seq, action.message, action.payload))
+            self.send(rank, rank, action, action.until, action.payload)
         elif isinstance(action, actions.Relay):
-            self.links[rank].append((action.origin, action.gid, action.seq, action.message, b""))
+            self.send(rank, action.origin, action, action.origin, b"")
         elif isinstance(action, actions.Run) and self.compute:
-            self.do(rank, self.engines[rank].finished(action.gid, action.seq, self.now))
+            gid, of = action.gid, action.view.rank
+            self.do(rank, self.engines[rank].finished(gid, of, action.seq, self.now))
+
+    def send(self, rank, origin, action, until, payload):
+        """Put a message on the link to the right."""
+        said = (action.rank, action.gid, action.seq, action.message, payload)
+        self.links[rank].append((origin, until, said))
 
     def step(self, rank):
         """Deliver the first message on the link from *rank*."""
-        origin, gid, seq, message, payload = self.links[rank].popleft()
+        origin, until, said = self.links[rank].popleft()
         right = (rank + 1) % self.n
-        if not isinstance(message, Poll) and (right + 1) % self.n != origin:
-            self.links[right].append((origin, gid, seq, message, payload))
-        engine = self.engines[right]
-        self.do(right, engine.received(origin, gid, seq, message, payload, self.now))
+        if not isinstance(said[3], Poll) and right != until:
+            self.links[right].append((origin, until, said))
+        self.do(right, self.engines[right].received(origin, *said, self.now))
 
     def settle(self):
         """Deliver all messages."""
@@ -120,9 +126,9 @@ class Bench:
         for rank in ranks:
             self.engines[rank] = self.make(rank)
 
-    def attach(self, rank, join_id, *, group="g", client=None, **kwargs):
-        """A client joins, or comes back."""
-        join = Join(group, join_id, **kwargs)
+    def attach(self, rank, join_id, *, group="g", client=None, session=(), places=(), **kwargs):
+        """A client joins, or comes back to the *session* of these join ids."""
+        join = Join(group, join_id, session=peers(session, places, self.n), **kwargs)
         self.do(rank, self.engines[rank].attach(client or self.names[rank], join, self.now))
 
     def join_all(self, base=10, group="g", **kwargs):

@@ -13,6 +13,7 @@ from ringd.collective.call import Call
 from ringd.groups.op import OK
 
 if TYPE_CHECKING:
+    from groups_model_channel import End
     from groups_model_client import Client
 
 GARBAGE = 0xBAD << 70
@@ -71,7 +72,7 @@ class Memory:
 class Work:
     """A call as its client sees it."""
 
-    client: Client
+    client: Client | End
     join_id: int
     seq: int
     spec: Spec

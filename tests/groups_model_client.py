@@ -9,11 +9,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from groups_model_calls import GARBAGE, Memory, Spec, Violation, Work
+from groups_model_channel import End
 
 from ringd.groups import actions
 from ringd.groups.engine import Engine
 from ringd.groups.op import OK
 from ringd.groups.seat import Before, Join
+from ringd.groups.session import Part, Peers
 
 if TYPE_CHECKING:
     from groups_simulation import Sim
@@ -22,17 +24,21 @@ if TYPE_CHECKING:
 class Client:
     """A program of one rank in one group; it runs *specs* once through, again after a loss."""
 
-    def __init__(self, sim: Sim, rank: int, group: str, specs: list[Spec], on_loss: str) -> None:
+    def __init__(  # noqa: PLR0917
+        self, sim: Sim, rank: int, group: str, specs: list[Spec], on_loss: str, part: Part
+    ) -> None:
         self.sim = sim
         self.rank = rank
         self.group = group
         self.specs = specs
         self.on_loss = on_loss
+        self.part = part
         self.number = next(sim.counter)
         self.alive = True
         self.connection: tuple[int, int] | None = None
         self.join_id = 0
         self.sessions: dict[int, tuple[int, ...]] = {}
+        self.places: dict[int, tuple[int, ...]] = {}
         self.works: dict[int, dict[int, Work]] = {}
         self.released: dict[int, int] = {}
         self.accepted = False
@@ -42,6 +48,8 @@ class Client:
         self.owing = False
         """The daemon asked for an acknowledgement."""
         self.before = Before()
+        self.ends: dict[int, End] = {}
+        """Of channels, by number."""
         self.losses: dict[int, tuple[str, str]] = {}
         """By join id, the code and the text with which a stay ended."""
         self.connect()
@@ -54,10 +62,23 @@ class Client:
         """The works of the present join."""
         return self.works[self.join_id]
 
+    def has_left(self, join_id: int) -> bool:
+        """Whether it has joined anew since."""
+        return self.join_id != join_id
+
+    def works_of(self, join_id: int) -> dict[int, Work]:
+        """Return the works of a join."""
+        return self.works.get(join_id, {})
+
     @property
     def finished(self) -> bool:
         """Whether the program ran through."""
-        return not self.lost and len(self.mine) == len(self.specs) and not self.open
+        if self.lost:
+            return False
+        ends = [end for end in self.ends.values() if end.parent == self.join_id]
+        ran = len(self.mine) == len(self.specs) and not self.open
+        met = not self.sim.channels.get(self.group) or self.join_id in self.sessions
+        return ran and met and all(end.finished for end in ends)
 
     @property
     def open(self) -> list[Work]:
@@ -93,14 +114,14 @@ class Client:
     def _attach(self) -> None:
         join_id, released = self.join_id, self.released[self.join_id]
         connection, group, on_loss = self.connection, self.group, self.on_loss
-        session = self.sessions.get(join_id, ())
-        expected, before = len(self.mine), self.before
+        session = Peers(self.sessions.get(join_id, ()), self.places.get(join_id, ()))
+        expected, before, part = len(self.mine), self.before, self.part
 
         def attach(engine: Engine, now: float) -> list[actions.Action]:
-            join = Join(group, join_id, on_loss, released, expected, session, before)
+            join = Join(group, join_id, on_loss, released, expected, session, before, part)
             return engine.attach(connection, join, now)
 
-        self._send(attach)
+        self.send(attach)
 
     def _attach_again(self) -> None:
         """The daemon is another one: look at the seals, then offer again what it needs."""
@@ -112,7 +133,24 @@ class Client:
         self._attach()
         for seq in range(self.released[self.join_id], len(self.mine)):
             self._submit(self.mine[seq], again=True)
+        for end in self.ends.values():
+            end.open_again()
+        self.meet()
         self.advance()
+
+    def meet(self) -> None:
+        """The peers are known: open the channels in which this one has a part."""
+        session = self.sessions.get(self.join_id)
+        if (
+            session is None
+            or self.lost
+            or any(e.parent == self.join_id for e in self.ends.values())
+        ):
+            return
+        for key, specs in self.sim.channels.get(self.group, {}).items():
+            if session.index(self.join_id) in key[:2]:
+                end = End(self, key, specs)
+                self.ends[end.join_id] = end
 
     def disconnected(self) -> None:
         """The daemon is gone, and what it said and was not heard."""
@@ -128,12 +166,19 @@ class Client:
                     self.sim.witness.unkind.add(self.group)
                     work.end("peer_lost", "this machine's daemon went away", None)
         if self.on_loss == "fail":
+            for end in self.ends.values():
+                for work in end.waiting:
+                    self.sim.witness.unkind.add(self.group)
+                    work.end("peer_lost", "this machine's daemon went away", None)
+                end.loss = end.loss or ("peer_lost", "this machine's daemon went away")
+                self.sim.witness.dead.add(end.join_id)
             self.losses.setdefault(self.join_id, ("peer_lost", "its daemon went away"))
             self.lost = True
             self.sim.witness.dead.add(self.join_id)
         self.sim.after(self.sim.delay(5), self.connect)
 
-    def _send(self, request: Callable[[Engine, float], list[actions.Action]]) -> None:
+    def send(self, request: Callable[[Engine, float], list[actions.Action]]) -> None:
+        """Ask the daemon for something."""
         node, connection = self.sim.nodes[self.rank], self.connection
 
         def arrive() -> None:
@@ -169,9 +214,13 @@ class Client:
             self._rejoin_soon()
 
     def _submit(self, work: Work, *, again: bool) -> None:
+        acked = next((s for s, w in sorted(self.mine.items()) if not w.outcome), len(self.mine))
+        self.hand_over(work, again=again, acked=acked)
+
+    def hand_over(self, work: Work, *, again: bool, acked: int) -> None:
+        """Send a call to the daemon, for the first time or again."""
         copied = work.spec.kind in ("inline", "bare")
         copy = work.source.value if copied else None
-        acked = next((s for s, w in sorted(self.mine.items()) if not w.outcome), len(self.mine))
         outcome, message = work.outcome, work.message
         lent = work.spec.hold and not work.left
         if again and lent and outcome == OK:
@@ -185,15 +234,20 @@ class Client:
             submission.acked, submission.outcome, submission.message = acked, outcome, message
             return engine.submit(self.connection, work.join_id, submission, now)
 
-        self._send(submit)
+        self.send(submit)
 
     # --- what the daemon says ---------------------------------------------------------
 
-    def hear(self, action: actions.Action, result: int | None) -> None:
+    def hear(self, action: actions.Action, result: int | None) -> None:  # noqa: C901 - one branch each
         """A message of the daemon arrived."""
         if not self.alive:
             return
-        if isinstance(action, actions.Accept):
+        end = self.ends.get(action.join_id) if isinstance(action, actions.ToClient) else None
+        if end is not None:
+            end.hear(action, result)
+        elif isinstance(action, actions.TellSession):
+            self.meet()
+        elif isinstance(action, actions.Accept):
             self.accepted = action.join_id == self.join_id or self.accepted
         elif isinstance(action, actions.Deny):
             self._denied(action)
@@ -218,7 +272,7 @@ class Client:
     def _ack(self, join_id: int) -> None:
         connection, works = self.connection, self.works[join_id]
         acked = next((s for s, w in sorted(works.items()) if not w.outcome), len(works))
-        self._send(lambda engine, now: engine.ack(connection, join_id, acked, now))
+        self.send(lambda engine, now: engine.ack(connection, join_id, acked, now))
 
     def _release(self, join_id: int, released: int) -> None:
         for seq in range(self.released[join_id], released):
@@ -257,7 +311,7 @@ class Client:
         self.losses.setdefault(join_id, (code, message))
         if join_id != self.join_id or self.lost:
             return
-        if floor < len(self.specs):
+        if floor < len(self.specs) or self.sim.channels.get(self.group):
             self._rejoin_soon()
         else:
             self.doomed = True  # the program makes no call that fails, but others start over
@@ -273,7 +327,7 @@ class Client:
     def die(self) -> None:
         """The process is gone; its daemon learns that a little later."""
         self.alive = False
-        self.sim.witness.dead.add(self.join_id)
+        self.sim.witness.dead |= {self.join_id, *self.ends}
         self.sim.clients.remove(self)
         node, connection = self.sim.nodes[self.rank], self.connection
 
@@ -293,5 +347,5 @@ class Client:
 
         self.sim.queue(("up", connection), leave)
         self.alive = False
-        self.sim.witness.dead.add(self.join_id)
+        self.sim.witness.dead |= {self.join_id, *self.ends}
         self.sim.clients.remove(self)

@@ -15,6 +15,7 @@ from groups_model_client import Client
 from ringd.collective.view import View
 from ringd.groups import actions
 from ringd.groups.engine import Engine
+from ringd.groups.offers import Rules
 from ringd.groups.op import OK, Submission
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Node:
         self.generation = 0
         self.peers: dict[Hashable, Client] = {}
         self.buffers: list[Buffers] = []
-        self.running: dict[tuple[int, int], actions.Run] = {}
+        self.running: dict[tuple[int, int, int], actions.Run] = {}
         self.log: Counter[str] = Counter()
         self.alarm: float | None = None
         self.start()
@@ -44,7 +45,7 @@ class Node:
         self.engine = Engine(
             view=View(names, self.rank),
             reattach=self.sim.reattach,
-            ends_together=lambda call: not call.name.endswith("apart"),
+            rules=Rules(ends_together=lambda call: not call.name.endswith("apart")),
         )
         self.generation = 0
         self.peers = {}
@@ -125,15 +126,17 @@ class Node:
         """Do what the engine asks for."""
         self.log[type(action).__name__] += 1
         if isinstance(action, actions.Broadcast):
-            self.sim.send(self, self.rank, action.gid, action.seq, action.message, action.payload)
+            said = (action.rank, action.gid, action.seq, action.message, action.payload)
+            self.sim.send(self, self.rank, action.until, said, action.side)
         elif isinstance(action, actions.Relay):
-            self.sim.send(self, action.origin, action.gid, action.seq, action.message, b"")
+            poll = (action.rank, action.gid, action.seq, action.message, b"")
+            self.sim.send(self, action.origin, action.origin, poll)
         elif isinstance(action, actions.Run):
             self.run(action)
         elif isinstance(action, actions.Stop):
-            if self.running.pop((action.gid, action.seq), None) is None:
+            if self.running.pop((action.gid, action.rank, action.seq), None) is None:
                 raise Violation("stopped what does not run")
-            self.sim.leave_exchange(self, action.gid, action.seq)
+            self.sim.leave_exchange(action)
         elif isinstance(action, actions.Seal):
             work = action.submission.buffers.work
             work.seal = (action.join_id, work.seq)
@@ -148,7 +151,9 @@ class Node:
             client = self.peers.get(action.client)
             if client is not None:  # the kernel has it before anything is offered
                 client.sessions[action.join_id] = action.session
+                client.places[action.join_id] = action.places
                 self.sim.witness.agreed.add(action.session)
+                self.sim.queue(("down", action.client), lambda: client.hear(action, None))
         elif isinstance(action, (actions.Warn, actions.Dropped)):
             pass
         else:
@@ -163,7 +168,7 @@ class Node:
 
     def run(self, action: actions.Run) -> None:
         """Start a computation; it takes its time."""
-        key = (action.gid, action.seq)
+        key = (action.gid, action.view.rank, action.seq)
         if key in self.running:
             raise Violation(f"op {key} runs twice at once")
         self.running[key] = action
@@ -174,7 +179,7 @@ class Node:
 
     def computed(self, action: actions.Run, *, eager: bool) -> None:
         """The computation is through, unless it was stopped."""
-        key = (action.gid, action.seq)
+        key = (action.gid, action.view.rank, action.seq)
         if self.engine is None or self.running.get(key) is not action:
             return
         del self.running[key]
@@ -182,7 +187,7 @@ class Node:
             assert action.payloads is not None
             value = sum(int.from_bytes(payload, "little") for payload in action.payloads)
         else:
-            value = self.sim.exchanged(self, key)
+            value = self.sim.exchanged(action)
         buffers = action.submission.buffers
         if not action.serve:
             if buffers.work.outcome == OK:
@@ -190,4 +195,4 @@ class Node:
             buffers.result = value
             if buffers.work.target is not None:
                 buffers.work.target.write(value)
-        self.carry_out(self.engine.finished(action.gid, action.seq, self.sim.now))
+        self.carry_out(self.engine.finished(*key, self.sim.now))

@@ -11,21 +11,30 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any, Union
 
 from groups_model_calls import Spec, Violation
 from groups_model_client import Client
 from groups_model_node import Node
 from groups_witness import Witness
 
+from ringd.collective.view import Side
 from ringd.groups import actions
+from ringd.groups.channels import Key
 from ringd.groups.roll import Roll
+from ringd.groups.session import Part
 from ringd.wire.link.control import Poll
+
+Said = tuple[int, int, int, Any, Union[bytes, memoryview]]
+"""A rank, its session, an op, a message and what goes with it."""
 
 
 @dataclass
 class Exchange:
     """One large op in one generation: all members' chunks depend on each other."""
 
+    here: bool
+    """Whether all ranks are on one member, and no link is needed."""
     parts: dict[int, actions.Run] = field(default_factory=dict)
     broken: bool = False
     read: dict[int, int] = field(default_factory=dict)
@@ -47,6 +56,8 @@ class Sim:
         spec: Callable[[Client, int], Spec] = lambda client, seq: client.specs[seq],
         survive: float = 0.5,
         pipe: float = 1.0,
+        parts: dict[str, dict[int, list[Part]]] | None = None,
+        channels: dict[str, dict[Key, list[Spec]]] | None = None,
     ) -> None:
         self.n = n
         self.rng = Random(seed)
@@ -65,8 +76,9 @@ class Sim:
         self.generation = 0
         self.generations = 0
         self.forming = False
-        self.links: list[deque[tuple[int, int, int, int, object, bytes | memoryview]]] = []
-        self.links = [deque() for _ in range(n)]
+        self.links: dict[tuple[int, Side], deque[tuple[int, int, int, Said]]] = {
+            (rank, side): deque() for rank in range(n) for side in ("left", "right")
+        }
         self.exchanges: dict[tuple[int, int], Exchange] = {}
         self.points = 0
         self.storm = 20_000 + 100 * n * n * (4 + sum(map(len, programs.values())))
@@ -77,19 +89,34 @@ class Sim:
         self.nodes: list[Node] = []
         for rank in range(n):
             self.nodes.append(Node(self, rank))
+        self.channels = channels or {}
+        """By group, what its ranks send each other."""
+        self._ends: dict[tuple[tuple[int, ...], Key], tuple[int, int]] = {}
+        self.parts = parts or {group: {rank: [Part()] for rank in range(n)} for group in programs}
+        """By group and member, what its programs say of their parts."""
         for rank in range(n):
             for group in programs:
-                self.after(self.delay(20), self.spawner(rank, group))
+                for part in self.parts[group].get(rank, ()):
+                    self.after(self.delay(20), self.spawner(rank, group, part))
         self.form_soon()
 
-    def spawner(self, rank: int, group: str) -> Callable[[], None]:
+    def ends_of(self, session: tuple[int, ...], key: Key) -> tuple[int, int]:
+        """Return the numbers of a channel's two ends."""
+        numbers = next(self.counter), next(self.counter)
+        return self._ends.setdefault((session, key), numbers)
+
+    def size(self, group: str) -> int:
+        """Return how many programs *group* has."""
+        return sum(map(len, self.parts[group].values()))
+
+    def spawner(self, rank: int, group: str, part: Part) -> Callable[[], None]:
         """Return what starts a program."""
 
         def spawn() -> None:
             if self.closing:
                 return
             on_loss = self.on_loss(rank, group)
-            self.clients.append(Client(self, rank, group, self.programs[group], on_loss))
+            self.clients.append(Client(self, rank, group, self.programs[group], on_loss, part))
 
         return spawn
 
@@ -146,45 +173,37 @@ class Sim:
 
     # --- the ring ---------------------------------------------------------------------
 
-    def send(  # noqa: PLR0917 - as in a frame
-        self,
-        node: Node,
-        origin: int,
-        gid: int,
-        seq: int,
-        message: object,
-        payload: bytes | memoryview,
-    ) -> None:
-        """Put a message on the link to the right."""
+    def send(self, node: Node, origin: int, until: int, said: Said, side: Side = "right") -> None:
+        """Put a message on a link."""
         if node.generation == 0 or node.generation != self.generation:
             return  # into the void
         if self.n == 1:
             return
         generation = self.generation
-        link = self.links[node.rank]
-        link.append((generation, origin, gid, seq, message, payload))
-        self.after(self.delay(1), lambda: self.deliver(node.rank, generation))
+        link = self.links[node.rank, side]
+        link.append((generation, origin, until, said))
+        self.after(self.delay(1), lambda: self.deliver(node.rank, side, generation))
 
-    def deliver(self, rank: int, generation: int) -> None:
+    def deliver(self, rank: int, side: Side, generation: int) -> None:
         """The first message on a link arrives."""
-        right = self.nodes[(rank + 1) % self.n]
-        link = self.links[rank]
+        right = self.nodes[(rank + (1 if side == "right" else -1)) % self.n]
+        link = self.links[rank, side]
         if generation != self.generation or not link or right.generation != generation:
             return
-        _, origin, gid, seq, message, payload = link.popleft()
+        _, origin, until, (of, gid, seq, message, payload) = link.popleft()
         payload = bytes(payload)
-        if not isinstance(message, Poll) and (right.rank + 1) % self.n != origin:
-            self.send(right, origin, gid, seq, message, payload)
+        if not isinstance(message, Poll) and right.rank != until:
+            self.send(right, origin, until, (of, gid, seq, message, payload), side)
         assert right.engine is not None
-        todo = right.engine.received(origin, gid, seq, message, payload, self.now)  # type: ignore[arg-type] - what a Broadcast carries
+        todo = right.engine.received(origin, of, gid, seq, message, payload, self.now)
         right.carry_out(todo)
 
     def break_ring(self) -> None:
         """Everything in flight is lost; the members notice one by one."""
         self.generation = 0
-        for link in self.links:
+        for link in self.links.values():
             link.clear()
-        self.exchanges.clear()
+        self.exchanges = {key: part for key, part in self.exchanges.items() if part.here}
         for node in self.nodes:
             if node.generation:
                 self.after(self.delay(5), self.noticer(node, node.life, node.generation))
@@ -229,24 +248,29 @@ class Sim:
                 return
             node.generation = generation
             node.carry_out(node.engine.ring_up(self.now))
-            left = (node.rank - 1) % self.n
-            for _ in range(len(self.links[left])):
-                self.after(self.delay(1), lambda: self.deliver(left, generation))
+            sides: tuple[tuple[int, Side], ...] = ((-1, "right"), (1, "left"))
+            for step, side in sides:
+                self._hurry((node.rank + step) % self.n, side, generation)
 
         return up
+
+    def _hurry(self, rank: int, side: Side, generation: int) -> None:
+        for _ in range(len(self.links[rank, side])):
+            self.after(self.delay(1), lambda: self.deliver(rank, side, generation))
 
     # --- large ops --------------------------------------------------------------------
 
     def join_exchange(self, node: Node, action: actions.Run) -> None:
         """A member starts its part; when all have, each is through some time later."""
-        if node.generation != self.generation and self.n > 1:
+        here = set(action.view.places) == {node.rank}
+        if node.generation != self.generation and not here:
             return  # the links are dead already
         key = (action.gid, action.seq)
-        exchange = self.exchanges.setdefault(key, Exchange())
-        exchange.parts[node.rank] = action
-        if len(exchange.parts) == self.n and not exchange.broken:
+        exchange = self.exchanges.setdefault(key, Exchange(here))
+        exchange.parts[action.view.rank] = action
+        if len(exchange.parts) == action.view.size and not exchange.broken:
             longest = 400 if action.calls[0].name.endswith("apart") else 20
-            for rank in range(self.n):
+            for rank in range(action.view.size):
                 self.after(self.delay(longest), self.finisher(rank, exchange))
 
     def finisher(self, rank: int, exchange: Exchange) -> Callable[[], None]:
@@ -256,15 +280,14 @@ class Sim:
 
         def finish() -> None:
             if self.exchanges.get(key) is exchange and not exchange.broken:
-                self.nodes[rank].computed(action, eager=False)
+                self.nodes[action.view.place].computed(action, eager=False)
 
         return finish
 
-    def exchanged(self, node: Node, key: tuple[int, int]) -> int:
+    def exchanged(self, own: actions.Run) -> int:
         """Return the sum; who is not through yet has its input read now."""
-        exchange = self.exchanges[key]
-        own = exchange.parts[node.rank]
-        exchange.read[node.rank] = own.submission.buffers.read()
+        exchange = self.exchanges[own.gid, own.seq]
+        exchange.read[own.view.rank] = own.submission.buffers.read()
         value = 0
         for rank, part in exchange.parts.items():
             if rank not in exchange.read:
@@ -273,18 +296,18 @@ class Sim:
                 value += exchange.read[rank]
         return value
 
-    def leave_exchange(self, node: Node, gid: int, seq: int) -> None:
-        """A member stops in the middle: the others' chunks never come."""
-        exchange = self.exchanges.get((gid, seq))
-        if exchange is not None and node.rank not in exchange.read:
+    def leave_exchange(self, stop: actions.Stop) -> None:
+        """A rank stops in the middle: the others' chunks never come."""
+        exchange = self.exchanges.get((stop.gid, stop.seq))
+        if exchange is not None and stop.rank not in exchange.read:
             exchange.broken = True
-            del self.exchanges[gid, seq]
+            del self.exchanges[stop.gid, stop.seq]
 
     # --- the end ---------------------------------------------------------------------
 
     def finish(self, limit: float = 120.0) -> None:
         """After the last fault: every call ends, and then nothing is left over."""
-        expected = self.n * len(self.programs)
+        expected = sum(map(self.size, self.programs))
 
         def done() -> bool:
             return (
@@ -336,7 +359,7 @@ class Sim:
             for seat in roll.seats.values():
                 session, ledger = seat.session, seat.ledger
                 yield (
-                    f"  {seat.group} {seat.join_id} in {session.join_ids} live={session.live}"
+                    f"  {seat.group} {seat.join_id} in {session.peers.join_ids} live={session.live}"
                     f" limit={seat.calls.limit} floor={ledger.released} done={ledger.done}"
                     f" left={seat.left is not None}"
                 )
@@ -359,8 +382,8 @@ class Sim:
         self, rank: int, group: str, wait: float | None = None, *, leaves: bool = False
     ) -> None:
         """Kill a program, or have it leave in good order; another one starts in its place."""
-        for client in list(self.clients):
-            if client.rank == rank and client.group == group:
-                client.close() if leaves else client.die()
-                again = self.delay(30) if wait is None else wait
-                self.after(again, self.spawner(rank, group))
+        there = [client for client in self.clients if (client.rank, client.group) == (rank, group)]
+        for client in self.rng.sample(there, min(1, len(there))):
+            client.close() if leaves else client.die()
+            again = self.delay(30) if wait is None else wait
+            self.after(again, self.spawner(rank, group, client.part))

@@ -7,10 +7,12 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from groups_model_calls import Violation, Work
+from groups_model_channel import End
 from groups_model_client import Client
 from groups_model_node import Node
 
 from ringd.groups import actions
+from ringd.groups.channels import Channel
 from ringd.groups.op import OK
 
 if TYPE_CHECKING:
@@ -28,13 +30,13 @@ class Witness:
         """All that were formed anywhere, by gid."""
         self.agreed: set[tuple[int, ...]] = set()
         """Those that some client was told of."""
-        self.owners: dict[int, Client] = {}
+        self.owners: dict[int, Client | End] = {}
         self.works: dict[tuple[int, int], Work] = {}
         self.dead: set[int] = set()
         """Join ids of clients that died, or left of their own accord."""
         self.unkind: set[str] = set()
         """Groups in which somebody asked for errors on any loss."""
-        self.applied: dict[tuple[int, int], dict[tuple[int, ...], list[Client]]] = {}
+        self.applied: dict[tuple[int, int], dict[tuple[int, ...], list[Client | End]]] = {}
         """For each input, the sessions in which it was summed, and who saw that."""
         self.parted: set[tuple[int, int]] = set()
         """By rank and gid, sessions that are not live there."""
@@ -47,9 +49,12 @@ class Witness:
     def note_live(self, node: Node) -> None:
         """Remember which sessions exist, and where they are not live."""
         if node.engine is not None:
-            for gid, seat in node.engine.roll.by_gid.items():
-                self.sessions.setdefault(gid, seat.session.join_ids)
-                place = (node.rank, gid)
+            seats = [s for here in node.engine.roll.by_gid.values() for s in here.values()]
+            for seat in seats:
+                gid = seat.session.gid
+                if not isinstance(seat, Channel):
+                    self.sessions.setdefault(gid, seat.session.peers.join_ids)
+                place = (seat.session.view.rank, gid)
                 if not seat.session.live:
                     self.parted.add(place)
                 elif place in self.parted:
@@ -67,7 +72,7 @@ class Witness:
             gid != 0
             and self._sim.generation != 0
             and all(other.generation == self._sim.generation for other in self._sim.nodes)
-            and not any((rank, gid) in self.parted for rank in range(self._sim.n))
+            and not any(other == gid for _, other in self.parted)
         )
         if not whole or self.parted_last.get(gid, 0.0) >= deadline:
             self.late_alone.add((report.join_id, report.submission.seq))
@@ -90,10 +95,19 @@ class Witness:
             if sum(any(client.alive for client in who) for who in seen.values()) > 1:
                 raise Violation(f"op {work.seq} of join {join_id} was applied twice")
 
+    def mates(self, work: Work) -> set[int]:
+        """Return the join ids of those on whom a call counts."""
+        stay = work.join_id
+        mates = set(work.client.sessions.get(stay, ()))
+        if isinstance(work.client, End):
+            stay = work.client.parent
+        mates |= {j for ids in self.sessions.values() if stay in ids for j in ids}
+        return mates & set(self.owners)
+
     def check_error(self, work: Work) -> None:
         """An error has a reason that the promises allow."""
         self.outcomes[work.outcome] += 1
-        mates = {j for ids in self.sessions.values() if work.join_id in ids for j in ids}
+        mates = self.mates(work)
         if work.outcome == "group_lost":
             gone = {j for j in mates if j in self.dead or not self.owners[j].alive}
             lost = {self.owners[join_id].rank for join_id in gone}
@@ -124,8 +138,10 @@ class Witness:
         was down or the session not live.
         """
         for join_ids in self.agreed:
+            if not set(join_ids) <= set(self.owners):
+                continue  # one end was never opened
             self.check_blame(join_ids)
-            gone = [join_id for join_id in join_ids if self.owners[join_id].join_id != join_id]
+            gone = [join_id for join_id in join_ids if self.owners[join_id].has_left(join_id)]
             lost = {self.owners[j].rank for j in join_ids if j in self.dead or j in gone}
             if lost & self.crashed or self.owners[join_ids[0]].group in self.unkind:
                 continue
@@ -141,7 +157,8 @@ class Witness:
         """Where one client ended a session, and its daemon lived, all read the same of it."""
         gone = [j for j in join_ids if j in self.dead or not self.owners[j].alive]
         if len(gone) == 1 and self.owners[gone[0]].rank not in self.crashed:
-            ends = [work for j in join_ids for work in self.owners[j].works.get(j, {}).values()]
+            works = [self.owners[j].works_of(j) for j in join_ids]
+            ends = [work for of_one in works for work in of_one.values()]
             texts = {work.message for work in ends if work.outcome == "group_lost"}
             if len(texts) > 1:
                 raise Violation(f"the loss of {join_ids} reads differently: {texts}")

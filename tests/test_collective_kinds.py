@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from transferkit import Ring
+from transferkit import Party, expected, roots
 
 from ringd.collective import kinds
 from ringd.collective.call import NO_ROOT, Call
@@ -14,14 +14,13 @@ from ringd.collective.reduction import Reduction, dtype_from_name
 from ringd.collective.transfer import ScratchPool
 
 SIZES = range(1, 7)
-CARRIED = [name for name, kind in KINDS.items() if kind.data and name != "all_gather_bytes"]
+CARRIED = [
+    name
+    for name, kind in KINDS.items()
+    if kind.data and not kind.pair and name != "all_gather_bytes"
+]
 MOVING = [name for name in CARRIED if not KINDS[name].reduces]
 REDUCING = [name for name in CARRIED if KINDS[name].reduces]
-
-
-def roots(name, size):
-    """Return the roots that a call of this kind can have."""
-    return range(size) if KINDS[name].rooted else [NO_ROOT]
 
 
 def counts(name, size):
@@ -42,40 +41,10 @@ def values(call, rank, size):
     return np.arange(rank * 10_000, rank * 10_000 + count, dtype=dtype_from_name(call.dtype))
 
 
-def expected(name, inputs, root, reduced):
-    """Return what each rank is to be given, said in numpy's words."""
-    size, nothing = len(inputs), inputs[0][:0]
-
-    def at_root(what):
-        return [what if rank == root else nothing for rank in range(size)]
-
-    return {
-        "all_reduce": lambda: [reduced] * size,
-        "reduce": lambda: at_root(reduced),
-        "reduce_scatter": lambda: np.split(reduced, size),
-        "broadcast": lambda: [inputs[root]] * size,
-        "all_gather": lambda: [np.concatenate(inputs)] * size,
-        "gather": lambda: at_root(np.concatenate(inputs)),
-        "scatter": lambda: np.split(inputs[root], size),
-        "all_to_all": lambda: [
-            np.concatenate([np.split(x, size)[rank] for x in inputs]) for rank in range(size)
-        ],
-    }[name]()
-
-
 def run(call, inputs, seed, *, by_rank=False, chunk_bytes=64, pool=None):
     """Carry *call* out in a ring; return that."""
-    kind = KINDS[call.kind]
-    ring = Ring(
-        call.reduction or None,
-        inputs,
-        chunk_bytes,
-        way=kind.plan,
-        count=int(np.prod(call.shape)),
-        pool=pool,
-        by_rank=by_rank,
-        root=max(0, call.root),
-    )
+    calls = [call] * len(inputs)
+    ring = Party(calls, inputs, chunk_bytes, by_rank=by_rank, pool=pool)
     ring.run(seed)
     assert [t.finished for t in ring.transfers] == [True] * len(inputs)
     assert not any(t._buffers for t in ring.transfers)
@@ -125,13 +94,7 @@ def test_uneven_blocks_arrive_where_they_belong(size):
                 kinds.check(call, size)
             assert kinds.disagreement(calls) is None
             inputs = [values(call, rank, size) for rank, call in enumerate(calls)]
-            ring = Ring(
-                None,
-                inputs,
-                64,
-                way=KINDS[calls[0].kind].plan,
-                task=lambda rank, calls=calls, **fields: kinds.task(calls, rank, **fields),
-            ).run(seed)
+            ring = Party(calls, inputs).run(seed)
             assert all(t.finished for t in ring.transfers)
             for rank, target in enumerate(ring.targets):
                 small = np.empty(kinds.target_count(calls[rank], rank, size), np.int32)
@@ -230,23 +193,15 @@ def test_bytes_over_a_link(name, share):
 @pytest.mark.parametrize("name", CARRIED)
 def test_what_only_passes_is_held_within_bounds(name, by_rank):
     """Where neighbours keep pace, what is for others takes the same memory, however much it is."""
-    size, kind = 5, KINDS[name]
+    size = 5
     for root in roots(name, size):
         peaks = []
         for count in (10_000, 20_000):
             call = call_of(name, count, size, root)
             inputs = [values(call, rank, size) for rank in range(size)]
             pool = ScratchPool(256, keep=10_000)
-            ring = Ring(
-                call.reduction or None,
-                inputs,
-                256,
-                way=kind.plan,
-                count=count,
-                pool=pool,
-                by_rank=by_rank,
-                root=max(0, root),
-            ).march()
+            calls = [call] * size
+            ring = Party(calls, inputs, 256, by_rank=by_rank, pool=pool).march()
             assert all(t.finished for t in ring.transfers)
             peaks.append(len(pool._free))
         assert peaks[0] == peaks[1] <= 8 * size * size
@@ -287,3 +242,25 @@ def test_a_call_that_cannot_be_is_refused(call, size, message):
     with pytest.raises((TypeError, ValueError)) as caught:
         kinds.check(call, size)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "places", [(0, 1), (1, 0), (0, 0)], ids=["rightwards", "leftwards", "here"]
+)
+@pytest.mark.parametrize("count", [0, 1, 700])
+def test_a_message_arrives_as_it_was_sent(places, count):
+    """Between two machines, and on one: the sender is rank 0, wherever it is, and is given none."""
+    call = Call("send", "", "int32", (count,), "")
+    sent = np.arange(count, dtype=np.int32)
+    arrived = np.full(count, -1, np.int32)
+    nothing = np.empty(0, np.int32)
+    KINDS["send"].compute(Inputs([sent, nothing], [call] * 2, 1, None), arrived)
+    assert arrived.tolist() == sent.tolist()
+    ring = Party([call] * 2, [sent, nothing], places=places).run(count)
+    assert ring.targets[1].tolist() == sent.tolist()
+
+
+def test_a_message_is_a_call_of_two():
+    """In a group of another size it is refused."""
+    with pytest.raises(ValueError, match="a call of two ranks, not of 3"):
+        kinds.check(Call("send", "", "int32", (3,), ""), 3)

@@ -3,67 +3,18 @@
 import ml_dtypes
 import numpy as np
 import pytest
+from foldkit import CASES, fold, random_values, reduced
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transferkit import Ring
+from transferkit import Sums
 
 from ringd.collective.chain_plans import chain_all_reduce
 from ringd.collective.plan import Combine
-from ringd.collective.reduction import DTYPE_NAMES, dtype_from_name
+from ringd.collective.reduction import dtype_from_name
 from ringd.collective.ring_plans import ring_all_reduce
 from ringd.collective.transfer import ScratchPool
 
-COMPLEX_OPERATIONS = ("sum", "mean", "prod")
-INTEGER_OPERATIONS = ("sum", "prod", "min", "max", "band", "bor", "bxor")
-ALL_OPERATIONS = ("sum", "mean", "prod", "min", "max")
-CASES = [
-    (operation, name)
-    for name in DTYPE_NAMES
-    for operation in (
-        COMPLEX_OPERATIONS
-        if "complex" in name
-        else INTEGER_OPERATIONS
-        if "int" in name or name == "bool"
-        else ALL_OPERATIONS
-    )
-]
 WAYS = pytest.mark.parametrize("way", [ring_all_reduce, chain_all_reduce])
-
-
-def random_values(rng, dtype, count):
-    """Return values that use the dtype's bits well and keep products finite."""
-    if dtype.kind == "b":
-        return rng.integers(0, 2, count).astype(bool)
-    if dtype.kind in "iu":
-        info = np.iinfo(dtype)
-        return rng.integers(info.min, info.max, count, dtype=dtype, endpoint=True)
-    values = rng.uniform(0.5, 1.5, count) * rng.choice([-1, 1], count)
-    if dtype.kind == "c":
-        values = values + 1j * rng.uniform(-1, 1, count)
-    return values.astype(dtype)
-
-
-def fold(operation, arrays):
-    """Reduce arrays from left to right in their own dtype."""
-    ufunc = {
-        "prod": np.multiply,
-        "min": np.minimum,
-        "max": np.maximum,
-        "band": np.bitwise_and,
-        "bor": np.bitwise_or,
-        "bxor": np.bitwise_xor,
-    }.get(operation, np.add)
-    if arrays[0].dtype.kind == "b" and operation not in ("band", "bor", "bxor"):
-        ufunc = np.logical_and if operation in ("prod", "min") else np.logical_or
-    total = arrays[0].copy()
-    for array in arrays[1:]:
-        if operation == "prod" and array.dtype.kind == "c":  # by single steps, as is promised
-            real = total.real * array.real - total.imag * array.imag
-            imaginary = total.real * array.imag + total.imag * array.real
-            total = np.stack([real, imaginary], axis=-1).reshape(-1).view(array.dtype)
-        else:
-            total = ufunc(total, array)
-    return total
 
 
 def promised_bits(operation, inputs, way=ring_all_reduce):
@@ -71,23 +22,13 @@ def promised_bits(operation, inputs, way=ring_all_reduce):
 
     In a ring each segment is folded from its own rank on, in a chain all is from rank 0 on.
     """
-    size, dtype = len(inputs), inputs[0].dtype
-    half = dtype.name in ("float16", "bfloat16")
-    wide = [x.astype(np.float32) if half else x for x in inputs]
+    size, count = len(inputs), len(inputs[0])
     result = []
-    count = len(inputs[0])
     for segment in range(size):
         block = slice(count * segment // size, count * (segment + 1) // size)
         first = segment if way is ring_all_reduce else 0
-        total = fold(operation, [wide[(first + i) % size][block] for i in range(size)])
-        if operation == "mean":
-            if dtype.kind == "c":
-                total = total.real / total.real.dtype.type(size) + 1j * (
-                    total.imag / total.imag.dtype.type(size)
-                )
-            else:
-                total = total / total.dtype.type(size)
-        result.append(total.astype(dtype))
+        turned = [inputs[(first + i) % size][block] for i in range(size)]
+        result.append(reduced(operation, turned))
     return np.concatenate(result).tobytes()
 
 
@@ -116,7 +57,7 @@ def test_every_op_dtype_and_size_gives_the_promised_bits(operation, name, size, 
     rng = np.random.default_rng(size)
     for count in (0, 1, size - 1, 4 * size + 3, 131):
         inputs = [random_values(rng, dtype, count) for _ in range(size)]
-        ring = Ring(operation, inputs, chunk_bytes=64, way=way).run(seed=count)
+        ring = Sums(operation, inputs, chunk_bytes=64, way=way).run(seed=count)
         assert [t.finished for t in ring.transfers] == [True] * size
         promised = promised_bits(operation, inputs, way)
         assert [target.tobytes() for target in ring.targets] == [promised] * size
@@ -143,8 +84,8 @@ def test_the_order_of_events_never_shows(case, way, size, count, chunk_bytes, se
     operation, name = case
     rng = np.random.default_rng(seed)
     inputs = [random_values(rng, dtype_from_name(name), count) for _ in range(size)]
-    ring = Ring(operation, inputs, chunk_bytes, way=way).run(seed)
-    again = Ring(operation, inputs, chunk_bytes, way=way).run(seed + 1)
+    ring = Sums(operation, inputs, chunk_bytes, way=way).run(seed)
+    again = Sums(operation, inputs, chunk_bytes, way=way).run(seed + 1)
     promised = promised_bits(operation, inputs, way)
     assert [t.finished for t in ring.transfers] == [True] * size
     assert [target.tobytes() for target in ring.targets] == [promised] * size
@@ -158,7 +99,7 @@ def test_a_stalled_member_never_blocks_the_wire(stalled, way):
     """While one rank sends nothing, all others can still receive whatever is on its way."""
     rng = np.random.default_rng(0)
     inputs = [random_values(rng, np.dtype(np.float16), 999) for _ in range(4)]
-    ring = Ring("sum", inputs, chunk_bytes=64, way=way)
+    ring = Sums("sum", inputs, chunk_bytes=64, way=way)
     while moves := [m for m in ring.moves() if m != (ring.start, stalled)]:
         act, rank = moves[0]
         act(rank)
@@ -190,7 +131,7 @@ def test_scratch_buffers_come_back(name, size, way):
         def give(self, buffer):
             pool.give(buffer)
 
-    ring = Ring("sum", inputs, 64, way=way, pool=Counting()).run(seed=1)
+    ring = Sums("sum", inputs, 64, way=way, pool=Counting()).run(seed=1)
     assert all(t.finished for t in ring.transfers)
     received = [receive for t in ring.transfers for receive in t.plan.receives]
     assert len(taken) == sum(receive.combine is not Combine.STORE for receive in received)
@@ -204,6 +145,6 @@ def test_equal_dtypes_need_no_scratch(way):
     """Partial sums of float32 live in the target."""
     rng = np.random.default_rng(0)
     inputs = [random_values(rng, np.dtype(np.float32), 500) for _ in range(4)]
-    ring = Ring("sum", inputs, 64, way=way, pool=ScratchPool(0)).run(seed=1)
+    ring = Sums("sum", inputs, 64, way=way, pool=ScratchPool(0)).run(seed=1)
     assert all(t.finished for t in ring.transfers)
     assert ring.pool._free == []

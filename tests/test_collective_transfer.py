@@ -6,6 +6,7 @@ import pytest
 from ringd.collective.plan import Task
 from ringd.collective.reduction import Reduction
 from ringd.collective.ring_plans import ring_all_reduce
+from ringd.collective.spread import Spread
 from ringd.collective.transfer import ScratchPool, Transfer, TransferError
 
 
@@ -15,7 +16,8 @@ def transfer(rank=0, count=8, chunk_bytes=8, size=2, dtype=np.float32):
     itemsize = np.dtype(dtype).itemsize
     task = Task(count, itemsize, reduction.accumulator.itemsize, size, rank, chunk_bytes)
     source, target = np.ones(count, dtype), np.empty(count, dtype)
-    return Transfer(ring_all_reduce(task), reduction, source, target, ScratchPool(chunk_bytes))
+    plan, pool = ring_all_reduce(task), ScratchPool(chunk_bytes)
+    return Transfer(plan, reduction, Spread([source]), Spread([target]), pool)
 
 
 def drain(member):
@@ -55,12 +57,14 @@ def test_unsent_chunks_keep_a_transfer_open():
     assert member.finished
 
 
-def test_a_ring_of_one_is_finished_at_once():
-    """Nothing to send, nothing to receive: the result is the input."""
-    member = transfer(size=1)
-    assert member.finished
+def test_a_ring_of_one_waits_for_nobody():
+    """Nothing to send, nothing to receive: the result is the input, chunk by chunk."""
+    member = transfer(size=1, count=8, chunk_bytes=8)
     assert member.next_send() is None
-    assert member._target.tolist() == [1.0] * 8
+    assert [member.work() for _ in range(4)] == [True, True, True, False]
+    assert member.finished
+    assert not member.idle_work
+    assert member._result.tolist() == [1.0] * 8
 
 
 @pytest.mark.parametrize(
@@ -153,6 +157,8 @@ def build(**changes):
         "scratch": ScratchPool(64),
     }
     arguments.update({name: change(memory) for name, change in changes.items()})
+    for side in ("source", "target"):
+        arguments[side] = Spread([arguments[side]])
     return Transfer(**arguments)
 
 
@@ -179,7 +185,10 @@ def test_neighbouring_memory_is_no_overlap():
             {"plan": lambda _: ring_all_reduce(Task(8, 4, 8, 2, 0, 64))},
             "accumulator is not the reduction's",
         ),
-        ({"plan": lambda _: ring_all_reduce(Task(8, 2, 4, 2, 0, 64))}, "the source is float32"),
+        (
+            {"plan": lambda _: ring_all_reduce(Task(8, 2, 4, 2, 0, 64))},
+            "a plan for elements of 2 B, but they are float32",
+        ),
     ],
 )
 def test_memory_that_does_not_fit_is_refused(changes, message):

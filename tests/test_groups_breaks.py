@@ -17,7 +17,7 @@ def test_a_break_runs_open_calls_again_and_serves_those_that_missed_the_end():
         bench.submit(rank, submission(0, large=True))
     bench.settle()
     gid = bench.did(0, actions.Run)[0].gid
-    bench.do(0, bench.engines[0].finished(gid, 0, bench.now))
+    bench.do(0, bench.engines[0].finished(gid, 0, 0, bench.now))
     bench.down()
     assert [len(bench.did(rank, actions.Stop)) for rank in range(3)] == [0, 1, 1]
     bench.compute = True
@@ -49,7 +49,7 @@ def test_a_restarted_daemon_learns_the_session_from_others():
     bench.restart(1)
     bench.attach(1, 11)
     bench.up()
-    assert bench.engines[1].roll.seats[11].session.join_ids == (10, 11, 12)
+    assert bench.engines[1].roll.seats[11].session.peers.join_ids == (10, 11, 12)
 
 
 def test_a_client_that_does_not_come_back_is_given_up_after_a_grace():
@@ -95,7 +95,7 @@ def test_what_the_client_knows_survives_its_daemon():
     assert bench.reports(0) == [(0, OK)]  # from before
     bench.tick(1.0)
     bench.settle()
-    assert bench.engines[1].roll.groups["g"].local.ledger.released == 1
+    assert bench.engines[1].roll.groups["g"].local[0].ledger.released == 1
 
 
 def test_one_that_comes_back_late_learns_what_is_done_also_from_those_not_yet_gone():
@@ -143,10 +143,10 @@ def test_messages_of_an_older_session_are_counted_and_dropped():
     """They belong to nobody here."""
     bench = ready(2)
     offer = Offer(call(), 0, eager=False, prompt=False, outcome="", message="")
-    bench.do(0, bench.engines[0].received(1, 4711, 0, offer, b"", 0.0))
+    bench.do(0, bench.engines[0].received(1, 1, 4711, 0, offer, b"", 0.0))
     assert [a.reason for a in bench.did(0, actions.Dropped)] == ["of a session unknown here"]
     left = Left("g", 4711, 0, "group_lost", "gone")
-    bench.do(0, bench.engines[0].received(1, 4711, 0, left, b"", 0.0))
+    bench.do(0, bench.engines[0].received(1, 1, 4711, 0, left, b"", 0.0))
     all_reduce(bench)
     assert bench.reports(0) == [(0, OK)]
 

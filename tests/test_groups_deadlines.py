@@ -132,7 +132,7 @@ def test_a_deadline_in_a_short_break_is_settled_after_it(polled):
         bench.settle()
         if completed:
             gid = bench.did(1, actions.Run)[0].gid
-            bench.do(1, bench.engines[1].finished(gid, 0, bench.now))
+            bench.do(1, bench.engines[1].finished(gid, 1, 0, bench.now))
         bench.tick(0.9)
         if polled:
             bench.tick(0.1)  # and the break overtakes the poll
@@ -146,7 +146,7 @@ def test_a_deadline_in_a_short_break_is_settled_after_it(polled):
         if completed:  # b serves, and the call goes on to its end
             gid = bench.did(0, actions.Run)[-1].gid
             for rank in range(2):
-                bench.do(rank, bench.engines[rank].finished(gid, 0, bench.now))
+                bench.do(rank, bench.engines[rank].finished(gid, rank, 0, bench.now))
             bench.settle()
         outcome = OK if completed else "deadline_exceeded"
         assert [bench.reports(rank) for rank in range(2)] == [[(0, outcome)]] * 2

@@ -90,7 +90,7 @@ def test_a_rank_ahead_of_the_others_is_seen_in_the_counts():
         bench.submit(1, submission(seq))
     bench.submit(2, submission(0))
     bench.settle()
-    assert [e.roll.groups["g"].local.session.counts for e in bench.engines] == [[0, 4, 1]] * 3
+    assert [e.roll.groups["g"].local[0].session.counts for e in bench.engines] == [[0, 4, 1]] * 3
 
 
 def test_groups_do_not_wait_for_each_other():

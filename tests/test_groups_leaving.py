@@ -48,7 +48,7 @@ def test_a_client_of_a_session_that_never_went_live_is_spared():
     bench.settle()
     bench.attach(2, 12)
     bench.step(2)
-    assert bench.engines[0].roll.groups["g"].local.session.formed
+    assert bench.engines[0].roll.groups["g"].local[0].session.formed
     bench.gone(2)
     while bench.links[2]:  # all that c ever says is here before b could answer
         bench.step(2)

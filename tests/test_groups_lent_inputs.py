@@ -16,11 +16,11 @@ def test_a_lender_is_told_when_nobody_can_need_its_input():
         bench.submit(rank, submission(0, large=True, hold=rank == 0))
     bench.settle()
     gid = bench.did(0, actions.Run)[0].gid
-    bench.do(0, bench.engines[0].finished(gid, 0, bench.now))
-    bench.do(1, bench.engines[1].finished(gid, 0, bench.now))
+    bench.do(0, bench.engines[0].finished(gid, 0, 0, bench.now))
+    bench.do(1, bench.engines[1].finished(gid, 1, 0, bench.now))
     bench.settle()
     assert (bench.reports(0), bench.reports(1)) == ([], [(0, OK)])
-    bench.do(2, bench.engines[2].finished(gid, 0, bench.now))
+    bench.do(2, bench.engines[2].finished(gid, 2, 0, bench.now))
     bench.settle()
     assert bench.reports(0) == [(0, OK)]
 

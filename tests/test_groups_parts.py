@@ -13,19 +13,20 @@ from ringd.groups.caller import Caller
 from ringd.groups.calls import Calls
 from ringd.groups.engine import Engine
 from ringd.groups.ledger import Ledger
-from ringd.groups.offers import Offers
+from ringd.groups.mail import Mail
+from ringd.groups.offers import Offers, Rules
 from ringd.groups.op import OK, Move, Op, Phase, Told
 from ringd.groups.polls import Polls
 from ringd.groups.reasons import Reasons
 from ringd.groups.roll import Roll
 from ringd.groups.seat import Before, Join, Seat
-from ringd.groups.session import Session
+from ringd.groups.session import NOBODY, Part, Peers, Session
 from ringd.groups.submissions import Submissions
 from ringd.groups.timing import ASK_WITHIN, OpTimers
 from ringd.wire.link.control import Done, Joined, Offer, Poll, Verdict
 
 VIEW = View(("a", "b"), 0)
-JOINS = (10, 11)
+PEERS = Peers((10, 11), (0, 1))
 
 
 class Parts:
@@ -34,16 +35,14 @@ class Parts:
     def __init__(self, *, released=0, expected=0):
         self.out = []
         ops = {}
-        self.session = session = Session("g", 10, VIEW, self.out)
-        session.form(JOINS)
+        self.session = session = Session("g", 10, Part(), Mail(VIEW, self.out))
+        session.form(PEERS)
         session.confirm(1)
         self.caller = caller = Caller("client", 10, released, expected, self.out)
         self.ledger = ledger = Ledger(session, caller, ops, self.out, released)
         self.calls = calls = Calls(session, caller, ops, ledger, self.out)
-        self.offers = Offers(
-            session, caller, ledger, calls, lambda _call: "", lambda _call: True, self.out
-        )
-        self.polls = polls = Polls(session, caller, ledger, calls, self.out)
+        self.offers = Offers(session, caller, ledger, calls, Rules(), self.out)
+        self.polls = polls = Polls(session, caller, ledger, calls)
         self.submissions = Submissions(session, caller, ledger, calls, self.offers, polls, self.out)
 
     def did(self, kind):
@@ -85,30 +84,27 @@ RAN = (Move.OFFER, Move.START)
 
 def test_a_session_is_live_while_all_have_confirmed_it():
     """A break takes that back, and nothing else."""
-    session = Session("g", 10, VIEW, [])
-    session.form(JOINS)
+    session = Session("g", 10, Part(), Mail(VIEW, []))
+    session.form(PEERS)
     gid = session.gid
     assert (session.formed, session.live, session.unconfirmed()) == (True, False, ["b"])
     assert [session.confirm(1), session.confirm(1)] == [True, False]
     assert session.live
     session.suspend()
-    assert (session.live, session.gid, session.join_ids) == (False, gid, JOINS)
+    assert (session.live, session.gid, session.peers) == (False, gid, PEERS)
 
 
 def test_a_session_that_was_given_up_does_not_come_back():
     """Late news of it may come yet."""
-    session = Session("g", 10, VIEW, [])
-    assert session.may_be(JOINS)
-    session.form(JOINS)
+    session = Session("g", 10, Part(), Mail(VIEW, []))
+    assert session.may_be(PEERS)
+    session.form(PEERS)
     session.count(1, 3)
     session.give_up()
-    assert (session.formed, session.live, session.counts) == (False, False, [0, 0])
-    assert [session.may_be(ids) for ids in (JOINS, (10, 12), (13, 11), (10,))] == [
-        False,
-        True,
-        False,
-        False,
-    ]
+    assert (session.formed, session.live) == (False, False)
+    assert (session.peers, session.counts) == (NOBODY, [0])
+    others = [Peers(ids, (0, 1)) for ids in ((10, 12), (13, 11), (11, 10))]
+    assert [session.may_be(peers) for peers in (PEERS, *others)] == [False, True, False, False]
 
 
 # --- caller ---------------------------------------------------------------------------
@@ -139,7 +135,7 @@ def test_a_caller_that_is_gone_is_told_nothing():
     caller = Caller("client", 10, 0, 0, out)
     caller.client = None
     caller.tell_accepted()
-    caller.tell_session(JOINS)
+    caller.tell_session(*PEERS)
     caller.tell_outcome(ended(), 1)
     caller.tell_released(1)
     caller.tell_lost(0, GroupLost.code, "")
@@ -417,14 +413,8 @@ def test_what_a_client_that_comes_back_knows_counts(outcome, hold, phase, told):
 def seat(join_id=10, out=None, **kwargs):
     """Return a seat of rank 0 of two."""
     join = Join("g", join_id, **kwargs)
-    return Seat(
-        "client",
-        join,
-        VIEW,
-        [] if out is None else out,
-        refusal=lambda _call: "",
-        ends_together=lambda _call: True,
-    )
+    out = [] if out is None else out
+    return Seat("client", join, Session("g", join_id, Part(), Mail(VIEW, out)), Rules())
 
 
 def test_a_seat_pledges_before_it_offers():
@@ -432,7 +422,7 @@ def test_a_seat_pledges_before_it_offers():
     out = []
     stay = seat(out=out)
     stay.submissions.take(submission(0), 0.0)
-    stay.session.form(JOINS)
+    stay.form(PEERS)
     assert out == []
     stay.session.confirm(1)
     stay.go_live()
@@ -443,7 +433,7 @@ def test_a_seat_pledges_before_it_offers():
 def test_a_seat_that_is_left_is_finished_when_all_are_done():
     """What was handed over is still completed for the others."""
     stay = seat()
-    stay.session.form(JOINS)
+    stay.form(PEERS)
     stay.session.confirm(1)
     stay.go_live()
     stay.submissions.take(submission(0), 0.0)
@@ -461,11 +451,11 @@ def test_a_seat_that_is_left_is_finished_when_all_are_done():
 def test_the_same_is_said_of_one_that_is_gone_however_often_others_ask():
     """It had its time to come back."""
     absences = Absences(VIEW, 5.0)
-    assert absences.counted_on("g", JOINS, None, 0.0) is None
+    assert absences.counted_on("g", PEERS, 0, 0, None, 0.0) is None
     assert absences.overdue(4.9, "did not come back") == []
     (notice,) = absences.overdue(5.0, "did not come back")
     assert notice.left.message == "the client on 'a' did not come back"
-    assert absences.counted_on("g", JOINS, None, 9.0) == notice
+    assert absences.counted_on("g", PEERS, 0, 0, None, 9.0) == notice
     assert absences.absent == {}
 
 
@@ -473,21 +463,21 @@ def test_an_absent_one_can_be_given_more_time_and_makes_way_for_a_successor():
     """Whose word on why it came counts, if it is the same client."""
     for before, text in ((Before(10, "b died"), "b died"), (Before(), "was replaced by another")):
         absences = Absences(VIEW, 5.0)
-        absences.counted_on("g", JOINS, None, 0.0)
+        absences.counted_on("g", PEERS, 0, 0, None, 0.0)
         absences.postpone(9.0)
         assert absences.overdue(8.0, "") == []
-        assert absences.taken("h", 20, before) == []
-        (notice,) = absences.taken("g", 20, before)
+        assert absences.taken("h", 20, 0, before) == []
+        (notice,) = absences.taken("g", 20, 0, before)
         assert text in notice.left.message
 
 
 def test_a_roll_has_one_local_seat_in_a_group():
     """The one before leaves, and is dropped if nobody counts on it."""
     out = []
-    roll = Roll(VIEW, Absences(VIEW, 5.0), out)
+    roll = Roll(Mail(VIEW, out), Absences(VIEW, 5.0))
     first, second = seat(10, out), seat(20, out)
     for stay in (first, second):
-        roll.admit(stay, ())
+        roll.admit(stay, NOBODY)
     roll.drop_finished()
     assert (roll.local("g"), list(roll.seats)) == (second, [20])
     assert "joined it anew" in roll.used_up(10, "g")
@@ -497,13 +487,13 @@ def test_a_roll_has_one_local_seat_in_a_group():
 def test_a_roll_forms_a_session_when_all_are_free():
     """Once the ring is up."""
     out = []
-    roll = Roll(VIEW, Absences(VIEW, 5.0), out)
+    roll = Roll(Mail(VIEW, out), Absences(VIEW, 5.0))
     stay = seat(10, out)
-    roll.admit(stay, ())
+    roll.admit(stay, NOBODY)
     roll.ring_up()
     assert not stay.session.formed
     roll.joined(1, Joined("g", 11, ()), 0.0)
-    assert (stay.session.join_ids, roll.by_gid) == (JOINS, {stay.session.gid: stay})
+    assert (stay.session.peers, roll.by_gid) == (PEERS, {stay.session.gid: {0: stay}})
     assert not stay.session.live
 
 
@@ -512,9 +502,9 @@ def test_a_roll_forms_a_session_when_all_are_free():
 
 def test_timers_forget_ops_that_ended_long_before():
     """At most twice as many entries as ops, and some."""
-    roll = Roll(VIEW, Absences(VIEW, 5.0), [])
+    roll = Roll(Mail(VIEW, []), Absences(VIEW, 5.0))
     stay = seat()
-    roll.admit(stay, ())
+    roll.admit(stay, NOBODY)
     timers = OpTimers(roll)
     for seq in range(500):
         op = stay.calls.op(seq, 0.0)
@@ -530,7 +520,7 @@ def test_timers_forget_ops_that_ended_long_before():
 def test_time_in_which_the_daemon_stood_still_counts_against_nobody():
     """A call that others may have completed waits for them from then on."""
     engine = Engine(view=VIEW, lost_after=3.0)
-    engine.attach("client", Join("g", 10, expected=1, session=JOINS), 0.0)
+    engine.attach("client", Join("g", 10, expected=1, session=PEERS), 0.0)
     engine.submit("client", 10, submission(0, timeout=1.0), 0.0)
     ended = []
     for now in (50.0 + step / 10 for step in range(20)):  # it was stopped until then
@@ -552,9 +542,9 @@ def test_time_in_which_the_daemon_stood_still_counts_against_nobody():
 )
 def test_what_hides_all_else_is_named_first(up, joined, slow, reason):
     """The ring, then a disk, then a client."""
-    roll = Roll(VIEW, Absences(VIEW, 5.0), [])
+    roll = Roll(Mail(VIEW, []), Absences(VIEW, 5.0))
     stay = seat()
-    roll.admit(stay, ())
+    roll.admit(stay, NOBODY)
     if up:
         roll.ring_up()
     if joined:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from groups_bench import Bench, all_reduce, ready, submission
 
 from ringd.groups import actions
+from ringd.groups.offers import Rules
 from ringd.groups.op import OK
 
 
@@ -33,11 +34,11 @@ def test_a_deadline_that_comes_after_somebody_completed_changes_nothing():
         bench.submit(rank, submission(0, large=True, timeout=1.0 if rank == 0 else None))
     bench.settle()
     gid = bench.did(1, actions.Run)[0].gid
-    bench.do(1, bench.engines[1].finished(gid, 0, bench.now))
+    bench.do(1, bench.engines[1].finished(gid, 1, 0, bench.now))
     bench.tick(1.0)
     bench.settle()
     for rank in (0, 2):
-        bench.do(rank, bench.engines[rank].finished(gid, 0, bench.now))
+        bench.do(rank, bench.engines[rank].finished(gid, rank, 0, bench.now))
     bench.settle()
     assert [bench.reports(rank) for rank in range(3)] == [[(0, OK)]] * 3
 
@@ -52,7 +53,7 @@ def test_a_result_that_comes_during_a_poll_waits_for_the_verdict():
     gid = bench.did(1, actions.Run)[0].gid
     bench.tick(1.0)
     bench.step(0)  # the poll has passed b
-    bench.do(1, bench.engines[1].finished(gid, 0, bench.now))
+    bench.do(1, bench.engines[1].finished(gid, 1, 0, bench.now))
     assert bench.reports(1) == []
     bench.settle()
     assert [bench.reports(rank) for rank in range(3)] == [[(0, "deadline_exceeded")]] * 3
@@ -61,7 +62,7 @@ def test_a_result_that_comes_during_a_poll_waits_for_the_verdict():
 
 def apart(n, timeout=None):
     """Return engines that run a large call of a kind whose members may be through apart."""
-    bench = ready(n, ends_together=lambda _call: False)
+    bench = ready(n, rules=Rules(ends_together=lambda _call: False))
     bench.compute = False
     for rank in range(n):
         due = timeout if rank == n - 1 else None
@@ -73,7 +74,7 @@ def apart(n, timeout=None):
 def through(bench, rank):
     """The part of *rank* is through."""
     gid = bench.did(rank, actions.Run)[-1].gid
-    bench.do(rank, bench.engines[rank].finished(gid, 0, bench.now))
+    bench.do(rank, bench.engines[rank].finished(gid, rank, 0, bench.now))
 
 
 def test_a_member_that_is_through_first_has_no_result_before_all_are():

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 from groups_bench import Bench, all_reduce, call, ready, submission
 
+from ringd.collective.view import View
 from ringd.groups import actions
+from ringd.groups.engine import Engine
+from ringd.groups.offers import Rules
 from ringd.groups.op import OK
 
 
@@ -84,7 +87,7 @@ def test_a_client_cannot_acknowledge_the_future():
     bench.submit(0, submission(0, sealed=False), acked=2**62)
     bench.submit(1, submission(0, sealed=False))
     bench.settle()
-    assert bench.engines[1].roll.groups["g"].local.ledger.released == 0
+    assert bench.engines[1].roll.groups["g"].local[0].ledger.released == 0
 
 
 def test_a_stranger_cannot_submit_for_another():
@@ -132,8 +135,9 @@ def test_attaching_twice_is_harmless():
 
 
 def picky(bench, rank):
-    """Have the daemon of *rank* refuse what is called "alien"; from the next join on."""
-    bench.engines[rank].refusal = lambda call: "c has no such dtype" if call.name == "alien" else ""
+    """Have *rank* get a daemon that refuses what is called "alien"."""
+    rules = Rules(lambda call, _size: "c has no such dtype" if call.name == "alien" else "")
+    bench.engines[rank] = Engine(view=View(bench.names, rank), rules=rules)
 
 
 def refused(bench, *ranks):

@@ -66,9 +66,9 @@ def test_an_offer_of_a_released_op_is_ignored():
     all_reduce(bench)
     bench.tick(1.0)
     bench.settle()
-    seat = bench.engines[0].roll.groups["g"].local
+    seat = bench.engines[0].roll.groups["g"].local[0]
     offer = Offer(call(), 0, eager=True, prompt=False, outcome="", message="")
-    bench.do(0, bench.engines[0].received(1, seat.session.gid, 0, offer, b"late", 0.0))
+    bench.do(0, bench.engines[0].received(1, 1, seat.session.gid, 0, offer, b"late", 0.0))
     assert (seat.ledger.released, seat.calls.ops) == (1, {})
 
 

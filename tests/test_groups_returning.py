@@ -8,6 +8,7 @@ from groups_bench import ready, submission
 from ringd.collective.view import View
 from ringd.groups import actions
 from ringd.groups.engine import Engine
+from ringd.groups.offers import Rules
 from ringd.groups.op import OK
 from ringd.wire.link.control import Poll, Verdict
 
@@ -20,7 +21,7 @@ def back(bench, *, expected=1):
         bench.submit(rank, submission(0, large=True, timeout=timeout))
     bench.settle()
     gid = bench.did(1, actions.Run)[0].gid
-    bench.do(1, bench.engines[1].finished(gid, 0, bench.now))
+    bench.do(1, bench.engines[1].finished(gid, 1, 0, bench.now))
     assert bench.reports(1) == [(0, OK)]
     bench.compute = True
     bench.restart(1)
@@ -97,8 +98,8 @@ def test_an_engine_forgets_those_that_are_back():
     bench.settle()
     bench.tick(60.0)
     assert bench.engines[1].next_deadline is None
-    todo = bench.engines[1].received(0, 4711, 0, Poll(5, completed=False), b"", bench.now)
-    assert [type(action) for action in todo] == [actions.Dropped, actions.Relay]
+    todo = bench.engines[1].received(0, 0, 4711, 0, Poll(5, completed=False), b"", bench.now)
+    assert [type(action) for action in todo] == [actions.Relay]
 
 
 def test_a_deadline_that_was_handed_over_again_tells_what_was_asked_for():
@@ -122,9 +123,8 @@ def test_a_deadline_that_was_handed_over_again_tells_what_was_asked_for():
 def test_nothing_is_refused_that_the_client_may_have():
     """A call that a restarted daemon could not run any more had completed under the former one."""
     bench = ready(3)
-    bench.make = lambda rank: Engine(
-        view=View(bench.names, rank), refusal=lambda _call: "unknown here"
-    )
+    rules = Rules(refusal=lambda _call, _size: "unknown here")
+    bench.make = lambda rank: Engine(view=View(bench.names, rank), rules=rules)
     back(bench)
     assert not any(isinstance(a.message, Verdict) for a in bench.did(1, actions.Broadcast))
     bench.submit(1, submission(0, large=True), outcome=OK)

@@ -19,11 +19,13 @@ from ringd.errors import GroupLost
 from ringd.groups.absences import Absences
 from ringd.groups.caller import Caller
 from ringd.groups.calls import Calls
+from ringd.groups.channels import Key
 from ringd.groups.offers import Offers
 from ringd.groups.op import OK, Phase
 from ringd.groups.polls import Polls
 from ringd.groups.roll import Roll
 from ringd.groups.seat import Before, Seat
+from ringd.groups.session import Part
 
 SMALL = {
     "g": [Spec("inline"), Spec("large", apart=True), Spec("large", hold=True), Spec("bare")],
@@ -178,8 +180,100 @@ def late_resubmissions(seeds=4):
                 sim.finish()
 
 
-def chaos(n, seed, *, most=12):
-    """Run random programs under random faults, all drawn from *seed*."""
+def draw_parts(rng, n):
+    """Return who takes part in a group on *n* members: some of them, some with several programs."""
+    members = tuple(sorted(rng.sample(range(n), rng.randint(1, n))))
+    sizes = {member: rng.choice([1, 1, 2, 3]) for member in members}
+    return parts_of(sizes, n, order=rng if rng.random() < 0.5 else None)
+
+
+def parts_of(sizes, n, *, order=None):
+    """Return the parts of programs, so many on each member of *n*; in a random *order* of ranks."""
+    members, ordered = tuple(sorted(sizes)), False
+    if order is not None:
+        ranks = [member for member in sizes for _ in range(sizes[member])]
+        order.shuffle(ranks)
+        members, ordered = tuple(ranks), True
+    elif len(members) == n:
+        members = ()
+    return {
+        member: [Part(local_rank, size, members, ordered) for local_rank in range(size)]
+        for member, size in sizes.items()
+    }
+
+
+SHARED = {
+    "two programs on one member": (1, {0: 2}),
+    "two and one": (2, {0: 2, 1: 1}),
+    "a part of the members": (3, {0: 1, 2: 1}),
+    "a part, with two on one": (3, {1: 2, 2: 1}),
+}
+
+
+@pytest.mark.parametrize("layout", SHARED)
+@pytest.mark.parametrize("shuffled", [False, True], ids=["in order", "shuffled"])
+def test_one_fault_at_every_point_of_shared_members(layout, shuffled):
+    """As above, where members have several programs of a group, or none."""
+    n, sizes = SHARED[layout]
+    order = Random(8) if shuffled else None
+    parts = {group: parts_of(sizes, n, order=order) for group in SMALL}
+    undisturbed = Sim(n, n, SMALL, parts=parts)
+    undisturbed.finish()
+    assert set(undisturbed.witness.outcomes) == {OK}
+    stride = 3 * STRIDES[n] + 2 if max(STRIDES.values()) > 1 else 1
+    for offset, fault in enumerate(faults(n)):
+        for point in range(1 + offset % stride, undisturbed.points + 1, stride):
+            sim = Sim(n, n, SMALL, parts=parts)
+            sim.injections[point] = strike(sim, fault)
+            sim.finish()
+            if fault[0] in ("cut", "daemon", "all"):
+                assert set(sim.witness.outcomes) == {OK}, (fault, point)
+
+
+def draw_channels(rng, size):
+    """Return what the ranks of a group of *size* send each other."""
+    kinds = ["inline", "eager", "large", "bare"]
+    return {
+        Key(*rng.sample(range(size), 2), rng.randrange(3)): [
+            Spec(rng.choice(kinds), apart=rng.random() < 0.3) for _ in range(rng.randint(1, 5))
+        ]
+        for _ in range(rng.randint(0, 4))
+        if size > 1
+    }
+
+
+MESSAGES = {
+    Key(0, 1, 0): [Spec("inline"), Spec("large", hold=True), Spec("eager")],
+    Key(1, 0, 0): [Spec("bare", apart=True), Spec("inline")],
+    Key(1, 2, 5): [Spec("large"), Spec("inline")],
+}
+CALLS = {"g": [Spec("inline"), Spec("large")]}
+
+
+@pytest.mark.parametrize("layout", ["one each", "two and one"])
+def test_one_fault_at_every_point_of_messages(layout):
+    """Each message arrives once, or both ends hear that it does not."""
+    n, sizes = (3, {0: 1, 1: 1, 2: 1}) if layout == "one each" else (2, {0: 2, 1: 1})
+    options = {"parts": {"g": parts_of(sizes, n)}, "channels": {"g": MESSAGES}}
+    undisturbed = Sim(n, n, CALLS, **options)
+    undisturbed.finish()
+    assert set(undisturbed.witness.outcomes) == {OK}
+    stride = 5 if max(STRIDES.values()) > 1 else 1
+    for offset, fault in enumerate(faults(n)):
+        for point in range(1 + offset % stride, undisturbed.points + 1, stride):
+            sim = Sim(n, n, CALLS, **options)
+            sim.injections[point] = strike(sim, fault)
+            sim.finish()
+            if fault[0] in ("cut", "daemon", "all"):
+                assert set(sim.witness.outcomes) == {OK}, (fault, point)
+
+
+def chaos(n, seed, *, most=12, shared=False, messages=False):
+    """Run random programs under random faults, all drawn from *seed*.
+
+    *shared*: each group has a random number of programs on each member. *messages*: its ranks send
+    each other some.
+    """
     rng = Random(seed)
     deadlines, mismatches, failing = seed % 3 == 0, seed % 4 == 1, seed % 5 == 2
 
@@ -200,10 +294,17 @@ def chaos(n, seed, *, most=12):
         other = mismatches and (client.rank, client.group, seq) in odd
         return dataclasses.replace(plain, shape=2) if other else plain
 
+    parts = {group: draw_parts(rng, n) for group in programs} if shared else None
+    sizes = {
+        group: n if parts is None else sum(map(len, parts[group].values())) for group in programs
+    }
+    channels = {group: draw_channels(rng, sizes[group]) for group in sizes} if messages else None
     sim = Sim(
         n,
         seed,
         programs,
+        parts=parts,
+        channels=channels,
         depth=rng.randint(1, 4),
         spec=spec,
         on_loss=lambda rank, group: "fail" if failing and group == "g" and rank % 2 else "wait",
@@ -251,6 +352,25 @@ def test_random_storms(n, seeds):
     if seeds > 50:  # the storms were rough enough to mean something
         errors = {"group_lost", "peer_lost", "deadline_exceeded", "mismatch"}
         assert outcomes == {OK} | errors
+
+
+@pytest.mark.parametrize(("n", "seeds"), [(1, 60), (2, 200), (3, 150), (5, 60), (16, 6)], ids=str)
+def test_random_storms_on_shared_members(n, seeds):
+    """Whatever strikes groups with any number of programs on any of the members, the same."""
+    outcomes = set()
+    for seed in range(seeds):
+        outcomes |= set(chaos(n, seed, shared=True).witness.outcomes)
+    assert OK in outcomes
+
+
+@pytest.mark.parametrize(("n", "seeds"), [(1, 40), (2, 150), (3, 150), (5, 60), (9, 10)], ids=str)
+@pytest.mark.parametrize("shared", [False, True], ids=["one each", "shared"])
+def test_random_storms_with_messages(n, seeds, shared):
+    """Whatever strikes, each message arrives once, or both ends hear that it does not."""
+    outcomes = set()
+    for seed in range(seeds):
+        outcomes |= set(chaos(n, seed, shared=shared, messages=True).witness.outcomes)
+    assert OK in outcomes
 
 
 # --- the checks themselves ------------------------------------------------------------

@@ -23,7 +23,8 @@ from ringd.border.client import Client
 from ringd.collective import kinds
 from ringd.collective.view import View
 from ringd.config.settings import JoinSettings
-from ringd.groups.session import Session
+from ringd.groups.mail import Mail
+from ringd.groups.session import Part, Peers, Session
 from ringd.host import heap
 from ringd.loop import Loop
 from ringd.membership.flooding import MAX_DIAL_ERRORS, Flooding
@@ -104,6 +105,7 @@ def test_clients_that_are_gone_are_freed(tmp_path, leave: bool) -> None:
             dealer, life = raw_client(daemon.path, f"group {number}", join_id=number + 1)
             if leave:
                 dealer.send(border.pack(border.Detach(number + 1)))
+                assert dealer.poll(30_000)
                 assert border.unpack_reply(dealer.recv())[0] == border.Detached(number + 1)
             life.close()
             eventually(lambda: not daemon.run(lambda: daemon.server.clients))
@@ -163,12 +165,12 @@ def test_made_up_outcomes_are_counted_as_one(place) -> None:
 
 def test_sessions_that_never_lived_are_remembered_for_a_while_only() -> None:
     """A member that waits while others come and go without end remembers the latest of them."""
-    session = Session("g", 1, View(("a", "b"), 0), [])
+    session = Session("g", 1, Part(), Mail(View(("a", "b"), 0), []))
     for other in range(2, 2000):
-        session.form((1, other))
+        session.form(Peers((1, other), (0, 1)))
         session.give_up()
     assert len(session._given_up) <= 64
-    assert not session.may_be((1, 1999))
+    assert not session.may_be(Peers((1, 1999), (0, 1)))
 
 
 def test_addresses_that_failed_are_remembered_for_a_while_only() -> None:

@@ -19,7 +19,7 @@ from ringd.ring.neighbours import Neighbours
 from ringd.ring.state import StateFile
 from ringd.wire.link import control
 from ringd.wire.link.control import Done
-from ringd.wire.link.frames import FrameType, Header
+from ringd.wire.link.frames import FrameError, FrameType, Header
 from ringd.wire.link.handshake import Peer
 
 CONFIG = """
@@ -48,9 +48,9 @@ class User:
         """Note it."""
         self.told.append(reason)
 
-    def group_message(self, origin, _gid, seq, message, payload):
+    def group_message(self, origin, rank, _gid, seq, message, payload):
         """Note it."""
-        self.told.append((origin, seq, message, payload))
+        self.told.append((origin, rank, seq, message, payload))
 
     def quiet(self):
         """Nobody minds."""
@@ -166,13 +166,12 @@ def test_a_link_that_ends_while_it_is_asked_ends_for_its_own_reason(home):
     assert verdicts == [""]
 
 
-def early(size=1000, seq=0):
+def early(size=1000, seq=0, **way):
     """Return a group frame of generation 5, as a link gives it."""
     payload = control.encode(Done(0)) + bytes(size)
     index = len(payload) - size
-    header = Header(
-        FrameType.GROUP, len(payload), generation=5, group=1, seq=seq, index=index, origin=1
-    )
+    fields = {"generation": 5, "group": 1, "seq": seq, "index": index, "origin": 1, **way}
+    header = Header(FrameType.GROUP, len(payload), **fields)
     return header, memoryview(payload)
 
 
@@ -227,7 +226,42 @@ def test_what_came_early_is_taken_in_order(entering, monkeypatch):
     for name, value in (("entering", None), ("in_ring", True), ("generation", 5)):
         monkeypatch.setattr(type(neighbours.machine), name, value)
     neighbours._catch_up()
-    assert [told[:2] for told in entering.user.told] == [(1, 3), (1, 4)]
+    assert [told[:3] for told in entering.user.told] == [(1, 0, 3), (1, 0, 4)]
+
+
+@pytest.fixture
+def inside(home, monkeypatch):
+    """Give a member of a ring of generation 5, with both links."""
+    home.link("left")
+    home.link("right")
+    for name, value in (("in_ring", True), ("generation", 5)):
+        monkeypatch.setattr(type(home.neighbours.machine), name, value)
+    return home
+
+
+@pytest.mark.parametrize("way", [{"origin": 1, "until": 2}, {"origin": 0, "until": 1}], ids=str)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_what_would_go_round_for_good_costs_the_link(inside, side, way):
+    """To a member that there is not, or come back to its sender: chunks, credits and messages."""
+    neighbours, link = inside.neighbours, inside.neighbours.links[side]
+    with pytest.raises(FrameError, match="no member takes"):
+        neighbours.data_buffer(link, Header(FrameType.DATA, 8, generation=5, **way))
+    with pytest.raises(FrameError, match="no member takes"):
+        neighbours.frame_received(link, Header(FrameType.CREDIT, generation=5, **way), b"")
+    header, payload = early(**way)
+    with pytest.raises(FrameError, match="a group message of"):
+        neighbours.frame_received(link, header, payload)
+    assert inside.user.told == []
+
+
+@pytest.mark.parametrize("generation", [4, 6])
+def test_what_is_of_another_generation_goes_nowhere(inside, generation):
+    """Neither here nor further on; it is counted."""
+    neighbours, link = inside.neighbours, inside.neighbours.links["right"]
+    for until in range(2):
+        header = Header(FrameType.CREDIT, generation=generation, origin=1, until=until)
+        neighbours.frame_received(link, header, b"")
+    assert neighbours.dropped == {"of another generation": 2}
 
 
 def test_a_call_that_is_told_again_counts_once(home):
@@ -240,7 +274,7 @@ def test_a_call_that_is_told_again_counts_once(home):
         View(home.neighbours.names, 0),
         home.neighbours,
         home.recorder,
-        on_finished=lambda _gid, _seq: None,
+        on_finished=lambda _gid, _rank, _seq: None,
     )
     call = Call("barrier", "", "", (), "")
     submission = Submission(0, call, None, None, None, hold=False, sealed=False)

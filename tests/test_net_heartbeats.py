@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from netkit import data, framed, make_link, run_until, tcp_pair
 
-from ringd.wire.link.frames import FrameType, Header
+from ringd.wire.link.frames import HEADER_SIZE, FrameType, Header
 
 
 def turn(loop):
@@ -24,7 +24,7 @@ def test_heartbeats_keep_an_idle_link(loop):
 
     def look():
         turns.append(1)
-        if min(right.bytes_in, left.bytes_in) > 12 * 48:
+        if min(right.bytes_in, left.bytes_in) > 12 * HEADER_SIZE:
             loop.stop()
         return False
 
@@ -55,7 +55,7 @@ def test_forged_heartbeats(loop, raw_link):
     far.sendall(framed(Header(FrameType.HEARTBEAT, seq=2**64 - 1, group=2**64 - 1, index=1)))
     far.sendall(framed(Header(FrameType.HEARTBEAT, seq=5, index=2), number=1))
     far.sendall(framed(Header(FrameType.HEARTBEAT, seq=5, index=99), number=2))
-    run_until(loop, lambda: link.bytes_in == 3 * 48)
+    run_until(loop, lambda: link.bytes_in == 3 * HEADER_SIZE)
     assert link.round_trip is None
     assert link._loss is None
 
@@ -133,7 +133,9 @@ def test_a_side_that_only_receives_is_heard(loop):
         loop.call_later(0.005, feed)
 
     feed()
-    run_until(loop, lambda: right.bytes_in > heard + 4 * 48 and len(receiver.received) > 10)
+    run_until(
+        loop, lambda: right.bytes_in > heard + 4 * HEADER_SIZE and len(receiver.received) > 10
+    )
     right.close("over")
     left.close("over")
 

@@ -13,8 +13,9 @@ from netkit import control, data, framed, make_link, run_until, tcp_pair
 from ringd.loop import Loop
 from ringd.net.incoming import READ_BUFFER
 from ringd.net.link import TURN_SECONDS
+from ringd.wire.link.frames import HEADER_SIZE
 
-SIZES = [0, 1, 47, 48, 8144, 8192, 8193, 16383, 16384, 16385, 40_000, 262_144, 1 << 20]
+SIZES = [0, 1, 51, 52, 8140, 8192, 8193, 16383, 16384, 16385, 40_000, 262_144, 1 << 20]
 
 
 def test_control_frames_arrive_in_order(loop, link_pair):
@@ -128,7 +129,7 @@ def test_divert_receiving(loop, raw_link):
     link, recorder, far = raw_link
     target = bytearray(10_000)
     recorder.buffers = {0: memoryview(target), 1: memoryview(bytearray(3))}
-    far.sendall(framed(*data(0, b"x" * 10_000, group=3, seq=4))[:5048])
+    far.sendall(framed(*data(0, b"x" * 10_000, group=3, seq=4))[: HEADER_SIZE + 5000])
     run_until(loop, lambda: target.count(b"x") == 5000)
     link.divert(3, 5)
     link.divert(3, 4)
@@ -181,7 +182,7 @@ def test_leftover(loop):
     assert [payload for _, payload in recorder.frames] == [b"1", big]
     assert link.bytes_in == len(stream)
     link.close("over")
-    link, recorder = make_link(loop, tcp_pair()[0], leftover=b"\0" * 48)
+    link, recorder = make_link(loop, tcp_pair()[0], leftover=bytes(HEADER_SIZE))
     run_until(loop, lambda: recorder.lost)
     far.close()
 
@@ -225,7 +226,7 @@ def test_any_frames_any_cuts(plan, seed):
             if kind == "data":
                 recorder.buffers[index] = memoryview(bytearray(size))
     while stream:
-        size = rng.choice([1, 10, 48, 100, 5000, 30_000])
+        size = rng.choice([1, 10, HEADER_SIZE, 100, 5000, 30_000])
         far.sendall(stream[:size])
         stream = stream[size:]
         run_until(loop, lambda: True)

@@ -12,7 +12,7 @@ from netkit import control, data, framed, make_link, open_fds, run_until, tcp_pa
 from ringd.loop import Loop
 from ringd.net import link as links
 from ringd.wire.link import frames
-from ringd.wire.link.frames import CHECKSUM, FrameError, FrameType, Header
+from ringd.wire.link.frames import CHECKSUM, HEADER_SIZE, FrameError, FrameType, Header
 
 
 @pytest.mark.parametrize("kind", [FrameType.DATA, FrameType.GROUP])
@@ -47,7 +47,7 @@ def test_garbage(loop, raw_link, garbage, reason):
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.binary(min_size=48, max_size=300), st.integers(0, 3))
+@given(st.binary(min_size=HEADER_SIZE, max_size=300), st.integers(0, 3))
 def test_random_bytes(garbage, good):
     """Random bytes behind good frames end the link in words, and nothing else."""
     loop = Loop()
@@ -85,7 +85,7 @@ def test_the_handler_may_object(loop, raw_link):
     assert recorder.lost == ["protocol error: chunk 7 out of order"]
 
 
-@pytest.mark.parametrize("cut", [0, 1, 47, 48, 49, 5000])
+@pytest.mark.parametrize("cut", [0, 1, 51, 52, 53, 5000])
 def test_cut_anywhere(loop, raw_link, cut):
     """A connection that ends, wherever in a frame, is reported once; half a chunk is not given."""
     _, recorder, far = raw_link
@@ -149,7 +149,7 @@ def test_close_is_final(loop, link_pair):
 def test_close_before_the_loss_is_told(loop, raw_link):
     """Whoever closes a link himself does not hear of its loss afterwards."""
     link, recorder, far = raw_link
-    far.sendall(b"\0" * 48)
+    far.sendall(bytes(HEADER_SIZE))
     while link._loss is None:
         link._read()
     link.close("mine")
@@ -199,7 +199,7 @@ def test_no_descriptor_is_left(loop):
     ("last", "explained"),
     [
         (b"", False),
-        (bytes(48), True),  # no frame
+        (bytes(HEADER_SIZE), True),  # no frame
         (framed(Header(FrameType.BYE, 4), b"why?"), True),
     ],
 )

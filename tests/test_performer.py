@@ -10,8 +10,10 @@ from ringd.collective.call import Call
 from ringd.collective.view import View
 from ringd.config.settings import IpcSettings, OpsSettings
 from ringd.daemon.performer import Buffers, Performer
-from ringd.groups.actions import Dropped, Run
+from ringd.groups.actions import Dropped, Run, Stop
 from ringd.groups.op import Submission
+
+ALONE = View(("a",), 0)
 
 
 class Stand:
@@ -19,15 +21,23 @@ class Stand:
 
     def __init__(self, *follow):
         self.follow = follow
+        self.through = []
+        """What is through, as (session, rank, number)."""
         config = SimpleNamespace(ops=OpsSettings(), ipc=IpcSettings())
         self.performer = Performer(
-            SimpleNamespace(now=lambda: 0.0),
+            SimpleNamespace(now=lambda: 0.0, call_soon=lambda callback: callback()),
             config,
-            View(("a",), 0),
-            SimpleNamespace(kick=lambda: None),
+            ALONE,
+            SimpleNamespace(
+                kick=lambda _side: None, send_credit=None, let_go=lambda _gid, _seq: None
+            ),
             None,
-            on_finished=lambda _gid, _seq: self.performer.perform(self.follow),
+            on_finished=self._finished,
         )
+
+    def _finished(self, gid, rank, seq):
+        self.through.append((gid, rank, seq))
+        self.performer.perform(self.follow)
 
     @property
     def order(self):
@@ -35,12 +45,38 @@ class Stand:
         return list(self.performer.dropped)
 
 
-def run(payloads):
-    """Return an all-reduce that is through as soon as it runs."""
-    call = Call("all_reduce", "sum", "float32", (1,), "")
-    buffers = Buffers(memoryview(bytes(4)), None, None, 0.0)
+def run(payloads, view=ALONE):
+    """Return an all-reduce, of a rank whose input is its number as a byte, four times."""
+    call = Call("all_reduce", "sum", "uint8", (4,), "")
+    buffers = Buffers(memoryview(bytes([view.rank] * 4)), None, None, 0.0)
     submission = Submission(0, call, None, None, None, hold=False, sealed=False, buffers=buffers)
-    return Run(1, 0, (call,), submission, payloads, serve=False)
+    return Run(1, view, 0, (call,) * view.size, submission, payloads, serve=False)
+
+
+class Bulks:
+    """In the place of what computes large ops: notes what it is asked for."""
+
+    def __init__(self):
+        self.started = []
+        self.stopped = []
+
+    def start(self, key, view, _layout, _calls, _reduction, sources, targets):
+        """Note it."""
+        inputs = [source.tolist() for source in sources]
+        self.started.append((key, view.here, inputs, len(targets)))
+
+    def stop(self, gid, seq):
+        """Note it."""
+        self.stopped.append((gid, seq))
+
+
+@pytest.fixture
+def shared():
+    """Give a performer of the member b, and the views of its ranks 0, 2 and 3 of four."""
+    stand = Stand()
+    stand.performer.bulk = Bulks()
+    places = (1, 0, 1, 1)
+    return stand, [View(tuple("babb"), rank, places, 2) for rank in (0, 2, 3)]
 
 
 @pytest.mark.parametrize("payloads", [(b"\0\0\0\0",), None], ids=["small", "large"])
@@ -58,3 +94,39 @@ def test_a_failing_action_leaves_the_rest_in_order():
         stand.performer.perform([Dropped("first"), object(), Dropped("second")])
     stand.performer.perform([Dropped("third")])
     assert stand.order == ["first", "second", "third"]
+
+
+def test_a_large_op_is_computed_for_all_ranks_here_together(shared):
+    """Once all are ready for it, with their inputs by rank; when it is through, all are."""
+    stand, views = shared
+    first, second, third = (run(None, view) for view in views)
+    stand.performer.perform([third, first])
+    bulk = stand.performer.bulk
+    assert bulk.started == []
+    stand.performer.perform([second])
+    inputs = [[rank] * 4 for rank in (0, 2, 3)]
+    assert bulk.started == [((1, 0), (0, 2, 3), inputs, 3)]
+    stand.performer._computed(1, 0)
+    assert sorted(stand.through) == [(1, 0, 0), (1, 2, 0), (1, 3, 0)]
+    stand.performer.perform([Stop(1, 0, 0)])  # too late
+    assert bulk.stopped == []
+
+
+@pytest.mark.parametrize("ready", [1, 3])
+def test_a_large_op_that_is_stopped_is_stopped_once(shared, ready):
+    """Each rank here says so, whether or not all were ready; it can run again after that."""
+    stand, views = shared
+    runs = [run(None, view) for view in views]
+    stand.performer.perform([*runs[:ready], *(Stop(1, view.rank, 0) for view in views)])
+    bulk = stand.performer.bulk
+    assert bulk.stopped == [(1, 0)]
+    stand.performer.perform(runs)
+    assert len(bulk.started) == 1 + (ready == len(runs))
+
+
+def test_a_small_op_is_computed_for_each_rank_by_itself(shared):
+    """All inputs are with each of them."""
+    stand, views = shared
+    stand.performer.perform([run((b"\1\2\3\4",) * 4, views[1])])
+    assert stand.through == [(1, 2, 0)]
+    assert stand.performer.bulk.started == []

@@ -14,8 +14,7 @@ import ringd
 from ringd.client.session import Op
 from ringd.collective import reduction
 from ringd.collective.call import Call
-from ringd.ring.neighbours import fits
-from ringd.wire.link.control import Offer
+from ringd.daemon.programs import _fits
 from tests.cluster import Cluster
 from tests.ringkit import BOUNDED, begin, connected, everywhere, outcomes, wait_counts
 
@@ -148,7 +147,6 @@ def test_length_of_what_rides_with_an_offer_is_checked_where_the_dtype_is_known(
 ) -> None:
     """What can reach numpy has the right length; with and without ml_dtypes."""
     call = Call("all_reduce", "sum", dtype, (3,), "")
-    offer = Offer(call=call, done=0, eager=True, prompt=False, outcome="", message="")
-    assert fits(offer, nbytes, 0, 3) is expected
+    assert _fits(call, nbytes, 0, 3) is expected
     monkeypatch.delitem(reduction._BY_NAME, "bfloat16")
-    assert fits(offer, nbytes, 0, 3) is expected
+    assert _fits(call, nbytes, 0, 3) is expected

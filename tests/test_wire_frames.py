@@ -15,7 +15,8 @@ from ringd.wire.link.frames import CHECKSUM, MAX_LENGTH, FrameError, FrameType, 
 
 def raw(*, magic=frames.MAGIC, version=frames.VERSION, kind=4, length=0, index=0, flags=0):
     """Return a header with a right checksum, whatever it says."""
-    body = struct.pack("<HBBIQQQIHHI", magic, version, kind, length, 0, 0, 0, index, 0, flags, 0)
+    fields = (magic, version, kind, length, 0, 0, 0, index, 0, 0, 0, flags, 0)
+    body = struct.pack("<HBBIQQQIHHHHI", *fields)
     return body + struct.pack("<I", zlib.crc32(body))
 
 
@@ -31,20 +32,22 @@ def headers(draw):
     length = draw(st.integers(0, MAX_LENGTH[kind]))
     index = draw(st.integers(0, length) if kind is FrameType.GROUP else u32)
     flags = draw(st.sampled_from([0, CHECKSUM]))
-    return Header(kind, length, draw(u64), draw(u64), draw(u64), index, draw(u16), flags, draw(u32))
+    ring, group, seq = draw(u64), draw(u64), draw(u64)
+    origin, until, rank = draw(u16), draw(u16), draw(u16)
+    return Header(kind, length, ring, group, seq, index, origin, until, rank, flags, draw(u32))
 
 
 def test_layout():
     """The bytes on the wire are those of the documentation, for ever in this version."""
-    header = Header(FrameType.DATA, 0x01020304, 5, 6, 7, 8, 9, 1, 0x0A0B0C0D)
+    header = Header(FrameType.DATA, 0x01020304, 5, 6, 7, 8, 9, 10, 11, 1, 0x0A0B0C0D)
     expected = (
         b"rd\x01\x04\x04\x03\x02\x01"
         b"\x05\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\0"
-        b"\x08\0\0\0\x09\0\x01\0\x0d\x0c\x0b\x0a"
+        b"\x08\0\0\0\x09\0\x0a\0\x0b\0\x01\0\x0d\x0c\x0b\x0a"
     )
     expected += zlib.crc32(expected).to_bytes(4, "little")
     assert frames.pack(header) == expected
-    assert len(expected) == frames.HEADER_SIZE == 48
+    assert len(expected) == frames.HEADER_SIZE == 52
 
 
 @given(headers(), st.binary(max_size=8))
@@ -89,12 +92,13 @@ def test_believable_garbage(kind, length, index, flags):
 @pytest.mark.parametrize(
     ("packed", "reason"),
     [
-        (raw()[:47], "47 bytes are too few for a frame header"),
+        (raw()[:51], "51 bytes are too few for a frame header"),
         (raw(magic=0x4547), "magic 0x4547 is not that of a frame (0x6472)"),
         (raw(version=9), "frame version 9, but this is version 1"),
         (raw()[:-1] + b"\xff", "the header's checksum is wrong"),
         (raw(kind=77), "unknown frame type 77"),
         (raw(kind=1, length=1), "a HEARTBEAT frame of 1 bytes is over the limit of 0"),
+        (raw(kind=7, length=1), "a CREDIT frame of 1 bytes is over the limit of 0"),
         (raw(kind=5, length=257), "a BYE frame of 257 bytes is over the limit of 256"),
         (raw(length=(4 << 20) + 1), "a DATA frame of 4194305 bytes is over the limit of 4194304"),
         (raw(flags=0x8000), "unknown flags 0x8000"),

@@ -38,6 +38,7 @@ class Client:
         "_owed_since",
         "_owes",
         "alive",
+        "channels",
         "pid",
         "program",
         "routing_id",
@@ -67,6 +68,8 @@ class Client:
         """Process id, in the kernel's word."""
         self.stays: dict[int, str] = {}
         """The groups that it is in, or wants to be, by join id."""
+        self.channels: dict[int, int] = {}
+        """Its ends of channels, by number: of which stay, or of one that followed upon that."""
         self.turned_away: set[int] = set()
         """Join ids that are to come again; what was sent behind them is in vain."""
         self.unread = Unread()
@@ -97,7 +100,7 @@ class Client:
         """
         if self.alive and self.routing_id is not None:
             if isinstance(reply, _OF_A_STAY):
-                if reply.join_id not in self.stays:
+                if reply.join_id not in self.stays and reply.join_id not in self.channels:
                     return
                 outcome = reply.seq if isinstance(reply, (Completed, Failed)) else None
                 self.unread.sent(reply.join_id, outcome)
@@ -107,10 +110,18 @@ class Client:
 
     def enters(self, join_id: int, group: str, former: int) -> None:
         """It joins *group*, in the place of its stay *former*, if it had that."""
-        self.leaves(former)
         self.leaves(join_id)  # nobody waits for what was before that
+        for channel, stay in self.channels.items():
+            if stay == former:  # what is under way there goes on
+                self.channels[channel] = join_id
+        self.leaves(former)
         self.stays[join_id] = group
         self._nudged = False
+
+    def opens(self, channel: int, stay: int) -> None:
+        """It opens an end of a channel, in a stay of its own."""
+        if channel not in self.channels:
+            self.channels[channel] = stay
 
     def turn_away(self, join_id: int) -> None:
         """It cannot join now, and is told to try again."""
@@ -122,8 +133,10 @@ class Client:
         """It has left that group."""
         self.stays.pop(join_id, None)
         self.turned_away.discard(join_id)
-        self._owes.pop(join_id, None)
-        self.unread.forget(join_id)
+        for number in (join_id, *(c for c, stay in self.channels.items() if stay == join_id)):
+            self._owes.pop(number, None)
+            self.unread.forget(number)
+            self.channels.pop(number, None)
 
     def acknowledged(self, join_id: int, acked: int) -> None:
         """It has spoken, and has all outcomes of that stay below *acked*."""

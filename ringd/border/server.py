@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Union
 
 import zmq
 from structlog.typing import FilteringBoundLogger
@@ -44,6 +44,7 @@ from ringd.wire.border.messages import (
     Denied,
     Detach,
     Detached,
+    Open,
     Reply,
     Request,
     Submit,
@@ -56,6 +57,7 @@ __all__ = ["BorderHandler", "BorderServer", "Client", "Limits"]
 _BATCH = 64  # messages taken in one go, then the links have their turn
 _ATTACH_WITHIN = 10.0  # seconds from the lifeline's opening, or from when the last group was left
 _MAX_STAYS = 4096  # of one connection, at a time
+_MAX_CHANNELS = 65536  # likewise
 _MOST_QUEUED = 1 << 18  # messages, for a connection that does not read; those of calls are counted
 _REMEMBERED_ASKERS = 1024
 _REMEMBERED_FORMER = 1024
@@ -73,6 +75,10 @@ MAX_REMOVALS = 256
 a descriptor, as libzmq hangs up on whom a socket has accepted when it is closed."""
 
 
+OfClient = Union[Submit, Ack, Open, Detach, AskAwaited]
+"""What only a client that has attached sends."""
+
+
 class BorderHandler(Protocol):
     """What the daemon does with its clients' messages. Called from the loop."""
 
@@ -84,6 +90,9 @@ class BorderHandler(Protocol):
 
     def attach(self, client: Client, message: Attach) -> None:
         """*client* wants to join a group; answer with Attached or Denied."""
+
+    def open(self, client: Client, message: Open) -> None:
+        """*client* opens its end of a channel."""
 
     def submit(self, client: Client, message: Submit, payload: memoryview | None) -> None:
         """A call was handed over; *payload* (inline input) stays valid while referenced."""
@@ -306,31 +315,39 @@ class BorderServer:
             self._deny(routing_id, getattr(message, "join_id", 0), fault)
 
     def _dispatch(self, routing_id: bytes, message: Request, payload: memoryview | None) -> None:
-        if isinstance(message, (Submit, Ack)):
-            client = self._by_routing_id.get(routing_id)
-            if client is None and routing_id in self._former:
-                self._log.debug("message of a former client", what=type(message).__name__)
-            elif client is None:
-                self._deny(routing_id, message.join_id, "attach to a group first")
-            elif message.join_id not in client.turned_away:  # else it comes again
-                client.acknowledged(message.join_id, message.acked)
-                if isinstance(message, Ack):
-                    self._handler.ack(client, message)
-                else:
-                    self._submit(client, message, payload)
-        elif isinstance(message, Attach):
+        if isinstance(message, Attach):
             self._attach(routing_id, message)
-        elif isinstance(message, (Detach, AskAwaited)):
-            client = self._by_routing_id.get(routing_id)
-            if client is None:
-                pass  # it is gone already, and waits for no answer
-            elif isinstance(message, Detach):
-                self._detach(client, message)
-            else:
-                text = self._handler.awaited(client, message.join_id)
-                client.send(Awaited(message.join_id, text))
-        else:
+        elif isinstance(message, (AskStatus, AskRejoin, AskReload, AskTrace)):
             self._answer(routing_id, message)
+        elif (client := self._by_routing_id.get(routing_id)) is not None:
+            self._hear(client, message, payload)
+        elif routing_id in self._former or not isinstance(message, (Submit, Ack)):
+            # What is gone already wants no answer.
+            self._log.debug("message of a former client", what=type(message).__name__)
+        else:
+            self._deny(routing_id, message.join_id, "attach to a group first")
+
+    def _hear(self, client: Client, message: OfClient, payload: memoryview | None) -> None:
+        if isinstance(message, (Submit, Ack)):
+            if message.join_id in client.turned_away:  # it comes again
+                return
+            client.acknowledged(message.join_id, message.acked)
+            if isinstance(message, Ack):
+                self._handler.ack(client, message)
+            else:
+                self._submit(client, message, payload)
+        elif isinstance(message, Open):
+            if len(client.channels) >= _MAX_CHANNELS and message.channel_id not in client.channels:
+                text = f"this program has {_MAX_CHANNELS} channels, which is the most"
+                client.send(Denied(message.channel_id, errors.ResourceExhausted.code, text))
+                return
+            client.opens(message.channel_id, message.join_id)
+            self._handler.open(client, message)
+        elif isinstance(message, Detach):
+            self._detach(client, message)
+        else:
+            text = self._handler.awaited(client, message.join_id)
+            client.send(Awaited(message.join_id, text))
 
     def _submit(self, client: Client, message: Submit, payload: memoryview | None) -> None:
         fault = call_fault_of(

@@ -21,6 +21,7 @@ from ringd.wire.border.messages import (
     AskAwaited,
     Attach,
     Detach,
+    Open,
     Ref,
     Request,
     Submit,
@@ -52,6 +53,9 @@ def fault_of(message: Request, payload_bytes: int | None) -> str | None:
         return "a payload came where none belongs"
     if isinstance(message, Attach):
         return _attach_fault(message)
+    if isinstance(message, Open):
+        numbers = (message.released, message.next_seq, message.source, message.to, message.tag)
+        return _numbers_fault(message.channel_id, *numbers)
     if isinstance(message, (Ack, Detach)):
         return _numbers_fault(message.join_id, message.acked)
     if isinstance(message, AskAwaited):

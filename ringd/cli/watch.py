@@ -160,10 +160,11 @@ def render(body: dict[str, Any]) -> str:
         if counts:
             lines.append(f"  ops submitted{', as last heard' if unknown else ''}: {counts}")
         for op in group["open_ops"]:
+            channel = f" ({op['channel']})" if op.get("channel") else ""
             progress = "" if op["progress"] is None else f", {op['progress']:.0%} received"
             lines.append(
-                f"  op {op['op']}: {op['call'] or 'a call'}, {op['phase']} for {age(op['age'])}"
-                f"{progress}; {op['waiting_for']}"
+                f"  op {op['op']}{channel}: {op['call'] or 'a call'}, {op['phase']} for "
+                f"{age(op['age'])}{progress}; {op['waiting_for']}"
             )
     return "\n".join(lines)
 

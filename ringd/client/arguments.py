@@ -12,7 +12,7 @@ from typing import SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from ringd.collective.call import MAX_COLOR, MAX_LOCAL_SIZE
+from ringd.collective.call import MAX_COLOR, MAX_LOCAL_SIZE, MAX_TAG
 
 
 def plain(text: str, what: str) -> str:
@@ -67,6 +67,22 @@ def rank(given: SupportsIndex, what: str) -> int:
         raise TypeError(
             f"{what} is a rank, a whole number, not {given!r:.80}; write op= before an op"
         ) from None
+
+
+def tag(given: SupportsIndex) -> int:
+    """Return the tag *given*.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is out of its range.
+    """
+    try:
+        number = operator.index(given)
+    except TypeError:
+        raise TypeError(f"tag is a whole number, not {given!r:.80}") from None
+    if not 0 <= number <= MAX_TAG:
+        raise ValueError(f"tag is a number from 0 to {MAX_TAG}, not {number}")
+    return number
 
 
 def check_rank(rank: int, what: str, size: int) -> None:

@@ -105,6 +105,8 @@ class Connection:
 
         Within the pump's run.
         """
+        for end in group.ends.values():
+            self.groups.remove(end)
         self.groups.remove(group)
         if not self.groups:
             self.closed = True

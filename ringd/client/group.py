@@ -92,7 +92,11 @@ class Group:
         """Nothing is left to be done for it."""
         self.not_before = 0.0
         """When the daemon may be asked for our place again."""
-        self._daemon = daemon
+        self.ends: dict[int, Group] = {}
+        """Its ends of channels, by number."""
+        self.arrived = 0
+        """Of an end: how many messages have come, of all that were ever sent."""
+        self.daemon = daemon
         program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
         self.program = sendable(program)
 
@@ -130,16 +134,19 @@ class Group:
         self.session.attached_over = None
         self.session.sent = self.session.released
         self.not_before = time.monotonic() + _TRY_AGAIN
-        self._daemon.wake()
+        self.daemon.wake()
 
     def leave(self, *, hung_up: bool = False) -> None:
         """Leave it; calls that are open are not ended by that: see :meth:`end`.
 
         *hung_up*: the program forgot its ring.
         """
-        self.left = True
+        for one in (self, *self.ends.values()):
+            one.left = True
+        for end in self.ends.values():
+            end.parted = True
         frame = pack(Detach(self.session.join_id, self.session.acked, hung_up))
-        if self.ended or not self._daemon.send(frame, anyway=True):
+        if self.ended or not self.daemon.send(frame, anyway=True):
             self.parted = True
 
     def end(self, error: errors.RingError) -> None:
@@ -147,6 +154,8 @@ class Group:
 
         The daemon may be at work in their memory until then.
         """
+        for end in list(self.ends.values()):
+            end.end(error)
         if self.ended:
             return
         self.leave_inputs()
@@ -190,7 +199,7 @@ class Group:
             if self.session.open:
                 return None  # joining anew would cut those short
             self.join_anew()
-        session, pool, window = self.session, self._daemon.pool, self._daemon.window
+        session, pool, window = self.session, self.daemon.pool, self.daemon.window
         waiting = session.next_seq - session.sent
         if waiting > window and waiting * (length + _OP_BYTES) > pool.budget:
             raise errors.ResourceExhausted(
@@ -200,9 +209,27 @@ class Group:
             )
         return session
 
+    @property
+    def formed(self) -> bool:
+        """Whether the session is known to have formed."""
+        return bool(self.session.members)
+
+    def may_call(self) -> bool:
+        """Whether the session is known to have formed; one that is over makes way for the next.
+
+        Raises:
+            RingError: as :meth:`raise_loss`.
+        """
+        self.raise_loss()
+        if self.session.over:
+            if self.session.open:
+                return False
+            self.join_anew()
+        return self.formed
+
     def beyond_window(self) -> str:
         """Return how many calls wait here for others to end, within a sentence; empty for none."""
-        window = self._daemon.window
+        window = self.daemon.window
         waiting = self.session.next_seq - self.session.released - window
         return f" ({waiting} of which wait for others, as ipc.window = {window})" * (waiting > 0)
 
@@ -214,10 +241,10 @@ class Group:
         """
         for number, one in enumerate((op,) if then is None else (op, then)):
             one.session, one.seq = session, session.next_seq + number
-            one.breaks = self._daemon.breaks
+            one.breaks = self.daemon.breaks
         frame = self._frame(op)
         session.add(op, then)
-        self._daemon.pool.note(session.memory)
+        self.daemon.pool.note(session.memory)
         return self.push(op.seq, frame)
 
     def push(self, made_seq: int = -1, made_frame: bytes = b"") -> bool:
@@ -225,12 +252,12 @@ class Group:
 
         *made_frame*: the message of the op *made_seq*, which is made already.
         """
-        daemon, session = self._daemon, self.session
+        daemon, session = self.daemon, self.session
         if session.incomplete:
             session.complete()
         channel = daemon.ready
         if channel is None or self.left:
-            return self.left
+            return self.left or self.ended
         if session.attached_over is not channel:
             if time.monotonic() < self.not_before or not self._attach():
                 return False
@@ -292,7 +319,7 @@ class Group:
     def _say_what_arrived(self) -> None:
         session = self.session
         acked = session.acked
-        if acked > session.ack_sent and self._daemon.send(pack(Ack(session.join_id, acked))):
+        if acked > session.ack_sent and self.daemon.send(pack(Ack(session.join_id, acked))):
             session.ack_sent = acked
 
     # --- inputs that were lent --------------------------------------------------------
@@ -304,7 +331,7 @@ class Group:
         """
         if op.hold and not op.ended and op.source_block is not None:
             try:
-                self._daemon.pool.detach(op.source_block)
+                self.daemon.pool.detach(op.source_block)
             except OSError:  # no memory
                 return False
             op.hold = False
@@ -345,8 +372,12 @@ class Group:
         session = self.session
         if session.limit is None and error.code not in session.told:  # else the user knows, or will
             self.pending_error, self._ended_session = error, session
+        self.close_session(floor, error)
+
+    def close_session(self, floor: int, error: errors.RingError) -> None:
+        """Ops from *floor* on end with *error*, those to come included."""
         self._retire(floor)
-        session.cut(floor, error)
+        self.session.cut(floor, error)
 
     def join_anew(self) -> None:
         """Begin a session in the place of one that is over."""
@@ -358,10 +389,15 @@ class Group:
         for op in self.session.ops.values():
             op.forget_input()
         self.session.ops.clear()
+        loss = self.session.loss
+        if loss is not None:
+            for end in list(self.ends.values()):
+                end.close_session(end.session.next_seq, loss)  # what is under way goes on
+                end.progress(0)
         self.session = Session(after=self.session)
 
     def _attach(self) -> bool:
-        session, wish, channel = self.session, self.wish, self._daemon.ready
+        session, wish, channel = self.session, self.wish, self.daemon.ready
         attach = Attach(
             version=VERSION,
             token=b"" if channel is None else channel.token,
@@ -382,7 +418,7 @@ class Group:
             ordered=wish.ordered,
         )
         session.asked = True
-        return self._daemon.send(pack(attach))
+        return self.daemon.send(pack(attach))
 
     def _look_for_seal(self, op: Op) -> None:
         """End *op* if the former daemon finished it, and died before it could say so."""
@@ -402,4 +438,4 @@ class Group:
             if op.seq >= floor:
                 for block in (op.source_block, op.target, *op.kept):
                     if block is not None:
-                        self._daemon.pool.retire(block)
+                        self.daemon.pool.retire(block)

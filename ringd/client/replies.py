@@ -11,6 +11,7 @@ from ringd.client.group import Group
 from ringd.client.session import Op
 from ringd.wire.border.messages import (
     Answer,
+    Arrived,
     Attached,
     Awaited,
     Completed,
@@ -86,6 +87,10 @@ def _detached(_daemon: Daemon, group: Group, _reply: Detached, _payload: Payload
     group.parted = True
 
 
+def _arrived(_daemon: Daemon, group: Group, reply: Arrived, _payload: Payload | None) -> None:
+    group.arrived = reply.count
+
+
 def _awaited(_daemon: Daemon, group: Group, reply: Awaited, _payload: Payload | None) -> None:
     group.awaited = reply.text
 
@@ -116,6 +121,7 @@ _HANDLERS: dict[type[Reply], Callable[..., None]] = {
     Released: _released,
     Lost: _lost,
     Detached: _detached,
+    Arrived: _arrived,
     Awaited: _awaited,
     Denied: _denied,
     RingState: _ignore,

@@ -18,8 +18,18 @@ from ringd import errors
 from ringd.client import arguments, tensors
 from ringd.client.connection import Connection, connection_at
 from ringd.client.gathering import LENGTH, Gathering
-from ringd.client.group import Place, Wish
+from ringd.client.group import Group, Place, Wish
 from ringd.client.handover import make_op
+from ringd.client.messages import (
+    ANY,
+    BUFFERED,
+    MOST_BUFFERED,
+    End,
+    Key,
+    linger,
+    open_line,
+    submit_to_any,
+)
 from ringd.client.session import Op
 from ringd.client.splitting import Choice, choices, part_of
 from ringd.client.stay import Stay
@@ -33,6 +43,10 @@ from ringd.host.paths import left_out, socket_candidates
 Array = npt.NDArray[Any]
 
 _CONNECT_TIMEOUT = 30.0
+
+_LINGER = 10.0
+"""Seconds that receivers may take for what was sent before a ring is closed."""
+
 _NOTHING: Array = np.empty(0, np.uint8)
 
 
@@ -124,7 +138,9 @@ def _join_over(
 
     *place*: the program's in the group, where that is known already.
     """
-    stay = Stay(connection, wish, place)
+    group = Group(wish, connection.daemon)
+    group.place = place
+    stay = Stay(connection, group)
     try:
         return Ring(connection, stay) if stay.begin(timeout, new=new) else None
     except BaseException:  # also Ctrl-C: without a ring nobody could close it
@@ -596,6 +612,120 @@ class Ring:
         stay.submit(first, wire_timeout, until, then=second, waits=waits)
         return BytesWork(self, stay, second)
 
+    def send(
+        self,
+        x: npt.ArrayLike,
+        to: SupportsIndex,
+        tag: SupportsIndex = 0,
+        *,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> None:
+        """Send *x* to the rank *to*, which receives it with :meth:`recv`.
+
+        Messages to one rank under one tag arrive in the order in which they are sent, each once.
+        One of up to 1 MiB is sent without waiting for its receiver, as long as no more than 16 MiB
+        of this ring's are unreceived; it has no deadline then, and *x* may be reused at once.
+        Others wait until they are received.
+
+        Args:
+            x: as of :meth:`all_reduce`.
+            to: a rank, not the own one.
+            tag: from 0 to 32767; each one has an order of its own.
+            name: compared with the receiver's, and shown in errors.
+            timeout: as of :meth:`all_reduce`.
+
+        Raises:
+            Mismatch: the receiver asks for another shape, dtype or name.
+            TypeError, ValueError: an argument is none, or out of its range.
+            RingError: as :meth:`all_reduce`.
+        """
+        work, buffered = self._send(x, to, tag, name, timeout, buffer=True)
+        if not buffered:
+            work.wait()
+
+    def send_async(
+        self,
+        x: npt.ArrayLike,
+        to: SupportsIndex,
+        tag: SupportsIndex = 0,
+        *,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> Work[None]:
+        """Begin a :meth:`send`; the handle says when *x* has been received."""
+        return self._send(x, to, tag, name, timeout, buffer=False)[0]
+
+    def recv(
+        self,
+        out_or_shape: Array | SupportsIndex | Sequence[SupportsIndex],
+        source: SupportsIndex,
+        tag: SupportsIndex = 0,
+        dtype: npt.DTypeLike | None = None,
+        *,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> Array:
+        """Return the next array that the rank *source* sends here under *tag*.
+
+        Args:
+            out_or_shape: an array that takes it, or the shape of what comes.
+            source: a rank, not the own one; or ``ringd.ANY``, for the first that has sent some.
+            tag: from 0 to 32767.
+            dtype: of what comes, where there is no array; float64 by default.
+            name: compared with the sender's, and shown in errors.
+            timeout: as of :meth:`all_reduce`.
+
+        Raises:
+            Mismatch: the sender sends another shape, dtype or name.
+            TypeError, ValueError: an argument is none, or out of its range.
+            RingError: as :meth:`all_reduce`.
+        """
+        return self.recv_async(out_or_shape, source, tag, dtype, name=name, timeout=timeout).wait()
+
+    def recv_async(
+        self,
+        out_or_shape: Array | SupportsIndex | Sequence[SupportsIndex],
+        source: SupportsIndex,
+        tag: SupportsIndex = 0,
+        dtype: npt.DTypeLike | None = None,
+        *,
+        name: str = "",
+        timeout: float | None = None,
+    ) -> Work[Array]:
+        """Begin a :meth:`recv`; returns a handle, as :meth:`all_reduce_async`.
+
+        With ``ringd.ANY`` it waits first until some rank has sent something.
+        """
+        stay = self._stay
+        stay.check_call()
+        out = out_or_shape if isinstance(out_or_shape, np.ndarray) else None
+        if out is not None and dtype is not None and np.dtype(dtype) != out.dtype:
+            raise ValueError(f"dtype is {np.dtype(dtype)}, but the array has {out.dtype}")
+        wanted = tensors.native(np.dtype(dtype) if out is None else out.dtype)
+        shape = arguments.shape_of(out_or_shape) if out is None else out.shape
+        if out is not None:
+            tensors.check_out(out, shape, wanted)
+        call = _message(wanted, shape, name)
+        wire_timeout, until = self._deadline(timeout)
+        place, rank = stay.place(until), arguments.rank(source, "source")
+        number = arguments.tag(tag)
+        if rank != ANY:
+            arguments.check_rank(rank, "source", place.size)
+        if rank == place.rank or (rank == ANY and place.size == 1):
+            raise ValueError(f"source is {rank}: there is no other rank from which it could come")
+        work_op = self._make_op(call, _NOTHING, shape, wanted, until)
+
+        def submit() -> Stay:
+            if rank == ANY:
+                stay.set_times(work_op, wire_timeout, until)
+                return submit_to_any(stay, number, work_op, until)
+            line = open_line(stay, Key(rank, place.rank, number), until)
+            line.submit(work_op, wire_timeout, until)
+            return line
+
+        return self._hand_over(work_op, submit, shape, wanted, out)
+
     def barrier(self, timeout: float | None = None, name: str = "") -> None:
         """Return when all members have called this.
 
@@ -691,9 +821,25 @@ class Ring:
     def close(self) -> None:
         """Leave the group in good order; calls that are open here end with an error.
 
-        Waits until the daemon knows, up to two seconds.
+        Waits until the daemon knows, up to two seconds; and before, for messages that were sent
+        without waiting for their receivers, up to ten.
+
+        Raises:
+            RingError: some of those were not received; the ring is closed all the same.
         """
-        self._stay.close()
+        self._close(_LINGER)
+
+    def _close(self, linger_for: float) -> None:
+        stay, unreceived = self._stay, ""
+        try:
+            if not stay.closed:
+                unreceived = linger(stay, linger_for)
+        finally:
+            stay.close()
+        if unreceived and linger_for:
+            raise errors.RingError(
+                f"the ring is closed, but messages were not received: {unreceived}"
+            )
 
     def __enter__(self) -> Ring:  # noqa: PYI034 - Self needs Python 3.11
         return self
@@ -704,7 +850,7 @@ class Ring:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        self._close(0.0 if exc_type is not None else _LINGER)
 
     # --- the way in -------------------------------------------------------------------
 
@@ -724,7 +870,7 @@ class Ring:
 
         *counts* are those for so many ranks. Where they matter, they are waited for.
         """
-        connection, stay = self._connection, self._stay
+        stay = self._stay
         stay.check_call()
         row = kinds.KINDS[kind]
         array = tensors.plain_array(x)
@@ -754,27 +900,89 @@ class Ring:
             tensors.check_out(out, shape, dtype)
         if row.source(call, rank, size) is None:
             array = _NOTHING
-        length = None if shape is None else tensors.size_of(shape, dtype)
-        work_op = make_op(
-            call,
-            array,
-            length,
-            here=connection.latest,
-            find=connection.find,
-            reserve=lambda lengths: stay.reserve(lengths, until),
-        )
-        try:
+        work_op = self._make_op(call, array, shape, dtype, until)
+
+        def submit() -> Stay:
             stay.submit(work_op, wire_timeout, until)
-            return Work(self, stay, work_op, shape=shape, dtype=dtype, out=out)
+            return stay
+
+        return self._hand_over(work_op, submit, shape, dtype, out)
+
+    def _hand_over(
+        self,
+        work_op: Op,
+        submit: Callable[[], Stay],
+        shape: tuple[int, ...] | None,
+        dtype: np.dtype[Any],
+        out: Array | None,
+    ) -> Work[Any]:
+        """Have *work_op* submitted, and return its handle; *submit* says by whom."""
+        try:
+            return Work(self, submit(), work_op, shape=shape, dtype=dtype, out=out)
         except errors.RingError:
             raise
         except BaseException:  # Ctrl-C: without a handle nobody knows when the input is free
+            connection = self._connection
             work_op.left = connection.inputs_left = True
             try:
                 connection.leave_input()
             except BaseException:  # noqa: BLE001 - a second one, at its very beginning
                 connection.leave_input()
             raise
+
+    def _send(
+        self,
+        x: npt.ArrayLike,
+        to: SupportsIndex,
+        tag: SupportsIndex,
+        name: str,
+        timeout: float | None,
+        *,
+        buffer: bool,
+    ) -> tuple[Work[None], bool]:
+        """Begin to send *x*; return the handle, and whether nobody need wait for it."""
+        stay = self._stay
+        stay.check_call()
+        array = tensors.plain_array(x)
+        wire_timeout, until = self._deadline(timeout)
+        place, to = stay.place(until), arguments.rank(to, "to")
+        arguments.check_rank(to, "to", place.size)
+        if to == place.rank:
+            raise ValueError(f"to is {to}, this program's own rank; it cannot send to itself")
+        call = _message(array.dtype, array.shape, name)
+        line = open_line(stay, Key(place.rank, to, arguments.tag(tag)), until)
+        waiting = sum(end.unreceived for end in stay.group.ends.values() if isinstance(end, End))
+        small = array.nbytes <= BUFFERED and array.nbytes + waiting <= MOST_BUFFERED
+        if buffer and small:
+            wire_timeout, until = 0.0, None
+            array = np.array(array)  # of the user's memory nothing is lent
+        dtype = tensors.native(array.dtype)
+        work_op = self._make_op(call, array, None, dtype, until)
+
+        def submit() -> Stay:
+            line.submit(work_op, wire_timeout, until)
+            return line
+
+        return self._hand_over(work_op, submit, None, dtype, None), buffer and small
+
+    def _make_op(
+        self,
+        call: Call,
+        array: Array,
+        shape: tuple[int, ...] | None,
+        dtype: np.dtype[Any],
+        until: float | None,
+    ) -> Op:
+        """Return the op of *call*, with a place for a result of *shape*, if there is one."""
+        connection, stay = self._connection, self._stay
+        return make_op(
+            call,
+            array,
+            None if shape is None else tensors.size_of(shape, dtype),
+            here=connection.latest,
+            find=connection.find,
+            reserve=lambda lengths: stay.reserve(lengths, until),
+        )
 
     def _deadline(self, timeout: float | None) -> tuple[float | None, float | None]:
         """Return *timeout* as (what the daemon is told, the moment on the monotonic clock)."""
@@ -789,3 +997,10 @@ class Ring:
         elif timeout <= 0:
             raise ValueError(f"timeout is a positive number of seconds, not {timeout!r}")
         return timeout, time.monotonic() + timeout
+
+
+def _message(dtype: np.dtype[Any], shape: tuple[int, ...], name: str) -> Call:
+    """Return the call of a message, as its sender and its receiver make it."""
+    call = Call("send", "", dtype_name(dtype), shape, tensors.call_name(name))
+    kinds.check(call, kinds.PAIR)
+    return call

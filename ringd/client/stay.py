@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from ringd import errors
 from ringd.client.connection import Connection, holders
 from ringd.client.ending import goes_on_after_failure, remember_main_thread
-from ringd.client.group import Group, Place, Wish
+from ringd.client.group import Group, Place
 from ringd.client.pool import Block
 from ringd.client.session import Op, Session
 from ringd.wire.border.messages import AskAwaited, Attached, pack
@@ -34,12 +34,11 @@ _ASK_EVERY = 1.0
 
 
 class Stay:
-    """The stay that *wish* asks for, over *connection*; any thread may call its methods."""
+    """The stay in *group*, over *connection*; any thread may call its methods."""
 
-    def __init__(self, connection: Connection, wish: Wish, place: Place | None = None) -> None:
+    def __init__(self, connection: Connection, group: Group) -> None:
         self.connection = connection
-        self.group = Group(wish, connection.daemon)
-        self.group.place = place  # where that is known beforehand
+        self.group = group
         self._pid = os.getpid()
         self._closed = False
         self._ended = False
@@ -83,6 +82,11 @@ class Stay:
             self.check()
             raise group.refusal or connection.unavailable(timeout)
         return True
+
+    @property
+    def closed(self) -> bool:
+        """Whether the program has closed its ring."""
+        return self._closed
 
     @property
     def hung_up(self) -> bool:
@@ -142,7 +146,7 @@ class Stay:
             raise errors.RingError(
                 "this ring belongs to the parent process; connect again after fork"
             )
-        if self._closed or self.connection.closed:
+        if self.closed or self.connection.closed:
             raise errors.RingError("the ring is closed")
 
     def check_call(self) -> None:
@@ -178,8 +182,8 @@ class Stay:
         """
         self.check()
         connection = self.connection
-        connection.wait(lambda: self._closed or connection.latest.state == state, until)
-        return not self._closed and connection.latest.state == state
+        connection.wait(lambda: self.closed or connection.latest.state == state, until)
+        return not self.closed and connection.latest.state == state
 
     def place(self, until: float | None) -> Place:
         """Return where we are in the group; waits until that is known for the first time.
@@ -189,11 +193,11 @@ class Stay:
             RingError: as any call.
         """
         self.check()
-        place = self.group.place
-        while place is None:
-            self._ask_for_place(until)
-            place = self.group.place
-        return place
+        group = self.group
+        if group.place is None:
+            self.until_formed(lambda: group.place is not None, until)
+        assert group.place is not None  # noqa: S101 - as of now
+        return group.place
 
     def wait_for_peers(self, session: Session, until: float | None) -> None:
         """Wait until the members of *session* are known: some call of it has ended well.
@@ -204,7 +208,7 @@ class Stay:
         """
         group = self.group
         known = self.connection.wait(
-            lambda: self._closed or bool(session.members) or group.session is not session, until
+            lambda: self.closed or bool(session.members) or group.session is not session, until
         )
         self.check()
         if not known:
@@ -213,22 +217,30 @@ class Stay:
             self.connection.pump.run(group.raise_loss)
             raise errors.GroupLost(f"group {group.name!r} has formed anew since")
 
-    def _ask_for_place(self, until: float | None) -> None:
-        """Wait a while until it is known, and ask the daemon for whom that waits."""
+    def until_formed(self, step: Callable[[], bool], until: float | None) -> None:
+        """Do *step*, within the pump's run, once the group has formed: again until it returns True.
+
+        Asks the daemon meanwhile for whom that waits.
+
+        Raises:
+            DeadlineExceeded: not before *until*; says for whom that waits.
+            RingError: as any call.
+        """
         connection, group = self.connection, self.group
-        connection.pump.run(self._ask)
-        again = time.monotonic() + _ASK_EVERY
-        connection.wait(
-            lambda: self._closed or group.place is not None or group.pending_error is not None,
-            again if until is None else min(again, until),
-        )
-        self.check()
-        if group.place is None:
-            connection.pump.run(group.raise_loss)
-            if until is not None and time.monotonic() >= until:
-                raise errors.DeadlineExceeded(
-                    f"group {group.name!r}: its ranks are not known yet; {self._why_unknown()}"
-                )
+        while not connection.pump.run(step):
+            connection.pump.run(self._ask)
+            again = time.monotonic() + _ASK_EVERY
+            connection.wait(
+                lambda: self.closed or group.formed or group.pending_error is not None,
+                again if until is None else min(again, until),
+            )
+            self.check()
+            if not group.formed:
+                connection.pump.run(group.raise_loss)
+                if until is not None and time.monotonic() >= until:
+                    raise errors.DeadlineExceeded(
+                        f"group {group.name!r}: its ranks are not known yet; {self._why_unknown()}"
+                    )
 
     def _ask(self) -> None:
         self.connection.settle()
@@ -273,9 +285,9 @@ class Stay:
             if surplus:
                 continue
             connection.pump.run(connection.settle)
-            waiting = connection.groups.have_ops and not self._closed
+            waiting = connection.groups.have_ops and not self.closed
             if not pool.has_returns and not (
-                waiting and connection.wait(lambda: pool.has_returns or self._closed, until)
+                waiting and connection.wait(lambda: pool.has_returns or self.closed, until)
             ):
                 raise errors.ResourceExhausted(
                     f"{sum(lengths)} bytes of shared memory are needed, but {pool.size} of "
@@ -308,11 +320,7 @@ class Stay:
             DeadlineExceeded: calls of the last stay, which is over, were open all the time.
             ResourceExhausted: too many calls wait to be handed over.
         """
-        if until is not None:
-            op.asked, op.timeout = timeout, until
-            op.give_up = until + self.grace
-        else:
-            op.timeout = timeout
+        self.set_times(op, timeout, until)
         if then is not None:
             then.asked, then.timeout = op.asked, None if timeout else timeout
         while self.connection.pump.run(self._submit, op, then, waits) is None:
@@ -320,6 +328,14 @@ class Stay:
                 raise errors.DeadlineExceeded(
                     "calls that were made before the group lost a program have not ended yet"
                 )
+
+    def set_times(self, op: Op, timeout: float | None, until: float | None) -> None:
+        """Say when the time for *op* is over; as of :meth:`submit`."""
+        if until is not None:
+            op.asked, op.timeout = timeout, until
+            op.give_up = until + self.grace
+        else:
+            op.timeout = timeout
 
     def _submit(self, op: Op, then: Op | None, waits: bool) -> bool | None:
         self.check()
@@ -339,7 +355,7 @@ class Stay:
 
     def _has_room(self) -> bool:
         session = self.group.session
-        return self._closed or not (session.over and session.open)
+        return self.closed or not (session.over and session.open)
 
     def wait(self, op: Op, until: float | None) -> None:
         """Return when *op* has ended well; raise its error otherwise.

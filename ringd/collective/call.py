@@ -12,6 +12,8 @@ MAX_PART_NAME = MAX_GROUP_NAME + MAX_COLOR + 18
 MAX_LOCAL_SIZE = 4096
 """Programs of one group on one machine."""
 MAX_CALL_NAME = 256
+MAX_TAG = 32767
+"""Of a channel."""
 MAX_TEXT = 4096
 """Characters of an error's message."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ringd.collective.plan import Combine, Copy, Place, Plan, Receive, Send, Task, pieces
+from ringd.collective.plan import Combine, Local, Place, Plan, Receive, Send, Task, pieces
 
 CHAIN_CHUNKS = 4
 """Chunks that a tensor should have at least, for each link that a chunk crosses before it is where
@@ -25,16 +25,28 @@ def chain_broadcast(task: Task) -> Plan:
     parts = _parts(task)
     sends: list[Send] = []
     receives: list[Receive] = []
-    copies: list[Copy] = []
+    local: tuple[Local, ...] = ()
     if position == 0:
-        copies = [Copy(part.start, part.start, len(part)) for part in parts]
+        local = task.local(parts)
     else:
         receives = [task.store(0, Place.TARGET, part) for part in parts]
     if position < task.size - 1:
         place = Place.TARGET if position else Place.SOURCE
         sends = [task.send(i + 1 if position else 0, place, part) for i, part in enumerate(parts)]
     taken = 0 if position else task.count
-    return Plan(task, tuple(sends), tuple(receives), tuple(copies), taken, task.count)
+    return Plan(task, tuple(sends), tuple(receives), local, taken, task.count)
+
+
+def point_to_point(task: Task) -> Plan:
+    """Return the plan of a message: from the root to the other machine, or within the only one."""
+    parts = _parts(task)
+    if task.size == 1:
+        return Plan(task, (), (), task.local(parts), task.count, task.count)
+    if task.rank == task.root:
+        sends = tuple(task.send(0, Place.SOURCE, part) for part in parts)
+        return Plan(task, sends, (), (), task.count, 0)
+    receives = tuple(task.store(0, Place.TARGET, part) for part in parts)
+    return Plan(task, (), receives, (), 0, task.count)
 
 
 def chain_all_reduce(task: Task) -> Plan:
@@ -58,7 +70,8 @@ def chain_reduce(task: Task) -> Plan:
         return _by_rank(task, parts, given)
     position, last = (task.rank - task.root - 1) % task.size, task.size - 1
     if last == 0:
-        return Plan(task, (), (), (), task.count, given)
+        spans = pieces(range(task.count), task.chunks(task.count, 1))
+        return Plan(task, (), (), task.local(spans), task.count, given)
     receives = tuple(_add(task, part, position, last) for part in parts) if position else ()
     sends = tuple(
         _send_partial(task, part, position, number + 1)
@@ -68,14 +81,17 @@ def chain_reduce(task: Task) -> Plan:
 
 
 def chain_reduce_scatter(task: Task) -> Plan:
-    """Return the plan that adds in the order of the ranks, and gives each rank its own block."""
-    block = task.block
+    """Return the plan that adds in the order of the ranks, and gives each rank its own block.
+
+    Blocks have the task's *lengths*.
+    """
     parts: list[_Part] = []
-    for owner in range(task.size):
-        whole = range(owner * block, (owner + 1) * block)
-        chunks = pieces(whole, task.chunks(block, CHAIN_CHUNKS))
-        parts += [_Part(chunk, owner, chunk.start - whole.start) for chunk in chunks]
-    return _by_rank(task, parts, block)
+    start = 0
+    for owner, length in enumerate(task.lengths):
+        chunks = pieces(range(start, start + length), task.chunks(length, CHAIN_CHUNKS))
+        parts += [_Part(chunk, owner, chunk.start - start) for chunk in chunks]
+        start += length
+    return _by_rank(task, parts, task.lengths[task.rank])
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +121,7 @@ def _by_rank(task: Task, parts: list[_Part], given: int) -> Plan:
         given: elements of this rank's result.
     """
     chain = _ByRank(task)
+    local: tuple[Local, ...] = ()
     passing = any(part.owner is not None for part in parts)
     lag = PASSING_LAG * task.size if passing else len(parts)
     for number in range(len(parts) + lag if task.size > 1 else 0):
@@ -112,7 +129,10 @@ def _by_rank(task: Task, parts: list[_Part], given: int) -> Plan:
             chain.add(parts[number])
         if number >= lag:
             chain.pass_on(parts[number - lag], number - lag)
-    return Plan(task, tuple(chain.sends), tuple(chain.receives), (), task.count, given)
+    if task.size == 1:
+        local = tuple(Local(part.span.start, part.target, len(part.span)) for part in parts)
+    count = sum(len(part.span) for part in parts)
+    return Plan(task, tuple(chain.sends), tuple(chain.receives), local, count, given)
 
 
 class _ByRank:
@@ -155,13 +175,14 @@ def _end(part: _Part, last: int) -> int:
 def _send_partial(task: Task, part: _Part, position: int, after: int) -> Send:
     """Return the send of a partial sum, or at position 0 of the input, in a chain."""
     if position == 0:
-        return task.send(0, Place.SOURCE, part.span)
+        return task.send(0, Place.SOURCE, part.span, partial=task.merges)
     return task.send(after, _partial(task, part), part.span, partial=True)
 
 
 def _add(task: Task, part: _Part, position: int, last: int) -> Receive:
     """Return the receive of a partial sum, or at position 1 of an input, which is added to."""
-    partial, complete = position > 1, position == last  # rank 0's input is exact in its dtype
+    # An input is exact in its own dtype.
+    partial, complete = position > 1 or task.merges, position == last
     if complete:
         into = Place.TARGET if part.belongs_to(task.rank) else Place.SCRATCH
     else:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Optional
+from typing import Optional
 
 import msgspec
 import numpy as np
@@ -24,12 +24,16 @@ from ringd.collective.chain_plans import (
     chain_broadcast,
     chain_reduce,
     chain_reduce_scatter,
+    point_to_point,
 )
 from ringd.collective.plan import Plan, Task
 from ringd.collective.reduction import Array, Reduction
 from ringd.collective.ring_plans import ring_all_gather, ring_all_reduce, ring_reduce_scatter
 
 MAX_BYTES = (1 << 63) - 1
+
+PAIR = 2
+"""Ranks of a channel."""
 
 Shape = tuple[int, ...]
 ShapeOf = Callable[[Call, int, int], Optional[Shape]]
@@ -47,17 +51,24 @@ class Inputs:
     rank: int
     """Whose result is wanted."""
     reduction: Reduction | None
+    order: Sequence[int] = ()
+    """All ranks, in the order in which sums are taken; empty for the ranks' own."""
 
     @property
     def root(self) -> int:
         """The rank that the call names."""
-        return self.calls[self.rank].root
+        return root_of(self.calls[self.rank])
 
     @property
     def arithmetic(self) -> Reduction:
         """What to compute, of a kind that reduces."""
         assert self.reduction is not None  # noqa: S101 - for the type checker
         return self.reduction
+
+    @property
+    def summands(self) -> Sequence[int]:
+        """All ranks, in the order in which sums are taken."""
+        return self.order or range(len(self.arrays))
 
     def block(self, sender: int) -> Array:
         """Return the part of the input of *sender* that is for the rank."""
@@ -81,7 +92,7 @@ class Kind:
     compute: Callable[[Inputs, Array], None]
     """Computes a small call into one rank's target."""
     plan: Callable[[Task], Plan]
-    """Returns what a rank does for a large call."""
+    """Returns what a machine does for a large call."""
     data: bool = True
     """Whether there is a tensor."""
     ends_together: bool = False
@@ -92,20 +103,30 @@ class Kind:
     """Whether there is an op."""
     rooted: bool = False
     """Whether there is a root."""
-    rows: bool = False
-    """Whether a tensor has an axis 0, along which it is divided, or joined to others."""
     divides: bool = False
-    """Whether that is divided among the ranks, evenly unless there are counts."""
+    """Whether a source is divided among the ranks along axis 0, evenly unless there are counts."""
+    joins: bool = False
+    """Whether a target is made of the parts of all ranks, joined along axis 0."""
+    passes: bool = False
+    """Whether a machine may hold any number of chunks for others in a large call, and so has to say
+    how many it takes. Of other kinds the plan itself is the bound."""
     counts: int = 0
     """How many counts there may be for each rank."""
+    pair: bool = False
+    """Whether it is a call of two ranks, the second of which is given what the first hands over."""
     conflict: Callable[[Sequence[Call]], str] = lambda _calls: ""
     """Says why the calls of all ranks do not fit together, though all fields but the shape's rows
     and the counts are equal; empty if they do."""
 
     @property
+    def rows(self) -> bool:
+        """Whether a tensor has an axis 0, along which it is divided, or joined to others."""
+        return self.divides or self.joins
+
+    @property
     def sized(self) -> bool:
         """Whether what a call means depends on the rank that makes it, or on how many there are."""
-        return self.rooted or self.rows
+        return self.rooted or self.rows or self.pair
 
 
 def of(call: Call) -> Kind:
@@ -118,6 +139,11 @@ def of(call: Call) -> Kind:
     if kind is None:
         raise ValueError(f"unknown kind of call {call.kind!r}")
     return kind
+
+
+def root_of(call: Call) -> int:
+    """Return the rank that has, or is given, what others have not; 0 if none is named."""
+    return max(0, call.root)
 
 
 def ends_together(call: Call, *, by_rank: bool) -> bool:
@@ -141,6 +167,8 @@ def _check(call: Call, size: int) -> None:
     kind = of(call)
     if not kind.rooted and call.root != NO_ROOT:
         raise ValueError(f"{call.kind} has no root")
+    if kind.pair and size != PAIR:
+        raise ValueError(f"{call.kind} is a call of two ranks, not of {size}")
     if kind.rooted and not 0 <= call.root < size:
         raise ValueError(f"root {call.root} is not one of the {size} ranks")
     if not kind.data:
@@ -153,7 +181,7 @@ def _check(call: Call, size: int) -> None:
     elif call.reduction:
         raise ValueError(f"{call.kind} has no op")
     _check_shape(kind, call, size)
-    if target_count(call, max(0, call.root), size) * dtype.itemsize > MAX_BYTES:
+    if target_count(call, root_of(call), size) * dtype.itemsize > MAX_BYTES:
         raise ValueError("the tensor is too large")
 
 
@@ -208,21 +236,14 @@ def _alike(call: Call) -> Call:
     return msgspec.structs.replace(call, shape=call.shape[1:], counts=(len(call.counts),))
 
 
-def task(calls: Sequence[Call], rank: int, **settings: Any) -> Task:
-    """Return what the plan of *rank* is made for; *settings* are the fields of ring and dtype."""
-    call, size = calls[rank], len(calls)
-    row = math.prod(call.shape[1:])
-    counts = [count for c in calls for count in c.counts[:size]] if call.counts else []
-    if of(call).counts == 1:  # the same on all ranks
-        counts = list(call.counts)
-    return Task(
-        count=math.prod(call.shape),
-        size=size,
-        rank=rank,
-        root=max(0, call.root),
-        lengths=tuple(count * row for count in counts),
-        **settings,
-    )
+def sent(calls: Sequence[Call], sender: int, receiver: int) -> int:
+    """Return how many elements of what *sender* hands over are for *receiver*."""
+    call, size = calls[sender], len(calls)
+    if not of(call).divides:
+        return source_count(call, sender, size)
+    if call.counts:
+        return call.counts[receiver] * math.prod(call.shape[1:])
+    return math.prod(call.shape) // size
 
 
 def source_count(call: Call, rank: int, size: int) -> int:
@@ -308,9 +329,18 @@ def _at_root(shape: ShapeOf) -> ShapeOf:
     """Return a shape that is nothing everywhere but at the root."""
 
     def at_root(call: Call, rank: int, size: int) -> Shape | None:
-        return shape(call, rank, size) if rank == call.root else None
+        return shape(call, rank, size) if rank == root_of(call) else None
 
     return at_root
+
+
+def _elsewhere(shape: ShapeOf) -> ShapeOf:
+    """Return a shape that is nothing at the root."""
+
+    def elsewhere(call: Call, rank: int, size: int) -> Shape | None:
+        return None if rank == root_of(call) else shape(call, rank, size)
+
+    return elsewhere
 
 
 # --- small calls ------------------------------------------------------------------------
@@ -322,16 +352,20 @@ def _barrier(_inputs: Inputs, _target: Array) -> None:
 
 def _reduce(inputs: Inputs, target: Array) -> None:
     if len(target):
-        inputs.arithmetic.reduce_all(inputs.arrays, target)
+        inputs.arithmetic.reduce_all([inputs.arrays[rank] for rank in inputs.summands], target)
 
 
 def _reduce_scatter(inputs: Inputs, target: Array) -> None:
-    ranks = range(len(inputs.arrays))
-    inputs.arithmetic.reduce_all([inputs.block(rank) for rank in ranks], target)
+    inputs.arithmetic.reduce_all([inputs.block(rank) for rank in inputs.summands], target)
 
 
 def _broadcast(inputs: Inputs, target: Array) -> None:
     target[:] = inputs.arrays[inputs.root]
+
+
+def _send(inputs: Inputs, target: Array) -> None:
+    if inputs.rank != inputs.root:
+        target[:] = inputs.arrays[inputs.root]
 
 
 def _gather(inputs: Inputs, target: Array) -> None:
@@ -364,31 +398,43 @@ def _no_plan(_task: Task) -> Plan:
 
 
 _ALL_GATHER = Kind(
-    _whole, _of_all, _gather, ring_all_gather, rows=True, counts=1, conflict=_counts_of_each
+    _whole, _of_all, _gather, ring_all_gather, joins=True, counts=1, conflict=_counts_of_each
 )
 
 KINDS: dict[str, Kind] = {
     "all_reduce": Kind(_whole, _whole, _reduce, _all_reduce_plan, ends_together=True, reduces=True),
-    "reduce": Kind(_whole, _at_root(_whole), _reduce, chain_reduce, reduces=True, rooted=True),
+    "reduce": Kind(
+        _whole, _at_root(_whole), _reduce, chain_reduce, reduces=True, rooted=True, passes=True
+    ),
     "reduce_scatter": Kind(
-        _whole, _block, _reduce_scatter, _reduce_scatter_plan, reduces=True, rows=True, divides=True
+        _whole,
+        _block,
+        _reduce_scatter,
+        _reduce_scatter_plan,
+        reduces=True,
+        divides=True,
+        passes=True,
     ),
     "broadcast": Kind(_at_root(_whole), _whole, _broadcast, chain_broadcast, rooted=True),
     "all_gather": _ALL_GATHER,
     "all_gather_bytes": _ALL_GATHER,  # first of the lengths, then of the bytes
-    "gather": Kind(_whole, _at_root(_of_all), _gather, gather, rooted=True, rows=True),
+    "gather": Kind(
+        _whole, _at_root(_of_all), _gather, gather, rooted=True, joins=True, passes=True
+    ),
     "scatter": Kind(
-        _at_root(_whole), _block, _scatter, scatter, rooted=True, rows=True, divides=True
+        _at_root(_whole), _block, _scatter, scatter, rooted=True, divides=True, passes=True
     ),
     "all_to_all": Kind(
         _whole,
         _from_each,
         _all_to_all,
         all_to_all,
-        rows=True,
         divides=True,
+        joins=True,
+        passes=True,
         counts=2,
         conflict=_counts_of_pairs,
     ),
+    "send": Kind(_at_root(_whole), _elsewhere(_whole), _send, point_to_point, pair=True),
     "barrier": Kind(_none, _none, _barrier, _no_plan, data=False),
 }

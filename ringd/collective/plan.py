@@ -1,9 +1,14 @@
-"""How a large call is carried out: a rank's lists of instructions, and what they are made for.
+"""How a large call is carried out: a machine's lists of instructions, and what they are made for.
 
-A :class:`Plan` is one rank's list of :class:`Send` and of :class:`Receive`. Each list is carried
+A :class:`Plan` is one machine's list of :class:`Send` and of :class:`Receive`. Each list is carried
 out in its order, and each instruction waits for a number of the other list: so two counters are
-the whole state of a run. What a rank sends as its chunk *i*, its right neighbour receives as its
-chunk *i*. Data goes rightwards only.
+the whole state of a run. What a machine sends as its chunk *i*, its right neighbour receives as its
+chunk *i*. Data goes rightwards only. What needs no other machine is a list of its own,
+:class:`Local`.
+
+A plan knows no ranks of the group but machines: all ranks of one have, to it, one input and one
+result (:mod:`ringd.collective.arrange` says how those are put together). So a *rank* in a plan is a
+machine's place among those that take part.
 
 The plans are made in :mod:`ringd.collective.ring_plans` (the fewest bytes),
 :mod:`ringd.collective.chain_plans` (one rank after the other) and
@@ -17,6 +22,9 @@ from dataclasses import dataclass, field
 
 MIN_CHUNK_BYTES = 32 * 1024
 """Below this a chunk costs more in calls than its overlap gains."""
+MAX_PASSING = 16
+"""Chunks for others that a machine holds at most, where a plan passes them on: more than twice what
+the plans take round together, so that no machine waits for another in a circle."""
 DEFAULT_CHUNK_BYTES = 512 * 1024
 """Half of it costs four members on two cores 4 % of their speed; twice as much gains 4 % on
 loopback, but would hold up the small calls behind it on a slow link."""
@@ -81,8 +89,11 @@ class Receive:
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
-    """A part of the own input that is a part of the own result; at any time."""
+class Local:
+    """A part of the result that the own input alone makes, at any time.
+
+    It is copied; of a kind that reduces, it is the reduction of the inputs that are here.
+    """
 
     source: int
     """First element there."""
@@ -93,20 +104,22 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a plan is made for; equal on all members but for the rank.
+    """What a plan is made for; equal on all machines but for the rank.
 
     Args:
-        count: elements of the tensor, 0 or more.
+        count: elements of the tensor, where it is not made of a block for each machine.
         itemsize: bytes per element of the tensor.
         accumulator_itemsize: bytes per element of a partial result; equal to *itemsize* unless
             partial results have a dtype of their own.
-        size: members of the ring.
-        rank: of this member.
+        size: machines that take part.
+        rank: of this machine.
         chunk_bytes: upper limit for a chunk, counted in the accumulator's dtype.
         by_rank: whether every sum is to be taken in the order of the ranks.
-        root: the rank that has, or is given, what others have not or are not.
-        lengths: elements of every block, where they are not even: of an all-gather by rank, of an
-            all-to-all by sender, and for each sender by receiver.
+        root: the machine that has, or is given, what others have not or are not.
+        lengths: elements of every machine's block, by rank; of an all-to-all by sender, and for
+            each sender by receiver.
+        inputs: of all machines together, where these are more than one each.
+        passes: whether machines hold no more than :data:`MAX_PASSING` chunks for others.
     """
 
     count: int
@@ -118,6 +131,8 @@ class Task:
     by_rank: bool = False
     root: int = 0
     lengths: tuple[int, ...] = ()
+    inputs: int = 0
+    passes: bool = False
 
     def __post_init__(self) -> None:
         if self.count < 0:
@@ -137,9 +152,9 @@ class Task:
         return self.accumulator_itemsize != self.itemsize
 
     @property
-    def block(self) -> int:
-        """Elements of one rank's part of a tensor that is divided evenly."""
-        return self.count // self.size
+    def merges(self) -> bool:
+        """Whether what a machine sends first is a partial result, as some have several inputs."""
+        return self.inputs > self.size
 
     def chunks(self, elements: int, wanted: int) -> int:
         """Return in how many chunks to send *elements*: *wanted* of them, if they can be long."""
@@ -160,25 +175,35 @@ class Task:
             after, place, Combine.STORE, span.start, span.stop, self.nbytes(span), 0, place
         )
 
+    def local(self, parts: list[range], source: int = 0, target: int = 0) -> tuple[Local, ...]:
+        """Return the local work on *parts*, which begin at *source* and at *target*."""
+        return tuple(Local(part.start + source, part.start + target, len(part)) for part in parts)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one rank does for one call. It serves every tensor of its kind, so keep it."""
+    """What one machine does for one call. It serves every tensor of its kind, so keep it."""
 
     task: Task
     sends: tuple[Send, ...] = field(repr=False)
     """By chunk number."""
     receives: tuple[Receive, ...] = field(repr=False)
     """By chunk number."""
-    copies: tuple[Copy, ...] = field(repr=False)
+    local: tuple[Local, ...] = field(repr=False)
     source_count: int
     """Elements of the source."""
     target_count: int
     """Elements of the target."""
+    passing: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """The receives of chunks for others, where these are limited."""
+
+    def __post_init__(self) -> None:
+        passing = (i for i, r in enumerate(self.receives) if r.into is Place.SCRATCH)
+        object.__setattr__(self, "passing", tuple(passing) if self.task.passes else ())
 
     def __len__(self) -> int:
         """Return how many instructions there are."""
-        return len(self.sends) + len(self.receives) + len(self.copies)
+        return len(self.sends) + len(self.receives) + len(self.local)
 
 
 def split(span: range, parts: int, part: int) -> range:

@@ -251,13 +251,22 @@ class Reduction:
             block = slice(start, start + _BLOCK)
             result = out[block]
             partial = result if scratch is None else scratch[: len(result)]
-            if self.size == 1:
-                self._take(inputs[0][block], partial)
-            else:
-                self.combine(inputs[0][block], inputs[1][block], partial)
-            for member in inputs[2:]:
-                self.combine(partial, member[block], partial)
+            self.merge([member[block] for member in inputs], partial)
             self.finish(partial, result)
+
+    def merge(self, inputs: Sequence[Array], partial: Array) -> None:
+        """Reduce the inputs of some members, in their order, into a partial result.
+
+        Args:
+            inputs: one or more, of *dtype*.
+            partial: of *accumulator*, apart from the inputs in memory.
+        """
+        if len(inputs) == 1:
+            self._take(inputs[0], partial)
+        else:
+            self.combine(inputs[0], inputs[1], partial)
+        for member in inputs[2:]:
+            self.combine(partial, member, partial)
 
     def _take(self, values: Array, out: Array) -> None:
         """Begin with one member's input, so that what follows makes a result of it."""

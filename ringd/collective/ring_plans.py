@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 
-from ringd.collective.plan import Combine, Copy, Place, Plan, Receive, Send, Task, pieces, split
+from ringd.collective.plan import Combine, Place, Plan, Receive, Send, Task, pieces, split
 
 MIN_CHUNKS = 2
 """Chunks that a segment should have at least, so that receiving, reducing and sending overlap."""
@@ -41,8 +41,8 @@ def ring_all_reduce(task: Task) -> Plan:
         return split(split(whole, size, segment % size), k, index % k)
 
     def is_partial(index: int) -> bool:
-        # The input is exact in its own dtype, and so is the result: only what lies between is wide.
-        return k <= index < reduced
+        # An input is exact in its own dtype, and so is the result: only what lies between is wide.
+        return (0 if task.merges else k) <= index < reduced
 
     def send(index: int) -> Send:
         start = partial if is_partial(index) else Place.TARGET
@@ -71,75 +71,82 @@ def ring_all_reduce(task: Task) -> Plan:
             Place.TARGET if last else partial,
         )
 
+    local = () if size > 1 else task.local(pieces(whole, k))
     return Plan(
-        task, tuple(map(send, chunks)), tuple(map(receive, chunks)), (), task.count, task.count
+        task, tuple(map(send, chunks)), tuple(map(receive, chunks)), local, task.count, task.count
     )
 
 
 def ring_reduce_scatter(task: Task) -> Plan:
-    """Return the plan of a reduce-scatter: (n-1)/n of the tensor over each link.
+    """Return the plan of a reduce-scatter of a block for each rank, of the task's *lengths*.
 
     At step *t*, rank *r* sends segment *r - t - 1* and receives segment *r - t - 2* (mod n), the
-    last time its own. So the sum of a segment starts one rank after that of its number.
+    last time its own. So the sum of a segment starts one rank after that of its number. With even
+    lengths a link carries (n-1)/n of the tensor.
     """
-    size, rank, block = task.size, task.rank, task.block
-    parts = pieces(range(block), task.chunks(block, MIN_CHUNKS))
+    size, rank = task.size, task.rank
+    ends = list(accumulate(task.lengths, initial=0))
+    blocks = [pieces(range(n), task.chunks(n, MIN_CHUNKS)) for n in task.lengths]
     sends: list[Send] = []
     receives: list[Receive] = []
-    for first in range(0, len(parts), WINDOW):
-        window = parts[first : first + WINDOW]
+    for first in range(0, max(map(len, blocks)), WINDOW):
+        came: list[int] = []  # the receives of the step before
         for step in range(size - 1):
-            for part in window:
-                mine = _shift(part, (rank - step - 1) % size * block)
-                if step == 0:
-                    sends.append(task.send(0, Place.SOURCE, mine))
-                else:  # what came in at the step before, a window ago
-                    after = len(sends) - len(window) + 1
-                    sends.append(task.send(after, Place.SCRATCH, mine, partial=True))
-            for part in window:
-                own = (rank - step - 2) % size * block + part.start
-                partial, last = step > 0, step == size - 2
-                wide = partial and task.wide
-                receives.append(
-                    Receive(
-                        0,
-                        Place.TARGET if last and not wide else Place.SCRATCH,
-                        Combine.FINISH if last else Combine.ADD,
-                        part.start,
-                        part.stop,
-                        task.nbytes(part, partial=partial),
-                        own,
-                        Place.TARGET if last else Place.SCRATCH,
-                    )
-                )
-    return Plan(task, tuple(sends), tuple(receives), (), task.count, block)
+            segment = (rank - step - 1) % size
+            window = blocks[segment][first : first + WINDOW]
+            mine = [_shift(part, ends[segment]) for part in window]
+            if step == 0:
+                sends += [task.send(0, Place.SOURCE, span, partial=task.merges) for span in mine]
+            else:
+                for after, span in zip(came, mine, strict=True):
+                    sends.append(task.send(after, Place.SCRATCH, span, partial=True))
+            segment = (rank - step - 2) % size
+            came = []
+            for part in blocks[segment][first : first + WINDOW]:
+                receives.append(_add(task, part, ends[segment] + part.start, step))
+                came.append(len(receives))
+    local = () if size > 1 else task.local(blocks[0])
+    return Plan(task, tuple(sends), tuple(receives), local, ends[-1], task.lengths[rank])
+
+
+def _add(task: Task, part: range, own: int, step: int) -> Receive:
+    """Return the receive of *part* of a segment in a reduce-scatter, which is added to."""
+    partial, last = step > 0 or task.merges, step == task.size - 2
+    wide = partial and task.wide
+    return Receive(
+        0,
+        Place.TARGET if last and not wide else Place.SCRATCH,
+        Combine.FINISH if last else Combine.ADD,
+        part.start,
+        part.stop,
+        task.nbytes(part, partial=partial),
+        own,
+        Place.TARGET if last else Place.SCRATCH,
+    )
 
 
 def ring_all_gather(task: Task) -> Plan:
-    """Return the plan of an all-gather of *count* elements of each rank, or of their *lengths*.
+    """Return the plan of an all-gather of a block of each rank, of the task's *lengths*.
 
     At step *t*, rank *r* sends the block of rank *r - t* and receives that of *r - t - 1* (mod n).
     """
-    size, rank = task.size, task.rank
-    lengths = task.lengths or (task.count,) * size
+    size, rank, lengths = task.size, task.rank, task.lengths
     ends = list(accumulate(lengths, initial=0))
 
     def block(of: int) -> list[range]:
         of %= size
         return pieces(range(ends[of], ends[of + 1]), task.chunks(lengths[of], MIN_CHUNKS))
 
-    own = block(rank)
-    sends = [task.send(0, Place.SOURCE, _shift(part, -ends[rank])) for part in own]
+    own = [_shift(part, -ends[rank]) for part in block(rank)]
+    sends = [task.send(0, Place.SOURCE, part) for part in own if size > 1]
     receives: list[Receive] = []
     for step in range(1, size):
         for part in block(rank - step):
             receives.append(task.store(0, Place.TARGET, part))
             if step < size - 1:
                 sends.append(task.send(len(receives), Place.TARGET, part))
-    copies = tuple(Copy(part.start - ends[rank], part.start, len(part)) for part in own)
-    if size == 1:
-        sends = []
-    return Plan(task, tuple(sends), tuple(receives), copies, lengths[rank], ends[-1])
+    local = task.local(own, target=ends[rank])
+    return Plan(task, tuple(sends), tuple(receives), local, lengths[rank], ends[-1])
 
 
 def _shift(span: range, by: int) -> range:

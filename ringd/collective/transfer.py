@@ -1,4 +1,4 @@
-"""One member's part in one large call: buffers out, buffers in, arithmetic between.
+"""One machine's part in one large call: buffers out, buffers in, arithmetic between.
 
 Sans-IO: a :class:`Transfer` says which memory to send next and where to receive to, and
 reduces what has come in. It never waits, and knows neither sockets nor clocks.
@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ringd.collective.plan import Combine, Place, Plan, Receive
+from ringd.collective.plan import MAX_PASSING, Combine, Local, Place, Plan, Receive, Send
 from ringd.collective.reduction import Array, Reduction
+from ringd.collective.spread import Spread
 
 
 class TransferError(Exception):
@@ -56,13 +57,14 @@ class Transfer:
     Chunks that belong in the target go straight to their place there, and are reduced there. What
     has no place in it (what is for others, and float16 and bfloat16 on the way) stands in scratch
     buffers: one is taken for the receive that fills it, and given back when that has been sent or
-    finished.
+    finished. A buffer also holds what no array has in one piece: a chunk of several segments, and
+    the reduction of the inputs that are here.
 
     Args:
-        plan: this rank's plan.
-        reduction: what to compute, with the plan's size; None where nothing is reduced.
-        source: this member's input, 1-d, contiguous; only ever read.
-        target: where the result goes, 1-d, contiguous, of the source's dtype and apart from it in
+        plan: this machine's plan.
+        reduction: what to compute, over all inputs; None where nothing is reduced.
+        source: this machine's input, contiguous; only ever read.
+        target: where the result goes, contiguous, of the source's dtype and apart from it in
             memory. Its content is undefined until :attr:`finished`, and afterwards if the run is
             given up.
         scratch: its buffers must hold ``plan.task.chunk_bytes``.
@@ -70,17 +72,26 @@ class Transfer:
 
     __slots__ = (
         "_buffers",
-        "_copied",
+        "_credit",
         "_incoming",
+        "_input",
         "_itemsize",
+        "_left",
+        "_limit",
+        "_merges",
         "_next",
+        "_outgoing",
+        "_passed",
+        "_plain",
         "_received",
+        "_result",
         "_scratch",
         "_sent",
         "_source",
         "_source_bytes",
         "_target",
         "_target_bytes",
+        "_unworked",
         "plan",
         "reduction",
     )
@@ -89,74 +100,89 @@ class Transfer:
         self,
         plan: Plan,
         reduction: Reduction | None,
-        source: Array,
-        target: Array,
+        source: Spread,
+        target: Spread,
         scratch: ScratchPool,
     ) -> None:
-        task = plan.task
-        dtype = source.dtype if reduction is None else reduction.dtype
-        for name, array, count in (
-            ("source", source, plan.source_count),
-            ("target", target, plan.target_count),
-        ):
-            if array.shape != (count,) or not array.flags.c_contiguous:
-                raise ValueError(f"the {name} must be 1-d, contiguous, {count} elements long")
-            if array.dtype != dtype or array.itemsize != task.itemsize:
-                raise ValueError(f"the {name} is {array.dtype}, not {dtype}")
-        if not target.flags.writeable:
-            raise ValueError("the target is read-only")
-        if reduction is not None and task.size != reduction.size:
-            raise ValueError(f"a plan for {task.size}, but a reduction over {reduction.size}")
-        accumulator = dtype if reduction is None else reduction.accumulator
-        if task.accumulator_itemsize != accumulator.itemsize:
-            raise ValueError("the plan's accumulator is not the reduction's")
-        if np.may_share_memory(source, target):
-            raise ValueError("source and target overlap, but a source is never written")
+        _check(plan, reduction, source, target)
         self.plan = plan
         self.reduction = reduction
         self._source = source
         self._target = target
+        self._merges = reduction is not None and plan.task.merges
+        # The shortest ways, where a chunk stands in one array and is nowhere else.
+        self._input = source.whole if source.alike == 1 else None
+        self._result = target.whole
+        self._plain = target.whole is not None and target.alike == 1
+        straight = not self._merges or not (reduction and reduction.wide)
         # Through uint8, since bfloat16 arrays have no buffer protocol.
-        self._source_bytes = source.view(np.uint8).data
-        self._target_bytes = target.view(np.uint8).data
-        self._itemsize = task.itemsize
+        self._source_bytes = _bytes(self._input) if straight else None
+        self._target_bytes = _bytes(self._result)
+        self._itemsize = plan.task.itemsize
         self._scratch = scratch
         self._buffers: dict[int, Array] = {}  # of the scratch, by the receive that fills them
+        self._outgoing: dict[int, Array] = {}  # likewise, by the send that they were filled for
         self._next = 0
         self._sent = 0
         self._received = 0
+        self._unworked = len(plan.local)
+        self._left = len(plan)
+        self._passed = 0  # chunks for others that have left
         self._incoming: Receive | None = None
-        self._copied = 0
-        if task.size == 1 and reduction is not None:
-            reduction.reduce_all([source], target)
-        self._copy()
+        self.credit = None
 
     @property
     def finished(self) -> bool:
         """Whether the target is complete and nothing here is still to be sent."""
-        plan = self.plan
-        return self._received == len(plan.receives) and self._sent == len(plan.sends)
+        return not self._left
 
     @property
     def received_chunks(self) -> int:
         """How many chunks have come in."""
         return self._received
 
+    # --- for others -------------------------------------------------------------------
+
+    @property
+    def granted(self) -> int:
+        """How many chunks the left neighbour may have sent by now.
+
+        It rises as chunks for others leave, such that at most ``MAX_PASSING`` of them are here. So
+        it begins at that or more, unless there are fewer chunks.
+        """
+        passing, beyond = self.plan.passing, self._passed + MAX_PASSING
+        return passing[beyond] if beyond < len(passing) else len(self.plan.receives)
+
+    @property
+    def credit(self) -> int | None:
+        """How many chunks may have been sent by now; None for all."""
+        return self._credit
+
+    @credit.setter
+    def credit(self, credit: int | None) -> None:
+        self._credit = credit
+        most = len(self.plan.sends)
+        self._limit = most if credit is None else min(credit, most)
+
+    # --- to the right -----------------------------------------------------------------
+
     def next_send(self) -> tuple[int, memoryview] | None:
         """Return the next chunk that may be sent, as its number and bytes, or None for now.
 
         The bytes stay as they are until :meth:`sent` is called with that number.
         """
-        index, sends = self._next, self.plan.sends
-        if index == len(sends):
+        index = self._next
+        if index >= self._limit:
             return None
-        send = sends[index]
+        send = self.plan.sends[index]
         if send.after > self._received:
             return None
         self._next = index + 1
         if send.place is Place.SCRATCH:
             return index, self._buffers[send.after - 1].data[: send.nbytes]
         whole = self._source_bytes if send.place is Place.SOURCE else self._target_bytes
+        if whole is None:
+            return index, self._assemble(index, send)
         itemsize = self._itemsize
         return index, whole[send.start * itemsize : send.stop * itemsize]
 
@@ -169,10 +195,19 @@ class Transfer:
         if index != self._sent or index >= self._next:
             raise ValueError(f"chunk {index} cannot have been sent: {self._sent} is the next")
         self._sent = index + 1
+        self._left -= 1
         send = self.plan.sends[index]
         if send.place is Place.SCRATCH:
             self._let_go(send.after - 1)
-        self._copy()
+            self._passed += 1
+        elif self._outgoing:
+            buffer = self._outgoing.pop(index, None)
+            if buffer is not None:
+                self._scratch.give(buffer)
+        if self._unworked:
+            self.work()
+
+    # --- from the left ----------------------------------------------------------------
 
     def receive_buffer(self, index: int, length: int) -> memoryview:
         """Return the memory that the bytes of chunk *index* must be written to.
@@ -193,11 +228,15 @@ class Transfer:
         if receive.after > self._sent:  # only a confused peer can be that early
             raise TransferError(f"chunk {index} came before chunk {self._sent} was sent")
         self._incoming = receive
-        if receive.place is Place.SCRATCH:
-            buffer = self._buffers[index] = self._scratch.take(length)
-            return buffer.data[:length]
-        itemsize = self._itemsize
-        return self._target_bytes[receive.start * itemsize : receive.stop * itemsize]
+        if receive.place is Place.TARGET:
+            if self._target_bytes is not None:
+                itemsize = self._itemsize
+                return self._target_bytes[receive.start * itemsize : receive.stop * itemsize]
+            parts = self._target.cut(receive.start, receive.stop)
+            if len(parts) == 1:
+                return parts[0][1][0].view(np.uint8).data
+        buffer = self._buffers[index] = self._scratch.take(length)
+        return buffer.data[:length]
 
     def received(self, index: int) -> None:
         """Take the bytes that have been written to the buffer of chunk *index*, and reduce them.
@@ -210,9 +249,69 @@ class Transfer:
             raise ValueError(f"chunk {index} is not being received")
         if receive.combine is not Combine.STORE:
             self._reduce(index, receive)
+        elif not self._plain and receive.place is Place.TARGET:
+            self._deliver(index, receive)
         self._incoming = None
         self._received = index + 1
-        self._copy()
+        self._left -= 1
+        if self._unworked:
+            self.work()
+
+    # --- here -------------------------------------------------------------------------
+
+    @property
+    def idle_work(self) -> bool:
+        """Whether nothing is left but work that waits for nobody, which :meth:`work` does."""
+        return 0 < self._unworked == self._left
+
+    def work(self) -> bool:
+        """Do a chunk's worth of what needs no other machine; return whether more is left.
+
+        So does each chunk that has come or left, as the loop looks at its sockets after that.
+        """
+        if self._unworked:
+            local = self.plan.local
+            self._do(local[len(local) - self._unworked])
+            self._unworked -= 1
+            self._left -= 1
+        return self._unworked > 0
+
+    def _do(self, local: Local) -> None:
+        count = local.count
+        if self.reduction is None and self._plain and self._input is not None:
+            own = self._input[local.source : local.source + count]
+            self._target.parts[0][0][local.target : local.target + count] = own
+            return
+        for here, inputs in self._source.cut(local.source, local.source + count):
+            start = local.target + here.start
+            for at, results in self._target.cut(start, start + here.stop - here.start):
+                first = results[0]
+                if self.reduction is None:
+                    first[:] = inputs[0][at]
+                else:
+                    self.reduction.reduce_all([values[at] for values in inputs], first)
+                _copy_to_others(results)
+
+    # --- chunks -----------------------------------------------------------------------
+
+    def _assemble(self, index: int, send: Send) -> memoryview:
+        """Return a chunk of the source or the target that does not stand in one array as it is."""
+        merges = self._merges and send.place is Place.SOURCE
+        side = self._source if send.place is Place.SOURCE else self._target
+        parts = side.cut(send.start, send.stop)
+        if len(parts) == 1 and not merges:
+            return parts[0][1][0].view(np.uint8).data
+        buffer = self._outgoing[index] = self._scratch.take(send.nbytes)
+        reduction = self.reduction
+        if merges and reduction is not None:
+            chunk = buffer[: send.nbytes].view(reduction.accumulator)
+            for at, inputs in parts:
+                reduction.merge(inputs, chunk[at])
+        else:
+            chunk = buffer[: send.nbytes].view(side.dtype)
+            for at, arrays in parts:
+                chunk[at] = arrays[0]
+        return buffer.data[: send.nbytes]
 
     def _reduce(self, index: int, receive: Receive) -> None:
         """Reduce what came in with the own input.
@@ -223,26 +322,62 @@ class Transfer:
         reduction = self.reduction
         assert reduction is not None  # noqa: S101 - else its plan has no such receives
         count = receive.stop - receive.start
-        own = self._source[receive.own : receive.own + count]
-        in_target = self._target[receive.start : receive.stop]
         is_partial = receive.nbytes != count * self._itemsize
-        if receive.place is Place.TARGET:
-            came = in_target
-        else:
-            dtype = reduction.accumulator if is_partial else reduction.dtype
-            came = self._buffers[index][: receive.nbytes].view(dtype)
+        came = self._came(index, receive, reduction.accumulator if is_partial else reduction.dtype)
         partial = came
         if reduction.wide and not is_partial:
             partial = self._hold(index, count, reduction.accumulator)
-        reduction.combine(came, own, partial)
-        if receive.combine is Combine.ADD:
-            return
-        if receive.into is Place.TARGET:
-            reduction.finish(partial, in_target)
-            self._let_go(index)
+        if self._input is not None:
+            own = self._input[receive.own : receive.own + count]
+            reduction.combine(came, own, partial)
         else:
+            for at, inputs in self._source.cut(receive.own, receive.own + count):
+                into = partial[at]
+                reduction.combine(came[at], inputs[0], into)
+                for values in inputs[1:]:
+                    reduction.combine(into, values, into)
+        if receive.into is Place.TARGET:
+            self._place(index, receive, partial)
+        elif receive.combine is Combine.FINISH:
             result = self._hold(index, count, reduction.dtype) if reduction.wide else partial
             reduction.finish(partial, result)
+
+    def _place(self, index: int, receive: Receive, partial: Array) -> None:
+        """Bring what was combined to its place in the target; if it is a result, to all places."""
+        finish = None
+        if receive.combine is Combine.FINISH and self.reduction is not None:
+            finish = self.reduction.finish
+        if index not in self._buffers:  # it stands there
+            if finish is not None:
+                finish(partial, partial)
+                if not self._plain:
+                    self._deliver(index, receive)
+            return
+        for at, results in self._target.cut(receive.start, receive.stop):
+            if finish is None:
+                results[0][:] = partial[at]
+            else:
+                finish(partial[at], results[0])
+                _copy_to_others(results)
+        self._let_go(index)
+
+    def _deliver(self, index: int, receive: Receive) -> None:
+        """Bring a result that came in to all its places in the target."""
+        buffer = self._buffers.get(index)
+        for at, results in self._target.cut(receive.start, receive.stop):
+            if buffer is not None:
+                results[0][:] = buffer[: receive.nbytes].view(results[0].dtype)[at]
+            _copy_to_others(results)
+        self._let_go(index)
+
+    def _came(self, index: int, receive: Receive, dtype: np.dtype[Any]) -> Array:
+        """Return what came in."""
+        buffer = self._buffers.get(index)
+        if buffer is not None:
+            return buffer[: receive.nbytes].view(dtype)
+        if self._result is not None:
+            return self._result[receive.start : receive.stop]
+        return self._target.cut(receive.start, receive.stop)[0][1][0]
 
     def _hold(self, index: int, count: int, dtype: np.dtype[Any]) -> Array:
         """Return *count* elements of a new buffer, the one of receive *index* from now on.
@@ -261,15 +396,45 @@ class Transfer:
         if buffer is not None:
             self._scratch.give(buffer)
 
-    def _copy(self) -> None:
-        """Copy a part of the own input to its place in the result; at the end, all that is left.
 
-        One for each chunk that has gone or come, so that the loop is not held up for long.
-        """
-        copies = self.plan.copies
-        most = len(copies) if self.finished else self._copied + 1
-        for copy in copies[self._copied : most]:
-            self._target[copy.target : copy.target + copy.count] = self._source[
-                copy.source : copy.source + copy.count
-            ]
-        self._copied = min(most, len(copies))
+def _check(plan: Plan, reduction: Reduction | None, source: Spread, target: Spread) -> None:
+    """Make sure that the plan, the reduction and the memory fit each other; raises ValueError."""
+    task = plan.task
+    dtype = source.dtype if reduction is None else reduction.dtype
+    if dtype.itemsize != task.itemsize:
+        raise ValueError(f"a plan for elements of {task.itemsize} B, but they are {dtype}")
+    _check_side("source", source, plan.source_count, dtype)
+    _check_side("target", target, plan.target_count, dtype)
+    if reduction is not None and (task.inputs or task.size) != reduction.size:
+        inputs = task.inputs or task.size
+        raise ValueError(f"a plan for {inputs}, but a reduction over {reduction.size}")
+    accumulator = dtype if reduction is None else reduction.accumulator
+    if task.accumulator_itemsize != accumulator.itemsize:
+        raise ValueError("the plan's accumulator is not the reduction's")
+    for given in source.arrays:
+        for array in target.arrays:
+            if np.may_share_memory(given, array):
+                raise ValueError("source and target overlap, but a source is never written")
+
+
+def _check_side(name: str, spread: Spread, count: int, dtype: np.dtype[Any]) -> None:
+    fits = len(spread) == count
+    for part in spread.parts:
+        for array in part:
+            flags = array.flags
+            if not fits or array.ndim != 1 or not flags.c_contiguous:
+                raise ValueError(f"the {name} must be 1-d, contiguous, {count} elements long")
+            if array.dtype != dtype:
+                raise ValueError(f"the {name} is {array.dtype}, not {dtype}")
+            if name == "target" and not flags.writeable:
+                raise ValueError("the target is read-only")
+
+
+def _bytes(array: Array | None) -> memoryview | None:
+    return None if array is None else array.view(np.uint8).data
+
+
+def _copy_to_others(results: list[Array]) -> None:
+    """Copy a result to the other ranks here, while it is warm in the cache."""
+    for other in results[1:]:
+        other[:] = results[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, cast
 
@@ -14,6 +14,8 @@ import structlog
 from ringd import errors
 from ringd.border.client import Client
 from ringd.collective import kinds
+from ringd.collective.call import Call
+from ringd.collective.layout import Layout
 from ringd.collective.reduction import Array, Reduction, dtype_from_name
 from ringd.collective.view import View
 from ringd.config.settings import Config, IpcSettings
@@ -51,6 +53,15 @@ class Buffers:
         return max(self.source.nbytes, given if self.target is None else self.target.nbytes)
 
 
+@dataclass(slots=True)
+class Computation:
+    """A large op that is computed for all ranks here together."""
+
+    view: View
+    """Of one of them."""
+    runs: list[groups.Run] = field(default_factory=list)
+
+
 class Performer:
     """Has a method for every action, and carries them out one after the other.
 
@@ -58,7 +69,7 @@ class Performer:
     follow from one of them (a small call has its result at once) wait for all before them.
 
     Args:
-        on_finished: Called with an op's key when the computation of it is through.
+        on_finished: Called with an op's session, rank and number when its computation is through.
     """
 
     def __init__(
@@ -69,7 +80,7 @@ class Performer:
         neighbours: Neighbours,
         recorder: Recorder,
         *,
-        on_finished: Callable[[int, int], None],
+        on_finished: Callable[[int, int, int], None],
     ) -> None:
         self._loop = loop
         self.config = config
@@ -86,8 +97,12 @@ class Performer:
             chunk_bytes=config.ops.chunk,
             checksum=config.ops.checksum,
             by_rank=config.ops.order == "rank",
-            on_finished=on_finished,
+            on_finished=self._computed,
+            send=neighbours.send_credit,
+            defer=loop.call_soon,
         )
+        self._computations: dict[tuple[int, int], Computation] = {}
+        """Large ops under way, by session and number."""
         self.outcomes: Counter[str] = Counter()
         """Calls that ended here, by outcome."""
         self.dropped: Counter[str] = Counter()
@@ -103,6 +118,7 @@ class Performer:
             groups.Free: self._free,
             groups.Accept: self._accept,
             groups.TellSession: self._tell_session,
+            groups.TellArrived: self._tell_arrived,
             groups.Deny: self._deny,
             groups.Report: self._report,
             groups.TellReleased: self._tell_released,
@@ -128,36 +144,80 @@ class Performer:
     # --- towards the other members ----------------------------------------------------
 
     def _broadcast(self, action: groups.Broadcast) -> None:
-        self._neighbours.broadcast(action.gid, action.seq, action.message, action.payload)
+        self._neighbours.send_group(
+            action.side,
+            self._view.rank,
+            action.until,
+            action.rank,
+            action.gid,
+            action.seq,
+            action.message,
+            action.payload,
+        )
 
     def _relay(self, action: groups.Relay) -> None:
-        self._neighbours.relay(action.origin, action.gid, action.seq, action.message)
+        asker = action.origin
+        self._neighbours.send_group(
+            "right", asker, asker, action.rank, action.gid, action.seq, action.message
+        )
 
     def _run(self, action: groups.Run) -> None:
-        calls, rank, size = action.calls, self._view.rank, self._view.size
-        call, buffers = calls[rank], cast(Buffers, action.submission.buffers)
-        kind = kinds.of(call)
-        dtype = dtype_from_name(call.dtype) if kind.data else _BYTES
-        reduction = _reduction(call.reduction, call.dtype, size) if kind.reduces else None
+        if action.payloads is None:
+            self._run_large(action)
+            return
+        calls, rank, size = action.calls, action.view.rank, action.view.size
+        call = calls[rank]
+        dtype, reduction = _arithmetic(call, size)
+        target = self._target(action, dtype)
+        self._began(action)
+        inputs = [flat(payload, dtype) for payload in action.payloads]
+        kinds.of(call).compute(
+            kinds.Inputs(inputs, calls, rank, reduction, action.view.order), target
+        )
+        self._finished(action.gid, rank, action.seq)
+
+    def _run_large(self, action: groups.Run) -> None:
+        """Compute a large op, once all ranks here are ready for it."""
+        key, view = (action.gid, action.seq), action.view
+        computation = self._computations.setdefault(key, Computation(view))
+        computation.runs.append(action)
+        if len(computation.runs) < len(view.here):
+            return
+        runs = sorted(computation.runs, key=lambda run: run.view.rank)
+        dtype, reduction = _arithmetic(action.calls[view.rank], view.size)
+        targets = [self._target(run, dtype) for run in runs]
+        sources = []
+        for run in runs:
+            self._began(run)
+            sources.append(flat(cast(Buffers, run.submission.buffers).source, dtype))
+        self.bulk.start(key, view, _layout(view), action.calls, reduction, sources, targets)
+        self._neighbours.kick(view.side)
+
+    def _target(self, action: groups.Run, dtype: np.dtype[Any]) -> Array:
+        """Return where the result of a rank here goes."""
+        buffers = cast(Buffers, action.submission.buffers)
         if buffers.target is not None and not action.serve:
-            target = flat(buffers.target, dtype)
-        else:  # to serve: the client has its result, and may have changed it since
-            target = np.empty(kinds.target_count(call, rank, size), dtype)
-            if not action.serve and kind.target(call, rank, size) is not None:
-                buffers.result = target
-        buffers.started = self._loop.now()
-        if action.payloads is not None:
-            inputs = [flat(payload, dtype) for payload in action.payloads]
-            kind.compute(kinds.Inputs(inputs, calls, rank, reduction), target)
-            self._finished(action.gid, action.seq)
-        else:
-            source = flat(buffers.source, dtype)
-            self.bulk.start((action.gid, action.seq), calls, reduction, source, target)
-            self._neighbours.kick()
+            return flat(buffers.target, dtype)
+        # To serve: the client has its result, and may have changed it since.
+        rank, size = action.view.rank, action.view.size
+        call = action.calls[rank]
+        target = np.empty(kinds.target_count(call, rank, size), dtype)
+        if not action.serve and kinds.of(call).target(call, rank, size) is not None:
+            buffers.result = target
+        return target
+
+    def _began(self, action: groups.Run) -> None:
+        cast(Buffers, action.submission.buffers).started = self._loop.now()
+
+    def _computed(self, gid: int, seq: int) -> None:
+        """A large op is through."""
+        for run in self._computations.pop((gid, seq)).runs:
+            self._finished(gid, run.view.rank, seq)
 
     def _stop(self, action: groups.Stop) -> None:
-        self.bulk.stop(action.gid, action.seq)
-        self._neighbours.let_go(action.gid, action.seq)
+        if self._computations.pop((action.gid, action.seq), None) is not None:
+            self.bulk.stop(action.gid, action.seq)
+            self._neighbours.let_go(action.gid, action.seq)
 
     def _seal(self, action: groups.Seal) -> None:
         buffers = cast(Buffers, action.submission.buffers)
@@ -191,6 +251,9 @@ class Performer:
 
     def _tell_session(self, action: groups.TellSession) -> None:
         cast(Client, action.client).tell_session(action.join_id, action.session, action.places)
+
+    def _tell_arrived(self, action: groups.TellArrived) -> None:
+        cast(Client, action.client).send(border.Arrived(action.join_id, action.count))
 
     def _deny(self, action: groups.Deny) -> None:
         client = cast(Client, action.client)
@@ -276,6 +339,17 @@ def segment_budget(ipc: IpcSettings) -> int:
     if ipc.segment_budget is not None:
         return ipc.segment_budget
     return share_of_memory(least=2 * ipc.inline_limit)  # an input and a result
+
+
+def _arithmetic(call: Call, size: int) -> tuple[np.dtype[Any], Reduction | None]:
+    kind = kinds.of(call)
+    dtype = dtype_from_name(call.dtype) if kind.data else _BYTES
+    return dtype, _reduction(call.reduction, call.dtype, size) if kind.reduces else None
+
+
+@lru_cache(maxsize=256)
+def _layout(view: View) -> Layout:
+    return Layout.of(view.places, view.place)
 
 
 @lru_cache(maxsize=256)

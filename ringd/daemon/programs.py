@@ -16,13 +16,17 @@ from ringd import errors
 from ringd.border.client import Client
 from ringd.border.validate import call_fault_of, unfit
 from ringd.collective import kinds
+from ringd.collective.call import Call
 from ringd.collective.view import View
 from ringd.config.settings import Config
 from ringd.daemon.performer import Buffers, Performer
 from ringd.groups import actions as groups
+from ringd.groups.channels import Key, Opening
 from ringd.groups.engine import Engine
+from ringd.groups.offers import Rules
 from ringd.groups.op import Submission
 from ringd.groups.seat import Before, Join
+from ringd.groups.session import MAX_LOCAL_SIZE, NOBODY, Part, peers
 from ringd.loop import Loop, Timer
 from ringd.observe.recorder import Recorder
 from ringd.ring.absence import out_of_reach, slow_disks
@@ -51,8 +55,11 @@ class Programs:
             lost_after=config.join.lost_after,
             missing_members=lambda: out_of_reach(neighbours, loop.now()),
             slow_disks=lambda: slow_disks(neighbours, loop.now()),
-            refusal=lambda call: self._refusal(unfit(call, view.size)),
-            ends_together=partial(kinds.ends_together, by_rank=config.ops.order == "rank"),
+            rules=Rules(
+                refusal=lambda call, size: self._refusal(unfit(call, size)),
+                ends_together=partial(kinds.ends_together, by_rank=config.ops.order == "rank"),
+                fits=_fits,
+            ),
             about_holder=_about,
         )
         self.performer = Performer(
@@ -73,7 +80,7 @@ class Programs:
         return self._clients
 
     def place(self, client: Client, join_id: int) -> tuple[int, int] | None:  # noqa: ARG002 - the border's
-        """Return the rank of a client in its group, and their number; None before it has formed."""
+        """Return a client's rank, and the number of ranks; None while they are unknown."""
         seat = self.engine.roll.seats.get(join_id)
         if seat is None or not seat.session.formed:
             return None
@@ -96,16 +103,70 @@ class Programs:
         """A program joins a group."""
         self._clients.add(client)
         self._recorder.note("client joins", pid=client.pid, group=message.group)
+        try:
+            part = self._part(message)
+        except errors.Refused as refusal:
+            client.send(border.Denied(message.join_id, refusal.code, str(refusal)))
+            return
         join = Join(
             message.group,
             message.join_id,
             message.on_loss,
             message.released,
             message.next_seq,
-            message.session,
+            peers(message.session, message.places, self.view.size) or NOBODY,
             Before(message.former, message.loss),
+            part,
         )
         self._perform(self.engine.attach(client, join, self._loop.now()))
+
+    def _part(self, message: border.Attach) -> Part:
+        """Return which part a program wants to take.
+
+        Raises:
+            Refused: there is none such.
+        """
+        names, own = self.view.names, self.view.name
+        unknown = [name for name in message.members if name not in names]
+        if unknown:
+            raise errors.Refused(
+                f"group {message.group!r}: no member of the ring is named "
+                f"{', '.join(map(repr, unknown))}; there are {', '.join(names)}"
+            )
+        local_rank, local_size = message.local_rank, message.local_size
+        members = tuple(names.index(name) for name in message.members)
+        if members and self.view.rank not in members:
+            raise errors.Refused(
+                f"group {message.group!r}: {own!r}, this machine, is not among its members "
+                f"{', '.join(message.members)}"
+            )
+        if not 0 <= local_rank < local_size <= MAX_LOCAL_SIZE:
+            raise errors.Refused(
+                f"group {message.group!r}: local rank {local_rank} is none of {local_size}, which "
+                f"are 1 to {MAX_LOCAL_SIZE}"
+            )
+        if message.ordered and members.count(self.view.rank) != local_size:
+            raise errors.Refused(
+                f"group {message.group!r}: {own!r} is {members.count(self.view.rank)} times among "
+                f"its members, but has {local_size} programs"
+            )
+        if not message.ordered:
+            members = tuple(sorted(set(members)))
+            if len(members) == len(names):
+                members = ()
+        return Part(local_rank, local_size, members, message.ordered)
+
+    def open(self, client: Client, message: border.Open) -> None:
+        """A program opens its end of a channel."""
+        opening = Opening(
+            message.join_id,
+            message.channel_id,
+            Key(message.source, message.to, message.tag),
+            message.released,
+            message.next_seq,
+            message.watch,
+        )
+        self._perform(self.engine.open(client, opening, self._loop.now()))
 
     def submit(self, client: Client, message: border.Submit, payload: memoryview | None) -> None:
         """A program hands over a call; while we leave, it keeps the call for our successor."""
@@ -235,14 +296,15 @@ class Programs:
         for client in self._clients:
             client.send(border.RingState(state, generation, reason))
 
-    def group_message(
-        self, origin: int, gid: int, seq: int, message: GroupMessage, payload: bytes
+    def group_message(  # noqa: PLR0917 - as in a frame
+        self, origin: int, rank: int, gid: int, seq: int, message: GroupMessage, payload: bytes
     ) -> None:
-        """A message of rank *origin* came round."""
-        self._perform(self.engine.received(origin, gid, seq, message, payload, self._loop.now()))
+        """A message of *rank* in session *gid*, which is on member *origin*, came round."""
+        now = self._loop.now()
+        self._perform(self.engine.received(origin, rank, gid, seq, message, payload, now))
 
-    def _finished(self, gid: int, seq: int) -> None:
-        self._perform(self.engine.finished(gid, seq, self._loop.now()))
+    def _finished(self, gid: int, rank: int, seq: int) -> None:
+        self._perform(self.engine.finished(gid, rank, seq, self._loop.now()))
 
     def _perform(self, actions: Sequence[groups.Action]) -> None:
         self.performer.perform(actions)
@@ -274,3 +336,15 @@ def _about(holder: Hashable, newcomer: Hashable) -> str:
     assert isinstance(holder, Client)  # noqa: S101 - as all that attach
     assert isinstance(newcomer, Client)  # noqa: S101
     return holder.about(newcomer)
+
+
+def _fits(call: Call, nbytes: int, rank: int, size: int) -> bool:
+    """Whether *nbytes* of tensor may come with a call of *rank*: numpy would believe it.
+
+    What is unknown here of a kind or dtype is not computed, as this member refuses such a call.
+    """
+    try:
+        taken = kinds.source_bytes(call, rank, size)
+    except ValueError:
+        return True
+    return taken is None or nbytes == taken

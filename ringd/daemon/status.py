@@ -11,6 +11,7 @@ from ringd.border.server import BorderServer
 from ringd.collective.view import View
 from ringd.config.settings import Config
 from ringd.daemon.programs import Programs
+from ringd.groups.channels import Channel
 from ringd.groups.seat import Seat
 from ringd.host import limits
 from ringd.membership.machine import Side
@@ -138,7 +139,7 @@ def _black_hole(view: View, neighbours: Neighbours, now: float) -> dict[str, Any
     reason = neighbours.suspicion
     if not reason:
         return None
-    peer = view.names[view.right]
+    peer = view.names[view.next]
     return {"peer": peer, "reason": reason, "age": now - neighbours.black_hole.last}
 
 
@@ -156,24 +157,41 @@ def open_ops(programs: Programs) -> list[OpEvent]:
             outcome="",
         )
         for name, group in programs.engine.roll.groups.items()
-        if group.local is not None
-        for op in group.local.calls.ops.values()
+        for seat in group.local.values()
+        for stay in (seat, *seat.channels.values())
+        for op in stay.calls.ops.values()
         if not op.ended and op.submission is not None and op.submission.buffers is not None
     ]
 
 
 def _group(programs: Programs, name: str, now: float) -> dict[str, Any]:
-    group = programs.engine.roll.groups[name]
+    roll = programs.engine.roll
+    group = roll.groups[name]
     names = programs.view.names
-    seat = group.local
+    present = sorted(group.present)
+    seats = [group.local[local_rank] for local_rank in sorted(group.local)]
+    view = seats[0].session.view if seats else None
     return {
         "name": name,
-        "present": [names[r] for r, joined in enumerate(group.present) if joined is not None],
+        "present": list(dict.fromkeys(names[member] for member, _ in present)),
+        "programs": [f"{names[member]} (local rank {local})" for member, local in present],
         # The others say who is there once the ring is up.
-        "unknown": [] if programs.engine.roll.up else [n for n in names if n != programs.view.name],
-        "op_counts": {} if seat is None else dict(zip(names, seat.session.counts, strict=True)),
-        "open_ops": [] if seat is None else _open_ops(programs, seat, now),
+        "unknown": [] if roll.up else [n for n in names if n != programs.view.name],
+        "op_counts": {}
+        if view is None
+        else dict(zip(view.described(), seats[0].session.counts, strict=True)),
+        "open_ops": [
+            op
+            for seat in seats
+            for stay in (seat, *seat.channels.values())
+            for op in _open_ops(programs, stay, now)
+        ],
     }
+
+
+def _channel(channel: Channel) -> str:
+    source, to, tag = channel.key
+    return f"rank {source} to rank {to}, tag {tag}"
 
 
 def _open_ops(programs: Programs, seat: Seat, now: float) -> list[dict[str, Any]]:
@@ -185,6 +203,7 @@ def _open_ops(programs: Programs, seat: Seat, now: float) -> list[dict[str, Any]
         ops.append(
             {
                 "op": seq,
+                "channel": _channel(seat) if isinstance(seat, Channel) else None,
                 "call": None if op.call is None else str(op.call),
                 "age": now - op.since,
                 "phase": op.phase.value,

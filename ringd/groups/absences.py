@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ringd.collective.view import View
 from ringd.errors import GroupLost
 from ringd.groups.seat import Before
-from ringd.groups.session import session_number
+from ringd.groups.session import Peers, session_number
 from ringd.groups.words import client_on
 from ringd.wire.link.control import Left
 
@@ -20,6 +20,8 @@ class Notice(NamedTuple):
     """What the members of session *gid* are to be told of a client that left it."""
 
     gid: int
+    rank: int
+    """The client's."""
     left: Left
 
 
@@ -28,8 +30,14 @@ class Absent:
     """A client that others count on and that has not come back to this restarted daemon."""
 
     group: str
-    join_ids: tuple[int, ...]
+    session: Peers
+    rank: int
+    """Its own there."""
+    local_rank: int | None
+    """Which one of its member's programs it was; None if that is not known."""
     due: float
+    loss: str = ""
+    """Who left that session first, as another one of it says that has left."""
 
 
 @dataclass(slots=True, eq=False)
@@ -46,19 +54,25 @@ class Absences:
     """By join id."""
     _gone: OrderedDict[int, Notice] = field(default_factory=OrderedDict)
 
-    def counted_on(
-        self, group: str, join_ids: tuple[int, ...], successor: Before | None, now: float
+    def counted_on(  # noqa: PLR0917
+        self,
+        group: str,
+        session: Peers,
+        rank: int,
+        local_rank: int | None,
+        successor: Before | None,
+        now: float,
     ) -> Notice | None:
-        """Others count on a session of which our client is not here; what to tell them?
+        """Others count on our client of *rank* in a session, and it is not here: what to say?
 
         It may have gone, with or without having found back into that session, a *successor*
         may have its place, or it is given some time to come back.
         """
-        ours = join_ids[self._view.rank]
+        ours = session.join_ids[rank]
         if ours in self.absent:
             return None
-        gid = session_number(group, join_ids)
-        absent = Absent(group, join_ids, now + self._reattach)
+        gid = session_number(group, session.join_ids)
+        absent = Absent(group, session, rank, local_rank, now + self._reattach)
         gone = self._gone.get(ours)
         if gone is not None:
             return gone if gone.gid == gid else self._give_up(ours, absent, gone.left.message)
@@ -67,27 +81,34 @@ class Absences:
         self.absent[ours] = absent
         return None
 
-    def taken(self, group: str, join_id: int, before: Before) -> list[Notice]:
-        """A client joins, or comes back: no other of its group will."""
+    def taken(self, group: str, join_id: int, local_rank: int, before: Before) -> list[Notice]:
+        """A client joins, or comes back: no other of its group and local rank will."""
         self.absent.pop(join_id, None)
         return [
             self._replaced(other, absent, before)
             for other, absent in list(self.absent.items())
-            if absent.group == group
+            if absent.group == group and absent.local_rank == local_rank
         ]
 
     def _replaced(self, join_id: int, absent: Absent, successor: Before) -> Notice:
         """A new client has the place of an absent one, or the same client under a new number."""
-        why = successor.loss if successor.join_id == join_id else ""
+        why = successor.loss if successor.join_id == join_id else absent.loss
         return self._give_up(
             join_id, absent, why or client_on(self._view.name, "was replaced by another")
         )
+
+    def peer_left(self, origin: int, left: Left) -> None:
+        """Another one has left a session that an absent one is in: that may be what ended it."""
+        for absent in self.absent.values():
+            counts = absent.session.rank_of(left.join_id, origin) is not None
+            if counts and left.code == GroupLost.code:
+                absent.loss = absent.loss or left.message
 
     def overdue(self, now: float, reason: str) -> list[Notice]:
         """Give up those that had time until *now*."""
         why = client_on(self._view.name, reason)
         late = [(join_id, absent) for join_id, absent in self.absent.items() if now >= absent.due]
-        return [self._give_up(join_id, absent, why) for join_id, absent in late]
+        return [self._give_up(join_id, absent, absent.loss or why) for join_id, absent in late]
 
     def postpone(self, until: float) -> None:
         """Wait for all of them until that moment at least."""
@@ -96,12 +117,13 @@ class Absences:
 
     def _give_up(self, join_id: int, absent: Absent, why: str) -> Notice:
         self.absent.pop(join_id, None)
-        gid = session_number(absent.group, absent.join_ids)
-        return self.remember(gid, Left(absent.group, join_id, 0, GroupLost.code, why))
+        gid = session_number(absent.group, absent.session.join_ids)
+        left = Left(absent.group, join_id, 0, GroupLost.code, why)
+        return self.remember(gid, absent.rank, left)
 
-    def remember(self, gid: int, left: Left) -> Notice:
+    def remember(self, gid: int, rank: int, left: Left) -> Notice:
         """Keep the last words on a client, for those that ask."""
-        notice = self._gone[left.join_id] = Notice(gid, left)
+        notice = self._gone[left.join_id] = Notice(gid, rank, left)
         while len(self._gone) > _REMEMBERED_LEAVERS:
             self._gone.popitem(last=False)
         return notice

@@ -7,6 +7,7 @@ from collections.abc import Hashable
 import msgspec
 
 from ringd.collective.call import Call
+from ringd.collective.view import Side, View
 from ringd.groups.op import Submission
 from ringd.wire.link.control import GroupMessage, Poll
 
@@ -16,27 +17,39 @@ class Action(msgspec.Struct, frozen=True):
 
 
 class Broadcast(Action, frozen=True):
-    """Send *message* round the ring, from here to all others."""
+    """Send *message* round the ring, from here up to the member *until*."""
 
     gid: int
     seq: int
     message: GroupMessage
-    payload: bytes | memoryview = b""
+    payload: bytes | memoryview
+    rank: int
+    """The sender's, in the session *gid*."""
+    until: int
+    side: Side = "right"
 
 
 class Relay(Action, frozen=True):
     """Pass a poll on to the right neighbour; it goes full circle and changes on its way."""
 
     origin: int
+    """The asker's member."""
     gid: int
     seq: int
     message: Poll
+    rank: int
+    """The asker's."""
 
 
 class Run(Action, frozen=True):
-    """Compute the op, then call :meth:`Engine.finished`."""
+    """Compute the op, then call :meth:`Engine.finished`.
+
+    Those of all ranks here come in one event, and a large op is computed for them together.
+    """
 
     gid: int
+    view: View
+    """The rank's."""
     seq: int
     calls: tuple[Call, ...]
     """Everybody's, by rank; they fit together."""
@@ -48,9 +61,13 @@ class Run(Action, frozen=True):
 
 
 class Stop(Action, frozen=True):
-    """Abandon the running op; its buffers may be reused by their owner from now on."""
+    """Abandon the running op; its buffers may be reused by their owner from now on.
+
+    Those of all ranks here come in one event.
+    """
 
     gid: int
+    rank: int
     seq: int
 
 
@@ -88,6 +105,12 @@ class TellSession(ToClient, frozen=True):
     session: tuple[int, ...]
     places: tuple[int, ...] = ()
     """The members on which they are; empty: each on the member of its number."""
+
+
+class TellArrived(ToClient, frozen=True):
+    """Tell the client how many messages have come in a channel, of all that were ever sent."""
+
+    count: int
 
 
 class Deny(ToClient, frozen=True):

@@ -57,10 +57,10 @@ class Caller:
         if self.client is not None:
             self.out.append(Accept(self.client, self.join_id))
 
-    def tell_session(self, join_ids: tuple[int, ...]) -> None:
-        """Tell it who its peers are."""
+    def tell_session(self, join_ids: tuple[int, ...], places: tuple[int, ...]) -> None:
+        """Tell it who its peers are, and on which members."""
         if self.client is not None:
-            self.out.append(TellSession(self.client, self.join_id, join_ids))
+            self.out.append(TellSession(self.client, self.join_id, join_ids, places))
 
     def tell_outcome(self, op: Op, released: int, *, keep: bool = False) -> None:
         """Tell it how *op* ended, if it called that and was not told before."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ringd.errors import Mismatch
 from ringd.groups.actions import Action, Free, Seal
 from ringd.groups.caller import Caller
 from ringd.groups.ledger import Ledger
@@ -109,8 +110,11 @@ class Calls:
             return
         if op.phase is Phase.FINISHED and not op.computing:
             self._succeed(op)
-        elif op.phase is Phase.HELD and not self._input_is_needed(op):
-            self._end_well(op)
+        elif op.phase is Phase.HELD:
+            if not self._input_is_needed(op):
+                self._end_well(op)
+            elif self._lost(op.seq):  # which the others may not know yet, and run it once more
+                self.keep_input(op)
 
     def _succeed(self, op: Op) -> None:
         submission = op.submission
@@ -129,10 +133,8 @@ class Calls:
             self.go_on(op)
 
     def _input_is_needed(self, op: Op) -> bool:
-        # A client that is gone overwrites nothing, and what is lost is not run again.
-        if self._caller.client is None or self._lost(op.seq):
-            return False
-        return bool(self.ranks_that_may_need_input(op))
+        # A client that is gone overwrites nothing.
+        return self._caller.client is not None and bool(self.ranks_that_may_need_input(op))
 
     def ranks_that_may_need_input(self, op: Op) -> list[int]:
         """Return the ranks that may need our input of *op* to run it again.
@@ -220,13 +222,24 @@ class Calls:
             self.go_on(op)  # the poll that held it back is gone
         return late
 
+    def meet_peers(self) -> None:
+        """The ranks are others than before, and none has said anything yet."""
+        for op in self.ops.values():
+            op.meet(self._session.view.size)
+        self._ledger.forget_peers()
+
+    def refuse_open(self, why: str) -> None:
+        """End all open ops, as the group cannot form."""
+        for op in self._open():
+            self.end(op, Mismatch.code, why)
+
     def forget_peers(self) -> None:
         """The members never agreed on the session: keep only what the client called."""
         for op in list(self.ops.values()):
             self._reset(op)
             if op.submission is None:
                 del self.ops[op.seq]
-        self._ledger.forget_peers()
+        self.meet_peers()
 
     def _reset(self, op: Op) -> None:
         self._ledger.stop(op)

@@ -8,32 +8,44 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
-from ringd.collective.call import Call
 from ringd.collective.view import View
 from ringd.errors import GroupLost, PeerLost, Refused
 from ringd.groups.absences import Absences
 from ringd.groups.actions import Action, Deny, Dropped, Free, Relay
+from ringd.groups.channels import Channel, Opening
+from ringd.groups.mail import Letter, Mail
+from ringd.groups.offers import ANY_CALL, Rules
 from ringd.groups.op import Op, Submission
 from ringd.groups.reasons import Reasons
 from ringd.groups.roll import Roll
 from ringd.groups.seat import Join, Seat
-from ringd.groups.session import MAX_JOIN_ID
+from ringd.groups.session import MAX_JOIN_ID, Session
 from ringd.groups.timing import OpTimers, Timing
-from ringd.wire.link.control import Computed, Done, GroupMessage, Joined, Left, Offer, Poll, Verdict
+from ringd.wire.link.control import (
+    Closed,
+    Computed,
+    Done,
+    GroupMessage,
+    Joined,
+    Left,
+    Offer,
+    Opened,
+    Poll,
+    Verdict,
+)
 
 
 class Engine:
-    """All groups, as the member whose *view* it is sees them.
+    """All groups, as one member of the ring sees them.
 
     Invariant: every event ends with its actions handed out, seats that are finished dropped, and
     the clock set for what can wait.
 
     Args:
+        view: All members of the ring, and which of them this one is.
         window: Ops that a client may have unreleased.
         missing_members: As :class:`~ringd.groups.reasons.Reasons` takes it, like *slow_disks*.
-        refusal: Says why a call of another member cannot be run here, which ends it; empty if it
-            can.
-        ends_together: Whether no member's part in a large call is through long before the others'.
+        rules: What this daemon knows of calls.
         about_holder: Says who a group's client here is, and what to do, to another one that
             wants its place.
     """
@@ -48,17 +60,15 @@ class Engine:
         lost_after: float = 3.0,
         missing_members: Callable[[], str] = str,
         slow_disks: Callable[[], str] = str,
-        refusal: Callable[[Call], str] = lambda _call: "",
-        ends_together: Callable[[Call], bool] = lambda _call: True,
+        rules: Rules = ANY_CALL,
         about_holder: Callable[[Hashable, Hashable], str] = lambda *_: "close it first",
     ) -> None:
-        self._view = view
         self._window = window
-        self.refusal = refusal
-        self._ends_together = ends_together
+        self._rules = rules
         self._about_holder = about_holder
         self._out: list[Action] = []
-        self.roll = roll = Roll(view, Absences(view, reattach), self._out)
+        self._mail = mail = Mail(view, self._out)
+        self.roll = roll = Roll(mail, Absences(view, reattach))
         self._reasons = reasons = Reasons(roll, missing_members, slow_disks)
         timers = OpTimers(roll), OpTimers(roll)
         self.timing = Timing(roll, reasons, *timers, self._out, stall_warning, reattach, lost_after)
@@ -67,31 +77,54 @@ class Engine:
 
     def attach(self, client: Hashable, join: Join, now: float) -> list[Action]:
         """A client joins, anew or (with the same join id) after this daemon restarted."""
-        group, join_id = join.group, join.join_id
+        group, join_id, part = join.group, join.join_id, join.part
         if not 0 < join_id <= MAX_JOIN_ID or join.released < 0:
             start = f"id {join_id} and op {join.released} to start"
             text = f"a join of group {group!r} cannot have {start}"
             return self._deny(client, join_id, Refused.code, text)
-        holder = self.roll.local(group)
+        holder = self.roll.local(group, part.local_rank)
         if holder is not None and holder.caller.client not in (None, client):
             about = self._about_holder(holder.caller.client, client)
-            text = f"group {group!r} has a client on {self._view.name!r} already: {about}"
+            which = f" with local rank {part.local_rank}" if part.local_size > 1 else ""
+            name = self._mail.ring.name
+            text = f"group {group!r} has a client{which} on {name!r} already: {about}"
+            return self._deny(client, join_id, Refused.code, text)
+        if text := self.roll.objection(group, part):
             return self._deny(client, join_id, Refused.code, text)
         if holder is not None and holder.caller.client == client and holder.join_id == join_id:
             holder.tell_again()
         elif text := self.roll.used_up(join_id, group):
             return self._deny(client, join_id, GroupLost.code, text)
         else:
-            seat = Seat(
-                client,
-                join,
-                self._view,
-                self._out,
-                refusal=self.refusal,
-                ends_together=self._ends_together,
-            )
+            session = Session(group, join_id, part, self._mail)
+            seat = Seat(client, join, session, self._rules)
             self.roll.admit(seat, join.session)
             self.timing.attached(seat, now)
+        return self._finish(now)
+
+    def open(self, client: Hashable, opening: Opening, now: float) -> list[Action]:
+        """A client opens its end of a channel, anew or after this daemon restarted."""
+        seat, known = (self.roll.seats.get(i) for i in (opening.join_id, opening.channel_id))
+        if seat is None:
+            text = self.roll.used_up(opening.join_id, "") or "its stay in the group is over"
+            return self._deny(client, opening.channel_id, GroupLost.code, text)
+        if seat.caller.client != client or not seat.session.formed:
+            text = "there are no channels before a group has formed"
+            return self._deny(client, opening.channel_id, Refused.code, text)
+        if isinstance(known, Channel) and known.parent is seat:
+            known.watched = opening.watch
+            known.tell_arrived()
+            return self._finish(now)
+        if seat.calls.limit is not None:  # also where it has left
+            return self._deny(client, opening.channel_id, *seat.calls.loss)
+        text = opening.objection(seat.session.view)
+        if not text and (known is not None or opening.key in seat.channels):
+            text = f"channel {tuple(opening.key)} is open already, or its number in use"
+        if text:
+            return self._deny(client, opening.channel_id, Refused.code, text)
+        channel = Channel(client, opening, seat, self._rules)
+        self.roll.open(channel)
+        self.timing.attached(channel, now)
         return self._finish(now)
 
     def submit(
@@ -108,8 +141,9 @@ class Engine:
             return self._deny(client, join_id, Refused.code, objection)
         if not seat.submissions.repeated(submission):
             if self._reasons.broken and not self.roll.up and not submission.outcome:
-                self._fail(seat)
+                self._fail(seat.parent if isinstance(seat, Channel) else seat)
             op = seat.submissions.take(submission, now)
+            self.roll.look_for_conflict(seat)
             if not op.ended:
                 self.timing.submitted(seat, op, now)
         return self._finish(now)
@@ -127,10 +161,13 @@ class Engine:
         """A client left one group in good order, or is gone from all; *reason* ends a sentence."""
         one = None if join_id is None else self.roll.seats.get(join_id)
         for seat in list(self.roll.seats.values()):
+            if isinstance(seat, Channel):  # ends with the stay in which it was opened
+                continue
             former = one is not None and seat.left is not None and seat.group == one.group
             if seat.caller.client == client and (join_id in (None, seat.join_id) or former):
-                self.roll.leave(seat, self.roll.says(reason))
-                seat.abandon()
+                self.roll.leave(seat, self.roll.says(reason, seat))
+                for stay in (seat, *seat.channels.values()):
+                    stay.abandon()
         return self._finish(now)
 
     # --- the ring's side --------------------------------------------------------------
@@ -149,48 +186,96 @@ class Engine:
             for op in seat.suspend():
                 self.timing.deadlines.add(now, seat, op)
             if seat.calls.client_waits:
-                self._fail(seat)
+                self._fail(seat.parent if isinstance(seat, Channel) else seat)
         return self._finish(now)
 
     def received(  # noqa: PLR0917 - called for every message, and keywords cost time
         self,
         origin: int,
+        rank: int,
         gid: int,
         seq: int,
         message: GroupMessage,
         payload: bytes | memoryview,
         now: float,
     ) -> list[Action]:
-        """A message of rank *origin* came round."""
+        """A message came round.
+
+        Args:
+            origin: The member from which it comes; of a poll, that of the asker.
+            rank: The sender's, or asker's, in the session *gid*.
+            gid: The session; 0 for a client that is in none.
+            seq: Of the op.
+            message: What is said.
+            payload: An offer's.
+            now: The time.
+        """
         if isinstance(message, Joined):
             self.roll.joined(origin, message, now)
-            return self._finish(now)
-        if isinstance(message, Left):
+        elif isinstance(message, Left):
             self.roll.peer_left(origin, gid, message)
-            return self._finish(now)
-        seat = self.roll.by_gid.get(gid)
-        if seat is None:
-            self._out.append(Dropped("of a session unknown here"))
-            if isinstance(message, Poll) and origin != self._view.rank:
-                self._out.append(Relay(origin, gid, seq, message))
-        elif isinstance(message, Offer):
-            seat.offers.offered(origin, seq, message, payload, now)
-        elif isinstance(message, Done):
-            seat.calls.peer_done(origin, message.floor)
-            if message.finished is not None:
-                seat.calls.peer_read_input(origin, message.finished)
-        elif isinstance(message, Computed):
-            seat.calls.peer_computed(origin, seq)
-        elif isinstance(message, Poll):
-            seat.polls.polled(origin, seq, message, now)
+        elif (seats := self.roll.by_gid.get(gid)) is None and isinstance(message, Opened):
+            self.roll.opened(origin, rank, gid, message, now)
+        elif seats is None:
+            self._pass_on(origin, rank, gid, seq, message)
+        elif isinstance(message, Poll):  # those beside it get it one after the other
+            self._tell(seats[min(seats)], Letter(rank, gid, seq, message), now)
         else:
-            assert isinstance(message, Verdict)  # noqa: S101 - tells mypy that nothing else is left
-            seat.polls.judged(seq, message, now)
+            letter = Letter(rank, gid, seq, message, payload)
+            for seat in seats.values() if len(seats) == 1 else list(seats.values()):
+                self._tell(seat, letter, now)
         return self._finish(now)
 
-    def finished(self, gid: int, seq: int, now: float) -> list[Action]:
+    def _pass_on(self, origin: int, rank: int, gid: int, seq: int, message: GroupMessage) -> None:
+        """A message is of a session of which nobody here knows: that of other members, perhaps."""
+        if isinstance(message, Poll) and origin != self._mail.ring.rank:
+            self._out.append(Relay(origin, gid, seq, message, rank))
+        else:
+            self._out.append(Dropped("of a session unknown here"))
+
+    def _tell(self, seat: Seat, letter: Letter, now: float) -> None:
+        """Have *seat* hear what another rank of its session says."""
+        rank, _, seq, message, payload, _ = letter
+        if rank >= seat.session.view.size:
+            self._out.append(Dropped("of a rank that is not in its session"))
+            return
+        if isinstance(message, Offer):
+            seat.offers.offered(rank, seq, message, payload, now)
+            if isinstance(seat, Channel):
+                seat.tell_arrived()
+        elif isinstance(message, Done):
+            seat.calls.peer_done(rank, message.floor)
+            if message.finished is not None:
+                seat.calls.peer_read_input(rank, message.finished)
+        elif isinstance(message, Computed):
+            seat.calls.peer_computed(rank, seq)
+        elif isinstance(message, Poll):
+            seat.polls.polled(rank, seq, message, now)
+        elif isinstance(message, Verdict):
+            seat.polls.judged(seq, message, now)
+        elif isinstance(message, (Opened, Closed)) and isinstance(seat, Channel):
+            seat.hear(rank, message)
+
+    def _deliver(self, letter: Letter, now: float) -> None:
+        """Hand what a seat here says to those beside it."""
+        message = letter.message
+        if isinstance(message, Joined):
+            self.roll.joined(self._mail.ring.rank, message, now)
+            return
+        if isinstance(message, Left):
+            self.roll.peer_left(self._mail.ring.rank, letter.gid, message)
+            return
+        seats = self.roll.by_gid.get(letter.gid, {})
+        if isinstance(message, Opened) and len(seats) == 1:  # the one that says so
+            self.roll.opened(self._mail.ring.rank, letter.rank, letter.gid, message, now)
+        else:
+            for rank, seat in list(seats.items()):
+                if (rank != letter.rank) if letter.to is None else (rank == letter.to):
+                    self._tell(seat, letter, now)
+
+    def finished(self, gid: int, rank: int, seq: int, now: float) -> list[Action]:
         """The computation that a Run asked for is through."""
-        self.roll.by_gid[gid].calls.finished(seq)
+        self.roll.by_gid[gid][rank].calls.finished(seq)
         return self._finish(now)
 
     # --- time -------------------------------------------------------------------------
@@ -218,16 +303,25 @@ class Engine:
     # --- housekeeping -----------------------------------------------------------------
 
     def _fail(self, seat: Seat) -> None:
-        """End the open calls of a client that asked to be told of any loss."""
-        if seat.on_loss == "fail":
-            seat.calls.cut_open(PeerLost.code, f"the ring broke: {self._reasons.broken}")
+        """End the open calls of a client that asked to be told of any loss.
+
+        Not those of a stay that is over, of which the others know which ones they can count on.
+        """
+        if seat.on_loss == "fail" and seat.left is None:
+            for stay in (seat, *seat.channels.values()):
+                stay.calls.cut_open(PeerLost.code, f"the ring broke: {self._reasons.broken}")
 
     def _deny(self, client: Hashable, join_id: int, code: str, text: str) -> list[Action]:
         self._out.append(Deny(client, join_id, code, text))
         return self._take()
 
     def _finish(self, now: float) -> list[Action]:
-        self.roll.drop_finished()
+        while True:
+            while self._mail.beside:
+                self._deliver(self._mail.beside.popleft(), now)
+            self.roll.drop_finished()
+            if not self._mail.beside:
+                break
         self.timing.expect_news(now)
         return self._take()
 

@@ -41,7 +41,7 @@ class Ledger:
         self.forget_peers()
 
     def forget_peers(self) -> None:
-        """Start over with other members."""
+        """Start over with other members, or with none."""
         self.done = [0] * self._session.view.size
         self.announced = 0
 
@@ -80,7 +80,7 @@ class Ledger:
 
     def release(self) -> None:
         """Forget what all members are done with."""
-        while self.released < min(self.done):
+        while self._session.formed and self.released < min(self.done):
             op = self.ops.pop(self.released, None)
             self.released += 1
             if op is not None:
@@ -95,7 +95,8 @@ class Ledger:
     def stop(self, op: Op) -> None:
         """Abandon the computation of *op*, if there is one."""
         if op.active:
-            self._out.append(Stop(self._session.gid, op.seq))
+            session = self._session
+            self._out.append(Stop(session.gid, session.view.rank, op.seq))
 
     # --- the others hear of it --------------------------------------------------------
 

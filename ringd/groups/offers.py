@@ -12,6 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
 
 from ringd.collective import kinds
 from ringd.collective.call import Call
@@ -26,6 +29,21 @@ from ringd.groups.words import differences
 from ringd.wire.link.control import Offer, Verdict
 
 
+class Rules(NamedTuple):
+    """What this daemon knows of calls."""
+
+    refusal: Callable[[Call, int], str] = lambda _call, _size: ""
+    """Says why a call of so many ranks cannot be run here; empty if it can."""
+    ends_together: Callable[[Call], bool] = lambda _call: True
+    """Whether no member's part in a large call is through long before the others'."""
+    fits: Callable[[Call, int, int, int], bool] = lambda _call, _nbytes, _rank, _size: True
+    """Whether so many bytes can be the tensor that a rank of so many hands over."""
+
+
+ANY_CALL = Rules()
+"""Rules for which every call is right."""
+
+
 @dataclass(slots=True, eq=False)
 class Offers:
     """Runs an op once all members have offered it.
@@ -37,10 +55,7 @@ class Offers:
     _caller: Caller
     _ledger: Ledger
     _calls: Calls
-    _refusal: Callable[[Call], str]
-    """Says why a call cannot be run here; empty if it can."""
-    _ends_together: Callable[[Call], bool]
-    """Whether no member's part in a large call is through long before the others'."""
+    _rules: Rules
     _out: list[Action]
 
     def offer_all(self) -> None:
@@ -87,6 +102,14 @@ class Offers:
         self._calls.peer_done(rank, offer.done)
         if seq >= self._ledger.released:
             op = self._calls.op(seq, now)
+            view = self._session.view
+            if offer.eager and not self._rules.fits(offer.call, len(payload), rank, view.size):
+                text = f"{len(payload)} bytes cannot be the tensor of {offer.call}"
+                who = view.describe(rank)
+                offer = msgspec.structs.replace(
+                    offer, eager=False, outcome=Refused.code, message=f"{who} sent {text}"
+                )
+                self._session.broadcast(seq, Verdict(0, offer.outcome, offer.message))
             self._take(rank, op, offer, payload)
             self._refuse(op, offer)
             self._consider(op)
@@ -101,7 +124,7 @@ class Offers:
         # What it has handed over was judged then, and what a former daemon had will be.
         if op.submission is not None or offer.outcome or self._caller.will_resubmit(op.seq):
             return
-        text = self._refusal(offer.call)
+        text = self._rules.refusal(offer.call, self._session.view.size)
         if text:
             self._session.broadcast(op.seq, Verdict(0, Refused.code, text))
             if not op.ended:
@@ -121,17 +144,17 @@ class Offers:
             if error is not None:
                 self._calls.end(op, error.outcome, error.message)
                 return
-        if len(offers) == self._session.view.size:
+        if op.ended or op.has_result:  # those that have released it offer nothing any more
             self._ledger.announce(op)
-            if not op.failed:
-                self._decide(op, offers)
+        if len(offers) == self._session.view.size and not op.failed:
+            self._decide(op, offers)
 
     def _decide(self, op: Op, offers: Sequence[Offer]) -> None:
         calls = tuple(offer.call for offer in offers)
         reason = kinds.disagreement(calls)
         if reason is not None:
             if not op.has_result:
-                names = self._session.view.names
+                names = self._session.view.described()
                 text = differences(self._session.group, op.seq, calls, names, reason)
                 self._calls.end(op, Mismatch.code, text)
         elif {offer.outcome for offer in offers} in ({""}, {"", OK}):  # somebody lacks the result
@@ -143,7 +166,8 @@ class Offers:
         if serve and eager:
             return  # the payloads are round already: a member that lacks the result computes it
         op.move(Move.START)
-        op.waits_for_all = not eager and not self._ends_together(submission.call)
+        op.waits_for_all = not eager and not self._rules.ends_together(submission.call)
         payloads = tuple(op.payloads) if eager else None
         gid = self._session.gid
-        self._out.append(Run(gid, op.seq, calls, submission, payloads, serve))
+        view = self._session.view
+        self._out.append(Run(gid, view, op.seq, calls, submission, payloads, serve))

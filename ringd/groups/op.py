@@ -203,6 +203,11 @@ class Op:
         self.outcome, self.message = outcome, message
         self.payloads = [b""] * self.size
 
+    def meet(self, size: int) -> None:
+        """The ranks are known: there are *size* of them."""
+        self.size = size
+        self._forget()
+
     def reset(self) -> None:
         """The ring broke: forget what came from others; the outcome, if any, stays."""
         self.move(Move.RESET)

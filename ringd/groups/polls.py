@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ringd.errors import DeadlineExceeded
-from ringd.groups.actions import Action, Relay
 from ringd.groups.caller import Caller
 from ringd.groups.calls import Calls
 from ringd.groups.ledger import Ledger
@@ -32,12 +31,11 @@ class Polls:
     _caller: Caller
     _ledger: Ledger
     _calls: Calls
-    _out: list[Action]
     _asked: int = 0
     """How many polls were ours."""
     _early: list[tuple[int, int, Poll, float]] = field(default_factory=list)
     """Polls on ops of which the client has yet to say how they ended under a former daemon:
-    (origin, number, poll, when it came)."""
+    (asker, number, poll, when it came)."""
 
     def must_wait_to_ask(self, op: Op) -> bool:
         """Whether others may know that *op* completed, and cannot be asked now.
@@ -79,16 +77,16 @@ class Polls:
         op.polls.add(op.own_poll)
         self._relay(view.rank, op.seq, Poll(op.own_poll, completed=False))
 
-    def polled(self, origin: int, seq: int, poll: Poll, now: float) -> None:
+    def polled(self, asker: int, seq: int, poll: Poll, now: float) -> None:
         """A poll came by: answer it, or wait for a client that is about to say the answer."""
         if self._caller.will_resubmit(seq):
-            self._early.append((origin, seq, poll, now))
-        elif origin == self._session.view.rank:
+            self._early.append((asker, seq, poll, now))
+        elif asker == self._session.view.rank:
             self._decide(seq, poll)
         else:
-            self._answer(origin, seq, poll, now)
+            self._answer(asker, seq, poll, now)
 
-    def _answer(self, origin: int, seq: int, poll: Poll, now: float) -> None:
+    def _answer(self, asker: int, seq: int, poll: Poll, now: float) -> None:
         completed = poll.completed or seq < self._ledger.released
         if seq >= self._ledger.released:
             op = self._calls.op(seq, now)
@@ -96,13 +94,13 @@ class Polls:
                 completed = True
             elif not op.ended:
                 op.polls.add(poll.poll_id)
-        self._relay(origin, seq, Poll(poll.poll_id, completed))
+        self._relay(asker, seq, Poll(poll.poll_id, completed))
 
     def answer_early(self) -> None:
         """Answer the polls of which the client has said what it knows, or never will."""
         early, self._early = self._early, []
-        for origin, seq, poll, now in early:
-            self.polled(origin, seq, poll, now)
+        for asker, seq, poll, now in early:
+            self.polled(asker, seq, poll, now)
 
     def suspend(self) -> None:
         """The ring broke, and took what waits for an answer with it."""
@@ -134,7 +132,10 @@ class Polls:
             self._calls.go_on(op)
 
     def _late(self, op: Op, why: str) -> str:
-        return late(self._session.group, op, self._session.view.name, why)
+        return late(
+            self._session.group, op, self._session.view.described()[self._session.view.rank], why
+        )
 
-    def _relay(self, origin: int, seq: int, poll: Poll) -> None:
-        self._out.append(Relay(origin, self._session.gid, seq, poll))
+    def _relay(self, asker: int, seq: int, poll: Poll) -> None:
+        session = self._session
+        session.mail.relay(session.view, asker, session.gid, seq, poll)

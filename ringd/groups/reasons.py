@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ringd.groups.channels import Channel
 from ringd.groups.op import Op
 from ringd.groups.roll import Roll
 from ringd.groups.seat import Seat
+from ringd.groups.session import expected
 from ringd.groups.words import waiting_for
 
 
@@ -30,6 +32,10 @@ class Reasons:
         """Return in words for whom *op* waits."""
         session = seat.session
         if self._roll.up and session.formed and (session.live or not self._slow_disks()):
+            if isinstance(seat, Channel) and (not session.live or op.missing()):
+                rank = session.view.rank
+                other = session.view.describe(1 - rank)
+                return f"not {'sent' if rank else 'received'} yet by: {other}"
             return waiting_for(op, session, seat.calls.ranks_that_may_need_input(op))
         return self.forming(seat)
 
@@ -46,10 +52,19 @@ class Reasons:
             return slow
         if session.formed:
             return "yet to agree on who takes part: " + ", ".join(session.unconfirmed())
-        present = self._roll.groups[seat.group].present
+        return self._absent(seat)
+
+    def _absent(self, seat: Seat) -> str:
+        """Return which programs lack in a group that has not formed."""
+        group, ring = self._roll.groups[seat.group], self._roll.mail.ring
+        if conflict := self._roll.conflict(group, seat):
+            return conflict
+        part, present = seat.session.part, group.present
+        several = {place[0] for place, there in present.items() if there.local_size > 1}
         absent = [
-            name
-            for name, joined in zip(session.view.names, present, strict=True)
-            if (joined is None or joined.session) and name != session.view.name
+            ring.names[member] + (f" (local rank {local_rank})" if member in several else "")
+            for member, local_rank in expected(part, present, ring.size)
+            if (member, local_rank) != (ring.rank, part.local_rank)
+            and ((there := present.get((member, local_rank))) is None or there.session)
         ]
         return "no client in the group on: " + ", ".join(absent)

@@ -1,69 +1,79 @@
 """Who takes part in which group: seats, their sessions, and those that went away.
 
-How members meet: a client that attaches is broadcast as :class:`~ringd.wire.link.control.Joined`.
-A member that knows a free join of every member forms the session and says so; it goes live where
-all members have been heard to be in it, and as messages travel one way round a FIFO ring,
-no offer finds a member that does not know its session. In a new generation all joins are
-broadcast again, with their sessions. A restarted daemon learns the session of a client that
+How members meet: a client that attaches is announced as :class:`~ringd.wire.link.control.Joined`.
+A member that knows a free join of every program that is to take part forms the session and says so;
+it goes live where all ranks have been heard to be in it, and as messages travel one way round a
+FIFO ring, no offer finds a member that does not know its session. In a new generation all joins are
+announced again, with their sessions. A restarted daemon learns the session of a client that
 comes back from the client, which was told before anything was offered, or from others who count
 on it. A member that is counted on in a session without being in it says so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ringd.collective.view import View
+import msgspec
+
+from ringd.collective.call import MAX_TEXT
 from ringd.groups.absences import Absences, Notice
-from ringd.groups.actions import Action, Broadcast, Dropped
+from ringd.groups.actions import Broadcast, Dropped
+from ringd.groups.channels import Channel
+from ringd.groups.mail import Mail
 from ringd.groups.op import Op
 from ringd.groups.seat import Seat
-from ringd.groups.session import well_formed
-from ringd.groups.words import client_on
-from ringd.wire.link.control import Done, Joined, Left
+from ringd.groups.session import Part, Peers, Place, expected, peers
+from ringd.groups.words import client_on, shorten, which_of
+from ringd.wire.link.control import Closed, Done, Joined, Left, Opened
 
 
 @dataclass(slots=True)
 class Group:
-    """A named communicator: who takes part now, by rank."""
+    """A named communicator: who takes part now."""
 
     name: str
-    present: list[Joined | None]
-    """By rank, as last heard in this generation."""
-    local: Seat | None = None
+    present: dict[Place, Joined] = field(default_factory=dict)
+    """As last heard in this generation."""
+    local: dict[int, Seat] = field(default_factory=dict)
+    """By local rank."""
 
 
 @dataclass(slots=True, eq=False)
 class Roll:
     """Gives clients their seats, forms their sessions, and ends their stays.
 
-    Invariant: a group has one local seat at most; a seat is known by its join id until it is
-    finished, and by its gid as long as its session is formed.
+    Invariant: a group has one local seat at most for each local rank; a seat is known by its join
+    id until it is finished, and by its gid as long as its session is formed.
     """
 
-    _view: View
+    mail: Mail
     absences: Absences
-    _out: list[Action]
     up: bool = False
     """Whether the ring is."""
     groups: dict[str, Group] = field(default_factory=dict)
     seats: dict[int, Seat] = field(default_factory=dict)
     """All local ones by join id, those that are winding up included."""
-    by_gid: dict[int, Seat] = field(default_factory=dict)
+    by_gid: dict[int, dict[int, Seat]] = field(default_factory=dict)
+    """Likewise, of formed sessions, by rank."""
 
     def _group(self, name: str) -> Group:
         group = self.groups.get(name)
         if group is None:
-            group = self.groups[name] = Group(name, [None] * self._view.size)
+            group = self.groups[name] = Group(name)
         return group
 
     def _seats_of(self, group: str) -> list[Seat]:
-        return [seat for seat in self.seats.values() if seat.group == group]
+        return [
+            seat
+            for seat in self.seats.values()
+            if seat.group == group and not isinstance(seat, Channel)
+        ]
 
-    def local(self, group: str) -> Seat | None:
-        """Return the seat of the client here that takes part in *group*."""
+    def local(self, group: str, local_rank: int = 0) -> Seat | None:
+        """Return the seat of a client here that takes part in *group*."""
         known = self.groups.get(group)
-        return None if known is None else known.local
+        return None if known is None else known.local.get(local_rank)
 
     def open_op(self, join_id: int, seq: int) -> tuple[Seat, Op] | None:
         """Return an op that has not ended, and its seat."""
@@ -79,64 +89,138 @@ class Roll:
             return left.message
         return "" if seat is None else f"join id {join_id} of group {group!r} is used up; join anew"
 
+    def objection(self, group: str, part: Part) -> str:
+        """Return why a client here cannot take this part beside those that do; empty if it can."""
+        known = self.groups.get(group)
+        for seat in () if known is None else known.local.values():
+            other = seat.session.part
+            if seat.caller.client is None or other.local_rank == part.local_rank:
+                continue
+            where = f"group {group!r} on {self.mail.ring.name!r}"
+            if other.local_size != part.local_size:
+                return (
+                    f"{where} has {other.local_size} programs in the word of the one with local "
+                    f"rank {other.local_rank}; this one says local_size={part.local_size}"
+                )
+            if other.takes != part.takes:
+                return (
+                    f"{where}: {self._takers(other)} take part for one, {self._takers(part)} here"
+                )
+        return ""
+
+    def _takers(self, part: Part) -> str:
+        names = self.mail.ring.names
+        if not part.members:
+            return "all members"
+        return ", ".join(names[member] for member in part.members if member < len(names))
+
     # --- local clients ----------------------------------------------------------------
 
-    def admit(self, seat: Seat, join_ids: tuple[int, ...]) -> None:
-        """Take *seat* in; its client was told by a former daemon that *join_ids* are its peers."""
+    def admit(self, seat: Seat, session: Peers) -> None:
+        """Take *seat* in; its client was told by a former daemon that *session* are its peers."""
         self._replace_holder(seat)
         group = self._group(seat.group)
-        self.seats[seat.join_id] = group.local = seat
-        group.present[self._view.rank] = Joined(group.name, seat.join_id, join_ids)
+        self.seats[seat.join_id] = group.local[seat.session.part.local_rank] = seat
         seat.caller.tell_accepted()
         if self.up:
             seat.introduce()  # as unformed yet, which those who count on it answer
-        if seat.session.may_be(join_ids):
+        if seat.session.may_be(session):
             seat.pledged = True
-            self._form(seat, join_ids)
-        else:
-            self._try_form(group)
+            self._form(seat, session)
+        self._note_present(group, seat)
+        if not seat.session.formed:
+            self._try_form(group, seat)
+
+    def _note_present(self, group: Group, seat: Seat) -> None:
+        group.present[self.mail.ring.rank, seat.session.part.local_rank] = seat.session.joined
 
     def _replace_holder(self, seat: Seat) -> None:
-        """The client of *seat* takes the place of any other in its group."""
-        holder, before = self.local(seat.group), seat.before
+        """The client of *seat* takes the place of any other with its local rank in its group."""
+        local_rank = seat.session.part.local_rank
+        holder, before = self.local(seat.group, local_rank), seat.before
         if holder is not None:
             known = before.loss if before.join_id == holder.join_id else ""
-            self.leave(holder, known or self.says("left the group and joined it anew"))
-        for notice in self.absences.taken(seat.group, seat.join_id, before):
+            self.leave(holder, known or self.says("left the group and joined it anew", holder))
+        for notice in self.absences.taken(seat.group, seat.join_id, local_rank, before):
             self._say_gone(notice)
 
     def leave(self, seat: Seat, message: str) -> None:
         """The client of *seat* takes part no more."""
+        part = seat.session.part
         if seat.left is None:
             left = seat.leave(message)
             if self.up:
-                seat.session.broadcast(0, left)
-            seat.polls.answer_early()
+                self.mail.announce(left, seat.session.gid, beside=part.local_size > 1)
+            for stay in (seat, *seat.channels.values()):
+                stay.polls.answer_early()
         group = self.groups.get(seat.group)
-        if group is not None and group.local is seat:
-            group.local = group.present[self._view.rank] = None
+        if group is not None and group.local.get(part.local_rank) is seat:
+            del group.local[part.local_rank]
+            group.present.pop((self.mail.ring.rank, part.local_rank), None)
             self._tidy(group)
 
-    def says(self, reason: str) -> str:
-        """Return what the members read of a client here."""
-        return client_on(self._view.name, reason)
+    def says(self, reason: str, seat: Seat | None = None) -> str:
+        """Return what the members read of a client here, of *seat* if it has one."""
+        return client_on(
+            self.mail.ring.name, reason, "" if seat is None else which_of(seat.session)
+        )
 
     def drop_finished(self) -> None:
         """Drop seats whose client left and of which nobody needs anything any more."""
         for seat in list(self.seats.values()):
             if seat.left is None or not seat.finished:
                 continue
+            session = seat.session
             if self.up:
                 seat.ledger.flush()
             seat.calls.drop()
             del self.seats[seat.join_id]
-            self.by_gid.pop(seat.session.gid, None)
-            self.absences.remember(seat.session.gid, seat.left)
+            self._forget_session(seat)
+            if isinstance(seat, Channel):
+                del seat.parent.channels[seat.key]
+            else:
+                self.absences.remember(session.gid, session.view.rank, seat.left)
+
+    def _forget_session(self, seat: Seat) -> None:
+        gid = seat.session.gid
+        known = self.by_gid.get(gid)
+        if known is not None:
+            known.pop(seat.session.view.rank, None)
+            if not known:
+                del self.by_gid[gid]
 
     def _tidy(self, group: Group) -> None:
         """Forget a group in which nobody is."""
-        if group.local is None and not any(group.present):
+        if not (group.local or group.present):
             self.groups.pop(group.name, None)
+
+    def open(self, channel: Channel) -> None:
+        """A client here opens its end of a channel."""
+        self.seats[channel.join_id] = channel
+        channel.parent.channels[channel.key] = channel
+        session = channel.session
+        self.by_gid.setdefault(session.gid, {})[session.view.rank] = channel
+        if self.up:
+            channel.introduce()
+
+    def opened(self, origin: int, rank: int, gid: int, message: Opened, now: float) -> None:
+        """The other end of a channel is open, whose end here is not, or not any more."""
+        own = message.join_ids[1 - rank]
+        seat, ring = self.seats.get(own), self.mail.ring
+        if message.place != ring.rank or (seat is not None and seat.left is None):
+            return  # only on its way; or our client has yet to open it
+        left = self.absences.last_words(own) if seat is None else seat.left
+        if left is not None:
+            closed = Closed(0, left.code, left.message, forgotten=True)
+            if origin == ring.rank:
+                self.mail.say_beside(1 - rank, gid, closed)
+            else:
+                self.mail.out.append(Broadcast(gid, 0, closed, b"", 1 - rank, origin))
+            return
+        places = (ring.rank, origin) if rank else (origin, ring.rank)
+        session = Peers(message.join_ids, places)
+        notice = self.absences.counted_on(message.group, session, 1 - rank, None, None, now)
+        self._say_gone(notice)
 
     # --- the ring ---------------------------------------------------------------------
 
@@ -147,56 +231,70 @@ class Roll:
             seat.introduce()
             if seat.session.formed and seat.session.live:  # alone in the ring
                 seat.go_live()
+        for group, seat in self._free_seats():
+            self._try_form(group, seat)
+
+    def _free_seats(self) -> Iterator[tuple[Group, Seat]]:
         for group in list(self.groups.values()):
-            self._try_form(group)
+            for seat in list(group.local.values()):
+                yield group, seat
 
     def ring_down(self) -> None:
         """The ring broke: of the other members nothing is known any more."""
         self.up = False
         for group in list(self.groups.values()):
-            group.present = [None] * self._view.size
-            if group.local is not None:
-                session = group.local.session
-                joined = Joined(group.name, session.join_id, session.join_ids)
-                group.present[self._view.rank] = joined
+            group.present.clear()
+            for seat in group.local.values():
+                self._note_present(group, seat)
             self._tidy(group)
 
     def joined(self, origin: int, message: Joined, now: float) -> None:
-        """A client of rank *origin* joined, or is introduced again.
+        """A client of member *origin* joined, or is introduced again.
 
-        The order matters: the local client may form its session with it, and its seat is then
+        The order matters: a local client may form its session with it, and its seat is then
         one of those that count on it.
         """
-        if message.session and not well_formed(message.session, self._view.size):
-            self._out.append(Dropped("a session that cannot be"))
+        session = peers(message.session, message.places, self.mail.ring.size)
+        if session is None or not Part.of(message).sound(self.mail.ring.size):
+            self.mail.out.append(Dropped("a session that cannot be"))
             return
         group = self._group(message.group)
-        group.present[origin] = message
-        if message.session:
-            self._check_absent(group, message.session, now)
-        self._try_form(group)
-        for seat in self._seats_of(group.name):
-            if seat.session.formed and seat.session.join_ids[origin] == message.join_id:
-                self._meet(group, seat, origin, message.session)
+        group.present[origin, message.local_rank] = message
+        if session:
+            self._check_absent(group, session, now)
+        for seat in list(group.local.values()):
+            self._try_form(group, seat)
+        for seat in list(self.seats.values()):
+            if (rank := seat.session.peers.rank_of(message.join_id, origin)) is None:
+                continue
+            if not isinstance(seat, Channel):
+                self._meet(group, seat, rank, session)
+            elif session and seat.parent.join_id not in session.join_ids:
+                seat.peer_is_elsewhere()
 
-    def _meet(self, group: Group, seat: Seat, origin: int, join_ids: tuple[int, ...]) -> None:
+    def _meet(self, group: Group, seat: Seat, rank: int, session: Peers) -> None:
         """A client that *seat* counts on says in which session it is."""
-        if join_ids == seat.session.join_ids:
-            if seat.session.confirm(origin):
+        if session == seat.session.peers:
+            if seat.session.confirm(rank):
                 seat.go_live()
-        elif not join_ids:  # back after a restart: it has to learn where it is
+        elif not session:  # back after a restart: it has to learn where it is
             seat.introduce()
-            if seat.left is not None and group.local is not None:
-                group.local.introduce()  # has the last word on who is here
+            local = group.local.get(seat.session.part.local_rank)
+            if seat.left is not None and local is not None:
+                local.introduce()  # has the last word on who is here
 
-    def _check_absent(self, group: Group, join_ids: tuple[int, ...], now: float) -> None:
+    def _check_absent(self, group: Group, session: Peers, now: float) -> None:
         """Others count on a session: if we have no part in it, they must hear so in the end.
 
         They would wait for good otherwise, as only this daemon can tell that its client is gone.
         """
-        if join_ids[self._view.rank] not in self.seats:
-            successor = None if group.local is None else group.local.before
-            self._say_gone(self.absences.counted_on(group.name, join_ids, successor, now))
+        for local_rank, rank in enumerate(session.on(self.mail.ring.rank)):
+            if session.join_ids[rank] not in self.seats:
+                local = group.local.get(local_rank)
+                before = None if local is None else local.before
+                self._say_gone(
+                    self.absences.counted_on(group.name, session, rank, local_rank, before, now)
+                )
 
     def give_up_absent(self, now: float, reason: str) -> None:
         """Tell the others of clients that did not come back until *now*."""
@@ -206,32 +304,41 @@ class Roll:
     def _say_gone(self, notice: Notice | None) -> None:
         """A client left and its calls are forgotten here, so we need nobody's input for them."""
         if self.up and notice is not None:
-            self._out.append(Broadcast(notice.gid, 0, notice.left))
-            self._out.append(Broadcast(notice.gid, 0, Done(notice.left.submitted)))
+            mail, left = self.mail, notice.left
+            mail.announce(left, notice.gid, beside=True)
+            done, ring = Done(left.submitted), mail.ring
+            if ring.size > 1:
+                mail.out.append(Broadcast(notice.gid, 0, done, b"", notice.rank, ring.until))
+            mail.say_beside(notice.rank, notice.gid, done)
 
     def peer_left(self, origin: int, gid: int, message: Left) -> None:
-        """A client of rank *origin* takes part no more.
+        """A client of member *origin* takes part no more.
 
         Only session *gid* had calls of it: any other session that counts on it never went live
         there.
         """
+        self.absences.peer_left(origin, message)
         group = self._group(message.group)
-        there = group.present[origin]
-        if there is not None and there.join_id == message.join_id:
-            group.present[origin] = None
-        for seat in self._seats_of(group.name):
-            if seat.session.formed and seat.session.join_ids[origin] == message.join_id:
+        for place, there in list(group.present.items()):
+            if place[0] == origin and there.join_id == message.join_id:
+                del group.present[place]
+        for seat in list(self.seats.values()):
+            rank = seat.session.peers.rank_of(message.join_id, origin)
+            if rank is None or rank == seat.session.view.rank:
+                continue
+            if isinstance(seat, Channel):
+                seat.end_with(rank, message)
+            else:
                 submitted = message.submitted if seat.session.gid == gid else 0
-                self._part(group, seat, origin, submitted, message)
+                self._part(group, seat, rank, submitted, message)
         self._tidy(group)
 
-    def _part(self, group: Group, seat: Seat, origin: int, submitted: int, message: Left) -> None:
+    def _part(self, group: Group, seat: Seat, rank: int, submitted: int, left: Left) -> None:
         """A client that *seat* counts on left: that ends the session, or it never began."""
         if submitted == 0 and not seat.pledged and seat.calls.limit is None:
             self._unform(group, seat)
         else:
-            name = self._view.names[origin]
-            seat.peer_left(name, submitted, message.code, message.message)
+            seat.peer_left(rank, submitted, left.code, left.message)
 
     # --- sessions ---------------------------------------------------------------------
 
@@ -240,34 +347,62 @@ class Roll:
 
         The other members give it up for the same reason, so they count as free from now on.
         """
-        for rank, joined in enumerate(group.present):
-            if joined is not None and joined.session == seat.session.join_ids:
-                group.present[rank] = Joined(group.name, joined.join_id, ())
-        self.by_gid.pop(seat.session.gid, None)
+        given_up = seat.session.peers
+        for place, there in list(group.present.items()):
+            if there.session == given_up.join_ids:
+                group.present[place] = msgspec.structs.replace(there, session=(), places=())
+        self._forget_session(seat)
         seat.unform()
         seat.introduce()
 
-    def _try_form(self, group: Group) -> None:
-        """Form the local client's session, if others count on one or all are free for one."""
-        seat = group.local
-        if not self.up or seat is None or seat.session.formed or seat.calls.limit is not None:
+    def _try_form(self, group: Group, seat: Seat) -> None:
+        """Form the session of *seat*, if others count on one or all are free for one."""
+        session = seat.session
+        if not self.up or session.formed or seat.calls.limit is not None or seat.left is not None:
             return
-        others = [joined for rank, joined in enumerate(group.present) if rank != self._view.rank]
-        for joined in others:
-            if joined and seat.session.may_be(joined.session):
-                self._form(seat, joined.session)
+        ring, part = self.mail.ring, session.part
+        own = ring.rank, part.local_rank
+        for place, there in group.present.items():
+            if place == own or seat.join_id not in there.session:
+                continue
+            counted = peers(there.session, there.places, ring.size)
+            if counted and session.may_be(counted):
+                self._form(seat, counted)
                 return
-        if any(joined is None or joined.session for joined in others):
-            return
-        join_ids = tuple(
-            seat.join_id if joined is None else joined.join_id for joined in group.present
-        )
-        self._form(seat, join_ids)
+        ranks = expected(part, group.present, ring.size)
+        there_by_rank = [group.present.get(place) for place in ranks]
+        if conflict := self.conflict(group, seat):
+            seat.calls.refuse_open(conflict)
+        elif all(there and not there.session for there in there_by_rank) and own in ranks:
+            join_ids = tuple(there.join_id for there in there_by_rank if there)
+            self._form(seat, Peers(join_ids, tuple(place[0] for place in ranks)))
 
-    def _form(self, seat: Seat, join_ids: tuple[int, ...]) -> None:
-        seat.form(join_ids)
-        self.by_gid[seat.session.gid] = seat
+    def look_for_conflict(self, seat: Seat) -> None:
+        """End the calls of *seat* if the programs of its group disagree on who they are."""
+        group = self.groups.get(seat.group)
+        if group is None or seat.session.formed or len(group.present) == 1:
+            return
+        if conflict := self.conflict(group, seat):
+            seat.calls.refuse_open(conflict)
+
+    def conflict(self, group: Group, seat: Seat) -> str:
+        """Return on what the programs of a group disagree, so that it cannot form; empty if not."""
+        names, part = self.mail.ring.names, seat.session.part
+        for (member, _), there in group.present.items():
+            other = Part.of(there)
+            if other.takes != part.takes:
+                return shorten(
+                    f"the programs of group {group.name!r} disagree on who takes part: "
+                    f"{self._takers(part)} on {self.mail.ring.name!r}, {self._takers(other)} on "
+                    f"{names[member]!r}",
+                    MAX_TEXT,
+                )
+        return ""
+
+    def _form(self, seat: Seat, session: Peers) -> None:
+        seat.form(session)
+        self.by_gid.setdefault(seat.session.gid, {})[seat.session.view.rank] = seat
         if self.up:
             seat.introduce()
-        if len(join_ids) == 1:
+        if len(session.join_ids) == 1:
             seat.go_live()

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import NamedTuple
 
-from ringd.collective.call import Call
-from ringd.collective.view import View
 from ringd.errors import GroupLost, PeerLost
-from ringd.groups.actions import Action
 from ringd.groups.caller import Caller
 from ringd.groups.calls import Calls
 from ringd.groups.ledger import Ledger
-from ringd.groups.offers import Offers
+from ringd.groups.offers import Offers, Rules
 from ringd.groups.op import Op
 from ringd.groups.polls import Polls
-from ringd.groups.session import Session
+from ringd.groups.session import NOBODY, Part, Peers, Session
 from ringd.groups.submissions import Submissions
+from ringd.groups.words import client_on
 from ringd.wire.link.control import Left
 
 
@@ -38,9 +36,10 @@ class Join(NamedTuple):
     released: int = 0
     expected: int = 0
     """Ops from *released* up to this one are those that it is going to submit again."""
-    session: tuple[int, ...] = ()
+    session: Peers = NOBODY
     """What a former daemon told it of its peers (:class:`~ringd.groups.actions.TellSession`)."""
     before: Before = Before()
+    part: Part = Part()
 
 
 class Seat:
@@ -50,20 +49,16 @@ class Seat:
     such a session is for good, and any other can be forgotten without a trace.
 
     Args:
-        view: The ranks of the group's communicator.
-        refusal: Says why a call cannot be run here; empty if it can.
-        ends_together: Whether no member's part in a large call is through long before the others'.
+        session: Of its group, or of a channel.
+        rules: What this daemon knows of calls.
     """
 
     def __init__(
         self,
         client: Hashable,
         join: Join,
-        view: View,
-        out: list[Action],
-        *,
-        refusal: Callable[[Call], str],
-        ends_together: Callable[[Call], bool],
+        session: Session,
+        rules: Rules,
     ) -> None:
         self.group, self.join_id, self.on_loss = join.group, join.join_id, join.on_loss
         self.before = join.before
@@ -71,26 +66,30 @@ class Seat:
         """What the others were told when the client left, if it did."""
         self.pledged = False
         """The client knows its peers, as something may have been offered to them."""
-        self.session = session = Session(join.group, join.join_id, view, out)
+        self.session = session
+        out = session.mail.out
+        self.channels: dict[tuple[int, int, int], Seat] = {}
+        """Those that its client has opened: by sender's rank, receiver's rank, tag."""
         self.caller = caller = Caller(client, join.join_id, join.released, join.expected, out)
         ops: dict[int, Op] = {}
         self.ledger = ledger = Ledger(session, caller, ops, out, join.released)
         self.calls = calls = Calls(session, caller, ops, ledger, out)
-        self.offers = offers = Offers(session, caller, ledger, calls, refusal, ends_together, out)
-        self.polls = polls = Polls(session, caller, ledger, calls, out)
+        self.offers = offers = Offers(session, caller, ledger, calls, rules, out)
+        self.polls = polls = Polls(session, caller, ledger, calls)
         self.submissions = Submissions(session, caller, ledger, calls, offers, polls, out)
 
     # --- the session ------------------------------------------------------------------
 
-    def form(self, join_ids: tuple[int, ...]) -> None:
-        """Take *join_ids* as the session's members."""
-        self.session.form(join_ids)
+    def form(self, peers: Peers) -> None:
+        """Take *peers* as the session's members."""
+        self.session.form(peers)
+        self.calls.meet_peers()
         self.ledger.advance()
 
     def unform(self) -> None:
         """Forget the members: they never agreed on this session; the client's ops wait on."""
-        self.calls.forget_peers()
         self.session.give_up()
+        self.calls.forget_peers()
 
     def introduce(self) -> None:
         """Tell the others that the client is in the group, or leaves it, and how far it is.
@@ -99,16 +98,17 @@ class Seat:
         all to be done has forgotten it.
         """
         self.session.introduce()
+        session = self.session
         if self.left is not None:
-            self.session.broadcast(0, self.left)
-        if self.session.formed and self.ledger.own:
+            session.mail.announce(self.left, session.gid, beside=session.part.local_size > 1)
+        if session.formed and self.ledger.own:
             self.ledger.announce_done()
 
     def go_live(self) -> None:
         """Offer everything that is not released, with the outcome it has here."""
         if not self.pledged:
             self.pledged = True
-            self.caller.tell_session(self.session.join_ids)
+            self.caller.tell_session(*self.session.peers)
         self.ledger.advance()
         self.ledger.announce_done()
         self.polls.ask_overdue()
@@ -126,20 +126,23 @@ class Seat:
         """Tell the client what became of its stay; an interrupt may have lost what it was told."""
         self.caller.tell_accepted()
         if self.pledged:
-            self.caller.tell_session(self.session.join_ids)
+            self.caller.tell_session(*self.session.peers)
         if self.calls.limit is not None:
             self.caller.tell_lost(self.calls.limit, *self.calls.loss)
         self.caller.tell_released(self.ledger.released)
 
-    def leave(self, message: str) -> Left:
+    def leave(self, message: str, code: str = GroupLost.code) -> Left:
         """The client takes part no more; what it handed over is still completed for others."""
         submitted = self.caller.next_seq if self.session.formed else 0
-        code, limit = GroupLost.code, self.calls.limit
+        limit = self.calls.limit
         if limit is not None:
             if self.caller.next_seq >= limit:
                 code, message = self._cause(message)
             submitted = min(submitted, limit)
-        self.left = Left(self.group, self.join_id, submitted, code, message)
+        channels = tuple(
+            (*key, channel.leave(message, code).submitted) for key, channel in self.channels.items()
+        )
+        self.left = Left(self.group, self.join_id, submitted, code, message, channels)
         self.caller.left = True
         self.calls.leave(submitted, code, message)
         return self.left
@@ -160,11 +163,13 @@ class Seat:
         self.caller.client = None
         self.calls.settle()
 
-    def peer_left(self, name: str, submitted: int, code: str, message: str) -> None:
-        """The client on *name* takes part no more from op *submitted* on."""
+    def peer_left(self, rank: int, submitted: int, code: str, message: str) -> None:
+        """The client of *rank* takes part no more from op *submitted* on."""
         if code == PeerLost.code and self.on_loss != "fail":
-            code = GroupLost.code
-            message = f'the client on {name!r} waits for nobody (on_loss="fail"): {message}'
+            code, view = GroupLost.code, self.session.view
+            alone = view.places.count(view.places[rank]) == 1
+            reason = f'waits for nobody (on_loss="fail"): {message}'
+            message = client_on(view.names[rank], reason, "" if alone else f"rank {rank}")
         self.calls.cut(submitted, code, message)
 
     @property

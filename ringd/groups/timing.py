@@ -182,7 +182,7 @@ class Timing:
             if seat is None or not seat.caller.returning:
                 del self._returning[join_id]
             elif now >= due:
-                text = self._roll.says(reason)
+                text = self._roll.says(reason, seat)
                 # It has yet to leave us what it had lent, which no TellLost asks for.
                 self._out.append(Deny(seat.caller.client, join_id, GroupLost.code, text))
                 self._roll.leave(seat, text)

@@ -14,9 +14,21 @@ def describe(group: str, op: Op) -> str:
     return f"{op.call or 'a call'} (op {op.seq} of group {group!r})"
 
 
-def client_on(node: str, reason: str) -> str:
-    """Return what all members read of a client; *reason* completes the sentence."""
-    return f"the client on {node!r} {reason}"
+def client_on(node: str, reason: str, which: str = "") -> str:
+    """Return what all members read of a client; *reason* completes the sentence.
+
+    *which*: its rank in words, where it is one of several on *node*.
+    """
+    return f"the client{which and f' of {which}'} on {node!r} {reason}"
+
+
+def which_of(session: Session) -> str:
+    """Return which client of its member is in *session*, in words; empty for the only one."""
+    if session.part.local_size == 1:
+        return ""
+    if session.formed:
+        return f"rank {session.view.rank}"
+    return f"local rank {session.part.local_rank}"
 
 
 def late(group: str, op: Op, node: str, why: str) -> str:
@@ -58,7 +70,7 @@ def shorten(text: str, room: int) -> str:
 
 def waiting_for(op: Op, session: Session, needed: Sequence[int]) -> str:
     """Return for whom *op* waits in a formed session; ranks *needed* may need our input again."""
-    names = session.view.names
+    names = session.view.described()
     if not session.live:
         return "no client back in the group on: " + ", ".join(session.unconfirmed())
     if op.phase in (Phase.HELD, Phase.LENDING):

@@ -1,196 +1,278 @@
 """The large ops under way: which chunk goes out next, where an incoming one belongs.
 
-Knows transfers, not links or clients: the right link pulls chunks from here, the left one asks
-where to put what it receives. Groups take turns chunk by chunk, so none waits for another;
-within a group the oldest op that can send goes first, so that ops end in order.
+Knows transfers, not links or clients: a link pulls chunks from here for its neighbour, and asks
+where to put what it receives. A chunk for a member further on is kept until it has left.
+
+Where a chunk may wait on its way, at members that have no part in the op or none yet, the
+receiver bounds what its sender may have under way: the sender keeps to a *credit* of chunks, which
+the receiver raises. So nobody holds more of an op than :data:`FAR` chunks, or than its plan does.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
 from ringd.collective import kinds
+from ringd.collective.arrange import Arrangement, arrange
 from ringd.collective.call import Call
-from ringd.collective.plan import Plan
+from ringd.collective.layout import Layout
+from ringd.collective.plan import MAX_PASSING
 from ringd.collective.reduction import Array, Reduction
 from ringd.collective.transfer import ScratchPool, Transfer, TransferError
+from ringd.collective.view import Side, View
+from ringd.ring.lane import Lane
 from ringd.wire.link import frames
 from ringd.wire.link.frames import FrameError, FrameType, Header
 
 _INSTRUCTIONS = 20_000
 """Of all plans that are kept, some 5 MiB: those of 50 all-reduces of 64 MiB by four members."""
 
+FAR = MAX_PASSING
+"""Chunks that may be under way to a member that is no neighbour."""
+
 Key = tuple[int, int]
 """Of an op: (gid, sequence number)."""
+
+OPPOSITE: dict[Side, Side] = {"left": "right", "right": "left"}
+
+
+@dataclass(slots=True, eq=False)
+class Flow:
+    """A transfer on its way between members."""
+
+    transfer: Transfer
+    side: Side
+    """To whom it sends."""
+    until: int
+    """The member that receives what it sends."""
+    far: bool
+    """Whether members that have no part in it lie between."""
+    credited: bool
+    """Whether its senders keep to credits."""
+    sender: tuple[Side, int]
+    """Whence what it receives comes: the neighbour, and the member that sends it."""
+    granted: int = FAR
+    """The credit that this one was told."""
 
 
 class Bulk:
     """The transfers of one member.
 
     Args:
-        rank: This member's.
+        member: Its number in the ring.
         chunk_bytes: The longest chunk, equal on all members.
         checksum: Whether chunks carry a CRC-32, equal on all members.
         by_rank: Whether every sum is taken in the order of the ranks, equal on all members.
         on_finished: Called with an op's key when its result is complete and nothing of it is
             still to be sent; the transfer is forgotten by then.
+        send: Sends a header without a payload to a neighbour.
+        defer: Calls its argument soon, after a look at the sockets.
     """
 
     def __init__(
         self,
-        rank: int,
+        member: int,
         *,
         chunk_bytes: int,
         checksum: bool,
         by_rank: bool,
         on_finished: Callable[[int, int], None],
+        send: Callable[[Side, Header], None],
+        defer: Callable[[Callable[[], None]], None],
     ) -> None:
-        self._rank = rank
+        self._member = member
         self._chunk_bytes = chunk_bytes
         self._checksum = checksum
         self._by_rank = by_rank
         self._on_finished = on_finished
-        self._plans: dict[tuple[object, ...], Plan] = {}  # programs repeat their shapes
+        self._send = send
+        self._defer = defer
+        self._plans: dict[tuple[object, ...], Arrangement] = {}  # programs repeat their shapes
+        self._working: deque[Key] = deque()  # ops with work that waits for nobody
         self._scratch = ScratchPool(chunk_bytes)
-        self._transfers: dict[Key, Transfer] = {}
-        self._ready: dict[int, list[int]] = {}  # by gid: a heap of ops that may send
-        self._turns: deque[int] = deque()  # gids with such ops
+        self._flows: dict[Key, Flow] = {}
+        self._lanes: dict[Side, Lane] = {"left": Lane(self._next), "right": Lane(self._next)}
+        self._passing: dict[Side, memoryview] = {}
+        """What is being received from a neighbour for a member further on."""
         self.generation = 0
         """Stamped on every chunk."""
         self.stale = 0
         """Chunks that came for no op of ours and were discarded."""
+        self.passed: Counter[Side] = Counter()
+        """Chunks that were passed on, by the neighbour from which they came."""
 
     def __len__(self) -> int:
-        return len(self._transfers)
+        return len(self._flows)
 
-    def start(
+    def start(  # noqa: PLR0917
         self,
         key: Key,
+        view: View,
+        layout: Layout,
         calls: Sequence[Call],
         reduction: Reduction | None,
-        source: Array,
-        target: Array,
+        sources: Sequence[Array],
+        targets: Sequence[Array | None],
     ) -> None:
         """Begin the op; its first chunks can be pulled at once.
 
         Args:
             key: The op's.
+            view: Of a rank here.
+            layout: Where the ranks are.
             calls: Everybody's, by rank.
             reduction: What to compute; None where nothing is reduced.
-            source: This member's input.
-            target: For its result.
+            sources: The inputs of the ranks here.
+            targets: For their results; None for a rank that needs none.
         """
-        accumulator = target.dtype if reduction is None else reduction.accumulator
-        plan = self._plan(
+        dtype = sources[0].dtype
+        arrangement = self._arrangement(
             tuple(msgspec.structs.replace(call, name="") for call in calls),
-            target.itemsize,
-            accumulator.itemsize,
+            layout,
+            dtype.itemsize,
+            (dtype if reduction is None else reduction.accumulator).itemsize,
             self._by_rank and reduction is not None and reduction.order_matters,
         )
-        transfer = Transfer(plan, reduction, source, target, self._scratch)
-        if transfer.finished:  # alone in the ring
-            self._on_finished(*key)
-            return
-        self._transfers[key] = transfer
-        self._queue(*key)
+        transfer = arrangement.begin(reduction, sources, targets, self._scratch)
+        self._flows[key] = flow = self._flow(transfer, view, kinds.of(calls[0]))
+        if flow.credited:
+            transfer.credit = FAR
+        transfer.work()  # a root that only sends is then through as soon as the last chunk has left
+        if transfer.plan.sends:
+            self._queue(key, flow)
+        self._check_finished(key, flow)
+
+    def _flow(self, transfer: Transfer, view: View, kind: kinds.Kind) -> Flow:
+        far = len({*view.places}) != view.ring_size
+        sender = OPPOSITE[view.side], view.until
+        return Flow(transfer, view.side, view.next, far, far or kind.passes, sender)
 
     def stop(self, gid: int, seq: int) -> None:
         """Forget the op; the caller makes the links let go of its memory."""
-        self._transfers.pop((gid, seq), None)
+        self._flows.pop((gid, seq), None)
+
+    def broke(self) -> None:
+        """Forget what was to pass: the ring broke."""
+        for lane in self._lanes.values():
+            lane.clear_passing()
 
     def progress(self, gid: int, seq: int) -> tuple[int, int] | None:
         """Return how many of the op's chunks were received, and of how many; None if not here."""
-        transfer = self._transfers.get((gid, seq))
-        return None if transfer is None else (transfer.received_chunks, len(transfer.plan.receives))
+        flow = self._flows.get((gid, seq))
+        if flow is None:
+            return None
+        return flow.transfer.received_chunks, len(flow.transfer.plan.receives)
 
-    # --- the left link ----------------------------------------------------------------
+    # --- from a neighbour -------------------------------------------------------------
 
-    def buffer(self, header: Header) -> memoryview | None:
+    def buffer(self, side: Side, header: Header) -> memoryview | None:
         """Return where the chunk goes; None for one that nobody waits for any more.
 
         Raises:
             FrameError: The neighbour and this member disagree on what comes next.
         """
-        transfer = self._transfers.get((header.group, header.seq))
-        if transfer is None or header.generation != self.generation:
+        if header.generation != self.generation:
+            self.stale += 1
+            return None
+        if header.until != self._member:
+            buffer = self._passing[side] = memoryview(bytearray(header.length))
+            return buffer
+        flow = self._flows.get((header.group, header.seq))
+        if flow is None:
             self.stale += 1
             return None
         try:
-            return transfer.receive_buffer(header.index, header.length)
+            return flow.transfer.receive_buffer(header.index, header.length)
         except TransferError as error:
             raise FrameError(str(error)) from None
 
-    def received(self, header: Header) -> None:
-        """Reduce the chunk that is now complete."""
+    def received(self, side: Side, header: Header) -> Side | None:
+        """Take the chunk that is now complete; return for which neighbour there may be more."""
+        if header.until != self._member:
+            onward = OPPOSITE[side]
+            self._lanes[onward].pass_on(header, self._passing.pop(side))
+            self.passed[side] += 1
+            return onward
         key = (header.group, header.seq)
-        transfer = self._transfers.get(key)
-        if transfer is None:
-            return
-        transfer.received(header.index)
-        self._queue(*key)
-        self._check_finished(key, transfer)
+        flow = self._flows.get(key)
+        if flow is None:
+            return None
+        flow.transfer.received(header.index)
+        self._progress(key, flow)
+        return flow.side
 
-    # --- the right link ---------------------------------------------------------------
+    def credit(self, header: Header) -> Side | None:
+        """Take a credit that the receiver of an op's chunks grants, as :meth:`received` returns."""
+        key = (header.group, header.seq)
+        flow = self._flows.get(key)
+        if flow is None or header.generation != self.generation or not flow.credited:
+            return None
+        flow.transfer.credit = max(flow.transfer.credit or 0, header.index)
+        self._queue(key, flow)
+        return flow.side
 
-    def next_chunk(self) -> tuple[Header, memoryview] | None:
+    # --- to a neighbour ---------------------------------------------------------------
+
+    def next_chunk(self, side: Side) -> tuple[Header, memoryview] | None:
         """Return the next chunk to send, of the group whose turn it is."""
-        turns = self._turns
-        while turns:
-            gid = turns[0]
-            ready = self._ready[gid]
-            seq = ready[0]
-            transfer = self._transfers.get((gid, seq))
-            chunk = None if transfer is None else transfer.next_send()
-            if chunk is not None:
-                turns.rotate(-1)
-                return self._frame(gid, seq, *chunk)
-            heapq.heappop(ready)
-            if not ready:
-                turns.popleft()
-                del self._ready[gid]
-        return None
+        return self._lanes[side].next()
 
     def sent(self, header: Header) -> None:
         """The chunk has left, its memory is free."""
         key = (header.group, header.seq)
-        transfer = self._transfers.get(key)
-        if transfer is not None:
-            transfer.sent(header.index)
-            self._check_finished(key, transfer)
+        flow = self._flows.get(key)
+        if flow is not None and header.origin == self._member:
+            flow.transfer.sent(header.index)
+            self._progress(key, flow)
 
     # --- inside -----------------------------------------------------------------------
 
-    def _plan(
-        self, calls: tuple[Call, ...], itemsize: int, accumulator_itemsize: int, by_rank: bool
-    ) -> Plan:
-        key = (calls, itemsize, accumulator_itemsize, by_rank)
-        plan = self._plans.pop(key, None) or self._make_plan(*key)
-        self._plans[key] = plan  # the last one to be used
-        while len(self._plans) > 1 and sum(map(len, self._plans.values())) > _INSTRUCTIONS:
-            del self._plans[next(iter(self._plans))]
-        return plan
-
-    def _make_plan(
-        self, calls: tuple[Call, ...], itemsize: int, accumulator_itemsize: int, by_rank: bool
-    ) -> Plan:
-        task = kinds.task(
+    def _arrangement(
+        self,
+        calls: tuple[Call, ...],
+        layout: Layout,
+        itemsize: int,
+        accumulator_itemsize: int,
+        by_rank: bool,
+    ) -> Arrangement:
+        key = (calls, layout, itemsize, accumulator_itemsize, by_rank)
+        arrangement = self._plans.pop(key, None) or arrange(
             calls,
-            self._rank,
+            layout,
             itemsize=itemsize,
             accumulator_itemsize=accumulator_itemsize,
             chunk_bytes=self._chunk_bytes,
             by_rank=by_rank,
         )
-        return kinds.of(calls[0]).plan(task)
+        self._plans[key] = arrangement  # the last one to be used
+        while len(self._plans) > 1 and sum(map(len, self._plans.values())) > _INSTRUCTIONS:
+            del self._plans[next(iter(self._plans))]
+        return arrangement
 
-    def _frame(
-        self, gid: int, seq: int, index: int, chunk: memoryview
-    ) -> tuple[Header, memoryview]:
+    def _work(self) -> None:
+        """Do a piece of the work of one op, and see to the next one after a look at the sockets."""
+        key = self._working[0]
+        flow = self._flows.get(key)
+        if flow is not None and flow.transfer.work():
+            self._working.rotate(-1)
+        else:
+            self._working.popleft()
+        if self._working:
+            self._defer(self._work)
+        if flow is not None and flow.transfer.finished:
+            self._check_finished(key, flow)
+
+    def _next(self, gid: int, seq: int) -> tuple[Header, memoryview] | None:
+        flow = self._flows.get((gid, seq))
+        sending = None if flow is None else flow.transfer.next_send()
+        if flow is None or sending is None:
+            return None
+        index, chunk = sending
         header = Header(
             FrameType.DATA,
             length=len(chunk),
@@ -198,24 +280,58 @@ class Bulk:
             group=gid,
             seq=seq,
             index=index,
-            origin=self._rank,
+            origin=self._member,
+            until=flow.until,
             flags=frames.CHECKSUM if self._checksum else 0,
             payload_crc=frames.checksum(chunk) if self._checksum else 0,
         )
         return header, chunk
 
-    def _queue(self, gid: int, seq: int) -> None:
-        ready = self._ready.get(gid)
-        if ready is None:
-            self._ready[gid] = [seq]
-            self._turns.append(gid)
-        elif seq not in ready:
-            heapq.heappush(ready, seq)
+    def _queue(self, key: Key, flow: Flow) -> None:
+        self._lanes[flow.side].queue(*key)
 
-    def _check_finished(self, key: Key, transfer: Transfer) -> None:
-        if transfer.finished:
-            del self._transfers[key]
+    def _progress(self, key: Key, flow: Flow) -> None:
+        """A chunk has come or gone."""
+        self._queue(key, flow)
+        if flow.credited:
+            self._grant(key, flow)
+        self._check_finished(key, flow)
+
+    def _check_finished(self, key: Key, flow: Flow) -> None:
+        if flow.transfer.finished:
+            del self._flows[key]
             self._on_finished(*key)
+        elif flow.transfer.idle_work:
+            self._working.append(key)
+            if len(self._working) == 1:
+                self._defer(self._work)
+
+    def _grant(self, key: Key, flow: Flow) -> None:
+        """Raise the sender's credit, now and then, and in time.
+
+        Invariant: a sender that has used up its credit is told of any that there is.
+        """
+        transfer = flow.transfer
+        received, granted = transfer.received_chunks, transfer.granted
+        if flow.far:
+            granted = min(granted, received + FAR)
+        granted = min(granted, len(transfer.plan.receives))
+        used_up = received >= flow.granted
+        # Before its first chunk has come, the sender may have yet to begin, and would not hear it.
+        due = received and (used_up or granted - flow.granted >= FAR // 4)
+        if granted > flow.granted and due:
+            flow.granted = granted
+            (gid, seq), (side, sender) = key, flow.sender
+            header = Header(
+                FrameType.CREDIT,
+                generation=self.generation,
+                group=gid,
+                seq=seq,
+                index=granted,
+                origin=self._member,
+                until=sender,
+            )
+            self._send(side, header)
 
 
 def flat(memory: memoryview | bytes, dtype: np.dtype[np.generic]) -> Array:

@@ -18,7 +18,6 @@ from typing import Protocol
 
 import structlog
 
-from ringd.collective import kinds
 from ringd.config.settings import Config
 from ringd.loop import Loop, Timer
 from ringd.membership import machine as membership
@@ -27,7 +26,7 @@ from ringd.net.link import Link
 from ringd.observe.pacedlog import PacedLog
 from ringd.observe.recorder import Recorder
 from ringd.ring.blackhole import LITTLE, BlackHole
-from ringd.ring.bulk import Bulk
+from ringd.ring.bulk import OPPOSITE, Bulk
 from ringd.ring.early import MOST, Early
 from ringd.ring.homing import Homing
 from ringd.ring.inquiry import Inquiries
@@ -36,25 +35,10 @@ from ringd.ring.state import State as Stored
 from ringd.ring.state import StateFile
 from ringd.ring.statewriter import StateWriter
 from ringd.wire.link import control, frames
-from ringd.wire.link.control import Ask, GroupMessage, Inquiry, MembershipMessage, Offer, Poll, Told
+from ringd.wire.link.control import Ask, GroupMessage, Inquiry, MembershipMessage, Poll, Told
 from ringd.wire.link.frames import FrameError, FrameType, Header
 from ringd.wire.link.handshake import Peer
 from ringd.wire.link.hello import MAX_INSTANCE
-
-
-def fits(offer: Offer, nbytes: int, rank: int, size: int) -> bool:
-    """Whether *nbytes* of tensor may come with the *offer* of *rank*: numpy would believe it.
-
-    A kind or dtype that is unknown here is no fault of the link, which carries it for others:
-    nothing of it is computed, as this member refuses such a call.
-    """
-    if not offer.eager:
-        return nbytes == 0
-    try:
-        taken = kinds.source_bytes(offer.call, rank, size)
-    except ValueError:
-        return True
-    return taken is None or nbytes == taken
 
 
 class RingUser(Protocol):
@@ -69,10 +53,10 @@ class RingUser(Protocol):
     def ring_down(self, reason: str) -> None:
         """The ring broke; nothing sent before will arrive any more."""
 
-    def group_message(
-        self, origin: int, gid: int, seq: int, message: GroupMessage, payload: bytes
+    def group_message(  # noqa: PLR0917 - as in a frame
+        self, origin: int, rank: int, gid: int, seq: int, message: GroupMessage, payload: bytes
     ) -> None:
-        """A message of rank *origin* came round."""
+        """A message of *rank* in session *gid*, which is on member *origin*, came round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +91,6 @@ class Neighbours:
         self.rank = config.rank
         self.size = config.size
         self.names = tuple(member.name for member in config.ring.members)
-        self._right_rank = (self.rank + 1) % self.size
         self.machine = Machine(
             self.rank,
             self.size,
@@ -347,6 +330,7 @@ class Neighbours:
                 self._user.ring_up(action.generation)
                 self._catch_up()
             elif isinstance(action, membership.Broken):
+                self._bulk.broke()
                 self._user.ring_down(self._suspect(action.reason))
             elif isinstance(action, membership.Changed):
                 self._paced.info(
@@ -426,20 +410,22 @@ class Neighbours:
 
     # --- frames -----------------------------------------------------------------------
 
-    def broadcast(
-        self, gid: int, seq: int, message: GroupMessage, payload: bytes | memoryview
+    def send_group(  # noqa: PLR0917 - called for every message, and keywords cost time
+        self,
+        side: Side,
+        origin: int,
+        until: int,
+        rank: int,
+        gid: int,
+        seq: int,
+        message: GroupMessage,
+        data: bytes | memoryview = b"",
     ) -> None:
-        """Send a group message from here to all others; lost if the ring is broken."""
-        self._send_group(self.rank, gid, seq, message, payload)
+        """Send a group message to the member *until*, and those between; lost in a broken ring.
 
-    def relay(self, origin: int, gid: int, seq: int, message: Poll) -> None:
-        """Pass a poll on; it goes on to its origin."""
-        self._send_group(origin, gid, seq, message, b"")
-
-    def _send_group(
-        self, origin: int, gid: int, seq: int, message: GroupMessage, data: bytes | memoryview
-    ) -> None:
-        link = self.links.get("right")
+        *origin*: the member from which it comes, where it is passed on.
+        """
+        link = self.links.get(side)
         if link is None or not self.machine.in_ring:
             return
         head = control.encode(message)
@@ -454,6 +440,8 @@ class Neighbours:
             seq=seq,
             index=len(head),
             origin=origin,
+            until=until,
+            rank=rank,
             flags=frames.CHECKSUM if whole else frames.MESSAGE_CHECKSUM,
             payload_crc=frames.checksum(payload if whole else head),
         )
@@ -468,14 +456,16 @@ class Neighbours:
                 self._perform(self.machine.received(link.side, message, now))
             elif header.type is FrameType.INQUIRY:
                 self.inquiries.received(link.side, control.decode_inquiry(payload))
+            elif header.type is FrameType.CREDIT:
+                self._credit(link, header)
             else:
                 self._group_frame(link, header, payload)
         except control.DecodeError as error:
             raise FrameError(f"bad message: {error}") from None
 
     def _group_frame(self, link: Link, header: Header, payload: memoryview) -> None:
-        if link.side != "left" or header.origin >= self.size:
-            raise FrameError("a group message from the wrong side")
+        if header.origin >= self.size or header.until >= self.size:
+            raise FrameError("a group message of or to a member that there is not")
         if header.generation == self.machine.entering:
             # Others were faster to write it down. What they say now would be kept in any case.
             if not self._early.keep(link, header, payload):
@@ -490,22 +480,24 @@ class Neighbours:
             return
         message = control.decode_group(payload[: header.index])
         data = bytes(payload[header.index :])
-        if isinstance(message, Offer) and not fits(message, len(data), header.origin, self.size):
-            raise FrameError(f"{len(data)} bytes cannot be the tensor of {message.call}")
-        own = header.origin == self.rank
         if not isinstance(message, Poll):  # a poll changes on its way and comes back
-            if own:
+            if header.origin == self.rank:
                 raise FrameError("a group message of our own came back")
-            right = self.links.get("right")
-            if right is not None and header.origin != self._right_rank:
-                right.send(header, payload)
-        self._user.group_message(header.origin, header.group, header.seq, message, data)
+            onward = self.links.get(OPPOSITE[link.side])
+            if onward is not None and header.until != self.rank:
+                onward.send(header, payload)
+        self._user.group_message(
+            header.origin, header.rank, header.group, header.seq, message, data
+        )
 
     def _catch_up(self) -> None:
         """Take what the others said in this generation before it was on the disk here."""
         for early in self._early.take():
             link, header = early.link, early.header
-            if self.links.get("left") is not link or header.generation != self.machine.generation:
+            if (
+                self.links.get(link.side) is not link
+                or header.generation != self.machine.generation
+            ):
                 return
             try:
                 self._group_frame(link, header, memoryview(early.payload))
@@ -520,35 +512,54 @@ class Neighbours:
         self._loop.call_soon(partial(self.link_lost, link, reason))
         link.close(reason, goodbye=True)
 
+    def _check_way(self, header: Header) -> None:
+        """Object to a frame that no member would take off the ring."""
+        if header.until >= self.size or header.origin == self.rank:
+            raise FrameError(f"a {header.type.name} frame that no member takes")
+
     def data_buffer(self, link: Link, header: Header) -> memoryview | None:
         """Say where a chunk goes."""
-        if link.side != "left":
-            raise FrameError("a chunk from the wrong side")
+        self._check_way(header)
         if not self.machine.in_ring:
             self.dropped["chunk while the ring is broken"] += 1
             return None
-        return self._bulk.buffer(header)
+        return self._bulk.buffer(link.side, header)
 
-    def data_received(self, link: Link, header: Header) -> None:  # noqa: ARG002 - the protocol's
+    def data_received(self, link: Link, header: Header) -> None:
         """Reduce a chunk, and send on what that made possible."""
-        self._bulk.received(header)
-        self.kick()
+        self.kick(self._bulk.received(link.side, header))
+
+    def _credit(self, link: Link, header: Header) -> None:
+        """Take a credit, or pass it on."""
+        self._check_way(header)
+        if not self.machine.in_ring or header.generation != self.machine.generation:
+            self.dropped["of another generation"] += 1
+        elif header.until == self.rank:
+            self.kick(self._bulk.credit(header))
+        elif (onward := self.links.get(OPPOSITE[link.side])) is not None:
+            onward.send(header)
+
+    def send_credit(self, side: Side, header: Header) -> None:
+        """Send a credit to a neighbour."""
+        link = self.links.get(side)
+        if link is not None:
+            link.send(header)
 
     def next_data(self, link: Link) -> tuple[Header, memoryview] | None:
-        """Give the right link its next chunk."""
-        if link.side != "right" or not self.machine.in_ring:
+        """Give a link its next chunk."""
+        if not self.machine.in_ring:
             return None
-        return self._bulk.next_chunk()
+        return self._bulk.next_chunk(link.side)
 
     def data_sent(self, link: Link, header: Header) -> None:  # noqa: ARG002 - the protocol's
         """A chunk has left."""
         self._bulk.sent(header)
 
-    def kick(self) -> None:
-        """There may be chunks to send."""
-        right = self.links.get("right")
-        if right is not None:
-            right.kick()
+    def kick(self, side: Side | None) -> None:
+        """There may be chunks to send to that neighbour."""
+        link = None if side is None else self.links.get(side)
+        if link is not None:
+            link.kick()
 
     def let_go(self, gid: int, seq: int) -> None:
         """Make the links let go of an aborted op's memory."""

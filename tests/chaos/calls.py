@@ -23,7 +23,11 @@ PERIOD = 1021
 EAGER = 32 * 1024
 """The default of ``ops.eager_limit``: up to here the sum is taken in rank order."""
 
-OTHERS = tuple(kind for kind in KINDS if kind not in {"all_reduce", "barrier", "all_gather_bytes"})
+OTHERS = tuple(
+    name
+    for name, kind in KINDS.items()
+    if kind.data and not kind.pair and name not in {"all_reduce", "all_gather_bytes"}
+)
 
 LARGEST = 0.02
 """Share of the calls that are of the group's largest size."""

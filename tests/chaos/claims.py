@@ -13,7 +13,7 @@ from chaos.breaks import Breaks
 from chaos.lives import Life, Lives
 from chaos.notices import Notice, Notices
 from chaos.pulse import lateness
-from ringd.client.connection import GRACE
+from ringd.client.stay import GRACE
 
 AT_ONCE = 0.1
 """Seconds in which a call that is not made at all is refused."""

@@ -75,5 +75,5 @@ class Made(NamedTuple):
 def made(ring: ringd.Ring) -> Made:
     """Return how many calls *ring* has made; what was interrupted can be told by nothing else."""
     with shielded():
-        session = ring._connection._group.session
+        session = ring._stay.group.session
         return Made(session.join_id, session.next_seq)

@@ -100,6 +100,29 @@ class Attach(msgspec.Struct, frozen=True, array_like=True, tag="attach"):
     ordered: bool = False
 
 
+class Open(msgspec.Struct, frozen=True, array_like=True, tag="open"):
+    """Open this end of a channel, in a session that the client was told of.
+
+    Calls of it are submitted under *channel_id* in the place of a join id; the sender is rank 0 of
+    two, the receiver rank 1. The same once more, but for *watch*, is harmless.
+    """
+
+    join_id: int
+    channel_id: int
+    """Chosen at random by the client, as a join id is; the same again after a reconnect."""
+    source: int
+    """The sender's rank."""
+    to: int
+    """The receiver's rank."""
+    tag: int
+    next_seq: int
+    """As in :class:`Attach`."""
+    released: int
+    """As in :class:`Attach`."""
+    watch: bool = False
+    """Whether the client wants to be told how many messages have come, by :class:`Arrived`."""
+
+
 class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
     """Hand over one call; sending the same (join id, sequence number) again is harmless."""
 
@@ -171,7 +194,9 @@ class AskTrace(msgspec.Struct, frozen=True, array_like=True, tag="trace"):
     version: int
 
 
-Request = Union[Attach, Submit, Ack, Detach, AskAwaited, AskStatus, AskRejoin, AskReload, AskTrace]
+Request = Union[
+    Attach, Open, Submit, Ack, Detach, AskAwaited, AskStatus, AskRejoin, AskReload, AskTrace
+]
 
 
 # --- daemon to client -----------------------------------------------------------------
@@ -244,6 +269,14 @@ class Lost(msgspec.Struct, frozen=True, array_like=True, tag="lost"):
     message: str
 
 
+class Arrived(msgspec.Struct, frozen=True, array_like=True, tag="arrived"):
+    """So many messages have come in a channel, of all that were ever sent."""
+
+    join_id: int
+    """The channel's number."""
+    count: int
+
+
 class Detached(msgspec.Struct, frozen=True, array_like=True, tag="detached"):
     """The client is in that group no more; nothing else comes of it."""
 
@@ -281,7 +314,17 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag="answer"):
 
 
 Reply = Union[
-    Attached, Completed, Failed, Released, Lost, Detached, Awaited, RingState, Denied, Answer
+    Attached,
+    Completed,
+    Failed,
+    Released,
+    Lost,
+    Arrived,
+    Detached,
+    Awaited,
+    RingState,
+    Denied,
+    Answer,
 ]
 
 COPY_SMALL = 8 << 10

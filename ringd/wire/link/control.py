@@ -118,6 +118,16 @@ class Joined(msgspec.Struct, frozen=True, array_like=True, tag="joined"):
     join_id: int
     session: tuple[int, ...]
     """The join ids, by rank, of the session that the client is in; empty before one formed."""
+    places: tuple[int, ...] = ()
+    """The members on which these are; empty: each on the member of its number."""
+    local_rank: int = 0
+    """Which one of the group's programs on its member the client is."""
+    local_size: int = 1
+    """How many there are."""
+    members: tuple[int, ...] = ()
+    """The members that take part; empty for all. If *ordered*, by rank, as often as each has
+    programs."""
+    ordered: bool = False
 
 
 class Left(msgspec.Struct, frozen=True, array_like=True, tag="left"):
@@ -131,6 +141,33 @@ class Left(msgspec.Struct, frozen=True, array_like=True, tag="left"):
     submitted: int
     code: str
     message: str
+    channels: tuple[tuple[int, int, int, int], ...] = ()
+    """Likewise of those of its channels: (sender's rank, receiver's rank, tag, submitted)."""
+
+
+class Opened(msgspec.Struct, frozen=True, array_like=True, tag="opened"):
+    """The sender's end of the channel ``frame.group`` is open."""
+
+    answer: bool
+    """It heard so of the other end, and need not hear it again."""
+    group: str
+    join_ids: tuple[int, int]
+    """Of the stays of the sending and the receiving rank."""
+    place: int
+    """The member of the other end."""
+
+
+class Closed(msgspec.Struct, frozen=True, array_like=True, tag="closed"):
+    """The stay of the sender's end of the channel ``frame.group`` is over.
+
+    Calls below *submitted* were handed over and can still complete.
+    """
+
+    submitted: int
+    code: str
+    message: str
+    forgotten: bool = False
+    """Nothing is left of it: it needs nothing any more."""
 
 
 class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
@@ -175,7 +212,7 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True, tag="verdict"):
     message: str
 
 
-GroupMessage = Union[Joined, Left, Offer, Done, Computed, Poll, Verdict]
+GroupMessage = Union[Joined, Left, Opened, Closed, Offer, Done, Computed, Poll, Verdict]
 
 _encoder = msgspec.msgpack.Encoder()
 _membership_decoder = msgspec.msgpack.Decoder(MembershipMessage)

@@ -1,9 +1,9 @@
 """The frame that everything between two daemons travels in.
 
-A frame is a header of 48 bytes and a payload of ``length`` bytes. Little-endian::
+A frame is a header of 52 bytes and a payload of ``length`` bytes. Little-endian::
 
     magic u16 | version u8 | type u8 | length u32 | generation u64 | group u64 | seq u64 |
-    index u32 | origin u16 | flags u16 | payload_crc u32 | header_crc u32
+    index u32 | origin u16 | until u16 | rank u16 | flags u16 | payload_crc u32 | header_crc u32
 
 The header carries its own CRC-32, so a stream that is out of step is found at the first
 header and never believed. That checksum also counts: it begins with the number of frames that
@@ -52,6 +52,8 @@ class FrameType(enum.IntEnum):
     """A chunk of a tensor."""
     BYE = 5
     """The sender closes the link; the payload says why, in UTF-8."""
+    CREDIT = 7
+    """How many chunks of an op may have been sent by now: ``index``."""
     INQUIRY = 6
     """A question to all members that can be reached, or an answer on its way back."""
 
@@ -63,6 +65,7 @@ MAX_LENGTH = {
     FrameType.DATA: 4 << 20,
     FrameType.BYE: 256,
     FrameType.INQUIRY: 1 << 20,
+    FrameType.CREDIT: 0,
 }
 """The longest payload of each type, in bytes."""
 
@@ -81,18 +84,22 @@ class Header(msgspec.Struct, frozen=True, gc=False):
     index: int = 0
     """DATA: the chunk's number. GROUP: bytes of message before the tensor bytes."""
     origin: int = 0
-    """Rank of the member that the frame comes from."""
+    """The member that the frame comes from."""
+    until: int = 0
+    """The member at which its way ends; those between pass it on."""
+    rank: int = 0
+    """GROUP: the sender's, in its session."""
     flags: int = 0
     payload_crc: int = 0
 
 
-_BODY = struct.Struct("<HBBIQQQIHHI")
+_BODY = struct.Struct("<HBBIQQQIHHHHI")
 _CRC = struct.Struct("<I")
-_WHOLE = struct.Struct("<HBBIQQQIHHII")
+_WHOLE = struct.Struct("<HBBIQQQIHHHHII")
 _GUARDED = _BODY.size
 
 HEADER_SIZE = _WHOLE.size
-"""48."""
+"""52."""
 
 _TYPES = {int(kind): (kind, cap) for kind, cap in MAX_LENGTH.items()}
 
@@ -101,7 +108,7 @@ checksum = zlib.crc32
 
 
 def pack(header: Header, number: int = 0) -> bytes:
-    """Return the 48 bytes of *header*, of the frame that *number* others went before.
+    """Return the 52 bytes of *header*, of the frame that *number* others went before.
 
     Raises:
         struct.error: A field does not fit, which is a bug of the caller.
@@ -116,6 +123,8 @@ def pack(header: Header, number: int = 0) -> bytes:
         header.seq,
         header.index,
         header.origin,
+        header.until,
+        header.rank,
         header.flags,
         header.payload_crc,
     )
@@ -123,7 +132,7 @@ def pack(header: Header, number: int = 0) -> bytes:
 
 
 def unpack(buffer: Buffer, number: int = 0) -> Header:
-    """Return the header in the first 48 bytes of *buffer*, after *number* other frames.
+    """Return the header in the first 52 bytes of *buffer*, after *number* other frames.
 
     Raises:
         FrameError: These bytes are not a header of this version of the protocol, or it
@@ -141,6 +150,8 @@ def unpack(buffer: Buffer, number: int = 0) -> Header:
         seq,
         index,
         origin,
+        until,
+        rank,
         flags,
         payload_crc,
         header_crc,
@@ -162,4 +173,6 @@ def unpack(buffer: Buffer, number: int = 0) -> Header:
         raise FrameError(f"unknown flags 0x{flags:04x}")
     if kind == FrameType.GROUP and index > length:
         raise FrameError(f"a message of {index} bytes in a payload of {length}")
-    return Header(known[0], length, generation, group, seq, index, origin, flags, payload_crc)
+    return Header(
+        known[0], length, generation, group, seq, index, origin, until, rank, flags, payload_crc
+    )

@@ -1,0 +1,245 @@
+"""Messages from rank to rank: this program's ends of channels.
+
+What one rank sends another one under one tag is a channel. Each end numbers its calls by itself, as
+a group does, and is told how they end, as a group is; so it is one, within the stay of another. It
+ends with the session in which it was opened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+from ringd import errors
+from ringd.client.group import Group
+from ringd.client.groups import Groups
+from ringd.client.session import Op, Session
+from ringd.client.stay import Stay
+from ringd.wire.border.messages import Open, pack
+
+BUFFERED = 1 << 20
+"""Bytes; a message of up to so many is sent without waiting for its receiver."""
+
+MOST_BUFFERED = 16 << 20
+"""Bytes of such messages of one ring that are not received yet; what is beyond waits."""
+
+ANY = -1
+"""In the place of a source: whoever sends."""
+
+
+class Key(NamedTuple):
+    """Which channel of a session."""
+
+    source: int
+    """The sender's rank."""
+    to: int
+    """The receiver's rank."""
+    tag: int
+
+
+class End(Group):
+    """One end of a channel of *parent*, which is in a session that has formed.
+
+    Invariant: the daemon hears of it after it has heard of the parent.
+    """
+
+    def __init__(self, parent: Group, key: Key, groups: Groups) -> None:
+        super().__init__(dataclasses.replace(parent.wish, local_rank=-1), parent.daemon)
+        self.key = key
+        self.of = parent.session
+        """In which it was opened."""
+        self.watch = False
+        """Whether the daemon is to say how many messages have come."""
+        self.accepted = True
+        self._parent = parent
+        self._groups = groups
+
+    @property
+    def waits(self) -> bool:
+        """Whether a message has come that nobody has asked for."""
+        return self.arrived > self.session.next_seq
+
+    @property
+    def unreceived(self) -> int:
+        """Bytes of messages that are not known to be received."""
+        return sum(op.length for op in list(self.session.ops.values()) if not op.ended)
+
+    @property
+    def sends_on(self) -> int:
+        """How many messages of this program are not known to be received."""
+        place = self._parent.place
+        mine = place is not None and place.rank == self.key.source
+        return sum(not op.ended for op in list(self.session.ops.values())) if mine else 0
+
+    def watch_from_now_on(self) -> None:
+        """Have the daemon say how many messages have come."""
+        if not self.watch:
+            self.watch = True
+            self.session.attached_over = None  # so that it is told
+            self.push()
+
+    # --- as of a group, but for what follows --------------------------------------------
+
+    def install(self) -> None:
+        """A daemon is there: open it anew, and hand over what is unfinished."""
+        if self.session.over and not self.session.open:
+            self._finish()
+        else:
+            super().install()
+
+    def push(self, made_seq: int = -1, made_frame: bytes = b"") -> bool:
+        """Send what the daemon lacks, once it has been told of the parent; as of a group."""
+        parent = self._parent.session
+        if parent is self.of and parent.attached_over is not self.daemon.channel:
+            return self.ended
+        return super().push(made_seq, made_frame)
+
+    def room(self, length: int) -> Session | None:
+        """Return the session; a message is refused once that is over."""
+        if self.session.over:
+            loss = self.session.loss
+            assert loss is not None  # noqa: S101 - what is over has a reason
+            raise type(loss)(*loss.args)
+        return super().room(length)
+
+    def progress(self, released: int) -> None:
+        """All ops below *released* are finished; forget it when it is over."""
+        session = self.session
+        session.release(released)
+        if session.over and not session.open:
+            self._finish()
+
+    def cut(self, floor: int, error: errors.RingError) -> None:
+        """It is over from op *floor* on; why, the parent's session knows best."""
+        loss = self.of.loss
+        lost = isinstance(error, errors.GroupLost) and isinstance(loss, errors.GroupLost)
+        self.close_session(floor, loss if lost and loss is not None else error)
+
+    def _finish(self) -> None:
+        self._retire(0)
+        self._parent.ends.pop(self.session.join_id, None)
+        self._groups.remove(self)
+        self.ended = True
+
+    def _attach(self) -> bool:
+        session = self.session
+        opening = Open(
+            join_id=self.of.join_id,
+            channel_id=session.join_id,
+            source=self.key.source,
+            to=self.key.to,
+            tag=self.key.tag,
+            next_seq=session.end,
+            released=session.released,
+            watch=self.watch,
+        )
+        return self.daemon.send(pack(opening))
+
+
+class Line(Stay):
+    """What a ring does with one of its ends."""
+
+    def __init__(self, stay: Stay, end: End) -> None:
+        super().__init__(stay.connection, end)
+        self._stay = stay
+
+    @property
+    def closed(self) -> bool:
+        """Whether the ring is."""
+        return self._stay.closed
+
+    def _end(self) -> None:
+        self._stay._end()  # noqa: SLF001 - of the same kind
+
+
+def open_line(stay: Stay, key: Key, until: float | None, *, watch: bool = False) -> Line:
+    """Return this program's end of a channel, in the session that it is in now.
+
+    Raises:
+        DeadlineExceeded: the group has not formed before *until*.
+        RingError: why the last session ended, if the user does not know yet.
+    """
+    found: list[End] = []
+
+    def step() -> bool:
+        stay.connection.settle()
+        if not stay.group.may_call():
+            return False
+        end = _end_of(stay, key)
+        if watch:
+            end.watch_from_now_on()
+        stay.connection.pump.sent()
+        found.append(end)
+        return True
+
+    stay.until_formed(step, until)
+    return Line(stay, found[-1])
+
+
+def _end_of(stay: Stay, key: Key) -> End:
+    group, groups = stay.group, stay.connection.groups
+    for end in group.ends.values():
+        if isinstance(end, End) and end.key == key and end.of is group.session:
+            return end
+    end = End(group, key, groups)
+    groups.add(end)
+    group.ends[end.session.join_id] = end
+    end.push()
+    return end
+
+
+def submit_to_any(stay: Stay, tag: int, op: Op, until: float | None) -> Line:
+    """Submit *op*, of a receiver, where a message under *tag* has come first; wait for one.
+
+    Raises:
+        DeadlineExceeded: none came before *until*.
+        RingError: as :func:`open_line`.
+    """
+    connection = stay.connection
+
+    def take(lines: list[Line]) -> Line | None:
+        connection.settle()
+        for line in lines:
+            if isinstance(line.group, End) and line.group.waits:
+                connection.groups.submit(line.group, op)
+                connection.pump.sent()
+                return line
+        return None
+
+    while True:
+        place = stay.place(until)
+        keys = [Key(rank, place.rank, tag) for rank in range(place.size) if rank != place.rank]
+        lines = [open_line(stay, key, until, watch=True) for key in keys]
+        ends = [line.group for line in lines if isinstance(line.group, End)]
+        line = connection.pump.run(take, lines)
+        if line is not None:
+            return line
+        came = connection.wait(partial(_has_news, stay, ends), until)
+        stay.check()
+        if not came:
+            raise errors.DeadlineExceeded(
+                f"{op.call} from any rank of group {stay.group.name!r}: none has been sent"
+            )
+
+
+def _has_news(stay: Stay, ends: Sequence[End]) -> bool:
+    """Whether a message has come, or none will."""
+    over = stay.closed or stay.group.pending_error is not None
+    return over or any(end.waits or end.session.over for end in ends)
+
+
+def linger(stay: Stay, seconds: float) -> str:
+    """Wait until buffered messages are received, for so long; return which ones are not, in words.
+
+    Raises:
+        RingError: as any call that waits.
+    """
+    ends = [end for end in stay.group.ends.values() if isinstance(end, End)]
+    if any(end.sends_on for end in ends):
+        until = time.monotonic() + seconds
+        stay.connection.wait(lambda: stay.hung_up or not any(end.sends_on for end in ends), until)
+    left = {(end.key.to, end.key.tag): end.sends_on for end in ends if end.sends_on}
+    return ", ".join(f"{number} to rank {to} under tag {tag}" for (to, tag), number in left.items())

@@ -1,0 +1,104 @@
+"""What goes to one neighbour: whose chunk is the next."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from typing import Optional, Union
+
+from ringd.wire.link.frames import Header
+
+Chunk = tuple[Header, memoryview]
+NextChunk = Callable[[int, int], Optional[Chunk]]
+"""Given an op, as (gid, sequence number), returns its next chunk, or None for now."""
+
+
+class _Ops:
+    """The ops of a group that may have something to send, the oldest first."""
+
+    __slots__ = ("_gid", "_heap", "_next_chunk")
+
+    def __init__(self, gid: int, next_chunk: NextChunk) -> None:
+        self._gid = gid
+        self._next_chunk = next_chunk
+        self._heap: list[int] = []
+
+    def add(self, seq: int) -> None:
+        if seq not in self._heap:
+            heapq.heappush(self._heap, seq)
+
+    def next(self) -> Chunk | None:
+        heap = self._heap
+        while heap:
+            chunk = self._next_chunk(self._gid, heap[0])
+            if chunk is not None:
+                return chunk
+            heapq.heappop(heap)
+        return None
+
+
+class _Passing:
+    """Chunks of a group that are for members further on, in their order."""
+
+    __slots__ = ("chunks",)
+
+    def __init__(self) -> None:
+        self.chunks: deque[Chunk] = deque()
+
+    def next(self) -> Chunk | None:
+        return self.chunks.popleft() if self.chunks else None
+
+
+class Lane:
+    """Chunks for one neighbour.
+
+    Invariant: groups take turns chunk by chunk, so none waits for another; within a group the
+    oldest op that can send goes first, so that ops end in order.
+
+    Args:
+        next_chunk: asks an op for what it has to send.
+    """
+
+    def __init__(self, next_chunk: NextChunk) -> None:
+        self._next_chunk = next_chunk
+        self._ops: dict[int, _Ops] = {}  # by gid
+        self._passing: dict[int, _Passing] = {}  # by gid
+        self._turns: deque[tuple[int, Union[_Ops, _Passing]]] = deque()
+
+    def queue(self, gid: int, seq: int) -> None:
+        """Let an op have its turn: it may have something to send."""
+        ops = self._ops.get(gid)
+        if ops is None:
+            ops = self._ops[gid] = _Ops(gid, self._next_chunk)
+            self._turns.append((gid, ops))
+        ops.add(seq)
+
+    def pass_on(self, header: Header, chunk: memoryview) -> None:
+        """Send a chunk that is for a member further on."""
+        passing = self._passing.get(header.group)
+        if passing is None:
+            passing = self._passing[header.group] = _Passing()
+            self._turns.append((header.group, passing))
+        passing.chunks.append((header, chunk))
+
+    def next(self) -> Chunk | None:
+        """Return the next chunk, of the group whose turn it is; None if there is none."""
+        turns = self._turns
+        while turns:
+            gid, queue = turns[0]
+            chunk = queue.next()
+            if chunk is not None:
+                turns.rotate(-1)
+                return chunk
+            turns.popleft()
+            if isinstance(queue, _Ops):
+                del self._ops[gid]
+            else:
+                del self._passing[gid]
+        return None
+
+    def clear_passing(self) -> None:
+        """Forget what was to pass: the ring broke."""
+        for passing in self._passing.values():
+            passing.chunks.clear()

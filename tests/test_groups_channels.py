@@ -1,0 +1,159 @@
+"""Channels: what one rank sends another one, as calls of two."""
+
+from __future__ import annotations
+
+import pytest
+from groups_bench import call, ready, submission
+
+from ringd.collective.view import View
+from ringd.errors import GroupLost, Refused
+from ringd.groups import actions
+from ringd.groups.channels import Key, Opening, pair
+
+KEY = Key(0, 1, 5)
+
+
+@pytest.mark.parametrize(
+    ("ring_size", "places", "sides"),
+    [
+        (2, (0, 1), ("right", "right")),
+        (3, (0, 1), ("right", "left")),
+        (3, (0, 2), ("left", "right")),
+        (4, (1, 3), ("right", "right")),
+        (5, (4, 0), ("right", "left")),
+        (5, (2, 2), ("right", "right")),
+    ],
+)
+def test_a_channel_takes_the_shorter_way(ring_size, places, sides):
+    """From either end; to the right where both are as long."""
+    names = tuple(f"m{place}" for place in places)
+    views = [View(names, rank, places, ring_size) for rank in (0, 1)]
+    ends = [pair(view, Key(0, 1, 0)) for view in views]
+    assert [(end.rank, end.size, end.side) for end in ends] == [(0, 2, sides[0]), (1, 2, sides[1])]
+    assert [end.until for end in ends] == [places[1], places[0]]
+    assert [end.described() for end in ends] == [view.described() for view in views]
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        (Key(0, 3, 0), "rank 0 cannot send to rank 3 in a group of 3"),
+        (Key(0, 0, 0), "rank 0 cannot send to itself"),
+        (Key(1, 2, 0), "rank 0 has no part in what rank 1 sends to 2"),
+        (Key(0, 1, -1), "a tag is a number from 0 to 32767, not -1"),
+        (Key(0, 1, 32768), "a tag is a number from 0 to 32767, not 32768"),
+    ],
+    ids=str,
+)
+def test_what_is_no_channel_is_refused(key, text):
+    """It says why."""
+    bench = ready()
+    open_end(bench, 0, key)
+    (denied,) = bench.did(0, actions.Deny)
+    assert (denied.join_id, denied.code, denied.message) == (100, Refused.code, text)
+
+
+def open_end(bench, rank, key=KEY, *, number=100, watch=False):
+    """Have the client of *rank* open its end, whose number is *number* and its rank."""
+    opening = Opening(10 + rank, number + rank, key, watch=watch)
+    bench.do(rank, bench.engines[rank].open(bench.names[rank], opening, bench.now))
+    bench.settle()
+
+
+def message(bench, rank, seq, **kwargs):
+    """Have the client of *rank* hand over its part in message *seq*."""
+    bench.submit(rank, submission(seq, now=bench.now, **kwargs), join_id=100 + rank)
+    bench.settle()
+
+
+def outcomes(bench, rank):
+    """Return how the messages of *rank* ended."""
+    reports = bench.did(rank, actions.Report)
+    return [(a.submission.seq, a.code) for a in reports if a.join_id == 100 + rank]
+
+
+def test_a_message_ends_when_both_have_asked():
+    """Whoever comes first, and whoever opens first; the third rank has no part in it."""
+    bench = ready()
+    open_end(bench, 1)
+    message(bench, 1, 0)
+    open_end(bench, 0)
+    assert outcomes(bench, 1) == []
+    message(bench, 0, 0)
+    message(bench, 0, 1)
+    message(bench, 1, 1)
+    assert [outcomes(bench, rank) for rank in range(2)] == [[(0, "ok"), (1, "ok")]] * 2
+    assert bench.did(2, actions.Run) == []
+
+
+def test_ends_that_differ_are_a_mismatch_for_both():
+    """And the next message is unharmed."""
+    bench = ready()
+    for rank in (0, 1):
+        open_end(bench, rank)
+        message(bench, rank, 0, what=call(shape=3 + rank))
+    for rank in (0, 1):
+        message(bench, rank, 1)
+    assert [outcomes(bench, rank) for rank in range(2)] == [[(0, "mismatch"), (1, "ok")]] * 2
+
+
+def test_a_receiver_that_watches_is_told_what_has_come():
+    """Of all messages that were ever sent; also of those that came before it asked."""
+    bench = ready()
+    open_end(bench, 0)
+    open_end(bench, 1)
+    message(bench, 0, 0)
+    message(bench, 0, 1)
+    open_end(bench, 1, watch=True)
+    message(bench, 0, 2)
+    told = [(a.join_id, a.count) for a in bench.did(1, actions.TellArrived)]
+    assert told == [(101, 2), (101, 3)]
+    assert bench.did(0, actions.TellArrived) == []
+
+
+def test_a_channel_ends_with_the_stay_of_either_end():
+    """What both have handed over completes; the rest fails, and says who left."""
+    bench = ready()
+    for rank in (0, 1):
+        open_end(bench, rank)
+    message(bench, 0, 0)
+    message(bench, 1, 0)
+    message(bench, 0, 1)
+    bench.gone(1)
+    bench.settle()
+    assert outcomes(bench, 0) == [(0, "ok"), (1, "group_lost")]
+    assert "the client on 'b' died" in bench.message(0)
+    open_end(bench, 0, Key(0, 2, 0), number=200)
+    denied = bench.did(0, actions.Deny)[-1]
+    assert (denied.code, "died" in denied.message) == (GroupLost.code, True)
+
+
+def test_a_restarted_daemon_learns_of_its_channels_from_the_client():
+    """What was under way goes on."""
+    bench = ready()
+    for rank in (0, 1):
+        open_end(bench, rank)
+    message(bench, 0, 0)
+    session = bench.did(1, actions.TellSession)[-1]
+    bench.restart(1)
+    bench.attach(1, 11, session=session.session, expected=0)
+    bench.up()
+    open_end(bench, 1)
+    message(bench, 1, 0)
+    assert [outcomes(bench, rank)[-1] for rank in range(2)] == [(0, "ok")] * 2
+
+
+def test_nothing_of_a_channel_is_left_when_its_ends_are_gone():
+    """Neither of the two daemons, nor of the third, keeps anything."""
+    bench = ready()
+    for rank in (0, 1):
+        open_end(bench, rank)
+        message(bench, rank, 0)
+    for rank in range(3):
+        bench.gone(rank, reason="left the group")
+        bench.settle()
+    bench.tick(1)
+    bench.settle()
+    for engine in bench.engines:
+        assert (engine.roll.seats, engine.roll.by_gid, engine.roll.groups) == ({}, {}, {})
+    assert bench.freed() == [1] * len(bench.submissions)
