@@ -38,8 +38,11 @@ class Daemons:
 
 
 @contextlib.contextmanager
-def running(size: int, directory: Path) -> Iterator[Daemons]:
-    """Start *size* daemons with default settings; end them, by pid, on the way out."""
+def running(size: int, directory: Path, source: Path | None = None) -> Iterator[Daemons]:
+    """Start *size* daemons with default settings; end them, by pid, on the way out.
+
+    *source*: where another build of ringd stands; None for the one that is installed.
+    """
     names = [f"rank{rank}" for rank in range(size)]
     members = [
         Member(name, (f"127.0.0.1:{port}",))
@@ -54,6 +57,8 @@ def running(size: int, directory: Path) -> Iterator[Daemons]:
         [],
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RINGD_")}
+    if source is not None:
+        environment["PYTHONPATH"] = str(source)
     with ExitStack() as stack:
         for name, path, log in zip(names, daemons.sockets, daemons.logs, strict=True):
             command = [sys.executable, "-m", "ringd.daemon.main", "--config", str(config)]
