@@ -65,7 +65,8 @@ def running(size: int, directory: Path, source: Path | None = None) -> Iterator[
             command += ["--node", name, "--socket", str(path)]
             command += ["--state-dir", str(directory / f"{name}.state")]
             with log.open("wb") as stderr:
-                process = subprocess.Popen(command, stderr=stderr, env=environment)
+                # "-m" looks in the working directory first, where another build may stand.
+                process = subprocess.Popen(command, stderr=stderr, env=environment, cwd=directory)
             stack.callback(_end, process)
             daemons.processes.append(process)
         yield daemons

@@ -45,6 +45,8 @@ class _Command:
 def start_with(source: Path, kind: str, arguments: list[Any], directory: Path) -> Workers:
     """Start workers that use the build of ringd in *source*."""
     environment = {"PYTHONPATH": str(source)}
+    if not (source / "ringd" / "__init__.py").exists():
+        raise Failure(f"{source}: no source of ringd is there")
     commands = [
         [sys.executable, __file__, "{address}", str(rank)] for rank in range(len(arguments))
     ]
