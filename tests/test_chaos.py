@@ -134,7 +134,7 @@ class Told:
 
     def start(self, group, rank, moment):
         """A program was started."""
-        self.lives[group, rank] = life = Life(rank, 200 + rank, moment)
+        self.lives[group, rank] = life = Life(rank, rank, 200 + rank, moment)
         self.ledger.started(group, life)
 
     def say(self, *lines, group="g"):
