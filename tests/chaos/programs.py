@@ -59,6 +59,7 @@ class Programs:
         self._seed = seed
         self._selector = selectors.DefaultSelector()
         self._stop = cluster.directory / "stop"
+        self._said = (cluster.directory / "said.txt").open("a")
         self._running: dict[tuple[str, int], Program] = {}
         self._leaving: dict[tuple[str, int], Program] = {}
 
@@ -126,6 +127,7 @@ class Programs:
             program = key.data
             lines, more = program.lines()
             for line in lines:
+                self._said.write(f"{program.group}.{program.rank} {program.life.pid} {line}\n")
                 self._ledger.line(program.group, program.life, line)
             if not more:
                 program.life.gone = time.monotonic()
@@ -165,3 +167,4 @@ class Programs:
             program.process.wait()
         self._running.clear()
         self._selector.close()
+        self._said.close()

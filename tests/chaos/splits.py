@@ -115,12 +115,13 @@ def _late(
         how = split.outcomes.get(life.rank)
         if how is None or how.kind != "late":
             continue
-        if how.moment < due + ASK_WITHIN:
-            continue
-        times = breaks.unasked(how.moment - ASK_WITHIN, how.moment)
-        if times is not None:
-            listed = ", ".join(f"{begin:.3f} to {end:.3f}" for begin, end in times)
-            return UNASKED, f"rank {life.rank}, due {due:.3f}, not to be asked {listed}"
+        latest = how.moment - ASK_WITHIN
+        # It may be told later: a program that waits for another call looks at this one after it.
+        for since in [latest, due, *breaks.begins(due, latest)]:
+            times = breaks.unasked(since, since + ASK_WITHIN) if due <= since <= latest else None
+            if times is not None:
+                listed = ", ".join(f"{begin:.3f} to {end:.3f}" for begin, end in times)
+                return UNASKED, f"rank {life.rank}, due {due:.3f}, not to be asked {listed}"
     return None
 
 
