@@ -134,7 +134,7 @@ class Told:
 
     def start(self, group, rank, moment):
         """A program was started."""
-        self.lives[group, rank] = life = Life(rank, 200 + rank, moment)
+        self.lives[group, rank] = life = Life(rank, rank, 200 + rank, moment)
         self.ledger.started(group, life)
 
     def say(self, *lines, group="g"):
@@ -263,6 +263,7 @@ def test_split_of_a_program_that_joined_anew_needs_its_daemons_end(told, daemon,
         ([(1.9, 3.5)], 3.45, True),  # which began anew with the break
         ([(1.4, 2.5), (2.6, 3.1)], 3.05, True),  # back for too short to ask
         ([(1.4, 1.8), (2.2, 3.1)], 3.05, False),
+        ([(1.4, 3.1)], 7.0, True),  # told only when it was looked at
         ([], 3.05, False),
     ],
 )
@@ -273,7 +274,7 @@ def test_deadline_splits_only_if_nobody_could_be_asked(told, broken, moment, exc
         told.log(0, begin, "ring forming")
         told.log(0, end, "ring ready")
     told.say("0 began 0 1.0 0.5", "1 began 0 1.0 0.5")
-    told.say("0 ok 0 1.2 77 8", f"1 late 0 {moment} 1.0 - why")
+    told.say("0 ok 0 1.2 77 8", f"1 late 0 {moment} {moment - 0.1} - why")
     assert told.kinds() == ([] if excused else ["split outcomes"])
     assert told.ledger.excuses == ({UNASKED: 1} if excused else {})
 

@@ -20,7 +20,7 @@ from ringd.groups.polls import Polls
 from ringd.groups.reasons import Reasons
 from ringd.groups.roll import Roll
 from ringd.groups.seat import Before, Join, Seat
-from ringd.groups.session import NOBODY, Part, Peers, Session
+from ringd.groups.session import NOBODY, Part, Peers, Session, session_number
 from ringd.groups.submissions import Submissions
 from ringd.groups.timing import ASK_WITHIN, OpTimers
 from ringd.wire.link.control import Done, Joined, Offer, Poll, Verdict
@@ -469,6 +469,22 @@ def test_an_absent_one_can_be_given_more_time_and_makes_way_for_a_successor():
         assert absences.taken("h", 20, 0, before) == []
         (notice,) = absences.taken("g", 20, 0, before)
         assert text in notice.left.message
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["later", "already there"])
+def test_one_whose_channel_is_asked_for_first_makes_way_for_a_successor_too(early):
+    """A channel's word comes the shorter way round; whose place it was, the session's word says."""
+    absences, before = Absences(VIEW, 5.0), Before()
+    pair = Peers((PEERS.join_ids[0], 11), (0, 1))
+    assert absences.counted_on("g", pair, 0, None, None, 0.0) is None
+    successor = before if early else None
+    notice = absences.counted_on("g", PEERS, 0, 0, successor, 0.1)
+    assert absences.counted_on("g", pair, 0, None, None, 0.2) is None or early
+    if not early:
+        (notice,) = absences.taken("g", 20, 0, before)
+    assert (notice.gid, notice.rank) == (session_number("g", PEERS.join_ids), 0)
+    assert "was replaced by another" in notice.left.message
+    assert absences.absent == {}
 
 
 def test_a_roll_has_one_local_seat_in_a_group():

@@ -29,7 +29,6 @@ from ringd.border.validate import call_fault_of, fault_of
 from ringd.host.limits import OWN, OpenFiles
 from ringd.loop import EVENT_READ, Loop, Timer
 from ringd.wire.border.messages import (
-    COPY_BELOW,
     COPY_SMALL,
     Ack,
     Answer,
@@ -269,7 +268,8 @@ class BorderServer:
     def _send(self, routing_id: bytes, frame: bytes) -> None:
         self._alert = True
         self._router.send(routing_id, zmq.SNDMORE | zmq.NOBLOCK)
-        self._router.send(frame, zmq.NOBLOCK, copy=len(frame) < COPY_BELOW)
+        # As a copy: for others pyzmq keeps a thread and a context, seven files, for good.
+        self._router.send(frame, zmq.NOBLOCK)
 
     def _readable(self, _events: int) -> None:
         self._alert = True

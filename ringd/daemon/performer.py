@@ -313,10 +313,11 @@ class Performer:
 
     def _tell_lost(self, action: groups.TellLost) -> None:
         client = cast(Client, action.client)
-        self._log.info(
-            "session over", reason=action.message, pid=client.pid, program=client.program
-        )
-        self._recorder.note("session over", reason=action.message)
+        if action.join_id not in client.channels:  # which end with it, and may be many
+            self._log.info(
+                "session over", reason=action.message, pid=client.pid, program=client.program
+            )
+            self._recorder.note("session over", reason=action.message)
         client.send(border.Lost(action.join_id, action.floor, action.code, action.message))
 
     def _warn(self, action: groups.Warn) -> None:

@@ -69,10 +69,13 @@ class Absences:
         may have its place, or it is given some time to come back.
         """
         ours = session.join_ids[rank]
-        if ours in self.absent:
+        known = self.absent.get(ours)
+        if known is not None and (local_rank is None or known.local_rank is not None):
             return None
         gid = session_number(group, session.join_ids)
         absent = Absent(group, session, rank, local_rank, now + self._reattach)
+        if known is not None:  # by one of its channels, which does not say whose place that was
+            absent.due, absent.loss = known.due, known.loss
         gone = self._gone.get(ours)
         if gone is not None:
             return gone if gone.gid == gid else self._give_up(ours, absent, gone.left.message)

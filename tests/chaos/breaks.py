@@ -116,6 +116,10 @@ class Breaks:
             at -= 1
         return self._spans[at]
 
+    def begins(self, since: float, until: float) -> list[float]:
+        """Return when the ring broke in that time."""
+        return [begin for begin, _ in self._spans if since <= begin <= until]
+
     def unasked(self, since: float, until: float) -> list[tuple[float, float]] | None:
         """Return the times in which a member could not be asked, if they cover all that time.
 

@@ -6,7 +6,7 @@ as the pattern's length is a prime, a chunk in the wrong place shows.
 
 from __future__ import annotations
 
-import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from chaos.layout import Layout, doubled, every_other, everywhere
+from chaos.which import Which
 from ringd.collective.kinds import KINDS
 from ringd.collective.reduction import dtype_from_name
 
@@ -50,21 +52,53 @@ class Style:
     """Calls between two votes on whether to stop."""
     pause: float
     """Seconds that the program computes between two calls."""
+    messages: float = 0.0
+    """Share of the calls in whose place ranks send each other something."""
     others: float = 0.0
     """Share of the calls that are of :data:`OTHERS`."""
     deadlines: float = 0.0
     """Share of the calls that have a deadline, which faults may make them miss."""
     on_loss: str = "wait"
+    layout: Callable[[int], Layout] = everywhere
+    """Where the programs are in a ring of that size."""
 
 
 STYLES = {
-    "steps": Style(4, 256 << 10, 1, 0.05, 16, 0.004, others=0.6),
-    "flights": Style(4, 1 << 20, 12, 0.02, 32, 0.002, others=0.6),
-    "layers": Style(32 << 10, 64 << 20, 3, 0.0, 4, 0.004, others=0.4),
+    "steps": Style(4, 256 << 10, 1, 0.05, 16, 0.004, messages=0.3, others=0.6),
+    "flights": Style(4, 1 << 20, 12, 0.02, 32, 0.002, messages=0.3, others=0.6),
+    "layers": Style(32 << 10, 64 << 20, 3, 0.0, 4, 0.004, messages=0.3, others=0.4),
     "ticks": Style(4, 4096, 1, 0.2, 64, 0.004),
-    "dues": Style(4, 256 << 10, 4, 0.05, 32, 0.01, others=0.5, deadlines=0.7),
-    "alarms": Style(4, 256 << 10, 2, 0.05, 32, 0.01, others=0.5, on_loss="fail"),
+    "dues": Style(4, 256 << 10, 4, 0.05, 32, 0.01, messages=0.3, others=0.5, deadlines=0.7),
+    "alarms": Style(4, 256 << 10, 2, 0.05, 32, 0.01, messages=0.3, others=0.5, on_loss="fail"),
+    "crews": Style(4, 1 << 20, 4, 0.05, 32, 0.01, messages=0.3, others=0.6, layout=doubled),
+    "pairs": Style(4, 1 << 20, 4, 0.05, 32, 0.01, messages=0.3, others=0.6, layout=every_other),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """Which program one is: a *rank* of a *group*, in a run of a *seed* and so many *members*."""
+
+    seed: int
+    group: str
+    members: int
+    rank: int
+
+    @property
+    def style(self) -> Style:
+        """Return how the group's programs call."""
+        return STYLES[self.group]
+
+    @property
+    def layout(self) -> Layout:
+        """Return where they are."""
+        return self.style.layout(self.members)
+
+    @property
+    def key(self) -> str:
+        """Return from what the calls of its group follow."""
+        return f"{self.seed}/{self.group}"
+
 
 BURST = 3000
 """Calls that are made before the first wait; three times the default of ``ipc.window``."""
@@ -81,22 +115,24 @@ class Call:
     """One call of a group.
 
     Attributes:
-        number: in the group, from 0; not the number of the op, which starts anew with a session.
+        which: of the group's calls.
         op: a reduction; empty where nothing is reduced.
         exact: whether its result does not depend on the order of the sum.
         patterns: shape (size, period), one row for each rank.
         timeout: its deadline, in seconds; None for the daemon's, which is never met here.
         kind: the name of the method that makes it.
         root: the rank that has, or is given, what others have not or are not.
+        orders: those in which ranks are reduced: one for each machine that takes part.
     """
 
-    number: int
+    which: Which
     op: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     exact: bool
     patterns: Array
     timeout: float | None
+    orders: tuple[tuple[int, ...], ...]
     kind: str = "all_reduce"
     root: int = 0
 
@@ -109,7 +145,7 @@ class Call:
     @property
     def name(self) -> str:
         """Return what the members compare."""
-        return f"call {self.number}"
+        return f"call {self.which}"
 
     @property
     def count(self) -> int:
@@ -119,26 +155,25 @@ class Call:
     def fill(self, array: Array, rank: int) -> None:
         """Write what *rank* brings into *array*, which may be of any layout."""
         if array.flags.c_contiguous:
-            _tile(array.reshape(-1), self.patterns[rank])
+            tile(array.reshape(-1), self.patterns[rank])
         else:
             whole = np.empty(self.shape, self.dtype)
-            _tile(whole.reshape(-1), self.patterns[rank])
+            tile(whole.reshape(-1), self.patterns[rank])
             array[...] = whole
 
     def wrong(self, result: Array | None, rank: int) -> int:
         """Return how many elements of the *result* of *rank* are not, to the bit, as promised."""
         if self.kind != "all_reduce":
-            return _differences(result, self.wanted(rank))
+            return differences(result, self.wanted(rank))
         assert result is not None
         if result.shape != self.shape or result.dtype != self.dtype:
             return max(1, self.count)
         flat = np.ascontiguousarray(result).reshape(-1)
-        size = len(self.patterns)
         if self.exact or flat.nbytes <= EAGER:
             return _differing(flat, self._reduced(0), 0)
-        wrong = 0
-        for segment in range(size):  # its sum begins with the rank of its number
-            start, stop = (self.count * s // size for s in (segment, segment + 1))
+        wrong, machines = 0, len(self.orders)
+        for segment in range(machines):  # its sum begins on the machine of its number
+            start, stop = (self.count * s // machines for s in (segment, segment + 1))
             wrong += _differing(flat[start:stop], self._reduced(segment), start)
         return wrong
 
@@ -152,7 +187,7 @@ class Call:
             self.fill(array, source)
         whole = np.empty(self.shape, self.dtype)
         if self.op:
-            _tile(whole.reshape(-1), self._reduced(0))
+            tile(whole.reshape(-1), self._reduced(0))
         return {
             "reduce": lambda: whole,
             "reduce_scatter": lambda: np.split(whole, size)[rank],
@@ -168,10 +203,16 @@ class Call:
         """Whether all ranks are given the same."""
         return self.kind in {"all_reduce", "broadcast", "all_gather"}
 
+    @property
+    def story(self) -> str:
+        """Return what it is, for the evidence."""
+        what = f"{self.kind} {self.arguments} of {self.dtype}{self.shape}"
+        return f"{what}, exact={self.exact}"
+
     def _reduced(self, first: int) -> Array:
-        """Return the patterns reduced in the order of ranks that begins with *first*."""
+        """Return the patterns reduced in the order that begins on machine *first*."""
         size = len(self.patterns)
-        rows = [self.patterns[(first + i) % size] for i in range(size)]
+        rows = [self.patterns[rank] for rank in self.orders[first]]
         with np.errstate(all="ignore"):
             if self.dtype.kind == "b":
                 function = {"sum": np.logical_or, "max": np.logical_or}.get(self.op, np.logical_and)
@@ -196,18 +237,22 @@ _FUNCTIONS = _BITWISE | {
 }
 
 
-def make(seed: int, group: str, number: int, size: int, *, burst: bool = False) -> Call:
-    """Return call *number* of *group* in a ring of *size*; one of a *burst* is small."""
-    style = BRIEF if burst else STYLES[group]
-    rng = Random(f"{seed}/{group}/{number}")
-    values = np.random.default_rng([seed & 0xFFFFFFFF, zlib.crc32(group.encode()), number])
-    due = Random(f"{seed}/{group}/{number}/due")
-    timeout = None
-    if due.random() < style.deadlines:
-        timeout = DEADLINES[0] * (DEADLINES[1] / DEADLINES[0]) ** due.random()
+def make(seed: int, group: str, number: int, members: int, *, burst: bool = False) -> Call:
+    """Return call *number* of *group* in a ring of *members*; one of a *burst* is small."""
+    style = STYLES[group]
+    layout = style.layout(members)
+    return compose(f"{seed}/{group}", Which(number), BRIEF if burst else style, layout)
+
+
+def compose(key: str, which: Which, style: Style, layout: Layout) -> Call:
+    """Return a call in that *style* of ranks in that *layout*; *key* and *which* say all else."""
+    key = f"{key}/{which}"
+    rng, values, size = Random(key), np.random.default_rng([*key.encode()]), layout.size
+    timeout = deadline(key, style)
     if rng.random() < style.barriers:
         nothing = np.empty((size, 0), np.uint8)
-        return Call(number, "", np.dtype(np.uint8), (0,), True, nothing, timeout, "barrier")
+        u8, orders = np.dtype(np.uint8), layout.orders
+        return Call(which, "", u8, (0,), True, nothing, timeout, orders, "barrier")
     kind, root = "all_reduce", 0
     if rng.random() < style.others:
         kind = rng.choice(OTHERS)
@@ -219,9 +264,7 @@ def make(seed: int, group: str, number: int, size: int, *, burst: bool = False) 
     ops += [] if dtype.kind == "c" else ["min", "max"]
     ops += ["mean", "mean"] if name in FLOATS else ["band", "bor", "bxor"]
     op = rng.choice(ops)
-    spread = 1.0 if rng.random() < LARGEST else rng.random() ** 2.5
-    nbytes = int(style.smallest * (style.largest / style.smallest) ** spread)
-    count = max(1, nbytes // dtype.itemsize)
+    count = max(1, length(rng, style) // dtype.itemsize)
     if kind in {"all_gather", "gather"}:  # whose result is as large as another call's
         count = max(1, count // size)
     if row.divides:
@@ -240,7 +283,21 @@ def make(seed: int, group: str, number: int, size: int, *, burst: bool = False) 
     period = min(PERIOD, count)
     patterns = _patterns(values, dtype, op, (size, period), exact=exact)
     op = op if row.reduces else ""
-    return Call(number, op, dtype, shape, exact, patterns, timeout, kind, root)
+    return Call(which, op, dtype, shape, exact, patterns, timeout, layout.orders, kind, root)
+
+
+def deadline(key: str, style: Style) -> float | None:
+    """Return the seconds that a call of that *key* may take; None for the daemon's default."""
+    rng = Random(f"{key}/due")
+    if rng.random() >= style.deadlines:
+        return None
+    return DEADLINES[0] * (DEADLINES[1] / DEADLINES[0]) ** rng.random()
+
+
+def length(rng: Random, style: Style) -> int:
+    """Return how many bytes a tensor has."""
+    spread = 1.0 if rng.random() < LARGEST else rng.random() ** 2.5
+    return int(style.smallest * (style.largest / style.smallest) ** spread)
 
 
 def _patterns(
@@ -272,7 +329,8 @@ def _divided(total: Array, size: int) -> Array:
     return total / total.dtype.type(size)
 
 
-def _tile(flat: Array, pattern: Array) -> None:
+def tile(flat: Array, pattern: Array) -> None:
+    """Write *pattern* into *flat*, again and again."""
     if not len(flat):
         return
     period = len(pattern)
@@ -281,7 +339,7 @@ def _tile(flat: Array, pattern: Array) -> None:
     flat[whole:] = pattern[: len(flat) - whole]
 
 
-def _differences(result: Array | None, wanted: Array | None) -> int:
+def differences(result: Array | None, wanted: Array | None) -> int:
     """Return how many elements of *result* are not those that are *wanted*."""
     if result is None or wanted is None:
         return 0 if result is wanted else 1

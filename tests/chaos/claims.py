@@ -13,6 +13,7 @@ from chaos.breaks import Breaks
 from chaos.lives import Life, Lives
 from chaos.notices import Notice, Notices
 from chaos.pulse import lateness
+from chaos.which import Which
 from ringd.client.stay import GRACE
 
 AT_ONCE = 0.1
@@ -43,7 +44,7 @@ class Claim:
     """What a program said of an error.
 
     Attributes:
-        group, rank, number: of the call; -1 for one by which the members agree on something.
+        group, life, which: the call, and who made it.
         kind: the workload's word for the error.
         moment: when it was told.
         since: when it began to wait.
@@ -52,16 +53,15 @@ class Claim:
         resumed: when it went on with calls in this stay; infinite if it has not.
         noise: what its pulse told.
         fails: whether the group asked for ``on_loss="fail"``.
-        begun: the programs that made the call, and when each did; complete only in a while.
-        timeout: the call's, in seconds; 0 for none.
+        dues: when its deadline passes, by the program that set one; complete only in a while.
         calm: whether one fault alone was going on that ends no daemon.
         alone: whether one fault alone was going on.
         text: the error's.
     """
 
     group: str
-    rank: int
-    number: int
+    life: Life
+    which: Which
     kind: str
     moment: float
     since: float
@@ -70,8 +70,7 @@ class Claim:
     resumed: float
     noise: str
     fails: bool
-    begun: Mapping[Life, float]
-    timeout: float
+    dues: Mapping[Life, float]
     calm: bool
     alone: bool
     text: str
@@ -79,7 +78,7 @@ class Claim:
     def __str__(self) -> str:
         """Return what is known of it."""
         return (
-            f"call {self.number} of {self.group} on rank {self.rank}, waiting since "
+            f"call {self.which} of {self.group} on rank {self.life.rank}, waiting since "
             f"{self.since:.3f}, told at {self.moment:.3f}: {self.text}"
         )
 
@@ -121,7 +120,7 @@ class Judge:
         if not dead:
             self.violate("calls lost", f"though no program had died: {claim}")
             return
-        named = [death for death in dead if repr(self.names[death.life.rank]) in claim.text]
+        named = [death for death in dead if repr(self.names[death.life.place]) in claim.text]
         if not named:
             self.violate("GroupLost names a survivor", str(claim))
         if claim.noise == "landed" or claim.fails:
@@ -140,7 +139,7 @@ class Judge:
 
     def _peer(self, claim: Claim) -> None:
         if UNANSWERED in claim.text:
-            lost = self.lives.pause(claim.rank, claim.moment)
+            lost = self.lives.pause(claim.life.place, claim.moment)
             if lost is None:  # then the others must have missed it as well, in an overloaded moment
                 silent = self.breaks.during(claim.moment - MARGIN, claim.moment + MARGIN)
                 lost = None if silent is None else min(silent[0], claim.moment)
@@ -166,8 +165,8 @@ class Judge:
             self.violate("PeerLost late", str(notice))
 
     def _late(self, claim: Claim) -> None:
-        due = min(claim.begun.values(), default=math.nan) + claim.timeout
-        if not claim.timeout:
+        due = min(claim.dues.values(), default=math.inf)
+        if due == math.inf:
             self.violate("calls lost", f"a deadline that was not set has passed: {claim}")
         elif claim.moment < due:
             self.violate("calls lost", f"before the deadline {due:.3f}: {claim}")

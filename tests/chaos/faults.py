@@ -233,7 +233,7 @@ def strangers(stage: Stage, rng: Random) -> Iterator[float]:
 
 def kill_program(stage: Stage, rng: Random) -> Iterator[float]:
     """End a program with SIGKILL; another takes its place."""
-    group, rank = rng.choice(stage.groups), rng.randrange(stage.size)
+    group, rank = stage.program(rng)
     stage.programs.kill(group, rank)
     yield rng.uniform(0, 0.3)
     stage.programs.start(group, rank)
@@ -242,7 +242,8 @@ def kill_program(stage: Stage, rng: Random) -> Iterator[float]:
 def kill_group(stage: Stage, rng: Random) -> Iterator[float]:
     """End all programs of a group but one."""
     group = rng.choice(stage.groups)
-    ranks = rng.sample(range(stage.size), stage.size - 1)
+    size = stage.layout(group).size
+    ranks = rng.sample(range(size), size - 1)
     for rank in ranks:
         stage.programs.kill(group, rank)
     for rank in ranks:
@@ -256,7 +257,7 @@ def leave(stage: Stage, rng: Random) -> Iterator[float]:
 
 
 def _leave(stage: Stage, rng: Random, signum: int) -> Iterator[float]:
-    group, rank = rng.choice(stage.groups), rng.randrange(stage.size)
+    group, rank = stage.program(rng)
     stage.programs.kill(group, rank, signum)
     impatient = rng.random() < 0.5  # a user who presses Ctrl-C while the program cleans up
     while not stage.programs.gone(group, rank):
@@ -268,14 +269,20 @@ def _leave(stage: Stage, rng: Random, signum: int) -> Iterator[float]:
 
 def lose_machine(stage: Stage, rng: Random) -> Iterator[float]:
     """End a daemon and all programs beside it."""
-    rank = rng.randrange(stage.size)
-    node = stage.cluster[rank]
-    for group in stage.groups:
+    place = rng.randrange(stage.size)
+    node = stage.cluster[place]
+    there = [
+        (group, rank)
+        for group in stage.groups
+        for rank, member in enumerate(stage.layout(group).places)
+        if member == place
+    ]
+    for group, rank in there:
         stage.programs.kill(group, rank)
     stage.kill(node)
     yield rng.uniform(0, 0.3)
     stage.start(node)
-    for group in stage.groups:
+    for group, rank in there:
         stage.programs.start(group, rank)
 
 
@@ -289,7 +296,8 @@ def pester(signum: int, most: int) -> Story:
 
     def story(stage: Stage, rng: Random) -> Iterator[float]:
         group = rng.choice(stage.groups)
-        ranks = rng.sample(range(stage.size), rng.choice([1, stage.size]))
+        size = stage.layout(group).size
+        ranks = rng.sample(range(size), rng.choice([1, size]))
         for _ in range(rng.randint(most // 8, most)):
             for rank in ranks:
                 stage.programs.signal(group, rank, signum)
@@ -302,7 +310,7 @@ def burst(stage: Stage, rng: Random) -> Iterator[float]:
     """Have groups make thousands of calls before they wait for the first."""
     ledger = stage.ledger
     groups = rng.sample(list(stage.groups), min(len(stage.groups), rng.choice([1, 1, 2])))
-    wanted = {group: ledger.bursts[group] + stage.size for group in groups}
+    wanted = {group: ledger.bursts[group] + stage.layout(group).size for group in groups}
     for group in groups:
         stage.programs.ask_for_burst(group, wanted=True)
     latest = time.monotonic() + BURST_WITHIN

@@ -8,12 +8,13 @@ and never between two of them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, TypeVar
 
 import ringd
+from ringd.client.messages import End
 
 _HOME = str(Path(ringd.__file__).parent / "client")
 
@@ -62,7 +63,7 @@ def persist(function: Callable[[], _Result], between: Callable[[], None] = lambd
 
 
 class Made(NamedTuple):
-    """How many calls a ring has made, in its stay in the group of this id."""
+    """How many calls of a sort a ring has made, in its stay in the group of this id."""
 
     join_id: int
     calls: int
@@ -77,3 +78,20 @@ def made(ring: ringd.Ring) -> Made:
     with shielded():
         session = ring._stay.group.session
         return Made(session.join_id, session.next_seq)
+
+
+def spoken(ring: ringd.Ring, ways: Collection[tuple[int, int, int]]) -> Made:
+    """Return how often *ring* has sent or asked for a message; *ways*: sender, receiver, tag."""
+    with shielded():
+        group = ring._stay.group
+        session = group.session
+        ends = [end for end in list(group.ends.values()) if isinstance(end, End)]
+        of = [end.session for end in ends if end.of is session and end.key in ways]
+        return Made(session.join_id, sum(end.next_seq for end in of))
+
+
+def lingers(ring: ringd.Ring) -> bool:
+    """Whether closing *ring* waits for receivers of what it has sent."""
+    with shielded():
+        ends = list(ring._stay.group.ends.values())
+        return any(isinstance(end, End) and end.sends_on for end in ends)

@@ -15,8 +15,10 @@ from pathlib import Path
 from chaos.breaks import Breaks
 from chaos.calls import Style
 from chaos.claims import Claim, Death, Judge
+from chaos.layout import Layout
 from chaos.lives import Life, Lives
 from chaos.splits import Outcome, Split, excuses
+from chaos.which import AGREEING, MESSAGE, Which
 
 GO_ON = frozenset(
     {
@@ -32,7 +34,8 @@ GO_ON = frozenset(
 """Violations that fail the run and do not end it: what follows is still worth to know."""
 
 DROPPED = "dropped"
-"""The outcome of a call whose handle an interrupt took from its program."""
+"""The outcome of a call that its program does not learn: an interrupt took its handle, or it was a
+message and its receiver was not waited for."""
 
 
 @dataclass
@@ -40,12 +43,14 @@ class Group:
     """One group: what is known of the calls that not all ranks are known to have ended."""
 
     name: str
+    layout: Layout
     floor: int = 0
     """All calls below are settled."""
-    begun: dict[int, dict[Life, float]] = field(default_factory=lambda: defaultdict(dict))
+    begun: dict[Which, dict[Life, float]] = field(default_factory=lambda: defaultdict(dict))
     """By call: the programs that made it, and when."""
-    timeouts: dict[int, float] = field(default_factory=dict)
-    ended: dict[int, dict[int, Outcome]] = field(default_factory=lambda: defaultdict(dict))
+    dues: dict[Which, dict[Life, float]] = field(default_factory=lambda: defaultdict(dict))
+    """By call: when its deadline passes, by the program that set one."""
+    ended: dict[Which, dict[int, Outcome]] = field(default_factory=lambda: defaultdict(dict))
     """By call and rank."""
     stays: dict[Life, tuple[float, float]] = field(default_factory=dict)
     """By program: when its stay in the group began, and when it went on with calls in it."""
@@ -68,7 +73,9 @@ class Ledger:
         detection: float,
     ) -> None:
         self.styles = styles
-        self.groups = {name: Group(name) for name in styles}
+        self.groups = {
+            name: Group(name, style.layout(len(names))) for name, style in styles.items()
+        }
         self.names = names
         self.violations: list[str] = []
         self.failed = False
@@ -76,7 +83,9 @@ class Ledger:
         self.counts: Counter[str] = Counter()
         """Of calls, by rank: "ok", "lost" and so on; of violations, by kind."""
         self.calls: Counter[str] = Counter()
-        """Complete ones, by group."""
+        """Complete ones of the whole group, by group."""
+        self.messages: Counter[str] = Counter()
+        """Received ones, by group."""
         self.nbytes = 0
         self.lives = Lives()
         self.breaks = Breaks(logs, self.lives, detection)
@@ -124,9 +133,10 @@ class Ledger:
     def close(self) -> None:
         """All programs have agreed to stop: nothing more will be heard."""
         for group in self.groups.values():
-            for number in sorted(group.ended):
-                self._settle(group, number)
+            for which in sorted(group.ended):
+                self._settle(group, which)
             group.begun.clear()
+            group.dues.clear()
             group.floor = 0  # the next programs begin anew
         self.settle()
 
@@ -167,7 +177,7 @@ class Ledger:
     def died(self, group: str, life: Life, code: int, log: Path) -> None:
         """A program ended by itself, with an error."""
         words = log.read_text().strip().splitlines()[-1:] if log.exists() else []
-        where = f"the program of {group} on {self.names[life.rank]}"
+        where = f"the program of {group} on {self.names[life.place]}"
         self.violate("calls lost", f"{where}: {code}, {words}")
 
     # --- what programs say ------------------------------------------------------------
@@ -175,36 +185,44 @@ class Ledger:
     def line(self, group: str, life: Life, line: str) -> None:
         """A program said something."""
         place = self.groups[group]
-        what, number, moment, *rest = line.split(" ", 3)
+        what, which, moment, *rest = line.split(" ", 3)
         text = rest[0] if rest else ""
         if what in _SAID:
-            _SAID[what](self, place, life, int(number), float(moment), text)
+            _SAID[what](self, place, life, Which.read(which), float(moment), text)
         else:
-            self._error(what, place, life, int(number), float(moment), text)
+            self._error(what, place, life, Which.read(which), float(moment), text)
 
-    def _began(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
-        if number >= group.floor:
-            group.begun[number][life] = moment
-            group.timeouts[number] = float(text)
+    def _began(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
+        if which.number >= group.floor:
+            group.begun[which][life] = moment
+            if float(text):
+                group.dues[which][life] = moment + float(text)
 
-    def _ok(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
+    def _took(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
+        del moment
+        if which.number >= group.floor:
+            group.begun[which][life] = float(text)
+
+    def _ok(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
         digest, nbytes = text.split()
         self.counts["ok"] += 1
         self.nbytes += int(nbytes)
-        self._ended(group, life, number, Outcome("ok", moment, digest))
+        if which.kind == MESSAGE and which.ranks[1] == life.rank:
+            self.messages[group.name] += 1
+        self._ended(group, life, which, Outcome("ok", moment, digest))
 
-    def _ended(self, group: Group, life: Life, number: int, outcome: Outcome) -> None:
-        if number < group.floor:  # of a program that is dead by now
+    def _ended(self, group: Group, life: Life, which: Which, outcome: Outcome) -> None:
+        if which.number < group.floor:  # of a program that is dead by now
             return
-        ended = group.ended[number]
+        ended = group.ended[which]
         ended[life.rank] = outcome
-        if len(ended) < len(self.names):
+        if len(ended) < (len(which.ranks) or group.layout.size):
             return
         # Where a program has lost its handle on the call, the others know how it ended.
         complete = all(how.kind == "ok" for how in ended.values())
         latest = max(how.moment for how in ended.values())
-        self._settle(group, number)
-        if complete:
+        self._settle(group, which)
+        if complete and not which.kind:
             self._completed(group, latest)
 
     def _completed(self, group: Group, moment: float) -> None:
@@ -214,43 +232,43 @@ class Ledger:
             watched[2].append(group.last - watched[0])
             self._watched.remove(watched)
 
-    def _settle(self, group: Group, number: int) -> None:
-        """All that will be heard of call *number* has been."""
-        ended = group.ended.pop(number, {})
-        begun = group.begun.pop(number, {})
-        timeout = group.timeouts.pop(number, 0.0)
+    def _settle(self, group: Group, which: Which) -> None:
+        """All that will be heard of the call has been."""
+        ended = group.ended.pop(which, {})
+        begun = group.begun.pop(which, {})
+        dues = group.dues.pop(which, {})
         ended = {rank: how for rank, how in ended.items() if how.kind != DROPPED}
         kinds = {how.kind for how in ended.values()}
-        name = f"call {number} of {group.name}"
+        name = f"call {which} of {group.name}"
         if len({how.digest for how in ended.values() if how.kind == "ok"}) > 1:
             self.violate("wrong values", f"{name} differs: {ended}")
         if len(kinds) > 1 and "ok" in kinds:
             fails = self.styles[group.name].on_loss == "fail"
-            self._splits.append(Split(name, fails, timeout, begun, ended))
+            self._splits.append(Split(name, fails, dues, begun, ended, group.layout.places))
 
-    def _dropped(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
+    def _dropped(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
         del text
         self.counts[DROPPED] += 1
-        self._ended(group, life, number, Outcome(DROPPED, moment))
+        self._ended(group, life, which, Outcome(DROPPED, moment))
 
-    def _struck(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
-        del group, life, number, moment
+    def _struck(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
+        del group, life, which, moment
         self.struck[text] += 1
 
-    def _touched(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
-        del group, life, number, moment, text
+    def _touched(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
+        del group, life, which, moment, text
         self.counts["touched"] += 1
 
-    def _burst(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
-        del life, number, moment, text
+    def _burst(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
+        del life, which, moment, text
         self.bursts[group.name] += 1
 
-    def _here(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
-        del group, number, moment, text
+    def _here(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
+        del group, which, moment, text
         life.here = True
 
     def _error(  # noqa: PLR0917 - as the others, and the word itself
-        self, kind: str, group: Group, life: Life, number: int, moment: float, text: str
+        self, kind: str, group: Group, life: Life, which: Which, moment: float, text: str
     ) -> None:
         """An error that has to have a cause."""
         since, noise, words = text.split(" ", 2)
@@ -260,8 +278,8 @@ class Ledger:
         self._claims.append(
             Claim(
                 group=group.name,
-                rank=life.rank,
-                number=number,
+                life=life,
+                which=which,
                 kind=kind,
                 moment=moment,
                 since=float(since),
@@ -273,8 +291,7 @@ class Ledger:
                 resumed=resumed,
                 noise=noise,
                 fails=style.on_loss == "fail",
-                begun=group.begun[number] if number >= 0 else {},
-                timeout=group.timeouts.get(number, 0.0),
+                dues={} if which == AGREEING else group.dues[which],
                 calm=self.calm,
                 alone=self.alone,
                 text=words,
@@ -283,19 +300,19 @@ class Ledger:
         if kind != "late" and noise != "landed":
             group.stays[life] = (moment, math.inf)
             life.parted.append(moment)
-        if number >= 0:
-            self._ended(group, life, number, Outcome(kind, moment))
+        if which != AGREEING:
+            self._ended(group, life, which, Outcome(kind, moment))
 
-    def _resumed(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
+    def _resumed(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
         del text
         group.stays[life] = (group.stays[life][0], moment)
-        group.resumed[life.rank] = (number, moment)
-        if len(group.resumed) < len(self.names):
+        group.resumed[life.rank] = (which.number, moment)
+        if len(group.resumed) < group.layout.size:
             return
         numbers = {there for there, _ in group.resumed.values()}
         if len(numbers) > 1:
             return  # of different sessions; whoever is behind will go on with the others
-        for other in sorted(number for number in group.ended if number < max(numbers)):
+        for other in sorted(which for which in group.ended if which.number < max(numbers)):
             self._settle(group, other)
         group.floor = max(numbers)
         self._forget_former_stays(group)
@@ -314,30 +331,32 @@ class Ledger:
                 # Without a stay: it is dead, its place was taken, and this line of its came late.
                 if program not in group.stays or began < group.stays[program][1]:
                     del programs[program]
+                    group.dues[other].pop(program, None)
             if not programs:
                 del group.begun[other]
+                group.dues.pop(other, None)
         for ended in group.ended.values():
             for rank in [r for r, how in ended.items() if how.moment < group.resumed[r][1]]:
                 del ended[rank]
 
-    def _leaving(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
-        del number, text
+    def _leaving(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
+        del which, text
         for death in group.deaths:
             if death.life is life:
                 death.moment = moment
 
-    def _wrong(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
+    def _wrong(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
         del moment
-        where = f"call {number} of {group.name} on {self.names[life.rank]}"
+        where = f"call {which} of {group.name} on {self.names[life.place]}"
         self.violate("wrong values", f"{where}: {text}")
 
-    def _unknown(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
+    def _unknown(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
         del moment
-        where = f"call {number} of {group.name} on {self.names[life.rank]}"
+        where = f"call {which} of {group.name} on {self.names[life.place]}"
         self.violate("calls lost", f"{where}: {text}")
 
-    def _done(self, group: Group, life: Life, number: int, moment: float, text: str) -> None:
-        del number, moment, text
+    def _done(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
+        del which, moment, text
         group.finished.add(life.rank)
 
 
@@ -350,6 +369,8 @@ _SAID = {
     "leaving": Ledger._leaving,
     "done": Ledger._done,
     "dropped": Ledger._dropped,
+    "handed": Ledger._dropped,
+    "took": Ledger._took,
     "struck": Ledger._struck,
     "touched": Ledger._touched,
     "burst": Ledger._burst,

@@ -25,9 +25,11 @@ DAEMON_FIRST = "a daemon ended, then its program, before it was back at the next
 
 @dataclass(eq=False)
 class Life:
-    """One process."""
+    """One process: a daemon, or the program of a *rank* of a group."""
 
     rank: int
+    place: int
+    """The member that it is on."""
     pid: int
     started: float
     ended: float = math.inf
@@ -43,7 +45,8 @@ class Life:
 
     def __str__(self) -> str:
         """Return what the evidence says of it."""
-        return f"rank {self.rank}, pid {self.pid}, ended {self.ended:.3f} to {self.gone:.3f}"
+        ended = f"ended {self.ended:.3f} to {self.gone:.3f}"
+        return f"rank {self.rank} on member {self.place}, pid {self.pid}, {ended}"
 
     @property
     def ending(self) -> bool:
@@ -62,7 +65,7 @@ class Lives:
 
     def daemon_started(self, rank: int, pid: int, moment: float) -> None:
         """A daemon's process was started."""
-        self.daemons[rank].append(Life(rank, pid, moment))
+        self.daemons[rank].append(Life(rank, rank, pid, moment))
 
     def daemon_ended(self, rank: int, moment: float) -> None:
         """The end of *rank*'s daemon is about to begin, if it runs."""
@@ -129,7 +132,7 @@ class Lives:
             parted = min((moment for moment in program.parted if moment >= began), default=math.inf)
             if min(parted, program.ended) > until:
                 continue
-            daemons = self.daemons[program.rank]
+            daemons = self.daemons[program.place]
             for i, daemon in enumerate(daemons):
                 if daemon.ended > until or daemon.gone < began:
                     continue

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cluster import PATIENCE, Cluster, wait_until
 
+from chaos.calls import Role
 from chaos.ledger import Ledger
 from chaos.lives import Life
 
@@ -19,12 +20,13 @@ from chaos.lives import Life
 class Program:
     """One process, and what it has said so far."""
 
-    def __init__(self, cluster: Cluster, group: str, rank: int, seed: int, stop: Path) -> None:
-        self.group = group
-        self.rank = rank
+    def __init__(self, cluster: Cluster, role: Role, stop: Path) -> None:
+        self.group, self.rank = group, rank = role.group, role.rank
+        place = role.layout.places[rank]
         self._rest = b""
-        command = [sys.executable, "-m", "chaos.workload", "--socket", cluster.sockets[rank]]
-        command += ["--group", group, "--seed", str(seed), "--stop", str(stop)]
+        command = [sys.executable, "-m", "chaos.workload", "--socket", cluster.sockets[place]]
+        command += ["--group", group, "--rank", str(rank), "--members", str(role.members)]
+        command += ["--seed", str(role.seed), "--stop", str(stop)]
         # The programs run the ringd and the chaos that this process runs.
         environ = cluster.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self.log = cluster.directory / f"{group}.{rank}.err"
@@ -33,7 +35,7 @@ class Program:
             self.process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=log, env=environ
             )
-        self.life = Life(rank, self.process.pid, started)
+        self.life = Life(rank, place, self.process.pid, started)
         assert self.process.stdout is not None
         self.fd = self.process.stdout.fileno()
         os.set_blocking(self.fd, False)
@@ -57,6 +59,7 @@ class Programs:
         self._seed = seed
         self._selector = selectors.DefaultSelector()
         self._stop = cluster.directory / "stop"
+        self._said = (cluster.directory / "said.txt").open("a")
         self._running: dict[tuple[str, int], Program] = {}
         self._leaving: dict[tuple[str, int], Program] = {}
 
@@ -71,7 +74,8 @@ class Programs:
         former = self._leaving.pop((group, rank), None)
         if former is not None:
             former.process.wait(PATIENCE)
-        program = Program(self._cluster, group, rank, self._seed, self._stop)
+        role = Role(self._seed, group, len(self._cluster.nodes), rank)
+        program = Program(self._cluster, role, self._stop)
         self._running[group, rank] = program
         self._ledger.started(group, program.life)
         self._selector.register(program.fd, selectors.EVENT_READ, program)
@@ -83,9 +87,9 @@ class Programs:
 
     def start_missing(self) -> None:
         """Start those that do not run."""
-        for rank in range(len(self._cluster.nodes)):
-            for group in self._ledger.styles:
-                self.start(group, rank)
+        for group in self._ledger.groups.values():
+            for rank in range(group.layout.size):
+                self.start(group.name, rank)
 
     def kill(self, group: str, rank: int, signum: int = signal.SIGKILL) -> None:
         """End one by a signal."""
@@ -123,6 +127,7 @@ class Programs:
             program = key.data
             lines, more = program.lines()
             for line in lines:
+                self._said.write(f"{program.group}.{program.rank} {program.life.pid} {line}\n")
                 self._ledger.line(program.group, program.life, line)
             if not more:
                 program.life.gone = time.monotonic()
@@ -162,3 +167,4 @@ class Programs:
             program.process.wait()
         self._running.clear()
         self._selector.close()
+        self._said.close()

@@ -100,6 +100,7 @@ class Report:
             f"| faults | {sum(self.counts.values()):,} |",
             f"| bytes and connections that these spoilt | {self.harmed:,} |",
             f"| calls complete on all ranks ({by_group}) | {complete:,} |",
+            f"| messages received, every byte checked | {sum(ledger.messages.values()):,} |",
             f"| results checked, every value | {counts['ok']:,} |",
             f"| bytes of them | {ledger.nbytes / 1e9:.1f} GB |",
             f"| calls ended by GroupLost | {counts['lost']:,} |",
@@ -118,8 +119,9 @@ class Report:
         return lines
 
     def _bursts(self) -> int:
-        """Return how many all members have begun."""
-        return sum(self.ledger.bursts.values()) // self.size
+        """Return how many all programs of a group have begun."""
+        ledger = self.ledger
+        return sum(n // ledger.groups[group].layout.size for group, n in ledger.bursts.items())
 
     def _failed(self) -> list[str]:
         """Return which checks failed, and how."""

@@ -7,7 +7,7 @@ to be told of losses. Each is excused by recorded events of that very call, or n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from chaos.breaks import Breaks
@@ -42,22 +42,25 @@ class Split:
     Attributes:
         name: the call and its group.
         fails: whether the group's programs asked for ``on_loss="fail"``.
-        timeout: the call's; 0 for none.
+        dues: when its deadline passes, by the program that set one.
         begun: the programs that made the call, and when each did.
         outcomes: by rank.
+        places: by rank, its member.
     """
 
     name: str
     fails: bool
-    timeout: float
+    dues: Mapping[Life, float]
     begun: Mapping[Life, float]
     outcomes: Mapping[int, Outcome]
+    places: Sequence[int]
 
     def __str__(self) -> str:
         """Return what is known of it."""
         began = {life.rank: round(moment, 3) for life, moment in self.begun.items()}
         ended = {rank: (how.kind, round(how.moment, 3)) for rank, how in self.outcomes.items()}
-        return f"{self.name}, timeout {self.timeout:.3f}, began {began}, ended {ended}"
+        dues = {life.rank: round(moment, 3) for life, moment in self.dues.items()}
+        return f"{self.name}, due {dues}, began {began}, ended {ended}"
 
 
 def excuses(split: Split, lives: Lives, breaks: Breaks) -> list[tuple[str, str]] | None:
@@ -95,7 +98,7 @@ def _told(
     if broken is not None:
         return LOSS_TOLD, f"broken {broken[0]:.3f} to {broken[1]:.3f}"
     for rank, how in split.outcomes.items():  # before the others have noticed it
-        paused = None if how.kind != "peer" else lives.pause(rank, how.moment)
+        paused = None if how.kind != "peer" else lives.pause(split.places[rank], how.moment)
         if paused is not None:
             return LOSS_TOLD, f"daemon of rank {rank} stopped at {paused:.3f}"
     return None
@@ -108,17 +111,17 @@ def _late(
 
     The other members' errors may have been taken over from that one.
     """
-    for life, began in split.begun.items():
+    for life, due in split.dues.items():
         how = split.outcomes.get(life.rank)
         if how is None or how.kind != "late":
             continue
-        due = began + split.timeout
-        if how.moment < due + ASK_WITHIN:
-            continue
-        times = breaks.unasked(how.moment - ASK_WITHIN, how.moment)
-        if times is not None:
-            listed = ", ".join(f"{begin:.3f} to {end:.3f}" for begin, end in times)
-            return UNASKED, f"rank {life.rank}, due {due:.3f}, not to be asked {listed}"
+        latest = how.moment - ASK_WITHIN
+        # It may be told later: a program that waits for another call looks at this one after it.
+        for since in [latest, due, *breaks.begins(due, latest)]:
+            times = breaks.unasked(since, since + ASK_WITHIN) if due <= since <= latest else None
+            if times is not None:
+                listed = ", ".join(f"{begin:.3f} to {end:.3f}" for begin, end in times)
+                return UNASKED, f"rank {life.rank}, due {due:.3f}, not to be asked {listed}"
     return None
 
 

@@ -17,6 +17,7 @@ from random import Random
 from cluster import Cluster, Node
 
 from chaos.calls import STYLES
+from chaos.layout import Layout
 from chaos.ledger import Ledger
 from chaos.programs import Programs
 from chaos.proxy import Harm, Network, Proxy
@@ -115,6 +116,15 @@ class Stage:
     def rank(self, node: Node) -> int:
         """Return the rank of *node*."""
         return self.cluster.nodes.index(node)
+
+    def program(self, rng: Random) -> tuple[str, int]:
+        """Return one of the programs: its group, and its rank there."""
+        group = rng.choice(self.groups)
+        return group, rng.randrange(self.layout(group).size)
+
+    def layout(self, group: str) -> Layout:
+        """Return where the programs of *group* are."""
+        return self.ledger.groups[group].layout
 
     def start(self, node: Node) -> None:
         """Start a daemon, unless it runs."""

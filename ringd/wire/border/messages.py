@@ -331,9 +331,6 @@ COPY_SMALL = 8 << 10
 """Bytes; shorter frames are received as a copy: libzmq keeps them in a shared buffer, at any
 offset; copying costs no more than wrapping, and the copy is aligned."""
 
-COPY_BELOW = 1 << 20
-"""Bytes; shorter frames are sent as a copy: ZeroMQ's bookkeeping for one without costs more."""
-
 MAX_REQUEST = 1 << 20
 """Bytes of a request without its payload, which may say something of each rank of a large group."""
 

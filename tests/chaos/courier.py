@@ -1,0 +1,146 @@
+"""Sends what a rank has to send and receives what comes, in all the ways in which one can."""
+
+from __future__ import annotations
+
+from functools import partial
+from random import Random
+
+import numpy as np
+
+import ringd
+from chaos import interrupts
+from chaos.caller import Caller, Flight, scribble
+from chaos.calls import Role
+from chaos.messages import ANY_TAG, Errand, Message, to_anyone
+from chaos.speech import say
+from chaos.which import AGREEING, Which
+
+
+class Courier:
+    """The messages of one program, which has *caller* and *role*."""
+
+    def __init__(self, caller: Caller, role: Role) -> None:
+        self._caller = caller
+        self._role = role
+        self._next: list[int] = []
+        """By sender: beyond the call of the last message that was taken from anyone."""
+        self._dropped = 0
+        """Messages that were taken from anyone, but by a call that an interrupt has struck."""
+
+    def resume(self, number: int) -> None:
+        """Go on with call *number*: no message of a call before it will come."""
+        self._next = [number] * self._role.layout.size
+        self._dropped = 0
+
+    def run(self, errand: Errand) -> None:
+        """Send what this rank has to, and ask for what it is to be given."""
+        rank = self._role.rank
+        rng = self._caller.ways(Which(errand.messages[0].which.number))
+        wanted = [message for message in errand.messages if message.to == rank]
+        if errand.asked:
+            for message in wanted:
+                self._ask(message, rng, waits=False)
+        for message in errand.messages:
+            if message.source == rank:
+                # Nobody may wait for a receiver that waits to send first.
+                self._send(message, rng, may_wait=errand.asked or errand.anyone)
+        if not errand.asked:
+            for message in wanted:
+                if errand.anyone:
+                    self._take_any(message)
+                else:
+                    self._ask(message, rng, waits=rng.random() < 0.5)
+
+    def _send(self, message: Message, rng: Random, *, may_wait: bool) -> None:
+        caller, ring, which = self._caller, self._caller.ring, message.which
+        x, lent = caller.prepare(message, rng)
+        waits = (may_wait or message.buffered) and rng.random() < 0.5
+        # What nobody waits for has no deadline, but for the room that it needs.
+        timeout = None if waits and message.buffered else message.frame.timeout
+        say("began", which, timeout or 0)
+        send = ring.send if waits else ring.send_async
+        asks = {"tag": message.frame.tag, "name": message.frame.name, "timeout": timeout}
+        made = partial(interrupts.spoken, ways=[(message.source, message.to, message.frame.tag)])
+
+        def once() -> list[ringd.Work | None]:
+            return caller.once(which, lambda: send(x, message.to, **asks), made)
+
+        if waits and not message.buffered:
+            caller.conclude(message, x if lent else None, once)
+            return
+        with caller.waiting(which):
+            found = once()
+        if waits or not lent:
+            scribble(x)  # it was copied
+        for work in found:
+            if work is None:
+                say("handed", which)
+            else:
+                caller.flights.append(Flight(message, work, x if lent else None))
+
+    def _ask(self, message: Message, rng: Random, *, waits: bool) -> None:
+        caller, ring, which = self._caller, self._caller.ring, message.which
+        place = np.empty(message.shape, message.dtype, order=rng.choice("CF"))
+        has_place = rng.random() < 0.3
+        asks = {
+            "source": message.source,
+            "tag": message.frame.tag,
+            "dtype": None if has_place else message.dtype,
+            "name": message.frame.name,
+            "timeout": message.frame.timeout,
+        }
+        receive = ring.recv if waits else ring.recv_async
+        made = partial(interrupts.spoken, ways=[(message.source, message.to, message.frame.tag)])
+        say("began", which, message.frame.timeout or 0)
+
+        def once() -> list:
+            return caller.once(
+                which, lambda: receive(place if has_place else message.shape, **asks), made
+            )
+
+        if waits:
+            caller.conclude(message, None, once)
+            return
+        with caller.waiting(which):
+            found = once()
+        for work in found:
+            caller.flights.append(Flight(message, work, None))
+
+    def _take_any(self, like: Message) -> None:
+        """Take the next message from whoever has sent one; all are as large as *like*."""
+        caller, ring, role = self._caller, self._caller.ring, self._role
+        others = [rank for rank in range(role.layout.size) if rank != role.rank]
+        made = partial(interrupts.spoken, ways=[(other, role.rank, ANY_TAG) for other in others])
+        with caller.waiting(AGREEING) as since:
+            found = caller.once(
+                Which(like.which.number),
+                lambda: ring.recv(like.shape, ringd.ANY, ANY_TAG, like.dtype),
+                made,
+            )
+        self._dropped += not found
+        for result in found:
+            message = self._sent(result, like.which.number)
+            if message is None:
+                say("wrong", like.which, f"nobody has sent {result.reshape(-1)[:4]}: {like.story}")
+            else:
+                say("took", message.which, f"{since:.6f}")
+                caller.check(message, result)
+
+    def _sent(self, result: np.ndarray, number: int) -> Message | None:
+        """Return which message is *result*: the next one that somebody has sent."""
+        role, style = self._role, self._role.style
+        size, end = role.layout.size, number - number % style.vote_every + style.vote_every
+        for source in range(size):
+            numbers = range(self._next[source], end)
+            missed = 0
+            for message in to_anyone(role.key, style, numbers, size, role.rank):
+                if message.source != source:
+                    continue
+                if not message.wrong(result, role.rank):
+                    self._next[source] = message.which.number + 1
+                    self._dropped -= missed
+                    return message
+                missed += 1
+                if missed > self._dropped:
+                    break
+        return None

@@ -1,0 +1,40 @@
+"""What tells the calls of a group apart, as the programs say it and the ledger hears it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Which(NamedTuple):
+    """One call: ``17``, of all ranks, or ``17/message/0,2``, of some of them."""
+
+    number: int
+    """In the group, from 0; not the number of the op, which starts anew with a session."""
+    kind: str = ""
+    """What it is a part of; empty for a call of the whole group."""
+    ranks: tuple[int, ...] = ()
+    """Those that take part: of a message, its sender and its receiver; empty for all."""
+    index: int = 0
+    """Which one of several."""
+
+    def __str__(self) -> str:
+        if not self.kind:
+            return str(self.number)
+        ranks = ",".join(map(str, self.ranks))
+        return f"{self.number}/{self.kind}/{ranks}" + f"/{self.index}" * bool(self.index)
+
+    @classmethod
+    def read(cls, text: str) -> Which:
+        """Return what *text* says."""
+        number, *rest = text.split("/")
+        if not rest:
+            return cls(int(number))
+        kind, ranks, *index = rest
+        return cls(int(number), kind, tuple(map(int, ranks.split(","))), int(*index))
+
+
+AGREEING = Which(-1)
+"""A call by which the programs agree on something."""
+
+MESSAGE = "message"
+PART = "part"
