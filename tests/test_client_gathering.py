@@ -43,6 +43,18 @@ def test_bytes_come_back_of_all_ranks(tmp_path, data):
         assert repr(told[0]).startswith("<ringd.Work op 9, all_gather_bytes")
 
 
+def test_who_waits_takes_the_end_of_the_first_call_in_itself(tmp_path):
+    """No other thread is woken for it."""
+    with fake(tmp_path) as (_, ring):
+        ring.all_gather_bytes(b"abc")
+        woken = []
+        ring._connection.keeper.wake = lambda: woken.append(1)
+        for _ in range(20):
+            ring.all_gather_bytes(b"abc")
+        del ring._connection.keeper.wake
+        assert woken == []
+
+
 @pytest.mark.parametrize("dropped", [False, True])
 def test_the_second_call_is_made_though_nobody_waits(tmp_path, dropped):
     """The other members count on it, whatever the program does with the handle."""
