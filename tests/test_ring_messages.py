@@ -198,12 +198,88 @@ def test_messages_under_way_when_the_group_loses_a_program_end_on_both_ends(tmp_
 def lose_one(first: ringd.Ring, second: ringd.Ring, third: ringd.Ring) -> None:
     """Send from the first to the second ring; the third one leaves meanwhile."""
     sending = [first.send_async(np.full(n, float(n)), 1) for n in (3, 30_000, 300_000)]
-    receiving = [Call(lambda: second.recv(3, 0))]
+    receiving = [second.recv_async(n, 0) for n in (3, 30_000)]
     third.close()
-    receiving.append(Call(lambda: second.recv(30_000, 0)))
     ends = [Call(work.wait).outcome() for work in sending]
-    came = [call.outcome() for call in receiving]
+    came = [Call(work.wait).outcome() for work in receiving]
     for sent, got in zip(ends, came, strict=False):
         assert (sent is None) == isinstance(got, np.ndarray)
         assert sent is None or type(sent) is type(got) is ringd.GroupLost
     assert type(ends[2]) is ringd.GroupLost
+
+
+def test_who_gives_up_receiving_has_received_nothing(rings):
+    """The message that comes later is the next call's, also from whoever sends."""
+
+    def talk(ring):
+        if ring.rank == 1:
+            for source in (0, ringd.ANY):
+                with pytest.raises(ringd.DeadlineExceeded, match="sent"):
+                    ring.recv((), source, tag=20, dtype=int, timeout=0.1)
+        ring.barrier()
+        if ring.rank == 0:
+            for number in range(3):
+                ring.send(number, 1, tag=20)
+        if ring.rank == 1:
+            came = [int(ring.recv((), source, 20, int, timeout=10)) for source in (0, ringd.ANY, 0)]
+            assert came == [0, 1, 2]
+        ring.barrier()
+        return True
+
+    assert everywhere(rings, talk) == [True] * SIZE
+
+
+def test_a_buffered_message_that_is_not_received_is_told_by_the_next_send(rings):
+    """Once, and that one is not sent."""
+
+    def talk(ring):
+        if ring.rank == 0:
+            ring.send(np.zeros(3, np.float32), 1, tag=21)
+            ring.barrier()
+            with pytest.raises(ringd.Mismatch, match="an earlier message to rank 1 was not rec"):
+                ring.send(1, 1, tag=21)
+            ring.send(2, 1, tag=21)
+        else:
+            if ring.rank == 1:
+                with pytest.raises(ringd.Mismatch):
+                    ring.recv(4, 0, 21, np.float32, timeout=10)
+            ring.barrier()
+            if ring.rank == 1:
+                assert int(ring.recv((), 0, 21, int, timeout=10)) == 2
+        return True
+
+    assert everywhere(rings, talk) == [True] * SIZE
+
+
+def test_what_a_receiver_gave_up_is_told_by_close(tmp_path):
+    """A deadline of one that took its place in the order."""
+    with Cluster(tmp_path, 2) as cluster:
+        cluster.start().wait_ready()
+        first, second = (ringd.connect(path, "given up", 10) for path in cluster.sockets)
+        with pytest.raises(ringd.DeadlineExceeded):
+            second.recv_async((), 0, timeout=0.1).wait()
+        first.send(7, 1)
+        with pytest.raises(ringd.RingError, match="an earlier message to rank 1 was not received"):
+            first.close()
+        second.close()
+
+
+def test_many_threads_send_while_channels_come_and_go(rings):
+    """Each in a channel of its own, which begins meanwhile."""
+
+    def talk(ring):
+        if ring.rank == 2:
+            return True
+
+        def one(tag):
+            if ring.rank == 0:
+                ring.send(tag, 1, tag=100 + tag)
+            else:
+                assert int(ring.recv((), 0, 100 + tag, int, timeout=20)) == tag
+
+        calls = [Call(lambda tag=tag: one(tag)) for tag in range(24)]
+        for call in calls:
+            call.result()
+        return True
+
+    assert everywhere(rings, talk) == [True] * SIZE

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -54,6 +55,8 @@ class End(Group):
         self.watch = False
         """Whether the daemon is to say how many messages have come."""
         self.accepted = True
+        self.buffered: deque[Op] = deque()
+        """What was sent and nobody waits for; in order, until it is known how that ended."""
         self._parent = parent
         self._groups = groups
 
@@ -73,6 +76,15 @@ class End(Group):
         place = self._parent.place
         mine = place is not None and place.rank == self.key.source
         return sum(not op.ended for op in list(self.session.ops.values())) if mine else 0
+
+    def refused(self) -> errors.RingError | None:
+        """Return why a buffered message was not received, once, if the group does not tell it."""
+        while self.buffered and self.buffered[0].ended:
+            error = self.buffered.popleft().error
+            if error is not None and not isinstance(error, errors.GroupLost):
+                text = f"an earlier message to rank {self.key.to} was not received: {error}"
+                return type(error)(text)
+        return None
 
     def watch_from_now_on(self) -> None:
         """Have the daemon say how many messages have come."""
@@ -144,6 +156,7 @@ class Line(Stay):
 
     def __init__(self, stay: Stay, end: End) -> None:
         super().__init__(stay.connection, end)
+        self.end = end
         self._stay = stay
 
     @property
@@ -181,8 +194,8 @@ def open_line(stay: Stay, key: Key, until: float | None, *, watch: bool = False)
 
 def _end_of(stay: Stay, key: Key) -> End:
     group, groups = stay.group, stay.connection.groups
-    for end in group.ends.values():
-        if isinstance(end, End) and end.key == key and end.of is group.session:
+    for end in _ends(stay):
+        if end.key == key and end.of is group.session:
             return end
     end = End(group, key, groups)
     groups.add(end)
@@ -191,8 +204,18 @@ def _end_of(stay: Stay, key: Key) -> End:
     return end
 
 
-def submit_to_any(stay: Stay, tag: int, op: Op, until: float | None) -> Line:
-    """Submit *op*, of a receiver, where a message under *tag* has come first; wait for one.
+def submit_when_sent(stay: Stay, source: int, tag: int, op: Op, until: float | None) -> Line:
+    """Submit *op*, of a receiver, once a message has come under *tag*; wait for that.
+
+    So that who gives up waiting has received nothing: the message that comes later is the next
+    call's.
+
+    Args:
+        stay: of the ring.
+        source: a rank, or ``ANY``: where a message has come first.
+        tag: of the channel.
+        op: the call.
+        until: when the time for that is over; None for never.
 
     Raises:
         DeadlineExceeded: none came before *until*.
@@ -203,25 +226,29 @@ def submit_to_any(stay: Stay, tag: int, op: Op, until: float | None) -> Line:
     def take(lines: list[Line]) -> Line | None:
         connection.settle()
         for line in lines:
-            if isinstance(line.group, End) and line.group.waits:
-                connection.groups.submit(line.group, op)
+            if line.end.waits:
+                connection.groups.submit(line.end, op)
                 connection.pump.sent()
                 return line
         return None
 
     while True:
         place = stay.place(until)
-        keys = [Key(rank, place.rank, tag) for rank in range(place.size) if rank != place.rank]
+        sources = range(place.size) if source == ANY else [source]
+        keys = [Key(rank, place.rank, tag) for rank in sources if rank != place.rank]
         lines = [open_line(stay, key, until, watch=True) for key in keys]
-        ends = [line.group for line in lines if isinstance(line.group, End)]
-        line = connection.pump.run(take, lines)
-        if line is not None:
-            return line
+        chosen = connection.pump.run(take, lines)
+        if chosen is not None:
+            return chosen
+        ends = [line.end for line in lines]
         came = connection.wait(partial(_has_news, stay, ends), until)
         stay.check()
         if not came:
             raise errors.DeadlineExceeded(
                 f"{op.call} from any rank of group {stay.group.name!r}: none has been sent"
+                if source == ANY
+                else f"{op.call} from rank {source} of group {stay.group.name!r}: not sent yet by: "
+                f"{connection.latest.nodes[place.machines[source]]}"
             )
 
 
@@ -237,9 +264,20 @@ def linger(stay: Stay, seconds: float) -> str:
     Raises:
         RingError: as any call that waits.
     """
-    ends = [end for end in stay.group.ends.values() if isinstance(end, End)]
+    ends = _ends(stay)
     if any(end.sends_on for end in ends):
         until = time.monotonic() + seconds
         stay.connection.wait(lambda: stay.hung_up or not any(end.sends_on for end in ends), until)
     left = {(end.key.to, end.key.tag): end.sends_on for end in ends if end.sends_on}
-    return ", ".join(f"{number} to rank {to} under tag {tag}" for (to, tag), number in left.items())
+    words = [f"{number} to rank {to} under tag {tag}" for (to, tag), number in left.items()]
+    return ", ".join(words + [str(error) for end in ends if (error := end.refused())])
+
+
+def unreceived(stay: Stay) -> int:
+    """Return how many bytes of messages are not known to be received, in all channels."""
+    return sum(end.unreceived for end in _ends(stay))
+
+
+def _ends(stay: Stay) -> list[End]:
+    """Return those that there are now; others may come and go meanwhile."""
+    return [end for end in list(stay.group.ends.values()) if isinstance(end, End)]

@@ -24,11 +24,11 @@ from ringd.client.messages import (
     ANY,
     BUFFERED,
     MOST_BUFFERED,
-    End,
     Key,
     linger,
     open_line,
-    submit_to_any,
+    submit_when_sent,
+    unreceived,
 )
 from ringd.client.session import Op
 from ringd.client.splitting import Choice, choices, part_of
@@ -625,8 +625,9 @@ class Ring:
 
         Messages to one rank under one tag arrive in the order in which they are sent, each once.
         One of up to 1 MiB is sent without waiting for its receiver, as long as no more than 16 MiB
-        of this ring's are unreceived; it has no deadline then, and *x* may be reused at once.
-        Others wait until they are received.
+        of this ring's are unreceived; it has no deadline then, and *x* may be reused at once. If
+        such a one is not received after all, the next call of this to that rank and tag says so
+        and sends nothing, or else :meth:`close`. Others wait until they are received.
 
         Args:
             x: as of :meth:`all_reduce`.
@@ -674,14 +675,17 @@ class Ring:
             tag: from 0 to 32767.
             dtype: of what comes, where there is no array; float64 by default.
             name: compared with the sender's, and shown in errors.
-            timeout: as of :meth:`all_reduce`.
+            timeout: as of :meth:`all_reduce`. If nothing has been sent when that is over, nothing
+                is lost either: what comes later is the next call's.
 
         Raises:
             Mismatch: the sender sends another shape, dtype or name.
             TypeError, ValueError: an argument is none, or out of its range.
             RingError: as :meth:`all_reduce`.
         """
-        return self.recv_async(out_or_shape, source, tag, dtype, name=name, timeout=timeout).wait()
+        return self._receive(
+            out_or_shape, source, tag, dtype=dtype, name=name, timeout=timeout, waits=True
+        ).wait()
 
     def recv_async(
         self,
@@ -695,8 +699,26 @@ class Ring:
     ) -> Work[Array]:
         """Begin a :meth:`recv`; returns a handle, as :meth:`all_reduce_async`.
 
-        With ``ringd.ANY`` it waits first until some rank has sent something.
+        With ``ringd.ANY`` it waits first until some rank has sent something. Each one takes its
+        place in the order of messages: if its deadline passes, the message that comes in that place
+        is not received, of which its sender is told.
         """
+        return self._receive(
+            out_or_shape, source, tag, dtype=dtype, name=name, timeout=timeout, waits=False
+        )
+
+    def _receive(
+        self,
+        out_or_shape: Array | SupportsIndex | Sequence[SupportsIndex],
+        source: SupportsIndex,
+        tag: SupportsIndex,
+        *,
+        dtype: npt.DTypeLike | None,
+        name: str,
+        timeout: float | None,
+        waits: bool,
+    ) -> Work[Array]:
+        """Begin to receive; the caller is about to wait for that if it *waits*."""
         stay = self._stay
         stay.check_call()
         out = out_or_shape if isinstance(out_or_shape, np.ndarray) else None
@@ -717,9 +739,9 @@ class Ring:
         work_op = self._make_op(call, _NOTHING, shape, wanted, until)
 
         def submit() -> Stay:
-            if rank == ANY:
+            if rank == ANY or (waits and until is not None):
                 stay.set_times(work_op, wire_timeout, until)
-                return submit_to_any(stay, number, work_op, until)
+                return submit_when_sent(stay, rank, number, work_op, until)
             line = open_line(stay, Key(rank, place.rank, number), until)
             line.submit(work_op, wire_timeout, until)
             return line
@@ -830,16 +852,14 @@ class Ring:
         self._close(_LINGER)
 
     def _close(self, linger_for: float) -> None:
-        stay, unreceived = self._stay, ""
+        stay, left = self._stay, ""
         try:
             if not stay.closed:
-                unreceived = linger(stay, linger_for)
+                left = linger(stay, linger_for)
         finally:
             stay.close()
-        if unreceived and linger_for:
-            raise errors.RingError(
-                f"the ring is closed, but messages were not received: {unreceived}"
-            )
+        if left and linger_for:
+            raise errors.RingError(f"the ring is closed, but messages were not received: {left}")
 
     def __enter__(self) -> Ring:  # noqa: PYI034 - Self needs Python 3.11
         return self
@@ -951,9 +971,11 @@ class Ring:
             raise ValueError(f"to is {to}, this program's own rank; it cannot send to itself")
         call = _message(array.dtype, array.shape, name)
         line = open_line(stay, Key(place.rank, to, arguments.tag(tag)), until)
-        waiting = sum(end.unreceived for end in stay.group.ends.values() if isinstance(end, End))
-        small = array.nbytes <= BUFFERED and array.nbytes + waiting <= MOST_BUFFERED
-        if buffer and small:
+        if error := line.end.refused():
+            raise error
+        buffer = buffer and array.nbytes <= BUFFERED
+        buffer = buffer and array.nbytes + unreceived(stay) <= MOST_BUFFERED
+        if buffer:
             wire_timeout, until = 0.0, None
             array = np.array(array)  # of the user's memory nothing is lent
         dtype = tensors.native(array.dtype)
@@ -961,9 +983,11 @@ class Ring:
 
         def submit() -> Stay:
             line.submit(work_op, wire_timeout, until)
+            if buffer:
+                line.end.buffered.append(work_op)
             return line
 
-        return self._hand_over(work_op, submit, None, dtype, None), buffer and small
+        return self._hand_over(work_op, submit, None, dtype, None), buffer
 
     def _make_op(
         self,
