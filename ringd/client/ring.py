@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -24,8 +25,8 @@ from ringd.client.messages import (
     ANY,
     BUFFERED,
     MOST_BUFFERED,
-    End,
     Key,
+    ends_of,
     linger,
     open_line,
     submit_to_any,
@@ -831,7 +832,8 @@ class Ring:
         stay, unreceived = self._stay, ""
         try:
             if not stay.closed:
-                unreceived = linger(stay, linger_for)
+                with contextlib.suppress(errors.CalledFromHandler):  # which hangs up at once
+                    unreceived = linger(stay, linger_for)
         finally:
             stay.close()
         if unreceived and linger_for:
@@ -949,13 +951,14 @@ class Ring:
             raise ValueError(f"to is {to}, this program's own rank; it cannot send to itself")
         call = _message(array.dtype, array.shape, name)
         line = open_line(stay, Key(place.rank, to, arguments.tag(tag)), until)
-        waiting = sum(end.unreceived for end in stay.group.ends.values() if isinstance(end, End))
+        waiting = sum(end.unreceived for end in ends_of(stay))
         small = array.nbytes <= BUFFERED and array.nbytes + waiting <= MOST_BUFFERED
         if buffer and small:
-            wire_timeout, until = 0.0, None
             array = np.array(array)  # of the user's memory nothing is lent
         dtype = tensors.native(array.dtype)
         work_op = self._make_op(call, array, None, dtype, until)
+        if buffer and small:
+            wire_timeout, until = 0.0, None
 
         def submit() -> Stay:
             line.submit(work_op, wire_timeout, until)
