@@ -136,6 +136,24 @@ def test_what_is_unread_counts_for_each_group(tmp_path):
         assert daemon.handler.gone == ["it does not read what the daemon sends"]
 
 
+def test_what_is_unread_counts_for_each_channel(tmp_path):
+    """A program that computes may have hundreds of messages under way in each of its channels."""
+    with FakeDaemon(tmp_path / "s", limits=Limits(window=8)) as daemon, Raw(daemon):
+        (client,) = daemon.run(lambda: daemon.server.clients)
+
+        def tell(count):
+            for number in range(100, 200):
+                client.opens(number, 5)
+                for seq in range(count):
+                    client.send(border.Completed(number, seq, 0, 1))
+
+        daemon.run(lambda: tell(30))
+        assert daemon.run(lambda: (client.alive, client.unread.count)) == (True, 3000)
+        daemon.run(lambda: tell(30))
+        eventually(lambda: daemon.handler.gone)
+        assert daemon.handler.gone == ["it does not read what the daemon sends"]
+
+
 def test_a_lifeline_that_is_not_read_holds_what_hundreds_of_groups_are_told(daemon):
     """In order, and to a bound; then the client is out."""
     with Raw(daemon) as raw:

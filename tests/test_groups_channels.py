@@ -9,6 +9,7 @@ from ringd.collective.view import View
 from ringd.errors import GroupLost, Refused
 from ringd.groups import actions
 from ringd.groups.channels import Key, Opening, pair
+from ringd.wire.link.control import Opened
 
 KEY = Key(0, 1, 5)
 
@@ -157,3 +158,55 @@ def test_nothing_of_a_channel_is_left_when_its_ends_are_gone():
     for engine in bench.engines:
         assert (engine.roll.seats, engine.roll.by_gid, engine.roll.groups) == ({}, {}, {})
     assert bench.freed() == [1] * len(bench.submissions)
+
+
+def test_a_client_that_is_silent_in_a_channel_is_given_up_as_a_whole():
+    """The other end hears of it, as it would of a client that did not come back."""
+    bench = ready(reattach=5.0)
+    for rank in (0, 1):
+        open_end(bench, rank)
+    message(bench, 0, 0)
+    session = bench.did(1, actions.TellSession)[-1]
+    bench.restart(1)
+    bench.attach(1, 11, session=session.session, expected=0)
+    bench.up()
+    opening = Opening(11, 101, KEY, expected=1)
+    bench.do(1, bench.engines[1].open("b", opening, bench.now))
+    bench.settle()
+    bench.tick(5.1)
+    bench.settle()
+    assert outcomes(bench, 0) == [(0, GroupLost.code)]
+    assert "did not hand its calls over again" in bench.message(0)
+    assert bench.did(1, actions.Deny)[-1].join_id == 11
+
+
+@pytest.mark.parametrize(
+    ("rank", "join_ids"), [(2, (10, 11)), (7, (10, 11)), (0, (10, 10)), (0, (10, -1))], ids=str
+)
+def test_the_opening_of_a_channel_that_cannot_be_is_dropped(rank, join_ids):
+    """Whatever a confused member says of it."""
+    bench = ready()
+    opened = Opened(answer=False, group="g", join_ids=join_ids, place=1)
+    bench.do(1, bench.engines[1].received(0, rank, 77, 0, opened, b"", bench.now))
+    assert [a.reason for a in bench.did(1, actions.Dropped)] == ["a channel that cannot be"]
+
+
+def test_there_is_no_channel_within_a_channel():
+    """Nor before the client knows its peers."""
+    bench = ready()
+    open_end(bench, 0)
+    opening = Opening(100, 300, KEY)
+    bench.do(0, bench.engines[0].open("a", opening, bench.now))
+    assert bench.did(0, actions.Deny)[-1].join_id == 300
+
+
+def test_what_is_kept_beside_the_groups_for_a_channel_goes_with_it():
+    """A client that goes on after losses would come to the most that it may have."""
+    bench = ready()
+    for rank in (0, 1):
+        open_end(bench, rank)
+    bench.gone(1)
+    bench.settle()
+    bench.attach(0, 20)
+    bench.settle()
+    assert [a.join_id for a in bench.did(0, actions.Forget)] == [100]

@@ -8,11 +8,12 @@ import pytest
 from groups_bench import Bench, all_reduce, call, ready, submission
 
 from ringd import errors
+from ringd.collective.call import MAX_LOCAL_SIZE
 from ringd.collective.view import View
 from ringd.daemon.programs import Programs
 from ringd.groups import actions
 from ringd.groups.op import OK
-from ringd.groups.session import MAX_LOCAL_SIZE, Part
+from ringd.groups.session import Part
 from ringd.wire.border import messages as border
 from ringd.wire.link.control import Joined
 

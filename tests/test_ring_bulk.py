@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import replace
 from functools import partial
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from ringd.collective.call import Call
 from ringd.collective.layout import Layout
 from ringd.collective.reduction import Reduction
 from ringd.collective.view import View
+from ringd.groups.channels import Key, pair
 from ringd.ring.bulk import FAR, Bulk
 from ringd.wire.link.frames import FrameError, FrameType, Header
 
@@ -431,3 +433,23 @@ def test_a_chunk_out_of_order_costs_the_link():
     members.start((0, 2))
     with pytest.raises(FrameError, match="chunk 7 of"):
         members.bulks[0].buffer("left", chunk(index=7, until=0, origin=2))
+
+
+@pytest.mark.parametrize(
+    ("places", "side"), [((0, 1), "left"), ((0, 2), "right"), ((2, 0), "left")], ids=str
+)
+def test_a_credit_for_messages_goes_back_the_way_that_they_came(places, side):
+    """The longer way may lead over a member that is not in the ring yet, and drops it."""
+    sent, count = [], 16 * FAR
+    bulk = Members(3).bulks[places[1]]
+    bulk._send = lambda *credit: sent.append(credit)
+    view = pair(View(("a", "b"), 1, places, 3), Key(0, 1, 0))
+    calls = [Call("send", "", "uint8", (CHUNK * count,), "")] * 2
+    empty, target = np.empty(0, np.uint8), np.empty(CHUNK * count, np.uint8)
+    bulk.start((1, 0), view, Layout.of(places, places[1]), calls, None, [empty], [target])
+    for index in range(FAR):
+        way = {"index": index, "until": places[1], "origin": places[0]}
+        header = msgspec.structs.replace(chunk(**way), length=CHUNK)
+        bulk.buffer(side, header)[:] = bytes(CHUNK)
+        bulk.received(side, header)
+    assert {(to, header.until) for to, header in sent} == {(side, places[0])}

@@ -71,7 +71,8 @@ class Client:
         self.channels: dict[int, int] = {}
         """Its ends of channels, by number: of which stay, or of one that followed upon that."""
         self.turned_away: set[int] = set()
-        """Join ids that are to come again; what was sent behind them is in vain."""
+        """Stays and channels that are to come again, by number; what was sent behind them is in
+        vain."""
         self.unread = Unread()
         self.program = ""
         """The program's name, in its own word."""
@@ -120,11 +121,20 @@ class Client:
 
     def opens(self, channel: int, stay: int) -> None:
         """It opens an end of a channel, in a stay of its own."""
-        if channel not in self.channels:
-            self.channels[channel] = stay
+        self.turned_away.discard(channel)
+        self.channels.setdefault(channel, stay)
+
+    def closes(self, channel: int) -> None:
+        """Nothing more is said of that end of a channel."""
+        if self.channels.pop(channel, None) is not None:
+            self._forget(channel)
+
+    def group_of(self, number: int) -> str:
+        """Return the group of a stay, or of an end of a channel; empty if it has neither."""
+        return self.stays.get(self.channels.get(number, number), "")
 
     def turn_away(self, join_id: int) -> None:
-        """It cannot join now, and is told to try again."""
+        """It cannot join now, and is told to try again; nor open a channel in such a stay."""
         if len(self.turned_away) >= _MOST_TURNED_AWAY:  # of those that come again, none is old
             self.turned_away.clear()
         self.turned_away.add(join_id)
@@ -133,10 +143,13 @@ class Client:
         """It has left that group."""
         self.stays.pop(join_id, None)
         self.turned_away.discard(join_id)
-        for number in (join_id, *(c for c, stay in self.channels.items() if stay == join_id)):
-            self._owes.pop(number, None)
-            self.unread.forget(number)
-            self.channels.pop(number, None)
+        self._forget(join_id)
+        for channel in [c for c, stay in self.channels.items() if stay == join_id]:
+            self.closes(channel)
+
+    def _forget(self, number: int) -> None:
+        self._owes.pop(number, None)
+        self.unread.forget(number)
 
     def acknowledged(self, join_id: int, acked: int) -> None:
         """It has spoken, and has all outcomes of that stay below *acked*."""

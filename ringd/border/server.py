@@ -204,8 +204,8 @@ class BorderServer:
         """Send to *client*; :meth:`Client.send` is the way in."""
         assert client.routing_id is not None  # noqa: S101 - for the type checker
         try:
-            numbered = len(client.stays) + len(client.channels)  # each has a window of its own
-            if client.unread.count > 4 * self.limits.window * numbered + 1024:
+            windows = len(client.stays) + len(client.channels)
+            if client.unread.count > 4 * self.limits.window * windows + 1024:
                 self._does_not_read(client)
             else:
                 self._send(client.routing_id, pack(reply, payload))
@@ -338,11 +338,15 @@ class BorderServer:
             else:
                 self._submit(client, message, payload)
         elif isinstance(message, Open):
+            if message.join_id in client.turned_away:  # it comes again, with its calls
+                client.turn_away(message.channel_id)
+                return
             if len(client.channels) >= _MAX_CHANNELS and message.channel_id not in client.channels:
                 text = f"this program has {_MAX_CHANNELS} channels, which is the most"
                 client.send(Denied(message.channel_id, errors.ResourceExhausted.code, text))
                 return
-            client.opens(message.channel_id, message.join_id)
+            if message.join_id in client.stays:  # else it is refused
+                client.opens(message.channel_id, message.join_id)
             self._handler.open(client, message)
         elif isinstance(message, Detach):
             self._detach(client, message)

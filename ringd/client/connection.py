@@ -295,7 +295,7 @@ class Connection:
         done = False
         try:
             for group in self.groups:
-                if group.forgotten and not self.abandoned:
+                if group.forgotten and group in self.groups and not self.abandoned:
                     group.leave(hung_up=True)
                     group.end(self.end_error())
                     self.let_go(group)

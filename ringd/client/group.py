@@ -134,6 +134,8 @@ class Group:
         self.session.attached_over = None
         self.session.sent = self.session.released
         self.not_before = time.monotonic() + _TRY_AGAIN
+        for end in self.ends.values():  # it has heard of none of them either
+            end.postpone()
         self.daemon.wake()
 
     def leave(self, *, hung_up: bool = False) -> None:
@@ -166,6 +168,8 @@ class Group:
     def abandon(self) -> None:
         """Leave all inputs, as the last thing: without the lock, so the pool's books stay as is."""
         self.forgotten = True
+        for end in list(self.ends.values()):
+            end.abandon()
         for op in list(self.session.ops.values()):
             if op.hold and not op.ended and (block := op.source_block) is not None:
                 with contextlib.suppress(OSError):
@@ -303,10 +307,9 @@ class Group:
         know of that, as the word on the calls comes first.
         """
         op.session.told.add(error.code)
-        if self.pending_error is not None and self._ended_session is op.session:
-            self.pending_error = (
-                None if self.pending_error.code == error.code else self.pending_error
-            )
+        pending = self.pending_error
+        if pending is not None and self._ended_session is op.session and pending.code == error.code:
+            self.pending_error = None
 
     def acknowledge(self, reply: Completed | Failed) -> None:
         """Say at once what has arrived, where somebody waits for that."""

@@ -91,6 +91,7 @@ class End(Group):
         if not self.watch:
             self.watch = True
             self.session.attached_over = None  # so that it is told
+            self._groups.add(self)  # for a later time, if it cannot be now
             self.push()
 
     # --- as of a group, but for what follows --------------------------------------------
@@ -101,6 +102,11 @@ class End(Group):
             self._finish()
         else:
             super().install()
+
+    def postpone(self) -> None:
+        """As the parent is: once that has its place, open it anew."""
+        super().postpone()
+        self._groups.add(self)
 
     def push(self, made_seq: int = -1, made_frame: bytes = b"") -> bool:
         """Send what the daemon lacks, once it has been told of the parent; as of a group."""
@@ -193,14 +199,16 @@ def open_line(stay: Stay, key: Key, until: float | None, *, watch: bool = False)
 
 
 def _end_of(stay: Stay, key: Key) -> End:
+    """Return the end that is there, which an interrupt may have kept from being opened."""
     group, groups = stay.group, stay.connection.groups
-    for end in _ends(stay):
-        if end.key == key and end.of is group.session:
-            return end
-    end = End(group, key, groups)
-    groups.add(end)
-    group.ends[end.session.join_id] = end
-    end.push()
+    known = (end for end in ends_of(stay) if end.key == key)
+    end = next((end for end in known if end.of is group.session), None)
+    if end is None:
+        end = End(group, key, groups)
+        group.ends[end.session.join_id] = end  # first: there must not be two of them
+    if end not in groups:
+        groups.add(end)
+        end.push()
     return end
 
 
@@ -243,6 +251,10 @@ def submit_when_sent(stay: Stay, source: int, tag: int, op: Op, until: float | N
         ends = [line.end for line in lines]
         came = connection.wait(partial(_has_news, stay, ends), until)
         stay.check()
+        for end in ends:
+            alone = end.of is stay.group.session and not end.of.over
+            if alone and end.session.over:  # a new one would end in the same way
+                end.room(0)  # which raises why
         if not came:
             raise errors.DeadlineExceeded(
                 f"{op.call} from any rank of group {stay.group.name!r}: none has been sent"
@@ -258,13 +270,18 @@ def _has_news(stay: Stay, ends: Sequence[End]) -> bool:
     return over or any(end.waits or end.session.over for end in ends)
 
 
+def ends_of(stay: Stay) -> list[End]:
+    """Return this program's ends of channels."""
+    return [end for end in list(stay.group.ends.values()) if isinstance(end, End)]
+
+
 def linger(stay: Stay, seconds: float) -> str:
     """Wait until buffered messages are received, for so long; return which ones are not, in words.
 
     Raises:
         RingError: as any call that waits.
     """
-    ends = _ends(stay)
+    ends = ends_of(stay)
     if any(end.sends_on for end in ends):
         until = time.monotonic() + seconds
         stay.connection.wait(lambda: stay.hung_up or not any(end.sends_on for end in ends), until)
@@ -275,9 +292,4 @@ def linger(stay: Stay, seconds: float) -> str:
 
 def unreceived(stay: Stay) -> int:
     """Return how many bytes of messages are not known to be received, in all channels."""
-    return sum(end.unreceived for end in _ends(stay))
-
-
-def _ends(stay: Stay) -> list[End]:
-    """Return those that there are now; others may come and go meanwhile."""
-    return [end for end in list(stay.group.ends.values()) if isinstance(end, End)]
+    return sum(end.unreceived for end in ends_of(stay))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -855,7 +856,8 @@ class Ring:
         stay, left = self._stay, ""
         try:
             if not stay.closed:
-                left = linger(stay, linger_for)
+                with contextlib.suppress(errors.CalledFromHandler):  # which hangs up at once
+                    left = linger(stay, linger_for)
         finally:
             stay.close()
         if left and linger_for:
@@ -976,10 +978,11 @@ class Ring:
         buffer = buffer and array.nbytes <= BUFFERED
         buffer = buffer and array.nbytes + unreceived(stay) <= MOST_BUFFERED
         if buffer:
-            wire_timeout, until = 0.0, None
             array = np.array(array)  # of the user's memory nothing is lent
         dtype = tensors.native(array.dtype)
         work_op = self._make_op(call, array, None, dtype, until)
+        if buffer:
+            wire_timeout, until = 0.0, None
 
         def submit() -> Stay:
             line.submit(work_op, wire_timeout, until)

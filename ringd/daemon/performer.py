@@ -119,6 +119,7 @@ class Performer:
             groups.Accept: self._accept,
             groups.TellSession: self._tell_session,
             groups.TellArrived: self._tell_arrived,
+            groups.Forget: self._forget,
             groups.Deny: self._deny,
             groups.Report: self._report,
             groups.TellReleased: self._tell_released,
@@ -255,6 +256,9 @@ class Performer:
     def _tell_arrived(self, action: groups.TellArrived) -> None:
         cast(Client, action.client).send(border.Arrived(action.join_id, action.count))
 
+    def _forget(self, action: groups.Forget) -> None:
+        cast(Client, action.client).closes(action.join_id)
+
     def _deny(self, action: groups.Deny) -> None:
         client = cast(Client, action.client)
         client.send(border.Denied(action.join_id, action.code, action.message))
@@ -297,7 +301,7 @@ class Performer:
         self._recorder.op(
             OpEvent(
                 at=now,
-                group=cast(Client, action.client).stays.get(action.join_id, ""),
+                group=cast(Client, action.client).group_of(action.join_id),
                 seq=submission.seq,
                 call=submission.call,
                 nbytes=0 if buffers is None else buffers.nbytes,

@@ -16,7 +16,7 @@ from ringd import errors
 from ringd.border.client import Client
 from ringd.border.validate import call_fault_of, unfit
 from ringd.collective import kinds
-from ringd.collective.call import Call
+from ringd.collective.call import MAX_LOCAL_SIZE, Call
 from ringd.collective.view import View
 from ringd.config.settings import Config
 from ringd.daemon.performer import Buffers, Performer
@@ -26,7 +26,7 @@ from ringd.groups.engine import Engine
 from ringd.groups.offers import Rules
 from ringd.groups.op import Submission
 from ringd.groups.seat import Before, Join
-from ringd.groups.session import MAX_LOCAL_SIZE, NOBODY, Part, peers
+from ringd.groups.session import NOBODY, Part, peers
 from ringd.loop import Loop, Timer
 from ringd.observe.recorder import Recorder
 from ringd.ring.absence import out_of_reach, slow_disks

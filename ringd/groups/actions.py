@@ -107,6 +107,10 @@ class TellSession(ToClient, frozen=True):
     """The members on which they are; empty: each on the member of its number."""
 
 
+class Forget(ToClient, frozen=True):
+    """Nothing more comes of the client's end of a channel, which is over."""
+
+
 class TellArrived(ToClient, frozen=True):
     """Tell the client how many messages have come in a channel, of all that were ever sent."""
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ringd.collective.call import MAX_TAG
 from ringd.collective.view import Side, View
 from ringd.errors import GroupLost
-from ringd.groups.actions import TellArrived
+from ringd.groups.actions import Forget, TellArrived
 from ringd.groups.offers import Rules
 from ringd.groups.seat import Join, Seat
 from ringd.groups.session import MAX_JOIN_ID, Peers, Session, channel_number
@@ -139,6 +139,19 @@ class Channel(Seat):
         self.met = True
         super().go_live()
         self.tell_arrived()
+
+    def tell_again(self) -> None:
+        """As of a stay; the client knows its peers, and how the opening ended it hears by that."""
+        if self.calls.limit is not None:
+            self.caller.tell_lost(self.calls.limit, *self.calls.loss)
+        self.caller.tell_released(self.ledger.released)
+        self.tell_arrived()
+
+    def tell_forgotten(self) -> None:
+        """Let go of what is kept for it beside us."""
+        client = self.caller.client
+        if client is not None:
+            self.session.mail.out.append(Forget(client, self.join_id))
 
     def tell_arrived(self) -> None:
         """Tell the client how many messages have come, if it wants to know."""

@@ -17,7 +17,7 @@ from ringd.groups.mail import Letter, Mail
 from ringd.groups.offers import ANY_CALL, Rules
 from ringd.groups.op import Op, Submission
 from ringd.groups.reasons import Reasons
-from ringd.groups.roll import Roll
+from ringd.groups.roll import Roll, stay_of
 from ringd.groups.seat import Join, Seat
 from ringd.groups.session import MAX_JOIN_ID, Session
 from ringd.groups.timing import OpTimers, Timing
@@ -81,20 +81,20 @@ class Engine:
         if not 0 < join_id <= MAX_JOIN_ID or join.released < 0:
             start = f"id {join_id} and op {join.released} to start"
             text = f"a join of group {group!r} cannot have {start}"
-            return self._deny(client, join_id, Refused.code, text)
+            return self._deny(client, join_id, Refused.code, text, now)
         holder = self.roll.local(group, part.local_rank)
         if holder is not None and holder.caller.client not in (None, client):
             about = self._about_holder(holder.caller.client, client)
             which = f" with local rank {part.local_rank}" if part.local_size > 1 else ""
             name = self._mail.ring.name
             text = f"group {group!r} has a client{which} on {name!r} already: {about}"
-            return self._deny(client, join_id, Refused.code, text)
+            return self._deny(client, join_id, Refused.code, text, now)
         if text := self.roll.objection(group, part):
-            return self._deny(client, join_id, Refused.code, text)
+            return self._deny(client, join_id, Refused.code, text, now)
         if holder is not None and holder.caller.client == client and holder.join_id == join_id:
             holder.tell_again()
         elif text := self.roll.used_up(join_id, group):
-            return self._deny(client, join_id, GroupLost.code, text)
+            return self._deny(client, join_id, GroupLost.code, text, now)
         else:
             session = Session(group, join_id, part, self._mail)
             seat = Seat(client, join, session, self._rules)
@@ -107,21 +107,22 @@ class Engine:
         seat, known = (self.roll.seats.get(i) for i in (opening.join_id, opening.channel_id))
         if seat is None:
             text = self.roll.used_up(opening.join_id, "") or "its stay in the group is over"
-            return self._deny(client, opening.channel_id, GroupLost.code, text)
-        if seat.caller.client != client or not seat.session.formed:
+            return self._deny(client, opening.channel_id, GroupLost.code, text, now)
+        mine = seat.caller.client == client and not isinstance(seat, Channel)
+        if not (mine and seat.pledged):
             text = "there are no channels before a group has formed"
-            return self._deny(client, opening.channel_id, Refused.code, text)
+            return self._deny(client, opening.channel_id, Refused.code, text, now)
         if isinstance(known, Channel) and known.parent is seat:
             known.watched = opening.watch
-            known.tell_arrived()
+            known.tell_again()
             return self._finish(now)
         if seat.calls.limit is not None:  # also where it has left
-            return self._deny(client, opening.channel_id, *seat.calls.loss)
+            return self._deny(client, opening.channel_id, *seat.calls.loss, now)
         text = opening.objection(seat.session.view)
         if not text and (known is not None or opening.key in seat.channels):
             text = f"channel {tuple(opening.key)} is open already, or its number in use"
         if text:
-            return self._deny(client, opening.channel_id, Refused.code, text)
+            return self._deny(client, opening.channel_id, Refused.code, text, now)
         channel = Channel(client, opening, seat, self._rules)
         self.roll.open(channel)
         self.timing.attached(channel, now)
@@ -138,10 +139,10 @@ class Engine:
             objection = seat.submissions.objection(submission, self._window)
         if seat is None or objection:
             self._out.append(Free(submission))
-            return self._deny(client, join_id, Refused.code, objection)
+            return self._deny(client, join_id, Refused.code, objection, now)
         if not seat.submissions.repeated(submission):
             if self._reasons.broken and not self.roll.up and not submission.outcome:
-                self._fail(seat.parent if isinstance(seat, Channel) else seat)
+                self._fail(stay_of(seat))
             op = seat.submissions.take(submission, now)
             self.roll.look_for_conflict(seat)
             if not op.ended:
@@ -165,9 +166,7 @@ class Engine:
                 continue
             former = one is not None and seat.left is not None and seat.group == one.group
             if seat.caller.client == client and (join_id in (None, seat.join_id) or former):
-                self.roll.leave(seat, self.roll.says(reason, seat))
-                for stay in (seat, *seat.channels.values()):
-                    stay.abandon()
+                self.roll.give_up(seat, self.roll.says(reason, seat))
         return self._finish(now)
 
     # --- the ring's side --------------------------------------------------------------
@@ -186,7 +185,7 @@ class Engine:
             for op in seat.suspend():
                 self.timing.deadlines.add(now, seat, op)
             if seat.calls.client_waits:
-                self._fail(seat.parent if isinstance(seat, Channel) else seat)
+                self._fail(stay_of(seat))
         return self._finish(now)
 
     def received(  # noqa: PLR0917 - called for every message, and keywords cost time
@@ -311,9 +310,11 @@ class Engine:
             for stay in (seat, *seat.channels.values()):
                 stay.calls.cut_open(PeerLost.code, f"the ring broke: {self._reasons.broken}")
 
-    def _deny(self, client: Hashable, join_id: int, code: str, text: str) -> list[Action]:
+    def _deny(
+        self, client: Hashable, join_id: int, code: str, text: str, now: float
+    ) -> list[Action]:
         self._out.append(Deny(client, join_id, code, text))
-        return self._take()
+        return self._finish(now)
 
     def _finish(self, now: float) -> list[Action]:
         while True:
@@ -323,9 +324,6 @@ class Engine:
             if not self._mail.beside:
                 break
         self.timing.expect_news(now)
-        return self._take()
-
-    def _take(self) -> list[Action]:
         out = list(self._out)
         self._out.clear()
         return out

@@ -159,6 +159,12 @@ class Roll:
             group.present.pop((self.mail.ring.rank, part.local_rank), None)
             self._tidy(group)
 
+    def give_up(self, seat: Seat, message: str) -> None:
+        """As :meth:`leave`, of a client that is not there any more to hear how its calls end."""
+        self.leave(seat, message)
+        for stay in (seat, *seat.channels.values()):
+            stay.abandon()
+
     def says(self, reason: str, seat: Seat | None = None) -> str:
         """Return what the members read of a client here, of *seat* if it has one."""
         return client_on(
@@ -178,6 +184,7 @@ class Roll:
             self._forget_session(seat)
             if isinstance(seat, Channel):
                 del seat.parent.channels[seat.key]
+                seat.tell_forgotten()
             else:
                 self.absences.remember(session.gid, session.view.rank, seat.left)
 
@@ -205,10 +212,19 @@ class Roll:
 
     def opened(self, origin: int, rank: int, gid: int, message: Opened, now: float) -> None:
         """The other end of a channel is open, whose end here is not, or not any more."""
-        own = message.join_ids[1 - rank]
-        seat, ring = self.seats.get(own), self.mail.ring
-        if message.place != ring.rank or (seat is not None and seat.left is None):
-            return  # only on its way; or our client has yet to open it
+        ring = self.mail.ring
+        if message.place != ring.rank:
+            return  # only on its way
+        session = peers(
+            message.join_ids, (ring.rank, origin) if rank else (origin, ring.rank), ring.size
+        )
+        if session is None or rank not in {0, 1}:
+            self.mail.out.append(Dropped("a channel that cannot be"))
+            return
+        own = session.join_ids[1 - rank]
+        seat = self.seats.get(own)
+        if seat is not None and seat.left is None:
+            return  # our client has yet to open it
         left = self.absences.last_words(own) if seat is None else seat.left
         if left is not None:
             closed = Closed(0, left.code, left.message, forgotten=True)
@@ -217,8 +233,6 @@ class Roll:
             else:
                 self.mail.out.append(Broadcast(gid, 0, closed, b"", 1 - rank, origin))
             return
-        places = (ring.rank, origin) if rank else (origin, ring.rank)
-        session = Peers(message.join_ids, places)
         notice = self.absences.counted_on(message.group, session, 1 - rank, None, None, now)
         self._say_gone(notice)
 
@@ -406,3 +420,8 @@ class Roll:
             seat.introduce()
         if len(session.join_ids) == 1:
             seat.go_live()
+
+
+def stay_of(seat: Seat) -> Seat:
+    """Return the stay that *seat* belongs to: itself, unless it is an end of a channel."""
+    return seat.parent if isinstance(seat, Channel) else seat

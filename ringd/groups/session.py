@@ -19,14 +19,12 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import NamedTuple, Optional
 
+from ringd.collective.call import MAX_LOCAL_SIZE
 from ringd.collective.view import View
 from ringd.groups.mail import Mail
 from ringd.wire.link.control import GroupMessage, Joined
 
 MAX_JOIN_ID = 2**64 - 1
-
-MAX_LOCAL_SIZE = 4096
-"""Programs of one group on one member."""
 
 _REMEMBERED_SESSIONS = 64
 """News is late by a trip round the ring, not by that many joins of other members."""

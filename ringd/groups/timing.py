@@ -10,7 +10,7 @@ from ringd.errors import GroupLost
 from ringd.groups.actions import Action, Deny, Warn
 from ringd.groups.op import Op
 from ringd.groups.reasons import Reasons
-from ringd.groups.roll import Roll
+from ringd.groups.roll import Roll, stay_of
 from ringd.groups.seat import Seat
 
 _HEAP_SLACK = 64
@@ -182,8 +182,8 @@ class Timing:
             if seat is None or not seat.caller.returning:
                 del self._returning[join_id]
             elif now >= due:
-                text = self._roll.says(reason, seat)
+                stay = stay_of(seat)  # the other end hears of that, and of no channel alone
+                text = self._roll.says(reason, stay)
                 # It has yet to leave us what it had lent, which no TellLost asks for.
-                self._out.append(Deny(seat.caller.client, join_id, GroupLost.code, text))
-                self._roll.leave(seat, text)
-                seat.abandon()
+                self._out.append(Deny(stay.caller.client, stay.join_id, GroupLost.code, text))
+                self._roll.give_up(stay, text)

@@ -55,7 +55,7 @@ class Flow:
     credited: bool
     """Whether its senders keep to credits."""
     sender: tuple[Side, int]
-    """Whence what it receives comes: the neighbour, and the member that sends it."""
+    """Whose chunks it receives: the neighbour to whom credits for it go, and the member."""
     granted: int = FAR
     """The credit that this one was told."""
 
@@ -149,7 +149,10 @@ class Bulk:
 
     def _flow(self, transfer: Transfer, view: View, kind: kinds.Kind) -> Flow:
         far = len({*view.places}) != view.ring_size
-        sender = OPPOSITE[view.side], view.until
+        # Of a pair each end sends, also credits, by its own shorter way: the one by which the other
+        # end's data comes. The longer one may lead over a member that is not in the ring yet.
+        back: Side = view.side if kind.pair else OPPOSITE[view.side]
+        sender = back, view.until
         return Flow(transfer, view.side, view.next, far, far or kind.passes, sender)
 
     def stop(self, gid: int, seq: int) -> None:

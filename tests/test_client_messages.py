@@ -1,0 +1,63 @@
+"""A program's ends of channels, with a daemon that does as it is told."""
+
+import numpy as np
+import pytest
+from clientkit import fake
+from fake_daemon import eventually
+
+import ringd
+from ringd.client.groups import Groups
+from ringd.wire.border import messages as border
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """A ring of two in a daemon that takes all ends of channels: (daemon, ring, the openings)."""
+    with fake(tmp_path, size=2) as (daemon, ring):
+        openings = []
+        daemon.handler.open = lambda _client, message: openings.append(message)
+        yield daemon, ring, openings
+
+
+def test_a_receiver_from_any_whose_end_is_refused_is_told(opened):
+    """It would ask again and again, beyond its deadline."""
+    daemon, ring, openings = opened
+
+    def refuse(client, message):
+        openings.append(message)
+        client.send(border.Denied(message.channel_id, "resource_exhausted", "too many channels"))
+
+    daemon.handler.open = refuse
+    with pytest.raises(ringd.ResourceExhausted, match="too many channels"):
+        ring.recv(3, ringd.ANY, timeout=5)
+    assert len({opening.channel_id for opening in openings}) == 1
+
+
+def test_an_interrupt_leaves_one_end_of_a_channel(opened, monkeypatch):
+    """The daemon would refuse a second one, and so all messages from then on."""
+    _, ring, openings = opened
+    add = Groups.add
+
+    def interrupted(groups, group):
+        monkeypatch.setattr(Groups, "add", add)
+        add(groups, group)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Groups, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ring.send(np.arange(3), 1)
+    ring.send(np.arange(3), 1)
+    eventually(lambda: openings)
+    assert len({opening.channel_id for opening in openings}) == 1
+    ring._close(0.0)
+
+
+def test_ends_are_left_with_a_ring_that_is_forgotten(opened):
+    """At once, as of nobody else's ring; what they had lent included."""
+    daemon, ring, openings = opened
+    ring.send(np.arange(3), 1)
+    eventually(lambda: openings)
+    ends = list(ring._stay.group.ends.values())
+    ring._stay.abandon()
+    assert [end.forgotten for end in ends] == [True]
+    eventually(lambda: daemon.handler.gone)
