@@ -119,10 +119,14 @@ def be_a_rank(args: argparse.Namespace) -> int:
     """Compute with the other ranks; 0 if the results are right on all of them."""
     texts = sentences(args.sentences)
     with ringd.connect(args.socket, group=args.group, timeout=args.patience) as ring:
-        print(f"rank {ring.rank} of {ring.size} on {ring.node!r}", flush=True)
+        print(f"connected on {ring.node!r}", flush=True)
         start = time.perf_counter()
         ring.barrier(name="everybody is there", timeout=math.inf)
-        print(f"everybody is there, after {time.perf_counter() - start:.1f} s", flush=True)
+        print(
+            f"everybody is there, after {time.perf_counter() - start:.1f} s; this is rank "
+            f"{ring.rank} of {ring.size}",
+            flush=True,
+        )
         model = MiniLM(ring.rank, ring.size)
         print(
             f"holds {len(model.heads)} of {model.all_heads} heads and {len(model.columns)} of "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -178,3 +179,31 @@ def test_status_shows_messages_that_wait(tmp_path):
             assert op["waiting_for"] == "not received yet by: n1"
             second.recv(5, 0, tag=9)
             work.wait(10)
+
+
+def test_messages_under_way_when_the_group_loses_a_program_end_on_both_ends(tmp_path):
+    """They are received, or both ends hear that they are not; nobody waits for what cannot come."""
+    with Cluster(tmp_path, 3) as cluster:
+        cluster.start().wait_ready()
+        for turn in range(8):
+            with ExitStack() as stack:
+                rings = [
+                    stack.enter_context(ringd.connect(path, f"turn {turn}", 30))
+                    for path in cluster.sockets
+                ]
+                assert [ring.size for ring in rings] == [3] * 3
+                lose_one(*rings)
+
+
+def lose_one(first: ringd.Ring, second: ringd.Ring, third: ringd.Ring) -> None:
+    """Send from the first to the second ring; the third one leaves meanwhile."""
+    sending = [first.send_async(np.full(n, float(n)), 1) for n in (3, 30_000, 300_000)]
+    receiving = [Call(lambda: second.recv(3, 0))]
+    third.close()
+    receiving.append(Call(lambda: second.recv(30_000, 0)))
+    ends = [Call(work.wait).outcome() for work in sending]
+    came = [call.outcome() for call in receiving]
+    for sent, got in zip(ends, came, strict=False):
+        assert (sent is None) == isinstance(got, np.ndarray)
+        assert sent is None or type(sent) is type(got) is ringd.GroupLost
+    assert type(ends[2]) is ringd.GroupLost

@@ -110,11 +110,11 @@ class Client:
 
     def enters(self, join_id: int, group: str, former: int) -> None:
         """It joins *group*, in the place of its stay *former*, if it had that."""
+        self.leaves(join_id)  # nobody waits for what was before that
         for channel, stay in self.channels.items():
             if stay == former:  # what is under way there goes on
                 self.channels[channel] = join_id
         self.leaves(former)
-        self.leaves(join_id)  # nobody waits for what was before that
         self.stays[join_id] = group
         self._nudged = False
 

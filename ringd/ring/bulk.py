@@ -317,7 +317,9 @@ class Bulk:
             granted = min(granted, received + FAR)
         granted = min(granted, len(transfer.plan.receives))
         used_up = received >= flow.granted
-        if granted > flow.granted and (used_up or granted - flow.granted >= FAR // 4):
+        # Before its first chunk has come, the sender may have yet to begin, and would not hear it.
+        due = received and (used_up or granted - flow.granted >= FAR // 4)
+        if granted > flow.granted and due:
             flow.granted = granted
             (gid, seq), (side, sender) = key, flow.sender
             header = Header(
