@@ -53,6 +53,11 @@ from ringd.wire.border.messages import (
 
 __all__ = ["BorderHandler", "BorderServer", "Client", "Limits"]
 
+# As plain numbers: an operator of pyzmq's own flags takes nearly as long as a call of its.
+_POLLIN = int(zmq.POLLIN)
+_NOBLOCK = int(zmq.NOBLOCK)
+_MORE_NOBLOCK = int(zmq.SNDMORE | zmq.NOBLOCK)
+
 _BATCH = 64  # messages taken in one go, then the links have their turn
 _ATTACH_WITHIN = 10.0  # seconds from the lifeline's opening, or from when the last group was left
 _MAX_STAYS = 4096  # of one connection, at a time
@@ -268,9 +273,9 @@ class BorderServer:
 
     def _send(self, routing_id: bytes, frame: bytes) -> None:
         self._alert = True
-        self._router.send(routing_id, zmq.SNDMORE | zmq.NOBLOCK)
+        self._router.send(routing_id, _MORE_NOBLOCK)
         # As a copy: for others pyzmq keeps a thread and a context, seven files, for good.
-        self._router.send(frame, zmq.NOBLOCK)
+        self._router.send(frame, _NOBLOCK)
 
     def _readable(self, _events: int) -> None:
         self._alert = True
@@ -287,7 +292,7 @@ class BorderServer:
             return False
         router = self._router
         for handled in range(_BATCH):
-            if self._closed or not int(router.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            if self._closed or not int(router.getsockopt(zmq.EVENTS)) & _POLLIN:
                 self._alert = False
                 return handled > 0
             self._receive()
@@ -295,10 +300,10 @@ class BorderServer:
 
     def _receive(self) -> None:
         router = self._router
-        routing_id = router.recv(zmq.NOBLOCK)
-        frame = router.recv(zmq.NOBLOCK, copy=False)
+        routing_id = router.recv(_NOBLOCK)
+        frame = router.recv(_NOBLOCK, copy=False)
         if frame.more:
-            while router.recv(zmq.NOBLOCK, copy=False).more:
+            while router.recv(_NOBLOCK, copy=False).more:
                 pass
             self._deny(routing_id, 0, "a message has one frame")
             return

@@ -115,13 +115,13 @@ def _part_fault(message: Attach) -> str | None:
 def _numbers_fault(join_id: int, *numbers: int) -> str | None:
     if not 0 < join_id <= _MAX_U64:
         return "a join id is a positive number of 64 bits"
-    if not all(0 <= number <= _MAX_NUMBER for number in numbers):
+    if min(numbers, default=0) < 0 or max(numbers, default=0) > _MAX_NUMBER:
         return "a sequence number lies between 0 and 2**62"
     return None
 
 
 def _submit_fault(message: Submit) -> str | None:
-    if not all(math.isfinite(time or 0.0) for time in (message.timeout, message.asked)):
+    if not (math.isfinite(message.timeout or 0.0) and math.isfinite(message.asked or 0.0)):
         return "a timeout is a finite number of seconds"
     return _numbers_fault(message.join_id, message.seq, message.acked)
 

@@ -32,6 +32,10 @@ from ringd.wire.text import printable
 
 _LIFELINE_BYTES = (4096,)  # the arguments of one call of recv
 
+# As plain numbers: an operator of pyzmq's own flags takes nearly as long as a call of its.
+_POLLIN = int(zmq.POLLIN)
+_NOBLOCK = int(zmq.NOBLOCK)
+
 _CONNECT_TIMEOUT = 2.0  # seconds; a healthy daemon answers in microseconds
 _SEND_TIMEOUT = 2.0  # seconds, for a record on the lifeline
 _DESCRIPTORS = 4  # that ZeroMQ opens for a socket and its connection, at most; it aborts, or never
@@ -139,12 +143,12 @@ class Channel:
         if not inbox:
             dealer = self._dealer
             try:
-                if not int(dealer.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                if not int(dealer.getsockopt(zmq.EVENTS)) & _POLLIN:
                     return None
                 self.gap = True  # pyzmq lets interrupts in when it has the message already
                 # Copied: where pyzmq frees a frame, an interrupt is lost, and an exit is at once,
                 # with all that is held.
-                inbox.append(dealer.recv(zmq.NOBLOCK))
+                inbox.append(dealer.recv(_NOBLOCK))
                 self.gap = False
             except zmq.ZMQError as error:
                 raise OSError(error.errno, error.strerror) from error

@@ -135,10 +135,10 @@ def of(call: Call) -> Kind:
     Raises:
         ValueError: there is no such kind.
     """
-    kind = KINDS.get(call.kind)
-    if kind is None:
-        raise ValueError(f"unknown kind of call {call.kind!r}")
-    return kind
+    try:
+        return KINDS[call.kind]
+    except KeyError:
+        raise ValueError(f"unknown kind of call {call.kind!r}") from None
 
 
 def root_of(call: Call) -> int:
@@ -246,12 +246,14 @@ def sent(calls: Sequence[Call], sender: int, receiver: int) -> int:
     return math.prod(call.shape) // size
 
 
+@lru_cache(maxsize=1024)  # as above
 def source_count(call: Call, rank: int, size: int) -> int:
     """Return the number of elements that *rank* hands over; raises as :func:`of`."""
     shape = of(call).source(call, rank, size)
     return 0 if shape is None else math.prod(shape)
 
 
+@lru_cache(maxsize=1024)
 def target_count(call: Call, rank: int, size: int) -> int:
     """Return the number of elements that *rank* is given; raises as :func:`of`."""
     shape = of(call).target(call, rank, size)

@@ -128,12 +128,12 @@ class Performer:
             groups.Dropped: self._count_dropped,
         }
 
-    def perform(self, actions: Sequence[groups.Action]) -> None:
-        """Carry *actions* out, after all that were handed over before."""
+    def perform(self, actions: Sequence[groups.Action]) -> bool:
+        """Carry *actions* out, after all that were handed over before; whether that is done."""
         queue = self._queue
         queue.extend(actions)
         if self._performing:  # called by an action, whose caller goes on with these
-            return
+            return False
         self._performing = True
         try:
             while queue:
@@ -141,6 +141,7 @@ class Performer:
                 self._doers[type(action)](action)
         finally:
             self._performing = False
+        return True
 
     # --- towards the other members ----------------------------------------------------
 

@@ -72,6 +72,8 @@ class Programs:
         )
         self._clients: set[Client] = set()
         self._tick: Timer | None = None
+        self._tick_due = 0.0
+        """What :attr:`_tick` is for: it is late by the moment that it takes to set it."""
         self.draining = False
 
     @property
@@ -179,7 +181,7 @@ class Programs:
             self._submit_error(client, message, error.code, str(error))
         else:
             submission = self._submission(message, buffers, now)
-            if self.place(client, message.join_id) is None and kinds.of(message.call).sized:
+            if kinds.of(message.call).sized and self.place(client, message.join_id) is None:
                 nbytes = None if payload is None else payload.nbytes
                 submission.fault = partial(self._late_fault, message, nbytes)
             self._perform(self.engine.submit(client, message.join_id, submission, now))
@@ -307,8 +309,8 @@ class Programs:
         self._perform(self.engine.finished(gid, rank, seq, self._loop.now()))
 
     def _perform(self, actions: Sequence[groups.Action]) -> None:
-        self.performer.perform(actions)
-        self._arm()
+        if self.performer.perform(actions):
+            self._arm()
 
     # --- time -------------------------------------------------------------------------
 
@@ -322,9 +324,10 @@ class Programs:
         if due is None:
             return
         if self._tick is not None:
-            if self._tick.when <= due:
+            if self._tick_due <= due:
                 return
             self._tick.cancel()
+        self._tick_due = due
         self._tick = self._loop.call_later(max(0.0, due - self._loop.now()), self._ticked)
 
     def _ticked(self) -> None:

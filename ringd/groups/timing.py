@@ -114,13 +114,11 @@ class Timing:
     @property
     def next(self) -> float | None:
         """When :meth:`tick` wants to be called next; None for not at all."""
-        due = min(
-            self.deadlines.next,
-            self._stalls.next,
-            self._lazy_due,
-            *(absent.due for absent in self._roll.absences.absent.values()),
-            *self._returning.values(),
-        )
+        due = min(self.deadlines.next, self._stalls.next, self._lazy_due)  # asked at every event
+        if absent := self._roll.absences.absent:
+            due = min(due, *(one.due for one in absent.values()))
+        if self._returning:
+            due = min(due, *self._returning.values())
         return None if due == math.inf else due
 
     def tick(self, now: float) -> None:
