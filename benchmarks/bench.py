@@ -27,8 +27,8 @@ from pathlib import Path
 import daemons
 import report
 from roofline import connected_pairs
-from systems import FLOAT32, MODES
-from teams import Batch, Failure, Team, all_ready
+from systems import FLOAT32, MODES, Place
+from teams import Batch, Failure, Team, all_ready, start
 
 from ringd.config.units import parse_size
 
@@ -92,15 +92,15 @@ def systems(n: int, modes: list[str], directory: Path) -> Iterator[dict[str, Tea
             running = stack.enter_context(daemons.running(n, directory))
             teams["ringd"] = Team(
                 "ringd",
-                [str(path) for path in running.sockets],
+                start("ringd", [Place(str(path)) for path in running.sockets]),
                 [process.pid for process in running.processes],
             )
         if "gloo" in kinds:
-            teams["gloo"] = Team("gloo", [str(directory / "gloo")] * n)
+            teams["gloo"] = Team("gloo", start("gloo", [str(directory / "gloo")] * n))
         if "roofline" in kinds:
             pairs = connected_pairs(n)
             links = [(pairs[rank - 1][1], pairs[rank][0]) for rank in range(n)]
-            teams["roofline"] = Team("roofline", links)
+            teams["roofline"] = Team("roofline", start("roofline", links))
             for link in (link for pair in pairs for link in pair):
                 link.close()
         try:

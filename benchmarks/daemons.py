@@ -38,8 +38,11 @@ class Daemons:
 
 
 @contextlib.contextmanager
-def running(size: int, directory: Path) -> Iterator[Daemons]:
-    """Start *size* daemons with default settings; end them, by pid, on the way out."""
+def running(size: int, directory: Path, source: Path | None = None) -> Iterator[Daemons]:
+    """Start *size* daemons with default settings; end them, by pid, on the way out.
+
+    *source*: where another build of ringd stands; None for the one that is installed.
+    """
     names = [f"rank{rank}" for rank in range(size)]
     members = [
         Member(name, (f"127.0.0.1:{port}",))
@@ -54,13 +57,16 @@ def running(size: int, directory: Path) -> Iterator[Daemons]:
         [],
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RINGD_")}
+    if source is not None:
+        environment["PYTHONPATH"] = str(source)
     with ExitStack() as stack:
         for name, path, log in zip(names, daemons.sockets, daemons.logs, strict=True):
             command = [sys.executable, "-m", "ringd.daemon.main", "--config", str(config)]
             command += ["--node", name, "--socket", str(path)]
             command += ["--state-dir", str(directory / f"{name}.state")]
             with log.open("wb") as stderr:
-                process = subprocess.Popen(command, stderr=stderr, env=environment)
+                # "-m" looks in the working directory first, where another build may stand.
+                process = subprocess.Popen(command, stderr=stderr, env=environment, cwd=directory)
             stack.callback(_end, process)
             daemons.processes.append(process)
         yield daemons

@@ -2,13 +2,14 @@
 
 A system makes *slots*. A slot is a tensor in the kind of memory that its mode of use is about,
 and the calls that take it; whatever can be done before is done when the slot is made.
+
+Of ringd this imports only what every build of it has, as a former one can be measured too.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,14 +17,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from roofline import exchange
 
 import ringd
-from ringd.collective.plan import DEFAULT_CHUNK_BYTES, Task
-from ringd.collective.reduction import Reduction
-from ringd.collective.ring_plans import ring_all_reduce
-from ringd.collective.spread import Spread
-from ringd.collective.transfer import ScratchPool, Transfer
 
 Floats = npt.NDArray[np.float32]
 FLOAT32 = np.dtype(np.float32)
@@ -37,7 +32,8 @@ class Slot:
 
     input: Floats
     reduce: Callable[[], Floats]
-    """Makes the call and returns the result, which may be ``input`` itself."""
+    """Makes the call and returns the result, which may be ``input`` itself. A ``ping_pong`` is a
+    message to the other rank and one from it, which is the result; rank 0 sends first."""
     submit: Callable[[], Callable[[], Floats]] | None = None
     """Starts that; calling what it returns waits for the result."""
 
@@ -52,14 +48,27 @@ class System(Protocol):
         """Leave."""
 
 
-class Ringd:
-    """Through the client library and the daemon of this rank.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a program is that uses ringd."""
 
-    Modes: ``ringd`` reduces ordinary arrays, ``ringd-empty`` arrays made by ``ring.empty``.
+    socket: str
+    """Of its daemon."""
+    local_rank: int = 0
+    local_size: int = 1
+
+
+class Ringd:
+    """Through the client library and the daemon of this rank's machine.
+
+    Modes that end in ``-empty`` take arrays made by ``ring.empty``, the others ordinary ones.
     """
 
-    def __init__(self, rank: int, size: int, socket_path: str) -> None:
-        self._ring = ringd.connect(socket_path, timeout=PATIENCE)
+    def __init__(self, rank: int, size: int, place: Place) -> None:
+        several = {}
+        if place.local_size > 1:
+            several = {"local_rank": place.local_rank, "local_size": place.local_size}
+        self._ring = ringd.connect(place.socket, timeout=PATIENCE, **several)
         self._ring.wait_ready(PATIENCE)
         if (self._ring.rank, self._ring.size) != (rank, size):
             raise RuntimeError(f"the daemon is rank {self._ring.rank} of {self._ring.size}")
@@ -67,7 +76,14 @@ class Ringd:
     def slot(self, mode: str, count: int, kind: str) -> Slot:
         """See :class:`System`."""
         ring = self._ring
-        array = ring.empty(count, FLOAT32) if mode == "ringd-empty" else np.empty(count, FLOAT32)
+        empty = mode.endswith("-empty")
+        array = ring.empty(count, FLOAT32) if empty else np.empty(count, FLOAT32)
+        if kind == "ping_pong":
+            result = np.empty(count, FLOAT32)
+            other = 1 - ring.rank
+            send = functools.partial(ring.send, array, other, timeout=PATIENCE)
+            receive = functools.partial(ring.recv, result, other, timeout=PATIENCE)
+            return ping_pong(ring.rank, array, result, send, receive)
         begin = getattr(ring, f"{kind}_async")
         return Slot(
             array,
@@ -78,6 +94,24 @@ class Ringd:
     def close(self) -> None:
         """See :class:`System`."""
         self._ring.close()
+
+
+def ping_pong(
+    rank: int,
+    array: Floats,
+    result: Floats,
+    send: Callable[[], object],
+    receive: Callable[[], object],
+) -> Slot:
+    """Return the slot in which *array* is sent and *result* received, rank 0 sending first."""
+    first, second = (send, receive) if rank == 0 else (receive, send)
+
+    def call() -> Floats:
+        first()
+        second()
+        return result
+
+    return Slot(array, call)
 
 
 class Gloo:
@@ -91,6 +125,7 @@ class Gloo:
         import torch.distributed as dist  # noqa: PLC0415
 
         torch.set_num_threads(1)
+        self._rank = rank
         self._size = size
         self._torch: Any = torch
         self._dist: Any = dist
@@ -102,6 +137,11 @@ class Gloo:
         """See :class:`System`."""
         dist, torch = self._dist, self._torch
         tensor = torch.empty(count, dtype=torch.float32)
+        if kind == "ping_pong":
+            received, other = torch.empty(count, dtype=torch.float32), 1 - self._rank
+            send = functools.partial(dist.send, tensor, other)
+            receive = functools.partial(dist.recv, received, other)
+            return ping_pong(self._rank, tensor.numpy(), received.numpy(), send, receive)
         given = {"all_gather": count * self._size, "reduce_scatter": count // self._size}
         result = tensor
         if kind not in {"all_reduce", "broadcast"}:
@@ -135,40 +175,43 @@ class Gloo:
         self._dist.destroy_process_group()
 
 
-class Roofline:
-    """The same transfer over plain TCP connections: no daemon, no protocol (roofline.py)."""
+class Mpi:
+    """Open MPI through mpi4py, in this process, which ``mpirun`` has started."""
 
-    def __init__(self, rank: int, size: int, links: tuple[socket.socket, socket.socket]) -> None:
-        self._rank = rank
-        self._size = size
-        self._left, self._right = links
-        for link in links:
-            link.setblocking(False)
-            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._reduction = Reduction("sum", FLOAT32, size)
-        self._scratch = ScratchPool(DEFAULT_CHUNK_BYTES)
+    def __init__(self, rank: int, size: int, argument: None) -> None:  # noqa: ARG002
+        from mpi4py import MPI  # noqa: PLC0415  no dependency of ringd
 
-    def slot(self, mode: str, count: int, kind: str) -> Slot:  # noqa: ARG002 - there is one
+        self._world: Any = MPI.COMM_WORLD
+        if (self._world.rank, self._world.size) != (rank, size):
+            raise RuntimeError(f"this process is rank {self._world.rank} of {self._world.size}")
+
+    def slot(self, mode: str, count: int, kind: str) -> Slot:  # noqa: ARG002 - there is one mode
         """See :class:`System`."""
-        item = FLOAT32.itemsize
-        task = Task(count, item, item, self._size, self._rank, DEFAULT_CHUNK_BYTES)
-        plan = ring_all_reduce(task)
-        source, target = np.empty(count, FLOAT32), np.zeros(count, FLOAT32)
+        if kind != "all_reduce":
+            raise NotImplementedError(f"{kind} is not compared with Open MPI")
+        array, result, world = np.empty(count, FLOAT32), np.empty(count, FLOAT32), self._world
 
         def reduce() -> Floats:
-            ends = Spread([source]), Spread([target])
-            transfer = Transfer(plan, self._reduction, *ends, self._scratch)
-            exchange(transfer, self._left, self._right)
-            return target
+            world.Allreduce(array, result)
+            return result
 
-        return Slot(source, reduce)
+        return Slot(array, reduce)
 
     def close(self) -> None:
-        """See :class:`System`."""
-        self._left.close()
-        self._right.close()
+        """See :class:`System`; mpi4py leaves at the process's end."""
 
 
-KINDS: dict[str, Callable[..., System]] = {"ringd": Ringd, "gloo": Gloo, "roofline": Roofline}
+def _roofline(*arguments: Any) -> System:
+    from plain import Roofline  # noqa: PLC0415  which knows the insides of this build of ringd
+
+    return Roofline(*arguments)
+
+
+KINDS: dict[str, Callable[..., System]] = {
+    "ringd": Ringd,
+    "gloo": Gloo,
+    "mpi": Mpi,
+    "roofline": _roofline,
+}
 MODES = {"ringd": "ringd", "ringd-empty": "ringd", "gloo": "gloo", "roofline": "roofline"}
 """What can be asked for, and the kind of system that does it."""

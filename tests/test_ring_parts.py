@@ -277,7 +277,7 @@ def test_members_that_are_given_differently_are_named_by_both(five: Cluster) -> 
     [
         ("unknown", {"members": ("n1", "nas")}, "no member of the ring is named 'nas'; there are"),
         ("apart", {"members": ("n0", "n3")}, "'n1', this machine, is not among its members n0, n3"),
-        ("beyond", {"local_rank": 2, "local_size": 2}, "local rank 2 is none of 2"),
+        ("beyond", {"local_rank": 2, "local_size": 2}, "local rank 2 is none of 2 programs"),
     ],
 )
 def test_a_part_that_cannot_be_is_refused_at_once(

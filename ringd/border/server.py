@@ -204,7 +204,8 @@ class BorderServer:
         """Send to *client*; :meth:`Client.send` is the way in."""
         assert client.routing_id is not None  # noqa: S101 - for the type checker
         try:
-            if client.unread.count > 4 * self.limits.window * len(client.stays) + 1024:
+            numbered = len(client.stays) + len(client.channels)  # each has a window of its own
+            if client.unread.count > 4 * self.limits.window * numbered + 1024:
                 self._does_not_read(client)
             else:
                 self._send(client.routing_id, pack(reply, payload))

@@ -95,7 +95,10 @@ def _attach_fault(message: Attach) -> str | None:
 def _part_fault(message: Attach) -> str | None:
     local_rank, local_size, members = message.local_rank, message.local_size, message.members
     if not 0 <= local_rank < local_size <= MAX_LOCAL_SIZE:
-        return f"a local rank lies below the local size, which is at most {MAX_LOCAL_SIZE}"
+        return (
+            f"local rank {local_rank} is none of {local_size} programs; a machine has 1 to "
+            f"{MAX_LOCAL_SIZE}"
+        )
     if max(map(len, members), default=0) > _MAX_TEXT:
         return "a member's name is too long"
     if message.ordered and not members:

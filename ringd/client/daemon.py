@@ -24,8 +24,10 @@ class Daemon:
         """The way to the one that is there; None while none is."""
         self.info: Attached | None = None
         """What a daemon said last of itself; None before any has."""
-        self.silent = False
-        """It has been missed, and not heard since: it is sent nothing more."""
+        self.window = 1
+        """How many unreleased ops it takes of each group."""
+        self.ready: Channel | None = None
+        """The same, unless it has been missed, and not heard since: then it is sent nothing."""
         self.trouble = ""
         """What went wrong last with a daemon, for messages."""
         self.broke = ""
@@ -36,14 +38,17 @@ class Daemon:
         """Called when there is something to do that no message tells of."""
 
     @property
-    def window(self) -> int:
-        """How many unreleased ops it takes of each group."""
-        return 1 if self.info is None else self.info.window
+    def silent(self) -> bool:
+        """Whether it is there, and has been missed."""
+        return self.ready is not self.channel
 
-    @property
-    def ready(self) -> Channel | None:
-        """The way to it, where it can be sent something."""
-        return None if self.silent else self.channel
+    def installed(self, channel: Channel) -> None:
+        """One is there, and speaks, at the other end of *channel*."""
+        self.channel = self.ready = channel
+
+    def missed(self) -> None:
+        """It has not spoken for too long."""
+        self.ready = None
 
     # --- what it says -----------------------------------------------------------------
 
@@ -51,7 +56,7 @@ class Daemon:
         """It has taken a program in."""
         if self.channel is not None:
             self.channel.attached = True
-        self.info = info
+        self.info, self.window = info, info.window
         self.pool.budget = info.segment_budget
         self.trouble = ""
 
@@ -67,6 +72,7 @@ class Daemon:
         self.trouble = self.trouble or f"{channel.path}: the daemon ended"
         if self.info is not None:
             self._set_state("forming", self.info.generation)
+        self.ready = None
 
     def _set_state(self, state: str, generation: int) -> None:
         info = self.info

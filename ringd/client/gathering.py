@@ -1,7 +1,7 @@
 """The second call of an all_gather_bytes, which the first one, of the lengths, tells the shape of.
 
 Both have their numbers from the beginning, so that all members make them, whatever interrupts one,
-and make them at the same place among their other calls. The second one is completed by whoever
+and at the same place among their other calls. The second one is completed by whoever
 takes in the end of the first: it follows from the state, as all that is sent
 (:meth:`ringd.client.group.Group.push`), and until then it waits as what the daemon has no room for.
 """
@@ -36,12 +36,24 @@ class Gathering:
     """Completes the second call."""
 
     first: Op
+    waits: bool
+    """Whether the caller waits for both, and so makes no other call before that."""
     data: npt.NDArray[np.uint8]
     daemon: Daemon
     timeout: float | None
     """In seconds, 0 for none, as the daemon is told."""
     grace: float
     """Seconds beyond the deadline until the client decides by itself that it has passed."""
+
+    @property
+    def in_vain(self) -> bool:
+        """Whether nobody makes the second call, as the first one has failed on all members.
+
+        Who made another call by mistake then has no such number either, and is in step with those
+        that wait. What was called behind it has its number, though.
+        """
+        error = self.first.error
+        return self.waits and not isinstance(error, (type(None), errors.DeadlineExceeded))
 
     def complete(self, op: Op) -> bool:
         """Make *op* what it is to be, if that is known by now; once more is harmless.

@@ -193,7 +193,8 @@ class Group:
             RingError: as :meth:`raise_loss`.
             ResourceExhausted: too much waits here.
         """
-        self.raise_loss()
+        if self.pending_error is not None:
+            self.raise_loss()
         if self.session.over:
             if self.session.open:
                 return None  # joining anew would cut those short
@@ -232,8 +233,8 @@ class Group:
         waiting = self.session.next_seq - self.session.released - window
         return f" ({waiting} of which wait for others, as ipc.window = {window})" * (waiting > 0)
 
-    def submit(self, session: Session, op: Op, then: Op | None = None) -> None:
-        """Take *op* into *session*, and *then* the one that belongs to it; :meth:`push` sends them.
+    def submit(self, session: Session, op: Op, then: Op | None = None) -> bool:
+        """Take *op* into *session*, and *then* the one that belongs to it, and :meth:`push` them.
 
         Raises:
             Exception: it cannot be packed, and is not counted.
@@ -244,17 +245,10 @@ class Group:
         frame = self._frame(op)
         session.add(op, then)
         self.daemon.pool.note(session.memory)
-        self.push(op.seq, frame)
+        return self.push(op.seq, frame)
 
-    @property
-    def unsent(self) -> bool:
-        """Whether the daemon lacks something, be it that it has no room for that yet."""
-        session = self.session
-        lacks = session.attached_over is not self.daemon.channel or session.sent < session.next_seq
-        return lacks and not self.left
-
-    def push(self, made_seq: int = -1, made_frame: bytes = b"") -> None:
-        """Send what the daemon lacks and has room for.
+    def push(self, made_seq: int = -1, made_frame: bytes = b"") -> bool:
+        """Send what the daemon lacks and has room for; return whether that is all.
 
         *made_frame*: the message of the op *made_seq*, which is made already.
         """
@@ -263,10 +257,10 @@ class Group:
             session.complete()
         channel = daemon.ready
         if channel is None or self.left:
-            return
+            return self.left or self.ended
         if session.attached_over is not channel:
             if time.monotonic() < self.not_before or not self._attach():
-                return
+                return False
             session.attached_over = channel
         made, room = session.next_seq, session.released + daemon.window
         while session.sent < made:
@@ -275,16 +269,17 @@ class Group:
                 # The daemon makes room when it knows which results have arrived here. Each call's
                 # message says so; but the next call cannot be sent before there is room.
                 self._say_what_arrived()
-                return
+                return False
             op = session.ops.get(seq)
             if op is not None:
                 if op.filler is not None:
-                    return
+                    return False
                 session.handed = max(session.handed, seq + 1)
                 frame = made_frame if seq == made_seq else self._frame(op)
                 if not (daemon.pass_memory(op) and daemon.send(frame)):
-                    return
+                    return False
             session.sent = seq + 1
+        return True
 
     def _frame(self, op: Op) -> bytes:
         return pack(op.submission(time.monotonic(), self.session.acked), op.payload)

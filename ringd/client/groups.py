@@ -69,7 +69,7 @@ class Groups:
         for group in self:
             group.install()
             self._unsent[group] = None
-        daemon.channel, daemon.silent = channel, False
+        daemon.installed(channel)
         self.push()
 
     def lose(self, channel: Channel) -> None:
@@ -92,7 +92,7 @@ class Groups:
 
         What was sent to it would pile up unread until then, shared memory first of all.
         """
-        self._daemon.silent = True
+        self._daemon.missed()
         text = f"this machine's daemon ({channel.path}) has not answered for {seconds:g} s"
         self._lose_peer(f"{text} (is it stopped?)")
 
@@ -136,8 +136,8 @@ class Groups:
 
     # --- messages ---------------------------------------------------------------------
 
-    def submit(self, group: Group, op: Op, then: Op | None = None) -> bool:
-        """Take a call into *group*, and send it if there is room; False if there can be none now.
+    def submit(self, group: Group, op: Op, then: Op | None = None) -> bool | None:
+        """Take a call into *group*; return whether it is sent, and None if there can be none now.
 
         *then*: a second one, which belongs to it.
 
@@ -146,22 +146,18 @@ class Groups:
         """
         session = group.room(0 if op.payload is None else len(op.payload))
         if session is None:
-            return False
+            return None
         self._unsent[group] = None
-        group.submit(session, op, then)
-        self._note(group)
-        return True
+        sent = group.submit(session, op, then)
+        if sent:
+            self._unsent.pop(group, None)
+        return sent
 
     def push(self) -> None:
         """Send what the daemon lacks and has room for."""
-        for group in list(self._unsent):
-            group.push()
-            self._note(group)
-
-    def _note(self, group: Group) -> None:
-        """*group* has sent what it could."""
-        if not group.unsent:
-            self._unsent.pop(group, None)
+        for group in list(self._unsent) if self._unsent else ():
+            if group.push():
+                self._unsent.pop(group, None)
 
     def meet(
         self, channel: Channel, join_id: int, members: tuple[int, ...], places: tuple[int, ...]
@@ -176,22 +172,24 @@ class Groups:
     def receive(self, reply: Reply, payload: Payload | None) -> None:
         """Take in a message from the daemon."""
         daemon = self._daemon
-        if isinstance(reply, RingState):
-            daemon.tells_of_the_ring(reply)
-            return
         join_id = getattr(reply, "join_id", 0)
-        found = self._find(join_id)
-        to_all = isinstance(reply, Denied) and join_id == 0
-        for group in self if to_all else [] if found is None else [found]:
+        group = self._by_join_id.get(join_id)
+        if group is None or group.session.join_id != join_id:
+            group = self._find(join_id)
+        if group is not None:
             take_in(daemon, group, reply, payload)
-            if group.unsent:
+            session = group.session
+            if session.sent < session.next_seq or session.attached_over is not daemon.channel:
                 self._unsent[group] = None
+        elif isinstance(reply, RingState):
+            daemon.tells_of_the_ring(reply)
+        elif isinstance(reply, Denied) and not join_id:
+            for one in self:
+                take_in(daemon, one, reply, payload)
+                self._unsent[one] = None
 
     def _find(self, join_id: int) -> Group | None:
         """Return the group that has *join_id* now."""
-        group = self._by_join_id.get(join_id)
-        if group is not None and group.session.join_id == join_id:
-            return group
         for group in self._all if join_id else ():
             if group.session.join_id == join_id:
                 if len(self._by_join_id) > 2 * len(self._all) + _REMEMBERED:

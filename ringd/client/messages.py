@@ -90,12 +90,12 @@ class End(Group):
         else:
             super().install()
 
-    def push(self, made_seq: int = -1, made_frame: bytes = b"") -> None:
-        """Send what the daemon lacks, once it has been told of the parent."""
+    def push(self, made_seq: int = -1, made_frame: bytes = b"") -> bool:
+        """Send what the daemon lacks, once it has been told of the parent; as of a group."""
         parent = self._parent.session
         if parent is self.of and parent.attached_over is not self.daemon.channel:
-            return
-        super().push(made_seq, made_frame)
+            return self.ended
+        return super().push(made_seq, made_frame)
 
     def room(self, length: int) -> Session | None:
         """Return the session; a message is refused once that is over."""

@@ -606,7 +606,9 @@ class Ring:
             reserve=lambda lengths: stay.reserve(lengths, until),
         )
         second = Op(Call(kind, "", mine.dtype.name, (len(mine),), name), 0, 0)
-        second.filler = Gathering(first, mine, self._connection.daemon, wire_timeout, stay.grace)
+        second.filler = Gathering(
+            first, waits, mine, self._connection.daemon, wire_timeout, stay.grace
+        )
         stay.submit(first, wire_timeout, until, then=second, waits=waits)
         return BytesWork(self, stay, second)
 

@@ -32,6 +32,10 @@ class Filler(Protocol):
     def first(self) -> Op:
         """The op that tells of that."""
 
+    @property
+    def in_vain(self) -> bool:
+        """Whether the op need not be made any more, if it is the last one."""
+
     def complete(self, op: Op) -> bool:
         """Make *op* what it is to be, or end it; False as long as that cannot be done."""
 
@@ -146,7 +150,7 @@ class Op:
         """
         if self.filler is not None:
             return self.filler.first.gives_up
-        return self.give_up if self.handed_over else self.timeout or None
+        return self.give_up if self.seq < self.session.handed else self.timeout or None
 
     def pass_memory_again(self) -> None:
         """The daemon may have had no room for its memory; it may have some next time.
@@ -320,9 +324,13 @@ class Session:
     def complete(self) -> None:
         """Complete what can be completed by now, in order."""
         for seq, op in list(self.incomplete.items()):
-            known = self.ops.get(seq) is op
-            if known and op.filler is not None and not op.filler.complete(op):
-                return
+            filler, known = op.filler, self.ops.get(seq) is op
+            if known and filler is not None:
+                if not filler.complete(op):
+                    return
+                if filler.in_vain and self.next_seq == seq + 1:
+                    self.next_seq = seq
+                    self.ops.pop(seq, None)
             op.filler = None
             self.settle()  # it may have ended
             self.incomplete.pop(seq, None)

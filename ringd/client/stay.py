@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import time
 from collections.abc import Callable, Sequence
 
@@ -38,6 +39,7 @@ class Stay:
     def __init__(self, connection: Connection, group: Group) -> None:
         self.connection = connection
         self.group = group
+        self._pid = os.getpid()
         self._closed = False
         self._ended = False
         """Closed, and nothing is left to be done for that."""
@@ -140,7 +142,7 @@ class Stay:
 
     def check(self) -> None:
         """Raise RingError unless this stay goes on, in this process."""
-        if not self.connection.ours:
+        if os.getpid() != self._pid:
             raise errors.RingError(
                 "this ring belongs to the parent process; connect again after fork"
             )
@@ -149,7 +151,8 @@ class Stay:
 
     def check_call(self) -> None:
         """As :meth:`check`, before a call; raises MainThreadFailed where that is so."""
-        self._check_failure()
+        if self.connection.failed or not self.group.accepted:
+            self._check_failure()
         self.check()
 
     def _check_failure(self) -> None:
@@ -158,8 +161,7 @@ class Stay:
         So it does not keep a program that has failed busy as well as alive, nor come back to the
         group.
         """
-        new = not self.group.accepted
-        if (self.connection.failed or new) and goes_on_after_failure():
+        if goes_on_after_failure():
             time.sleep(_PAUSE)
             raise errors.MainThreadFailed
 
@@ -321,7 +323,7 @@ class Stay:
         self.set_times(op, timeout, until)
         if then is not None:
             then.asked, then.timeout = op.asked, None if timeout else timeout
-        while not self.connection.pump.run(self._submit, op, then, waits):
+        while self.connection.pump.run(self._submit, op, then, waits) is None:
             if not self.connection.wait(self._has_room, until):
                 raise errors.DeadlineExceeded(
                     "calls that were made before the group lost a program have not ended yet"
@@ -335,16 +337,16 @@ class Stay:
         else:
             op.timeout = timeout
 
-    def _submit(self, op: Op, then: Op | None, waits: bool) -> bool:
+    def _submit(self, op: Op, then: Op | None, waits: bool) -> bool | None:
         self.check()
         connection = self.connection
         connection.settle()
-        if not connection.groups.submit(self.group, op, then):
-            return False
-        connection.pump.sent()
-        if self.group.unsent and not waits:
-            connection.keeper.wake()
-        return True
+        sent = connection.groups.submit(self.group, op, then)
+        if sent is not None:
+            connection.pump.sent()
+            if not (sent or waits):
+                connection.keeper.wake()
+        return sent
 
     @property
     def grace(self) -> float:
@@ -363,7 +365,7 @@ class Stay:
                 the call goes on.
         """
         connection = self.connection
-        if not connection.ours:
+        if os.getpid() != self._pid:
             self.check()
         while not op.ended:
             gives_up = op.gives_up
