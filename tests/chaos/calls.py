@@ -54,6 +54,8 @@ class Style:
     """Seconds that the program computes between two calls."""
     messages: float = 0.0
     """Share of the calls in whose place ranks send each other something."""
+    splits: float = 0.0
+    """Share of those in whose place the ring is split, and its parts make some."""
     others: float = 0.0
     """Share of the calls that are of :data:`OTHERS`."""
     deadlines: float = 0.0
@@ -64,13 +66,17 @@ class Style:
 
 
 STYLES = {
-    "steps": Style(4, 256 << 10, 1, 0.05, 16, 0.004, messages=0.3, others=0.6),
-    "flights": Style(4, 1 << 20, 12, 0.02, 32, 0.002, messages=0.3, others=0.6),
+    "steps": Style(4, 256 << 10, 1, 0.05, 16, 0.004, messages=0.3, splits=0.05, others=0.6),
+    "flights": Style(4, 1 << 20, 12, 0.02, 32, 0.002, messages=0.3, splits=0.05, others=0.6),
     "layers": Style(32 << 10, 64 << 20, 3, 0.0, 4, 0.004, messages=0.3, others=0.4),
     "ticks": Style(4, 4096, 1, 0.2, 64, 0.004),
     "dues": Style(4, 256 << 10, 4, 0.05, 32, 0.01, messages=0.3, others=0.5, deadlines=0.7),
-    "alarms": Style(4, 256 << 10, 2, 0.05, 32, 0.01, messages=0.3, others=0.5, on_loss="fail"),
-    "crews": Style(4, 1 << 20, 4, 0.05, 32, 0.01, messages=0.3, others=0.6, layout=doubled),
+    "alarms": Style(
+        4, 256 << 10, 2, 0.05, 32, 0.01, messages=0.3, splits=0.05, others=0.5, on_loss="fail"
+    ),
+    "crews": Style(
+        4, 1 << 20, 4, 0.05, 32, 0.01, messages=0.3, splits=0.05, others=0.6, layout=doubled
+    ),
     "pairs": Style(4, 1 << 20, 4, 0.05, 32, 0.01, messages=0.3, others=0.6, layout=every_other),
 }
 
@@ -105,6 +111,12 @@ BURST = 3000
 
 BRIEF = Style(4, 256, BURST, 0.0, BURST, 0.0)
 """How they are."""
+
+FILLERS = 2
+"""Calls that fill the daemons' chunk buffers."""
+
+FILLER = 48 << 20
+"""Bytes of each, in float16: what others have added is kept in chunks of float32 on its way."""
 
 DEADLINES = (0.05, 1.0)
 """Seconds; well above what a call takes in peace, and around what a fault costs."""
@@ -242,6 +254,15 @@ def make(seed: int, group: str, number: int, members: int, *, burst: bool = Fals
     style = STYLES[group]
     layout = style.layout(members)
     return compose(f"{seed}/{group}", Which(number), BRIEF if burst else style, layout)
+
+
+def filler(key: str, number: int, layout: Layout) -> Call:
+    """Return a call of which much is on its way at the same time."""
+    key, half = f"{key}/{number}/filler", np.dtype(np.float16)
+    patterns = np.random.default_rng([*key.encode()]).integers(-8, 9, (layout.size, PERIOD))
+    shape, exact = (FILLER // half.itemsize,), True
+    which, rows = Which(number), patterns.astype(half)
+    return Call(which, "sum", half, shape, exact, rows, None, layout.orders)
 
 
 def compose(key: str, which: Which, style: Style, layout: Layout) -> Call:

@@ -54,6 +54,7 @@ class Claim:
         noise: what its pulse told.
         fails: whether the group asked for ``on_loss="fail"``.
         dues: when its deadline passes, by the program that set one; complete only in a while.
+        partings: of the part in which it was made: who has closed it, and when.
         calm: whether one fault alone was going on that ends no daemon.
         alone: whether one fault alone was going on.
         text: the error's.
@@ -71,6 +72,7 @@ class Claim:
     noise: str
     fails: bool
     dues: Mapping[Life, float]
+    partings: Mapping[Life, float]
     calm: bool
     alone: bool
     text: str
@@ -117,13 +119,16 @@ class Judge:
             for death in self.deaths.get(claim.group, [])
             if death.life.ended <= claim.moment <= death.healed
         ]
+        dead += [
+            Death(life, moment) for life, moment in claim.partings.items() if moment <= claim.moment
+        ]
         if not dead:
             self.violate("calls lost", f"though no program had died: {claim}")
             return
         named = [death for death in dead if repr(self.names[death.life.place]) in claim.text]
         if not named:
             self.violate("GroupLost names a survivor", str(claim))
-        if claim.noise == "landed" or claim.fails:
+        if claim.noise == "landed" or claim.fails or claim.which.index:
             return
         # Whoever is in the group with others is told of the first of them that died since then.
         during = [death.moment for death in dead if death.moment > claim.resumed]

@@ -1,4 +1,4 @@
-"""Sends what a rank has to send and receives what comes, in all the ways in which one can."""
+"""Sends what a rank has to send, and receives what comes, in all the ways in which one can."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from chaos.calls import Role
 from chaos.messages import ANY_TAG, Errand, Message, to_anyone
 from chaos.speech import say
 from chaos.which import AGREEING, Which
+
+FAR = 64
+"""Calls before and after the one of a message that never was due, among which it is looked for."""
 
 
 class Courier:
@@ -34,8 +37,8 @@ class Courier:
 
     def run(self, errand: Errand) -> None:
         """Send what this rank has to, and ask for what it is to be given."""
-        rank = self._role.rank
-        rng = self._caller.ways(Which(errand.messages[0].which.number))
+        rank = self._caller.rank
+        rng = self._caller.ways(errand.messages[0].which)
         wanted = [message for message in errand.messages if message.to == rank]
         if errand.asked:
             for message in wanted:
@@ -121,10 +124,19 @@ class Courier:
         for result in found:
             message = self._sent(result, like.which.number)
             if message is None:
-                say("wrong", like.which, f"nobody has sent {result.reshape(-1)[:4]}: {like.story}")
+                say("wrong", like.which, f"came {self._other(result, like)}: {like.story}")
             else:
                 say("took", message.which, f"{since:.6f}")
                 caller.check(message, result)
+
+    def _other(self, result: np.ndarray, like: Message) -> str:
+        """Return what came in the place of what was due."""
+        role, number = self._role, like.which.number
+        numbers = range(max(0, number - FAR), number + FAR)
+        for message in to_anyone(role.key, role.style, numbers, role.layout.size, role.rank):
+            if not message.wrong(result, role.rank):
+                return f"{message.which}, beyond {self._next}"
+        return f"what nobody has sent, {result.reshape(-1)[:4]}"
 
     def _sent(self, result: np.ndarray, number: int) -> Message | None:
         """Return which message is *result*: the next one that somebody has sent."""

@@ -312,12 +312,12 @@ def burst(stage: Stage, rng: Random) -> Iterator[float]:
     groups = rng.sample(list(stage.groups), min(len(stage.groups), rng.choice([1, 1, 2])))
     wanted = {group: ledger.bursts[group] + stage.layout(group).size for group in groups}
     for group in groups:
-        stage.programs.ask_for_burst(group, wanted=True)
+        stage.programs.ask_for("burst", group, wanted=True)
     latest = time.monotonic() + BURST_WITHIN
     while time.monotonic() < latest and any(ledger.bursts[g] < wanted[g] for g in groups):
         yield 0.02
     for group in groups:
-        stage.programs.ask_for_burst(group, wanted=False)
+        stage.programs.ask_for("burst", group, wanted=False)
 
 
 BURST_WITHIN = 15.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from chaos.claims import Claim, Death, Judge
 from chaos.layout import Layout
 from chaos.lives import Life, Lives
 from chaos.splits import Outcome, Split, excuses
-from chaos.which import AGREEING, MESSAGE, Which
+from chaos.which import AGREEING, MESSAGE, PART, Which
 
 GO_ON = frozenset(
     {
@@ -57,6 +57,8 @@ class Group:
     resumed: dict[int, tuple[int, float]] = field(default_factory=dict)
     """By rank: where it went on last, and when, as long as not all have."""
     deaths: list[Death] = field(default_factory=list)
+    partings: dict[int, dict[Life, float]] = field(default_factory=lambda: defaultdict(dict))
+    """By call in the place of which the ring was split: who has closed its part, and when."""
     last: float = 0.0
     """When a call was last over on all ranks."""
     finished: set[int] = field(default_factory=set)
@@ -86,6 +88,10 @@ class Ledger:
         """Complete ones of the whole group, by group."""
         self.messages: Counter[str] = Counter()
         """Received ones, by group."""
+        self.splits: Counter[str] = Counter()
+        """Parts that were made, by group."""
+        self.parts: Counter[str] = Counter()
+        """Complete calls of these, by group."""
         self.nbytes = 0
         self.lives = Lives()
         self.breaks = Breaks(logs, self.lives, detection)
@@ -97,6 +103,8 @@ class Ledger:
         """Interrupts that left the library, by where that was."""
         self.bursts: dict[str, int] = dict.fromkeys(styles, 0)
         """By group, how often a program has begun one."""
+        self.fillings: Counter[str] = Counter()
+        """By group, how often a program has made calls of which much is on its way."""
         self.excused: list[str] = []
         """The same, one line for each, with the events that excuse it."""
         self.calm = False
@@ -137,6 +145,7 @@ class Ledger:
                 self._settle(group, which)
             group.begun.clear()
             group.dues.clear()
+            group.partings.clear()
             group.floor = 0  # the next programs begin anew
         self.settle()
 
@@ -222,7 +231,9 @@ class Ledger:
         complete = all(how.kind == "ok" for how in ended.values())
         latest = max(how.moment for how in ended.values())
         self._settle(group, which)
-        if complete and not which.kind:
+        if complete and which.kind == PART:
+            self.parts[group.name] += 1
+        elif complete and not which.kind:
             self._completed(group, latest)
 
     def _completed(self, group: Group, moment: float) -> None:
@@ -244,7 +255,39 @@ class Ledger:
             self.violate("wrong values", f"{name} differs: {ended}")
         if len(kinds) > 1 and "ok" in kinds:
             fails = self.styles[group.name].on_loss == "fail"
-            self._splits.append(Split(name, fails, dues, begun, ended, group.layout.places))
+            self._splits.append(
+                Split(
+                    name,
+                    fails,
+                    dues,
+                    begun,
+                    ended,
+                    group.layout.places,
+                    self._parted(group, which, begun),
+                )
+            )
+
+    @staticmethod
+    def _parted(group: Group, which: Which, begun: Collection[Life]) -> dict[Life, Sequence[float]]:
+        """Return when stays ended of those who made a call: in the part, where it is one's."""
+        if not which.index:
+            return {life: life.parted for life in begun}
+        partings = group.partings.get(which.number, {})
+        return {life: [partings[life]] for life in begun if life in partings}
+
+    def _split(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
+        del moment, text
+        self.splits[group.name] += which.ranks[0] == life.rank
+
+    def _parting(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
+        del text
+        group.partings[which.number][life] = moment
+
+    def _unreceived(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
+        self.counts["unreceived"] += 1
+        if self.alone:
+            where = f"{which} of {group.name} on {self.names[life.place]}"
+            self.violate("calls lost", f"{where}: closed at {moment:.3f}: {text}")
 
     def _dropped(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
         del text
@@ -262,6 +305,10 @@ class Ledger:
     def _burst(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
         del life, which, moment, text
         self.bursts[group.name] += 1
+
+    def _filled(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
+        del life, which, moment, text
+        self.fillings[group.name] += 1
 
     def _here(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
         del group, which, moment, text
@@ -292,12 +339,13 @@ class Ledger:
                 noise=noise,
                 fails=style.on_loss == "fail",
                 dues={} if which == AGREEING else group.dues[which],
+                partings=group.partings.get(which.number, {}) if which.index else {},
                 calm=self.calm,
                 alone=self.alone,
                 text=words,
             )
         )
-        if kind != "late" and noise != "landed":
+        if kind != "late" and noise != "landed" and not which.index:
             group.stays[life] = (moment, math.inf)
             life.parted.append(moment)
         if which != AGREEING:
@@ -316,6 +364,8 @@ class Ledger:
             self._settle(group, other)
         group.floor = max(numbers)
         self._forget_former_stays(group)
+        for number in [number for number in group.partings if number < group.floor]:
+            del group.partings[number]
         latest = max(when for _, when in group.resumed.values())
         for death in group.deaths:
             if death.life.ended < latest:
@@ -371,8 +421,12 @@ _SAID = {
     "dropped": Ledger._dropped,
     "handed": Ledger._dropped,
     "took": Ledger._took,
+    "split": Ledger._split,
+    "parted": Ledger._parting,
+    "unreceived": Ledger._unreceived,
     "struck": Ledger._struck,
     "touched": Ledger._touched,
     "burst": Ledger._burst,
+    "filled": Ledger._filled,
     "here": Ledger._here,
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 BACK = 0.3
@@ -113,12 +113,13 @@ class Lives:
         return None
 
     def machine_lost(
-        self, begun: Mapping[Life, float], until: float
+        self, begun: Mapping[Life, float], stays: Mapping[Life, Sequence[float]], until: float
     ) -> tuple[str, Life, Life] | None:
         """Return the pair of ends by which an input was lost that only one machine had.
 
         Args:
             begun: the programs that made the call, and when each did.
+            stays: when each one's stays in the group, or in the part, ended.
             until: when the first member was told that the call is lost.
 
         Returns:
@@ -129,7 +130,8 @@ class Lives:
             one. All of this was begun before *until*. None if there is no such pair.
         """
         for program, began in begun.items():
-            parted = min((moment for moment in program.parted if moment >= began), default=math.inf)
+            ends = [moment for moment in stays.get(program, ()) if moment >= began]
+            parted = min(ends, default=math.inf)
             if min(parted, program.ended) > until:
                 continue
             daemons = self.daemons[program.place]

@@ -72,24 +72,17 @@ class Message:
 
     Attributes:
         which: of the group's calls.
+        source, to: the ranks of sender and receiver in the ring over which it goes.
         bits: the first of its elements, which are repeated.
         alike: whether all ranks are given the same.
     """
 
     which: Which
+    source: int
+    to: int
     frame: Frame
     bits: Array
     alike: bool = False
-
-    @property
-    def source(self) -> int:
-        """The sender's rank."""
-        return self.which.ranks[0]
-
-    @property
-    def to(self) -> int:
-        """The receiver's rank."""
-        return self.which.ranks[1]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -176,6 +169,17 @@ def errand(key: str, style: Style, number: int, size: int) -> Errand | None:
     return Errand(_messages(key, number, ways, frame), anyone=False, asked=rng.random() < 0.5)
 
 
+def shift(key: str, style: Style, which: Which) -> tuple[Message, ...]:
+    """Return what the ranks of a part send to the next one, small enough that nobody waits."""
+    frame = _frame(f"{key}/{which}", replace(style, largest=BUFFERED // 4), 0)
+    found = []
+    for source, rank in enumerate(which.ranks):
+        to = (source + 1) % len(which.ranks)
+        between = Which(which.number, MESSAGE, (rank, which.ranks[to]), which.index)
+        found.append(Message(between, source, to, frame, _bits(key, between, frame)))
+    return tuple(found)
+
+
 def _frame(key: str, style: Style, tag: int) -> Frame:
     rng = Random(key)
     dtype = dtype_from_name(rng.choice(["bool", *INTEGERS, *FLOATS]))
@@ -191,11 +195,15 @@ def _messages(
     found = []
     for way in ways:
         which = Which(number, MESSAGE, way)
-        values = np.random.default_rng([*f"{key}/{which}".encode()])
-        # Any bits at all, also of bool and of numbers that are none: they arrive as they were.
-        raw = values.bytes(min(PERIOD, frame.count) * frame.dtype.itemsize)
-        found.append(Message(which, frame, np.frombuffer(raw, np.uint8).view(frame.dtype)))
+        found.append(Message(which, *way, frame, _bits(key, which, frame)))
     return tuple(found)
+
+
+def _bits(key: str, which: Which, frame: Frame) -> Array:
+    """Return any bits at all, also of bool, and of numbers that are none: they arrive as sent."""
+    values = np.random.default_rng([*f"{key}/{which}".encode()])
+    raw = values.bytes(min(PERIOD, frame.count) * frame.dtype.itemsize)
+    return np.frombuffer(raw, np.uint8).view(frame.dtype)
 
 
 def to_anyone(key: str, style: Style, numbers: range, size: int, to: int) -> Iterator[Message]:

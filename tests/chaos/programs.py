@@ -111,9 +111,9 @@ class Programs:
         if program is not None and program.life.here and program.process.poll() is None:
             program.process.send_signal(signum)
 
-    def ask_for_burst(self, group: str, *, wanted: bool) -> None:
-        """Have the programs of *group* make many calls at once when they vote next, or not."""
-        place = self._stop.with_name(f"burst.{group}")
+    def ask_for(self, what: str, group: str, *, wanted: bool) -> None:
+        """Have the programs of *group* do that when they vote next, or not: "burst" or "fill"."""
+        place = self._stop.with_name(f"{what}.{group}")
         place.touch() if wanted else place.unlink(missing_ok=True)
 
     def gone(self, group: str, rank: int) -> bool:

@@ -101,6 +101,8 @@ class Report:
             f"| bytes and connections that these spoilt | {self.harmed:,} |",
             f"| calls complete on all ranks ({by_group}) | {complete:,} |",
             f"| messages received, every byte checked | {sum(ledger.messages.values()):,} |",
+            f"| parts that splits made | {sum(ledger.splits.values()):,} |",
+            f"| calls complete on all ranks of these | {sum(ledger.parts.values()):,} |",
             f"| results checked, every value | {counts['ok']:,} |",
             f"| bytes of them | {ledger.nbytes / 1e9:.1f} GB |",
             f"| calls ended by GroupLost | {counts['lost']:,} |",

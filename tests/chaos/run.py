@@ -18,21 +18,16 @@ from chaos.ledger import Ledger
 from chaos.report import Report
 from chaos.resources import Holding, holdings, open_files
 from chaos.stage import MADE_ANEW, Stage
+from chaos.warmup import STOP, warm_up
 
 START = 60.0
 """Seconds in which all programs must have begun."""
-
-STOP = 120.0
-"""Seconds in which all programs must have agreed to stop."""
 
 GROWTH = 16 << 20
 """Bytes of memory that a daemon may have more of after hundreds of faults."""
 
 MOST = 72 << 20
 """Bytes of memory that it may have in any case: some more than the documented bounds add up to."""
-
-PEACE = 120.0
-"""Seconds in which the calls before that must be through."""
 
 STILL = 1.5
 """Seconds without a change after which the daemons' descriptors have settled: links that nobody
@@ -63,8 +58,9 @@ class Options:
     without: Sequence[str] = ()
     """Names of faults that are not wanted."""
     warm_up: int = 60
-    """Calls of each group without faults before memory is measured first: records and caches
-    fill, and the largest tensors have passed."""
+    """Calls of each group without faults before memory is measured first."""
+    fill: bool = True
+    """Whether the daemons' chunk buffers are filled then."""
 
 
 def play(options: Options, directory: Path, command: str, tell: Callable[[str], None]) -> Report:
@@ -82,7 +78,7 @@ def play(options: Options, directory: Path, command: str, tell: Callable[[str], 
         _phase(stage, adversary, kinds, sets, 1 - SURVIVED_SHARE)
         mild = [kind for kind in kinds if not kind.ends_daemons]
         if mild and not stage.ledger.failed:
-            _warm_up(stage, options)
+            warm_up(stage, options.warm_up, fill=options.fill)
             report.before = _idle(stage)
             so_far = sum(adversary.counts.values())
             _phase(stage, adversary, mild, sets, 1.0)
@@ -154,21 +150,6 @@ def _phase(
             return
     stage.programs.finish(STOP)
     wait_until(stage.look_for_sockets, "sockets", 2 * MADE_ANEW)  # who starts next needs them
-
-
-def _warm_up(stage: Stage, options: Options) -> None:
-    """Have the programs make calls in peace, so that the daemons keep what they always keep."""
-    ledger, programs = stage.ledger, stage.programs
-    before = ledger.calls.copy()
-    programs.start_all()
-
-    def enough() -> bool:
-        programs.pump(0.05)
-        fewest = min(ledger.calls[group] - before[group] for group in options.groups)
-        return fewest >= options.warm_up or ledger.failed
-
-    wait_until(enough, f"{options.warm_up} calls of each group in peace", PEACE)
-    programs.finish(STOP)
 
 
 def _idle(stage: Stage, before: Sequence[Holding] = ()) -> list[Holding]:

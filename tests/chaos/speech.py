@@ -11,6 +11,9 @@
     wrong WHICH MOMENT MESSAGE            it ended with wrong values
     error NUMBER MOMENT MESSAGE           it ended with another error
     handed WHICH MOMENT                   a message is sent, and nobody waits for its receiver
+    split WHICH MOMENT                    has its place in a part; WHICH says the ranks
+    parted WHICH MOMENT                   is about to close that
+    unreceived WHICH MOMENT MESSAGE       closing it has waited long enough for receivers
     took WHICH MOMENT SINCE               it has come to who asked anyone for it, since SINCE
     leaving NUMBER MOMENT                 was asked to leave, and now closes its ring, or has
     done NUMBER MOMENT                    all agreed to stop
@@ -19,6 +22,7 @@
     dropped WHICH MOMENT                  the call goes on, but an interrupt took its handle away
     touched NUMBER MOMENT                 a signal's handler used the ring amid another use of it
     burst NUMBER MOMENT COUNT             is about to make COUNT calls before it waits for any
+    filled NUMBER MOMENT                  has made calls of which much was on its way
 
 The first word says what; WHICH is a call (:mod:`~chaos.which`), NUMBER that of one of the group's,
 or -1 for the calls by which its programs agree on something. Moments are on the monotonic clock,

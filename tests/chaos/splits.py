@@ -46,6 +46,7 @@ class Split:
         begun: the programs that made the call, and when each did.
         outcomes: by rank.
         places: by rank, its member.
+        parted: when stays ended of the programs that made the call.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Split:
     begun: Mapping[Life, float]
     outcomes: Mapping[int, Outcome]
     places: Sequence[int]
+    parted: Mapping[Life, Sequence[float]]
 
     def __str__(self) -> str:
         """Return what is known of it."""
@@ -81,7 +83,7 @@ def excuses(split: Split, lives: Lives, breaks: Breaks) -> list[tuple[str, str]]
 def _lost(
     split: Split, moments: list[float], lives: Lives, breaks: Breaks
 ) -> tuple[str, str] | None:
-    pair = lives.machine_lost(split.begun, min(moments))
+    pair = lives.machine_lost(split.begun, split.parted, min(moments))
     if pair is not None:
         reason, program, daemon = pair
         return reason, f"program {program}; daemon {daemon}"

@@ -309,7 +309,7 @@ class Stage:
         self.send_off_namesakes()
         self.look_for_sockets()
         for group in self.groups:
-            self.programs.ask_for_burst(group, wanted=False)
+            self.programs.ask_for("burst", group, wanted=False)
         for node in self.cluster.nodes:
             node.slow_disk(0.0)
             self.signal(node, signal.SIGCONT)

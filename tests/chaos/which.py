@@ -11,11 +11,11 @@ class Which(NamedTuple):
     number: int
     """In the group, from 0; not the number of the op, which starts anew with a session."""
     kind: str = ""
-    """What it is a part of; empty for a call of the whole group."""
+    """Empty for a call of the whole group."""
     ranks: tuple[int, ...] = ()
     """Those that take part: of a message, its sender and its receiver; empty for all."""
     index: int = 0
-    """Which one of several."""
+    """From 1: of those that are made in parts of the group; 0 in the whole."""
 
     def __str__(self) -> str:
         if not self.kind:
@@ -37,4 +37,7 @@ AGREEING = Which(-1)
 """A call by which the programs agree on something."""
 
 MESSAGE = "message"
+"""The kind of what one rank sends another one."""
+
 PART = "part"
+"""The kind of a call of a part."""

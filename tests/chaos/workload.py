@@ -20,8 +20,10 @@ import numpy as np
 import ringd
 from chaos import interrupts
 from chaos.caller import ENDS, Caller, struck
-from chaos.calls import BURST, STYLES, Array, Role, make
+from chaos.calls import BURST, FILLERS, STYLES, Array, Role, filler, make
 from chaos.courier import Courier
+from chaos.divider import Divider
+from chaos.division import division
 from chaos.interrupts import persist
 from chaos.messages import errand
 from chaos.pulse import Pulse
@@ -39,8 +41,10 @@ class Program:
         self.ring = ring
         self.role = role
         self.stop = stop
-        self.caller = Caller(ring, role.rank, role.key, Pulse())
+        pulse = Pulse()
+        self.caller = Caller(ring, role.rank, role.key, pulse)
         self.courier = Courier(self.caller, role)
+        self.divider = Divider(self.caller, role, pulse)
         self.number = 0
         self.departed = False
 
@@ -58,11 +62,13 @@ class Program:
             self.resume()
             while not leaving:
                 if self.number % style.vote_every == 0:
-                    stops, bursts = self.vote()
+                    stops, bursts, fills = self.vote()
                     if stops:
                         return True
                     if bursts:
                         self.burst()
+                    if fills:
+                        self.fill()
                 self.go_on()
                 while len(caller.flights) >= style.window:
                     caller.finish_first()
@@ -90,13 +96,12 @@ class Program:
         self.courier.resume(self.number)
         say("resumed", self.number)
 
-    def vote(self) -> tuple[bool, bool]:
-        """Agree with the others on whether to stop, and on whether to make a burst of calls."""
+    def vote(self) -> list[bool]:
+        """Agree with the others on whether to stop, and to make calls that are wanted besides."""
         self.caller.finish_all()
-        wanted = self.stop.with_name(f"burst.{self.role.group}").exists()
-        wish = np.array([self.stop.exists(), wanted])
-        stops, bursts = self.agree(wish, f"vote {self.number}").tolist()
-        return stops, bursts
+        wanted = [self.stop.with_name(f"{what}.{self.role.group}") for what in ("burst", "fill")]
+        wish = np.array([place.exists() for place in (self.stop, *wanted)])
+        return self.agree(wish, f"vote {self.number}").tolist()
 
     def agree(self, mine: Array, name: str) -> Array:
         """Return the largest of what the members bring, element by element."""
@@ -109,9 +114,11 @@ class Program:
         """Make the next call, or what stands in its place."""
         role, number = self.role, self.number
         self.number += 1
-        messages = errand(role.key, role.style, number, role.layout.size)
-        if messages is not None:
+        size = role.layout.size
+        if (messages := errand(role.key, role.style, number, size)) is not None:
             self.courier.run(messages)
+        elif (split := division(role.key, role.style, number, size)) is not None:
+            self.divider.run(split)
         else:
             call = make(role.seed, role.group, number, role.members)
             self.caller.begin(call, waits=role.style.window == 1)
@@ -125,6 +132,14 @@ class Program:
             self.number += 1
             self.caller.begin(call, waits=False)
         self.caller.finish_all()
+
+    def fill(self) -> None:
+        """Make calls that take all the memory that daemons keep, if their links are slow."""
+        for _ in range(FILLERS):
+            self.caller.begin(filler(self.role.key, self.number, self.role.layout), waits=False)
+            self.number += 1
+        self.caller.finish_all()
+        say("filled", self.number)
 
     # --- signals ----------------------------------------------------------------------
 
