@@ -306,9 +306,13 @@ class Group:
         A call that was lost with its session tells of the session's end, too; also before we
         know of that, as the word on the calls comes first.
         """
-        op.session.told.add(error.code)
+        self.told_in(op.session, error)
+
+    def told_in(self, session: Session, error: errors.RingError) -> None:
+        """As :meth:`told`, of a call that ended with *session*."""
+        session.told.add(error.code)
         pending = self.pending_error
-        if pending is not None and self._ended_session is op.session and pending.code == error.code:
+        if pending is not None and self._ended_session is session and pending.code == error.code:
             self.pending_error = None
 
     def acknowledge(self, reply: Completed | Failed) -> None:

@@ -136,6 +136,12 @@ class End(Group):
         lost = isinstance(error, errors.GroupLost) and isinstance(loss, errors.GroupLost)
         self.close_session(floor, loss if lost and loss is not None else error)
 
+    def told(self, op: Op, error: errors.RingError) -> None:
+        """As of a group; a loss is told once, whether of a message or of the whole group."""
+        super().told(op, error)
+        if isinstance(error, (errors.GroupLost, errors.PeerLost)):
+            self._parent.told_in(self.of, error)
+
     def _finish(self) -> None:
         self._retire(0)
         self._parent.ends.pop(self.session.join_id, None)
