@@ -700,6 +700,18 @@ def test_peer_lost_needs_a_loss(told, broken, excused):
     assert told.kinds() == ([] if excused else ["calls lost", "split outcomes"])
 
 
+def test_a_loss_between_two_calls_is_told_by_all_that_follow_in_that_stay(told):
+    """Also where they were made long after it, and are looked at when the stay is known over."""
+    told.form(0.5)
+    told.log(0, 1.1, "ring forming")
+    told.log(0, 1.2, "ring ready")
+    told.say("1 resumed 0 0.6 ", "1 began 0 2.9 0", "1 began 1 2.95 0", group="f")
+    told.say("1 peer 0 3.01 2.95 - why", "1 peer 1 3.01 3.01 landed why", group="f")
+    assert told.kinds() == []
+    told.say("1 resumed 2 3.2 ", "1 began 2 3.3 0", "1 peer 2 3.35 3.3 - why", group="f")
+    assert told.kinds() == ["calls lost"]
+
+
 @pytest.mark.parametrize(("told_at", "excused"), [(3.01, True), (3.5, False)])
 def test_a_loss_between_two_calls_is_told_by_the_next_one(told, told_at, excused):
     """At once: a call that has been made does not end by a loss before it."""
