@@ -14,17 +14,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from chaos import interrupts
-from chaos.calls import LARGEST, OTHERS, STYLES, Style, make
+from chaos.caller import Caller
+from chaos.calls import LARGEST, OTHERS, STYLES, Role, Style, make
+from chaos.courier import Courier
+from chaos.division import Division, calls, division
 from chaos.faults import KINDS
 from chaos.interrupts import Made
+from chaos.layout import Layout, doubled, every_other, everywhere
 from chaos.ledger import Ledger
 from chaos.lives import STAY_FIRST, Life
+from chaos.messages import ANY_TAG, TAGS, Errand, Frame, Message, errand
 from chaos.report import Report
 from chaos.resources import Holding
 from chaos.run import Options, _idle, chosen, play
 from chaos.splits import REASONS, UNASKED
 from chaos.stage import Stage
+from chaos.which import MESSAGE, Which
 
+import ringd
 from ringd.client import tensors
 from ringd.collective import kinds
 from ringd.collective.call import Call
@@ -33,16 +40,17 @@ from ringd.wire.border import lifeline
 
 SIZE = 3
 FAULTS = 12
-GROUPS = ("flights", "layers", "dues", "alarms")
+GROUPS = ("flights", "layers", "dues", "alarms", "crews")
 
 
 def test_nothing_lost_under_an_adversary(tmp_path):
     """All values are right and no call is lost, whatever is killed, cut and garbled."""
-    options = Options(seed=11, size=SIZE, faults=FAULTS, groups=GROUPS, warm_up=8)
+    options = Options(seed=11, size=SIZE, faults=FAULTS, groups=GROUPS, warm_up=8, fill=False)
     report = play(options, tmp_path, "test", lambda _text: None)
     assert report.ledger.violations == []
     assert sum(report.counts.values()) >= FAULTS
-    assert set(report.ledger.calls) == set(GROUPS)
+    assert set(report.ledger.calls) == set(report.ledger.messages) == set(GROUPS)
+    assert set(report.ledger.parts) > {"flights"}
     assert "| **wrong values** | **0** |" in report.markdown()
 
 
@@ -98,6 +106,139 @@ def test_checker_knows_right_from_wrong_of_every_kind(kind):
             result.reshape(-1).view(np.uint8)[-1] ^= 1
             assert call.wrong(result, rank) == 1
             assert call.wrong(None, rank) > 0
+
+
+@pytest.mark.parametrize(
+    ("layout", "orders", "local"),
+    [
+        (everywhere(3), ((0, 1, 2), (1, 2, 0), (2, 0, 1)), [(0, 1)] * 3),
+        (doubled(3), ((0, 1, 2, 3), (1, 2, 3, 0), (3, 0, 1, 2)), [(0, 1), (0, 2), (1, 2), (0, 1)]),
+        (every_other(5), ((0, 1, 2), (1, 2, 0), (2, 0, 1)), [(0, 1)] * 3),
+        (Layout((2, 0, 2)), ((1, 0, 2), (0, 2, 1)), [(0, 2), (0, 1), (1, 2)]),
+    ],
+)
+def test_sums_are_taken_machine_by_machine(layout, orders, local):
+    """Beginning on each; on each by rank."""
+    assert layout.orders == orders
+    assert [layout.local(rank) for rank in range(layout.size)] == local
+
+
+def errands(group, numbers=range(400)):
+    """Return the messages of a group of three, by number."""
+    found = ((number, errand(f"7/{group}", STYLES[group], number, SIZE)) for number in numbers)
+    return {number: one for number, one in found if one is not None}
+
+
+@pytest.mark.parametrize("group", ["steps", "layers", "dues"])
+def test_no_message_is_like_another(group):
+    """Each is known by its bytes, in whatever array it is; those of anyone have one shape."""
+    found = [message for one in errands(group, range(60)).values() for message in one.messages]
+    whole = [message for message in found if message.count]
+    for message in whole:
+        wide = np.empty(2 * message.count, message.dtype)[::2].reshape(message.shape)
+        for place in (np.empty(message.shape, message.dtype, order="F"), wide):
+            message.fill(place, message.source)
+            assert message.wrong(place, message.to) == 0
+        assert message.wrong(None, message.source) == 0
+        assert message.wrong(None, message.to) > 0
+        copy = np.ascontiguousarray(place)
+        copy.reshape(-1).view(np.uint8)[-1] ^= 1
+        assert message.wrong(copy, message.to) == 1
+    beginnings = {message.bits.tobytes() for message in whole}
+    assert len(beginnings) == len(whole)
+
+
+def test_messages_of_all_sorts_occur():
+    """Those that nobody waits for and larger ones, empty ones, to a rank, to the next, to any."""
+    found = errands("layers").values()
+    messages = [message for one in found for message in one.messages]
+    assert {message.buffered for message in messages} == {True, False}
+    assert {message.frame.tag for message in messages} == {*TAGS, ANY_TAG}
+    assert 0 in {message.count for message in messages}
+    assert {(one.anyone, one.asked) for one in found} == {
+        (True, False),
+        (False, True),
+        (False,) * 2,
+    }
+    assert {len(one.messages) for one in found} == {1, SIZE - 1, SIZE}
+
+
+def test_those_for_anyone_have_one_shape_until_all_have_voted():
+    """Nobody knows whose comes first; none has a deadline, as it would be received later."""
+    style, shapes = STYLES["dues"], {}
+    for number, one in errands("dues").items():
+        for message in one.messages if one.anyone else ():
+            assert message.frame.timeout is None
+            frames = shapes.setdefault(number // style.vote_every, set())
+            frames.add((message.shape, message.dtype))
+    assert {len(frames) for frames in shapes.values()} == {1}
+
+
+class Mouth:
+    """A ring whose messages to anyone the test chooses."""
+
+    def __init__(self):
+        session = SimpleNamespace(join_id=1)
+        self._stay = SimpleNamespace(group=SimpleNamespace(session=session, ends={}))
+        self.coming = []
+
+    def recv(self, shape, source, tag, dtype):
+        """As a ring's."""
+        assert (source, tag) == (ringd.ANY, ANY_TAG)
+        message = self.coming.pop(0)
+        assert (shape, dtype) == (message.shape, message.dtype)
+        array = np.empty(shape, dtype)
+        message.fill(array, message.source)
+        return array
+
+
+@pytest.mark.parametrize(
+    ("order", "wrong"),
+    [
+        ([0, 1, 2, 3], []),
+        ([0, 2, 1, 3], []),
+        ([1, 3, 0, 2], []),
+        ([2, 0, 1, 3], ["came 5/message/0,1,"]),
+        ([0, 0, 1, 3], ["came 2/message/0,1,"]),
+        ([0, 1, 3, 3], ["came 5/message/2,1,"]),
+    ],
+)
+def test_what_anyone_sends_comes_once_and_in_order(order, wrong, capfd, monkeypatch):
+    """Sender by sender; a later one may come before one of another, but none twice or early."""
+    frame = Frame(ANY_TAG, np.dtype(np.float32), (4,))
+    whole = [Which(number, MESSAGE, (rank, 1)) for number in (2, 5) for rank in (0, 2)]
+    found = [Message(w, *w.ranks, frame, np.full(4, i, np.float32)) for i, w in enumerate(whole)]
+
+    def to_anyone(_key, _style, numbers, *_whose):
+        return [message for message in found if message.which.number in numbers]
+
+    monkeypatch.setattr("chaos.courier.to_anyone", to_anyone)
+    role, ring = Role(1, "flights", SIZE, 1), Mouth()
+    courier = Courier(Caller(ring, 1, role.key, SimpleNamespace()), role)
+    courier.resume(0)
+    # In the order in which each sender sends: 0 and 2 of rank 0, 1 and 3 of rank 2.
+    ring.coming = [found[i] for i in order]
+    for i in (0, 2):
+        courier.run(Errand(tuple(found[i : i + 2]), anyone=True, asked=False))
+    lines = [line.split(" ", 3) for line in capfd.readouterr().out.splitlines()]
+    said = [" ".join(text.split()[:2]) for what, *_, text in lines if what == "wrong"]
+    assert said == wrong
+    assert sum(what == "took" for what, *_ in lines) == len(order) - len(wrong)
+
+
+def test_parts_are_ordered_by_key_and_rank():
+    """Those of one color; of none, nobody is in one."""
+    split = Division(3, (0, None, "a", 0, 0), (1, 0, 5, -1, 1))
+    parts = [split.part(rank) for rank in range(5)]
+    assert parts == [(3, 0, 4), (), (2,), (3, 0, 4), (3, 0, 4)]
+    whole = doubled(4)
+    found = [division("7/crews", STYLES["crews"], number, whole.size) for number in range(200)]
+    for split in filter(None, found):
+        for ranks in {split.part(rank) for rank in range(whole.size)} - {()}:
+            made = calls("7/crews", STYLES["crews"], split.number, ranks, whole)
+            assert all(isinstance(call, tuple) or call.which.ranks == ranks for call in made)
+            assert made
+    assert sum(split is not None for split in found) > 5
 
 
 def test_calls_derive_from_the_seed():
@@ -313,6 +454,75 @@ def test_deadline_splits_while_a_daemon_or_its_program_is_away(told, up, excused
     assert told.kinds() == ([] if excused else ["split outcomes"])
 
 
+def test_messages_have_outcomes_of_their_own(told):
+    """Of the two ranks; that of a sender who does not wait is not known."""
+    told.form(0.5)
+    told.say("0 began 0/message/0,1 1.0 0", "1 began 0/message/0,1 1.0 0")
+    told.say("0 began 0/message/1,0 1.0 0", "1 began 0/message/1,0 1.0 0")
+    told.say("0 handed 0/message/0,1 1.1 ", "1 ok 0/message/0,1 1.2 0 8")
+    told.say("0 ok 0/message/1,0 1.1 0 8", "1 ok 0/message/1,0 1.2 0 0")
+    assert told.kinds() == []
+    assert told.ledger.messages == {"g": 2}
+    assert told.ledger.calls["g"] == 0
+
+
+@pytest.mark.parametrize(
+    ("lines", "kinds"),
+    [
+        (["0 ok 0/message/0,1 1.2 0 0", "1 lost 0/message/0,1 3.0 1.0 - 'n0' died"], ["split"]),
+        (["0 lost 0/message/0,1 3.0 1.0 - 'n0' died", "1 ok 0/message/0,1 1.2 0 8"], ["split"]),
+        (["0 handed 0/message/0,1 1.2 ", "1 lost 0/message/0,1 3.0 1.0 - 'n0' died"], []),
+        (
+            ["0 ok 0/message/0,1 1.2 0 0", "1 took 0/message/0,1 1.3 1.0", "1 wrong 0 1.3 why"],
+            ["w"],
+        ),
+    ],
+)
+def test_a_message_has_one_outcome_at_both_ends(told, lines, kinds):
+    """Or an excuse."""
+    told.form(0.5)
+    told.ledger.calm = False
+    told.say("0 began 0/message/0,1 1.0 0", "1 began 0/message/0,1 1.0 0")
+    told.kill(0, 2.9)
+    found = told.say(*lines, "0 resumed 1 4.0 ", "1 resumed 1 4.0 ").kinds()
+    assert [kind[: len(wanted)] for kind, wanted in zip(found, kinds, strict=True)] == kinds
+
+
+def test_a_deadline_counts_from_who_set_it(told):
+    """A sender that waits for nobody has none, and may have been much earlier."""
+    told.form(0.5)
+    told.say("0 began 0/message/0,1 1.0 0", "0 handed 0/message/0,1 1.1 ")
+    told.say("1 began 0/message/0,1 6.0 0.5", "1 late 0/message/0,1 6.4 6.0 - why")
+    assert told.kinds() == ["calls lost"]
+    told.say("1 began 1/message/0,1 7.0 0.5", "1 late 1/message/0,1 7.6 7.0 - why")
+    assert told.kinds() == ["calls lost"]
+
+
+@pytest.mark.parametrize(
+    ("parted", "daemon", "kinds"),
+    [
+        (["1 parted 3/part/0,1 1.8 "], None, ["split outcomes"]),
+        ([], 2.0, ["calls lost", "split outcomes"]),
+        (["1 parted 4/part/0,1 1.8 ", "1 parted 3/part/0,1 2.5 "], 2.0, ["split outcomes"]),
+        (["1 parted 3/part/0,1 1.8 "], 2.0, []),
+    ],
+    ids=["it left alone", "its daemon alone", "it left another part before", "both"],
+)
+def test_a_part_is_lost_with_who_left_it_and_its_daemon(told, parted, daemon, kinds):
+    """What somebody handed over before closing the part lives in its daemon alone."""
+    told.form(0.5)
+    told.say("0 split 3/part/0,1 1.0 ", "1 split 3/part/0,1 1.0 ")
+    told.say("0 began 3/part/0,1/1 1.5 0", "1 began 3/part/0,1/1 1.5 0")
+    told.say("1 ok 3/part/0,1/1 1.7 77 8", *parted)
+    if daemon is not None:
+        told.ledger.daemon_ended(1, daemon)
+        told.ledger.lives.daemon_gone(1, daemon)
+        told.ledger.lives.daemon_started(1, 111, daemon)
+    told.say("0 lost 3/part/0,1/1 3.0 1.5 - the client on 'n1' left the group")
+    assert told.kinds() == kinds
+    assert told.ledger.splits == {"g": 1}
+
+
 def test_a_dropped_handle_is_no_outcome(told):
     """Whose handle an interrupt took has heard nothing; what the others got is still compared."""
     told.form(0.5)
@@ -488,6 +698,18 @@ def test_peer_lost_needs_a_loss(told, broken, excused):
     told.say("0 began 0 1.0 0", "1 began 0 1.0 0", group="f")
     told.say("0 ok 0 1.2 77 8", "1 peer 0 1.3 1.0 - why", group="f")
     assert told.kinds() == ([] if excused else ["calls lost", "split outcomes"])
+
+
+def test_a_loss_between_two_calls_is_told_by_all_that_follow_in_that_stay(told):
+    """Also where they were made long after it, and are looked at when the stay is known over."""
+    told.form(0.5)
+    told.log(0, 1.1, "ring forming")
+    told.log(0, 1.2, "ring ready")
+    told.say("1 resumed 0 0.6 ", "1 began 0 2.9 0", "1 began 1 2.95 0", group="f")
+    told.say("1 peer 0 3.01 2.95 - why", "1 peer 1 3.01 3.01 landed why", group="f")
+    assert told.kinds() == []
+    told.say("1 resumed 2 3.2 ", "1 began 2 3.3 0", "1 peer 2 3.35 3.3 - why", group="f")
+    assert told.kinds() == ["calls lost"]
 
 
 @pytest.mark.parametrize(("told_at", "excused"), [(3.01, True), (3.5, False)])

@@ -6,6 +6,7 @@ as the pattern's length is a prime, a chunk in the wrong place shows.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -259,7 +260,7 @@ def make(seed: int, group: str, number: int, members: int, *, burst: bool = Fals
 def filler(key: str, number: int, layout: Layout) -> Call:
     """Return a call of which much is on its way at the same time."""
     key, half = f"{key}/{number}/filler", np.dtype(np.float16)
-    patterns = np.random.default_rng([*key.encode()]).integers(-8, 9, (layout.size, PERIOD))
+    patterns = values_of(key).integers(-8, 9, (layout.size, PERIOD))
     shape, exact = (FILLER // half.itemsize,), True
     which, rows = Which(number), patterns.astype(half)
     return Call(which, "sum", half, shape, exact, rows, None, layout.orders)
@@ -268,7 +269,7 @@ def filler(key: str, number: int, layout: Layout) -> Call:
 def compose(key: str, which: Which, style: Style, layout: Layout) -> Call:
     """Return a call in that *style* of ranks in that *layout*; *key* and *which* say all else."""
     key = f"{key}/{which}"
-    rng, values, size = Random(key), np.random.default_rng([*key.encode()]), layout.size
+    rng, values, size = Random(key), values_of(key), layout.size
     timeout = deadline(key, style)
     if rng.random() < style.barriers:
         nothing = np.empty((size, 0), np.uint8)
@@ -305,6 +306,12 @@ def compose(key: str, which: Which, style: Style, layout: Layout) -> Call:
     patterns = _patterns(values, dtype, op, (size, period), exact=exact)
     op = op if row.reduces else ""
     return Call(which, op, dtype, shape, exact, patterns, timeout, layout.orders, kind, root)
+
+
+def values_of(key: str) -> np.random.Generator:
+    """Return what makes the values of that *key*."""
+    digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
 def deadline(key: str, style: Style) -> float | None:

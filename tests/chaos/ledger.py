@@ -54,6 +54,8 @@ class Group:
     """By call and rank."""
     stays: dict[Life, tuple[float, float]] = field(default_factory=dict)
     """By program: when its stay in the group began, and when it went on with calls in it."""
+    former: dict[Life, float] = field(default_factory=dict)
+    """By program: when the stay before began, of which some calls may yet be heard."""
     resumed: dict[int, tuple[int, float]] = field(default_factory=dict)
     """By rank: where it went on last, and when, as long as not all have."""
     deaths: list[Death] = field(default_factory=list)
@@ -322,6 +324,8 @@ class Ledger:
         self.counts[kind] += 1
         style = self.styles[group.name]
         stay, resumed = group.stays[life]
+        if noise == "landed":
+            stay = group.former.get(life, stay)
         self._claims.append(
             Claim(
                 group=group.name,
@@ -346,7 +350,7 @@ class Ledger:
             )
         )
         if kind != "late" and noise != "landed" and not which.index:
-            group.stays[life] = (moment, math.inf)
+            group.stays[life], group.former[life] = (moment, math.inf), stay
             life.parted.append(moment)
         if which != AGREEING:
             self._ended(group, life, which, Outcome(kind, moment))
@@ -371,6 +375,7 @@ class Ledger:
             if death.life.ended < latest:
                 death.healed = min(death.healed, latest)
                 group.stays.pop(death.life, None)
+                group.former.pop(death.life, None)
         group.resumed.clear()
 
     @staticmethod

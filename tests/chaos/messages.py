@@ -23,6 +23,7 @@ from chaos.calls import (
     differences,
     length,
     tile,
+    values_of,
 )
 from chaos.which import MESSAGE, Which
 from ringd.client.messages import BUFFERED
@@ -201,8 +202,7 @@ def _messages(
 
 def _bits(key: str, which: Which, frame: Frame) -> Array:
     """Return any bits at all, also of bool, and of numbers that are none: they arrive as sent."""
-    values = np.random.default_rng([*f"{key}/{which}".encode()])
-    raw = values.bytes(min(PERIOD, frame.count) * frame.dtype.itemsize)
+    raw = values_of(f"{key}/{which}").bytes(min(PERIOD, frame.count) * frame.dtype.itemsize)
     return np.frombuffer(raw, np.uint8).view(frame.dtype)
 
 
