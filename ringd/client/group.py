@@ -12,6 +12,7 @@ import contextlib
 import os
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +95,9 @@ class Group:
         """When the daemon may be asked for our place again."""
         self.ends: dict[int, Group] = {}
         """Its ends of channels, by number."""
+        self.lost_messages: Counter[tuple[int, int]] = Counter()
+        """How many that nobody waits for were lost with a session, which the user does not know
+        yet; by the receiver's rank and the tag."""
         self.arrived = 0
         """Of an end: how many messages have come, of all that were ever sent."""
         self.daemon = daemon
@@ -186,6 +190,7 @@ class Group:
         """
         if self.pending_error is not None and (self.session.over or self.session.limit is None):
             error, self.pending_error = self.pending_error, None
+            self.lost_messages.clear()
             raise error
 
     def room(self, length: int) -> Session | None:
@@ -314,6 +319,7 @@ class Group:
         pending = self.pending_error
         if pending is not None and self._ended_session is session and pending.code == error.code:
             self.pending_error = None
+            self.lost_messages.clear()
 
     def acknowledge(self, reply: Completed | Failed) -> None:
         """Say at once what has arrived, where somebody waits for that."""

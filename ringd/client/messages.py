@@ -31,6 +31,10 @@ ANY = -1
 """In the place of a source: whoever sends."""
 
 
+_LOSSES = (errors.GroupLost, errors.PeerLost)
+"""What ends a session, of which the group tells."""
+
+
 class Key(NamedTuple):
     """Which channel of a session."""
 
@@ -77,11 +81,17 @@ class End(Group):
         mine = place is not None and place.rank == self.key.source
         return sum(not op.ended for op in list(self.session.ops.values())) if mine else 0
 
+    @property
+    def lost(self) -> int:
+        """How many buffered messages were lost with the session, if the user does not know that."""
+        lost = [op.error for op in list(self.buffered) if isinstance(op.error, _LOSSES)]
+        return sum(error.code not in self.of.told for error in lost)
+
     def refused(self) -> errors.RingError | None:
         """Return why a buffered message was not received, once, if the group does not tell it."""
         while self.buffered and self.buffered[0].ended:
             error = self.buffered.popleft().error
-            if error is not None and not isinstance(error, errors.GroupLost):
+            if error is not None and not isinstance(error, _LOSSES):
                 text = f"an earlier message to rank {self.key.to} was not received: {error}"
                 return type(error)(text)
         return None
@@ -139,11 +149,13 @@ class End(Group):
     def told(self, op: Op, error: errors.RingError) -> None:
         """As of a group; a loss is told once, whether of a message or of the whole group."""
         super().told(op, error)
-        if isinstance(error, (errors.GroupLost, errors.PeerLost)):
+        if isinstance(error, _LOSSES):
             self._parent.told_in(self.of, error)
 
     def _finish(self) -> None:
         self._retire(0)
+        if lost := self.lost:
+            self._parent.lost_messages[self.key.to, self.key.tag] += lost
         self._parent.ends.pop(self.session.join_id, None)
         self._groups.remove(self)
         self.ended = True
@@ -291,8 +303,10 @@ def linger(stay: Stay, seconds: float) -> str:
     if any(end.sends_on for end in ends):
         until = time.monotonic() + seconds
         stay.connection.wait(lambda: stay.hung_up or not any(end.sends_on for end in ends), until)
-    left = {(end.key.to, end.key.tag): end.sends_on for end in ends if end.sends_on}
-    words = [f"{number} to rank {to} under tag {tag}" for (to, tag), number in left.items()]
+    left = stay.group.lost_messages.copy()
+    for end in ends_of(stay):
+        left[end.key.to, end.key.tag] += end.sends_on + end.lost
+    words = [f"{number} to rank {to} under tag {tag}" for (to, tag), number in (+left).items()]
     return ", ".join(words + [str(error) for end in ends if (error := end.refused())])
 
 

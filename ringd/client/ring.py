@@ -676,8 +676,8 @@ class Ring:
             tag: from 0 to 32767.
             dtype: of what comes, where there is no array; float64 by default.
             name: compared with the sender's, and shown in errors.
-            timeout: as of :meth:`all_reduce`. If nothing has been sent when that is over, nothing
-                is lost either: what comes later is the next call's.
+            timeout: as of :meth:`all_reduce`. If one is given and nothing has been sent when it is
+                over, nothing is lost either: what comes later is the next call's.
 
         Raises:
             Mismatch: the sender sends another shape, dtype or name.
@@ -700,9 +700,10 @@ class Ring:
     ) -> Work[Array]:
         """Begin a :meth:`recv`; returns a handle, as :meth:`all_reduce_async`.
 
-        With ``ringd.ANY`` it waits first until some rank has sent something. Each one takes its
-        place in the order of messages: if its deadline passes, the message that comes in that place
-        is not received, of which its sender is told.
+        Each one takes its place in the order of messages: if its deadline passes, the message that
+        comes in that place is not received, of which its sender is told. With ``ringd.ANY`` there
+        is no such place before some rank has sent something: this waits for that, and so is not
+        for an event loop.
         """
         return self._receive(
             out_or_shape, source, tag, dtype=dtype, name=name, timeout=timeout, waits=False
@@ -740,7 +741,7 @@ class Ring:
         work_op = self._make_op(call, _NOTHING, shape, wanted, until)
 
         def submit() -> Stay:
-            if rank == ANY or (waits and until is not None):
+            if rank == ANY or (waits and timeout is not None):
                 stay.set_times(work_op, wire_timeout, until)
                 return submit_when_sent(stay, rank, number, work_op, until)
             line = open_line(stay, Key(rank, place.rank, number), until)
