@@ -216,7 +216,7 @@ class Calls:
             The ops whose deadline has passed, about which the others must be asked again.
         """
         late = [op for op in self.ops.values() if op.overdue and not op.ended]
-        self._ledger.announced = 0
+        self._ledger.announce_anew()
         for op in list(self.ops.values()):
             self._reset(op)
             self.go_on(op)  # the poll that held it back is gone

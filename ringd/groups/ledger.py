@@ -66,6 +66,7 @@ class Ledger:
         while (op := self.ops.get(floor)) is not None and self._caller.has(op):
             floor += 1
         if self.rise(rank, floor):
+            self._note_news()
             self.release()
 
     def ack(self, acked: int) -> None:
@@ -83,6 +84,7 @@ class Ledger:
         while self._session.formed and self.released < min(self.done):
             op = self.ops.pop(self.released, None)
             self.released += 1
+            self._note_news()
             if op is not None:
                 self.forget(op)
 
@@ -121,6 +123,14 @@ class Ledger:
         """Return our done floor, which the others are about to be sent."""
         self.announced = self.own
         return self.announced
+
+    def announce_anew(self) -> None:
+        """The others may have forgotten our done floor."""
+        self.announced = 0
+        self._note_news()
+
+    def _note_news(self) -> None:
+        self._session.mail.news[self] = None
 
     @property
     def has_news(self) -> bool:

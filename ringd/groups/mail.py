@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import NamedTuple, Optional, Union
+from typing import NamedTuple, Optional, Protocol, Union
 
 from ringd.collective.view import View
 from ringd.groups.actions import Action, Broadcast, Relay
@@ -24,6 +24,17 @@ class Letter(NamedTuple):
     """The rank that it is for; None for all but the sender."""
 
 
+class News(Protocol):
+    """What tells others of one seat that which can wait."""
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is any that nothing has carried yet."""
+
+    def flush(self) -> None:
+        """Send it, while the ring is up."""
+
+
 @dataclass(slots=True, eq=False)
 class Mail:
     """Sends messages on their ways.
@@ -37,6 +48,9 @@ class Mail:
     out: list[Action]
     beside: deque[Letter] = field(default_factory=deque)
     """What the engine hands to seats here."""
+    news: dict[News, None] = field(default_factory=dict)
+    """Those that may have something to say which can wait; in order. There may be thousands of seats,
+    of which few have."""
 
     def announce(self, message: Union[Joined, Left], gid: int, *, beside: bool) -> None:
         """Tell all members of the ring of a client's stay; *beside*: and other clients here."""

@@ -104,12 +104,13 @@ class Timing:
 
     def expect_news(self, now: float) -> None:
         """Something has happened: what can wait is sent soon, unless an offer carries it."""
-        if (
-            self._lazy_due == math.inf
-            and self._roll.up
-            and any(seat.ledger.has_news for seat in self._roll.seats.values())
-        ):
-            self._lazy_due = now + LAZY
+        news = self._roll.mail.news
+        while news and self._lazy_due == math.inf and self._roll.up:
+            first = next(iter(news))
+            if first.has_news:
+                self._lazy_due = now + LAZY
+            else:
+                del news[first]
 
     @property
     def next(self) -> float | None:
@@ -146,8 +147,10 @@ class Timing:
         if now < self._lazy_due:
             return
         self._lazy_due = math.inf
-        for seat in self._roll.seats.values() if self._roll.up else ():
-            seat.ledger.flush()
+        news = self._roll.mail.news
+        for one in list(news) if self._roll.up else ():
+            del news[one]
+            one.flush()
 
     def _expire(self, seat: Seat, op: Op, now: float) -> None:
         patience = self._patience(op)
