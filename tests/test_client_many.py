@@ -439,6 +439,7 @@ def test_a_stopped_program_with_many_groups_is_waited_for(tmp_path):
         "sys.stdin.readline()\n"
         "assert all(work.wait(30)[0] == 2.0 for work in works)\n"
         "print('good', flush=True)\n"
+        "sys.stdin.readline()\n"
     )
     limits = Limits(inline_limit=INLINE_LIMIT, window=64)
     with FakeDaemon(tmp_path / "s", hold=True, limits=limits) as daemon:
