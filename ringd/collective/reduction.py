@@ -87,6 +87,10 @@ _BOOL_UFUNCS: dict[str, np.ufunc] = {
 _BLOCK = 16384
 """Elements that are taken through several steps at once: 64 KiB of float32 stay in the cache."""
 
+_RUN = 65536
+"""Those that all inputs are reduced in before the next ones, which need no temporaries: so many
+that numpy's calls cost little beside them, and the result still stays in the cache."""
+
 _NAN_BITS: dict[np.dtype[Any], tuple[np.dtype[Any], int]] = {
     np.dtype(np.float32): (np.dtype(np.uint32), 0x7FC0_0000),
     np.dtype(np.float64): (np.dtype(np.uint64), 0x7FF8_0000_0000_0000),
@@ -228,14 +232,7 @@ class Reduction:
             out: of *dtype*; may be *partial* itself. Rounding happens here and only here.
         """
         with np.errstate(all="ignore"):
-            if self._floating:
-                _unify_nans(_parts(partial))
-            if self.operation == "mean":
-                partial, into = _parts(partial), _parts(out)
-                divisor = partial.dtype.type(self.size)
-                np.divide(partial, divisor, out=into, dtype=partial.dtype, casting="unsafe")
-            elif partial is not out:
-                np.copyto(out, partial, casting="unsafe")
+            self._finish(partial, out)
 
     def reduce_all(self, inputs: Sequence[Array], out: Array) -> None:
         """Reduce every member's input, in rank order, and finish the result.
@@ -246,13 +243,14 @@ class Reduction:
         """
         if len(inputs) != self.size:
             raise ValueError(f"{len(inputs)} inputs for a ring of {self.size}")
-        scratch = np.empty(min(_BLOCK, len(out)), self.accumulator) if self.wide else None
-        for start in range(0, len(out), _BLOCK):
-            block = slice(start, start + _BLOCK)
-            result = out[block]
-            partial = result if scratch is None else scratch[: len(result)]
-            self.merge([member[block] for member in inputs], partial)
-            self.finish(partial, result)
+        scratch = np.empty(min(_RUN, len(out)), self.accumulator) if self.wide else None
+        with np.errstate(all="ignore"):  # once, as it takes as long as some thousand elements
+            for start in range(0, len(out), _RUN):
+                run = slice(start, start + _RUN)
+                result = out[run]
+                partial = result if scratch is None else scratch[: len(result)]
+                self._merge([member[run] for member in inputs], partial)
+                self._finish(partial, result)
 
     def merge(self, inputs: Sequence[Array], partial: Array) -> None:
         """Reduce the inputs of some members, in their order, into a partial result.
@@ -261,20 +259,35 @@ class Reduction:
             inputs: one or more, of *dtype*.
             partial: of *accumulator*, apart from the inputs in memory.
         """
+        with np.errstate(all="ignore"):
+            self._merge(inputs, partial)
+
+    # What follows goes on within the caller's errstate.
+
+    def _merge(self, inputs: Sequence[Array], partial: Array) -> None:
         if len(inputs) == 1:
             self._take(inputs[0], partial)
         else:
-            self.combine(inputs[0], inputs[1], partial)
+            self._combine(inputs[0], inputs[1], partial)
         for member in inputs[2:]:
-            self.combine(partial, member, partial)
+            self._combine(partial, member, partial)
+
+    def _finish(self, partial: Array, out: Array) -> None:
+        if self._floating:
+            _unify_nans(_parts(partial))
+        if self.operation == "mean":
+            partial, into = _parts(partial), _parts(out)
+            divisor = partial.dtype.type(self.size)
+            np.divide(partial, divisor, out=into, dtype=partial.dtype, casting="unsafe")
+        elif partial is not out:
+            np.copyto(out, partial, casting="unsafe")
 
     def _take(self, values: Array, out: Array) -> None:
         """Begin with one member's input, so that what follows makes a result of it."""
         if self.dtype.kind == "b":  # any byte but 0 is true in an input, 1 alone in a result
             np.not_equal(values.view(np.uint8), 0, out=out)
         else:
-            with np.errstate(all="ignore"):
-                np.copyto(out, values)
+            np.copyto(out, values)
 
     # --- ways to combine ----------------------------------------------------------------
 
