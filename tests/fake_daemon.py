@@ -95,9 +95,9 @@ class Handler:
         """The rank of its clients, and the number of ranks."""
         return (0, self.size) if self.forms and self.stays.get(join_id) is client else None
 
-    def awaited(self, client: Client, join_id: int) -> str:
+    def awaited(self, client: Client, join_id: int) -> border.Awaited:
         """Return whom a session waits for."""
-        return "" if self.place(client, join_id) else self.waits_for
+        return border.Awaited(join_id, "" if self.place(client, join_id) else self.waits_for)
 
     def form(self, client: Client, join_id: int) -> None:
         """Tell a client its session."""

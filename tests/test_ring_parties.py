@@ -165,6 +165,7 @@ def test_split_makes_rings_of_those_with_one_color(rings):
             big = half.all_reduce(part(rank, 100_000))
             half.send(rank, 1 - half.rank) if half.rank < 2 else None
             got = int(half.recv((), 1 - half.rank, dtype=int)) if half.rank < 2 else None
+            half.barrier()  # who leaves before the others are done ends their messages
             return [*results, got, float(big[0])]
 
     def without_closing_the_last(ring):
@@ -279,6 +280,11 @@ def test_programs_of_a_machine_that_disagree_are_told(cluster):
             stack.enter_context(ringd.connect(cluster.sockets[m], "unlike", 30, members=names))
             for m, names in ((0, ["n0", "n1"]), (1, ["n0", "n1", "n2"]))
         ]
-        for error in outcomes(here, lambda ring: ring.all_reduce(1, timeout=20)):
-            assert type(error) is ringd.Mismatch
-            assert "disagree on who takes part" in str(error)
+        for call in (
+            lambda ring: ring.all_reduce(1, timeout=20),
+            lambda ring: ring.broadcast(1, 0, timeout=20),
+            lambda ring: ring.rank,
+        ):
+            for error in outcomes(here, call):
+                assert type(error) is ringd.Mismatch
+                assert "disagree on who takes part" in str(error)

@@ -89,8 +89,8 @@ class BorderHandler(Protocol):
     def place(self, client: Client, join_id: int) -> tuple[int, int] | None:
         """Return the rank of *client* in that stay, and the number of ranks; None while unknown."""
 
-    def awaited(self, client: Client, join_id: int) -> str:
-        """Return for whom the session of that stay waits; empty once it has formed."""
+    def awaited(self, client: Client, join_id: int) -> Awaited:
+        """Return for whom the session of that stay waits."""
 
     def attach(self, client: Client, message: Attach) -> None:
         """*client* wants to join a group; answer with Attached or Denied."""
@@ -356,8 +356,7 @@ class BorderServer:
         elif isinstance(message, Detach):
             self._detach(client, message)
         else:
-            text = self._handler.awaited(client, message.join_id)
-            client.send(Awaited(message.join_id, text))
+            client.send(self._handler.awaited(client, message.join_id))
 
     def _submit(self, client: Client, message: Submit, payload: memoryview | None) -> None:
         fault = call_fault_of(

@@ -79,6 +79,8 @@ class Group:
         """Where we are, or were in the last session that formed; None before the first."""
         self.awaited = ""
         """For whom that waits, as the daemon said last."""
+        self.conflict = False
+        """Whether in vain, as the programs disagree on who takes part."""
         self.pending_error: errors.RingError | None = None
         """Why a session ended, until the user has been told."""
         self._ended_session: Session | None = None

@@ -92,7 +92,7 @@ def _arrived(_daemon: Daemon, group: Group, reply: Arrived, _payload: Payload | 
 
 
 def _awaited(_daemon: Daemon, group: Group, reply: Awaited, _payload: Payload | None) -> None:
-    group.awaited = reply.text
+    group.awaited, group.conflict = reply.text, reply.conflict
 
 
 def _denied(daemon: Daemon, group: Group, reply: Denied, _payload: Payload | None) -> None:

@@ -231,12 +231,16 @@ class Stay:
             connection.pump.run(self._ask)
             again = time.monotonic() + _ASK_EVERY
             connection.wait(
-                lambda: self.closed or group.formed or group.pending_error is not None,
+                lambda: (
+                    self.closed or group.formed or group.conflict or group.pending_error is not None
+                ),
                 again if until is None else min(again, until),
             )
             self.check()
             if not group.formed:
                 connection.pump.run(group.raise_loss)
+                if group.conflict:
+                    raise errors.Mismatch(group.awaited)
                 if until is not None and time.monotonic() >= until:
                     raise errors.DeadlineExceeded(
                         f"group {group.name!r}: its ranks are not known yet; {self._why_unknown()}"
@@ -244,6 +248,7 @@ class Stay:
 
     def _ask(self) -> None:
         self.connection.settle()
+        self.group.conflict = False  # what was said before
         self.connection.daemon.send(pack(AskAwaited(self.group.session.join_id)))
         self.connection.pump.sent()
 

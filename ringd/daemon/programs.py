@@ -88,9 +88,9 @@ class Programs:
             return None
         return seat.session.view.rank, seat.session.view.size
 
-    def awaited(self, client: Client, join_id: int) -> str:
+    def awaited(self, client: Client, join_id: int) -> border.Awaited:
         """Return for whom the session of a client's stay waits."""
-        return self.engine.awaited(client, join_id)
+        return border.Awaited(join_id, *self.engine.awaited(client, join_id))
 
     def quiet(self) -> bool:
         """Whether no call is open here, and no program wants to be told of a break."""

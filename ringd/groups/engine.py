@@ -293,11 +293,17 @@ class Engine:
         """Return in words for whom *op* waits."""
         return self._reasons.waiting_for(seat, op)
 
-    def awaited(self, client: Hashable, join_id: int) -> str:
-        """Return in words for whom the session of a client's stay waits; empty once it is live."""
+    def awaited(self, client: Hashable, join_id: int) -> tuple[str, bool]:
+        """Return for whom the session of a client's stay waits, and whether in vain.
+
+        In words, empty once it is live; in vain, if its programs disagree on who they are.
+        """
         seat = self.roll.seats.get(join_id)
-        known = seat is not None and seat.caller.client == client
-        return self._reasons.forming(seat) if seat is not None and known else ""
+        if seat is None or seat.caller.client != client:
+            return "", False
+        if conflict := self.roll.conflict(seat):
+            return conflict, True
+        return self._reasons.forming(seat), False
 
     # --- housekeeping -----------------------------------------------------------------
 

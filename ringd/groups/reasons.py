@@ -57,7 +57,7 @@ class Reasons:
     def _absent(self, seat: Seat) -> str:
         """Return which programs lack in a group that has not formed."""
         group, ring = self._roll.groups[seat.group], self._roll.mail.ring
-        if conflict := self._roll.conflict(group, seat):
+        if conflict := self._roll.conflict(seat):
             return conflict
         part, present = seat.session.part, group.present
         several = {place[0] for place, there in present.items() if there.local_size > 1}

@@ -390,7 +390,7 @@ class Roll:
                 return
         ranks = expected(part, group.present, ring.size)
         there_by_rank = [group.present.get(place) for place in ranks]
-        if conflict := self.conflict(group, seat):
+        if conflict := self.conflict(seat):
             seat.calls.refuse_open(conflict)
         elif all(there and not there.session for there in there_by_rank) and own in ranks:
             join_ids = tuple(there.join_id for there in there_by_rank if there)
@@ -398,14 +398,14 @@ class Roll:
 
     def look_for_conflict(self, seat: Seat) -> None:
         """End the calls of *seat* if the programs of its group disagree on who they are."""
-        group = self.groups.get(seat.group)
-        if group is None or seat.session.formed or len(group.present) == 1:
-            return
-        if conflict := self.conflict(group, seat):
+        if conflict := self.conflict(seat):
             seat.calls.refuse_open(conflict)
 
-    def conflict(self, group: Group, seat: Seat) -> str:
+    def conflict(self, seat: Seat) -> str:
         """Return on what the programs of a group disagree, so that it cannot form; empty if not."""
+        group = self.groups.get(seat.group)
+        if group is None or seat.session.formed or len(group.present) == 1:
+            return ""
         names, part = self.mail.ring.names, seat.session.part
         for (member, _), there in group.present.items():
             other = Part.of(there)

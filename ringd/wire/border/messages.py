@@ -288,6 +288,8 @@ class Awaited(msgspec.Struct, frozen=True, array_like=True, tag="awaited"):
 
     join_id: int
     text: str
+    conflict: bool = False
+    """Whether it waits in vain, as the programs disagree on who takes part: the text says how."""
 
 
 class RingState(msgspec.Struct, frozen=True, array_like=True, tag="ring"):
