@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Callable
@@ -101,3 +102,21 @@ def test_program_that_has_gone_quiet_keeps_only_what_it_holds(
             wait_until(lambda: held() <= 2 * retention.ROOM, "the results")
             wait_until(lambda: mapped(cluster[0]) <= retention.ROOM, "and over there")
             everywhere(rings, lambda ring: ring.all_reduce(np.zeros(4 * MIB, np.int8)).size)
+
+
+def test_a_large_answer_costs_a_daemon_nothing_for_good(tmp_path: Path) -> None:
+    """Neither a file nor a thread, which pyzmq keeps for what it does not copy."""
+    with Cluster(tmp_path, 1) as cluster:
+        cluster.start().wait_ready()
+        (node,) = cluster.nodes
+
+        def held() -> tuple[int, int]:
+            return node.open_files(), len(list(Path(f"/proc/{node.pid}/task").iterdir()))
+
+        with connected(cluster, "g" * 64) as (ring,):
+            for _ in range(4):  # until as many events are recorded as there can be
+                works = [ring.barrier_async(name="x" * 256) for _ in range(1024)]
+                works[-1].wait()
+            before = held()
+            assert len(json.dumps(node.trace())) > MIB
+            wait_until(lambda: max(np.subtract(held(), before)) <= 0, f"{before} files and threads")

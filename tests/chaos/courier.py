@@ -31,7 +31,7 @@ class Courier:
         """Messages that were taken from anyone, but by a call that an interrupt has struck."""
 
     def resume(self, number: int) -> None:
-        """Go on with call *number*: no message of a call before it will come."""
+        """Go on with call *number*: what was sent in the place of a former one has come."""
         self._next = [number] * self._role.layout.size
         self._dropped = 0
 

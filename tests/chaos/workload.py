@@ -69,6 +69,7 @@ class Program:
                         self.burst()
                     if fills:
                         self.fill()
+                    self.courier.resume(self.number)
                 self.go_on()
                 while len(caller.flights) >= style.window:
                     caller.finish_first()
