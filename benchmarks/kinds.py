@@ -130,7 +130,7 @@ def row(
     table: Table, teams: dict[str, Team], kind: str, nbytes: int, how: argparse.Namespace
 ) -> list[str]:
     """Measure one row."""
-    seconds = defaultdict(list)
+    taken = defaultdict(list)
     wrong, calls, modes = 0, calls_for(nbytes), table.modes
     for number in range(how.rounds + 1):  # of which the first is for warming up
         turn = number % len(modes)
@@ -139,15 +139,9 @@ def row(
             outcome = teams[TEAMS.get(mode, mode)].measure(batch)
             wrong += outcome.wrong
             if number:
-                taken = outcome.cpu if how.cpu else outcome.seconds
-                seconds[mode].append(taken / calls)
-    medians = {mode: statistics.median(seconds[mode]) for mode in modes}
-    cells = [
-        f"{nbytes / median / 1e9:.2f} GB/s"
-        if nbytes >= MIB and not how.cpu
-        else f"{median * 1e6:.0f} µs"
-        for median in medians.values()
-    ]
+                taken[mode].append(getattr(outcome, how.measure) / calls)
+    medians = {mode: statistics.median(taken[mode]) for mode in modes}
+    cells = [_cell(how.measure, nbytes, median) for median in medians.values()]
     ratios = [f"{medians[other] / medians[mode]:.2f}" for mode, other in table.ratios]
     return [kind, human(nbytes), *cells, *ratios, str(wrong)]
 
@@ -167,6 +161,14 @@ def measured(table: Table, how: argparse.Namespace) -> Iterator[str]:
                     yield _line(row(table, teams, kind, nbytes, how))
 
 
+def _cell(measure: str, nbytes: int, median: float) -> str:
+    if measure == "sleeps":
+        return f"{median:.1f}"
+    if measure == "seconds" and nbytes >= MIB:
+        return f"{nbytes / median / 1e9:.2f} GB/s"
+    return f"{median * 1e6:.0f} µs"
+
+
 def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -179,9 +181,11 @@ def options() -> argparse.Namespace:
     parser.add_argument("--sizes", help="in place of each table's own")
     parser.add_argument("--rounds", type=int, default=7, help="the median counts; %(default)s")
     parser.add_argument(
-        "--cpu",
-        action="store_true",
-        help="compare CPU time, of all processes, which others that use the machine disturb less",
+        "--measure",
+        choices=("seconds", "cpu", "sleeps"),
+        default="seconds",
+        help="of a call; or the CPU time of all processes, which others that use the machine "
+        "disturb less; or how often a thread of these goes to sleep, to be woken",
     )
     parser.add_argument("--former", type=Path, metavar="DIR", help="a former build's source")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")

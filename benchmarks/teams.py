@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import math
 import multiprocessing
+import os
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, final
 
@@ -56,6 +58,8 @@ class Outcome:
     """The slowest member's time."""
     cpu: float
     """CPU seconds of all members' processes, daemons included."""
+    sleeps: float
+    """How often a thread of these went to sleep, to be woken."""
     wrong: int
     """Elements of all results."""
 
@@ -144,11 +148,12 @@ class Team:
         """Run *batch*."""
         self._tell(batch)
         self._answers()
-        served = sum(map(_cpu_time, self._servers))
+        served, slept = sum(map(_cpu_time, self._servers)), sum(map(_sleeps, self._servers))
         self._tell(time.perf_counter() + _LEAD)
-        seconds, cpu, wrong = zip(*self._answers(), strict=True)
+        seconds, cpu, sleeps, wrong = zip(*self._answers(), strict=True)
         served = sum(map(_cpu_time, self._servers)) - served
-        return Outcome(max(seconds), sum(cpu) + served, sum(wrong))
+        slept = sum(map(_sleeps, self._servers)) - slept
+        return Outcome(max(seconds), sum(cpu) + served, sum(sleeps) + slept, sum(wrong))
 
     def _tell(self, message: object) -> None:
         for pipe in self._pipes:
@@ -179,6 +184,18 @@ def _cpu_time(pid: int) -> float:
     return time.clock_gettime((~pid << 3) | 2)
 
 
+def _sleeps(pid: int) -> float:
+    """Return how often the threads of *pid* went to sleep by themselves; NaN without /proc."""
+    if sys.platform != "linux":
+        return math.nan
+    return sum(
+        int(line.split()[1])
+        for status in Path(f"/proc/{pid}/task").glob("*/status")
+        for line in status.read_text().splitlines()
+        if line.startswith("voluntary_ctxt_switches")
+    )
+
+
 def work(pipe: Connection, kind: str, rank: int, size: int, argument: Any) -> None:
     """Be a worker, until the parent closes the pipe."""
     try:
@@ -202,7 +219,7 @@ def _serve(pipe: Connection, system: System, rank: int, size: int) -> None:
             count = batch.nbytes // FLOAT32.itemsize
             count //= size if batch.kind == "all_gather" else 1
             slots[key] = [system.slot(batch.mode, count, batch.kind) for _ in range(batch.calls)]
-        seconds, cpu, results = _timed(pipe, batch, slots[key], rank)
+        seconds, cpu, sleeps, results = _timed(pipe, batch, slots[key], rank)
         wrong = sum(
             _count_wrong(results[i], size, _offset(batch, i))
             if batch.kind == "all_reduce"
@@ -210,12 +227,12 @@ def _serve(pipe: Connection, system: System, rank: int, size: int) -> None:
             for i in range(batch.calls)
         )
         results.clear()
-        pipe.send((seconds, cpu, wrong))
+        pipe.send((seconds, cpu, sleeps, wrong))
 
 
 def _timed(
     pipe: Connection, batch: Batch, slots: list[Slot], rank: int
-) -> tuple[float, float, list[Floats]]:
+) -> tuple[float, float, float, list[Floats]]:
     for index in range(batch.warm_up):
         # Filled anew each time: Gloo works in place.
         _fill(slots[index].input, rank)
@@ -224,6 +241,7 @@ def _timed(
         _fill(slot.input, _offset(batch, index) + rank)
     pipe.send(True)
     start = pipe.recv()
+    slept = _sleeps(os.getpid())
     time.sleep(max(0.0, start - time.perf_counter()))
     if batch.in_flight:
         submits = [slot.submit for slot in slots if slot.submit is not None]
@@ -234,7 +252,8 @@ def _timed(
         reduces = [slot.reduce for slot in slots]
         began, used = time.perf_counter(), time.process_time()
         results = [reduce() for reduce in reduces]
-    return time.perf_counter() - began, time.process_time() - used, results
+    seconds, cpu = time.perf_counter() - began, time.process_time() - used
+    return seconds, cpu, _sleeps(os.getpid()) - slept, results
 
 
 def _offset(batch: Batch, index: int) -> int:
