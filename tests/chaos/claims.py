@@ -184,8 +184,6 @@ class Judge:
 
     def _late(self, claim: Claim) -> None:
         due = min(claim.dues.values(), default=math.inf)
-        if claim.which.kind == MESSAGE:  # of the sender's nobody knows where it does not wait
-            due = claim.dues.get(claim.life, due)
         if due == math.inf:
             self.violate("calls lost", f"a deadline that was not set has passed: {claim}")
         elif claim.which.in_part and not self._disturbed(claim):
@@ -193,6 +191,8 @@ class Judge:
         elif claim.moment < due:
             self.violate("calls lost", f"before the deadline {due:.3f}: {claim}")
         elif claim.noise != "landed":
+            if claim.which.kind == MESSAGE:  # a sender that does not wait has none, once it is sent
+                due = min(claim.dues.get(claim.life, due), claim.moment)
             seconds, noise = claim.later_than(due)
             notice = Notice(seconds, noise, math.nan, True, claim.calm, str(claim))
             self.overdue.all.append(notice)
