@@ -728,7 +728,9 @@ def test_a_loss_between_two_calls_is_told_by_all_that_follow_in_that_stay(told):
     told.say("1 resumed 0 0.6 ", "1 began 0 2.9 0", "1 began 1 2.95 0", group="f")
     told.say("1 peer 0 3.01 2.95 - why", "1 peer 1 3.01 3.01 landed why", group="f")
     assert told.kinds() == []
-    told.say("1 resumed 2 3.2 ", "1 began 2 3.3 0", "1 peer 2 3.35 3.3 - why", group="f")
+    told.say("1 peer -1 3.05 3.02 - of one that left for it", group="f")
+    assert told.kinds() == []
+    told.say("1 peer -1 3.08 3.06 - and again", group="f")
     assert told.kinds() == ["calls lost"]
 
 

@@ -323,9 +323,10 @@ class Ledger:
         since, noise, words = text.split(" ", 2)
         self.counts[kind] += 1
         style = self.styles[group.name]
-        stay, resumed = group.stays[life]
-        if noise == "landed":
-            stay = group.former.get(life, stay)
+        begun, resumed = group.stays[life]
+        stay = begun
+        if noise == "landed" or resumed == math.inf:  # a call may have been made in the one before
+            stay = group.former.get(life, begun)
         self._claims.append(
             Claim(
                 group=group.name,
@@ -351,7 +352,7 @@ class Ledger:
             )
         )
         if kind in {"lost", "peer"} and noise != "landed" and not which.in_part:
-            group.stays[life], group.former[life] = (moment, math.inf), stay
+            group.stays[life], group.former[life] = (moment, math.inf), begun
             life.parted.append(moment)
         if which != AGREEING and kind != "unreceived":
             self._ended(group, life, which, Outcome(kind, moment))
