@@ -523,6 +523,26 @@ def test_a_part_is_lost_with_who_left_it_and_its_daemon(told, parted, daemon, ki
     assert told.ledger.splits == {"g": 1}
 
 
+@pytest.mark.parametrize(
+    ("line", "kinds"),
+    [
+        ("0 late 3/part/0,1/1 31.6 21.5 - why", ["calls lost"]),
+        ("0 unreceived 3/part/0,1 31.6 21.5 - 1 to rank 1", ["calls lost"]),
+        ("0 unreceived -1 31.6 21.5 - 1 to rank 1", ["calls lost"]),
+        ("0 refused 5/message/0,1 21.6 why", ["calls lost"]),
+    ],
+)
+@pytest.mark.parametrize("disturbed", [False, True])
+def test_who_waits_for_somebody_in_a_part_has_lost_them(told, line, kinds, disturbed):
+    """In a part that has everybody nothing ends at its deadline, nor is anything unreceived."""
+    told.form(0.5)
+    told.say("0 split 3/part/0,1 21.0 ", "0 began 3/part/0,1/1 21.5 10.0")
+    if disturbed:
+        told.kill(1, 21.2)
+    told.say(line)
+    assert told.kinds() == (kinds if not disturbed or "/part/" not in line else [])
+
+
 def test_a_dropped_handle_is_no_outcome(told):
     """Whose handle an interrupt took has heard nothing; what the others got is still compared."""
     told.form(0.5)

@@ -136,6 +136,15 @@ class Caller:
         call.fill(x, self.rank)
         return x, way < 0.4
 
+    def close(self, which: Which, ended: BaseException | None = None) -> None:
+        """Close the ring as `with` does, because of *ended*; report what was not received."""
+        since = time.monotonic()
+        kind = None if ended is None else type(ended)
+        try:
+            persist(lambda: self.ring.__exit__(kind, ended, None))
+        except ringd.RingError as error:
+            say("unreceived", which, f"{since:.6f}", "-", error)
+
     # --- how calls end ----------------------------------------------------------------
 
     def finish_all(self) -> None:

@@ -13,7 +13,7 @@ from chaos.breaks import Breaks
 from chaos.lives import Life, Lives
 from chaos.notices import Notice, Notices
 from chaos.pulse import lateness
-from chaos.which import Which
+from chaos.which import MESSAGE, Which
 from ringd.client.stay import GRACE
 
 AT_ONCE = 0.1
@@ -23,6 +23,9 @@ MARGIN = 0.5
 
 SLOW = 0.5
 """Seconds that a program may take besides, on a busy machine, to end a call by itself."""
+
+LONG = 15.0
+"""Seconds; no program is longer in a part, and waits for others there."""
 
 UNANSWERED = "has not answered"
 """What PeerLost says of the program's own daemon when that is stopped."""
@@ -53,6 +56,7 @@ class Claim:
         resumed: when it went on with calls in this stay; infinite if it has not.
         noise: what its pulse told.
         fails: whether the group asked for ``on_loss="fail"``.
+        limits: whether calls of the group have deadlines.
         dues: when its deadline passes, by the program that set one; complete only in a while.
         partings: of the part in which it was made: who has closed it, and when.
         calm: whether one fault alone was going on that ends no daemon.
@@ -71,6 +75,7 @@ class Claim:
     resumed: float
     noise: str
     fails: bool
+    limits: bool
     dues: Mapping[Life, float]
     partings: Mapping[Life, float]
     calm: bool
@@ -108,27 +113,35 @@ class Judge:
 
     def judge(self, claim: Claim) -> None:
         """Find the cause of *claim*."""
-        {"lost": self._lost, "peer": self._peer, "late": self._late}[claim.kind](claim)
+        {
+            "lost": self._lost,
+            "peer": self._peer,
+            "late": self._late,
+            "unreceived": self._unreceived,
+        }[claim.kind](claim)
 
-    def _lost(self, claim: Claim) -> None:
-        broken = self.breaks.during(claim.stay, claim.moment) if claim.fails else None
-        if broken is not None:
-            return  # another member of the group was told of a loss, and has left it
+    def _dead(self, claim: Claim) -> list[Death]:
+        """Return those whose end may be what *claim* tells of."""
         dead = [
             death
             for death in self.deaths.get(claim.group, [])
             if death.life.ended <= claim.moment <= death.healed
         ]
-        dead += [
-            Death(life, moment) for life, moment in claim.partings.items() if moment <= claim.moment
-        ]
+        parted = claim.partings.items()
+        return dead + [Death(life, moment) for life, moment in parted if moment <= claim.moment]
+
+    def _lost(self, claim: Claim) -> None:
+        broken = self.breaks.during(claim.stay, claim.moment) if claim.fails else None
+        if broken is not None:
+            return  # another member of the group was told of a loss, and has left it
+        dead = self._dead(claim)
         if not dead:
             self.violate("calls lost", f"though no program had died: {claim}")
             return
         named = [death for death in dead if repr(self.names[death.life.place]) in claim.text]
         if not named:
             self.violate("GroupLost names a survivor", str(claim))
-        if claim.noise == "landed" or claim.fails or claim.which.index:
+        if claim.noise == "landed" or claim.fails or claim.which.in_part:
             return
         # Whoever is in the group with others is told of the first of them that died since then.
         during = [death.moment for death in dead if death.moment > claim.resumed]
@@ -171,8 +184,12 @@ class Judge:
 
     def _late(self, claim: Claim) -> None:
         due = min(claim.dues.values(), default=math.inf)
+        if claim.which.kind == MESSAGE:  # of the sender's nobody knows where it does not wait
+            due = claim.dues.get(claim.life, due)
         if due == math.inf:
             self.violate("calls lost", f"a deadline that was not set has passed: {claim}")
+        elif claim.which.in_part and not self._disturbed(claim):
+            self.violate("calls lost", f"though the part had everybody: {claim}")
         elif claim.moment < due:
             self.violate("calls lost", f"before the deadline {due:.3f}: {claim}")
         elif claim.noise != "landed":
@@ -181,3 +198,13 @@ class Judge:
             self.overdue.all.append(notice)
             if seconds > self.detection + GRACE + SLOW:
                 self.violate("deadlines ignored", str(notice))
+
+    def _unreceived(self, claim: Claim) -> None:
+        """Closing a ring told of messages: those of a lost part, or that had a deadline there."""
+        if not (self._disturbed(claim) if claim.which.in_part else claim.limits):
+            self.violate("calls lost", str(claim))
+
+    def _disturbed(self, claim: Claim) -> bool:
+        """Whether something may have kept a program from its part, or made it leave that early."""
+        others = [death for death in self._dead(claim) if death.life is not claim.life]
+        return bool(others or self.breaks.during(claim.since - LONG, claim.moment))

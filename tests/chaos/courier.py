@@ -15,6 +15,9 @@ from chaos.messages import ANY_TAG, Errand, Message, to_anyone
 from chaos.speech import say
 from chaos.which import AGREEING, Which
 
+EARLIER = "an earlier message"
+"""What an error says of one that nobody waited for."""
+
 FAR = 64
 """Calls before and after the one of a message that never was due, among which it is looked for."""
 
@@ -52,21 +55,32 @@ class Courier:
                 if errand.anyone:
                     self._take_any(message)
                 else:
-                    self._ask(message, rng, waits=rng.random() < 0.5)
+                    # What waits until its own deadline has no place in the order before.
+                    free = message.frame.timeout is None or message.which.index > 0
+                    self._ask(message, rng, waits=free and rng.random() < 0.5)
 
     def _send(self, message: Message, rng: Random, *, may_wait: bool) -> None:
         caller, ring, which = self._caller, self._caller.ring, message.which
         x, lent = caller.prepare(message, rng)
         waits = (may_wait or message.buffered) and rng.random() < 0.5
-        # What nobody waits for has no deadline, but for the room that it needs.
-        timeout = None if waits and message.buffered else message.frame.timeout
+        # What nobody waits for has no deadline once its ring has formed and there is room for it.
+        timeout = None if waits and message.buffered and not which.index else message.frame.timeout
         say("began", which, timeout or 0)
         send = ring.send if waits else ring.send_async
         asks = {"tag": message.frame.tag, "name": message.frame.name, "timeout": timeout}
         made = partial(interrupts.spoken, ways=[(message.source, message.to, message.frame.tag)])
 
+        def attempt() -> ringd.Work | None:
+            while True:
+                try:
+                    return send(x, message.to, **asks)
+                except ringd.DeadlineExceeded as error:
+                    if EARLIER not in str(error):
+                        raise
+                    say("refused", which, error)  # and nothing was sent
+
         def once() -> list[ringd.Work | None]:
-            return caller.once(which, lambda: send(x, message.to, **asks), made)
+            return caller.once(which, attempt, made)
 
         if waits and not message.buffered:
             caller.conclude(message, x if lent else None, once)

@@ -8,7 +8,6 @@ from chaos.caller import ENDS, Caller
 from chaos.calls import Call, Role
 from chaos.courier import Courier
 from chaos.division import Division, calls
-from chaos.interrupts import persist
 from chaos.layout import Layout
 from chaos.messages import Errand
 from chaos.pulse import Pulse
@@ -49,14 +48,11 @@ class Divider:
                 else:
                     Courier(caller, role).run(Errand(call, anyone=False, asked=False))
             caller.finish_all()
-        except ENDS:
+        except (*ENDS, ringd.DeadlineExceeded):  # somebody has not joined the part, and never will
             caller.land()
         finally:
             say("parted", part)
-            try:
-                persist(ring.close)
-            except ringd.RingError as error:  # receivers take longer than it waits
-                say("unreceived", part, error)
+            caller.close(part)
 
     def _look_around(self, ring: ringd.Ring, part: Which) -> None:
         """See that the part is as it must be, which is known from the beginning."""

@@ -13,8 +13,9 @@ from chaos.which import PART, Which
 LARGEST = 256 << 10
 """Bytes; the whole has larger calls."""
 
-DUE = 15.0
-"""Seconds that a part's call may take: one waits for a program that has died before it joined."""
+DUE = 6.0
+"""Seconds that a part's call may take: one waits for a program that was told of a loss, or has
+died, before it joined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def calls(
     for index in range(1, rng.randint(2, 4)):
         which = Which(number, PART, ranks, index)
         if len(ranks) > 1 and rng.random() < style.messages:
-            found.append(shift(key, calm, which))
+            found.append(shift(key, calm, which, DUE))
         else:
             call = compose(key, which, calm, layout)
             found.append(replace(call, timeout=call.timeout or DUE))

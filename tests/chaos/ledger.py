@@ -272,7 +272,7 @@ class Ledger:
     @staticmethod
     def _parted(group: Group, which: Which, begun: Collection[Life]) -> dict[Life, Sequence[float]]:
         """Return when stays ended of those who made a call: in the part, where it is one's."""
-        if not which.index:
+        if not which.in_part:
             return {life: life.parted for life in begun}
         partings = group.partings.get(which.number, {})
         return {life: [partings[life]] for life in begun if life in partings}
@@ -285,11 +285,11 @@ class Ledger:
         del text
         group.partings[which.number][life] = moment
 
-    def _unreceived(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
-        self.counts["unreceived"] += 1
-        if self.alone:
-            where = f"{which} of {group.name} on {self.names[life.place]}"
-            self.violate("calls lost", f"{where}: closed at {moment:.3f}: {text}")
+    def _refused(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
+        self.counts["refused"] += 1
+        if not (self.styles[group.name].deadlines or which.in_part):
+            where = f"call {which} of {group.name} on {self.names[life.place]}"
+            self.violate("calls lost", f"{where}: refused at {moment:.3f}: {text}")
 
     def _dropped(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
         del text
@@ -342,17 +342,18 @@ class Ledger:
                 resumed=resumed,
                 noise=noise,
                 fails=style.on_loss == "fail",
+                limits=style.deadlines > 0,
                 dues={} if which == AGREEING else group.dues[which],
-                partings=group.partings.get(which.number, {}) if which.index else {},
+                partings=group.partings.get(which.number, {}) if which.in_part else {},
                 calm=self.calm,
                 alone=self.alone,
                 text=words,
             )
         )
-        if kind != "late" and noise != "landed" and not which.index:
+        if kind in {"lost", "peer"} and noise != "landed" and not which.in_part:
             group.stays[life], group.former[life] = (moment, math.inf), stay
             life.parted.append(moment)
-        if which != AGREEING:
+        if which != AGREEING and kind != "unreceived":
             self._ended(group, life, which, Outcome(kind, moment))
 
     def _resumed(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
@@ -428,7 +429,7 @@ _SAID = {
     "took": Ledger._took,
     "split": Ledger._split,
     "parted": Ledger._parting,
-    "unreceived": Ledger._unreceived,
+    "refused": Ledger._refused,
     "struck": Ledger._struck,
     "touched": Ledger._touched,
     "burst": Ledger._burst,

@@ -170,9 +170,10 @@ def errand(key: str, style: Style, number: int, size: int) -> Errand | None:
     return Errand(_messages(key, number, ways, frame), anyone=False, asked=rng.random() < 0.5)
 
 
-def shift(key: str, style: Style, which: Which) -> tuple[Message, ...]:
+def shift(key: str, style: Style, which: Which, timeout: float) -> tuple[Message, ...]:
     """Return what the ranks of a part send to the next one, small enough that nobody waits."""
     frame = _frame(f"{key}/{which}", replace(style, largest=BUFFERED // 4), 0)
+    frame = replace(frame, timeout=timeout)
     found = []
     for source, rank in enumerate(which.ranks):
         to = (source + 1) % len(which.ranks)

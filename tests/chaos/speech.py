@@ -13,7 +13,8 @@
     handed WHICH MOMENT                   a message is sent, and nobody waits for its receiver
     split WHICH MOMENT                    has its place in a part; WHICH says the ranks
     parted WHICH MOMENT                   is about to close that
-    unreceived WHICH MOMENT MESSAGE       closing it has waited long enough for receivers
+    unreceived WHICH MOMENT SINCE NOISE MESSAGE    closing it, or the whole ring, has said so
+    refused WHICH MOMENT MESSAGE          it was not sent at first, to tell of one before it
     took WHICH MOMENT SINCE               it has come to who asked anyone for it, since SINCE
     leaving NUMBER MOMENT                 was asked to leave, and now closes its ring, or has
     done NUMBER MOMENT                    all agreed to stop

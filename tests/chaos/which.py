@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+MESSAGE = "message"
+"""The kind of what one rank sends another one."""
+
+PART = "part"
+"""The kind of a call of a part."""
+
 
 class Which(NamedTuple):
     """One call: ``17``, of all ranks, or ``17/message/0,2``, of some of them."""
@@ -23,6 +29,11 @@ class Which(NamedTuple):
         ranks = ",".join(map(str, self.ranks))
         return f"{self.number}/{self.kind}/{ranks}" + f"/{self.index}" * bool(self.index)
 
+    @property
+    def in_part(self) -> bool:
+        """Whether it was made in a part, or is about one."""
+        return self.kind == PART or self.index > 0
+
     @classmethod
     def read(cls, text: str) -> Which:
         """Return what *text* says."""
@@ -35,9 +46,3 @@ class Which(NamedTuple):
 
 AGREEING = Which(-1)
 """A call by which the programs agree on something."""
-
-MESSAGE = "message"
-"""The kind of what one rank sends another one."""
-
-PART = "part"
-"""The kind of a call of a part."""

@@ -222,8 +222,8 @@ def main() -> None:
     args = parser.parse_args()
     role = Role(args.seed, args.group, args.members, args.rank)
     ring = join(args.socket, role)
+    program = Program(ring, role, args.stop)
     try:
-        program = Program(ring, role, args.stop)
         signal.signal(signal.SIGUSR2, program.touch)
         signal.signal(signal.SIGALRM, program.close_and_leave)
         say("here", -1)
@@ -238,8 +238,8 @@ def main() -> None:
             if leaving:
                 program.depart()
     finally:
-        ended = (SystemExit, None, None) if leaving else sys.exc_info()
-        persist(lambda: ring.__exit__(*ended))  # as `with` does
+        ended = SystemExit() if leaving else sys.exc_info()[1]
+        program.caller.close(AGREEING, ended)
 
 
 if __name__ == "__main__":
