@@ -267,7 +267,10 @@ def test_what_is_of_another_generation_goes_nowhere(inside, generation):
 def test_a_call_that_is_told_again_counts_once(home):
     """The client may not have heard how it ended; it has ended once all the same."""
     sent = []
-    client = SimpleNamespace(group="test", send=lambda message, _payload=None: sent.append(message))
+    client = SimpleNamespace(
+        group_of=lambda _number: "test",
+        send=lambda message, _payload=None: sent.append(message),
+    )
     performer = Performer(
         home.loop,
         home.config,
