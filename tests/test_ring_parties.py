@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -182,6 +183,32 @@ def test_split_makes_rings_of_those_with_one_color(rings):
         peer = ranks[1 - place] if place < 2 else None
         total_ = float(sum(part(r, 1)[0] for r in ranks))
         assert result == [place, ranks, peer, total_]
+
+
+def test_split_in_the_background(rings):
+    """Several at once, taken in another order than asked for, by wait, future and await."""
+
+    def talk(ring):
+        works = [ring.split_async(ring.rank % (n + 1), timeout=20) for n in range(3)]
+        assert ring.split_async(None).wait(20) is None
+
+        async def by_await():
+            return await works[1]
+
+        with (
+            works[2].wait(20) as thirds,
+            asyncio.run(by_await()) as halves,
+            works[0].future().result(20) as all_,
+        ):
+            assert works[2].wait() is thirds
+            sizes = [part.all_reduce(1) for part in (all_, halves, thirds)]
+            ring.barrier()
+            return sizes
+
+    got = everywhere(rings, talk)
+    for rank, sizes in enumerate(got):
+        expected = [sum(r % n == rank % n for r in range(len(rings))) for n in (1, 2, 3)]
+        assert sizes == expected
 
 
 def test_splits_of_splits_leave_nothing_behind(cluster, rings):

@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypeVar
 
 import msgspec
 import numpy as np
@@ -41,6 +41,7 @@ from ringd.collective.reduction import dtype_name
 from ringd.host.limits import out_of_files
 from ringd.host.paths import left_out, socket_candidates
 
+T = TypeVar("T")
 Array = npt.NDArray[Any]
 
 _CONNECT_TIMEOUT = 30.0
@@ -568,7 +569,7 @@ class Ring:
             TypeError: *data* is no bytes.
             RingError: as :meth:`all_reduce`.
         """
-        return self._gather_bytes(data, name, timeout, waits=True).wait()
+        return self._gather_bytes(data, name, timeout, _as_it_is, waits=True).wait()
 
     def all_gather_bytes_async(
         self,
@@ -581,16 +582,18 @@ class Ring:
 
         The second of its calls is made as soon as the first has ended, whoever notices that.
         """
-        return self._gather_bytes(data, name, timeout, waits=False)
+        return self._gather_bytes(data, name, timeout, _as_it_is, waits=False)
 
     def _gather_bytes(
         self,
         data: bytes | bytearray | memoryview,
         name: str,
         timeout: float | None,
+        made: Callable[[list[bytes], Op], T],
         *,
         waits: bool,
-    ) -> BytesWork:
+    ) -> Work[T]:
+        """Begin to gather *data*, of which *made* makes the result."""
         stay = self._stay
         stay.check_call()
         mine = arguments.raw(data, "data")
@@ -611,7 +614,7 @@ class Ring:
             first, waits, mine, self._connection.daemon, wire_timeout, stay.grace
         )
         stay.submit(first, wire_timeout, until, then=second, waits=waits)
-        return BytesWork(self, stay, second)
+        return BytesWork(self, stay, second, made)
 
     def send(
         self,
@@ -788,25 +791,43 @@ class Ring:
             DeadlineExceeded: says which ranks had not called it.
             RingError: and others, as :meth:`all_reduce` and :func:`connect`.
         """
+        return self._split(color, key, timeout, waits=True).wait()
+
+    def split_async(
+        self, color: int | str | None, key: int = 0, *, timeout: float | None = None
+    ) -> Work[Ring | None]:
+        """Begin a :meth:`split`; returns a handle, as :meth:`all_reduce_async`.
+
+        The ring is there, and its calls are waited for, once the handle's result is taken: by
+        ``wait``, ``done``, a future or ``await``.
+        """
+        return self._split(color, key, timeout, waits=False)
+
+    def _split(
+        self, color: int | str | None, key: int, timeout: float | None, *, waits: bool
+    ) -> Work[Ring | None]:
         stay, connection = self._stay, self._connection
         mine = Choice(arguments.color(color), arguments.whole(key, "key"))
-        until = self._deadline(timeout)[1]
-        work = self._gather_bytes(mine.pack(), "split", timeout, waits=True)
-        everyone = choices(work.wait())
-        stay.wait_for_peers(work.op.session, until)
-        place = Place.of(work.op.session)
-        part = part_of(everyone, place, stay.group.wish, work.op, connection.latest.nodes)
-        if part is None:
-            return None
-        left = math.inf if until is None else max(0.0, until - time.monotonic())
-        try:
-            ring = _join_over(connection, part[0], left, new=False, place=part[1])
-        except errors.DaemonUnavailable as error:
-            raise errors.DeadlineExceeded(f"split of group {stay.group.name!r}: {error}") from None
-        if ring is None:
-            stay.check()
-            raise errors.RingError("the ring is closed")
-        return ring
+
+        def join(everyone: list[bytes], op: Op) -> Ring | None:
+            until = self._deadline(timeout)[1]
+            stay.wait_for_peers(op.session, until)
+            place, names = Place.of(op.session), connection.latest.nodes
+            part = part_of(choices(everyone), place, stay.group.wish, op, names)
+            if part is None:
+                return None
+            left = math.inf if until is None else max(0.0, until - time.monotonic())
+            try:
+                ring = _join_over(connection, part[0], left, new=False, place=part[1])
+            except errors.DaemonUnavailable as error:
+                text = f"split of group {stay.group.name!r}: {error}"
+                raise errors.DeadlineExceeded(text) from None
+            if ring is None:
+                stay.check()
+                raise errors.RingError("the ring is closed")
+            return ring
+
+        return self._gather_bytes(mine.pack(), "split", timeout, join, waits=waits)
 
     def empty(
         self, shape: SupportsIndex | Sequence[SupportsIndex], dtype: npt.DTypeLike = np.float32
@@ -1025,6 +1046,10 @@ class Ring:
         elif timeout <= 0:
             raise ValueError(f"timeout is a positive number of seconds, not {timeout!r}")
         return timeout, time.monotonic() + timeout
+
+
+def _as_it_is(everyone: list[bytes], _op: Op) -> list[bytes]:
+    return everyone
 
 
 def _message(dtype: np.dtype[Any], shape: tuple[int, ...], name: str) -> Call:

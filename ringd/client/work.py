@@ -196,21 +196,25 @@ class Work(Generic[T]):
         return out
 
 
-class BytesWork(Work["list[bytes]"]):
-    """That of an :meth:`Ring.all_gather_bytes`: the second of its calls."""
+class BytesWork(Work[T]):
+    """That of an :meth:`Ring.all_gather_bytes`: of the second of its calls, *op*.
 
-    __slots__ = ()
+    *made* makes the result of the bytes of all ranks, for who takes it.
+    """
+
+    __slots__ = ("_made",)
+
+    def __init__(
+        self, ring: object, stay: Stay, op: Op, made: Callable[[list[bytes], Op], T]
+    ) -> None:
+        super().__init__(ring, stay, op)
+        self._made = made
 
     def __del__(self) -> None:
         self._look_after()
         super().__del__()
 
-    @property
-    def op(self) -> Op:
-        """The second of the calls."""
-        return self._op
-
-    def wait(self, timeout: float | None = None) -> list[bytes]:
+    def wait(self, timeout: float | None = None) -> T:
         """Return the result; as :meth:`Work.wait`."""
         try:
             return super().wait(timeout)
@@ -227,4 +231,5 @@ class BytesWork(Work["list[bytes]"]):
         op = self._op
         whole = memoryview(op.result_bytes())
         ends = itertools.accumulate(op.call.counts)
-        return [bytes(whole[end - n : end]) for end, n in zip(ends, op.call.counts, strict=True)]
+        parts = [bytes(whole[end - n : end]) for end, n in zip(ends, op.call.counts, strict=True)]
+        return self._made(parts, op)
