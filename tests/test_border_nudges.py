@@ -73,3 +73,15 @@ def test_one_that_acknowledges_is_left_alone(daemon, monkeypatch):
         (client,) = daemon.run(lambda: daemon.server.clients)
         eventually(lambda: daemon.run(lambda: client._nudge is None))
         assert not nudged(raw, 0.01)
+
+
+def test_one_whose_session_is_over_is_woken_until_it_joins_anew(daemon):
+    """Others may wait for that, and a program that computes would hear of it much later."""
+    with Raw(daemon) as raw:
+        (client,) = daemon.run(lambda: daemon.server.clients)
+        daemon.run(lambda: client.send(border.Lost(5, 0, "group_lost", "somebody left")))
+        assert nudged(raw, 10)
+        raw.send(border.Ack(5, 0))  # it speaks, but has not joined anew
+        assert nudged(raw, 10)
+        daemon.run(lambda: client.enters(6, "default", 5))
+        assert not nudged(raw, 0.2)

@@ -11,6 +11,9 @@ from ringd.loop import Loop, Timer
 from ringd.wire.border import lifeline
 from ringd.wire.border.messages import Completed, Failed, Lost, Ref, Released, Reply
 
+_ALL = 1 << 64
+"""In the place of a number of ops: more than there are."""
+
 NUDGE_AFTER = 0.05
 """Seconds until a client is woken that does not acknowledge what somebody waits for."""
 
@@ -107,7 +110,9 @@ class Client:
                 self.unread.sent(reply.join_id, outcome)
             self._outbox.send(self, reply, payload)
             if isinstance(reply, (Completed, Failed)) and (reply.ack or self._owes):
-                self._expect_ack(reply)
+                self._expect(reply.join_id, reply.seq + 1 if reply.ack else 0)
+            elif isinstance(reply, Lost) and reply.join_id in self.stays:
+                self._expect(reply.join_id, _ALL)  # it joins anew, for which others may wait
 
     def enters(self, join_id: int, group: str, former: int) -> None:
         """It joins *group*, in the place of its stay *former*, if it had that."""
@@ -161,12 +166,15 @@ class Client:
             self._nudge_in(NUDGE_AFTER)
         self._nudged = False
 
-    def _expect_ack(self, reply: Completed | Failed) -> None:
-        """Wake it if it does not answer: a program that computes takes no messages in."""
+    def _expect(self, join_id: int, acked: int) -> None:
+        """Wake it if it does not say that it has what is below *acked*, if that is any.
+
+        A program that computes takes no messages in.
+        """
         if not self._owes:
             self._owed_since = self._loop.now()
-        if reply.ack:
-            self._owes[reply.join_id] = max(self._owes.get(reply.join_id, 0), reply.seq + 1)
+        if acked:
+            self._owes[join_id] = max(self._owes.get(join_id, 0), acked)
         if self._nudge is None and not self._nudged:
             self._nudge_in(NUDGE_AFTER)
 
