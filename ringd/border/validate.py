@@ -153,7 +153,7 @@ def call_fault_of(
         return "the input came twice, as a segment and as a frame"
     if place is None and kinds.of(call).sized:
         return None
-    taken, given = (kinds.source_bytes(call, rank, size), kinds.target_bytes(call, rank, size))
+    taken, given = kinds.nbytes(call, rank, size)
     came = payload_bytes if message.source is None else message.source.length
     if came is None:
         # An op that has ended with an error may have given its input up.

@@ -345,7 +345,8 @@ class Stay:
     def _submit(self, op: Op, then: Op | None, waits: bool) -> bool | None:
         self.check()
         connection = self.connection
-        connection.settle()
+        if self.group.session.open:  # else nothing has come that the call depends on
+            connection.settle()
         sent = connection.groups.submit(self.group, op, then)
         if sent is not None:
             connection.pump.sent()

@@ -159,10 +159,15 @@ def check(call: Call, size: int) -> None:
         ValueError: there is no such kind or op, or the tensor can be none.
         TypeError: the dtype is unknown here, or has no such op.
     """
-    _check(msgspec.structs.replace(call, name=""), size)
+    _check(nameless(call), size)
 
 
-@lru_cache(maxsize=1024)  # programs repeat their calls, under ever new names
+def nameless(call: Call) -> Call:
+    """Return *call* without its name: programs repeat their calls, under ever new ones."""
+    return msgspec.structs.replace(call, name="") if call.name else call
+
+
+@lru_cache(maxsize=1024)
 def _check(call: Call, size: int) -> None:
     kind = of(call)
     if not kind.rooted and call.root != NO_ROOT:
@@ -246,7 +251,7 @@ def sent(calls: Sequence[Call], sender: int, receiver: int) -> int:
     return math.prod(call.shape) // size
 
 
-@lru_cache(maxsize=1024)  # as above
+@lru_cache(maxsize=1024)
 def source_count(call: Call, rank: int, size: int) -> int:
     """Return the number of elements that *rank* hands over; raises as :func:`of`."""
     shape = of(call).source(call, rank, size)
@@ -269,9 +274,22 @@ def source_bytes(call: Call, rank: int, size: int) -> int | None:
     return _bytes(call, source_count(call, rank, size))
 
 
-def target_bytes(call: Call, rank: int, size: int) -> int | None:
-    """Return the bytes that *rank* is given; as :func:`source_bytes`."""
-    return _bytes(call, target_count(call, rank, size))
+def nbytes(call: Call, rank: int, size: int) -> tuple[int | None, int | None]:
+    """Return the bytes that *rank* hands over, and those that it is given.
+
+    Args:
+        call: one that :func:`check` has nothing to say of, but perhaps a dtype that is unknown
+            here, for which the bytes are None.
+        rank: of *size* ranks.
+        size: their number.
+    """
+    return _nbytes(nameless(call), rank, size)
+
+
+@lru_cache(maxsize=1024)
+def _nbytes(call: Call, rank: int, size: int) -> tuple[int | None, int | None]:
+    source, target = source_count(call, rank, size), target_count(call, rank, size)
+    return _bytes(call, source), _bytes(call, target)
 
 
 def _bytes(call: Call, count: int) -> int | None:

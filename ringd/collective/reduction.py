@@ -245,6 +245,11 @@ class Reduction:
             raise ValueError(f"{len(inputs)} inputs for a ring of {self.size}")
         scratch = np.empty(min(_RUN, len(out)), self.accumulator) if self.wide else None
         with np.errstate(all="ignore"):  # once, as it takes as long as some thousand elements
+            if len(out) <= _RUN:
+                partial = out if scratch is None else scratch
+                self._merge(inputs, partial)
+                self._finish(partial, out)
+                return
             for start in range(0, len(out), _RUN):
                 run = slice(start, start + _RUN)
                 result = out[run]

@@ -166,6 +166,12 @@ class Transfer:
 
     # --- to the right -----------------------------------------------------------------
 
+    @property
+    def ready(self) -> bool:
+        """Whether a chunk may be sent now."""
+        index = self._next
+        return index < self._limit and self.plan.sends[index].after <= self._received
+
     def next_send(self) -> tuple[int, memoryview] | None:
         """Return the next chunk that may be sent, as its number and bytes, or None for now.
 

@@ -14,7 +14,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 
 from ringd.collective import kinds
@@ -132,7 +131,7 @@ class Bulk:
         """
         dtype = sources[0].dtype
         arrangement = self._arrangement(
-            tuple(msgspec.structs.replace(call, name="") for call in calls),
+            tuple(map(kinds.nameless, calls)),
             layout,
             dtype.itemsize,
             (dtype if reduction is None else reduction.accumulator).itemsize,
@@ -195,7 +194,7 @@ class Bulk:
             raise FrameError(str(error)) from None
 
     def received(self, side: Side, header: Header) -> Side | None:
-        """Take the chunk that is now complete; return for which neighbour there may be more."""
+        """Take the chunk that is now complete; return for which neighbour there is more now."""
         if header.until != self._member:
             onward = OPPOSITE[side]
             self._lanes[onward].pass_on(header, self._passing.pop(side))
@@ -206,8 +205,7 @@ class Bulk:
         if flow is None:
             return None
         flow.transfer.received(header.index)
-        self._progress(key, flow)
-        return flow.side
+        return self._progress(key, flow)
 
     def credit(self, header: Header) -> Side | None:
         """Take a credit that the receiver of an op's chunks grants, as :meth:`received` returns."""
@@ -244,7 +242,12 @@ class Bulk:
         by_rank: bool,
     ) -> Arrangement:
         key = (calls, layout, itemsize, accumulator_itemsize, by_rank)
-        arrangement = self._plans.pop(key, None) or arrange(
+        plans = self._plans
+        arrangement = plans.pop(key, None)
+        if arrangement is not None:
+            plans[key] = arrangement  # the last one to be used
+            return arrangement
+        arrangement = plans[key] = arrange(
             calls,
             layout,
             itemsize=itemsize,
@@ -252,9 +255,8 @@ class Bulk:
             chunk_bytes=self._chunk_bytes,
             by_rank=by_rank,
         )
-        self._plans[key] = arrangement  # the last one to be used
-        while len(self._plans) > 1 and sum(map(len, self._plans.values())) > _INSTRUCTIONS:
-            del self._plans[next(iter(self._plans))]
+        while len(plans) > 1 and sum(map(len, plans.values())) > _INSTRUCTIONS:
+            del plans[next(iter(plans))]
         return arrangement
 
     def _work(self) -> None:
@@ -293,12 +295,15 @@ class Bulk:
     def _queue(self, key: Key, flow: Flow) -> None:
         self._lanes[flow.side].queue(*key)
 
-    def _progress(self, key: Key, flow: Flow) -> None:
-        """A chunk has come or gone."""
-        self._queue(key, flow)
+    def _progress(self, key: Key, flow: Flow) -> Side | None:
+        """A chunk has come or gone; return for which neighbour there is more now."""
+        ready = flow.transfer.ready
+        if ready:
+            self._queue(key, flow)
         if flow.credited:
             self._grant(key, flow)
         self._check_finished(key, flow)
+        return flow.side if ready else None
 
     def _check_finished(self, key: Key, flow: Flow) -> None:
         if flow.transfer.finished:
