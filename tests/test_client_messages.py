@@ -61,3 +61,25 @@ def test_ends_are_left_with_a_ring_that_is_forgotten(opened):
     ring._stay.abandon()
     assert [end.forgotten for end in ends] == [True]
     eventually(lambda: daemon.handler.gone)
+
+
+@pytest.mark.parametrize("code", ["group_lost", "peer_lost"])
+def test_what_follows_a_lost_message_is_of_the_next_stay(opened, code):
+    """The daemon may not have told of the group yet: others count on calls that are not these."""
+    daemon, ring, openings = opened
+    submit, submitted = daemon.handler.submit, []
+
+    def answer(client, message, payload):
+        submitted.append(message)
+        if openings and message.join_id == openings[0].channel_id:
+            client.send(border.Failed(message.join_id, message.seq, 0, code, "n1 died"))
+        else:
+            submit(client, message, payload)
+
+    daemon.handler.submit = answer
+    ring.barrier()
+    with pytest.raises((ringd.GroupLost, ringd.PeerLost), match="n1 died"):
+        ring.recv(3, 1)
+    ring.barrier()
+    first, _, second = submitted
+    assert (first.join_id != second.join_id, second.seq) == (True, 0)

@@ -83,6 +83,8 @@ class Group:
         """Whether in vain, as the programs disagree on who takes part."""
         self.pending_error: errors.RingError | None = None
         """Why a session ended, until the user has been told."""
+        self.known_lost: tuple[Session, errors.RingError] | None = None
+        """A session of which a message has told the user that it is lost, and why."""
         self._ended_session: Session | None = None
         """Which session that was."""
         self.left = False
@@ -204,6 +206,7 @@ class Group:
             RingError: as :meth:`raise_loss`.
             ResourceExhausted: too much waits here.
         """
+        self._end_known_lost()
         if self.pending_error is not None:
             self.raise_loss()
         if self.session.over:
@@ -220,6 +223,17 @@ class Group:
             )
         return session
 
+    def _end_known_lost(self) -> None:
+        """End a session of whose loss a message has told: what follows is of the next one.
+
+        By itself it would go on up to the last call that the lost program has handed over.
+        """
+        if self.known_lost is not None:
+            session, error = self.known_lost
+            if session is self.session:
+                self.close_session(session.next_seq, error)
+            self.known_lost = None
+
     @property
     def formed(self) -> bool:
         """Whether the session is known to have formed."""
@@ -231,6 +245,7 @@ class Group:
         Raises:
             RingError: as :meth:`raise_loss`.
         """
+        self._end_known_lost()
         self.raise_loss()
         if self.session.over:
             if self.session.open:

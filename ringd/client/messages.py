@@ -130,6 +130,7 @@ class End(Group):
         if self.session.over:
             loss = self.session.loss
             assert loss is not None  # noqa: S101 - what is over has a reason
+            self._tell_parent(loss)
             raise type(loss)(*loss.args)
         return super().room(length)
 
@@ -149,8 +150,12 @@ class End(Group):
     def told(self, op: Op, error: errors.RingError) -> None:
         """As of a group; a loss is told once, whether of a message or of the whole group."""
         super().told(op, error)
+        self._tell_parent(error)
+
+    def _tell_parent(self, error: errors.RingError) -> None:
         if isinstance(error, _LOSSES):
             self._parent.told_in(self.of, error)
+            self._parent.known_lost = (self.of, error)
 
     def _finish(self) -> None:
         self._retire(0)

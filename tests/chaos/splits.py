@@ -83,11 +83,16 @@ def excuses(split: Split, lives: Lives, breaks: Breaks) -> list[tuple[str, str]]
 def _lost(
     split: Split, moments: list[float], lives: Lives, breaks: Breaks
 ) -> tuple[str, str] | None:
+    lost = _machine_lost(split, moments, lives)
+    return lost or (_told(split, moments, lives, breaks) if split.fails else None)
+
+
+def _machine_lost(split: Split, moments: list[float], lives: Lives) -> tuple[str, str] | None:
     pair = lives.machine_lost(split.begun, split.parted, min(moments))
-    if pair is not None:
-        reason, program, daemon = pair
-        return reason, f"program {program}; daemon {daemon}"
-    return _told(split, moments, lives, breaks) if split.fails else None
+    if pair is None:
+        return None
+    reason, program, daemon = pair
+    return reason, f"program {program}; daemon {daemon}"
 
 
 def _told(
@@ -107,11 +112,12 @@ def _told(
 
 
 def _late(
-    split: Split, _moments: list[float], _lives: Lives, breaks: Breaks
+    split: Split, moments: list[float], lives: Lives, breaks: Breaks
 ) -> tuple[str, str] | None:
     """A member decided alone, as no other could be asked all the time that it waited for that.
 
-    The other members' errors may have been taken over from that one.
+    The other members' errors may have been taken over from that one. Or the input was gone, and the
+    deadline passed before the loss of the group was known.
     """
     for life, due in split.dues.items():
         how = split.outcomes.get(life.rank)
@@ -124,7 +130,7 @@ def _late(
             if times is not None:
                 listed = ", ".join(f"{begin:.3f} to {end:.3f}" for begin, end in times)
                 return UNASKED, f"rank {life.rank}, due {due:.3f}, not to be asked {listed}"
-    return None
+    return _machine_lost(split, moments, lives)
 
 
 _EXCUSES = {"lost": _lost, "peer": _told, "late": _late}
