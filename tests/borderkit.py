@@ -9,14 +9,15 @@ from ringd.collective.call import Call
 from ringd.host import memory
 from ringd.wire.border import lifeline
 from ringd.wire.border import messages as border
+from ringd.wire.border.stream import LENGTH
 
 EIGHT = bytes(8)
 
 
 class Raw:
-    """A client made of bare sockets."""
+    """A client made of bare sockets; one with *call_socket* is spoken to there."""
 
-    def __init__(self, daemon, *, attach=True, group="g", with_lifeline=True):
+    def __init__(self, daemon, *, attach=True, group="g", with_lifeline=True, call_socket=False):
         self.daemon = daemon
         self.context = zmq.Context.instance()
         self.dealer = self.context.socket(zmq.DEALER)
@@ -29,7 +30,11 @@ class Raw:
             self.lifeline = socket.socket(socket.AF_UNIX)
             self.lifeline.settimeout(10)
             self.lifeline.connect(daemon.path + lifeline.SUFFIX)
-            self.token = self.lifeline.recv(border.TOKEN_BYTES)
+            self.token, fds, *_ = socket.recv_fds(self.lifeline, border.TOKEN_BYTES, 1)
+            for fd in fds:
+                self.calls = socket.socket(fileno=fd)
+                self.calls.settimeout(10)
+        self.call_socket = call_socket
         if attach:
             assert isinstance(self.ask(self.attach()), border.Attached)
 
@@ -46,6 +51,7 @@ class Raw:
             "pid": os.getpid(),
             "program": "raw",
             "session": (5, 1, 2),
+            "call_socket": self.call_socket,
         }
         return border.Attach(**{**fields, **changes})
 
@@ -71,10 +77,26 @@ class Raw:
 
     def receive(self, timeout=10.0):
         """Return the next reply; its payload is in :attr:`payload`."""
-        assert self.dealer.poll(timeout * 1000), "no reply"
-        reply, payload = border.unpack_reply(self.dealer.recv())
+        if self.call_socket:
+            frame = self.take(*LENGTH.unpack(self.take(LENGTH.size)))
+        else:
+            assert self.dealer.poll(timeout * 1000), "no reply"
+            frame = self.dealer.recv()
+        reply, payload = border.unpack_reply(frame)
         self.payload = None if payload is None else bytes(payload)
         return reply
+
+    def take(self, count):
+        """Return the next *count* bytes of the call socket."""
+        data = b""
+        while len(data) < count:
+            data += self.calls.recv(count - len(data))
+        return data
+
+    def call(self, message, payload=None):
+        """Send over the call socket."""
+        frame = message if isinstance(message, bytes) else border.pack(message, payload)
+        self.calls.sendall(LENGTH.pack(len(frame)) + frame)
 
     def ask(self, message, payload=None):
         """Send, and return the reply."""
@@ -107,6 +129,7 @@ class Raw:
         self.dealer.close(0)
         if self.lifeline is not None:
             self.lifeline.close()
+            self.calls.close()
 
     def __enter__(self):
         return self

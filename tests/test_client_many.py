@@ -229,7 +229,8 @@ def test_a_place_that_is_not_free_yet_is_asked_for_again(daemon):
             if len(asked) < 3:
                 (client,) = server.clients
                 client.turn_away(message.join_id)
-                server._reply(routing_id, border.Denied(message.join_id, "not_ready", "later"))
+                denied = border.Denied(message.join_id, "not_ready", "later")
+                server._reply(routing_id, denied, client)
             else:
                 attach(routing_id, message)
 

@@ -167,7 +167,7 @@ def test_garbage_from_the_daemon_is_survived(tmp_path):
         eventually(lambda: daemon.handler.submitted)
         (client,) = daemon.run(lambda: daemon.server.clients)
         daemon.handler.hold = False
-        daemon.run(lambda: daemon.server._send(client.routing_id, b"\xc1garbage"))
+        daemon.run(lambda: client.calls.send((b"\xc1garbage",)))
         np.testing.assert_array_equal(work.wait(30), 2 * LARGE)
         assert len(daemon.handler.attaches) == 2
 

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zmq
 from clientkit import INLINE_LIMIT, SMALL, fake
-from fake_daemon import eventually
 
 import ringd
 from ringd.border.server import Limits
@@ -70,30 +68,6 @@ def test_waiting_thread_hears_what_another_took_in(tmp_path):
         for thread in threads:
             thread.join(10)
         assert results == {0: 0.0, 1: 3.0, 2: 6.0}
-
-
-def test_message_that_a_sender_finds_wakes_the_sleeper(tmp_path):
-    """To send may eat the edge for which another thread sleeps; that thread is told."""
-    with fake(tmp_path, hold=True) as (daemon, ring):
-        work = ring.all_reduce_async(SMALL)
-        eventually(lambda: daemon.handler.submitted)
-        channel, pump = ring._connection.pump.channel, ring._connection.pump
-        channel._poller.unregister(channel._dealer.getsockopt(zmq.FD))  # its edge is eaten
-        thread = threading.Thread(target=work.wait, args=(60,))
-        thread.start()
-        eventually(lambda: pump._sleeper)
-        send = channel.send
-
-        def sent(*args):
-            channel.send = send
-            send(*args)
-            daemon.run(lambda: daemon.handler.complete(daemon.handler.submitted[0]))
-            eventually(lambda: channel._dealer.getsockopt(zmq.EVENTS) & zmq.POLLIN)
-
-        channel.send = sent
-        ring.all_reduce_async(SMALL)
-        thread.join(30)
-        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("count", [1, 10_000, 1_000_000], ids=["4 B", "40 KB", "4 MB"])

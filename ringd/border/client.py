@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from ringd import errors
+from ringd.border.callsocket import CallSocket
 from ringd.border.lifeline import Lifeline
 from ringd.border.unread import Unread
 from ringd.loop import Loop, Timer
@@ -30,7 +31,7 @@ class Outbox(Protocol):
 
 
 class Client:
-    """One connection of a program: its lifeline, the ZeroMQ routing id, and its stays in groups."""
+    """One connection of a program: its lifeline, its call socket, and its stays in groups."""
 
     __slots__ = (
         "_lifeline",
@@ -41,7 +42,9 @@ class Client:
         "_owed_since",
         "_owes",
         "alive",
+        "calls",
         "channels",
+        "direct",
         "pid",
         "program",
         "routing_id",
@@ -51,7 +54,10 @@ class Client:
         "unread",
     )
 
-    def __init__(self, outbox: Outbox, lifeline: Lifeline, loop: Loop) -> None:
+    def __init__(self, outbox: Outbox, lifeline: Lifeline, calls: CallSocket, loop: Loop) -> None:
+        self.calls = calls
+        self.direct = False
+        """Whether it uses its call socket."""
         self._outbox = outbox
         self._lifeline = lifeline
         self._loop = loop
@@ -231,4 +237,5 @@ class Client:
     def hang_up(self) -> None:
         """Close the lifeline, which tells the client that it has no place here any more."""
         self.alive = False
+        self.calls.close()
         self._lifeline.close()

@@ -41,7 +41,7 @@ class Lifeline:
         """Take over *connection*.
 
         Raises:
-            OSError: the other side is gone already.
+            OSError: the other side is gone already, or there is no room for more open files.
         """
         self.credentials: Credentials = peer_credentials(connection)
         self.token = secrets.token_bytes(TOKEN_BYTES)
@@ -60,7 +60,14 @@ class Lifeline:
         self._fd_lost = False
         self._open = True
         connection.setblocking(False)
-        connection.send(self.token)  # an empty socket takes 16 bytes
+        self.calls, theirs = socket.socketpair()
+        """The daemon's end of the call socket."""
+        try:
+            with theirs:  # an empty socket takes 16 bytes
+                socket.send_fds(connection, [self.token], [theirs.fileno()])
+        except OSError:
+            self.calls.close()
+            raise
         self._events = EVENT_READ
         loop.add(connection, EVENT_READ, self._ready)
 

@@ -1,9 +1,10 @@
-"""The daemon's side of the local border: a ZeroMQ ROUTER, and a lifeline for each client.
+"""The daemon's side of the local border: a ZeroMQ ROUTER, a lifeline and a call socket per client.
 
 A program first connects to the lifeline and reads a token there; the token, sent in its
 :class:`~ringd.wire.border.messages.Attach`, ties its ZeroMQ connection to the lifeline, whose end
-is the kernel's word that the program is gone. Questions (status, rejoin, reload, trace) need
-neither.
+is the kernel's word that the program is gone. With the token it has been handed a call socket; one
+that says so is spoken to there alone, and speaks there once it is attached. Questions (status,
+rejoin, reload, trace) need none of these.
 
 Nothing that a client sends raises here: what cannot be used is answered with
 :class:`~ringd.wire.border.messages.Denied`, counted, and forgotten; a call that cannot be run
@@ -21,6 +22,7 @@ import zmq
 from structlog.typing import FilteringBoundLogger
 
 from ringd import errors
+from ringd.border.callsocket import CallSocket
 from ringd.border.client import Client
 from ringd.border.endpoint import Endpoint
 from ringd.border.lifeline import Lifeline, LifelineListener
@@ -48,6 +50,7 @@ from ringd.wire.border.messages import (
     Request,
     Submit,
     pack,
+    parts,
     unpack_request,
 )
 
@@ -65,7 +68,7 @@ _MAX_CHANNELS = 65536  # likewise
 _MOST_QUEUED = 1 << 18  # messages, for a connection that does not read; those of calls are counted
 _REMEMBERED_ASKERS = 1024
 _REMEMBERED_FORMER = 1024
-_DESCRIPTORS = 2  # that a program takes: its lifeline, and soon its ZeroMQ connection
+_DESCRIPTORS = 3  # that a program takes: its lifeline and call socket, soon its ZeroMQ connection
 _ROOM_AGAIN = 4 * _DESCRIPTORS  # else the log would go to and fro with the last one
 
 MAX_QUESTIONS = 32
@@ -81,6 +84,9 @@ a descriptor, as libzmq hangs up on whom a socket has accepted when it is closed
 
 OfClient = Union[Submit, Ack, Open, Detach, AskAwaited]
 """What only a client that has attached sends."""
+
+OF_A_STAY = (Submit, Ack, Open, Detach, AskAwaited)
+"""The same, for ``isinstance``."""
 
 
 class BorderHandler(Protocol):
@@ -212,6 +218,8 @@ class BorderServer:
             windows = len(client.stays) + len(client.channels)
             if client.unread.count > 4 * self.limits.window * windows + 1024:
                 self._does_not_read(client)
+            elif client.direct:
+                client.calls.send(parts(reply, payload))
             else:
                 self._send(client.routing_id, pack(reply, payload))
         except zmq.Again:
@@ -314,11 +322,15 @@ class BorderServer:
         except DecodeError as error:
             self._deny(routing_id, 0, f"not a message of this protocol: {error}")
             return
+        if isinstance(message, Attach) and (client := self._by_token.get(message.token)):
+            client.direct = message.call_socket
+        else:
+            client = self._by_routing_id.get(routing_id)
         fault = fault_of(message, None if payload is None else len(payload))
         if fault is None:
             self._dispatch(routing_id, message, payload)
         else:
-            self._deny(routing_id, getattr(message, "join_id", 0), fault)
+            self._deny(routing_id, getattr(message, "join_id", 0), fault, client)
 
     def _dispatch(self, routing_id: bytes, message: Request, payload: memoryview | None) -> None:
         if isinstance(message, Attach):
@@ -332,6 +344,26 @@ class BorderServer:
             self._log.debug("message of a former client", what=type(message).__name__)
         else:
             self._deny(routing_id, message.join_id, "attach to a group first")
+
+    def _called(self, client: Client, frame: bytes) -> None:
+        """A message came over a client's call socket."""
+        join_id = 0
+        try:
+            message, payload = unpack_request(frame)
+        except DecodeError as error:
+            fault: str | None = f"not a message of this protocol: {error}"
+        else:
+            join_id = getattr(message, "join_id", 0)
+            fault = fault_of(message, None if payload is None else len(payload))
+            if not isinstance(message, OF_A_STAY):
+                fault = f"a message that belongs on the ZeroMQ socket: {type(message).__name__}"
+            elif not client.direct:
+                fault = "attach to a group first, and say that the call socket is used"
+            elif fault is None:
+                self._hear(client, message, payload)
+        if fault is not None:
+            self._count_denied(client, fault)
+            client.calls.send(parts(Denied(join_id, errors.Refused.code, fault)))
 
     def _hear(self, client: Client, message: OfClient, payload: memoryview | None) -> None:
         if isinstance(message, (Submit, Ack)):
@@ -388,7 +420,7 @@ class BorderServer:
             client.turn_away(message.join_id)
             # Its place is free once all that it handed over is read.
             text = "a program that has just ended is still being seen off; try again"
-            self._reply(routing_id, Denied(message.join_id, errors.NotReady.code, text))
+            self._reply(routing_id, Denied(message.join_id, errors.NotReady.code, text), client)
             return
         timer = self._waiting.pop(client, None)
         if timer is not None:
@@ -429,9 +461,11 @@ class BorderServer:
             return
         self._answers[type(question)](lambda body: self._reply(routing_id, Answer(body)))
 
-    def _deny(self, routing_id: bytes, join_id: int, text: str) -> None:
-        self._count_denied(self._by_routing_id.get(routing_id), text)
-        self._reply(routing_id, Denied(join_id, errors.Refused.code, text))
+    def _deny(
+        self, routing_id: bytes, join_id: int, text: str, client: Client | None = None
+    ) -> None:
+        self._count_denied(client, text)
+        self._reply(routing_id, Denied(join_id, errors.Refused.code, text), client)
 
     def _count_denied(self, client: Client | None, text: str) -> None:
         self.denied += 1
@@ -443,9 +477,12 @@ class BorderServer:
                 denied_so_far=self.denied,
             )
 
-    def _reply(self, routing_id: bytes, reply: Reply) -> None:
+    def _reply(self, routing_id: bytes, reply: Reply, client: Client | None = None) -> None:
         if self._closed:
             return  # an answer that took its time
+        if client is not None and client.direct:
+            client.calls.send(parts(reply))
+            return
         try:
             self._send(routing_id, pack(reply))
         except zmq.ZMQError:  # gone, or it asks and asks and never reads
@@ -518,7 +555,14 @@ class BorderServer:
         return f"this machine's daemon takes no more programs: {reason}" if reason else ""
 
     def _new_lifeline(self, lifeline: Lifeline) -> None:
-        client = Client(self, lifeline, self._loop)
+        calls = CallSocket(
+            self._loop,
+            lifeline.calls,
+            max_message=self.limits.max_message,
+            on_message=lambda frame: self._called(client, frame),
+            on_abuse=lambda reason: self._loop.call_soon(lambda: self._gone(client, reason)),
+        )
+        client = Client(self, lifeline, calls, self._loop)
         lifeline.on_end = lambda reason: self._lifeline_ended(client, reason)
         self._by_token[client.token] = client
         self._expect(client)
@@ -533,7 +577,7 @@ class BorderServer:
         # What it managed to hand over before it died still counts.
         self._alert = True
         for _ in range(self.limits.window // _BATCH + 1):
-            if not self._drain():
+            if not (self._drain() or client.calls.drain()):
                 break
         self._gone(client, reason)
 

@@ -1,7 +1,8 @@
-"""One connection to one daemon process: a ZeroMQ DEALER and a lifeline.
+"""One connection to one daemon process: a ZeroMQ DEALER, a lifeline and a call socket.
 
-A channel ends with the daemon; the connection (:mod:`ringd.client.connection`) then opens the
-next one and offers again what was under way.
+Over ZeroMQ a program asks to be let into a group; all else goes over the call socket. A channel
+ends with the daemon; the connection (:mod:`ringd.client.connection`) then opens the next one and
+offers again what was under way.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import select
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 
 import zmq
 
+from ringd.client.callsocket import CallSocket, Part
 from ringd.client.pool import Segment
 from ringd.client.waker import Waker
 from ringd.host.credentials import check_socket_path
@@ -32,16 +33,14 @@ from ringd.wire.text import printable
 
 _LIFELINE_BYTES = (4096,)  # the arguments of one call of recv
 
-# As plain numbers: an operator of pyzmq's own flags takes nearly as long as a call of its.
-_POLLIN = int(zmq.POLLIN)
-_NOBLOCK = int(zmq.NOBLOCK)
-
 _CONNECT_TIMEOUT = 2.0  # seconds; a healthy daemon answers in microseconds
 _SEND_TIMEOUT = 2.0  # seconds, for a record on the lifeline
+_CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # absent on macOS
 _DESCRIPTORS = 4  # that ZeroMQ opens for a socket and its connection, at most; it aborts, or never
 _FIRST_DESCRIPTORS = (
     16  # says so, where it cannot; and with its threads, which the first one starts
 )
+_LIFELINE_DESCRIPTORS = 2  # with the call socket, which is lost where there is no room for it
 _LONGEST_LISTEN = 0.02  # seconds, to wait for another thread that listens
 
 Payload = bytes | memoryview
@@ -95,19 +94,14 @@ class Channel:
         """Beats sent since the daemon was heard last."""
         self.heard_at = time.monotonic()
         """When that was."""
-        self._inbox: deque[bytes] = deque()
-        self.alert = True
-        """A message was sent: there may be others that no descriptor tells of any more."""
-        self.gap = False
-        """An interrupt may have taken a message away: ask the daemon to say all again."""
         self._heard: list[bytes] = []
         self._listening = threading.RLock()  # a signal handler may wait above a thread that does
         try:
             with contextlib.ExitStack() as undo:
                 self.lifeline = undo.enter_context(_open_lifeline(path))
-                self.token = _read_token(self.lifeline)
+                self.token, connection = _read_token(self.lifeline)
+                self.calls = CallSocket(undo.enter_context(connection))
                 self._dealer = undo.enter_context(_open_dealer(path))
-                self._dealer_fd = int(self._dealer.getsockopt(zmq.FD))
                 self._poller = self._make_poller()
                 self._end_poller = select.poll()
                 self._end_poller.register(self.lifeline, select.POLLIN)
@@ -118,18 +112,26 @@ class Channel:
         except ValueError as error:  # the path: a zero byte, or what is no UTF-8
             raise OSError(errno.EINVAL, f"no socket can have this path: {error}") from error
 
-    def send(self, frame: bytes) -> None:
-        """Queue *frame*, of a packed request; never blocks.
+    def ask_in(self, parts: tuple[Part, ...]) -> None:
+        """Send the request that *parts* make, of a stay that the daemon has not taken in yet.
+
+        Never blocks.
 
         Raises:
             OSError: the sockets are closed, or the system has no memory.
         """
-        self.alert = True
         try:
-            self._dealer.send(frame)
+            self._dealer.send(b"".join(parts))
         except zmq.ZMQError as error:
-            self.alert = False  # no message comes any more
             raise OSError(error.errno, error.strerror) from error
+
+    def send(self, parts: tuple[Part, ...]) -> None:
+        """As :meth:`ask_in`, of a stay that the daemon has taken in.
+
+        Raises:
+            OSError: the daemon is gone.
+        """
+        self.calls.send(parts)
 
     def receive(self) -> tuple[Reply, Payload | None] | None:
         """Return the next message and its payload; None when there is none now.
@@ -139,25 +141,15 @@ class Channel:
         Raises:
             OSError: as :meth:`send`.
         """
-        inbox = self._inbox
-        if not inbox:
-            dealer = self._dealer
-            try:
-                if not int(dealer.getsockopt(zmq.EVENTS)) & _POLLIN:
-                    return None
-                self.gap = True  # pyzmq lets interrupts in when it has the message already
-                # Copied: where pyzmq frees a frame, an interrupt is lost, and an exit is at once,
-                # with all that is held.
-                inbox.append(dealer.recv(_NOBLOCK))
-                self.gap = False
-            except zmq.ZMQError as error:
-                raise OSError(error.errno, error.strerror) from error
-            self._hear()
-        return unpack_reply(inbox[0])
+        message = self.calls.receive()
+        if message is None:
+            return None
+        self._hear()
+        return unpack_reply(message)
 
     def taken(self) -> None:
         """The message that :meth:`receive` returned has been acted on."""
-        self._inbox.popleft()
+        self.calls.taken()
 
     def pass_segment(self, segment: Segment) -> None:
         """Hand *segment* to the daemon.
@@ -182,14 +174,17 @@ class Channel:
     def poll(self, timeout: float | None) -> bool:
         """Sleep until a message, the daemon's end, a wake-up or *timeout* (seconds).
 
+        Or until the daemon takes what waits to be sent.
+
         Returns:
             Whether the daemon is gone.
         """
         milliseconds = None if timeout is None else max(0, int(timeout * 1000) + 1)
         lifeline = self.lifeline.fileno()
         gone = False
+        full = self.calls.full
         try:
-            ready = self._poller.poll(milliseconds)
+            ready = (self._make_poller() if full else self._poller).poll(milliseconds)
         except RuntimeError:  # beneath this signal handler its thread sleeps on that one
             ready = self._make_poller().poll(milliseconds)
         for fd, _events in ready:
@@ -201,7 +196,8 @@ class Channel:
 
     def _make_poller(self) -> select.poll:
         poller = select.poll()
-        for file in (self._dealer_fd, self.lifeline, self._waker.reader):
+        poller.register(self.calls, select.POLLIN | (select.POLLOUT if self.calls.full else 0))
+        for file in (self.lifeline, self._waker.reader):
             poller.register(file, select.POLLIN)
         return poller
 
@@ -277,7 +273,13 @@ class Channel:
     def close(self) -> None:
         """Release the sockets."""
         self._dealer.close(linger=0)
+        self.calls.close()
         self.lifeline.close()
+
+    def in_child(self) -> None:
+        """Let go, in the child of a fork, of what would keep the parent alive."""
+        self.lifeline.close()
+        self.calls.close()
 
     def _send_record(self, record: bytes, fds: list[int]) -> None:
         deadline = time.monotonic() + _SEND_TIMEOUT
@@ -301,6 +303,7 @@ def _open_lifeline(path: str) -> socket.socket:
         check_socket_path(path + wire.SUFFIX)
     except ValueError as error:
         raise OSError(errno.ENAMETOOLONG, str(error)) from error
+    make_sure_of_room(_LIFELINE_DESCRIPTORS)
     lifeline = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         lifeline.settimeout(_CONNECT_TIMEOUT)
@@ -326,18 +329,27 @@ def _open_dealer(path: str) -> zmq.Socket[bytes]:
     return dealer
 
 
-def _read_token(lifeline: socket.socket) -> bytes:
-    token = b""
-    while len(token) < TOKEN_BYTES:
-        data = lifeline.recv(TOKEN_BYTES - len(token))
-        if not data:
-            raise ConnectionResetError(errno.ECONNRESET, "the daemon hung up")
-        token += data
-    if token == wire.REFUSED:
-        reason = b""
-        while (data := lifeline.recv(wire.MAX_REASON)) and len(reason) <= wire.MAX_REASON:
-            reason += data
-        text = printable(reason.decode(errors="replace"), wire.MAX_REASON)
-        raise TurnedAwayError(errno.EAGAIN, text)
-    lifeline.setblocking(False)
-    return token
+def _read_token(lifeline: socket.socket) -> tuple[bytes, socket.socket]:
+    """Return what the daemon opens with: the token, and our end of the call socket."""
+    token, fds, _, _ = socket.recv_fds(lifeline, TOKEN_BYTES, 1, _CLOSE_ON_EXEC)
+    with contextlib.ExitStack() as undo:
+        for fd in fds:
+            os.set_inheritable(fd, False)
+            connection = undo.enter_context(socket.socket(fileno=fd))
+        while len(token) < TOKEN_BYTES:
+            data = lifeline.recv(TOKEN_BYTES - len(token))
+            if not data:
+                raise ConnectionResetError(errno.ECONNRESET, "the daemon hung up")
+            token += data
+        if token == wire.REFUSED:
+            reason = b""
+            while (data := lifeline.recv(wire.MAX_REASON)) and len(reason) <= wire.MAX_REASON:
+                reason += data
+            text = printable(reason.decode(errors="replace"), wire.MAX_REASON)
+            raise TurnedAwayError(errno.EAGAIN, text)
+        if not fds:
+            text = "the daemon passes no call socket: restart it, if it is an older ringd"
+            raise OSError(errno.EPROTO, text)
+        lifeline.setblocking(False)
+        undo.pop_all()
+        return token, connection

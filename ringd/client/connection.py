@@ -187,7 +187,7 @@ class Connection:
     def in_child(self) -> None:
         """After a fork, in the child: let go of what would keep the parent alive."""
         if (channel := self.pump.channel) is not None:
-            channel.lifeline.close()
+            channel.in_child()
 
     # --- what its groups share --------------------------------------------------------
 
@@ -269,15 +269,8 @@ class Connection:
             self.groups.push()  # for what can be done without one
             return
         news = channel.sessions(partial(self.groups.meet, channel))
-        if channel.gap:
-            self.groups.install(channel)
-            channel.gap = False
-        while True:
-            channel.alert = False
-            news = self._receive(channel) or news
-            self.groups.push()
-            if not channel.alert:
-                break
+        news = self._receive(channel) or news
+        self.groups.push()
         if news:
             self.pump.tell()
 
@@ -312,11 +305,14 @@ class Connection:
                 news = True
                 self.groups.receive(*received)
                 channel.taken()
+            channel.calls.flush()
         except DecodeError as error:
             channel.taken()
             self.daemon.part(f"it sent what is no message of this version: {error}")
+        except ConnectionError:
+            channel.hang_up()  # as it did
         except OSError as error:
-            self.daemon.part(f"its messages cannot be received: {error}")
+            self.daemon.part(f"its call socket broke: {error}")
         return news
 
     def _lost(self, channel: Channel) -> None:

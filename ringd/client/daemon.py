@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from ringd.client.callsocket import Part
 from ringd.client.channel import Channel
 from ringd.client.pool import Pool
 from ringd.client.session import Op
@@ -81,16 +82,35 @@ class Daemon:
 
     # --- what it is sent --------------------------------------------------------------
 
-    def send(self, frame: bytes, *, anyway: bool = False) -> bool:
-        """Send *frame*, to a silent one only *anyway*.
+    @property
+    def full(self) -> bool:
+        """Whether something waits here until it reads what it was sent before."""
+        return self.channel is not None and self.channel.calls.full
+
+    def ask_in(self, message: tuple[Part, ...]) -> bool:
+        """As :meth:`send`, of a stay that it has not taken in yet."""
+        return self._send(message, self.channel, Channel.ask_in)
+
+    def send(self, message: tuple[Part, ...], *, anyway: bool = False) -> bool:
+        """Send *message*, a packed request, to a silent one only *anyway*.
 
         Where that cannot be, part with the daemon, and return False.
         """
-        channel = self.channel if anyway else self.ready
+        return self._send(message, self.channel if anyway else self.ready, Channel.send)
+
+    def _send(
+        self,
+        message: tuple[Part, ...],
+        channel: Channel | None,
+        way: Callable[[Channel, tuple[Part, ...]], None],
+    ) -> bool:
         if channel is None:
             return False
         try:
-            channel.send(frame)
+            way(channel, message)
+        except ConnectionError:
+            channel.hang_up()  # as it did
+            return False
         except OSError as error:
             self.part(f"it cannot be sent messages: {error}")
             return False

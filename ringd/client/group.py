@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ringd import errors
+from ringd.client.callsocket import Part
+from ringd.client.channel import Channel
 from ringd.client.daemon import Daemon
 from ringd.client.session import Op, Session, sendable
-from ringd.wire.border.messages import VERSION, Ack, Attach, Completed, Detach, Failed, pack
+from ringd.wire.border.messages import VERSION, Ack, Attach, Completed, Detach, Failed, parts
 
 _OP_BYTES = 1024
 """What a call costs that waits here, beside its tensor."""
@@ -126,7 +128,7 @@ class Group:
         if self.session.over and not self.session.open:
             self._renew()
         session = self.session
-        session.attached_over = None  # so that push begins with that
+        session.attached_over = session.taken_in_over = None  # so that push begins with that
         session.sent = session.released
         self.not_before = 0.0
         for op in list(session.ops.values()):
@@ -139,7 +141,7 @@ class Group:
 
     def postpone(self) -> None:
         """The daemon cannot take us in now: ask it again, soon, and offer all anew then."""
-        self.session.attached_over = None
+        self.session.attached_over = self.session.taken_in_over = None
         self.session.sent = self.session.released
         self.not_before = time.monotonic() + _TRY_AGAIN
         for end in self.ends.values():  # it has heard of none of them either
@@ -155,9 +157,15 @@ class Group:
             one.left = True
         for end in self.ends.values():
             end.parted = True
-        frame = pack(Detach(self.session.join_id, self.session.acked, hung_up))
-        if self.ended or not self.daemon.send(frame, anyway=True):
+        message = parts(Detach(self.session.join_id, self.session.acked, hung_up))
+        if self.ended or not self._say(message):
             self.parted = True
+
+    def _say(self, message: tuple[Part, ...]) -> bool:
+        """Say something of this stay that must not overtake how it began; also to a silent one."""
+        if self._taken_in:
+            return self.daemon.send(message, anyway=True)
+        return self.daemon.ask_in(message)
 
     def end(self, error: errors.RingError) -> None:
         """End the calls that are open with *error*; they may still be completed for the others.
@@ -268,15 +276,15 @@ class Group:
         for number, one in enumerate((op,) if then is None else (op, then)):
             one.session, one.seq = session, session.next_seq + number
             one.breaks = self.daemon.breaks
-        frame = self._frame(op)
+        made = self._message(op)
         session.add(op, then)
         self.daemon.pool.note(session.memory)
-        return self.push(op.seq, frame)
+        return self.push(op.seq, made)
 
-    def push(self, made_seq: int = -1, made_frame: bytes = b"") -> bool:
+    def push(self, made_seq: int = -1, made: tuple[Part, ...] = ()) -> bool:
         """Send what the daemon lacks and has room for; return whether that is all.
 
-        *made_frame*: the message of the op *made_seq*, which is made already.
+        *made*: the message of the op *made_seq*, which is packed already.
         """
         daemon, session = self.daemon, self.session
         if session.incomplete:
@@ -284,12 +292,11 @@ class Group:
         channel = daemon.ready
         if channel is None or self.left:
             return self.left or self.ended
-        if session.attached_over is not channel:
-            if time.monotonic() < self.not_before or not self._attach():
-                return False
-            session.attached_over = channel
-        made, room = session.next_seq, session.released + daemon.window
-        while session.sent < made:
+        if not self._taken_in:
+            self._ask_in(channel)
+            return False
+        end, room = session.next_seq, session.released + daemon.window
+        while session.sent < end and not channel.calls.full:
             seq = session.sent
             if seq >= room:
                 # The daemon makes room when it knows which results have arrived here. Each call's
@@ -301,14 +308,29 @@ class Group:
                 if op.filler is not None:
                     return False
                 session.handed = max(session.handed, seq + 1)
-                frame = made_frame if seq == made_seq else self._frame(op)
-                if not (daemon.pass_memory(op) and daemon.send(frame)):
+                message = made if seq == made_seq else self._message(op)
+                if not (daemon.pass_memory(op) and daemon.send(message)):
                     return False
             session.sent = seq + 1
-        return True
+        return not channel.calls.full
 
-    def _frame(self, op: Op) -> bytes:
-        return pack(op.submission(time.monotonic(), self.session.acked), op.payload)
+    @property
+    def _taken_in(self) -> bool:
+        """Whether the daemon has said that we are in the group, so that it can be told of calls."""
+        return self.session.taken_in_over is self.daemon.channel
+
+    def _ask_in(self, channel: Channel) -> None:
+        """Ask the daemon for our place, if it has not been asked, and it is time for that."""
+        session = self.session
+        if (
+            session.attached_over is not channel
+            and time.monotonic() >= self.not_before
+            and self._attach()
+        ):
+            session.attached_over = channel
+
+    def _message(self, op: Op) -> tuple[Part, ...]:
+        return parts(op.submission(time.monotonic(), self.session.acked), op.payload)
 
     def give_up(self, op: Op, error: errors.RingError) -> None:
         """End *op* here, without the daemon's word: with *error* unless its result stands."""
@@ -349,7 +371,7 @@ class Group:
     def _say_what_arrived(self) -> None:
         session = self.session
         acked = session.acked
-        if acked > session.ack_sent and self.daemon.send(pack(Ack(session.join_id, acked))):
+        if acked > session.ack_sent and self.daemon.send(parts(Ack(session.join_id, acked))):
             session.ack_sent = acked
 
     # --- inputs that were lent --------------------------------------------------------
@@ -446,9 +468,10 @@ class Group:
             local_size=wish.local_size,
             members=wish.members,
             ordered=wish.ordered,
+            call_socket=True,
         )
         session.asked = True
-        return self.daemon.send(pack(attach))
+        return self.daemon.ask_in(parts(attach))
 
     def _look_for_seal(self, op: Op) -> None:
         """End *op* if the former daemon finished it, and died before it could say so."""

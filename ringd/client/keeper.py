@@ -204,17 +204,17 @@ class Keeper:
             return
         pump.run(self._install, channel)
         self._next_beat = time.monotonic()
-        while not channel.wait_end(max(0.0, self._next_look() - time.monotonic())):
-            pump.run(pump.settle)
-            self._trim()
-            while groups.wait_for_room and pump.channel is channel and not self._ending:
-                until = min(self._next_look(), groups.next_try)
-                pump.wait(self._has_nothing_to_take_in, until, for_user=False)
-                self._trim()
-                if time.monotonic() >= self._next_beat:
-                    break
+        gone = False
+        while not gone:
             if time.monotonic() >= self._next_beat:
                 self._next_beat = time.monotonic() + pump.run(self._beat, channel)
+            if groups.wait_for_room and pump.channel is channel and not self._ending:
+                until = min(self._next_look(), groups.next_try)
+                pump.wait(self._has_nothing_to_take_in, until, for_user=False)
+            else:
+                gone = channel.wait_end(max(0.0, self._next_look() - time.monotonic()))
+                pump.run(pump.settle)
+            self._trim()
         pump.run(self._uninstall, channel)
 
     def _next_look(self) -> float:

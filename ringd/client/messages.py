@@ -15,11 +15,12 @@ from functools import partial
 from typing import NamedTuple
 
 from ringd import errors
+from ringd.client.callsocket import Part
 from ringd.client.group import Group
 from ringd.client.groups import Groups
 from ringd.client.session import Op, Session
 from ringd.client.stay import Stay
-from ringd.wire.border.messages import Open, pack
+from ringd.wire.border.messages import Open, parts
 
 BUFFERED = 1 << 20
 """Bytes; a message of up to so many is sent without waiting for its receiver."""
@@ -118,12 +119,20 @@ class End(Group):
         super().postpone()
         self._groups.add(self)
 
-    def push(self, made_seq: int = -1, made_frame: bytes = b"") -> bool:
-        """Send what the daemon lacks, once it has been told of the parent; as of a group."""
+    def push(self, made_seq: int = -1, made: tuple[Part, ...] = ()) -> bool:
+        """Send what the daemon lacks, once it has taken the parent in; as of a group."""
         parent = self._parent.session
-        if parent is self.of and parent.attached_over is not self.daemon.channel:
+        if parent is self.of and parent.taken_in_over is not self.daemon.channel:
             return self.ended
-        return super().push(made_seq, made_frame)
+        return super().push(made_seq, made)
+
+    @property
+    def _taken_in(self) -> bool:
+        """Whether it was opened: what opens it goes the same way as its calls."""
+        channel = self.daemon.ready
+        if channel is not None:
+            self._ask_in(channel)
+        return self.session.attached_over is channel
 
     def room(self, length: int) -> Session | None:
         """Return the session; a message is refused once that is over."""
@@ -177,7 +186,7 @@ class End(Group):
             released=session.released,
             watch=self.watch,
         )
-        return self.daemon.send(pack(opening))
+        return self.daemon.send(parts(opening))
 
 
 class Line(Stay):
@@ -213,7 +222,6 @@ def open_line(stay: Stay, key: Key, until: float | None, *, watch: bool = False)
         end = _end_of(stay, key)
         if watch:
             end.watch_from_now_on()
-        stay.connection.pump.sent()
         found.append(end)
         return True
 
@@ -259,7 +267,6 @@ def submit_when_sent(stay: Stay, source: int, tag: int, op: Op, until: float | N
         for line in lines:
             if line.end.waits:
                 connection.groups.submit(line.end, op)
-                connection.pump.sent()
                 return line
         return None
 

@@ -7,14 +7,13 @@ thread returns from a call or goes round a loop, and a finaliser in any thread; 
    a thread ends its own sleep, or leaves word of what is to be done within it;
 2. each step there may end at any such place, and is then done again from its beginning by whoever
    comes next: it looks at the state, and does what that lacks. What arrives is dropped only when
-   it has been acted on; where an interrupt may have lost some, the daemon is asked to say it again;
+   it has been acted on;
 3. a handler or finaliser that finds its own thread inside is refused: what lies beneath it cannot
    go on before it returns;
 4. nothing is held while a thread sleeps, so that nothing need be given back.
 
-The sleep is a plain ``poll``, and touches no ZeroMQ; so other threads may send meanwhile.
-ZeroMQ's descriptor is edge-triggered and may go quiet when another thread has looked at the
-socket; a thread that takes messages in for others therefore wakes the sleeper.
+The sleep is a plain ``poll``; other threads may send meanwhile. A thread that takes messages in for
+others wakes those.
 """
 
 from __future__ import annotations
@@ -148,15 +147,6 @@ class Pump:
             waited = True
             if gone and isinstance(turn, Channel):
                 self.run(self._gone, turn)
-
-    def sent(self) -> None:
-        """Look at the socket in place of the sleeper; within :meth:`run`, after sending.
-
-        To send takes the edge of ZeroMQ's descriptor away as to receive does, also from under a
-        thread that is about to be woken by it.
-        """
-        if self._sleeper is not None:
-            self.settle()
 
     def tell(self) -> None:
         """Wake the threads that wait, if it is done: something has changed; within :meth:`run`.

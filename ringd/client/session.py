@@ -265,6 +265,8 @@ class Session:
         """All ops below that need it have been handed to the daemon that is there now."""
         self.attached_over: object = None
         """The channel over which our place in the group has been asked for; None for none."""
+        self.taken_in_over: object = None
+        """The one over which the daemon has given us that."""
         self.released = 0
         """All ops below are finished on all members."""
         self.acked = 0

@@ -17,7 +17,7 @@ from ringd.client.ending import goes_on_after_failure, remember_main_thread
 from ringd.client.group import Group, Place
 from ringd.client.pool import Block
 from ringd.client.session import Op, Session
-from ringd.wire.border.messages import AskAwaited, Attached, pack
+from ringd.wire.border.messages import AskAwaited, Attached, parts
 
 GRACE = 2.5
 """Seconds, beyond those that the daemon may take to notice a deadline, until the client stops to
@@ -249,8 +249,7 @@ class Stay:
     def _ask(self) -> None:
         self.connection.settle()
         self.group.conflict = False  # what was said before
-        self.connection.daemon.send(pack(AskAwaited(self.group.session.join_id)))
-        self.connection.pump.sent()
+        self.connection.daemon.send(parts(AskAwaited(self.group.session.join_id)))
 
     def _why_unknown(self) -> str:
         daemon = self.connection.daemon
@@ -348,10 +347,8 @@ class Stay:
         if self.group.session.open:  # else nothing has come that the call depends on
             connection.settle()
         sent = connection.groups.submit(self.group, op, then)
-        if sent is not None:
-            connection.pump.sent()
-            if not (sent or waits):
-                connection.keeper.wake()
+        if sent is not None and not (sent or waits):
+            connection.keeper.wake()
         return sent
 
     @property

@@ -32,11 +32,13 @@ class Courier:
         """By sender: beyond the call of the last message that was taken from anyone."""
         self._dropped = 0
         """Messages that were taken from anyone, but by a call that an interrupt has struck."""
+        self._wrong = 0
+        """Those that nobody had to send."""
 
     def resume(self, number: int) -> None:
         """Go on with call *number*: what was sent in the place of a former one has come."""
         self._next = [number] * self._role.layout.size
-        self._dropped = 0
+        self._dropped = self._wrong = 0
 
     def run(self, errand: Errand) -> None:
         """Send what this rank has to, and ask for what it is to be given."""
@@ -50,14 +52,20 @@ class Courier:
             if message.source == rank:
                 # Nobody may wait for a receiver that waits to send first.
                 self._send(message, rng, may_wait=errand.asked or errand.anyone)
-        if not errand.asked:
+        if errand.anyone:
+            # What comes may be of a later errand, whose sender is ahead: the others wait until
+            # theirs has been received, and must not be kept waiting until then.
+            while self._lacking(wanted) > self._dropped + self._wrong:
+                self._take_any(wanted[0])
+        elif not errand.asked:
             for message in wanted:
-                if errand.anyone:
-                    self._take_any(message)
-                else:
-                    # What waits until its own deadline has no place in the order before.
-                    free = message.frame.timeout is None or message.which.index > 0
-                    self._ask(message, rng, waits=free and rng.random() < 0.5)
+                # What waits until its own deadline has no place in the order before.
+                free = message.frame.timeout is None or message.which.index > 0
+                self._ask(message, rng, waits=free and rng.random() < 0.5)
+
+    def _lacking(self, wanted: list[Message]) -> int:
+        """Return how many of these, which are from anyone, have not come."""
+        return sum(self._next[message.source] <= message.which.number for message in wanted)
 
     def _send(self, message: Message, rng: Random, *, may_wait: bool) -> None:
         caller, ring, which = self._caller, self._caller.ring, message.which
@@ -138,6 +146,7 @@ class Courier:
         for result in found:
             message = self._sent(result, like.which.number)
             if message is None:
+                self._wrong += 1
                 say("wrong", like.which, f"came {self._other(result, like)}: {like.story}")
             else:
                 say("took", message.which, f"{since:.6f}")

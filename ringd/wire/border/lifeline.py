@@ -1,7 +1,8 @@
 """What crosses a lifeline: the plain Unix stream beside a client's ZeroMQ connection.
 
-The daemon opens with a token (:data:`ringd.wire.border.messages.TOKEN_BYTES`), or with
-:data:`REFUSED` and the reason, in UTF-8 to the end of the stream, when it takes nobody in. After
+The daemon opens with a token (:data:`ringd.wire.border.messages.TOKEN_BYTES`), which carries the
+descriptor of the client's call socket (:mod:`ringd.wire.border.stream`), or with :data:`REFUSED`
+and the reason, in UTF-8 to the end of the stream, when it takes nobody in. After
 the token the client speaks in records of fixed size that introduce and withdraw its memory
 segments; a record that adds a segment carries its descriptor (SCM_RIGHTS). The daemon says who the
 client's peers are, for whatever was sent here arrives even if the sender dies. The end of the

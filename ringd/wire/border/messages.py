@@ -1,6 +1,7 @@
-"""The messages between a client program and its daemon, over the ZeroMQ ipc socket.
+"""The messages between a client program and its daemon.
 
-A message is one ZeroMQ frame::
+They go over the ZeroMQ ipc socket; those of a client that has attached so, over its call socket
+(:mod:`ringd.wire.border.stream`). A message is one frame::
 
     payload | MessagePack | length of the MessagePack u32 | whether there is a payload u8
 
@@ -98,6 +99,9 @@ class Attach(msgspec.Struct, frozen=True, array_like=True, tag="attach"):
     """The members that take part; empty for all. If *ordered*, by rank, as often as each has
     programs."""
     ordered: bool = False
+    call_socket: bool = False
+    """Whether the client uses its call socket: it is sent all there, and once it has been told
+    there that it is :class:`Attached`, it sends there what else there is to say of this stay."""
 
 
 class Open(msgspec.Struct, frozen=True, array_like=True, tag="open"):
@@ -351,10 +355,17 @@ DecodeError = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 def pack(message: Request | Reply, payload: bytes | memoryview | None = None) -> bytes:
     """Return the frame of *message* with *payload* (bytes), which is copied."""
+    return b"".join(parts(message, payload))
+
+
+def parts(
+    message: Request | Reply, payload: bytes | memoryview | None = None
+) -> tuple[bytes | memoryview, ...]:
+    """Return what the frame of *message* with *payload* (bytes) is made of; that is not copied."""
     head = _encoder.encode(message)
     if payload is None:
-        return head + _TRAILER.pack(len(head), 0)
-    return b"".join((payload, head, _TRAILER.pack(len(head), 1)))
+        return (head + _TRAILER.pack(len(head), 0),)
+    return payload, head + _TRAILER.pack(len(head), 1)
 
 
 def unpack_request(frame: bytes | memoryview) -> tuple[Request, memoryview | None]:

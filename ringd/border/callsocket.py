@@ -1,0 +1,172 @@
+"""The daemon's end of a client's call socket: its messages in, and ours out."""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Callable
+
+from ringd.loop import EVENT_READ, EVENT_WRITE, Loop
+from ringd.wire.border.stream import LENGTH, missing
+
+_READ = 100 << 10  # bytes in one system call: a message of 64 KiB and some
+_BATCH = 64  # messages taken in one go, then the others have their turn
+_MOST_QUEUED = 1 << 18  # messages, for one that does not read; those of calls are counted
+
+Part = bytes | memoryview
+
+
+class CallSocket:
+    """Owns *connection*.
+
+    Args:
+        loop: the daemon's.
+        connection: a stream.
+        max_message: bytes of one message at most.
+        on_message: called with each one.
+        on_abuse: called once, with the reason, if the other side broke the rules, or reads nothing;
+            it is closed then.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        connection: socket.socket,
+        *,
+        max_message: int,
+        on_message: Callable[[bytes], None],
+        on_abuse: Callable[[str], None],
+    ) -> None:
+        self._loop = loop
+        self._socket = connection
+        self._max_message = max_message
+        self._on_message = on_message
+        self._on_abuse = on_abuse
+        self._stream = memoryview(b"")
+        """What has arrived, from the beginning of a message on."""
+        self._pieces: list[bytes] = []
+        """What has arrived behind that, of a message that is not complete."""
+        self._arrived = 0
+        """Bytes of both."""
+        self._going_on = False
+        """Messages that have arrived are to be taken in soon."""
+        self._out: deque[bytes | memoryview] = deque()
+        """What the socket has had no room for."""
+        self._events = EVENT_READ
+        self._open = True
+        connection.setblocking(False)
+        loop.add(connection, EVENT_READ, self._ready)
+
+    def close(self) -> None:
+        """Release the socket; harmless once more."""
+        if self._open:
+            self._open = False
+            self._loop.remove(self._socket)
+            self._socket.close()
+
+    def _refuse(self, reason: str) -> None:
+        self.close()
+        self._out.clear()
+        self._on_abuse(reason)
+
+    # --- in ---------------------------------------------------------------------------
+
+    def drain(self) -> bool:
+        """Take in messages that have arrived; return whether there may be more."""
+        for _ in range(_BATCH):
+            message = self._next()
+            if message is None:
+                return False
+            self._on_message(message)
+        return True
+
+    def _next(self) -> bytes | None:
+        """Return the next message; None when it has not come."""
+        while self._open:
+            stream = self._stream
+            size = missing(stream)
+            if LENGTH.size < size <= len(stream):
+                self._stream = stream[size:]
+                self._arrived -= size
+                # Copied: its payload, which is in front, is aligned then, and stays with the call.
+                return bytes(stream[LENGTH.size : size])
+            if size - LENGTH.size > self._max_message:
+                self._refuse(f"it sent a message of more than {self._max_message} bytes")
+            elif not self._read(size):
+                break
+        return None
+
+    def _read(self, size: int) -> bool:
+        """Read once, of a message of *size* bytes; return whether there was something."""
+        try:
+            data = self._socket.recv(_READ)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self.close()  # of the end of the other side the lifeline tells
+            return False
+        self._pieces.append(data)
+        self._arrived += len(data)
+        if self._arrived >= size:
+            whole = data if self._arrived == len(data) else b"".join((self._stream, *self._pieces))
+            self._stream = memoryview(whole)
+            self._pieces.clear()
+        return True
+
+    # --- out --------------------------------------------------------------------------
+
+    def send(self, parts: tuple[Part, ...]) -> None:
+        """Send the message that *parts* make, which are copied if they have to wait.
+
+        Once the other side is gone it is dropped: of that the lifeline tells.
+        """
+        if not self._open:
+            return
+        parts = (LENGTH.pack(sum(map(len, parts))), *parts)
+        if self._out:
+            self._out.append(b"".join(parts))
+            if len(self._out) > _MOST_QUEUED:
+                self._refuse("it does not read what the daemon sends")
+            return
+        try:
+            sent = self._socket.sendmsg(parts)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return
+        if sent < sum(map(len, parts)):
+            self._out.append(memoryview(b"".join(parts))[sent:])
+            self._watch(EVENT_READ | EVENT_WRITE)
+
+    def _flush(self) -> None:
+        out = self._out
+        try:
+            while out:
+                sent = self._socket.send(out[0])
+                if sent < len(out[0]):
+                    out[0] = memoryview(out[0])[sent:]
+                    return
+                out.popleft()
+        except BlockingIOError:
+            return
+        except OSError:
+            out.clear()
+        self._watch(EVENT_READ)
+
+    def _watch(self, events: int) -> None:
+        if events != self._events:
+            self._events = events
+            self._loop.modify(self._socket, events)
+
+    def _ready(self, events: int) -> None:
+        if events & EVENT_WRITE and self._open:
+            self._flush()
+        if events & EVENT_READ and not self._going_on:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        self._going_on = self.drain()
+        if self._going_on:
+            self._loop.call_soon(self._go_on)
