@@ -30,16 +30,22 @@ NAMES = [f"n{i}" for i in range(64)]
 
 
 def wait_until(
-    condition: Callable[[], object], what: str = "condition", timeout: float = PATIENCE
+    condition: Callable[[], object],
+    what: str | Callable[[], str] = "condition",
+    timeout: float = PATIENCE,
 ) -> object:
-    """Return the first true value of *condition*, or fail after *timeout* seconds."""
+    """Return the first true value of *condition*, or fail after *timeout* seconds.
+
+    *what* was waited for is said then; a function may say also how it stands at the end.
+    """
     deadline = time.monotonic() + timeout
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout:g} s: {what}")
+            said = what if isinstance(what, str) else what()
+            raise AssertionError(f"not within {timeout:g} s: {said}")
         time.sleep(0.005)
 
 

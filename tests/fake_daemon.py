@@ -259,7 +259,7 @@ def mapped() -> int:
     return maps.read_text().count("memfd:ringd") if maps.exists() else 0
 
 
-def eventually(condition: Callable[[], Any], timeout: float = 10.0) -> None:
+def eventually(condition: Callable[[], Any], timeout: float = 30.0) -> None:
     """Wait until *condition* holds."""
     deadline = time.monotonic() + timeout
     while not condition():

@@ -193,21 +193,28 @@ def test_memory_is_given_back_after_the_handler_knows(daemon, end):
 
 
 def test_successor_of_a_dead_client_is_asked_to_wait(daemon):
-    """Until the daemon has read a dead client's last words its group's next one comes again."""
+    """Until the daemon has read a dead client's last words its group's next one comes again.
+
+    With its calls: one that has lost its connection hands them over behind its attach, at once.
+    """
     dead, other = Raw(daemon), Raw(daemon, group="other")
     new, elsewhere = Raw(daemon, attach=False), Raw(daemon, attach=False, group="elsewhere")
-    attaching = daemon.server._attach
+    take = daemon.server._dispatch
 
     def all_at_once():
         dead.lifeline.close()  # and nothing was read since
         for raw in (new, elsewhere):
             client = daemon.server._by_token[raw.token]
-            attaching(b"id of " + raw.group.encode(), raw.attach())
-            answered[raw.group] = client.routing_id is not None
+            routing_id = b"id of " + raw.group.encode()
+            take(routing_id, raw.attach(), None)
+            take(routing_id, raw.submit(), memoryview(EIGHT))
+            answered[raw.group] = bool(client.stays)
 
     answered = {}
     daemon.run(all_at_once)
     assert answered == {"g": False, "elsewhere": True}
+    assert daemon.run(lambda: daemon.server.denied) == 0
+    assert [call.message.join_id for call in daemon.handler.submitted] == [5]
     eventually(lambda: daemon.handler.gone)
     assert isinstance(new.ask(new.attach()), border.Attached)
     for raw in (new, other, elsewhere):

@@ -244,7 +244,14 @@ class Unyt(np.ndarray):
     units = "m"
 
 
-class Measured:
+class Foreign:
+    """What is no array of numpy's; its name is part of the names of tests."""
+
+    def __str__(self):
+        return type(self).__name__
+
+
+class Measured(Foreign):
     """An array-like with units, as pint has them."""
 
     units = "m"
@@ -254,7 +261,7 @@ class Measured:
         return self.magnitude
 
 
-class Labelled:
+class Labelled(Foreign):
     """A column with an index, as pandas has them."""
 
     index = ("a", "b")
@@ -266,7 +273,7 @@ class Labelled:
     __array__ = to_numpy
 
 
-class Index:
+class Index(Foreign):
     """Labels of a table, as pandas has them; or a table of many dimensions, as xarray has."""
 
     def __array__(self, dtype=None, copy=None):
@@ -275,7 +282,7 @@ class Index:
     to_numpy = __array__
 
 
-class Sparse:
+class Sparse(Foreign):
     """A sparse array, as scipy has them."""
 
     nnz = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -82,6 +83,7 @@ FAILURES = {
 }
 
 
+@pytest.mark.usefixtures("interruptible")  # what this ignores, its children ignore
 @pytest.mark.parametrize("how", FAILURES)
 def test_a_program_that_failed_ends_with_its_own_exit_code(tmp_path, how):
     """The call of the other thread ends within seconds, and the group hears of the end."""
@@ -139,41 +141,52 @@ def work():
             program.communicate()
 
 
-@pytest.mark.parametrize("how", HEALTHY)
-def test_a_main_thread_that_returns_leaves_others_to_work(tmp_path, how):
-    """Nor is a call disturbed for which the main thread waits while it handles an exception."""
-    with fake(tmp_path, hold=True) as (daemon, ring):
-        ring.close()
-        eventually(lambda: not daemon.handler.groups)
-        program = subprocess.Popen(
-            [sys.executable, "-c", BEGIN + HEALTHY[how], daemon.path], stdout=subprocess.PIPE
-        )
-        eventually(lambda: daemon.handler.submitted)
-        with pytest.raises(subprocess.TimeoutExpired):
-            program.wait(3.0)
-        daemon.run(lambda: daemon.handler.complete(daemon.handler.submitted[0]))
-        assert program.communicate(timeout=10) == (b"", None)
-        assert program.returncode == 0
+class Worker:
+    """A program with a thread in a call, beside a daemon of its own that holds the call."""
 
-
-def test_threads_of_a_live_prompt_go_on_after_the_script_has_failed(tmp_path):
-    """`python -i script.py` is there to look at what has failed."""
-    script = tmp_path / "script.py"
-    script.write_text(BEGIN + "raise ValueError")
-    with fake(tmp_path, hold=True) as (daemon, ring):
+    def __init__(self, stack, place, *arguments, text=b""):
+        self.daemon, ring = stack.enter_context(fake(place, hold=True))
         ring.close()
-        eventually(lambda: not daemon.handler.groups)
-        prompt = subprocess.Popen(
-            [sys.executable, "-i", str(script), daemon.path],
+        eventually(lambda: not self.daemon.handler.groups)
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments, self.daemon.path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-        lines = "thread = threading.Thread(target=work)\nthread.start(); thread.join()\n"
-        prompt.stdin.write(lines.encode())
-        prompt.stdin.flush()
-        eventually(lambda: daemon.handler.submitted)
-        with pytest.raises(subprocess.TimeoutExpired):
-            prompt.wait(3.0)
-        daemon.run(lambda: daemon.handler.complete(daemon.handler.submitted[0]))
-        assert prompt.communicate(timeout=10) == (b"", None)
+        stack.callback(self.process.kill)
+        self.process.stdin.write(text)
+        self.process.stdin.flush()
+
+    def complete(self):
+        """Complete its call."""
+        handler = self.daemon.handler
+        self.daemon.run(lambda: handler.complete(handler.submitted[0]))
+
+
+def test_a_main_thread_that_has_not_failed_leaves_others_to_work(tmp_path):
+    """One that returned, one that waits for a call while it handles an exception, and a prompt.
+
+    `python -i script.py` is there to look at what has failed, and its threads go on.
+    """
+    script = tmp_path / "script.py"
+    script.write_text(BEGIN + "raise ValueError")
+    lines = b"thread = threading.Thread(target=work)\nthread.start(); thread.join()\n"
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for how, text in HEALTHY.items():
+            (tmp_path / how).mkdir()
+            workers[how] = Worker(stack, tmp_path / how, "-c", BEGIN + text)
+        (tmp_path / "prompt").mkdir()
+        workers["prompt"] = Worker(stack, tmp_path / "prompt", "-i", str(script), text=lines)
+        for worker in workers.values():
+            eventually(lambda worker=worker: worker.daemon.handler.submitted)
+        time.sleep(3.0)  # longer than it takes to find that a main thread has failed
+        assert {how: w.process.poll() for how, w in workers.items()} == dict.fromkeys(workers)
+        for worker in workers.values():
+            worker.complete()
+        ends = {
+            how: (*w.process.communicate(timeout=10), w.process.returncode)
+            for how, w in workers.items()
+        }
+        assert ends == dict.fromkeys(workers, (b"", None, 0))

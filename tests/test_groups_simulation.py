@@ -8,10 +8,10 @@ here only picks the faults.
 from __future__ import annotations
 
 import dataclasses
-import os
 from random import Random
 
 import pytest
+from exhaustive import usually
 from groups_model_calls import Spec, Violation
 from groups_simulation import Sim
 
@@ -66,14 +66,8 @@ def points(n, seed, programs):
     return sim.points
 
 
-STRIDES = {1: 1, 2: 1, 3: 3, 4: 9}
-"""By ring size: every stride-th point is struck, shifted for each fault, to save time.
-
-``RINGD_TEST_EXHAUSTIVE=1`` strikes every point.
-"""
-
-if os.environ.get("RINGD_TEST_EXHAUSTIVE"):
-    STRIDES = dict.fromkeys(STRIDES, 1)
+STRIDES = {size: usually(stride, 1) for size, stride in {1: 1, 2: 2, 3: 7, 4: 23}.items()}
+"""By ring size: every stride-th point is struck, shifted for each fault, to save time."""
 
 
 @pytest.mark.parametrize("n", STRIDES)
@@ -161,7 +155,7 @@ def late_lenders(seeds=4):
 
 def test_what_a_late_lender_leaves_serves_the_others():
     """It has its result, and may write to its array; the others get the right sum yet."""
-    late_lenders(40)
+    late_lenders(usually(10, 40))
 
 
 def late_resubmissions(seeds=4):
@@ -220,7 +214,7 @@ def test_one_fault_at_every_point_of_shared_members(layout, shuffled):
     undisturbed = Sim(n, n, SMALL, parts=parts)
     undisturbed.finish()
     assert set(undisturbed.witness.outcomes) == {OK}
-    stride = 3 * STRIDES[n] + 2 if max(STRIDES.values()) > 1 else 1
+    stride = usually({1: 5, 2: 5, 3: 11}[n], 1)
     for offset, fault in enumerate(faults(n)):
         for point in range(1 + offset % stride, undisturbed.points + 1, stride):
             sim = Sim(n, n, SMALL, parts=parts)
@@ -258,7 +252,7 @@ def test_one_fault_at_every_point_of_messages(layout):
     undisturbed = Sim(n, n, CALLS, **options)
     undisturbed.finish()
     assert set(undisturbed.witness.outcomes) == {OK}
-    stride = 5 if max(STRIDES.values()) > 1 else 1
+    stride = usually(5, 1)
     for offset, fault in enumerate(faults(n)):
         for point in range(1 + offset % stride, undisturbed.points + 1, stride):
             sim = Sim(n, n, CALLS, **options)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, wait_until
+from exhaustive import usually
 
 import ringd
 from tests.ringkit import BOUNDED
@@ -19,6 +20,10 @@ CLOSED = [
     for count in range(1, 4)
     for some in itertools.combinations(("<&-", ">&-", "2>&-"), count)
 ]
+
+
+SOME = [*CLOSED[:3], CLOSED[-1]]
+"""Each alone, and all."""
 
 
 def closing(which, *command):
@@ -33,7 +38,7 @@ def cluster(place):
         yield cluster
 
 
-@pytest.mark.parametrize("which", [*CLOSED[:3], CLOSED[-1]])
+@pytest.mark.parametrize("which", SOME)
 def test_daemon_runs_without_its_streams(cluster, which):
     """It forms its ring and serves programs, and what is 0 to 2 is none of its sockets."""
     node = cluster[0]
@@ -59,7 +64,7 @@ def test_daemon_runs_without_its_streams(cluster, which):
     assert node.stop() == 0
 
 
-@pytest.mark.parametrize("which", CLOSED)
+@pytest.mark.parametrize("which", usually(SOME, CLOSED))
 def test_commands_run_without_their_streams(cluster, which, place):
     """Their exit codes tell all the same, and an error is no other error."""
     no_daemon = ["ringd.cli.main", "status", "--socket", str(place / "nothing")]
@@ -81,20 +86,30 @@ def test_commands_run_without_their_streams(cluster, which, place):
         assert "Traceback" not in ended.stdout + ended.stderr
 
 
+ERRORS = [
+    (["ringd.daemon.main", "--config", "none.toml"], 78),
+    (["ringd.cli.main", "nonsense"], 2),
+    (["ringd.cli.main", "health", "--socket", "none"], 3),
+    (["ringd.daemon.main", "--config", "none.toml", "--check-config"], 78),
+    (["ringd.daemon.main", "--nonsense"], 2),
+    (["ringd.cli.main", "status", "--socket", "none"], 3),
+    (["ringd.cli.main", "status", "--nonsense"], 2),
+    (["ringd.cli.main", "keygen", "."], 2),
+    (["ringd.cli.main", "keygen", "none/key"], 1),
+]
+"""Commands that fail and their exit codes; the first three fail in three ways."""
+
+UNREAD = ""
+"""The standard error of :func:`test_exit_codes_hold_whatever_becomes_of_the_words` as it is."""
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-@pytest.mark.parametrize("which", ["", "2>/dev/full", ">/dev/full 2>/dev/full", "2<&0"])
 @pytest.mark.parametrize(
-    ("words", "code"),
+    ("which", "words", "code"),
     [
-        (["ringd.daemon.main", "--config", "none.toml"], 78),
-        (["ringd.daemon.main", "--config", "none.toml", "--check-config"], 78),
-        (["ringd.daemon.main", "--nonsense"], 2),
-        (["ringd.cli.main", "health", "--socket", "none"], 3),
-        (["ringd.cli.main", "status", "--socket", "none"], 3),
-        (["ringd.cli.main", "status", "--nonsense"], 2),
-        (["ringd.cli.main", "nonsense"], 2),
-        (["ringd.cli.main", "keygen", "."], 2),
-        (["ringd.cli.main", "keygen", "none/key"], 1),
+        (which, *error)
+        for which in (UNREAD, "2>/dev/full", ">/dev/full 2>/dev/full", "2<&0")
+        for error in usually(ERRORS if which == UNREAD else ERRORS[:3], ERRORS)
     ],
 )
 def test_exit_codes_hold_whatever_becomes_of_the_words(place, which, words, code):
@@ -144,7 +159,8 @@ def test_open_streams_stay_as_they_are():
     assert (ended.stdout, ended.stderr) == ("True\n", "")
 
 
-def test_closed_streams_swallow_what_is_written():
+@pytest.mark.parametrize("which", CLOSED)
+def test_closed_streams_swallow_what_is_written(which):
     """Also what a C library writes to descriptor 2 by itself, which would else hit a socket."""
     code = (
         "import os, sys; from ringd.host.streams import open_standard_streams as o; o(); "
@@ -153,5 +169,11 @@ def test_closed_streams_swallow_what_is_written():
         "sys.exit(10 * (fd > 2) + (sys.stdin.read() == ''))"
     )
     command = [sys.executable, "-c", code, os.devnull]
-    ended = subprocess.run(closing("<&- >&- 2>&-", *command), check=False, timeout=30)
+    ended = subprocess.run(
+        closing(which, *command),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
     assert ended.returncode == 11

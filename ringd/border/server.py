@@ -415,9 +415,15 @@ class BorderServer:
                 routing_id, message.join_id, "the token is not one that a lifeline was given"
             )
             return
+        if client.routing_id is not None:
+            self._by_routing_id.pop(client.routing_id, None)  # its ZeroMQ connection is a new one
+        self._former.pop(routing_id, None)
+        client.routing_id = routing_id
+        client.program = message.program
+        self._by_routing_id[routing_id] = client
         rivals = (other for other in self.clients if message.group in other.stays.values())
         if any(other.ending for other in rivals if other is not client):
-            client.turn_away(message.join_id)
+            client.turn_away(message.join_id)  # and what it has sent behind this
             # Its place is free once all that it handed over is read.
             text = "a program that has just ended is still being seen off; try again"
             self._reply(routing_id, Denied(message.join_id, errors.NotReady.code, text), client)
@@ -425,12 +431,6 @@ class BorderServer:
         timer = self._waiting.pop(client, None)
         if timer is not None:
             timer.cancel()
-        if client.routing_id is not None:
-            self._by_routing_id.pop(client.routing_id, None)  # its ZeroMQ connection is a new one
-        self._former.pop(routing_id, None)
-        client.routing_id = routing_id
-        client.program = message.program
-        self._by_routing_id[routing_id] = client
         if len(client.stays) >= _MAX_STAYS:
             text = f"this program is in {_MAX_STAYS} groups, which is the most; close some"
             client.send(Denied(message.join_id, errors.ResourceExhausted.code, text))

@@ -186,7 +186,10 @@ class Channel:
         try:
             ready = (self._make_poller() if full else self._poller).poll(milliseconds)
         except RuntimeError:  # beneath this signal handler its thread sleeps on that one
-            ready = self._make_poller().poll(milliseconds)
+            try:
+                ready = self._make_poller().poll(milliseconds)
+            except ValueError:  # another thread has closed this channel since it was looked at
+                return True
         for fd, _events in ready:
             if fd == lifeline:
                 gone = self._listen()
