@@ -23,7 +23,7 @@ class Raw:
         self.dealer = self.context.socket(zmq.DEALER)
         self.dealer.setsockopt(zmq.LINGER, 0)
         self.dealer.connect(f"ipc://{daemon.path}")
-        self.lifeline = None
+        self.lifeline = self.calls = None
         self.token = b""
         self.group = group
         if with_lifeline:
@@ -129,6 +129,7 @@ class Raw:
         self.dealer.close(0)
         if self.lifeline is not None:
             self.lifeline.close()
+        if self.calls is not None:
             self.calls.close()
 
     def __enter__(self):

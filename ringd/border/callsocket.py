@@ -63,11 +63,13 @@ class CallSocket:
             self._open = False
             self._loop.remove(self._socket)
             self._socket.close()
+            self._out.clear()
+            self._on_message = self._on_abuse = _ignore  # they know the client, which knows us
 
     def _refuse(self, reason: str) -> None:
+        on_abuse = self._on_abuse
         self.close()
-        self._out.clear()
-        self._on_abuse(reason)
+        on_abuse(reason)
 
     # --- in ---------------------------------------------------------------------------
 
@@ -170,3 +172,7 @@ class CallSocket:
         self._going_on = self.drain()
         if self._going_on:
             self._loop.call_soon(self._go_on)
+
+
+def _ignore(_what: bytes | str) -> None:
+    """It is closed."""

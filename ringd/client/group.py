@@ -21,7 +21,16 @@ from ringd.client.callsocket import Part
 from ringd.client.channel import Channel
 from ringd.client.daemon import Daemon
 from ringd.client.session import Op, Session, sendable
-from ringd.wire.border.messages import VERSION, Ack, Attach, Completed, Detach, Failed, parts
+from ringd.wire.border.messages import (
+    VERSION,
+    Ack,
+    AskAwaited,
+    Attach,
+    Completed,
+    Detach,
+    Failed,
+    parts,
+)
 
 _OP_BYTES = 1024
 """What a call costs that waits here, beside its tensor."""
@@ -160,6 +169,12 @@ class Group:
         message = parts(Detach(self.session.join_id, self.session.acked, hung_up))
         if self.ended or not self._say(message):
             self.parted = True
+
+    def ask_awaited(self) -> None:
+        """Ask for whom the session waits; what was said before counts no more."""
+        self.conflict = False
+        if self._taken_in:
+            self.daemon.send(parts(AskAwaited(self.session.join_id)))
 
     def _say(self, message: tuple[Part, ...]) -> bool:
         """Say something of this stay that must not overtake how it began; also to a silent one."""

@@ -121,8 +121,7 @@ class End(Group):
 
     def push(self, made_seq: int = -1, made: tuple[Part, ...] = ()) -> bool:
         """Send what the daemon lacks, once it has taken the parent in; as of a group."""
-        parent = self._parent.session
-        if parent is self.of and parent.taken_in_over is not self.daemon.channel:
+        if self._parent.session.taken_in_over is not self.daemon.channel:
             return self.ended
         return super().push(made_seq, made)
 

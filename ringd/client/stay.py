@@ -17,7 +17,7 @@ from ringd.client.ending import goes_on_after_failure, remember_main_thread
 from ringd.client.group import Group, Place
 from ringd.client.pool import Block
 from ringd.client.session import Op, Session
-from ringd.wire.border.messages import AskAwaited, Attached, parts
+from ringd.wire.border.messages import Attached
 
 GRACE = 2.5
 """Seconds, beyond those that the daemon may take to notice a deadline, until the client stops to
@@ -248,8 +248,7 @@ class Stay:
 
     def _ask(self) -> None:
         self.connection.settle()
-        self.group.conflict = False  # what was said before
-        self.connection.daemon.send(parts(AskAwaited(self.group.session.join_id)))
+        self.group.ask_awaited()
 
     def _why_unknown(self) -> str:
         daemon = self.connection.daemon
