@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from clientkit import fake
-from fake_daemon import eventually
+from clientkit import fake, tell
+from fake_daemon import FakeDaemon, Handler, eventually
 
 import ringd
 from ringd.client.groups import Groups
@@ -83,3 +83,19 @@ def test_what_follows_a_lost_message_is_of_the_next_stay(opened, code):
     ring.barrier()
     first, _, second = submitted
     assert (first.join_id != second.join_id, second.seq) == (True, 0)
+
+
+def test_ends_of_a_former_session_wait_until_the_next_daemon_has_let_us_in(tmp_path, monkeypatch):
+    """What is said of calls before that is refused: it goes another way, and may be there first."""
+    monkeypatch.setattr(Handler, "open", lambda *_: None, raising=False)
+    with fake(tmp_path, size=2, hold=True) as (daemon, ring):
+        work = ring.send_async(np.arange(3), 1)
+        eventually(lambda: daemon.handler.submitted)
+        tell(daemon, lambda join_id: border.Lost(join_id, 0, "group_lost", "b left"))
+        eventually(lambda: len(daemon.handler.attaches) == 2)
+        daemon.stop()
+        with FakeDaemon(tmp_path / "s", size=2, hold=True) as second:
+            eventually(lambda: second.handler.submitted)
+            assert second.server.denied == 0
+            assert not work.done()
+            ring._close(0.0)
