@@ -58,14 +58,16 @@ def test_reset_forgets_the_others_and_keeps_the_outcome():
     offer = Offer(
         Call("barrier", "", "", (), ""), 0, eager=True, prompt=True, outcome="", message=""
     )
-    op.offers = [offer, offer]
-    op.payloads = [b"x", b"y"]
+    op.take(0, offer, b"x")
+    op.take(1, offer, b"y")
+    assert (op.payloads, op.lacking, op.prompt) == ([b"x", b"y"], 0, True)
     op.input_read_by.add(1)
     op.polls.add(7)
     op.said_input_read = True
     op.end(OK)
     op.reset()
     assert (op.offers, op.payloads) == ([None, None], [b"", b""])
+    assert (op.lacking, op.prompt) == (2, False)
     assert (op.input_read_by, op.polls, op.said_input_read) == (set(), set(), False)
     assert (op.phase, op.outcome) == (Phase.ENDED, OK)
 
@@ -76,8 +78,9 @@ def test_missing_names_ranks_without_an_offer():
     offer = Offer(
         Call("barrier", "", "", (), ""), 0, eager=True, prompt=False, outcome="", message=""
     )
-    op.offers[1] = offer
-    assert (op.missing(), op.prompt) == ([0, 2], False)
+    for _ in range(2):  # an offer may come again
+        op.take(1, offer, b"")
+        assert (op.missing(), op.lacking, op.prompt) == ([0, 2], 2, False)
 
 
 # --- marks ----------------------------------------------------------------------------
@@ -93,6 +96,8 @@ MARKED = {
     "since": 5.0,
     "told": Told.YES,
     "offers": ["offer", None],
+    "lacking": 1,
+    "prompt": True,
     "payloads": [b"x", b""],
     "input_read_by": {1},
     "waits_for_all": True,

@@ -211,7 +211,7 @@ def test_lenders_hear_once_that_their_input_was_read():
     """And only when a restart cannot undo it."""
     parts = Parts()
     op = parts.called(*RAN)
-    op.offers[1] = offer(prompt=True)
+    op.take(1, offer(prompt=True), b"")
     parts.ledger.announce(op)
     assert parts.said(Done) == []
     op.end(OK)

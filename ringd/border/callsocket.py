@@ -10,7 +10,7 @@ from ringd.loop import EVENT_READ, EVENT_WRITE, Loop
 from ringd.wire.border.stream import LENGTH, missing
 
 _READ = 100 << 10  # bytes in one system call: a message of 64 KiB and some
-_BATCH = 64  # messages taken in one go, then the others have their turn
+_BATCH = 8  # messages of one client taken in one go, then the others and the links have their turn
 _MOST_QUEUED = 1 << 18  # messages, for one that does not read; those of calls are counted
 
 Part = bytes | memoryview
@@ -73,9 +73,9 @@ class CallSocket:
 
     # --- in ---------------------------------------------------------------------------
 
-    def drain(self) -> bool:
-        """Take in messages that have arrived; return whether there may be more."""
-        for _ in range(_BATCH):
+    def drain(self, most: int = _BATCH) -> bool:
+        """Take in up to *most* messages that have arrived; return whether there may be more."""
+        for _ in range(most):
             message = self._next()
             if message is None:
                 return False

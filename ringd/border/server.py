@@ -66,6 +66,7 @@ _ATTACH_WITHIN = 10.0  # seconds from the lifeline's opening, or from when the l
 _MAX_STAYS = 4096  # of one connection, at a time
 _MAX_CHANNELS = 65536  # likewise
 _MOST_QUEUED = 1 << 18  # messages, for a connection that does not read; those of calls are counted
+_MOST_LEFT = 1 << 14  # messages, more than a call socket holds
 _REMEMBERED_ASKERS = 1024
 _REMEMBERED_FORMER = 1024
 _DESCRIPTORS = 3  # that a program takes: its lifeline and call socket, soon its ZeroMQ connection
@@ -577,8 +578,9 @@ class BorderServer:
         # What it managed to hand over before it died still counts.
         self._alert = True
         for _ in range(self.limits.window // _BATCH + 1):
-            if not (self._drain() or client.calls.drain()):
+            if not self._drain():
                 break
+        client.calls.drain(_MOST_LEFT)
         self._gone(client, reason)
 
     def _gone(self, client: Client, reason: str) -> None:

@@ -191,13 +191,14 @@ class Performer:
         sources = []
         for run in runs:
             self._began(run)
-            sources.append(flat(cast(Buffers, run.submission.buffers).source, dtype))
+            buffers: Buffers = run.submission.buffers
+            sources.append(flat(buffers.source, dtype))
         self.bulk.start(key, view, _layout(view), action.calls, reduction, sources, targets)
         self._neighbours.kick(view.side)
 
     def _target(self, action: groups.Run, dtype: np.dtype[Any]) -> Array:
         """Return where the result of a rank here goes."""
-        buffers = cast(Buffers, action.submission.buffers)
+        buffers: Buffers = action.submission.buffers
         if buffers.target is not None and not action.serve:
             return flat(buffers.target, dtype)
         # To serve: the client has its result, and may have changed it since.
@@ -209,7 +210,8 @@ class Performer:
         return target
 
     def _began(self, action: groups.Run) -> None:
-        cast(Buffers, action.submission.buffers).started = self._loop.now()
+        buffers: Buffers = action.submission.buffers
+        buffers.started = self._loop.now()
 
     def _computed(self, gid: int, seq: int) -> None:
         """A large op is through."""
@@ -222,7 +224,7 @@ class Performer:
             self._neighbours.let_go(action.gid, action.seq)
 
     def _seal(self, action: groups.Seal) -> None:
-        buffers = cast(Buffers, action.submission.buffers)
+        buffers: Buffers = action.submission.buffers
         if buffers.seal is not None:
             border.SEAL.pack_into(buffers.seal, 0, action.join_id, action.submission.seq)
 
@@ -266,11 +268,11 @@ class Performer:
 
     def _report(self, action: groups.Report) -> None:
         client, submission = cast(Client, action.client), action.submission
-        buffers = cast("Buffers | None", submission.buffers)
+        buffers: Buffers | None = submission.buffers
         if not action.again:
             # A wrong program, on any machine, may have made its code up, and each time another.
             self.outcomes[OK if action.code == OK else errors.from_code(action.code, "").code] += 1
-            self._record(action, buffers)
+            self._record(action, client, buffers)
         if action.code != OK:
             client.send(
                 border.Failed(
@@ -297,12 +299,12 @@ class Performer:
             None if result is None else result.view(_BYTES).data,
         )
 
-    def _record(self, action: groups.Report, buffers: Buffers | None) -> None:
+    def _record(self, action: groups.Report, client: Client, buffers: Buffers | None) -> None:
         submission, now = action.submission, self._loop.now()
         self._recorder.op(
             OpEvent(
                 at=now,
-                group=cast(Client, action.client).group_of(action.join_id),
+                group=client.group_of(action.join_id),
                 seq=submission.seq,
                 call=submission.call,
                 nbytes=0 if buffers is None else buffers.nbytes,

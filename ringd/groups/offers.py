@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -84,7 +84,7 @@ class Offers:
             op.move(Move.OFFER)
         self._session.count(self._session.view.rank, op.seq)
         self._session.broadcast(op.seq, offer, payload or b"")
-        self._take(self._session.view.rank, op, offer, payload or b"")
+        op.take(self._session.view.rank, offer, payload or b"")
         self._consider(op)
 
     def _judge(self, op: Op, submission: Submission, fault: Callable[[int, int], str]) -> None:
@@ -110,14 +110,9 @@ class Offers:
                     offer, eager=False, outcome=Refused.code, message=f"{who} sent {text}"
                 )
                 self._session.broadcast(seq, Verdict(0, offer.outcome, offer.message))
-            self._take(rank, op, offer, payload)
+            op.take(rank, offer, payload)
             self._refuse(op, offer)
             self._consider(op)
-
-    def _take(self, rank: int, op: Op, offer: Offer, payload: bytes | memoryview) -> None:
-        op.offers[rank] = offer
-        if not op.ended:
-            op.payloads[rank] = payload
 
     def _refuse(self, op: Op, offer: Offer) -> None:
         """End an op that could not be run here if our client took part in it, too."""
@@ -138,19 +133,19 @@ class Offers:
         """
         if op.submission is None or op.active or op.phase is Phase.FINISHED:
             return
-        offers = [offer for offer in op.offers if offer is not None]
-        if not op.ended and not op.has_result:
-            error = next((offer for offer in offers if offer.outcome not in ("", OK)), None)
-            if error is not None:
-                self._calls.end(op, error.outcome, error.message)
-                return
         if op.ended or op.has_result:  # those that have released it offer nothing any more
             self._ledger.announce(op)
-        if len(offers) == self._session.view.size and not op.failed:
-            self._decide(op, offers)
+        else:
+            for offer in op.offers:
+                if offer is not None and offer.outcome not in ("", OK):
+                    self._calls.end(op, offer.outcome, offer.message)
+                    return
+        if not op.lacking and not op.failed:
+            self._decide(op)
 
-    def _decide(self, op: Op, offers: Sequence[Offer]) -> None:
-        calls = tuple(offer.call for offer in offers)
+    def _decide(self, op: Op) -> None:
+        offers = [offer for offer in op.offers if offer is not None]
+        calls = tuple([offer.call for offer in offers])
         reason = kinds.disagreement(calls)
         if reason is not None:
             if not op.has_result:

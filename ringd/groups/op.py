@@ -23,6 +23,8 @@ Whatever is not a phase is a *mark*. ``tests/test_groups_op.py`` holds the code 
 | `since` | the op is first heard of; the client hands the call over | submissions timing | |
 | `told` | the client is told the outcome, or told us | caller | |
 | `offers` | a member's offer arrives; ours goes out | offers | reset |
+| `lacking` | as the offers | offers | reset |
+| `prompt` | as the offers | caller ledger | reset |
 | `payloads` | as the offers, as long as the op has not ended | offers | reset end |
 | `input_read_by` | a member says that it needs our input no more | calls | reset |
 | `waits_for_all` | it starts as a large call of such a kind | calls | reset |
@@ -171,6 +173,10 @@ class Op:
     submission: Submission | None = None
     told: Told = Told.NO
     offers: list[Offer | None] = field(default_factory=list)
+    lacking: int = 0
+    """How many ranks have offered nothing."""
+    prompt: bool = False
+    """Some member waits until no other needs its input."""
     payloads: list[bytes | memoryview] = field(default_factory=list)
     input_read_by: set[int] = field(default_factory=set)
     """Ranks that said they need no input again."""
@@ -213,7 +219,17 @@ class Op:
         self.move(Move.RESET)
         self._forget()
 
+    def take(self, rank: int, offer: Offer, payload: bytes | memoryview) -> None:
+        """Note a rank's offer, which may come again."""
+        self.lacking -= self.offers[rank] is None
+        self.offers[rank] = offer
+        self.prompt = self.prompt or offer.prompt
+        if not self.outcome:
+            self.payloads[rank] = payload
+
     def _forget(self) -> None:
+        self.lacking = self.size
+        self.prompt = False
         self.offers = [None] * self.size
         self.payloads = [b""] * self.size
         self.input_read_by.clear()
@@ -249,11 +265,6 @@ class Op:
     def failed(self) -> bool:
         """Whether it ended with an error."""
         return self.outcome not in ("", OK)
-
-    @property
-    def prompt(self) -> bool:
-        """Whether some member waits until no other needs its input."""
-        return any(offer is not None and offer.prompt for offer in self.offers)
 
     @property
     def computing(self) -> list[int]:

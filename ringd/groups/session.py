@@ -154,6 +154,8 @@ class Session:
     """Of the client alone, until its peers are known."""
     counts: list[int] = field(default_factory=list)
     """By rank, how many ops it is known to have offered."""
+    live: bool = False
+    """Whether all ranks have confirmed it in this generation."""
     _confirmed: set[int] = field(default_factory=set)
     _given_up: deque[Peers] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_SESSIONS))
     """Those that a member left before they went live; late news of them may come yet."""
@@ -196,22 +198,22 @@ class Session:
     def suspend(self) -> None:
         """The ring broke, or has yet to form: nobody else is known to be in the session."""
         self._confirmed = {self.view.rank} if self.formed else set()
+        self._look_if_live()
 
     def confirm(self, rank: int) -> bool:
         """*rank* is in the session in this generation too; return whether that made it live."""
         news = rank not in self._confirmed
         self._confirmed.add(rank)
+        self._look_if_live()
         return news and self.live
+
+    def _look_if_live(self) -> None:
+        self.live = self.formed and len(self._confirmed) == self.view.size
 
     @property
     def formed(self) -> bool:
         """Whether the members are known."""
         return self.gid != 0
-
-    @property
-    def live(self) -> bool:
-        """Whether all ranks have confirmed it in this generation."""
-        return self.formed and len(self._confirmed) == self.view.size
 
     def unconfirmed(self) -> list[str]:
         """Return who has not confirmed it."""
