@@ -226,6 +226,32 @@ def test_what_anyone_sends_comes_once_and_in_order(order, wrong, capfd, monkeypa
     assert sum(what == "took" for what, *_ in lines) == len(order) - len(wrong)
 
 
+def test_what_an_interrupt_took_from_anyone_counts_for_its_own_errand(monkeypatch):
+    """Not for the next one, whose messages are all taken."""
+    frame = Frame(ANY_TAG, np.dtype(np.float32), (4,))
+    whole = [Which(number, MESSAGE, (rank, 1)) for number in (2, 5, 8) for rank in (0, 2)]
+    found = [Message(w, *w.ranks, frame, np.full(4, i, np.float32)) for i, w in enumerate(whole)]
+    monkeypatch.setattr(
+        "chaos.courier.to_anyone",
+        lambda _key, _style, numbers, *_: [m for m in found if m.which.number in numbers],
+    )
+    role, ring = Role(1, "flights", SIZE, 1), Mouth()
+    caller = Caller(ring, 1, role.key, SimpleNamespace())
+    courier = Courier(caller, role)
+    courier.resume(0)
+    once, struck = caller.once, [True]
+
+    def interrupted(*args):
+        results = once(*args)
+        return [] if struck and struck.pop() else results
+
+    monkeypatch.setattr(caller, "once", interrupted)
+    ring.coming = list(found)
+    for i, left in ((0, 4), (2, 2), (4, 0)):
+        courier.run(Errand(tuple(found[i : i + 2]), anyone=True, asked=False))
+        assert len(ring.coming) == left
+
+
 def test_parts_are_ordered_by_key_and_rank():
     """Those of one color; of none, nobody is in one."""
     split = Division(3, (0, None, "a", 0, 0), (1, 0, 5, -1, 1))

@@ -6,7 +6,8 @@ import contextlib
 import math
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from collections.abc import Set as AbstractSet
 from typing import SupportsIndex
 
 import numpy as np
@@ -55,6 +56,17 @@ def seconds(timeout: object, what: str = "timeout") -> float:
     return number
 
 
+def _index(given: SupportsIndex) -> int:
+    """Return the whole number *given*; True and False, which Python counts as such, are none here.
+
+    Raises:
+        TypeError: it is no whole number.
+    """
+    if isinstance(given, bool):
+        raise TypeError(f"{given} is no number")
+    return operator.index(given)
+
+
 def rank(given: SupportsIndex, what: str) -> int:
     """Return the rank *given*, which is *what*, as a plain number; see :func:`check_rank`.
 
@@ -62,7 +74,7 @@ def rank(given: SupportsIndex, what: str) -> int:
         TypeError: it is no whole number.
     """
     try:
-        return operator.index(given)
+        return _index(given)
     except TypeError:
         raise TypeError(
             f"{what} is a rank, a whole number, not {given!r:.80}; write op= before an op"
@@ -77,7 +89,7 @@ def tag(given: SupportsIndex) -> int:
         ValueError: it is out of its range.
     """
     try:
-        number = operator.index(given)
+        number = _index(given)
     except TypeError:
         raise TypeError(f"tag is a whole number, not {given!r:.80}") from None
     if not 0 <= number <= MAX_TAG:
@@ -103,7 +115,7 @@ def counts(given: Sequence[SupportsIndex], what: str, size: int) -> tuple[int, .
         ValueError: there are more or fewer, or one is negative.
     """
     try:
-        found = tuple(map(operator.index, given))
+        found = tuple(map(_index, given))
     except TypeError:
         raise TypeError(f"{what} are whole numbers, one for each rank, not {given!r:.80}") from None
     if len(found) != size:
@@ -131,7 +143,7 @@ def local_place(local_rank: SupportsIndex, local_size: SupportsIndex) -> tuple[i
     return rank, size
 
 
-def member_names(members: Sequence[str] | None) -> tuple[str, ...]:
+def member_names(members: Collection[str] | None) -> tuple[str, ...]:
     """Return the *members* that take part in a group; none of them for None, which is all.
 
     Raises:
@@ -140,7 +152,7 @@ def member_names(members: Sequence[str] | None) -> tuple[str, ...]:
     """
     if members is None:
         return ()
-    if isinstance(members, (str, bytes)) or not isinstance(members, Sequence):
+    if isinstance(members, (str, bytes)) or not isinstance(members, (Sequence, AbstractSet)):
         raise TypeError(
             f"members is a list of the machines' names in the ring, not {members!r:.80}"
         )
@@ -186,7 +198,7 @@ def whole(given: SupportsIndex, what: str) -> int:
         ValueError: it has more than 64 bits.
     """
     try:
-        number = operator.index(given)
+        number = _index(given)
     except TypeError:
         raise TypeError(f"{what} is a whole number, not {given!r:.80}") from None
     if not -(1 << 63) <= number < 1 << 63:

@@ -7,7 +7,7 @@ import math
 import os
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
 from typing import Any, SupportsIndex, TypeVar
 
@@ -58,7 +58,7 @@ def connect(
     timeout: float | None = None,
     *,
     on_loss: str = "wait",
-    members: Sequence[str] | None = None,
+    members: Collection[str] | None = None,
     local_rank: SupportsIndex = 0,
     local_size: SupportsIndex = 1,
 ) -> Ring:

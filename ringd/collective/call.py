@@ -9,8 +9,8 @@ MAX_COLOR = 32
 """Characters of a text by which a group is split."""
 MAX_PART_NAME = MAX_GROUP_NAME + MAX_COLOR + 18
 """Of the name of a part: that of the group, a slash, the color, and 17 characters."""
-MAX_LOCAL_SIZE = 4096
-"""Programs of one group on one machine."""
+MAX_LOCAL_SIZE = 1000
+"""Programs of one group on one machine; the ranks of 64 machines fit into 16 bits."""
 MAX_CALL_NAME = 256
 MAX_TAG = 32767
 """Of a channel."""

@@ -235,8 +235,9 @@ class Engine:
     def _tell(self, seat: Seat, letter: Letter, now: float) -> None:
         """Have *seat* hear what another rank of its session says."""
         rank, _, seq, message, payload, _ = letter
-        if rank >= seat.session.view.size:
-            self._out.append(Dropped("of a rank that is not in its session"))
+        view = seat.session.view
+        if rank >= view.size or (rank == view.rank and not isinstance(message, Poll)):
+            self._out.append(Dropped("of a rank that is none of the others in its session"))
             return
         if isinstance(message, Offer):
             seat.offers.offered(rank, seq, message, payload, now)

@@ -34,11 +34,14 @@ class Courier:
         """Messages that were taken from anyone, but by a call that an interrupt has struck."""
         self._wrong = 0
         """Those that nobody had to send."""
+        self._due: list[Message] = []
+        """Those from anyone that are not known to have been taken, as far as we have come."""
 
     def resume(self, number: int) -> None:
         """Go on with call *number*: what was sent in the place of a former one has come."""
         self._next = [number] * self._role.layout.size
         self._dropped = self._wrong = 0
+        self._due.clear()
 
     def run(self, errand: Errand) -> None:
         """Send what this rank has to, and ask for what it is to be given."""
@@ -55,7 +58,8 @@ class Courier:
         if errand.anyone:
             # What comes may be of a later errand, whose sender is ahead: the others wait until
             # theirs has been received, and must not be kept waiting until then.
-            while self._lacking(wanted) > self._dropped + self._wrong:
+            self._due += wanted
+            while self._lacking() > self._dropped + self._wrong:
                 self._take_any(wanted[0])
         elif not errand.asked:
             for message in wanted:
@@ -63,9 +67,10 @@ class Courier:
                 free = message.frame.timeout is None or message.which.index > 0
                 self._ask(message, rng, waits=free and rng.random() < 0.5)
 
-    def _lacking(self, wanted: list[Message]) -> int:
-        """Return how many of these, which are from anyone, have not come."""
-        return sum(self._next[message.source] <= message.which.number for message in wanted)
+    def _lacking(self) -> int:
+        """Return how many of those that are due have not come, as far as is known."""
+        self._due = [one for one in self._due if self._next[one.source] <= one.which.number]
+        return len(self._due)
 
     def _send(self, message: Message, rng: Random, *, may_wait: bool) -> None:
         caller, ring, which = self._caller, self._caller.ring, message.which
