@@ -156,6 +156,32 @@ def test_connect_checks_its_arguments(daemon, argument):
         ringd.connect(daemon.path, **argument)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda ring: ring.broadcast(1.0, root=True),
+        lambda ring: ring.send(1.0, True),
+        lambda ring: ring.send(1.0, 1, tag=True),
+        lambda ring: ring.recv(1, False),
+        lambda ring: ring.all_to_all(np.ones(3), [True] * 3, [1] * 3),
+        lambda ring: ring.split(True),
+        lambda ring: ring.split(1, True),
+        lambda ring: ringd.connect(ring._stay.connection.paths[0], "g", local_rank=False),
+        lambda ring: ringd.connect(ring._stay.connection.paths[0], "g", local_size=True),
+    ],
+)
+def test_true_and_false_are_no_whole_numbers(ring, call):
+    """Whoever writes one there has mistaken an argument for another one."""
+    with pytest.raises(TypeError):
+        call(ring)
+
+
+def test_members_may_be_a_set(daemon):
+    """Their order says nothing."""
+    with ringd.connect(daemon.path, "some", timeout=10, members={"n0", "n1"}):
+        assert sorted(daemon.handler.attaches[-1].members) == ["n0", "n1"]
+
+
 def test_connect_takes_no_name_that_cannot_be_sent(daemon):
     """Bytes, and halves of a surrogate pair, are refused at once."""
     for name, error in ((b"g", TypeError), ("\udc80", ValueError)):
