@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from netkit import Recorder, make_link, tcp_pair
 
 import ringd
 from ringd.border.server import Limits
+from ringd.host import ports
 from ringd.loop import Loop
 from ringd.net.link import Link
 from tests.cluster import Cluster
@@ -24,6 +27,19 @@ from tests.ringkit import BOUNDED, connected
 # The default deadline of 200 ms for each example says only how busy the machine is.
 hypothesis.settings.register_profile("ringd", deadline=None)
 hypothesis.settings.load_profile("ringd")
+
+
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # Each has ports of its own: one that is free may be that of a daemon which is about to start,
+    # or to come back.
+    of_all = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    ports._CANDIDATES = ports._CANDIDATES[int(worker.removeprefix("gw")) :: of_all]
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the thousands of tests: ``connect`` collects, in each of them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

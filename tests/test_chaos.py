@@ -30,6 +30,7 @@ from chaos.run import Options, _idle, chosen, play
 from chaos.splits import REASONS, UNASKED
 from chaos.stage import Stage
 from chaos.which import MESSAGE, Which
+from exhaustive import usually
 
 import ringd
 from ringd.client import tensors
@@ -39,7 +40,7 @@ from ringd.collective.reduction import Reduction
 from ringd.wire.border import lifeline
 
 SIZE = 3
-FAULTS = 12
+FAULTS = usually(8, 24)
 GROUPS = ("flights", "layers", "dues", "alarms", "crews")
 
 

@@ -33,8 +33,10 @@ from fake_daemon import FakeDaemon, eventually, open_fds
 
 import ringd
 from ringd.border.server import Limits
+from ringd.client.channel import Channel
 from ringd.client.keeper import Keeper
 from ringd.client.pump import Pump
+from ringd.client.waker import Waker
 
 
 @pytest.fixture
@@ -500,6 +502,23 @@ def test_a_handler_that_waits_in_a_wait_leaves_the_pipe_to_the_wait_beneath(tmp_
             closer.join()
             eventually(lambda: not daemon.handler.submitted)
     assert len(ended) == 20
+
+
+def test_a_channel_that_is_closed_as_a_handler_begins_to_wait_has_ended(tmp_path):
+    """Its poller is the wait's beneath; by the time that it makes one, there is nothing to poll."""
+
+    class Taken:
+        def poll(self, _milliseconds):
+            channel.close()
+            raise RuntimeError
+
+    wakers = Waker(), Waker()
+    with FakeDaemon(tmp_path / "s") as daemon:
+        channel = Channel(daemon.path, *wakers)
+        channel._poller = Taken()
+        assert channel.poll(10.0)
+    for waker in wakers:
+        waker.close()
 
 
 def test_an_interrupt_of_a_wait_while_the_ring_is_closed_leaves_no_descriptor(tmp_path):

@@ -214,7 +214,7 @@ def test_one_fault_at_every_point_of_shared_members(layout, shuffled):
     undisturbed = Sim(n, n, SMALL, parts=parts)
     undisturbed.finish()
     assert set(undisturbed.witness.outcomes) == {OK}
-    stride = usually({1: 5, 2: 5, 3: 11}[n], 1)
+    stride = usually({1: 7, 2: 11, 3: 23}[n], 1)
     for offset, fault in enumerate(faults(n)):
         for point in range(1 + offset % stride, undisturbed.points + 1, stride):
             sim = Sim(n, n, SMALL, parts=parts)
@@ -252,7 +252,7 @@ def test_one_fault_at_every_point_of_messages(layout):
     undisturbed = Sim(n, n, CALLS, **options)
     undisturbed.finish()
     assert set(undisturbed.witness.outcomes) == {OK}
-    stride = usually(5, 1)
+    stride = usually(11, 1)
     for offset, fault in enumerate(faults(n)):
         for point in range(1 + offset % stride, undisturbed.points + 1, stride):
             sim = Sim(n, n, CALLS, **options)

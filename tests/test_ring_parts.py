@@ -249,6 +249,8 @@ def test_a_daemon_is_killed_in_mid_transfer(proxied: tuple[Cluster, Proxy], vict
 def test_a_program_that_dies_is_named(five: Cluster) -> None:
     """To those of its group; the ring and the other groups are not concerned."""
     with connected(five, "bystanders") as rings, programs(five, "deaths") as here:
+        begin(here, SMALL)
+        check(here, SMALL)  # both know each other; who leaves before that is waited for
         here[0].begin(tensor(0, LARGE))
         here[1].close()
         text = here[0].outcome()
