@@ -114,7 +114,7 @@ def test_nothing_is_taken_before_an_attach(daemon):
     """A lifeline alone makes no client."""
     with Raw(daemon, attach=False, call_socket=True) as raw:
         raw.call(raw.submit(), PAYLOAD)
-        assert "attach to a group first" in raw.receive().message
+        assert "attach to a group over ZeroMQ first" in raw.receive().message
         assert daemon.handler.submitted == []
 
 
@@ -140,3 +140,87 @@ def test_who_reads_nothing_is_parted_with(daemon, monkeypatch):
             daemon.run(lambda: client.send(state))
         assert raw.hung_up()
     assert daemon.handler.gone == ["it does not read what the daemon sends"]
+
+
+def test_who_is_attached_joins_other_groups_there(daemon):
+    """In order with what is said of the others: one stay of a group ends before the next begins."""
+    with Raw(daemon, call_socket=True) as raw:
+        for join_id in range(6, 40):
+            raw.call(border.Detach(join_id - 1))
+            raw.call(raw.attach(join_id=join_id, session=()))
+            raw.call(raw.submit(join_id=join_id), PAYLOAD)
+        replies = [raw.receive() for _ in range(3 * 34)]
+        kinds = [type(reply).__name__ for reply in replies]
+        assert kinds == ["Detached", "Attached", "Completed"] * 34
+        assert [attach.join_id for attach in daemon.handler.attaches] == [5, *range(6, 40)]
+
+
+def test_nobody_attaches_there_with_the_token_of_another(daemon):
+    """Nor before it has come over ZeroMQ."""
+    with Raw(daemon, call_socket=True) as raw, Raw(daemon, call_socket=True, group="h") as other:
+        raw.call(other.attach(join_id=9, group="i"))
+        assert "belongs on the ZeroMQ socket" in raw.receive().message
+    with Raw(daemon, attach=False, call_socket=True) as early:
+        early.call(early.attach(group="j"))
+        assert "attach to a group over ZeroMQ first" in early.receive().message
+
+
+def test_the_first_attach_says_how_a_connection_is_spoken_to(daemon):
+    """Another one cannot change that under the stays that there are."""
+    with Raw(daemon, call_socket=True) as raw:
+        raw.send(raw.attach(join_id=6, group="h", call_socket=False))
+        assert "for all that it says, or for nothing" in raw.receive().message
+        raw.call(raw.submit(), PAYLOAD)
+        assert raw.receive().seq == 0
+
+
+def test_who_closes_its_call_socket_is_parted_with(daemon):
+    """It would hear nothing, and others would wait for it."""
+    with Raw(daemon, call_socket=True) as raw:
+        raw.calls.close()
+        assert raw.hung_up()
+    assert daemon.handler.gone == ["it closed its call socket"]
+
+
+def test_who_has_no_use_for_it_may_close_it(daemon):
+    """As one that speaks nothing but ZeroMQ, which never knew that it was there."""
+    with Raw(daemon) as raw:
+        raw.calls.close()
+        raw.send(raw.submit(), PAYLOAD)
+        assert raw.receive().seq == 0
+
+
+def test_a_large_message_is_kept_no_longer_than_its_call(daemon):
+    """An idle client costs what a client costs."""
+    with Raw(daemon, call_socket=True) as raw:
+        call = border.Call("all_reduce", "sum", "float32", (24_000,), "")
+        raw.call(raw.submit(call=call), bytes(96_000))
+        raw.receive()
+        (client,) = daemon.run(lambda: daemon.server.clients)
+        assert daemon.run(lambda: len(client.calls._stream.obj)) == 0
+
+
+def test_a_message_that_comes_for_long_leaves_the_loop_to_others(tmp_path):
+    """However fast it comes: a turn has a few reads."""
+    with FakeDaemon(tmp_path / "s") as daemon, Raw(daemon, call_socket=True) as raw:
+        most, reads = callsocket._READS, []
+        (client,) = daemon.run(lambda: daemon.server.clients)
+        read, drain = client.calls._read, client.calls.drain
+        turns = []
+
+        def counted():
+            reads.append(1)
+            return read()
+
+        def turn(*most):
+            reads.clear()
+            more = drain(*most)
+            turns.append(len(reads))
+            return more
+
+        client.calls._read, client.calls.drain = counted, turn
+        call = border.Call("all_reduce", "sum", "float32", (4_000_000,), "")
+        raw.call(raw.submit(call=call), bytes(16_000_000))
+        assert raw.receive().seq == 0
+        assert max(turns) <= most
+        assert sum(turns) > 100

@@ -4,18 +4,21 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
 import numpy as np
 import pytest
 from alarms import no_alarm_left  # noqa: F401
-from clientkit import fake
+from clientkit import fake, tell
 from fake_daemon import eventually
 
 import ringd
 from ringd.border.server import Limits
 from ringd.client.callsocket import CallSocket
+from ringd.wire.border import messages as border
 from ringd.wire.border.stream import LENGTH
 
 
@@ -62,6 +65,7 @@ def test_the_end_is_told_behind_the_last_message(pair):
     theirs.sendall(framed(b"last") + framed(b"cut")[:-1])
     theirs.close()
     assert take_one(calls) == b"last"
+    assert calls.receive() is None
     with pytest.raises(ConnectionError):
         calls.receive()
 
@@ -208,3 +212,104 @@ def test_a_daemon_that_passes_no_call_socket_is_named(tmp_path):
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as last:
             last.connect(f"{path}.life")
         thread.join(10)
+
+
+def test_a_thread_that_sleeps_already_sees_that_there_is_something_to_send(tmp_path):
+    """It went to sleep when there was nothing: counted by who sent the rest."""
+    x = np.ones(15_000, np.float32)
+    with fake(tmp_path, hold=True, limits=Limits(inline_limit=65536)) as (daemon, ring):
+        first = ring.all_reduce_async(1.0)
+        sleeper = threading.Thread(target=first.wait, args=(60,))
+        sleeper.start()
+        pump = ring._connection.pump
+        eventually(lambda: pump._sleeper == sleeper.ident)
+        calls, flushes = pump.channel.calls, []
+        flush = calls.flush
+
+        def counted():
+            flushes.append(threading.get_ident())
+            flush()
+
+        calls.flush = counted
+        works = [ring.all_reduce_async(x) for _ in range(60)]
+        eventually(lambda: len(daemon.handler.submitted) == 61)
+        assert sleeper.ident in flushes
+        daemon.run(lambda: [daemon.handler.complete(c) for c in list(daemon.handler.submitted)])
+        for work in works:
+            work.wait(30)
+        sleeper.join(30)
+
+
+def test_a_channel_that_is_closed_with_something_unsent_has_ended(tmp_path):
+    """A daemon may die while a program waits for room."""
+    x = np.ones(15_000, np.float32)
+    with fake(tmp_path, limits=Limits(inline_limit=65536)) as (daemon, ring):
+        ring.barrier()
+        go_on = threading.Event()
+        daemon.loop.call_threadsafe(lambda: go_on.wait(30))
+        works = [ring.all_reduce_async(x) for _ in range(20)]
+        channel = ring._connection.pump.channel
+        assert channel.calls.full
+        channel.hang_up()
+        eventually(lambda: channel.calls.fileno() == -1)
+        assert channel.poll(0)
+        go_on.set()
+        for work in works:
+            np.testing.assert_array_equal(work.wait(30), 2 * x)
+
+
+def test_a_message_is_copied_once_where_it_goes_in_pieces(pair):
+    """What is left of it is a view."""
+    calls, theirs = pair
+    message = bytes(8_000_000)
+    calls.send((message,))
+    wholes = set()
+    taken = 0
+    while calls.full:
+        wholes.add(id(calls._out[0][0][0].obj))
+        taken += len(theirs.recv(1 << 20))
+        calls.flush()
+    assert len(wholes) == 1
+    assert taken <= len(message) + LENGTH.size
+
+
+PIPE = """
+import signal, socket, sys
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+from ringd.client.callsocket import CallSocket
+ours, theirs = socket.socketpair()
+calls = CallSocket(ours)
+theirs.close()
+try:
+    calls.send((b"x",))
+except ConnectionError:
+    print("told")
+"""
+
+
+def test_a_daemon_that_is_gone_is_an_error_and_no_signal():
+    """Also in a program that has SIGPIPE end it, as tools for pipes have."""
+    done = subprocess.run(
+        [sys.executable, "-c", PIPE], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "told\n")
+
+
+def test_a_group_that_is_to_come_again_does_so_while_the_program_computes(tmp_path):
+    """The keeper sleeps on the sockets then, and wakes in time to ask again; not all the time."""
+    with fake(tmp_path) as (daemon, ring):
+        ring.barrier()
+        keeper, looks = ring._connection.keeper, []
+        is_done = keeper._is_done
+        keeper._is_done = lambda: looks.append(1) or is_done()
+        handler, asked = daemon.handler, len(daemon.handler.attaches)
+        handler.deny_attach = ("not_ready", "later")
+        tell(daemon, lambda join_id: border.Lost(join_id, 1, "group_lost", "b left"))
+        eventually(lambda: len(handler.attaches) >= asked + 3)
+        handler.deny_attach = None
+        count = len(looks)
+        eventually(lambda: ring._stay.group.taken_in)
+        assert count < 40 * (len(handler.attaches) - asked)
+        with pytest.raises(ringd.GroupLost):
+            ring.barrier()
+        ring.barrier()

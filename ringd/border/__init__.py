@@ -1,1 +1,1 @@
-"""The local border: the ZeroMQ socket and shared memory between programs and the daemon."""
+"""The local border: ZeroMQ, call sockets and shared memory between programs and the daemon."""

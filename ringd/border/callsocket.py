@@ -11,6 +11,7 @@ from ringd.wire.border.stream import LENGTH, missing
 
 _READ = 100 << 10  # bytes in one system call: a message of 64 KiB and some
 _BATCH = 8  # messages of one client taken in one go, then the others and the links have their turn
+_READS = 8  # likewise, of messages that are not complete
 _MOST_QUEUED = 1 << 18  # messages, for one that does not read; those of calls are counted
 
 Part = bytes | memoryview
@@ -24,8 +25,8 @@ class CallSocket:
         connection: a stream.
         max_message: bytes of one message at most.
         on_message: called with each one.
-        on_abuse: called once, with the reason, if the other side broke the rules, or reads nothing;
-            it is closed then.
+        on_end: called once, when it is closed: with the reason, if the other side broke the rules
+            or reads nothing; with none if that has closed its end.
     """
 
     def __init__(
@@ -35,13 +36,13 @@ class CallSocket:
         *,
         max_message: int,
         on_message: Callable[[bytes], None],
-        on_abuse: Callable[[str], None],
+        on_end: Callable[[str], None],
     ) -> None:
         self._loop = loop
         self._socket = connection
         self._max_message = max_message
         self._on_message = on_message
-        self._on_abuse = on_abuse
+        self._on_end = on_end
         self._stream = memoryview(b"")
         """What has arrived, from the beginning of a message on."""
         self._pieces: list[bytes] = []
@@ -64,58 +65,63 @@ class CallSocket:
             self._loop.remove(self._socket)
             self._socket.close()
             self._out.clear()
-            self._on_message = self._on_abuse = _ignore  # they know the client, which knows us
+            self._on_message = self._on_end = _ignore  # they know the client, which knows us
 
-    def _refuse(self, reason: str) -> None:
-        on_abuse = self._on_abuse
+    def _end(self, reason: str) -> None:
+        on_end = self._on_end
         self.close()
-        on_abuse(reason)
+        on_end(reason)
 
     # --- in ---------------------------------------------------------------------------
 
     def drain(self, most: int = _BATCH) -> bool:
-        """Take in up to *most* messages that have arrived; return whether there may be more."""
+        """Take in up to *most* messages that have arrived; return whether there may be more here.
+
+        Of what is still in the socket, the loop tells.
+        """
+        reads, short = 0, False
         for _ in range(most):
-            message = self._next()
-            if message is None:
-                return False
+            while (message := self._first()) is None:
+                if short or reads == _READS or not self._open:
+                    return False
+                short = len(self._read()) < _READ
+                reads += 1
             self._on_message(message)
         return True
 
-    def _next(self) -> bytes | None:
-        """Return the next message; None when it has not come."""
-        while self._open:
-            stream = self._stream
-            size = missing(stream)
-            if LENGTH.size < size <= len(stream):
-                self._stream = stream[size:]
-                self._arrived -= size
-                # Copied: its payload, which is in front, is aligned then, and stays with the call.
-                return bytes(stream[LENGTH.size : size])
-            if size - LENGTH.size > self._max_message:
-                self._refuse(f"it sent a message of more than {self._max_message} bytes")
-            elif not self._read(size):
-                break
+    def _first(self) -> bytes | None:
+        """Return the first message that has arrived; None when it is not complete."""
+        stream = self._stream
+        size = missing(stream)
+        if LENGTH.size < size <= len(stream):
+            rest = stream[size:]
+            # A large one is not kept for what follows it.
+            self._stream = memoryview(bytes(rest)) if size > _READ or not rest else rest
+            self._arrived -= size
+            # Copied: its payload, which is in front, is aligned then, and stays with the call.
+            return bytes(stream[LENGTH.size : size])
+        if size - LENGTH.size > self._max_message and self._open:
+            self._end(f"it sent a message of more than {self._max_message} bytes")
         return None
 
-    def _read(self, size: int) -> bool:
-        """Read once, of a message of *size* bytes; return whether there was something."""
+    def _read(self) -> bytes:
+        """Read once; return what there was."""
         try:
             data = self._socket.recv(_READ)
         except BlockingIOError:
-            return False
+            return b""
         except OSError:
             data = b""
         if not data:
-            self.close()  # of the end of the other side the lifeline tells
-            return False
+            self._end("")
+            return data
         self._pieces.append(data)
         self._arrived += len(data)
-        if self._arrived >= size:
+        if self._arrived >= missing(self._stream):
             whole = data if self._arrived == len(data) else b"".join((self._stream, *self._pieces))
             self._stream = memoryview(whole)
             self._pieces.clear()
-        return True
+        return data
 
     # --- out --------------------------------------------------------------------------
 
@@ -130,7 +136,7 @@ class CallSocket:
         if self._out:
             self._out.append(b"".join(parts))
             if len(self._out) > _MOST_QUEUED:
-                self._refuse("it does not read what the daemon sends")
+                self._end("it does not read what the daemon sends")
             return
         try:
             sent = self._socket.sendmsg(parts)

@@ -44,7 +44,6 @@ class Client:
         "alive",
         "calls",
         "channels",
-        "direct",
         "pid",
         "program",
         "routing_id",
@@ -52,12 +51,13 @@ class Client:
         "token",
         "turned_away",
         "unread",
+        "uses_call_socket",
     )
 
     def __init__(self, outbox: Outbox, lifeline: Lifeline, calls: CallSocket, loop: Loop) -> None:
         self.calls = calls
-        self.direct = False
-        """Whether it uses its call socket."""
+        self.uses_call_socket = False
+        """Whether it is spoken to over its call socket, and not over ZeroMQ."""
         self._outbox = outbox
         self._lifeline = lifeline
         self._loop = loop

@@ -13,6 +13,7 @@ from ringd.border.segments import SegmentAbuse, SegmentTable
 from ringd.host.credentials import Credentials, peer_credentials
 from ringd.host.limits import OpenFiles
 from ringd.host.process import ending
+from ringd.host.streampair import stream_pair
 from ringd.loop import EVENT_READ, EVENT_WRITE, Loop
 from ringd.wire.border import lifeline as wire
 from ringd.wire.border.messages import TOKEN_BYTES
@@ -60,7 +61,7 @@ class Lifeline:
         self._fd_lost = False
         self._open = True
         connection.setblocking(False)
-        self.calls, theirs = socket.socketpair()
+        self.calls, theirs = stream_pair()
         """The daemon's end of the call socket."""
         try:
             with theirs:  # an empty socket takes 16 bytes

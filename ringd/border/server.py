@@ -62,6 +62,7 @@ _NOBLOCK = int(zmq.NOBLOCK)
 _MORE_NOBLOCK = int(zmq.SNDMORE | zmq.NOBLOCK)
 
 _BATCH = 64  # messages taken in one go, then the links have their turn
+_END_WITHIN = 0.5  # seconds, in which the lifeline says how a program ended
 _ATTACH_WITHIN = 10.0  # seconds from the lifeline's opening, or from when the last group was left
 _MAX_STAYS = 4096  # of one connection, at a time
 _MAX_CHANNELS = 65536  # likewise
@@ -85,9 +86,6 @@ a descriptor, as libzmq hangs up on whom a socket has accepted when it is closed
 
 OfClient = Union[Submit, Ack, Open, Detach, AskAwaited]
 """What only a client that has attached sends."""
-
-OF_A_STAY = (Submit, Ack, Open, Detach, AskAwaited)
-"""The same, for ``isinstance``."""
 
 
 class BorderHandler(Protocol):
@@ -219,7 +217,7 @@ class BorderServer:
             windows = len(client.stays) + len(client.channels)
             if client.unread.count > 4 * self.limits.window * windows + 1024:
                 self._does_not_read(client)
-            elif client.direct:
+            elif client.uses_call_socket:
                 client.calls.send(parts(reply, payload))
             else:
                 self._send(client.routing_id, pack(reply, payload))
@@ -324,7 +322,8 @@ class BorderServer:
             self._deny(routing_id, 0, f"not a message of this protocol: {error}")
             return
         if isinstance(message, Attach) and (client := self._by_token.get(message.token)):
-            client.direct = message.call_socket
+            if client.routing_id is None:
+                client.uses_call_socket = message.call_socket
         else:
             client = self._by_routing_id.get(routing_id)
         fault = fault_of(message, None if payload is None else len(payload))
@@ -356,12 +355,16 @@ class BorderServer:
         else:
             join_id = getattr(message, "join_id", 0)
             fault = fault_of(message, None if payload is None else len(payload))
-            if not isinstance(message, OF_A_STAY):
-                fault = f"a message that belongs on the ZeroMQ socket: {type(message).__name__}"
-            elif not client.direct:
-                fault = "attach to a group first, and say that the call socket is used"
-            elif fault is None:
+            if client.routing_id is None or not client.uses_call_socket:
+                fault = "attach to a group over ZeroMQ first, and say that the call socket is used"
+            elif fault is not None:
+                pass
+            elif isinstance(message, Attach) and message.token == client.token:
+                self._attach(client.routing_id, message)
+            elif isinstance(message, (Submit, Ack, Open, Detach, AskAwaited)):
                 self._hear(client, message, payload)
+            else:
+                fault = f"a message that belongs on the ZeroMQ socket: {type(message).__name__}"
         if fault is not None:
             self._count_denied(client, fault)
             client.calls.send(parts(Denied(join_id, errors.Refused.code, fault)))
@@ -422,6 +425,10 @@ class BorderServer:
         client.routing_id = routing_id
         client.program = message.program
         self._by_routing_id[routing_id] = client
+        if message.call_socket != client.uses_call_socket:
+            text = "a connection uses its call socket for all that it says, or for nothing"
+            self._deny(routing_id, message.join_id, text, client)
+            return
         rivals = (other for other in self.clients if message.group in other.stays.values())
         if any(other.ending for other in rivals if other is not client):
             client.turn_away(message.join_id)  # and what it has sent behind this
@@ -481,7 +488,7 @@ class BorderServer:
     def _reply(self, routing_id: bytes, reply: Reply, client: Client | None = None) -> None:
         if self._closed:
             return  # an answer that took its time
-        if client is not None and client.direct:
+        if client is not None and client.uses_call_socket:
             client.calls.send(parts(reply))
             return
         try:
@@ -561,12 +568,23 @@ class BorderServer:
             lifeline.calls,
             max_message=self.limits.max_message,
             on_message=lambda frame: self._called(client, frame),
-            on_abuse=lambda reason: self._loop.call_soon(lambda: self._gone(client, reason)),
+            on_end=lambda reason: self._calls_ended(client, reason),
         )
         client = Client(self, lifeline, calls, self._loop)
         lifeline.on_end = lambda reason: self._lifeline_ended(client, reason)
         self._by_token[client.token] = client
         self._expect(client)
+
+    def _calls_ended(self, client: Client, reason: str) -> None:
+        """Part with a client whose call socket has ended, for *reason* or as it closed that.
+
+        Then the lifeline has the first word: it tells how a program ended.
+        """
+        if reason:
+            self._loop.call_soon(lambda: self._gone(client, reason))
+        elif client.uses_call_socket:
+            text = "it closed its call socket"
+            self._loop.call_later(_END_WITHIN, lambda: self._gone(client, text))
 
     def _expect(self, client: Client) -> None:
         """Part with a connection that is in no group if it does not join one soon."""

@@ -1,6 +1,6 @@
 """How much of what a client was sent it has yet to read, as far as it has said.
 
-ZeroMQ does not tell. But messages are read in the order in which they were sent, so whoever says
+No socket tells. But messages are read in the order in which they were sent, so whoever says
 that it has the outcome of an op has read all that was sent before that.
 """
 

@@ -11,9 +11,11 @@ import errno
 import socket
 from collections import deque
 
+from ringd.host.streampair import NO_SIGNAL, silence
 from ringd.wire.border.stream import LENGTH, missing
 
 _READ = (100 << 10,)  # the arguments of one call of recv: a message of 64 KiB and some
+_WRITES = 8  # system calls in one go, of a daemon that reads as fast as we write
 
 Part = bytes | memoryview
 
@@ -23,11 +25,15 @@ class CallSocket:
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
+        silence(connection)
         self._socket = connection
         self._out: deque[tuple[tuple[Part, ...], list[int]]] = deque()
-        """Messages on their way, and how many bytes of each were sent, call by call."""
+        """Messages on their way, and how many bytes of each went with the last call, if it was one
+        since that was noted."""
         self._in: list[Part] = []
         """What has arrived and is not taken; the first piece begins with a message."""
+        self._short = False
+        """The last call had room for more than there was: ask no more in this turn."""
 
     def fileno(self) -> int:
         """Return the descriptor."""
@@ -57,13 +63,17 @@ class CallSocket:
         """Send what waits, as far as the socket takes it; raises OSError as :meth:`send` does."""
         out = self._out
         with contextlib.suppress(BlockingIOError):
-            while out:
+            for _ in range(_WRITES):
+                if not out:
+                    return
                 parts, sent = out[0]
-                rest = (memoryview(b"".join(parts))[sum(sent) :],) if sent else parts
-                if rest[0]:
-                    sent.extend(map(self._socket.sendmsg, (rest,)))
-                if sum(sent) == sum(map(len, parts)):
+                if not sent:
+                    sent.extend(map(self._socket.sendmsg, (parts,), ((),), (NO_SIGNAL,)))
+                if sent[0] == sum(map(len, parts)):
                     out.popleft()
+                else:
+                    whole = parts[0] if len(parts) == 1 else b"".join(parts)
+                    out[0] = ((memoryview(whole)[sent[0] :],), [])
 
     # --- in ---------------------------------------------------------------------------
 
@@ -81,6 +91,9 @@ class CallSocket:
             if len(pieces) > 1 and size <= sum(map(len, pieces)):
                 pieces[:] = [b"".join(pieces)]
                 continue
+            if self._short:  # nothing was left behind what came last
+                self._short = False
+                return None
             try:
                 pieces.extend(map(self._socket.recv, _READ))
             except BlockingIOError:
@@ -88,6 +101,7 @@ class CallSocket:
             if not pieces[-1]:
                 del pieces[-1]
                 raise ConnectionResetError(errno.ECONNRESET, "the daemon hung up")
+            self._short = len(pieces[-1]) < _READ[0]
 
     def taken(self) -> None:
         """The message that :meth:`receive` returned has been acted on."""

@@ -23,6 +23,7 @@ from ringd.client.pool import Segment
 from ringd.client.waker import Waker
 from ringd.host.credentials import check_socket_path
 from ringd.host.limits import make_sure_of_room
+from ringd.host.streampair import NO_SIGNAL, silence
 from ringd.wire.border import lifeline as wire
 from ringd.wire.border.messages import (
     TOKEN_BYTES,
@@ -132,6 +133,9 @@ class Channel:
             OSError: the daemon is gone.
         """
         self.calls.send(parts)
+        if self.calls.full:  # whoever sleeps does so without looking whether there is room
+            self._waker.wake()
+            self._keeper_waker.wake()
 
     def receive(self) -> tuple[Reply, Payload | None] | None:
         """Return the next message and its payload; None when there is none now.
@@ -169,7 +173,7 @@ class Channel:
         """Ask for a sign of life on the lifeline."""
         self.unanswered += 1
         with contextlib.suppress(OSError):  # full: it has much to answer; or it has just ended
-            self.lifeline.send(wire.pack(wire.BEAT, 0, 0))
+            self.lifeline.send(wire.pack(wire.BEAT, 0, 0), NO_SIGNAL)
 
     def poll(self, timeout: float | None) -> bool:
         """Sleep until a message, the daemon's end, a wake-up or *timeout* (seconds).
@@ -182,14 +186,14 @@ class Channel:
         milliseconds = None if timeout is None else max(0, int(timeout * 1000) + 1)
         lifeline = self.lifeline.fileno()
         gone = False
-        full = self.calls.full
         try:
-            ready = (self._make_poller() if full else self._poller).poll(milliseconds)
-        except RuntimeError:  # beneath this signal handler its thread sleeps on that one
+            poller = self._make_poller() if self.calls.full else self._poller
             try:
+                ready = poller.poll(milliseconds)
+            except RuntimeError:  # beneath this signal handler its thread sleeps on that one
                 ready = self._make_poller().poll(milliseconds)
-            except ValueError:  # another thread has closed this channel since it was looked at
-                return True
+        except ValueError:  # another thread has closed this channel since it was looked at
+            return True
         for fd, _events in ready:
             if fd == lifeline:
                 gone = self._listen()
@@ -269,7 +273,7 @@ class Channel:
     def hang_up(self) -> None:
         """End the lifeline, so that both sides see its end; from any thread."""
         with contextlib.suppress(OSError):  # the other side was first
-            self.lifeline.send(wire.pack(wire.PART, 0, 0))
+            self.lifeline.send(wire.pack(wire.PART, 0, 0), NO_SIGNAL)
         with contextlib.suppress(OSError):
             self.lifeline.shutdown(socket.SHUT_RDWR)
 
@@ -288,7 +292,7 @@ class Channel:
         deadline = time.monotonic() + _SEND_TIMEOUT
         while True:
             try:
-                sent = socket.send_fds(self.lifeline, [record], fds)
+                sent = socket.send_fds(self.lifeline, [record], fds, NO_SIGNAL)
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise TimeoutError(errno.ETIMEDOUT, "the daemon takes no segments") from None
@@ -309,6 +313,7 @@ def _open_lifeline(path: str) -> socket.socket:
     make_sure_of_room(_LIFELINE_DESCRIPTORS)
     lifeline = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        silence(lifeline)
         lifeline.settimeout(_CONNECT_TIMEOUT)
         lifeline.connect(path + wire.SUFFIX)
     except BaseException:
@@ -334,7 +339,9 @@ def _open_dealer(path: str) -> zmq.Socket[bytes]:
 
 def _read_token(lifeline: socket.socket) -> tuple[bytes, socket.socket]:
     """Return what the daemon opens with: the token, and our end of the call socket."""
-    token, fds, _, _ = socket.recv_fds(lifeline, TOKEN_BYTES, 1, _CLOSE_ON_EXEC)
+    token, fds, flags, _ = socket.recv_fds(lifeline, TOKEN_BYTES, 1, _CLOSE_ON_EXEC)
+    if flags & socket.MSG_CTRUNC:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     with contextlib.ExitStack() as undo:
         for fd in fds:
             os.set_inheritable(fd, False)

@@ -87,27 +87,24 @@ class Daemon:
         """Whether something waits here until it reads what it was sent before."""
         return self.channel is not None and self.channel.calls.full
 
-    def ask_in(self, message: tuple[Part, ...]) -> bool:
-        """As :meth:`send`, of a stay that it has not taken in yet."""
-        return self._send(message, self.channel, Channel.ask_in)
-
-    def send(self, message: tuple[Part, ...], *, anyway: bool = False) -> bool:
-        """Send *message*, a packed request, to a silent one only *anyway*.
+    def send(self, message: tuple[Part, ...], *, anyway: bool = False, apart: bool = False) -> bool:
+        """Send *message*, a packed request.
 
         Where that cannot be, part with the daemon, and return False.
-        """
-        return self._send(message, self.channel if anyway else self.ready, Channel.send)
 
-    def _send(
-        self,
-        message: tuple[Part, ...],
-        channel: Channel | None,
-        way: Callable[[Channel, tuple[Part, ...]], None],
-    ) -> bool:
+        Args:
+            message: what it is made of.
+            anyway: to a silent one, too.
+            apart: over ZeroMQ, as of a stay that it has not taken in yet.
+        """
+        channel = self.channel if anyway else self.ready
         if channel is None:
             return False
         try:
-            way(channel, message)
+            if apart:
+                channel.ask_in(message)
+            else:
+                channel.send(message)
         except ConnectionError:
             channel.hang_up()  # as it did
             return False

@@ -29,6 +29,7 @@ from ringd.wire.border.messages import (
     Completed,
     Detach,
     Failed,
+    Open,
     parts,
 )
 
@@ -173,14 +174,12 @@ class Group:
     def ask_awaited(self) -> None:
         """Ask for whom the session waits; what was said before counts no more."""
         self.conflict = False
-        if self._taken_in:
+        if self.taken_in:
             self.daemon.send(parts(AskAwaited(self.session.join_id)))
 
     def _say(self, message: tuple[Part, ...]) -> bool:
         """Say something of this stay that must not overtake how it began; also to a silent one."""
-        if self._taken_in:
-            return self.daemon.send(message, anyway=True)
-        return self.daemon.ask_in(message)
+        return self.daemon.send(message, anyway=True, apart=not self.taken_in)
 
     def end(self, error: errors.RingError) -> None:
         """End the calls that are open with *error*; they may still be completed for the others.
@@ -307,9 +306,10 @@ class Group:
         channel = daemon.ready
         if channel is None or self.left:
             return self.left or self.ended
-        if not self._taken_in:
+        if not self.taken_in:
             self._ask_in(channel)
-            return False
+            if not self.taken_in:
+                return False
         end, room = session.next_seq, session.released + daemon.window
         while session.sent < end and not channel.calls.full:
             seq = session.sent
@@ -327,22 +327,31 @@ class Group:
                 if not (daemon.pass_memory(op) and daemon.send(message)):
                     return False
             session.sent = seq + 1
-        return not channel.calls.full
+        return self.answered and not channel.calls.full
 
     @property
-    def _taken_in(self) -> bool:
-        """Whether the daemon has said that we are in the group, so that it can be told of calls."""
+    def taken_in(self) -> bool:
+        """Whether the daemon can be told of our calls."""
         return self.session.taken_in_over is self.daemon.channel
 
+    @property
+    def answered(self) -> bool:
+        """Whether the daemon has let us in; it may have us ask again, and others wait for that."""
+        return self.session.answered_over is self.daemon.channel
+
     def _ask_in(self, channel: Channel) -> None:
-        """Ask the daemon for our place, if it has not been asked, and it is time for that."""
-        session = self.session
-        if (
-            session.attached_over is not channel
-            and time.monotonic() >= self.not_before
-            and self._attach()
-        ):
+        """Ask the daemon for our place, if it has not been asked, and it is time for that.
+
+        One that knows none of our groups is asked over ZeroMQ, which our calls could overtake.
+        """
+        session, apart = self.session, not channel.attached
+        if session.attached_over is channel or time.monotonic() < self.not_before:
+            return
+        if self.daemon.send(parts(self._request(channel)), apart=apart):
+            if not apart:
+                session.taken_in_over = channel
             session.attached_over = channel
+            self.not_before = 0.0
 
     def _message(self, op: Op) -> tuple[Part, ...]:
         return parts(op.submission(time.monotonic(), self.session.acked), op.payload)
@@ -463,11 +472,13 @@ class Group:
                 end.progress(0)
         self.session = Session(after=self.session)
 
-    def _attach(self) -> bool:
-        session, wish, channel = self.session, self.wish, self.daemon.ready
-        attach = Attach(
+    def _request(self, channel: Channel) -> Attach | Open:
+        """Return what asks for our place."""
+        session, wish = self.session, self.wish
+        session.asked = True
+        return Attach(
             version=VERSION,
-            token=b"" if channel is None else channel.token,
+            token=channel.token,
             group=self.name,
             join_id=session.join_id,
             next_seq=session.end,
@@ -485,8 +496,6 @@ class Group:
             ordered=wish.ordered,
             call_socket=True,
         )
-        session.asked = True
-        return self.daemon.ask_in(parts(attach))
 
     def _look_for_seal(self, op: Op) -> None:
         """End *op* if the former daemon finished it, and died before it could say so."""

@@ -120,8 +120,11 @@ class Groups:
 
     @property
     def wait_for_room(self) -> bool:
-        """Whether something waits here until the daemon, which is there, has room for it."""
-        return self._daemon.channel is not None and bool(self._unsent)
+        """Whether something waits here for the daemon, which is there.
+
+        For room, for it to let us in, or to read what it was sent before.
+        """
+        return self._daemon.channel is not None and (bool(self._unsent) or self._daemon.full)
 
     @property
     def next_try(self) -> float:
@@ -179,7 +182,7 @@ class Groups:
         if group is not None:
             take_in(daemon, group, reply, payload)
             session = group.session
-            if session.sent < session.next_seq or session.attached_over is not daemon.channel:
+            if session.sent < session.next_seq or not (group.taken_in and group.answered):
                 self._unsent[group] = None
         elif isinstance(reply, RingState):
             daemon.tells_of_the_ring(reply)

@@ -48,6 +48,8 @@ class Keeper:
         self._pump = pump
         self._next_beat = 0.0
         """When to ask for a sign of life, or at least to take messages in."""
+        self._sleeps_until = 0.0
+        """When it wants to be woken, at the latest."""
         self._ending = False
         self._waker = Waker()
         self.turned_away = ""
@@ -209,8 +211,8 @@ class Keeper:
             if time.monotonic() >= self._next_beat:
                 self._next_beat = time.monotonic() + pump.run(self._beat, channel)
             if groups.wait_for_room and pump.channel is channel and not self._ending:
-                until = min(self._next_look(), groups.next_try)
-                pump.wait(self._has_nothing_to_take_in, until, for_user=False)
+                self._sleeps_until = min(self._next_look(), groups.next_try)
+                pump.wait(self._is_done, self._sleeps_until, for_user=False)
             else:
                 gone = channel.wait_end(max(0.0, self._next_look() - time.monotonic()))
                 pump.run(pump.settle)
@@ -240,9 +242,12 @@ class Keeper:
         pool.surplus.give_back()  # not within run: it takes a while
         self._pump.run(self._daemon.tell_dropped)
 
-    def _has_nothing_to_take_in(self) -> bool:
-        done = self._ending or not self._groups.wait_for_room
-        return done or bool(self._daemon.pool.surplus)
+    def _is_done(self) -> bool:
+        """Whether there is nothing to take in any more, or something is to be done sooner."""
+        groups = self._groups
+        if self._ending or not groups.wait_for_room or groups.next_try < self._sleeps_until:
+            return True
+        return bool(self._daemon.pool.surplus)
 
     def _beat(self, channel: Channel) -> float:
         """Ask for a sign of life where the user wants one; return the seconds until the next time.

@@ -16,11 +16,12 @@ from typing import NamedTuple
 
 from ringd import errors
 from ringd.client.callsocket import Part
+from ringd.client.channel import Channel
 from ringd.client.group import Group
 from ringd.client.groups import Groups
 from ringd.client.session import Op, Session
 from ringd.client.stay import Stay
-from ringd.wire.border.messages import Open, parts
+from ringd.wire.border.messages import Open
 
 BUFFERED = 1 << 20
 """Bytes; a message of up to so many is sent without waiting for its receiver."""
@@ -101,7 +102,7 @@ class End(Group):
         """Have the daemon say how many messages have come."""
         if not self.watch:
             self.watch = True
-            self.session.attached_over = None  # so that it is told
+            self.session.attached_over = self.session.taken_in_over = None  # so that it is told
             self._groups.add(self)  # for a later time, if it cannot be now
             self.push()
 
@@ -121,17 +122,14 @@ class End(Group):
 
     def push(self, made_seq: int = -1, made: tuple[Part, ...] = ()) -> bool:
         """Send what the daemon lacks, once it has taken the parent in; as of a group."""
-        if self._parent.session.taken_in_over is not self.daemon.channel:
+        if not self._parent.taken_in:
             return self.ended
         return super().push(made_seq, made)
 
     @property
-    def _taken_in(self) -> bool:
-        """Whether it was opened: what opens it goes the same way as its calls."""
-        channel = self.daemon.ready
-        if channel is not None:
-            self._ask_in(channel)
-        return self.session.attached_over is channel
+    def answered(self) -> bool:
+        """Whether the daemon has let us in: that an end is open is not said."""
+        return True
 
     def room(self, length: int) -> Session | None:
         """Return the session; a message is refused once that is over."""
@@ -173,9 +171,10 @@ class End(Group):
         self._groups.remove(self)
         self.ended = True
 
-    def _attach(self) -> bool:
+    def _request(self, _channel: Channel) -> Open:
+        """Return what opens it."""
         session = self.session
-        opening = Open(
+        return Open(
             join_id=self.of.join_id,
             channel_id=session.join_id,
             source=self.key.source,
@@ -185,7 +184,6 @@ class End(Group):
             released=session.released,
             watch=self.watch,
         )
-        return self.daemon.send(parts(opening))
 
 
 class Line(Stay):

@@ -31,8 +31,7 @@ def take_in(daemon: Daemon, group: Group, reply: Reply, payload: Payload | None)
 
 
 def _attached(daemon: Daemon, group: Group, reply: Attached, _payload: Payload | None) -> None:
-    group.session.attached = True
-    group.session.taken_in_over = daemon.channel
+    group.session.answered_over = group.session.taken_in_over = daemon.channel
     daemon.introduces_itself(reply)
     group.accepted = True
 

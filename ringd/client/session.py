@@ -266,7 +266,8 @@ class Session:
         self.attached_over: object = None
         """The channel over which our place in the group has been asked for; None for none."""
         self.taken_in_over: object = None
-        """The one over which the daemon has given us that."""
+        """The one over which the daemon can be told of our calls: it has given us that, or will
+        before it reads them."""
         self.released = 0
         """All ops below are finished on all members."""
         self.acked = 0
@@ -288,8 +289,13 @@ class Session:
         self.loss: errors.RingError | None = None
         self.told: set[str] = set()
         """Codes of the errors that the user has had from its calls."""
-        self.attached = False
+        self.answered_over: object = None
+        """The channel over which a daemon has last said that it has given us our place."""
+
+    @property
+    def attached(self) -> bool:
         """Whether a daemon has ever accepted it."""
+        return self.answered_over is not None
 
     @property
     def memory(self) -> int:

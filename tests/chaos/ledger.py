@@ -271,11 +271,14 @@ class Ledger:
 
     @staticmethod
     def _parted(group: Group, which: Which, begun: Collection[Life]) -> dict[Life, Sequence[float]]:
-        """Return when stays ended of those who made a call: in the part, where it is one's."""
+        """Return when stays ended of those who made a call: in the part, where it is one's.
+
+        There a stay ends with the first one to close its ring, long before that is told.
+        """
         if not which.in_part:
             return {life: life.parted for life in begun}
-        partings = group.partings.get(which.number, {})
-        return {life: [partings[life]] for life in begun if life in partings}
+        partings = sorted(group.partings.get(which.number, {}).values())
+        return dict.fromkeys(begun, partings)
 
     def _split(self, group: Group, life: Life, which: Which, moment: float, text: str) -> None:
         del moment, text

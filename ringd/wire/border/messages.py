@@ -101,7 +101,7 @@ class Attach(msgspec.Struct, frozen=True, array_like=True, tag="attach"):
     ordered: bool = False
     call_socket: bool = False
     """Whether the client uses its call socket: it is sent all there, and once it has been told
-    there that it is :class:`Attached`, it sends there what else there is to say of this stay."""
+    there that it is :class:`Attached`, it sends all there, too: ZeroMQ might be overtaken."""
 
 
 class Open(msgspec.Struct, frozen=True, array_like=True, tag="open"):
