@@ -123,6 +123,6 @@ def _get(store: Any, key: str, rank: int) -> str:
     """Return what *rank* has written to *store*; waits for it."""
     try:
         text: str = store.get(key).decode()
-    except dist.DistError as error:
+    except RuntimeError as error:  # of which the stores have several kinds
         raise dist.DistBackendError(f"rank {rank} has not come: {error}") from error
     return text

@@ -23,7 +23,7 @@ from ringd.torch.failures import in_torch_terms
 from ringd.torch.operations import Reduction
 from ringd.torch.seats import Seats
 from ringd.torch.sparse import all_reduce_sparse
-from ringd.torch.work import Arrival, Part, Work
+from ringd.torch.work import Arrival, Futures, Part, Work
 
 Tensors = Sequence[torch.Tensor]
 
@@ -42,6 +42,7 @@ class RingProcessGroup(dist.ProcessGroup):
         self._rings = rings
         self._team = Team(rings[-1], seats.rank, seats.size)
         self._timeout = timeout
+        self._futures = Futures()
         self._name, self._description = "", "undefined"
 
     @property
@@ -110,6 +111,13 @@ class RingProcessGroup(dist.ProcessGroup):
             for into, given in zip(outputs, inputs, strict=True)
         ]
         return self._begin(made, [output for into in outputs for output in into], opts)
+
+    @in_torch_terms
+    def allgather_coalesced(
+        self, outputs: Sequence[Tensors], inputs: Tensors, opts: Any = None
+    ) -> Work:
+        """As :meth:`allgather`; *outputs* has a list for each rank, not for each input."""
+        return self.allgather(list(zip(*outputs, strict=True)), inputs, opts)
 
     def all_gather_single_coalesced(
         self, outputs: Tensors, inputs: Tensors, opts: Any = None
@@ -185,7 +193,7 @@ class RingProcessGroup(dist.ProcessGroup):
         """Receive a tensor from whatever rank sends one; asked for when it is waited for."""
         (tensor,) = tensors
         begin, land = calls.recv(self._team, tensor, ANY, tag)
-        return Arrival(lambda: Part(begin(self._seconds()), land), tensor)
+        return Arrival(lambda: Part(begin(self._seconds()), land), tensor, self._futures)
 
     # --- all else ---------------------------------------------------------------------
 
@@ -226,7 +234,6 @@ class RingProcessGroup(dist.ProcessGroup):
         return self._description
 
     allreduce_coalesced = allreduce
-    allgather_coalesced = allgather
     # Before torch 2.13.
     _allgather_base = all_gather_single
     allgather_into_tensor_coalesced = all_gather_single_coalesced
@@ -236,7 +243,8 @@ class RingProcessGroup(dist.ProcessGroup):
 
     def _begin(self, made: Sequence[Call], tensors: Tensors, opts: Any = None) -> Work:
         seconds = self._seconds(opts)
-        return Work([Part(call.begin(seconds), call.land) for call in made], tensors)
+        parts = [Part(call.begin(seconds), call.land) for call in made]
+        return Work(parts, tensors, self._futures)
 
     def _seconds(self, opts: Any = None) -> float:
         """Return the timeout of a call with *opts*, where a negative one is the group's."""

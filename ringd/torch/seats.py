@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
-_LONGEST = 32
-"""Characters that torch's name of a part may have, to stand in that of its ring's group."""
+_SHOWN = 8
+"""Characters of torch's name of a part that stand in that of its ring's group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +81,12 @@ class Seats:
         return places == sorted(places)
 
     def part(self, name: str, ranks: Sequence[int]) -> Seats:
-        """Return the seats of a part, which torch calls *name*, of these *ranks* with this one."""
+        """Return the seats of a part, which torch calls *name*, of these *ranks* with this one.
+
+        Parts without a rank in common may have the same name.
+        """
         nodes = tuple(self.nodes[rank] for rank in ranks)
-        if len(name) > _LONGEST:
-            name = blake2b(name.encode(), digest_size=8).hexdigest()
         members = tuple(member for member in self.members if member in nodes)
-        return Seats(f"{self.group}/{name}", ranks.index(self.rank), nodes, members)
+        digest = blake2b(f"{name} {list(ranks)}".encode(), digest_size=6).hexdigest()
+        group = f"{self.group}/{name[:_SHOWN]}-{digest}"
+        return Seats(group, ranks.index(self.rank), nodes, members)

@@ -30,8 +30,10 @@ def all_reduce_sparse(team: Team, tensor: torch.Tensor, reduction: Reduction) ->
             torch.cat([found for found, _ in parts], 1),
             torch.cat([found for _, found in parts]),
             tensor.shape,
+            check_invariants=True,
         )
-        tensor.data.copy_(total.coalesce())
+        with torch.no_grad():
+            tensor.copy_(total.coalesce())
 
     return Call(
         lambda seconds: team.ring.all_gather_bytes_async(data, name=name, timeout=seconds), land

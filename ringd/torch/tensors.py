@@ -22,23 +22,21 @@ Array = npt.NDArray[Any]
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _NUMPY_HAS = {
-    torch.bool,
-    torch.uint8,
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-    torch.float16,
-    torch.float32,
-    torch.float64,
-    torch.complex64,
-    torch.complex128,
+    torch.bool: np.dtype(np.bool_),
+    torch.uint8: np.dtype(np.uint8),
+    torch.uint16: np.dtype(np.uint16),
+    torch.uint32: np.dtype(np.uint32),
+    torch.uint64: np.dtype(np.uint64),
+    torch.int8: np.dtype(np.int8),
+    torch.int16: np.dtype(np.int16),
+    torch.int32: np.dtype(np.int32),
+    torch.int64: np.dtype(np.int64),
+    torch.float16: np.dtype(np.float16),
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+    torch.complex64: np.dtype(np.complex64),
+    torch.complex128: np.dtype(np.complex128),
 }
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
-"""By bytes: what stands for a dtype that numpy has not."""
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -77,7 +75,7 @@ def numbers(tensor: torch.Tensor, op: str) -> torch.Tensor:
 def _check_op(dtype: torch.dtype, op: str) -> None:
     if dtype not in _NUMPY_HAS and dtype != torch.bfloat16:
         raise TypeError(f"{op} of {dtype} is not supported; convert it, to float32 say")
-    check(op, _view(torch.empty(0, dtype=dtype)).dtype)
+    check(op, _dtype_of(dtype))
 
 
 def array_of(tensor: torch.Tensor) -> Array:
@@ -151,20 +149,45 @@ def _at_hand(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if _is_plain(tensor) else tensor.cpu().resolve_conj().resolve_neg()
 
 
+class _Memory:
+    """That of a tensor, as numpy asks for it.
+
+    ``Tensor.numpy()`` would do, but that storage could not be resized any more, which FSDP does.
+    """
+
+    __slots__ = ("__array_interface__", "_tensor")
+
+    def __init__(self, tensor: torch.Tensor, dtype: np.dtype[Any]) -> None:
+        self._tensor = tensor
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": tuple(tensor.shape),
+            "strides": tuple(stride * dtype.itemsize for stride in tensor.stride()),
+            "typestr": dtype.str,
+            "data": (tensor.data_ptr(), False),
+        }
+
+
 def _view(tensor: torch.Tensor) -> Array:
     """Return the memory of a plain tensor."""
-    if tensor.dtype in _NUMPY_HAS:
-        array: Array = tensor.numpy()
-    elif tensor.dtype == torch.bfloat16:
-        array = tensor.view(torch.int16).numpy().view(_bfloat16())
-    else:
-        array = tensor.view(_BITS[tensor.dtype.itemsize]).numpy()
-    return array
+    dtype = _dtype_of(tensor.dtype)
+    if not tensor.numel():
+        return np.empty(tensor.shape, dtype)
+    if dtype.isbuiltin == 1:
+        return np.asarray(_Memory(tensor, dtype))
+    return np.asarray(_Memory(tensor, _bits(dtype.itemsize))).view(dtype)
 
 
 @functools.cache
-def _bfloat16() -> np.dtype[Any]:
-    return dtype_from_name("bfloat16")
+def _dtype_of(dtype: torch.dtype) -> np.dtype[Any]:
+    """Return what numpy has for *dtype*, or what has as many bits."""
+    if dtype == torch.bfloat16:
+        return dtype_from_name("bfloat16")
+    return _NUMPY_HAS.get(dtype) or _bits(dtype.itemsize)
+
+
+def _bits(size: int) -> np.dtype[Any]:
+    return np.dtype(f"u{size}")
 
 
 def _overlaps(tensor: torch.Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -29,8 +30,11 @@ class Work(dist._Work):  # noqa: SLF001 - its name in torch's own namespace
     Whoever waits writes the results; without a future there is no other thread in it.
     """
 
-    def __init__(self, parts: Sequence[Part], tensors: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self, parts: Sequence[Part], tensors: Sequence[torch.Tensor], futures: Futures
+    ) -> None:
         super().__init__()
+        self._futures = futures
         self._parts = parts
         self._tensors = list(tensors)
         self._landed = False
@@ -58,24 +62,30 @@ class Work(dist._Work):  # noqa: SLF001 - its name in torch's own namespace
         return True
 
     def get_future(self) -> torch.futures.Future[list[torch.Tensor]]:
-        """Return a future of the tensors, which needs nobody to wait."""
+        """Return a future of the tensors, for which nobody needs to wait."""
         if self._future is None:
             cuda = {tensor.device for tensor in self._tensors if tensor.device.type == "cuda"}
             self._future = torch.futures.Future(devices=sorted(cuda, key=str) or None)
-            if self._parts:
-                self._parts[-1].work.add_done_callback(self._resolve)  # the others end before it
+            if _thread.resolves:
+                self.resolve()
             else:
-                self._future.set_result(self._tensors)
+                self._futures.add(self)
         return self._future
 
-    def _resolve(self, _work: object) -> None:
-        assert self._future is not None  # noqa: S101 - it asked for this
+    def resolve(self) -> None:
+        """Give the future its result, or the error; waits for it."""
+        assert self._future is not None  # noqa: S101 - it was asked for
         try:
             self.wait()
         except Exception as error:  # noqa: BLE001 - which is its user's
             self._future.set_exception(error)
         else:
             self._future.set_result(self._tensors)
+
+    def tell(self, callback: Callable[[object], object]) -> None:
+        """Have *callback* called as each of the calls has ended."""
+        for part in self._parts:
+            part.work.add_done_callback(callback)
 
     @in_torch_terms
     def is_completed(self) -> bool:
@@ -104,11 +114,58 @@ class Work(dist._Work):  # noqa: SLF001 - its name in torch's own namespace
         self.wait()
 
 
+class Futures:
+    """Those of a process group, which are resolved in the order in which they were asked for.
+
+    What waits for a future may make calls, as some hooks of DDP do. So the ranks make these in one
+    order, too, as far as nothing else makes calls meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._works: deque[Work] = deque()
+        self._lock = threading.Lock()
+        self._resolving = False
+        """Whether a thread is at it, which goes on to what comes meanwhile."""
+
+    def add(self, work: Work) -> None:
+        """Resolve that of *work* in its turn."""
+        with self._lock:
+            self._works.append(work)
+        work.tell(lambda _ended: self._advance())
+        self._advance()  # also where it is made of no calls
+
+    def _advance(self) -> None:
+        while (work := self._next()) is not None:
+            outer, _thread.resolves = _thread.resolves, True
+            try:
+                work.resolve()
+            finally:
+                _thread.resolves, self._resolving = outer, False
+
+    def _next(self) -> Work | None:
+        """Return the first one, if that has ended and no other thread is at it."""
+        with self._lock:
+            if self._resolving or not self._works or not self._works[0].is_completed():
+                return None
+            self._resolving = True
+            return self._works.popleft()
+
+
+class _Thread(threading.local):
+    """What is known of each thread."""
+
+    resolves = False
+    """Whether what waits for a future runs in it: other futures may then have nobody else."""
+
+
+_thread = _Thread()
+
+
 class Arrival(Work):
     """Of a message from whatever rank sends first: it is asked for when it is waited for."""
 
-    def __init__(self, begin: Callable[[], Part], tensor: torch.Tensor) -> None:
-        super().__init__([], [tensor])
+    def __init__(self, begin: Callable[[], Part], tensor: torch.Tensor, futures: Futures) -> None:
+        super().__init__([], [tensor], futures)
         self._begin = begin
 
     def wait(self, timeout: timedelta = timedelta(0)) -> bool:

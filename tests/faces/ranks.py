@@ -22,7 +22,7 @@ class Ranks:
         self.processes = []
         for environ in environs:
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, dict(environ)), daemon=True)
+            process = context.Process(target=_serve, args=(theirs, dict(environ)))
             process.start()
             theirs.close()
             self._pipes.append(ours)
