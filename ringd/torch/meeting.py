@@ -13,6 +13,9 @@ from torch import distributed as dist
 from ringd.client.ring import Ring, connect
 from ringd.torch.seats import Claim, Seats, ranks_of
 
+_DAEMON_TIMEOUT = 30.0
+"""Seconds; a group's own may be half an hour, which is for other ranks."""
+
 
 @dataclass(frozen=True, slots=True)
 class Meeting:
@@ -41,7 +44,7 @@ def meet_in_ring(group: str, claim: Claim, timeout: float, **place: Any) -> Meet
         ValueError: the programs' claims do not fit together; says which ones.
         RingError: as :func:`ringd.connect`, and its calls.
     """
-    ring = connect(group=group, **place)
+    ring = connect(group=group, timeout=_for_daemon(timeout), **place)
     try:
         said = ring.all_gather_bytes(msgspec.msgpack.encode(claim), timeout=timeout)
         claims = [msgspec.msgpack.decode(one, type=Claim) for one in said]
@@ -69,7 +72,9 @@ def meet_in_store(store: Any, rank: int, size: int, timeout: float) -> Meeting:
         RingError: as :func:`ringd.connect`, and its calls.
     """
     group = f"torch-{secrets.token_hex(6)}"
-    with connect(group=group) as alone:  # to be told on which machine this is
+    with connect(
+        group=group, timeout=_for_daemon(timeout)
+    ) as alone:  # to be told on which machine this is
         # A store may outlive a process group. All ranks make theirs in the same order.
         times = store.add(f"{rank}/times", 1)
         store.set(f"{times}/{rank}", alone.node)
@@ -77,7 +82,7 @@ def meet_in_store(store: Any, rank: int, size: int, timeout: float) -> Meeting:
             store.set(f"{times}/group", f"{group}-all")
         nodes = tuple(_get(store, f"{times}/{other}", other) for other in range(size))
         seats = Seats(_get(store, f"{times}/group", 0), rank, nodes, ())
-        ring = _join(seats, tuple(set(nodes)))
+        ring = _join(seats, tuple(set(nodes)), timeout)
     try:
         ring.barrier(timeout)
         seats = replace(seats, members=tuple(dict.fromkeys(ring.nodes)))
@@ -93,7 +98,7 @@ def meet_as_part(seats: Seats, timeout: float) -> Meeting:
     Raises:
         RingError: as :func:`ringd.connect`, and its calls.
     """
-    ring = _join(seats, seats.members)
+    ring = _join(seats, seats.members, timeout)
     try:
         return Meeting(_ordered(ring, seats, timeout), seats)
     except BaseException:
@@ -101,9 +106,15 @@ def meet_as_part(seats: Seats, timeout: float) -> Meeting:
         raise
 
 
-def _join(seats: Seats, members: Sequence[str]) -> Ring:
+def _for_daemon(timeout: float) -> float:
+    """Return how long a program with *timeout* waits for a daemon to appear."""
+    return min(timeout, _DAEMON_TIMEOUT)
+
+
+def _join(seats: Seats, members: Sequence[str], timeout: float) -> Ring:
     return connect(
         group=seats.group,
+        timeout=_for_daemon(timeout),
         members=members,
         local_rank=seats.local_rank,
         local_size=seats.local_size,

@@ -9,17 +9,6 @@ import torch
 from torch import distributed as dist
 
 _OP = dist.ReduceOp
-_NAMES = {
-    _OP.SUM: "sum",
-    _OP.AVG: "mean",
-    _OP.PRODUCT: "prod",
-    _OP.MIN: "min",
-    _OP.MAX: "max",
-    _OP.BAND: "band",
-    _OP.BOR: "bor",
-    _OP.BXOR: "bxor",
-    _OP.PREMUL_SUM: "sum",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +24,9 @@ class Reduction:
     def of(cls, op: Any) -> Reduction:
         """Return that of a ``dist.ReduceOp``."""
         kind = op.op
-        factor = op.__getstate__()[1] if kind == _OP.PREMUL_SUM else None
-        return cls(_NAMES[kind], factor)
+        if kind == _OP.PREMUL_SUM:
+            return cls("sum", op.__getstate__()[1])
+        return _PLAIN[kind]
 
     def prepared(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return what is reduced of *tensor*.
@@ -49,3 +39,15 @@ class Reduction:
         if not tensor.dtype.is_floating_point and not tensor.dtype.is_complex:
             raise TypeError(f"PREMUL_SUM multiplies floating-point tensors, not {tensor.dtype}")
         return (tensor.detach() * self.factor).to(tensor.dtype)
+
+
+_PLAIN = {
+    _OP.SUM: Reduction("sum"),
+    _OP.AVG: Reduction("mean"),
+    _OP.PRODUCT: Reduction("prod"),
+    _OP.MIN: Reduction("min"),
+    _OP.MAX: Reduction("max"),
+    _OP.BAND: Reduction("band"),
+    _OP.BOR: Reduction("bor"),
+    _OP.BXOR: Reduction("bxor"),
+}

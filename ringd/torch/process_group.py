@@ -213,6 +213,13 @@ class RingProcessGroup(dist.ProcessGroup):
         """Have calls that are made from now on end after *timeout*."""
         self._timeout = timeout
 
+    supports_splitting = False
+    """What torch asks a backend where a process group is bound to a device."""
+
+    def _get_backend(self, _device: torch.device) -> RingProcessGroup:
+        """Return the backend of a device: this serves all of them."""
+        return self
+
     def getBackendName(self) -> str:  # noqa: N802 - torch's name
         """Return ``"ringd"``."""
         return "ringd"

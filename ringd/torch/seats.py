@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
-_SHOWN = 8
-"""Characters of torch's name of a part that stand in that of its ring's group."""
+_SHOWN = (32, 8)
+"""Characters of a group's name, and of torch's for a part of it, that stand in the part's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,6 @@ class Seats:
         """
         nodes = tuple(self.nodes[rank] for rank in ranks)
         members = tuple(member for member in self.members if member in nodes)
-        digest = blake2b(f"{name} {list(ranks)}".encode(), digest_size=6).hexdigest()
-        group = f"{self.group}/{name[:_SHOWN]}-{digest}"
+        digest = blake2b(f"{self.group} {name} {list(ranks)}".encode(), digest_size=6).hexdigest()
+        group = f"{self.group[: _SHOWN[0]]}/{name[: _SHOWN[1]]}-{digest}"
         return Seats(group, ranks.index(self.rank), nodes, members)

@@ -54,6 +54,8 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
             raise TypeError(f"a {type(tensor).__name__} is made of several tensors; hand over each")
     if tensor.layout is not torch.strided:
         raise TypeError(f"a tensor of layout {tensor.layout} is not supported; write x.to_dense()")
+    if tensor.is_meta:
+        raise TypeError("a tensor on the device meta has no values")
     if tensor.is_quantized:
         raise TypeError("the scale of a quantized tensor would be lost; write x.dequantize()")
     return tensor.detach()
