@@ -7,9 +7,10 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 BIN := .venv/bin
 READY := .venv/.ready
 BENCH_READY := .venv/.bench-ready
+FACES_READY := .venv/.faces-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos lint format types bench wheel sample \
+.PHONY: help setup demo test test-faces chaos lint format types bench wheel sample \
 	install-service uninstall-service clean distclean
 
 help: ## Show this list
@@ -36,6 +37,11 @@ $(BENCH_READY): $(READY)
 	@$(BIN)/python -m pip install --quiet --group bench
 	@touch $@
 
+$(FACES_READY): $(READY)
+	@echo "Installing the programs with which ringd is tested into .venv ..."
+	@$(BIN)/python -m pip install --quiet --group faces
+	@touch $@
+
 demo: $(READY) ## Show the main job: a ring, a training, a daemon killed and back
 	@$(BIN)/ringd-cli demo
 
@@ -43,6 +49,9 @@ demo: $(READY) ## Show the main job: a ring, a training, a daemon killed and bac
 # and programs are started, each of which would compile all of ringd.
 test: $(READY) ## Run the tests; ARGS="-k name" for some, RINGD_TEST_EXHAUSTIVE=1 for more
 	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+test-faces: $(FACES_READY) ## Run the tests with torch and what builds on it; ARGS="-k name"
+	$(BIN)/pytest tests/faces $(ARGS)
 
 chaos: $(READY) ## Disturb a ring, check every value; SEED= SIZE= DURATION= (s) FAULTS= CHECKSUM=off
 	PYTHONPATH=tests $(BIN)/python -m chaos $(if $(SEED),--seed $(SEED)) \

@@ -192,6 +192,7 @@ class Line(Stay):
     def __init__(self, stay: Stay, end: End) -> None:
         super().__init__(stay.connection, end)
         self.end = end
+        self.source = end.key.source
         self._stay = stay
 
     @property

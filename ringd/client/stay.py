@@ -36,6 +36,9 @@ _ASK_EVERY = 1.0
 class Stay:
     """The stay in *group*, over *connection*; any thread may call its methods."""
 
+    source: int | None = None
+    """The rank from which messages come; None where its calls are none."""
+
     def __init__(self, connection: Connection, group: Group) -> None:
         self.connection = connection
         self.group = group

@@ -77,6 +77,11 @@ class Work(Generic[T]):
         state = "open" if not op.ended else "done" if op.error is None else f"failed: {op.error}"
         return f"<ringd.Work op {op.seq}, {op.call}, {state}>"
 
+    @property
+    def source(self) -> int | None:
+        """The rank from which a message comes; None where this is none."""
+        return self._stay.source
+
     def wait(self, timeout: float | None = None) -> T:
         """Return the result, as soon as it is there.
 
