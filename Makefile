@@ -9,7 +9,7 @@ READY := .venv/.ready
 BENCH_READY := .venv/.bench-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos lint format types bench wheel sample \
+.PHONY: help setup demo test chaos lint format types bench wheel deb sample test-system \
 	install-service uninstall-service clean distclean
 
 help: ## Show this list
@@ -70,11 +70,17 @@ sample: $(READY) ## Write etc/ringd.toml anew from the settings
 	$(BIN)/python -m ringd.config.sample > etc/ringd.toml.new
 	mv etc/ringd.toml.new etc/ringd.toml
 
+deb: $(READY) ## Build dist/ringd_*.deb for this Debian or Ubuntu
+	PIP="$(BIN)/python -m pip" packaging/debian/build.sh
+
 install-service: ## Install ringd as a systemd service (root)
 	packaging/systemd/install.sh
 
 uninstall-service: ## Take it away again; config, key and state stay (root)
 	packaging/systemd/uninstall.sh
+
+test-system: $(READY) deb ## Boot three machines with systemd, and have the package live on them (root, Debian)
+	$(BIN)/pytest -x tests/system/life.py $(ARGS)
 
 clean: ## Remove what was built and cached
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

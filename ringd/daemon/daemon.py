@@ -18,11 +18,13 @@ from ringd.config.settings import Config
 from ringd.daemon.notify import ServiceManager
 from ringd.daemon.programs import Programs
 from ringd.daemon.status import open_ops, status
+from ringd.daemon.statusline import StatusLine
 from ringd.errors import RingError
 from ringd.host import heap
 from ringd.loop import Loop
 from ringd.observe import logs
 from ringd.observe.recorder import Recorder
+from ringd.ring.absence import waiting_for
 from ringd.ring.inquiry import Answers
 from ringd.ring.neighbours import Neighbours
 from ringd.ring.state import State, StateFile
@@ -42,7 +44,6 @@ class Daemon:
         self._state_dir = state_dir
         self._log = structlog.get_logger("ringd")
         self._manager = ServiceManager()
-        self._words = "forming: waits for the other members"
         self._reload_error: tuple[str, float] | None = None  # the last reload's, and when
 
     def run(self) -> None:
@@ -82,7 +83,12 @@ class Daemon:
         self._programs = Programs(loop, config, view, self._neighbours, self._recorder)
         self._neighbours.attach(self._programs, self._programs.performer.bulk)
         self._recorder.open_ops = lambda: open_ops(self._programs)
-        self._neighbours.on_state = self._state_changed
+        self._line = StatusLine(
+            loop,
+            lambda: waiting_for(self._neighbours, loop.now()),
+            lambda text: self._manager.tell(f"STATUS={text}"),
+        )
+        self._neighbours.on_state = self._line.show
         self._border = border = BorderServer(
             loop,
             lock,
@@ -104,6 +110,7 @@ class Daemon:
             ),
         )
         try:
+            self._line.show("forming")
             self._neighbours.start()
             self._started = loop.now()  # it listens from here on
             for signum in (signal.SIGTERM, signal.SIGINT):
@@ -119,8 +126,8 @@ class Daemon:
                 generation=store.state.generation,
                 incarnation=store.state.incarnation,
             )
-            self._manager.tell("READY=1", f"STATUS={self._words}")
-            self._manager.use(loop)
+            self._manager.tell("READY=1")
+            self._manager.use(loop, border.serves)
             heap.settle()
             loop.run()
         finally:
@@ -132,10 +139,6 @@ class Daemon:
             loop.close()
         self._log.info("ringd stopped")
 
-    def _state_changed(self, text: str) -> None:
-        self._words = text
-        self._manager.tell(f"STATUS={text}")
-
     # --- signals ----------------------------------------------------------------------
 
     def _drain(self) -> None:
@@ -144,6 +147,7 @@ class Daemon:
             return
         self._log.info("stopping", ops_under_way=len(self._programs.performer.bulk))
         self._manager.tell("STOPPING=1")
+        self._line.show("draining")
         self._recorder.note("stopping")
         self._programs.drain()
         self._neighbours.drain()

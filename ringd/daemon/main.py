@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import socket
 import sys
@@ -127,6 +128,7 @@ def main(
     if named is None and os.geteuid() and (hidden := paths.by_environment()):
         structlog.get_logger("ringd").warning("not all programs find this daemon", reason=hidden)
     try:
+        faulthandler.enable(2)  # one that its watchdog ends says where it hung
         Daemon(settings, socket_path, state_dir or paths.default_paths().state_dir).run()
     except RingError as error:
         _cannot_start(error, EX_CONFIG if isinstance(error, ConfigError) else 1)

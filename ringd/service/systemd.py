@@ -173,11 +173,12 @@ def sysusers(service: Service) -> str:
 
 
 def tmpfiles(service: Service) -> str:
-    """Return the tmpfiles.d(5) file that makes what the package needs beside the unit."""
-    return (
-        "# The config and the key; the daemon reads them and changes nothing.\n"
-        f"d {service.config.parent} 0755 root root -\n"
-    )
+    """Return the tmpfiles.d(5) file that makes the socket's directory.
+
+    systemd makes it too, whenever it starts the daemon; here it can be made anew by itself.
+    """
+    assert service.socket is not None  # noqa: S101 - a machine's service has one
+    return f"d {service.socket.parent} 0755 {service.user} {service.user} -\n"
 
 
 def install(

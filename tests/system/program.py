@@ -1,0 +1,27 @@
+"""A program of an ordinary user: calls, and checks every value.
+
+Usage: program.py NAME STEPS ELEMENTS. It prints a line for each step, and its error if it ends so.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+import ringd
+
+name, steps, elements = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+try:
+    with ringd.connect(group=name, timeout=60) as ring:
+        for step in range(steps):
+            mine = np.arange(elements, dtype=np.int64) * (ring.rank + 1) + step
+            total = ring.all_reduce(mine, timeout=300)
+            weights = ring.size * (ring.size + 1) // 2
+            expected = np.arange(elements, dtype=np.int64) * weights + step * ring.size
+            wrong = int(np.count_nonzero(total != expected))
+            sys.stdout.write(f"step {step}: {wrong} wrong of {total.size}, {ring.size} ranks\n")
+            sys.stdout.flush()
+except ringd.RingError as error:
+    sys.stdout.write(f"{type(error).__name__}: {error}\n")
+    sys.exit(1)
