@@ -154,6 +154,7 @@ class BorderServer:
         group: str = "",
         limits: Limits | None = None,
         open_files: OpenFiles = OWN,
+        on_unreachable: Callable[[], None] = lambda: None,
     ) -> None:
         """Listen at the path that *lock* is for, and at the lifeline path beside it.
 
@@ -172,6 +173,7 @@ class BorderServer:
         self._asked: OrderedDict[bytes, int] = OrderedDict()
         """Questions by connection, of those that asked last."""
         self._open_files = open_files
+        self._on_unreachable = on_unreachable
         self._full = False  # newcomers are turned away
         self._log = log
         self._by_token: dict[bytes, Client] = {}
@@ -474,6 +476,8 @@ class BorderServer:
         try:
             self._renew(*old)
         except errors.RingError as error:
+            if self._trouble and isinstance(error, errors.ConfigError):  # not only for an instant
+                self._on_unreachable()
             if str(error) != self._trouble:
                 self._log.error(
                     "the sockets were removed, no program can attach",

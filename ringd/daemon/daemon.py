@@ -31,6 +31,9 @@ from ringd.ring.state import State, StateFile
 from ringd.ring.statewriter import patiently
 from ringd.wire.border.messages import AskRejoin, AskReload, AskStatus, AskTrace
 
+EX_TEMPFAIL = 75
+"""Of sysexits.h: try again, which service managers do."""
+
 DRAIN = 5.0
 """Seconds that ops under way get to finish after SIGTERM; what does not is run again later."""
 
@@ -45,9 +48,10 @@ class Daemon:
         self._log = structlog.get_logger("ringd")
         self._manager = ServiceManager()
         self._reload_error: tuple[str, float] | None = None  # the last reload's, and when
+        self._unreachable = False
 
-    def run(self) -> None:
-        """Run until SIGTERM or SIGINT.
+    def run(self) -> int:
+        """Run until SIGTERM or SIGINT; return the exit code.
 
         Raises:
             RingError: It cannot start: the state directory, the socket or an address is taken
@@ -61,6 +65,7 @@ class Daemon:
 
             with patiently(self._begin, self._state_dir, slow) as store:
                 self._serve(lock, store)
+        return EX_TEMPFAIL if self._unreachable else 0
 
     def _begin(self) -> StateFile:
         """Return the state, in which this start is counted."""
@@ -108,6 +113,7 @@ class Daemon:
                 segment_budget=self._programs.performer.segment_budget,
                 window=config.ipc.window,
             ),
+            on_unreachable=self._cannot_be_reached,
         )
         try:
             self._line.show("forming")
@@ -152,6 +158,16 @@ class Daemon:
         self._programs.drain()
         self._neighbours.drain()
         self._stop_when_idle(self._loop.now() + DRAIN)
+
+    def _cannot_be_reached(self) -> None:
+        """End if a service manager starts us anew, and makes what was taken from us.
+
+        Such as the directory of the sockets: a daemon in a sandbox cannot make that itself.
+        """
+        if self._manager.listens and not self._programs.draining:
+            self._log.error("ends as no program can attach, for the service manager to mend that")
+            self._unreachable = True
+            self._drain()
 
     def _stop_when_idle(self, latest: float) -> None:
         if not len(self._programs.performer.bulk) or self._loop.now() >= latest:

@@ -33,6 +33,11 @@ class ServiceManager:
         self._retry: Timer | None = None
         self._delay = _FIRST_RETRY
 
+    @property
+    def listens(self) -> bool:
+        """Whether there is one."""
+        return bool(self._path)
+
     def use(self, loop: Loop, progress: Callable[[], bool]) -> None:
         """Let *loop* send what cannot be sent at once, and feed the watchdog from now on.
 
