@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import plistlib
 import re
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from ringd.service import launchd
+from ringd.service.description import Service
+
+ROOT = Path(__file__).resolve().parent.parent
+FORMULA = ROOT / "packaging" / "homebrew" / "ringd.rb"
 
 
 @pytest.mark.parametrize(
-    "script", [".ci/run", "packaging/systemd/install.sh", "packaging/systemd/uninstall.sh"]
+    "script",
+    [
+        ".ci/run",
+        *(f"packaging/systemd/{name}.sh" for name in ("install", "uninstall")),
+        *(f"packaging/debian/{name}" for name in ("build.sh", "postinst", "prerm", "postrm")),
+    ],
 )
 def test_scripts(script):
     """Scripts are executable and parse."""
@@ -33,3 +45,32 @@ def test_make_help_lists_every_target():
     ).stdout
     listed = {line.split()[0] for line in shown.splitlines() if "Entering" not in line}
     assert set(phony.replace("\\\n", " ").split()) <= listed
+
+
+def test_homebrews_formula(place):
+    """Its service is what the job is, and its test passes; a stand-in for Homebrew runs it."""
+    ruby = shutil.which("ruby")
+    if ruby is None:
+        pytest.skip("no Ruby here")
+    scripts = Path(sysconfig.get_path("scripts"))
+    done = subprocess.run(
+        [ruby, ROOT / "tests" / "formula_stub.rb", FORMULA, scripts, place],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    service = Service(
+        Path("/p"), Path("/c"), Path("/t"), log=Path("/opt/homebrew/var/log/ringd.log")
+    )
+    job = plistlib.loads(launchd.job(service).encode())
+    assert said["service"] == {
+        "run": ["/opt/homebrew/opt/ringd/bin/ringd"],
+        "keep_alive": {"successful_exit": job["KeepAlive"]["SuccessfulExit"]},
+        "process_type": job["ProcessType"].lower(),
+        "error_log_path": job["StandardErrorPath"],
+        "environment_variables": job["EnvironmentVariables"],
+    }
+    assert said["told"]["head"][0] == f"file://{ROOT}"
+    assert "ringd-cli service install" in said["caveats"]

@@ -78,34 +78,33 @@ class Machines(list[Machine]):
         wait_until(other, "another daemon", PATIENCE)
 
     @contextlib.contextmanager
-    def call_under_way(self, name: str, event: Machine, elements: int = LARGE) -> Iterator[None]:
-        """Have all but *event* make calls before the context, and that one behind it.
+    def call_under_way(self, name: str, last: Machine, elements: int = LARGE) -> Iterator[None]:
+        """Have all but *last* make a call before the context, and that one behind it.
 
-        *event* takes part with the first of two calls, so that the second one is under way within
-        the context; behind it all have their results, and these are right.
+        So it is under way within the context. It has further ones behind it, and all have the
+        right results in the end.
         """
-        assert self.config  # they run
         steps = 3
         programs = {
             machine.name: machine.started(
                 *(PYTHON, "/srv/program.py", name, str(steps), str(elements)), user=MEMBER
             )
             for machine in self
-            if machine is not event
+            if machine is not last
         }
         try:
             wait_until(
                 lambda: all(
-                    name in machine.said("ringd-cli", "status")
+                    "all_reduce" in machine.said("ringd-cli", "status")
                     for machine in self
-                    if machine is not event
+                    if machine is not last
                 ),
                 "calls under way",
                 PATIENCE,
             )
             yield
             self.wait_ready()
-            programs[event.name] = event.started(
+            programs[last.name] = last.started(
                 *(PYTHON, "/srv/program.py", name, str(steps), str(elements)), user=MEMBER
             )
             expected = [

@@ -11,14 +11,18 @@ import numpy as np
 
 import ringd
 
+WEIGHTS = {"alpha": 1, "beta": 2, "gamma": 3}
+
 name, steps, elements = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 try:
     with ringd.connect(group=name, timeout=60) as ring:
         for step in range(steps):
-            mine = np.arange(elements, dtype=np.int64) * (ring.rank + 1) + step
+            # Not by its rank, which is known only when all are there.
+            mine = np.arange(elements, dtype=np.int64) * WEIGHTS[ring.node] + step
             total = ring.all_reduce(mine, timeout=300)
-            weights = ring.size * (ring.size + 1) // 2
-            expected = np.arange(elements, dtype=np.int64) * weights + step * ring.size
+            expected = (
+                np.arange(elements, dtype=np.int64) * sum(WEIGHTS.values()) + step * ring.size
+            )
             wrong = int(np.count_nonzero(total != expected))
             sys.stdout.write(f"step {step}: {wrong} wrong of {total.size}, {ring.size} ranks\n")
             sys.stdout.flush()
