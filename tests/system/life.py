@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import wait_until
-from tests.system.machines import Machine, MachineError, network, prepare, run
+from tests.system.machines import Machine, MachineError, end, network, prepare, run
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("alpha", "beta", "gamma")
@@ -62,10 +62,10 @@ class Machines(list[Machine]):
         shown = machine.said("systemctl", "show", "ringd.service")
         return dict(line.partition("=")[::2] for line in shown.splitlines())
 
-    def wait_ready(self) -> None:
-        """Wait until all daemons say that the ring is ready."""
-        for machine in self:
-            done = machine.said("ringd-cli", "health", "--wait", f"{PATIENCE:g}s", check=False)
+    def wait_ready(self, first_cli: str = "ringd-cli") -> None:
+        """Wait until all daemons say that the ring is ready; *first_cli* is for the first one."""
+        for machine, cli in zip(self, (first_cli, "ringd-cli", "ringd-cli"), strict=True):
+            done = machine.said(cli, "health", "--wait", f"{PATIENCE:g}s", check=False)
             assert "ready" in done, done
 
     def wait_restarted(self, machine: Machine, pid: str) -> None:
@@ -115,7 +115,7 @@ class Machines(list[Machine]):
                 assert output.splitlines() == expected, machine_name
         finally:
             for program in programs.values():
-                program.kill()
+                end(program)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +142,11 @@ def machines(request: pytest.FixtureRequest) -> Iterator[Machines]:
                     sys.stderr.write(f"--- {machine.name}\n{log}\n")
                 machine.shut_down()
             shutil.rmtree(place)
+
+
+def signal(machine: Machine, name: str) -> None:
+    """Send the daemon of a machine a signal."""
+    machine.said("systemctl", "kill", "--kill-whom=main", f"--signal={name}", "ringd")
 
 
 def traces(machine: Machine) -> set[str]:
@@ -242,7 +247,7 @@ def test_a_daemon_that_is_replaced_in_mid_call(machines: Machines, how: str) -> 
             machine.said("systemctl", "restart", "ringd")
             assert machines.service(machine)["Result"] == "success"
         elif how == "kill":
-            machine.said("kill", "-KILL", old)
+            signal(machine, "KILL")
         elif how == "upgrade":
             before = machine.said("dpkg-query", "--show", "--showformat=${Version}", "ringd")
             machine.said("apt-get", "install", "--yes", "/srv/newer.deb")
@@ -256,25 +261,29 @@ def test_a_daemon_that_is_replaced_in_mid_call(machines: Machines, how: str) -> 
 def test_a_machine_without_power_in_mid_call(machines: Machines) -> None:
     """Its call ends for the others with its name; when it has booted, all goes on by itself."""
     lost = machines[1]
-    argv = (PYTHON, "/srv/program.py", "power", "1", str(SMALL))
-    calls = [machine.started(*argv, user=MEMBER) for machine in machines if machine is not lost]
-    gone = lost.started(PYTHON, "/srv/program.py", "power", "0", "1", user=MEMBER)
-    gone.communicate(timeout=PATIENCE)  # it was there, and made no call
-    for call in calls:
-        output, _ = call.communicate(timeout=PATIENCE)
-        assert output.startswith("GroupLost:"), output
-        assert lost.name in output
-    idle = [machine.started(*argv, user=MEMBER) for machine in machines if machine is not lost]
+    right = f"step 0: 0 wrong of {SMALL}, 3 ranks\n"
+
+    def started(machine: Machine, steps: int, *hold: str) -> subprocess.Popen[str]:
+        words = (PYTHON, "/srv/program.py", "power", str(steps), str(SMALL), *hold)
+        return machine.started(*words, user=MEMBER)
+
+    calls = [started(machine, 2) for machine in machines if machine is not lost]
+    held = started(lost, 2, "hold")  # one call with all, and no second one
+    wait_until(lambda: "op 1: all_reduce" in machines[0].said("ringd-cli", "status"), "mid-call")
     lost.power_off()
+    held.wait(PATIENCE)
     wait_until(
         lambda: lost.name in machines.service(machines[0])["StatusText"], "the loss", PATIENCE
     )
     lost.boot()
     machines.wait_ready()
-    idle.append(lost.started(*argv, user=MEMBER))
-    for call in idle:
+    for call in calls:
         output, _ = call.communicate(timeout=PATIENCE)
-        assert output == f"step 0: 0 wrong of {SMALL}, 3 ranks\n"
+        assert output.startswith(f"{right}GroupLost:"), output
+        assert lost.name in output
+    for call in [started(machine, 1) for machine in machines]:
+        output, _ = call.communicate(timeout=PATIENCE)
+        assert output == right
 
 
 def test_reload(machines: Machines) -> None:
@@ -302,7 +311,7 @@ def test_reload(machines: Machines) -> None:
     status = machine.said("ringd-cli", "status")
     assert "was refused, the old settings stay" in status
     assert reloaded(machines.config, systemctl) == ""
-    machine.said("kill", "-HUP", pid)
+    signal(machine, "HUP")
     wait_until(
         lambda: (
             machine.said("journalctl", "-u", "ringd", "-o", "cat").count('"event": "reloaded"') >= 3
@@ -325,7 +334,7 @@ def test_a_daemon_that_hangs(machines: Machines) -> None:
     machines.wait_ready()
     old = machines.service(machine)["MainPID"]
     with machines.call_under_way("hang", machines[2]):
-        machine.said("kill", "-STOP", old)
+        signal(machine, "STOP")
         machines.wait_restarted(machine, old)
         log = machine.said("journalctl", "-u", "ringd", "-o", "cat")
         assert "Watchdog timeout" in log
@@ -354,3 +363,71 @@ def test_purge_leaves_nothing(machines: Machines) -> None:
     assert subprocess.run(
         machine.command("systemctl", "cat", "ringd"), capture_output=True, check=False
     ).returncode
+
+
+def test_an_install_from_a_home(machines: Machines) -> None:
+    """A program that lies in a closed home, as pipx puts it, becomes the machine's service."""
+    machine = machines[0]
+    home = f"/home/{MEMBER}/.local/ringd"
+    machine.said("mkdir", "-p", f"/home/{MEMBER}/.local")
+    machine.said("chmod", "700", f"/home/{MEMBER}")
+    shutil.copytree(machines[1].root / "usr/lib/ringd", machine.root / home[1:], symlinks=True)
+    for name in ("ringd", "ringd-cli"):
+        machine.said("sed", "-i", f"1s|.*|#!{home}/bin/python -I|", f"{home}/bin/{name}")
+    cli = f"{home}/bin/ringd-cli"
+    machine.write("/etc/ringd/ringd.toml", machines.config)
+    key = machine.root / "etc/ringd/ring.key"
+    key.write_text((machines[1].root / "etc/ringd/ring.key").read_text())
+    key.chmod(0o600)
+    said = machine.said(cli, "service", "install")
+    assert f"started, as the member {machine.name!r}" in said
+    machines.wait_ready(cli)
+    assert "running, process" in machine.said(cli, "service", "status")
+    pid = machines.service(machine)["MainPID"]
+    seen = machine.said("nsenter", "-t", pid, "-m", "find", "/home", "-maxdepth", "3").split()
+    assert f"/home/{MEMBER}/.local/ringd" in seen
+    assert f"/home/{MEMBER}/.bashrc" not in seen
+    said = machine.said(cli, "service", "uninstall", "--purge")
+    assert {path for path in traces(machine) if not path.startswith(home)} == set(), said
+
+
+def test_a_users_service_and_the_logout(machines: Machines) -> None:
+    """It ends with the last login, but for a user who lingers; the install says so."""
+    machine = machines[2]
+    uid = machine.said("id", "-u", MEMBER).strip()
+
+    def login() -> None:
+        machine.said(
+            *("systemd-run", "--unit=login", f"--uid={MEMBER}", "--property=PAMName=login"),
+            *("sleep", "infinity"),
+        )
+        wait_until(lambda: active() in ("active", "degraded"), "the user's manager", PATIENCE)
+
+    def active() -> str:
+        return machine.said("systemctl", "is-active", f"user@{uid}", check=False).strip()
+
+    def cli(*words: str) -> str:
+        return machine.said("ringd-cli", *words, user=MEMBER, check=False)
+
+    login()
+    place = f"/home/{MEMBER}/.config/ringd"
+    machine.said("mkdir", "-p", place, user=MEMBER)
+    member = f"{machine.name}=127.0.0.1:5690"
+    cli("init", f"{place}/ringd.toml", "--name", "own", "--member", member, "--insecure")
+    said = cli("service", "install", "--user")
+    assert f"started, as the member {machine.name!r}" in said, said
+    assert "loginctl enable-linger" in said
+    assert "running, process" in cli("service", "status", "--user")
+    assert "ring 'own'" in cli("status")
+    machine.said("systemctl", "stop", "login")
+    wait_until(lambda: active() == "inactive", "the end of the user's manager", PATIENCE)
+    assert "ring 'home'" in cli("status")  # the machine's, as there is no other one
+    machine.said("loginctl", "enable-linger", MEMBER)
+    wait_until(lambda: "ring 'own'" in cli("status"), "a service without a login", PATIENCE)
+    login()
+    machine.said("systemctl", "stop", "login")
+    time.sleep(15)  # longer than systemd keeps the manager of one who does not linger
+    assert "ring 'own'" in cli("status")
+    cli("service", "uninstall", "--user", "--purge")
+    left = machine.said("find", f"/home/{MEMBER}", "-iname", "*ringd*")
+    assert left == ""

@@ -106,6 +106,7 @@ class Machine:
         self._netns = netns
         self._container: subprocess.Popen[bytes] | None = None
         self._leader = 0
+        self._programs: list[subprocess.Popen[str]] = []
         run("cp", "--archive", str(base), str(self.root))
         self.write("/etc/hostname", f"{name}\n")
         self.write(
@@ -178,11 +179,13 @@ class Machine:
         """Have it power off in good order, at most for a while."""
         if self.on:
             assert self._container is not None
+            # A shutdown stops all processes, and nsenter then stops itself, to reap nobody.
+            for program in self._programs:
+                end(program)
             self.said("systemctl", "poweroff", check=False)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self._container.wait(60)
-            except subprocess.TimeoutExpired:
-                self.power_off()
+            self.power_off()
 
     def command(self, *argv: str, user: str = "root") -> list[str]:
         """Return the command line that runs *argv* there, as *user* with all groups."""
@@ -218,8 +221,8 @@ class Machine:
         return done.stdout
 
     def started(self, *argv: str, user: str) -> subprocess.Popen[str]:
-        """Start a program there; return its process, whose output is text."""
-        return subprocess.Popen(
+        """Start a program there; return its process, whose output is text. :func:`end` ends it."""
+        program = subprocess.Popen(
             self.command(*argv, user=user),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -227,3 +230,17 @@ class Machine:
             text=True,
             env={"PATH": "/usr/sbin:/usr/bin", "LANG": "C.UTF-8"},
         )
+        self._programs.append(program)
+        return program
+
+
+def end(program: subprocess.Popen[str]) -> None:
+    """End a program that was started on a machine, if it still runs.
+
+    Its parent here must outlive it: a machine is off when all its processes are reaped, and nobody
+    else here may do that.
+    """
+    if program.poll() is None:
+        for child in Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+        program.wait(60)

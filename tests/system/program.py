@@ -1,11 +1,13 @@
 """A program of an ordinary user: calls, and checks every value.
 
-Usage: program.py NAME STEPS ELEMENTS. It prints a line for each step, and its error if it ends so.
+Usage: program.py NAME STEPS ELEMENTS [HOLD]. It prints a line for each step, and its
+error if it ends so. With HOLD it makes no call behind the first one, and stays.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 
 import numpy as np
 
@@ -26,6 +28,8 @@ try:
             wrong = int(np.count_nonzero(total != expected))
             sys.stdout.write(f"step {step}: {wrong} wrong of {total.size}, {ring.size} ranks\n")
             sys.stdout.flush()
+            if sys.argv[4:]:
+                time.sleep(3600)
 except ringd.RingError as error:
     sys.stdout.write(f"{type(error).__name__}: {error}\n")
     sys.exit(1)
