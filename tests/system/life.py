@@ -140,8 +140,8 @@ def machines(request: pytest.FixtureRequest) -> Iterator[Machines]:
                 if machine.on and request.session.testsfailed:
                     log = machine.said("journalctl", "-u", "ringd", "-n", "60", check=False)
                     sys.stderr.write(f"--- {machine.name}\n{log}\n")
-                machine.shut_down()
-            shutil.rmtree(place)
+                machine.power_off()
+            run("rm", "-rf", str(place))
 
 
 def signal(machine: Machine, name: str) -> None:
@@ -302,10 +302,16 @@ def test_reload(machines: Machines) -> None:
     def cli() -> str:
         return machine.said("ringd-cli", "reload", check=False)
 
-    good = machines.config + '\n[log]\nlevel = "debug"\n'
-    assert reloaded(good, cli) == "Reloaded.\n"
-    assert "unknown key" in reloaded(good + "[jion]\n", cli)
-    said = reloaded(good + '[ops]\norder = "rank"\n', cli)
+    def changed(key: str, value: str) -> str:
+        text, count = re.subn(
+            rf"^# ?{key} = .*", f"{key} = {value}", machines.config, flags=re.MULTILINE
+        )
+        assert count == 1, key
+        return text
+
+    assert reloaded(changed("level", '"debug"'), cli) == "Reloaded.\n"
+    assert "unknown key" in reloaded(machines.config + "[jion]\n", cli)
+    said = reloaded(changed("order", '"rank"'), cli)
     assert "[ops] changed: restart ringd to use the new values" in said
     assert "Job for ringd.service failed" in reloaded("[ring", systemctl)
     status = machine.said("ringd-cli", "status")
