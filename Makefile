@@ -9,7 +9,7 @@ READY := .venv/.ready
 BENCH_READY := .venv/.bench-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos lint format types bench wheel deb sample test-system \
+.PHONY: help setup demo test test-as-macos test-system chaos lint format types bench wheel deb sample \
 	install-service uninstall-service clean distclean
 
 help: ## Show this list
@@ -78,6 +78,9 @@ install-service: ## Install ringd as a systemd service (root)
 
 uninstall-service: ## Take it away again; config, key and state stay (root)
 	packaging/systemd/uninstall.sh
+
+test-as-macos: $(READY) ## Run the tests with the macOS branches, wherever Linux can carry them
+	PYTHONPATH=tests/as_macos $(BIN)/pytest $(ARGS)
 
 test-system: $(READY) deb ## Boot three machines with systemd, and have the package live on them (root, Debian)
 	$(BIN)/pytest -x tests/system/life.py $(ARGS)

@@ -132,7 +132,8 @@ def main(
     except Exception:  # noqa: BLE001 - the log's form and severity, whatever it is
         structlog.get_logger("ringd").critical("ended by a fault of ringd", exc_info=True)
         code = 1
-    sys.exit(code)
+    if code:
+        sys.exit(code)
 
 
 def _place(settings: Config, given: Path | None) -> Path:
