@@ -140,6 +140,8 @@ class Machine:
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,
+                # As on a real machine, also where this one has the old hierarchies of cgroups.
+                env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
             )
         deadline = time.monotonic() + BOOT_WITHIN
         state = ""
