@@ -318,7 +318,7 @@ def test_purge_leaves_nothing(either: Machine) -> None:
 @pytest.mark.parametrize(("verb", "said"), [("install", "systemctl start"), ("uninstall", "apt")])
 def test_a_packages_service_is_the_packages(linux: Machine, verb: str, said: str) -> None:
     """Neither is it hidden behind another one, nor taken away piece by piece."""
-    packaged = linux.root / str(systemd.PACKAGED_UNITS[0]).lstrip("/")
+    packaged = linux.root / str(systemd.PACKAGED_UNIT).lstrip("/")
     packaged.parent.mkdir(parents=True)
     packaged.touch()
     done = linux.cli(verb)

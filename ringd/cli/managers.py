@@ -63,7 +63,7 @@ class Manager(Protocol):
         """Return what else to know about the installed service, a line each."""
 
 
-def manager(host: Host, *, user: bool, macos: bool = paths.MACOS) -> Manager:
+def manager(host: Host, *, user: bool, macos: bool) -> Manager:
     """Return the service manager of *host*, for the service of this *user* or of the machine."""
     return Launchd(host, user=user) if macos else Systemd(host, user=user)
 
@@ -180,11 +180,9 @@ class Systemd:
         )
 
     def _check_package(self, instead: str) -> None:
-        packaged = [path for path in systemd.PACKAGED_UNITS if self._host.has(path)]
-        if packaged and self.service.user:
-            raise RingError(
-                f"a package has installed the service already ({packaged[0]}): sudo {instead}"
-            )
+        unit = systemd.PACKAGED_UNIT
+        if self.service.user and self._host.has(unit):
+            raise RingError(f"a package has installed the service already ({unit}): sudo {instead}")
 
 
 class Launchd:

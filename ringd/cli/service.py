@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 
@@ -217,13 +217,15 @@ def _next(chosen: Manager, outlook: Outlook) -> list[str]:
             f"Mend it, then: {_again(chosen)}",
         ]
     else:
-        key = about.config.parent / KEY_FILE
+        config, key = (
+            shlex.quote(str(path)) for path in (about.config, about.config.parent / KEY_FILE)
+        )
         sudo = "sudo " if about.user else ""
         lines = [
             "Installed, and not started, for there is no config yet.",
             "Copy both files of another machine here, or make them:",
-            f"    {sudo}ringd-cli init {_word(about.config)} --member NAME=ADDRESS:PORT ...",
-            f"    {sudo}ringd-cli keygen {_word(key)}",
+            f"    {sudo}ringd-cli init {config} --member NAME=ADDRESS:PORT ...",
+            f"    {sudo}ringd-cli keygen {key}",
             f"Then: {_again(chosen)}",
         ]
     return [*lines, *chosen.hints(outlook.group or about.user)]
@@ -231,13 +233,6 @@ def _next(chosen: Manager, outlook: Outlook) -> list[str]:
 
 def _again(chosen: Manager) -> str:
     """Return the command that installs the service, and starts it."""
-    return (
-        "sudo ringd-cli service install"
-        if chosen.service.user
-        else ("ringd-cli service install --user")
-    )
-
-
-def _word(path: Path) -> str:
-    text = str(path)
-    return f"'{text}'" if " " in text else text
+    if chosen.service.user:
+        return "sudo ringd-cli service install"
+    return "ringd-cli service install --user"

@@ -25,8 +25,8 @@ UNIT = f"{NAME}.service"
 SYSTEM_UNIT = Path("/etc/systemd/system") / UNIT
 SYSUSERS = Path("/etc/sysusers.d") / f"{NAME}.conf"
 
-PACKAGED_UNITS = tuple(Path(base) / UNIT for base in ("/usr/lib/systemd/system",))
-"""Where a package of the distribution has its unit."""
+PACKAGED_UNIT = Path("/usr/lib/systemd/system") / UNIT
+"""Where a package of the distribution has its own."""
 
 WATCHDOG = 30
 """Seconds without a sign of progress after which the daemon is ended and started anew."""
