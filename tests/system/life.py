@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -58,9 +59,9 @@ class Machines(list[Machine]):
     config = ""
 
     def service(self, machine: Machine) -> dict[str, str]:
-        """Return what systemd says of the daemon."""
+        """Return what systemd says of the daemon; what it leaves out is empty."""
         shown = machine.said("systemctl", "show", "ringd.service")
-        return dict(line.partition("=")[::2] for line in shown.splitlines())
+        return defaultdict(str, (line.partition("=")[::2] for line in shown.splitlines()))
 
     def wait_ready(self, first_cli: str = "ringd-cli") -> None:
         """Wait until all daemons say that the ring is ready; *first_cli* is for the first one."""
@@ -284,6 +285,37 @@ def test_a_machine_without_power_in_mid_call(machines: Machines) -> None:
     for call in [started(machine, 1) for machine in machines]:
         output, _ = call.communicate(timeout=PATIENCE)
         assert output == right
+
+
+def test_what_mends_by_itself(machines: Machines) -> None:
+    """No host name yet, no address, a full disk: the daemon is there soon after they are over."""
+    machine = machines[0]
+
+    machine.said("hostname", "localhost")
+    machine.said("systemctl", "restart", "--no-block", "ringd")
+    wait_until(
+        lambda: "waiting for this host's name" in machines.service(machine)["StatusText"], "a name"
+    )
+    machine.said("hostname", machine.name)
+    machines.wait_ready()
+
+    machine.said("ip", "address", "flush", "dev", "host0")
+    machine.said("systemctl", "restart", "ringd")
+    assert machines.service(machine)["ActiveState"] == "active"
+    machine.said("ip", "address", "add", f"{machine.address}/24", "dev", "host0")
+    machines.wait_ready()
+
+    machine.said("systemctl", "stop", "ringd")
+    machine.said("mount", "-t", "tmpfs", "-o", "size=64k,mode=777", "full", "/var/lib/ringd")
+    machine.said("sh", "-c", "dd if=/dev/zero of=/var/lib/ringd/large 2>&1; true")
+    machine.said("systemctl", "start", "ringd", check=False)
+    wait_until(lambda: int(machines.service(machine)["NRestarts"]) > 1, "further starts", PATIENCE)
+    machine.said("rm", "/var/lib/ringd/large")
+    machines.wait_ready()
+    machine.said("systemctl", "stop", "ringd")
+    machine.said("umount", "/var/lib/ringd")
+    machine.said("systemctl", "start", "ringd")
+    machines.wait_ready()
 
 
 def test_reload(machines: Machines) -> None:
