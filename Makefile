@@ -10,7 +10,8 @@ BENCH_READY := .venv/.bench-ready
 FACES_READY := .venv/.faces-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-faces chaos lint format types bench wheel sample \
+.PHONY: help setup demo test test-as-macos test-faces test-system chaos lint format types bench wheel \
+	deb sample \
 	install-service uninstall-service clean distclean
 
 help: ## Show this list
@@ -81,11 +82,20 @@ sample: $(READY) ## Write etc/ringd.toml anew from the settings
 	$(BIN)/python -m ringd.config.sample > etc/ringd.toml.new
 	mv etc/ringd.toml.new etc/ringd.toml
 
+deb: $(READY) ## Build dist/ringd_*.deb for this Debian or Ubuntu
+	PIP="$(BIN)/python -m pip" packaging/debian/build.sh
+
 install-service: ## Install ringd as a systemd service (root)
 	packaging/systemd/install.sh
 
 uninstall-service: ## Take it away again; config, key and state stay (root)
 	packaging/systemd/uninstall.sh
+
+test-as-macos: $(READY) ## Run the tests with the macOS branches, wherever Linux can carry them
+	PYTHONPATH=tests/as_macos $(BIN)/pytest $(ARGS)
+
+test-system: $(READY) deb ## Boot three machines with systemd, and have the package live on them (root, Debian)
+	$(BIN)/pytest -x tests/system/life.py $(ARGS)
 
 clean: ## Remove what was built and cached
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

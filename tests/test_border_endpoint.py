@@ -269,3 +269,17 @@ def test_group_may_be_a_name():
 
     name = grp.getgrgid(os.getgid()).gr_name
     assert endpoint._group_id(name) == os.getgid()
+
+
+@pytest.mark.parametrize(("number", "passing"), [(errno.ENOSPC, True), (errno.EACCES, False)])
+def test_what_mends_by_itself_is_no_fault_of_the_config(place, monkeypatch, number, passing):
+    """A full disk ends a daemon with a code after which it is started again."""
+
+    def refuse(*_words):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("ringd.border.lock.os.open", refuse)
+    with pytest.raises(errors.RingError) as caught:
+        SocketLock(place / "s", node="n")
+    assert isinstance(caught.value, errors.ConfigError) != passing
+    assert str(place / "s") in str(caught.value)

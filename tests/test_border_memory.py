@@ -18,7 +18,8 @@ from ringd import errors
 from ringd.border import segments
 from ringd.border.segments import MAX_SEGMENTS, SegmentAbuse, SegmentTable
 from ringd.host import memory, process
-from ringd.host.credentials import MACOS, MAX_SOCKET_PATH, check_socket_path, peer_credentials
+from ringd.host.credentials import MAX_SOCKET_PATH, check_socket_path, peer_credentials
+from ringd.host.paths import MACOS
 from ringd.host.process import ending
 from ringd.wire.border.messages import Ref
 
@@ -345,7 +346,7 @@ def test_socket_path_limit_is_told():
     check_socket_path("/" + "x" * (MAX_SOCKET_PATH - 1))
     with pytest.raises(ValueError, match="3 more"):
         check_socket_path("/" + "x" * (MAX_SOCKET_PATH + 2))
-    assert (MACOS, MAX_SOCKET_PATH) in [(True, 103), (False, 107)]
+    assert (103 if MACOS else 107) == MAX_SOCKET_PATH
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says so")

@@ -9,6 +9,7 @@ from borderkit import EIGHT, Raw
 from fake_daemon import FakeDaemon
 
 from ringd.wire.border import messages as border
+from tests.cluster import wait_until
 
 
 def test_client_is_known_by_the_kernels_word(daemon):
@@ -98,3 +99,21 @@ def test_close_releases_the_path(tmp_path):
             daemon.run(daemon.server.close)
             daemon.run(daemon.server.close)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["s.lock"]
+
+
+def test_a_daemon_that_reads_nothing_does_not_serve(daemon, monkeypatch):
+    """A message of its own, which nobody reads then, tells; later all goes on."""
+    server = daemon.server
+
+    def served() -> bool:
+        return daemon.run(server.serves)
+
+    assert all(wait_until(served) for _ in range(5))
+    with monkeypatch.context() as deaf:
+        deaf.setattr(server, "_receive", lambda: None)
+        wait_until(lambda: not served())
+        assert [served() for _ in range(5)] == [False] * 5
+    assert wait_until(served)
+    with Raw(daemon) as raw:
+        assert isinstance(raw.ask(raw.submit(), struct.pack("<2f", 1, 2)), border.Completed)
+    assert server.denied == 0

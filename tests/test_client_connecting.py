@@ -39,18 +39,18 @@ def test_socket_comes_from_the_environment(daemon, monkeypatch):
         assert ring.size == 3
 
 
-def test_usual_places_are_searched(tmp_path, monkeypatch):
+def test_usual_places_are_searched(place, monkeypatch):
     """Without a name the user's own daemon is found; without a daemon all places are listed."""
     monkeypatch.delenv("RINGD_SOCKET", raising=False)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(place))
+    monkeypatch.setenv("HOME", str(place))
     from ringd.host.paths import socket_candidates  # noqa: PLC0415
 
     own, *_, system = socket_candidates()
-    monkeypatch.setattr("ringd.client.ring.socket_candidates", lambda: (own, tmp_path / "none"))
+    monkeypatch.setattr("ringd.client.ring.socket_candidates", lambda: (own, place / "none"))
     with pytest.raises(ringd.DaemonUnavailable) as missing:
         ringd.connect(timeout=0.05)
-    assert all(str(path) in str(missing.value) for path in (own, tmp_path / "none"))
+    assert all(str(path) in str(missing.value) for path in (own, place / "none"))
     assert system != own
     with FakeDaemon(own), ringd.connect(timeout=10) as ring:
         assert ring.size == 2

@@ -28,6 +28,8 @@ from ringd.host.paths import (
 
 ME = User(os.geteuid(), Path("/home/me"))
 
+of_xdg = pytest.mark.skipif(paths.MACOS, reason="macOS has none of the XDG variables")
+
 
 def give_away(monkeypatch, place):
     """Have *place*, and all in it, belong to another user, who is not root."""
@@ -163,6 +165,7 @@ def test_a_place_that_only_the_environment_leads_to_is_told(tmp_path):
         assert f"RINGD_SOCKET={socket}" in told
 
 
+@of_xdg
 def test_a_daemon_that_some_programs_cannot_find_says_so(tmp_path, monkeypatch):
     """As it starts, unless its socket was named."""
     settings = SimpleNamespace(
@@ -271,6 +274,7 @@ def test_nothing_is_left_out_of_an_ordinary_login(tmp_path):
     assert left_out(homes.environs["desktop"], macos=False, user=homes.user) == ""
 
 
+@of_xdg
 def test_all_places_are_told(tmp_path, monkeypatch):
     """A program and a command that find no daemon list where they looked, and where not."""
     monkeypatch.delenv("RINGD_SOCKET", raising=False)
@@ -290,12 +294,12 @@ def test_all_places_are_told(tmp_path, monkeypatch):
         assert str(tmp_path / "stale" / "ringd" / "ringd.sock") in not_looked
 
 
-def test_a_daemon_in_the_last_place_is_found(tmp_path, monkeypatch):
+def test_a_daemon_in_the_last_place_is_found(place, monkeypatch):
     """Program and command find what runs in any of the user's places."""
     monkeypatch.delenv("RINGD_SOCKET", raising=False)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "gone"))
-    monkeypatch.setenv("HOME", str(tmp_path / "none"))
-    user = User(os.geteuid(), tmp_path)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(place / "gone"))
+    monkeypatch.setenv("HOME", str(place / "none"))
+    user = User(os.geteuid(), place)
     monkeypatch.setattr(paths, "current_user", lambda: user)
     with FakeDaemon(socket_candidates()[-2], size=3), ringd.connect(timeout=10) as ring:
         assert ring.size == 3

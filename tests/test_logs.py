@@ -179,3 +179,40 @@ def test_a_pipe_that_nobody_reads():
     assert numbers == list(range(WAITING + 1))
     assert [line["event"] for line in found[-2:]] == ["read again", "log lines were lost"]
     assert found[-1]["so_far"] == 10
+
+
+def test_a_log_that_was_moved_away(tmp_path, monkeypatch):
+    """The next line goes to a new file at its place, or to the one that somebody put there."""
+    path = tmp_path / "ringd.log"
+    monkeypatch.setenv("RINGD_LOG_FILE", str(path))
+    with path.open("a") as stream:
+        monkeypatch.setattr("sys.stderr", stream)
+        for number in (1, 2, 3, 4):
+            logs.configure()
+            structlog.get_logger().info(f"line {number}")
+            assert logs.flush(10)
+            if number == 1:
+                path.rename(tmp_path / "old")
+            elif number == 2:
+                path.rename(tmp_path / "older")
+                path.touch()
+    assert (tmp_path / "old").read_text().count("line 1") == 1
+    assert (tmp_path / "older").read_text().count("line 2") == 1
+    assert [line.split('"event": "')[1][:6] for line in path.read_text().splitlines()] == [
+        "line 3",
+        "line 4",
+    ]
+
+
+def test_a_log_whose_place_cannot_be_opened(tmp_path, monkeypatch):
+    """Lines go on where they went."""
+    path = tmp_path / "place" / "ringd.log"
+    path.parent.mkdir()
+    monkeypatch.setenv("RINGD_LOG_FILE", str(path))
+    with path.open("a") as stream:
+        monkeypatch.setattr("sys.stderr", stream)
+        path.parent.rename(tmp_path / "moved")
+        logs.configure()
+        structlog.get_logger().info("line")
+        assert logs.flush(10)
+    assert "line" in (tmp_path / "moved" / "ringd.log").read_text()

@@ -9,6 +9,7 @@ import pytest
 from netkit import run_until
 
 from ringd.daemon.notify import ServiceManager
+from ringd.daemon.statusline import StatusLine
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_a_word_is_a_message(manager_socket):
 def test_nothing_is_lost_while_it_is_busy(loop, manager_socket):
     """READY and the latest status arrive once there is room, and no older status after it."""
     manager = made(manager_socket)
-    manager.use(loop)
+    manager.use(loop, lambda: True)
     filled = fill(manager_socket)
     manager.tell("READY=1", "STATUS=forming")
     manager.tell("STATUS=ready")
@@ -82,13 +83,15 @@ def test_what_was_said_before_there_was_a_loop_is_sent_too(loop, manager_socket)
     manager = made(manager_socket)
     manager.tell("STATUS=starting")
     assert heard(manager_socket) == [["X=1"]] * filled
-    manager.use(loop)
+    manager.use(loop, lambda: True)
     assert heard(manager_socket) == [["STATUS=starting"]]
 
 
 def test_watchdog_is_fed_from_the_loop(loop, manager_socket):
     """At once, and again at half of its interval; not where it is for another process."""
-    made(manager_socket, WATCHDOG_USEC="20000", WATCHDOG_PID=str(os.getpid())).use(loop)
+    made(manager_socket, WATCHDOG_USEC="20000", WATCHDOG_PID=str(os.getpid())).use(
+        loop, lambda: True
+    )
     messages = []
     run_until(loop, lambda: messages.extend(heard(manager_socket)) or len(messages) >= 3)
     assert messages[:3] == [["WATCHDOG=1"]] * 3
@@ -96,9 +99,34 @@ def test_watchdog_is_fed_from_the_loop(loop, manager_socket):
     made(manager_socket, WATCHDOG_USEC="soon")
 
 
+def test_watchdog_starves_without_progress(loop, manager_socket):
+    """Time alone is no reason to feed it; progress after a while is."""
+    answers = [True, False, False, True]
+    manager = made(manager_socket, WATCHDOG_USEC="20000", WATCHDOG_PID=str(os.getpid()))
+    manager.use(loop, lambda: bool(answers) and answers.pop())
+    run_until(loop, lambda: not answers)
+    assert heard(manager_socket) == [["WATCHDOG=1"]] * 2
+
+
+def test_the_line_says_who_is_missing_and_why(loop, monkeypatch):
+    """Also when only the reason changes; once all are there it looks no more."""
+    monkeypatch.setattr("ringd.daemon.statusline.EVERY", 0.001)
+    awaited, lines = {"b": "refused"}, []
+    line = StatusLine(loop, lambda: awaited, lines.append)
+    line.show("forming")
+    assert lines == ["forming; waits for b: refused"]
+    awaited["b"] = "no answer"
+    run_until(loop, lambda: len(lines) == 2)
+    assert lines[1] == "forming; waits for b: no answer"
+    awaited.clear()
+    line.show("ready: generation 3")
+    assert lines[2:] == ["ready: generation 3"]
+    assert loop._earliest() is None
+
+
 def test_nobody_listens(loop):
     """Without a service manager every word is in vain, and harmless."""
     manager = ServiceManager({})
-    manager.use(loop)
+    manager.use(loop, lambda: True)
     manager.tell("READY=1")
     assert loop._earliest() is None

@@ -7,6 +7,7 @@ disk is slow for instance, can be told that a daemon is starting, and what it wa
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -16,6 +17,11 @@ from ringd.host.credentials import check_socket_path
 from ringd.host.holder import Holder
 from ringd.host.place import FILE, what_is_at
 from ringd.wire.border.lifeline import SUFFIX
+
+_PASSING = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS),
+}
 
 STARTING = "it has not opened its socket yet"
 """What a daemon is said to wait for if it has said nothing else."""
@@ -35,6 +41,7 @@ class SocketLock:
         Raises:
             Refused: another daemon holds it; the message has its pid.
             ConfigError: the place cannot be used.
+            RingError: it cannot be used now.
         """
         self.socket = os.path.abspath(socket)  # noqa: PTH100 - keeps symlinks as the user wrote them
         self.path = self.socket + holder.SUFFIX
@@ -61,6 +68,7 @@ class SocketLock:
         Raises:
             Refused: another daemon holds it.
             ConfigError: the place cannot be used.
+            RingError: it cannot be used now.
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
@@ -114,7 +122,7 @@ class SocketLock:
             f"{other or 'another process'}; {remedy}, or choose another --socket"
         )
 
-    def _unusable(self, error: OSError) -> errors.ConfigError:
+    def _unusable(self, error: OSError) -> errors.RingError:
         there = what_is_at(self.path)
         if there not in ("", FILE):
             return errors.ConfigError(
@@ -123,8 +131,13 @@ class SocketLock:
         return unusable(self.socket, error)
 
 
-def unusable(socket: str, error: OSError) -> errors.ConfigError:
-    """Return the error for *socket*, which cannot be listened on for *error*."""
+def unusable(socket: str, error: OSError) -> errors.RingError:
+    """Return the error for *socket*, which cannot be listened on for *error*.
+
+    A ConfigError if it is for a person to mend; a full disk, for instance, may mend by itself.
+    """
+    if error.errno in _PASSING:
+        return errors.RingError(f"cannot listen on {socket} now: {error.strerror}")
     return errors.ConfigError(
         f"ipc.socket: cannot listen on {socket}: {error.strerror or error}; choose a directory "
         "that the daemon may write to"

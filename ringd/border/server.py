@@ -27,6 +27,7 @@ from ringd.border.client import Client
 from ringd.border.endpoint import Endpoint
 from ringd.border.lifeline import Lifeline, LifelineListener
 from ringd.border.lock import SocketLock
+from ringd.border.selfcheck import SelfCheck
 from ringd.border.validate import call_fault_of, fault_of
 from ringd.host.limits import OWN, OpenFiles
 from ringd.loop import EVENT_READ, Loop, Timer
@@ -158,6 +159,7 @@ class BorderServer:
         group: str = "",
         limits: Limits | None = None,
         open_files: OpenFiles = OWN,
+        on_unreachable: Callable[[], None] = lambda: None,
     ) -> None:
         """Listen at the path that *lock* is for, and at the lifeline path beside it.
 
@@ -176,6 +178,7 @@ class BorderServer:
         self._asked: OrderedDict[bytes, int] = OrderedDict()
         """Questions by connection, of those that asked last."""
         self._open_files = open_files
+        self._on_unreachable = on_unreachable
         self._full = False  # newcomers are turned away
         self._log = log
         self._by_token: dict[bytes, Client] = {}
@@ -188,7 +191,9 @@ class BorderServer:
         self._endpoint = Endpoint(lock, mode=mode, group=group)
         self.path = self._endpoint.path
         self._context = zmq.Context(io_threads=1)
-        self._router = self._open_router()
+        self._router = self._context.socket(zmq.ROUTER)
+        self._selfcheck = SelfCheck(self._context, self._router)
+        self._prepare_router()
         self._lifelines = LifelineListener(
             loop,
             self._endpoint.lifeline_socket,
@@ -234,6 +239,10 @@ class BorderServer:
         reason = "it does not read what the daemon sends"
         self._loop.call_soon(lambda: self._gone(client, reason))
 
+    def serves(self) -> bool:
+        """Return whether what programs send was read since this was last asked."""
+        return self._selfcheck.passed()
+
     def close(self) -> None:
         """Hang up on everybody and remove the sockets; the handler is not called for it."""
         if self._closed:
@@ -249,14 +258,15 @@ class BorderServer:
         self._by_routing_id.clear()
         self._lifelines.close()
         self._loop.remove(self._fd)
+        self._selfcheck.close()
         self._router.close(linger=0)
         self._context.term()
         self._endpoint.close()
 
     # --- ZeroMQ -----------------------------------------------------------------------
 
-    def _open_router(self) -> zmq.Socket[bytes]:
-        router = self._context.socket(zmq.ROUTER)
+    def _prepare_router(self) -> None:
+        router = self._router
         router.setsockopt(zmq.LINGER, 0)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         # Who comes under a name in use takes its place; else libzmq keeps what it sends for ever.
@@ -269,7 +279,6 @@ class BorderServer:
         router.setsockopt(zmq.RCVHWM, 2 * self.limits.window)
         router.setsockopt(zmq.SNDHWM, _MOST_QUEUED)
         self._listen_with(router)
-        return router
 
     def _listen_with(self, router: zmq.Socket[bytes]) -> None:
         # libzmq owns the descriptor from here on, and leaves the file alone.
@@ -309,6 +318,8 @@ class BorderServer:
         router = self._router
         routing_id = router.recv(_NOBLOCK)
         frame = router.recv(_NOBLOCK, copy=False)
+        if self._selfcheck.is_ours(routing_id):
+            return
         if frame.more:
             while router.recv(_NOBLOCK, copy=False).more:
                 pass
@@ -510,6 +521,8 @@ class BorderServer:
         try:
             self._renew(*old)
         except errors.RingError as error:
+            if self._trouble and isinstance(error, errors.ConfigError):  # not only for an instant
+                self._on_unreachable()
             if str(error) != self._trouble:
                 self._log.error(
                     "the sockets were removed, no program can attach",

@@ -8,6 +8,7 @@ import click
 
 from ringd import __version__
 from ringd.cli.demo import demo
+from ringd.cli.service import service
 from ringd.cli.setup import init, keygen
 from ringd.cli.trace import trace
 from ringd.cli.watch import health, rejoin, reload, status
@@ -40,6 +41,7 @@ main.add_command(rejoin)
 main.add_command(reload)
 main.add_command(demo)
 main.add_command(trace)
+main.add_command(service)
 
 if __name__ == "__main__":
     main()

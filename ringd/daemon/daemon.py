@@ -18,16 +18,21 @@ from ringd.config.settings import Config
 from ringd.daemon.notify import ServiceManager
 from ringd.daemon.programs import Programs
 from ringd.daemon.status import open_ops, status
+from ringd.daemon.statusline import StatusLine
 from ringd.errors import RingError
 from ringd.host import heap
 from ringd.loop import Loop
 from ringd.observe import logs
 from ringd.observe.recorder import Recorder
+from ringd.ring.absence import waiting_for
 from ringd.ring.inquiry import Answers
 from ringd.ring.neighbours import Neighbours
 from ringd.ring.state import State, StateFile
 from ringd.ring.statewriter import patiently
 from ringd.wire.border.messages import AskRejoin, AskReload, AskStatus, AskTrace
+
+EX_TEMPFAIL = 75
+"""Of sysexits.h: try again, which service managers do."""
 
 DRAIN = 5.0
 """Seconds that ops under way get to finish after SIGTERM; what does not is run again later."""
@@ -42,11 +47,11 @@ class Daemon:
         self._state_dir = state_dir
         self._log = structlog.get_logger("ringd")
         self._manager = ServiceManager()
-        self._words = "forming: waits for the other members"
         self._reload_error: tuple[str, float] | None = None  # the last reload's, and when
+        self._unreachable = False
 
-    def run(self) -> None:
-        """Run until SIGTERM or SIGINT.
+    def run(self) -> int:
+        """Run until SIGTERM or SIGINT; return the exit code.
 
         Raises:
             RingError: It cannot start: the state directory, the socket or an address is taken
@@ -60,6 +65,7 @@ class Daemon:
 
             with patiently(self._begin, self._state_dir, slow) as store:
                 self._serve(lock, store)
+        return EX_TEMPFAIL if self._unreachable else 0
 
     def _begin(self) -> StateFile:
         """Return the state, in which this start is counted."""
@@ -82,7 +88,12 @@ class Daemon:
         self._programs = Programs(loop, config, view, self._neighbours, self._recorder)
         self._neighbours.attach(self._programs, self._programs.performer.bulk)
         self._recorder.open_ops = lambda: open_ops(self._programs)
-        self._neighbours.on_state = self._state_changed
+        self._line = StatusLine(
+            loop,
+            lambda: waiting_for(self._neighbours, loop.now()),
+            lambda text: self._manager.tell(f"STATUS={text}"),
+        )
+        self._neighbours.on_state = self._line.show
         self._border = border = BorderServer(
             loop,
             lock,
@@ -102,8 +113,10 @@ class Daemon:
                 segment_budget=self._programs.performer.segment_budget,
                 window=config.ipc.window,
             ),
+            on_unreachable=self._cannot_be_reached,
         )
         try:
+            self._line.show("forming")
             self._neighbours.start()
             self._started = loop.now()  # it listens from here on
             for signum in (signal.SIGTERM, signal.SIGINT):
@@ -119,8 +132,8 @@ class Daemon:
                 generation=store.state.generation,
                 incarnation=store.state.incarnation,
             )
-            self._manager.tell("READY=1", f"STATUS={self._words}")
-            self._manager.use(loop)
+            self._manager.tell("READY=1")
+            self._manager.use(loop, border.serves)
             heap.settle()
             loop.run()
         finally:
@@ -132,10 +145,6 @@ class Daemon:
             loop.close()
         self._log.info("ringd stopped")
 
-    def _state_changed(self, text: str) -> None:
-        self._words = text
-        self._manager.tell(f"STATUS={text}")
-
     # --- signals ----------------------------------------------------------------------
 
     def _drain(self) -> None:
@@ -144,10 +153,21 @@ class Daemon:
             return
         self._log.info("stopping", ops_under_way=len(self._programs.performer.bulk))
         self._manager.tell("STOPPING=1")
+        self._line.show("draining")
         self._recorder.note("stopping")
         self._programs.drain()
         self._neighbours.drain()
         self._stop_when_idle(self._loop.now() + DRAIN)
+
+    def _cannot_be_reached(self) -> None:
+        """End if a service manager starts us anew, and makes what was taken from us.
+
+        Such as the directory of the sockets: a daemon in a sandbox cannot make that itself.
+        """
+        if self._manager.listens and not self._programs.draining:
+            self._log.error("ends as no program can attach, for the service manager to mend that")
+            self._unreachable = True
+            self._drain()
 
     def _stop_when_idle(self, latest: float) -> None:
         if not len(self._programs.performer.bulk) or self._loop.now() >= latest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import socket
 import sys
@@ -18,7 +19,7 @@ from ringd import __version__
 from ringd.border.lock import SocketLock
 from ringd.config import load
 from ringd.config.settings import Config
-from ringd.daemon.daemon import Daemon
+from ringd.daemon.daemon import EX_TEMPFAIL, Daemon
 from ringd.daemon.notify import ServiceManager
 from ringd.errors import ConfigError, RingError
 from ringd.host import heap, limits, paths
@@ -31,9 +32,6 @@ from ringd.wire.border.lifeline import SUFFIX
 
 EX_CONFIG = 78
 """Of sysexits.h: what is wrong stands in the config, so a restart cannot help."""
-
-EX_TEMPFAIL = 75
-"""Of sysexits.h: try again, which service managers do."""
 
 WAIT_FOR_NAME = 30.0
 """Seconds to wait for this host's name. A service manager waits as well, and others for it."""
@@ -127,12 +125,15 @@ def main(
     if named is None and os.geteuid() and (hidden := paths.by_environment()):
         structlog.get_logger("ringd").warning("not all programs find this daemon", reason=hidden)
     try:
-        Daemon(settings, socket_path, state_dir or paths.default_paths().state_dir).run()
+        faulthandler.enable(2)  # one that its watchdog ends says where it hung
+        code = Daemon(settings, socket_path, state_dir or paths.default_paths().state_dir).run()
     except RingError as error:
         _cannot_start(error, EX_CONFIG if isinstance(error, ConfigError) else 1)
     except Exception:  # noqa: BLE001 - the log's form and severity, whatever it is
         structlog.get_logger("ringd").critical("ended by a fault of ringd", exc_info=True)
-        sys.exit(1)
+        code = 1
+    if code:
+        sys.exit(code)
 
 
 def _place(settings: Config, given: Path | None) -> Path:

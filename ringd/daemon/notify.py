@@ -2,14 +2,15 @@
 
 One datagram per message to the socket named by ``$NOTIFY_SOCKET``; silence where there is none
 (launchd, a terminal). What that socket does not take at once is sent later, the latest word on each
-matter. The watchdog is fed from the loop, so a daemon that is stuck starves it.
+matter. The watchdog is fed from the loop, and only with proof of progress: a daemon that is stuck,
+or goes round and serves nobody, starves it.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 
 from ringd.loop import Loop, Timer
 
@@ -28,12 +29,22 @@ class ServiceManager:
             self._watchdog = int(usec) / 1e6
         self._unsent: dict[str, str] = {}
         self._loop: Loop | None = None
+        self._progress: Callable[[], bool] = lambda: True
         self._retry: Timer | None = None
         self._delay = _FIRST_RETRY
 
-    def use(self, loop: Loop) -> None:
-        """Let *loop* send what cannot be sent at once, and feed the watchdog from now on."""
+    @property
+    def listens(self) -> bool:
+        """Whether there is one."""
+        return bool(self._path)
+
+    def use(self, loop: Loop, progress: Callable[[], bool]) -> None:
+        """Let *loop* send what cannot be sent at once, and feed the watchdog from now on.
+
+        That is fed while *progress*, asked twice in its interval, says that the daemon got on.
+        """
         self._loop = loop
+        self._progress = progress
         self._send()
         self._feed_watchdog()
 
@@ -67,5 +78,6 @@ class ServiceManager:
 
     def _feed_watchdog(self) -> None:
         if self._watchdog and self._loop is not None:
-            self.tell("WATCHDOG=1")
+            if self._progress():
+                self.tell("WATCHDOG=1")
             self._loop.call_later(self._watchdog / 2, self._feed_watchdog)

@@ -16,10 +16,15 @@ _WORDS = {
     errno.ENETUNREACH: "network is unreachable",
 }
 
-_MACOS_NO_ROUTE = (
-    "no route to host: if ping works, macOS Local Network Privacy is blocking this program; "
-    "run ringd as a launchd daemon"
-)
+_ON_MACOS = {
+    errno.EHOSTUNREACH: "no route to host: if ping works, macOS Local Network Privacy is blocking "
+    "this program; run ringd as a launchd daemon",
+    errno.ETIMEDOUT: "timed out: the machine is off, asleep or elsewhere, or its firewall drops "
+    "what comes in",
+    errno.ECONNREFUSED: "connection refused: the machine is there, and no ringd listens at that "
+    "port yet",
+}
+"""Those of which people ask: 65, 60 and 61 there."""
 
 DARWIN = sys.platform == "darwin"
 """Whether to explain errors as macOS means them."""
@@ -31,8 +36,8 @@ def describe(error: OSError) -> str:
         return f"cannot resolve the name: {error.strerror or error}"
     if error.errno is None:
         return str(error) or type(error).__name__
-    if DARWIN and error.errno == errno.EHOSTUNREACH:
-        words = _MACOS_NO_ROUTE
+    if DARWIN and error.errno in _ON_MACOS:
+        words = _ON_MACOS[error.errno]
     else:
         words = _WORDS.get(error.errno) or error.strerror or os.strerror(error.errno)
     return f"{words} (errno {error.errno})"

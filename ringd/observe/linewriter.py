@@ -6,6 +6,7 @@ import os
 import queue
 import select
 import threading
+from collections.abc import Callable
 from typing import TextIO
 
 WAITING = 500
@@ -17,10 +18,15 @@ class LineWriter:
 
     A pipe that nobody reads, a terminal that was stopped or a file system that hangs would hold
     up whoever writes to it, and no log is worth the ring.
+
+    Args:
+        stream: Where to.
+        before: Called in that thread with the stream's descriptor, before each line.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, before: Callable[[int], None] | None = None) -> None:
         self.stream = stream
+        self._before = before
         self._unwritten = 0  # counted in the thread, and the others by who writes
         self._unqueued = 0
         self._told = 0  # of those lost
@@ -70,6 +76,8 @@ class LineWriter:
         if self._fd < 0:
             self.stream.write(line)
             return
+        if self._before is not None:
+            self._before(self._fd)
         # Past the stream's buffer, whose lock would be held by a write that hangs.
         rest = memoryview(line.encode(errors="replace"))
         while rest:

@@ -10,11 +10,12 @@ import logging
 import os
 import sys
 from collections.abc import MutableMapping
+from functools import partial
 from typing import Any, TextIO
 
 import structlog
 
-from ringd.host import journal
+from ringd.host import journal, logfile
 from ringd.observe import brevity
 from ringd.observe.linewriter import LineWriter
 
@@ -81,7 +82,8 @@ def _writer(stream: TextIO) -> LineWriter:
             return writer
     if not _writers:
         atexit.register(flush)
-    _writers.append(LineWriter(stream))
+    path = os.environ.get(logfile.VARIABLE) if stream is sys.stderr else None
+    _writers.append(LineWriter(stream, partial(logfile.follow, path) if path else None))
     return _writers[-1]
 
 

@@ -1,0 +1,126 @@
+"""The machine on which the service is installed: its files, and its commands."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ringd.errors import RingError
+from ringd.service.steps import Remove, Run, Step, Write
+
+_WITHIN = 120.0
+"""Seconds for one command; a daemon with a slow disk takes some of them to start."""
+
+_RETRY_AFTER = 1.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """This machine, or (for files) a tree like it under *root*."""
+
+    root: Path = Path("/")
+
+    def place(self, path: Path) -> Path:
+        """Return where *path*, a full one, is in the tree."""
+        return self.root / path.relative_to("/")
+
+    def has(self, path: Path) -> bool:
+        """Whether something is at *path*."""
+        return os.path.lexists(self.place(path))
+
+    def text(self, path: Path) -> str:
+        """Return what stands in the file at *path*; empty where there is none."""
+        try:
+            return self.place(path).read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def output(self, argv: tuple[str, ...]) -> str | None:
+        """Return what the command *argv* prints; None if it fails.
+
+        Raises:
+            RingError: It cannot be run.
+        """
+        done = _run(argv)
+        return done.stdout if done.returncode == 0 else None
+
+    def carry_out(self, steps: Iterable[Step]) -> None:
+        """Take *steps*, one after the other, up to the first that fails.
+
+        Raises:
+            RingError: One failed; what was done before it stays.
+        """
+        for step in steps:
+            try:
+                if isinstance(step, Run):
+                    _insist(step)
+                elif isinstance(step, Write):
+                    _write(self.place(step.path), step.text, step.mode)
+                else:
+                    _remove(self.place(step.path))
+            except OSError as error:
+                path = step.path if isinstance(step, (Write, Remove)) else step.argv[0]
+                raise RingError(f"{path}: {error.strerror or error}") from error
+
+
+def _insist(step: Run) -> None:
+    for attempt in range(step.tries):
+        if attempt:
+            time.sleep(_RETRY_AFTER)
+        done = _run(step.argv)
+        if done.returncode == 0:
+            return
+    if not step.optional:
+        said = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
+        remedy = f"; {step.remedy}" if step.remedy else ""
+        raise RingError(f"`{shlex.join(step.argv)}` failed: {said}{remedy}")
+
+
+def _run(argv: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    environ = dict(os.environ)
+    runtime = f"/run/user/{os.geteuid()}"
+    if Path(runtime).is_dir():  # which su and cron do not say, and systemctl --user asks for
+        environ.setdefault("XDG_RUNTIME_DIR", runtime)
+    try:
+        return subprocess.run(  # noqa: S603 - our own words
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=environ,
+            timeout=_WITHIN,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise RingError(f"there is no {argv[0]} here") from None
+    except subprocess.TimeoutExpired:
+        raise RingError(f"`{shlex.join(argv)}` has not ended within {_WITHIN:g} s") from None
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.new-{os.getpid()}")  # two installs at once are no mix
+    try:
+        with beside.open("x", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.rename(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""What the service managers are told of the daemon: systemd on Linux, launchd on macOS."""

@@ -1,0 +1,471 @@
+"""The life of a cluster: three machines with systemd, the Debian package on each, and what befalls.
+
+The tests follow each other on the same machines, so run the whole file: ``make test-system``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import wait_until
+from tests.system.machines import Machine, MachineError, end, network, prepare, run
+
+ROOT = Path(__file__).parents[2]
+NAMES = ("alpha", "beta", "gamma")
+PORT = 5680
+PYTHON = "/usr/lib/ringd/bin/python"
+PATIENCE = 120.0
+"""Seconds for what may take a while, as the machines share two cores."""
+
+MEMBER, STRANGER = "ann", "bob"
+SMALL, LARGE = 8, 1 << 21
+"""Elements, of 8 bytes."""
+
+
+def package() -> Path:
+    """Return the Debian package that `make deb` has built last."""
+    found = sorted((ROOT / "dist").glob("ringd_*.deb"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise MachineError("there is no dist/ringd_*.deb: make deb")
+    return found[-1]
+
+
+def newer(deb: Path, place: Path) -> Path:
+    """Return the same package as a later version."""
+    tree = place / "newer"
+    run("dpkg-deb", "--raw-extract", str(deb), str(tree))
+    control = tree / "DEBIAN" / "control"
+    text = control.read_text()
+    control.write_text(re.sub(r"^Version: .*-1", r"\g<0>.1", text, flags=re.MULTILINE))
+    built = place / "newer.deb"
+    run("dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", str(tree), str(built))
+    return built
+
+
+class Machines(list[Machine]):
+    """The three of them; the last one is where things happen."""
+
+    config = ""
+
+    def service(self, machine: Machine) -> dict[str, str]:
+        """Return what systemd says of the daemon; what it leaves out is empty."""
+        shown = machine.said("systemctl", "show", "ringd.service")
+        return defaultdict(str, (line.partition("=")[::2] for line in shown.splitlines()))
+
+    def wait_ready(self, first_cli: str = "ringd-cli") -> None:
+        """Wait until all daemons say that the ring is ready; *first_cli* is for the first one."""
+        for machine, cli in zip(self, (first_cli, "ringd-cli", "ringd-cli"), strict=True):
+            done = machine.said(cli, "health", "--wait", f"{PATIENCE:g}s", check=False)
+            assert "ready" in done, done
+
+    def wait_restarted(self, machine: Machine, pid: str) -> None:
+        """Wait until another daemon than *pid* has told systemd that it is ready."""
+
+        def other() -> bool:
+            service = self.service(machine)
+            return service["ActiveState"] == "active" and service["MainPID"] not in ("0", pid)
+
+        wait_until(other, "another daemon", PATIENCE)
+
+    @contextlib.contextmanager
+    def call_under_way(self, name: str, last: Machine, elements: int = LARGE) -> Iterator[None]:
+        """Have all but *last* make a call before the context, and that one behind it.
+
+        So it is under way within the context. It has further ones behind it, and all have the
+        right results in the end.
+        """
+        steps = 3
+        programs = {
+            machine.name: machine.started(
+                *(PYTHON, "/srv/program.py", name, str(steps), str(elements)), user=MEMBER
+            )
+            for machine in self
+            if machine is not last
+        }
+        try:
+            wait_until(
+                lambda: all(
+                    "all_reduce" in machine.said("ringd-cli", "status")
+                    for machine in self
+                    if machine is not last
+                ),
+                "calls under way",
+                PATIENCE,
+            )
+            yield
+            self.wait_ready()
+            programs[last.name] = last.started(
+                *(PYTHON, "/srv/program.py", name, str(steps), str(elements)), user=MEMBER
+            )
+            expected = [
+                f"step {step}: 0 wrong of {elements}, {len(self)} ranks" for step in range(steps)
+            ]
+            for machine_name, program in programs.items():
+                output, _ = program.communicate(timeout=PATIENCE)
+                assert output.splitlines() == expected, machine_name
+        finally:
+            for program in programs.values():
+                end(program)
+
+
+@pytest.fixture(scope="module")
+def machines(request: pytest.FixtureRequest) -> Iterator[Machines]:
+    """Give three machines that are off; what their daemons logged is printed if a test failed."""
+    base = prepare()
+    place = Path(tempfile.mkdtemp(prefix="ringd-life-"))
+    made = Machines()
+    with network() as netns:
+        try:
+            for number, name in enumerate(NAMES, 1):
+                machine = Machine(base, place, netns, name, number)
+                shutil.copy(package(), machine.root / "srv" / "ringd.deb")
+                shutil.copy(Path(__file__).with_name("program.py"), machine.root / "srv")
+                made.append(machine)
+            built = newer(package(), place)
+            for machine in made:
+                shutil.copy(built, machine.root / "srv" / "newer.deb")
+            yield made
+        finally:
+            for machine in made:
+                if machine.on and request.session.testsfailed:
+                    log = machine.said("journalctl", "-u", "ringd", "-n", "60", check=False)
+                    sys.stderr.write(f"--- {machine.name}\n{log}\n")
+                machine.power_off()
+            run("rm", "-rf", str(place))
+
+
+def signal(machine: Machine, name: str) -> None:
+    """Send the daemon of a machine a signal."""
+    machine.said("systemctl", "kill", "--kill-whom=main", f"--signal={name}", "ringd")
+
+
+def traces(machine: Machine) -> set[str]:
+    """Return all that bears ringd's name on a machine, but logs and what we put there."""
+    found = machine.said("find", "/", "-xdev", "-iname", "*ringd*").split()
+    found += machine.said("find", "/run", "-xdev", "-iname", "*ringd*").split()
+    accounts = machine.said("getent", "passwd") + machine.said("getent", "group")
+    found += re.findall(r"^ringd:.*$", accounts, re.MULTILINE)
+    return {
+        path for path in found if not path.startswith(("/srv/", "/proc/", "/sys/", "/var/log/"))
+    }
+
+
+def test_install_tells_the_next_step(machines: Machines) -> None:
+    """The package brings user, group and unit, starts nothing yet, and says what is to be done."""
+    for machine in machines:
+        machine.boot()
+        said = machine.said("apt-get", "install", "--yes", "/srv/ringd.deb")
+        assert "not started, for there is no config yet" in said
+        assert "ringd-cli init /etc/ringd/ringd.toml" in said
+        service = machines.service(machine)
+        assert (service["UnitFileState"], service["ActiveState"]) == ("enabled", "inactive")
+        assert machine.said("id", "ringd").startswith("uid=")
+        machine.said("useradd", "--create-home", "--groups", "ringd", MEMBER)
+        machine.said("useradd", "--create-home", STRANGER)
+        machine.shut_down()
+
+
+def test_machines_that_boot_apart(machines: Machines) -> None:
+    """Each daemon is up at once, says for whom it waits, and the ring forms with the last one."""
+    first, *others = machines
+    first.boot()
+    members = [word for m in machines for word in ("--member", f"{m.name}={m.address}:{PORT}")]
+    first.said("ringd-cli", "init", "/etc/ringd/ringd.toml", *members)
+    first.said("ringd-cli", "keygen", "/etc/ringd/ring.key")
+    machines.config = (first.root / "etc/ringd/ringd.toml").read_text()
+    key = (first.root / "etc/ringd/ring.key").read_text()
+    for machine in others:
+        machine.write("/etc/ringd/ringd.toml", machines.config)
+        machine.write("/etc/ringd/ring.key", key)
+        (machine.root / "etc/ringd/ring.key").chmod(0o600)
+    first.said("chown", "ringd:ringd", "/etc/ringd/ring.key")
+    first.said("systemctl", "start", "ringd")
+    assert machines.service(first)["ActiveState"] == "active"
+    wait_until(lambda: "gamma" in machines.service(first)["StatusText"], "status of the ring")
+    for machine in others:
+        time.sleep(10)
+        assert machines.service(first)["StatusText"].startswith("forming")
+        machine.boot()
+        # A key that was copied by root is not the daemon's: it says so, and stays down.
+        service = machines.service(machine)
+        assert (service["ActiveState"], service["ExecMainStatus"]) == ("failed", "78")
+        log = machine.said("journalctl", "-u", "ringd", "-o", "cat")
+        assert "let the user that runs ringd own /etc/ringd/ring.key" in log
+        machine.said("chown", "ringd:ringd", "/etc/ringd/ring.key")
+        machine.said("systemctl", "start", "ringd")
+    machines.wait_ready()
+    for machine in machines:
+        wait_until(lambda m=machine: "ready" in machines.service(m)["StatusText"], "status")
+
+
+def test_the_sandbox_holds_and_lets_work(machines: Machines) -> None:
+    """Systemd finds it tight and without fault; large calls go through shared memory inside it."""
+    machine = machines[0]
+    said = machine.said("systemd-analyze", "security", "--no-pager", "ringd.service")
+    exposure = re.search(r"exposure level for ringd.service: ([0-9.]+)", said)
+    assert exposure is not None
+    assert float(exposure[1]) <= 2.0, said
+    assert machine.said("systemd-analyze", "verify", "ringd.service") == ""
+    pid = machines.service(machine)["MainPID"]
+    status = machine.said("cat", f"/proc/{pid}/status")
+    assert re.search(r"^CapEff:\t0+$", status, re.MULTILINE)
+    assert re.search(r"^Seccomp:\t2$", status, re.MULTILINE)
+    with machines.call_under_way("sandbox", machines[2]):
+        shown = machine.said("ringd-cli", "status", "--json")
+        assert re.search(r'"shared_memory": [1-9]\d{6}', shown), shown
+
+
+def test_whoever_is_not_in_the_group_is_told_which(machines: Machines) -> None:
+    """At once, and not at the end of a minute's patience."""
+    machine = machines[0]
+    for argv in (
+        (PYTHON, "/srv/program.py", "strange", "1", "1"),
+        ("ringd-cli", "status"),
+    ):
+        said = machine.said(*argv, user=STRANGER, timeout=30, check=False)
+        assert "it is for group 'ringd'" in said, said
+        assert f"type `sudo usermod -aG ringd {STRANGER}`" in said
+
+
+@pytest.mark.parametrize("how", ["restart", "kill", "upgrade", "wiped"])
+def test_a_daemon_that_is_replaced_in_mid_call(machines: Machines, how: str) -> None:
+    """Systemctl restart, kill -9, a new version, /run wiped: calls under way have their results."""
+    machine = machines[0]
+    old = machines.service(machine)["MainPID"]
+    with machines.call_under_way(how, machines[2]):
+        if how == "restart":
+            machine.said("systemctl", "restart", "ringd")
+            assert machines.service(machine)["Result"] == "success"
+        elif how == "kill":
+            signal(machine, "KILL")
+        elif how == "upgrade":
+            before = machine.said("dpkg-query", "--show", "--showformat=${Version}", "ringd")
+            machine.said("apt-get", "install", "--yes", "/srv/newer.deb")
+            after = machine.said("dpkg-query", "--show", "--showformat=${Version}", "ringd")
+            assert after == before.replace("-1", "-1.1", 1)
+        else:
+            machine.said("sh", "-c", "rm -rf /run/ringd")
+        machines.wait_restarted(machine, old)
+
+
+def test_a_machine_without_power_in_mid_call(machines: Machines) -> None:
+    """Its call ends for the others with its name; when it has booted, all goes on by itself."""
+    lost = machines[1]
+    right = f"step 0: 0 wrong of {SMALL}, 3 ranks\n"
+
+    def started(machine: Machine, steps: int, *hold: str) -> subprocess.Popen[str]:
+        words = (PYTHON, "/srv/program.py", "power", str(steps), str(SMALL), *hold)
+        return machine.started(*words, user=MEMBER)
+
+    calls = [started(machine, 2) for machine in machines if machine is not lost]
+    held = started(lost, 2, "hold")  # one call with all, and no second one
+    wait_until(lambda: "op 1: all_reduce" in machines[0].said("ringd-cli", "status"), "mid-call")
+    lost.power_off()
+    held.wait(PATIENCE)
+    wait_until(
+        lambda: lost.name in machines.service(machines[0])["StatusText"], "the loss", PATIENCE
+    )
+    lost.boot()
+    machines.wait_ready()
+    for call in calls:
+        output, _ = call.communicate(timeout=PATIENCE)
+        assert output.startswith(f"{right}GroupLost:"), output
+        assert lost.name in output
+    for call in [started(machine, 1) for machine in machines]:
+        output, _ = call.communicate(timeout=PATIENCE)
+        assert output == right
+
+
+def test_what_mends_by_itself(machines: Machines) -> None:
+    """No host name yet, no address, a full disk: the daemon is there soon after they are over."""
+    machine = machines[0]
+
+    machine.said("hostname", "localhost")
+    machine.said("systemctl", "restart", "--no-block", "ringd")
+    wait_until(
+        lambda: "waiting for this host's name" in machines.service(machine)["StatusText"], "a name"
+    )
+    machine.said("hostname", machine.name)
+    machines.wait_ready()
+
+    machine.said("ip", "address", "flush", "dev", "host0")
+    machine.said("systemctl", "restart", "ringd")
+    assert machines.service(machine)["ActiveState"] == "active"
+    machine.said("ip", "address", "add", f"{machine.address}/24", "dev", "host0")
+    machines.wait_ready()
+
+    machine.said("systemctl", "stop", "ringd")
+    machine.said("mount", "-t", "tmpfs", "-o", "size=64k,mode=777", "full", "/var/lib/ringd")
+    machine.said("sh", "-c", "dd if=/dev/zero of=/var/lib/ringd/large 2>&1; true")
+    machine.said("systemctl", "start", "ringd", check=False)
+    wait_until(lambda: int(machines.service(machine)["NRestarts"]) > 1, "further starts", PATIENCE)
+    machine.said("rm", "/var/lib/ringd/large")
+    machines.wait_ready()
+    machine.said("systemctl", "stop", "ringd")
+    machine.said("umount", "/var/lib/ringd")
+    machine.said("systemctl", "start", "ringd")
+    machines.wait_ready()
+
+
+def test_reload(machines: Machines) -> None:
+    """A new setting is used at once; a fault, or what needs a restart, is said, and no more."""
+    machine = machines[0]
+    path = "/etc/ringd/ringd.toml"
+    pid = machines.service(machine)["MainPID"]
+
+    def reloaded(text: str, by: Callable[[], str]) -> str:
+        machine.write(path, text)
+        return by()
+
+    def systemctl() -> str:
+        return machine.said("systemctl", "reload", "ringd", check=False)
+
+    def cli() -> str:
+        return machine.said("ringd-cli", "reload", check=False)
+
+    def changed(key: str, value: str) -> str:
+        text, count = re.subn(
+            rf"^# ?{key} = .*", f"{key} = {value}", machines.config, flags=re.MULTILINE
+        )
+        assert count == 1, key
+        return text
+
+    assert reloaded(changed("level", '"debug"'), cli) == "Reloaded.\n"
+    assert "unknown key" in reloaded(machines.config + "[jion]\n", cli)
+    said = reloaded(changed("order", '"rank"'), cli)
+    assert "[ops] changed: restart ringd to use the new values" in said
+    assert "Job for ringd.service failed" in reloaded("[ring", systemctl)
+    status = machine.said("ringd-cli", "status")
+    assert "was refused, the old settings stay" in status
+    assert reloaded(machines.config, systemctl) == ""
+    signal(machine, "HUP")
+    wait_until(
+        lambda: (
+            machine.said("journalctl", "-u", "ringd", "-o", "cat").count('"event": "reloaded"') >= 3
+        ),
+        "SIGHUP",
+    )
+    service = machines.service(machine)
+    assert (service["MainPID"], service["ActiveState"]) == (pid, "active")
+
+
+def test_a_daemon_that_hangs(machines: Machines) -> None:
+    """The watchdog ends it, systemd starts another one, and calls under way have their results."""
+    machine = machines[0]
+    machine.write(
+        "/etc/systemd/system/ringd.service.d/soon.conf",
+        "[Service]\nWatchdogSec=4s\nTimeoutAbortSec=2s\n",
+    )
+    machine.said("systemctl", "daemon-reload")
+    machine.said("systemctl", "restart", "ringd")
+    machines.wait_ready()
+    old = machines.service(machine)["MainPID"]
+    with machines.call_under_way("hang", machines[2]):
+        signal(machine, "STOP")
+        machines.wait_restarted(machine, old)
+        log = machine.said("journalctl", "-u", "ringd", "-o", "cat")
+        assert "Watchdog timeout" in log
+
+
+def test_a_stop_is_a_good_end(machines: Machines) -> None:
+    """Exit 0, within its time; the neighbours hear that it leaves."""
+    machine = machines[0]
+    machine.said("systemctl", "stop", "ringd")
+    service = machines.service(machine)
+    assert (service["Result"], service["ExecMainStatus"]) == ("success", "0")
+    log = machines[1].said("journalctl", "-u", "ringd", "-o", "cat")
+    assert re.search(r"the daemon stops|leaves", log), log[-2000:]
+    machine.said("systemctl", "start", "ringd")
+    machines.wait_ready()
+
+
+def test_purge_leaves_nothing(machines: Machines) -> None:
+    """Neither file nor account; and a remove before it keeps config, key and state."""
+    machine = machines[0]
+    machine.said("apt-get", "remove", "--yes", "ringd")
+    machine.said("ls", "/etc/ringd/ring.key", "/var/lib/ringd/state.json")
+    assert machines.service(machine)["ActiveState"] in ("inactive", "failed")
+    said = machine.said("apt-get", "purge", "--yes", "ringd")
+    assert traces(machine) == set(), said
+    assert subprocess.run(
+        machine.command("systemctl", "cat", "ringd"), capture_output=True, check=False
+    ).returncode
+
+
+def test_an_install_from_a_home(machines: Machines) -> None:
+    """A program that lies in a closed home, as pipx puts it, becomes the machine's service."""
+    machine = machines[0]
+    home = f"/home/{MEMBER}/.local/ringd"
+    machine.said("mkdir", "-p", f"/home/{MEMBER}/.local")
+    machine.said("chmod", "700", f"/home/{MEMBER}")
+    shutil.copytree(machines[1].root / "usr/lib/ringd", machine.root / home[1:], symlinks=True)
+    for name in ("ringd", "ringd-cli"):
+        machine.said("sed", "-i", f"1s|.*|#!{home}/bin/python -I|", f"{home}/bin/{name}")
+    cli = f"{home}/bin/ringd-cli"
+    machine.write("/etc/ringd/ringd.toml", machines.config)
+    key = machine.root / "etc/ringd/ring.key"
+    key.write_text((machines[1].root / "etc/ringd/ring.key").read_text())
+    key.chmod(0o600)
+    said = machine.said(cli, "service", "install")
+    assert f"started, as the member {machine.name!r}" in said
+    machines.wait_ready(cli)
+    assert "running, process" in machine.said(cli, "service", "status")
+    pid = machines.service(machine)["MainPID"]
+    seen = machine.said("nsenter", "-t", pid, "-m", "find", "/home", "-maxdepth", "3").split()
+    assert f"/home/{MEMBER}/.local/ringd" in seen
+    assert f"/home/{MEMBER}/.bashrc" not in seen
+    said = machine.said(cli, "service", "uninstall", "--purge")
+    assert {path for path in traces(machine) if not path.startswith(home)} == set(), said
+
+
+def test_a_users_service_and_the_logout(machines: Machines) -> None:
+    """It ends with the last login, but for a user who lingers; the install says so."""
+    machine = machines[2]
+    uid = machine.said("id", "-u", MEMBER).strip()
+
+    def login() -> None:
+        machine.said(
+            *("systemd-run", "--unit=login", f"--uid={MEMBER}", "--property=PAMName=login"),
+            *("sleep", "infinity"),
+        )
+        wait_until(lambda: active() in ("active", "degraded"), "the user's manager", PATIENCE)
+
+    def active() -> str:
+        return machine.said("systemctl", "is-active", f"user@{uid}", check=False).strip()
+
+    def cli(*words: str) -> str:
+        return machine.said("ringd-cli", *words, user=MEMBER, check=False)
+
+    login()
+    place = f"/home/{MEMBER}/.config/ringd"
+    machine.said("mkdir", "-p", place, user=MEMBER)
+    member = f"{machine.name}=127.0.0.1:5690"
+    cli("init", f"{place}/ringd.toml", "--name", "own", "--member", member, "--insecure")
+    said = cli("service", "install", "--user")
+    assert f"started, as the member {machine.name!r}" in said, said
+    assert "loginctl enable-linger" in said
+    assert "running, process" in cli("service", "status", "--user")
+    assert "ring 'own'" in cli("status")
+    machine.said("systemctl", "stop", "login")
+    wait_until(lambda: active() == "inactive", "the end of the user's manager", PATIENCE)
+    assert "ring 'home'" in cli("status")  # the machine's, as there is no other one
+    machine.said("loginctl", "enable-linger", MEMBER)
+    wait_until(lambda: "ring 'own'" in cli("status"), "a service without a login", PATIENCE)
+    login()
+    machine.said("systemctl", "stop", "login")
+    time.sleep(15)  # longer than systemd keeps the manager of one who does not linger
+    assert "ring 'own'" in cli("status")
+    cli("service", "uninstall", "--user", "--purge")
+    left = machine.said("find", f"/home/{MEMBER}", "-iname", "*ringd*")
+    assert left == ""
