@@ -10,8 +10,8 @@ BENCH_READY := .venv/.bench-ready
 FACES_READY := .venv/.faces-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-as-macos test-faces test-system chaos lint format types bench wheel \
-	deb sample \
+.PHONY: help setup demo test test-as-macos test-faces test-system chaos lint format types bench \
+	wheel deb sample \
 	install-service uninstall-service clean distclean
 
 help: ## Show this list
