@@ -46,6 +46,11 @@ def ring(tmp_path):
         yield ring
 
 
+def main_sleeps(pump):
+    """Whether the main thread sleeps on the sockets, and not another one."""
+    return pump._sleeper == threading.main_thread().ident
+
+
 def usable(ring, x):
     """Make sure that *ring* computes as ever."""
     assert np.array_equal(ring.all_reduce(x, timeout=10.0), 2 * x)
@@ -342,7 +347,7 @@ def test_a_handler_in_a_wait_may_wait_itself(tmp_path):
             poker = threading.Thread(
                 target=lambda: (
                     eventually(lambda: daemon.handler.submitted),
-                    eventually(lambda: ring._connection.pump._sleeper is not None),
+                    eventually(lambda: main_sleeps(ring._connection.pump)),
                     signal.pthread_kill(main, signal.SIGUSR1),
                 )
             )
@@ -485,7 +490,7 @@ def test_a_handler_that_waits_in_a_wait_leaves_the_pipe_to_the_wait_beneath(tmp_
         ended.append("handler")
 
     def close():
-        eventually(lambda: pump._sleeper is not None)
+        eventually(lambda: main_sleeps(pump))
         signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
         eventually(lambda: len(daemon.handler.submitted) == 2)
         time.sleep(0.02)
@@ -537,7 +542,7 @@ def test_an_interrupt_of_a_wait_while_the_ring_is_closed_leaves_no_descriptor(tm
 
         pump.channel.poll = interrupted_poll
         closer = threading.Thread(
-            target=lambda: (eventually(lambda: pump._sleeper is not None), ring.close())
+            target=lambda: (eventually(lambda: main_sleeps(pump)), ring.close())
         )
         closer.start()
         with pytest.raises(KeyboardInterrupt):
@@ -554,7 +559,7 @@ def test_interrupted_waits_leave_nobody_who_seems_to_wait(tmp_path):
         pump = ring._connection.pump
         thread = threading.Thread(target=expect_the_end, args=(ring,))
         thread.start()
-        eventually(lambda: pump._sleeper is not None)
+        eventually(lambda: pump._sleeper == thread.ident)
         work = ring.all_reduce_async(np.ones(2))
         for delay in instants(600, 6e-4):
             with contextlib.suppress(ringd.DeadlineExceeded):

@@ -304,7 +304,7 @@ def test_places_of_one_group_are_told_apart(daemon):
         ({"local_size": 1001}, ValueError, "1000"),
         ({"local_size": None}, TypeError, "local_size is a whole number"),
         ({"members": "n0"}, TypeError, "members is a list"),
-        ({"members": {"n0"}}, TypeError, "members is a list"),
+        ({"members": {"n0": 1}}, TypeError, "members is a list"),
         ({"members": []}, ValueError, "members is empty; write None"),
         ({"members": ["n0", "n1", "n0"]}, ValueError, "'n0' more than once"),
         ({"members": ["n0", 1]}, TypeError, "a member's name is a string"),
