@@ -8,14 +8,17 @@ from torch import distributed as dist
 
 from ringd.torch.failures import in_torch_terms
 from ringd.torch.meeting import Meeting, meet_as_part, meet_in_store
-from ringd.torch.process_group import RingProcessGroup
+from ringd.torch.process_group import RingProcessGroup, close_destroyed
 from ringd.torch.rendezvous import met
 
 
 @in_torch_terms
 def create(options: Any) -> RingProcessGroup:
     """Return the process group of torch's *options*; torch calls this on its ranks alone."""
-    meeting = met() or _meet(options)
+    meeting = met()
+    if meeting is None:
+        close_destroyed()
+        meeting = _meet(options)
     return RingProcessGroup(meeting.rings, meeting.seats, options.timeout)
 
 

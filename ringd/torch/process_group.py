@@ -7,6 +7,7 @@ are checked before the first of them is on its way.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -28,6 +29,9 @@ from ringd.torch.work import Arrival, Futures, Part, Work
 Tensors = Sequence[torch.Tensor]
 
 
+_alive: weakref.WeakSet[RingProcessGroup] = weakref.WeakSet()
+
+
 @hidden
 class RingProcessGroup(dist.ProcessGroup):
     """The ranks of a ring as a process group of torch."""
@@ -44,6 +48,7 @@ class RingProcessGroup(dist.ProcessGroup):
         self._timeout = timeout
         self._futures = Futures()
         self._name, self._description = "", "undefined"
+        _alive.add(self)
 
     @property
     def ring(self) -> Ring:
@@ -258,3 +263,11 @@ class RingProcessGroup(dist.ProcessGroup):
         if opts is not None and opts.timeout > timedelta(0):
             return float(opts.timeout.total_seconds())
         return self._timeout.total_seconds()
+
+
+def close_destroyed() -> None:
+    """Shut those down that torch has destroyed: up to 2.6 it does not say so."""
+    known = dist.distributed_c10d._world.pg_map  # noqa: SLF001 - there is no public way
+    for group in list(_alive):
+        if group not in known:
+            group.shutdown()

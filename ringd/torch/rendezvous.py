@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from ringd.torch.failures import in_torch_terms
 from ringd.torch.meeting import Meeting, meet_in_ring
+from ringd.torch.process_group import close_destroyed
 from ringd.torch.seats import Claim
 from ringd.torch.store import NO_STORE
 
@@ -76,6 +77,7 @@ def rendezvous(url: str, timeout: timedelta, **_options: Any) -> Iterator[tuple[
         ValueError: *url* is none, or the ranks disagree about their numbers; says who does.
         RingError: as :func:`ringd.connect`, and its calls.
     """
+    close_destroyed()
     while _met:  # of a process group that could not be made
         _met.pop().close()
     meeting = _meet(Request.of(url, os.environ), timeout)

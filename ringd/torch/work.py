@@ -16,6 +16,12 @@ from ringd.errors import RingError
 from ringd.torch.calls import Land
 from ringd.torch.failures import failure, in_torch_terms
 
+_FORGETFUL = torch.__version__ < "2.7"
+"""Whether torch's own code drops the Python object of a handle that it goes on to use."""
+
+_kept: set[Work] = set()
+"""The handles that such a torch may use, until they have been waited for."""
+
 
 class Part(NamedTuple):
     """A call that was made."""
@@ -37,6 +43,8 @@ class Work(dist._Work):  # noqa: SLF001 - its name in torch's own namespace
         self._futures = futures
         self._parts = parts
         self._tensors = list(tensors)
+        if _FORGETFUL:
+            _kept.add(self)
         self._landed = False
         self._landing = threading.Lock()
         self._future: torch.futures.Future[list[torch.Tensor]] | None = None
@@ -52,6 +60,7 @@ class Work(dist._Work):  # noqa: SLF001 - its name in torch's own namespace
             DeadlineExceeded: that is over; the calls go on.
             RingError: as the calls of :class:`ringd.Ring`.
         """
+        _kept.discard(self)  # the caller has it
         limit = timeout.total_seconds()
         results = [part.work.wait(limit if limit > 0 else None) for part in self._parts]
         with self._landing:

@@ -311,6 +311,35 @@ def test_a_rank_that_dies(cluster: Cluster) -> None:
             assert "n2" in text
 
 
+ENDS = """
+import sys, torch
+from torch import distributed as dist
+dist.init_process_group("ringd", init_method="ringd://ends")
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 1))
+model(torch.ones(3)).backward()
+left = dist.irecv(torch.ones(3), (dist.get_rank() + 1) % 3)
+told = left.get_future()
+dist.barrier()
+if {fails}:
+    raise RuntimeError("on its own account")
+"""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_programs_that_end_without_a_word(cluster: Cluster, *, fails: bool) -> None:
+    """They end as Python has it, with a call that nobody waits for."""
+    run = [sys.executable, "-c", ENDS.format(fails=fails)]
+    started = [
+        subprocess.Popen(run, env={**os.environ, **environ}, stderr=subprocess.PIPE, text=True)
+        for environ in beside(cluster.sockets)
+    ]
+    said = [program.communicate(timeout=PATIENCE)[1] for program in started]
+    assert [program.returncode for program in started] == [int(fails)] * 3, said
+    for text in said:
+        assert ("on its own account" in text) == fails
+        assert "Fatal" not in text
+
+
 @pytest.mark.parametrize("autoload", ["0", "1"])
 def test_found_by_torch(autoload: str) -> None:
     """By itself; or when it is told to, where it looks for nothing."""
