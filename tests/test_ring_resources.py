@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
+from fake_daemon import SEGMENT
 
 import ringd
 from ringd.host.ports import free_ports
@@ -245,7 +246,7 @@ def test_nothing_piles_up(place: Path) -> None:
         def rest(rank: int) -> tuple[int, int]:
             node = cluster[rank]
             maps = Path(f"/proc/{node.pid}/maps").read_text()
-            return node.open_files(), maps.count("memfd:ringd")
+            return node.open_files(), maps.count(SEGMENT)
 
         for number in range(3):
             use(number)
