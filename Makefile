@@ -92,7 +92,7 @@ uninstall-service: ## Take it away again; config, key and state stay (root)
 	packaging/systemd/uninstall.sh
 
 test-as-macos: $(READY) ## Run the tests with the macOS branches, wherever Linux can carry them
-	PYTHONPATH=tests/as_macos $(BIN)/pytest $(ARGS)
+	PYTHONPATH=$(CURDIR)/tests/as_macos $(BIN)/pytest $(ARGS)
 
 test-system: $(READY) deb ## Boot three machines with systemd, and have the package live on them (root, Debian)
 	$(BIN)/pytest -x tests/system/life.py $(ARGS)

@@ -12,6 +12,7 @@ import argparse
 import logging
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -28,6 +29,7 @@ from ringd.border.server import BorderServer, Client, Limits
 from ringd.collective import kinds
 from ringd.collective.reduction import Reduction, dtype_from_name
 from ringd.errors import RingError
+from ringd.host import memory
 from ringd.host.limits import OWN, OpenFiles
 from ringd.loop import Loop
 from ringd.wire.border import messages as border
@@ -253,10 +255,14 @@ def open_fds() -> int:
     return len(os.listdir("/dev/fd"))  # noqa: PTH208 - a mere count
 
 
+SEGMENT = "memfd:ringd" if memory.SEALED_MEMORY else f"{tempfile.gettempdir()}/ringd-"
+"""How Linux's list of what a process has mapped calls a segment."""
+
+
 def mapped() -> int:
     """Return how often segments are mapped into this process (Linux tells; else 0)."""
     maps = Path("/proc/self/maps")
-    return maps.read_text().count("memfd:ringd") if maps.exists() else 0
+    return maps.read_text().count(SEGMENT) if maps.exists() else 0
 
 
 def eventually(condition: Callable[[], Any], timeout: float = 30.0) -> None:

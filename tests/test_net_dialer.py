@@ -13,6 +13,7 @@ from netkit import open_fds, run_until
 from ringd.config.settings import JoinSettings
 from ringd.loop import EVENT_READ
 from ringd.net import dialer as dialers
+from ringd.net.oserrors import describe
 
 
 def test_a_link(scene):
@@ -48,7 +49,7 @@ def test_it_waits_for_its_neighbour(scene):
     backoff = NoWait()
     scene.dialer(f"127.0.0.1:{port}", backoff=backoff)
     run_until(scene.loop, lambda: len(scene.failures) >= 20)
-    reason = f"connection refused (errno {errno.ECONNREFUSED})"
+    reason = describe(OSError(errno.ECONNREFUSED, ""))
     assert set(scene.failures) == {(f"127.0.0.1:{port}", reason)}
     assert backoff.waits in {len(scene.failures), len(scene.failures) - 1}
     scene.listener(port=port)
@@ -92,7 +93,7 @@ def test_each_address_in_turn(scene, full):
     assert scene.failures == [
         (full, "no answer within 0.2 s"),
         (deaf, "no handshake within 0.2 s"),
-        (refusing, f"connection refused (errno {errno.ECONNREFUSED})"),
+        (refusing, describe(OSError(errno.ECONNREFUSED, ""))),
         ("nonsense", 'has no port; write "host:port", such as "nonsense:5680"'),
     ]
     assert scene.links[0][2] == good

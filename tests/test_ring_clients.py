@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fake_daemon import SEGMENT
 
 import ringd
 from tests.cluster import Cluster, wait_until
@@ -159,7 +160,7 @@ hear()
 
     def mapped() -> int:
         with open(f"/proc/{node.pid}/maps") as maps:  # noqa: PTH123 - of the kernel
-            return sum("memfd:ringd" in line for line in maps)
+            return sum(SEGMENT in line for line in maps)
 
     with Program(node, body, "memory") as program:
         program.expect("made")
@@ -178,7 +179,7 @@ def test_no_names_in_shared_memory(calm_cluster: Cluster) -> None:
                 shared = [line.split()[-2:] for line in maps if " rw-s " in line]
             names = [" ".join(words) for words in shared]
             assert [name for name in names if "/dev/shm" in name] == []  # noqa: S108 - not used
-            assert any("memfd:ringd" in name for name in names)
+            assert any(SEGMENT in name for name in names)
 
 
 def test_no_memory_is_a_clear_error(calm_cluster: Cluster) -> None:

@@ -391,3 +391,12 @@ def test_a_command_that_is_not_there(place: Path) -> None:
     steps = [run("no-such-command-here")]
     with pytest.raises(Exception, match="there is no no-such-command-here here"):
         Host(place).carry_out(steps)
+
+
+@pytest.mark.parametrize("verb", ["install", "uninstall", "status"])
+def test_help_of_each(linux: Machine, verb: str) -> None:
+    """It has an example and the exit codes, in lines that a terminal has room for."""
+    output = linux.cli(verb, "--help").output
+    assert "Exit codes: 0 " in output
+    assert f"ringd-cli service {verb}" in output.partition("Example: ")[2]
+    assert max(map(len, output.splitlines())) <= 80

@@ -78,7 +78,7 @@ def install(*, user: bool, node: str | None, dry_run: bool) -> None:
     the service, so that a host that the network renames stays that member.
 
     \b
-    Exit codes: 0 installed, 1 error or not started for a fault in the config, 2 wrong usage.
+    Exit codes: 0 installed, 1 error (or a faulty config), 2 wrong usage.
     Example: ringd-cli service install --user --dry-run
     """  # noqa: D301
     try:

@@ -114,6 +114,8 @@ def _process(service: Service) -> list[tuple[str, str]]:
         ("WatchdogSec", f"{WATCHDOG}s"),
         ("UMask", f"{UMASK:04o}"),
         ("LimitNOFILE", str(OPEN_FILES)),
+        # The watchdog ends it with SIGABRT, and a core has the ring's key in it.
+        ("LimitCORE", "0"),
     ]
     settings += [
         ("Environment", _quoted(f"{name}={value}")) for name, value in service.environment.items()
