@@ -116,7 +116,7 @@ class Daemon:
             on_unreachable=self._cannot_be_reached,
         )
         try:
-            self._line.show("forming")
+            self._line.show("forming: the daemon has just started")
             self._neighbours.start()
             self._started = loop.now()  # it listens from here on
             for signum in (signal.SIGTERM, signal.SIGINT):
@@ -132,7 +132,7 @@ class Daemon:
                 generation=store.state.generation,
                 incarnation=store.state.incarnation,
             )
-            self._manager.tell("READY=1")
+            self._manager.tell("READY=1", f"STATUS={self._line.text}")
             self._manager.use(loop, border.serves)
             heap.settle()
             loop.run()

@@ -25,8 +25,9 @@ class StatusLine:
         self._loop = loop
         self._awaited = awaited
         self._tell = tell
+        self.text = ""
+        """What was told last."""
         self._state = ""
-        self._told = ""
         self._again: Timer | None = None
 
     def show(self, state: str) -> None:
@@ -41,6 +42,6 @@ class StatusLine:
         self._again = self._loop.call_later(EVERY, self._look) if awaited else None
         missing = "; ".join(f"waits for {name}: {why}" for name, why in awaited.items())
         line = f"{self._state}; {missing}" if missing else self._state
-        if line != self._told:
-            self._told = line
+        if line != self.text:
+            self.text = line
             self._tell(line)
