@@ -88,12 +88,13 @@ def all_gather(team: Team, outputs: Sequence[torch.Tensor], tensor: torch.Tensor
     if len(outputs) == team.size and len({output.numel() for output in outputs}) > 1:
         return _all_gather_uneven(team, outputs, tensor)
     x = _row(array_of(tensor))
-    out, land = _landing(_shares(outputs, tensor.dtype, x.size * team.size))
+    _check_shares(outputs, x.size * team.size)
+    out, land = _landing(_targets(outputs, tensor.dtype))
     return Call(lambda seconds: team.ring.all_gather_async(x, out=out, timeout=seconds), land)
 
 
 def _all_gather_uneven(team: Team, outputs: Sequence[torch.Tensor], tensor: torch.Tensor) -> Call:
-    targets = _of_dtype(outputs, tensor.dtype)
+    targets = _targets(outputs, tensor.dtype)
     lengths = [target.array.nbytes for target in targets]
     data = array_of(tensor).tobytes()
     if len(data) != lengths[team.rank]:
@@ -113,7 +114,8 @@ def gather(team: Team, outputs: Sequence[torch.Tensor], tensor: torch.Tensor, ro
     tensor = local(tensor)
     x, out, land = _row(array_of(tensor)), None, _nothing
     if team.rank == root:
-        out, land = _landing(_shares(outputs, tensor.dtype, tensor.numel() * team.size))
+        _check_shares(outputs, x.size * team.size)
+        out, land = _landing(_targets(outputs, tensor.dtype))
     return Call(lambda seconds: team.ring.gather_async(x, root, out=out, timeout=seconds), land)
 
 
@@ -123,7 +125,8 @@ def scatter(team: Team, output: torch.Tensor, inputs: Sequence[torch.Tensor], ro
     count = output.numel() * team.size
     x = _like(target.array, count)
     if team.rank == root:
-        x = _joined(team.ring, inputs, output.dtype, count)
+        _check_shares(inputs, count)
+        x = _joined(team.ring, inputs, output.dtype)
     out, land = _landing([target])
     return Call(lambda seconds: team.ring.scatter_async(x, root, out=out, timeout=seconds), land)
 
@@ -135,7 +138,8 @@ def reduce_scatter(
     op = reduction.name
     output = numbers(local(output), op)
     ready = [reduction.prepared(numbers(local(tensor), op)) for tensor in inputs]
-    x = _joined(team.ring, ready, output.dtype, output.numel() * team.size)
+    _check_shares(ready, output.numel() * team.size)
+    x = _joined(team.ring, ready, output.dtype)
     out, land = _landing([target_of(output)])
     return Call(
         lambda seconds: team.ring.reduce_scatter_async(x, op, out=out, timeout=seconds), land
@@ -163,8 +167,8 @@ def all_to_all(
     coming, room = count if received is None else sum(received), [o.numel() for o in outputs]
     if coming != sum(room):
         raise ValueError(f"{coming} elements come, and the outputs have room for {room}")
-    x = _joined(team.ring, inputs, dtype, count)
-    out, land = _landing(_of_dtype(outputs, dtype))
+    x = _joined(team.ring, inputs, dtype)
+    out, land = _landing(_targets(outputs, dtype))
     return Call(
         lambda seconds: team.ring.all_to_all_async(x, sent, received, out=out, timeout=seconds),
         land,
@@ -201,41 +205,42 @@ def _like(array: Array, count: int) -> Array:
     return np.broadcast_to(np.empty(1, array.dtype), (count,))
 
 
-def _shares(outputs: Sequence[torch.Tensor], dtype: torch.dtype, count: int) -> list[Target]:
-    """Return the targets of *outputs*, which have equal shares of *count* elements of *dtype*.
+def _check_shares(tensors: Sequence[torch.Tensor], count: int) -> None:
+    """Make sure that *tensors* have equal shares of *count* elements.
 
     Raises:
-        TypeError, ValueError: they have not.
+        ValueError: they have not.
     """
-    room = [output.numel() for output in outputs]
-    if any(share * len(room) != count for share in room) or not room:
-        raise ValueError(f"{count} elements come, and the outputs have room for {room}")
-    return _of_dtype(outputs, dtype)
+    room = [tensor.numel() for tensor in tensors]
+    if not room or any(share * len(room) != count for share in room):
+        raise ValueError(f"tensors of {room} elements are no equal shares of {count}")
 
 
-def _of_dtype(outputs: Sequence[torch.Tensor], dtype: torch.dtype) -> list[Target]:
+def _targets(outputs: Sequence[torch.Tensor], dtype: torch.dtype) -> list[Target]:
+    """Return the targets of *outputs*.
+
+    Raises:
+        TypeError: they are not of *dtype*.
+    """
     for output in outputs:
         if output.dtype != dtype:
             raise TypeError(f"an output is of {output.dtype}, and the input of {dtype}")
     return [target_of(local(output)) for output in outputs]
 
 
-def _joined(ring: Ring, inputs: Sequence[torch.Tensor], dtype: torch.dtype, count: int) -> Array:
-    """Return *inputs*, of *dtype* and of *count* elements in all, as one row.
+def _joined(ring: Ring, inputs: Sequence[torch.Tensor], dtype: torch.dtype) -> Array:
+    """Return *inputs* as one row.
 
     Raises:
-        TypeError, ValueError: they are not.
+        TypeError: they are not of *dtype*.
     """
     for tensor in inputs:
         if tensor.dtype != dtype:
             raise TypeError(f"an input is of {tensor.dtype}, and another tensor of {dtype}")
-    if sum(tensor.numel() for tensor in inputs) != count or not inputs:
-        room = [tensor.numel() for tensor in inputs]
-        raise ValueError(f"{count} elements are to go, and the inputs have {room}")
     arrays = [array_of(local(tensor)) for tensor in inputs]
     row = as_one(arrays)
     if row is None:  # in shared memory, so that it is copied once
-        row = ring.empty(count, arrays[0].dtype)
+        row = ring.empty(sum(array.size for array in arrays), arrays[0].dtype)
         _write_parts(row, arrays)
     return row
 

@@ -49,20 +49,22 @@ class Request:
                 f"{url} is no ringd://GROUP?members=NAME,NAME of which both may be left out"
             )
 
-        def number(key: str, variable: str) -> int | None:
-            text = query[key][0] if key in query else environ.get(variable)
+        def number(variable: str, key: str = "") -> int | None:
+            what, text = variable, environ.get(variable)
+            if key in query:
+                what, text = key, query[key][0]
             try:
                 return None if text is None else int(text)
             except ValueError:
-                raise ValueError(f"{key} (or {variable}) is a number, not {text!r}") from None
+                raise ValueError(f"{what} is a number, not {text!r}") from None
 
         members = query["members"][0].split(",") if "members" in query else None
         return cls(
             parts.netloc or GROUP,
             members,
-            Claim(number("rank", "RANK"), number("world_size", "WORLD_SIZE")),
-            number("", "LOCAL_RANK") or 0,
-            number("", "LOCAL_WORLD_SIZE") or 1,
+            Claim(number("RANK", "rank"), number("WORLD_SIZE", "world_size")),
+            number("LOCAL_RANK") or 0,
+            number("LOCAL_WORLD_SIZE") or 1,
         )
 
 

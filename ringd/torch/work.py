@@ -96,10 +96,17 @@ class Work(dist._Work):  # noqa: SLF001 - its name in torch's own namespace
         for part in self._parts:
             part.work.add_done_callback(callback)
 
-    @in_torch_terms
-    def is_completed(self) -> bool:
+    def ended(self) -> bool:
         """Whether :meth:`wait` would return, or raise the calls' error, at once."""
         return all(part.work.done() for part in self._parts)
+
+    @in_torch_terms
+    def is_completed(self) -> bool:
+        """As :meth:`ended`; the results are in their tensors then."""
+        if not self.ended():
+            return False
+        self.exception()
+        return True
 
     def is_success(self) -> bool:
         """Whether all has ended well."""
@@ -154,7 +161,7 @@ class Futures:
     def _next(self) -> Work | None:
         """Return the first one, if that has ended and no other thread is at it."""
         with self._lock:
-            if self._resolving or not self._works or not self._works[0].is_completed():
+            if self._resolving or not self._works or not self._works[0].ended():
                 return None
             self._resolving = True
             return self._works.popleft()

@@ -17,6 +17,7 @@ from torch import distributed as dist
 
 import ringd
 from ringd.host.ports import free_ports
+from ringd.torch.rendezvous import Request
 from ringd.torch.seats import Claim, Seats, ranks_of
 from tests.cluster import Cluster
 from tests.faces.ranks import PATIENCE, Raised, Ranks, beside
@@ -102,6 +103,20 @@ def test_through_the_environment(cluster: Cluster) -> None:
     with programs(cluster, *environs) as ranks:
         for _ in range(2):
             assert [rank for rank, _, _ in ranks.call(met)] == [2, 1, 0]
+        ranks.call(beside_gloo, "ringd", "gloo")
+        ranks.call(beside_gloo, "gloo", "ringd")
+
+
+def beside_gloo(default: str, other: str) -> None:
+    """Use a group of each backend."""
+    dist.init_process_group(default)
+    group = dist.new_group([0, 2], backend=other)
+    for chosen, expected in [(dist.group.WORLD, 3), (group, 2)]:
+        total = torch.tensor([dist.get_rank(), 1])
+        if dist.get_rank() != 1 or chosen is dist.group.WORLD:
+            dist.all_reduce(total, group=chosen)
+            assert total.tolist() == [expected if chosen is dist.group.WORLD else 2, expected]
+    dist.destroy_process_group()
 
 
 def test_on_some_of_the_machines(cluster: Cluster) -> None:
@@ -359,6 +374,18 @@ def test_torch_is_imported_whatever_happens() -> None:
 
 
 # --- what needs no ring -------------------------------------------------------------------
+
+
+def test_requests() -> None:
+    """A URL, with what torch adds to it, and the environment, which it precedes."""
+    launched = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    assert Request.of("ringd://", {}) == Request("torch", None, Claim(), 0, 1)
+    assert Request.of("ringd:?rank=2&world_size=3", {}).claim == Claim(2, 3)
+    asked = Request.of("ringd://job?members=a,b&rank=0&world_size=4", launched)
+    assert asked == Request("job", ["a", "b"], Claim(0, 4), 1, 2)
+    assert Request.of("ringd://job", launched).claim == Claim(1, 4)
+    with pytest.raises(ValueError, match="LOCAL_RANK is a number, not 'x'"):
+        Request.of("ringd://", {"LOCAL_RANK": "x"})
 
 
 def test_claims() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from itertools import chain
@@ -276,6 +277,7 @@ def check_refusals() -> None:
         lambda: dist.all_gather(three, one),
         lambda: dist.all_gather_into_tensor(torch.zeros(4), one),
         lambda: dist.reduce_scatter_tensor(one, torch.zeros(4)),
+        lambda: dist.reduce_scatter(torch.zeros(2), [torch.zeros(1 + i) for i in range(3)]),
         lambda: dist.all_to_all_single(torch.zeros(4), torch.zeros(3)),
         lambda: dist.all_to_all_single(torch.zeros(4), torch.zeros(4)),
     ]:
@@ -415,6 +417,11 @@ def check_handles() -> None:
         assert work.is_completed()
         assert work.is_success()
         assert tensor.tolist() == [float(i * size)] * 3
+    listed = [torch.zeros(2) for _ in range(size)]
+    work = dist.all_gather(listed, torch.ones(2), async_op=True)
+    while not work.is_completed():
+        time.sleep(0.001)
+    assert torch.stack(listed).sum() == 2 * size
     if dist.get_rank() == 0:
         late = dist.irecv(torch.zeros(1), 1)
         assert not late.is_completed()
