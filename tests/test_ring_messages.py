@@ -97,6 +97,20 @@ def test_whoever_sends(rings):
     assert everywhere(rings, talk)[0] == [10, 11, 12, 13, 20, 21, 22, 23]
 
 
+def test_the_receiver_is_told_who_has_sent(rings):
+    """By the handle; one of another call names nobody."""
+
+    def talk(ring):
+        if ring.rank:
+            ring.send(ring.rank, 0, tag=8)
+            return ring.barrier_async().source
+        works = [ring.recv_async((), ringd.ANY, 8, int) for _ in range(2)]
+        assert [work.source for work in works] == [int(work.wait(10)) for work in works]
+        return ring.barrier_async().source
+
+    assert everywhere(rings, talk) == [None] * SIZE
+
+
 def test_what_does_not_fit_is_an_error_on_both_ends(rings):
     """It says what each asked for; the next message is unharmed."""
 
