@@ -23,7 +23,7 @@ class Raw:
         self.dealer = self.context.socket(zmq.DEALER)
         self.dealer.setsockopt(zmq.LINGER, 0)
         self.dealer.connect(f"ipc://{daemon.path}")
-        self.lifeline = self.calls = None
+        self.lifeline = self.call_end = None
         self.token = b""
         self.group = group
         if with_lifeline:
@@ -32,8 +32,8 @@ class Raw:
             self.lifeline.connect(daemon.path + lifeline.SUFFIX)
             self.token, fds, *_ = socket.recv_fds(self.lifeline, border.TOKEN_BYTES, 1)
             for fd in fds:
-                self.calls = socket.socket(fileno=fd)
-                self.calls.settimeout(10)
+                self.call_end = socket.socket(fileno=fd)
+                self.call_end.settimeout(10)
         self.call_socket = call_socket
         if attach:
             assert isinstance(self.ask(self.attach()), border.Attached)
@@ -90,13 +90,13 @@ class Raw:
         """Return the next *count* bytes of the call socket."""
         data = b""
         while len(data) < count:
-            data += self.calls.recv(count - len(data))
+            data += self.call_end.recv(count - len(data))
         return data
 
     def call(self, message, payload=None):
         """Send over the call socket."""
         frame = message if isinstance(message, bytes) else border.pack(message, payload)
-        self.calls.sendall(LENGTH.pack(len(frame)) + frame)
+        self.call_end.sendall(LENGTH.pack(len(frame)) + frame)
 
     def ask(self, message, payload=None):
         """Send, and return the reply."""
@@ -129,8 +129,8 @@ class Raw:
         self.dealer.close(0)
         if self.lifeline is not None:
             self.lifeline.close()
-        if self.calls is not None:
-            self.calls.close()
+        if self.call_end is not None:
+            self.call_end.close()
 
     def __enter__(self):
         return self

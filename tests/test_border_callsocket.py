@@ -45,7 +45,7 @@ def test_messages_come_in_any_pieces(daemon, piece):
         frames = [border.pack(raw.submit(seq=seq), PAYLOAD) for seq in range(5)]
         stream = b"".join(LENGTH.pack(len(frame)) + frame for frame in frames)
         for start in range(0, len(stream), piece):
-            raw.calls.sendall(stream[start : start + piece])
+            raw.call_end.sendall(stream[start : start + piece])
         assert [raw.receive().seq for _ in frames] == [0, 1, 2, 3, 4]
 
 
@@ -76,7 +76,7 @@ def test_who_does_not_read_is_kept_and_loses_nothing(daemon):
 def test_a_message_above_the_limit_ends_the_connection(daemon, length):
     """At its length: nothing of it is kept."""
     with Raw(daemon, call_socket=True) as raw:
-        raw.calls.sendall(LENGTH.pack(length))
+        raw.call_end.sendall(LENGTH.pack(length))
         assert raw.hung_up()
         (reason,) = daemon.handler.gone
         assert reason == "it sent a message of more than 100000 bytes"
@@ -177,7 +177,7 @@ def test_the_first_attach_says_how_a_connection_is_spoken_to(daemon):
 def test_who_closes_its_call_socket_is_parted_with(daemon):
     """It would hear nothing, and others would wait for it."""
     with Raw(daemon, call_socket=True) as raw:
-        raw.calls.close()
+        raw.call_end.close()
         assert raw.hung_up()
     assert daemon.handler.gone == ["it closed its call socket"]
 
@@ -185,7 +185,7 @@ def test_who_closes_its_call_socket_is_parted_with(daemon):
 def test_who_has_no_use_for_it_may_close_it(daemon):
     """As one that speaks nothing but ZeroMQ, which never knew that it was there."""
     with Raw(daemon) as raw:
-        raw.calls.close()
+        raw.call_end.close()
         raw.send(raw.submit(), PAYLOAD)
         assert raw.receive().seq == 0
 

@@ -236,19 +236,19 @@ def test_a_part_is_the_same_however_it_is_said(fields, expected):
         ),
         (
             {"local_rank": 2, "local_size": 2},
-            "group 'g': local rank 2 is none of 2, which are 1 to 4096",
+            "group 'g': local rank 2 is none of 2, which are 1 to 1000",
         ),
         (
             {"local_rank": -1},
-            "group 'g': local rank -1 is none of 1, which are 1 to 4096",
+            "group 'g': local rank -1 is none of 1, which are 1 to 1000",
         ),
         (
             {"local_size": 0},
-            "group 'g': local rank 0 is none of 0, which are 1 to 4096",
+            "group 'g': local rank 0 is none of 0, which are 1 to 1000",
         ),
         (
             {"local_size": MAX_LOCAL_SIZE + 1},
-            "group 'g': local rank 0 is none of 4097, which are 1 to 4096",
+            "group 'g': local rank 0 is none of 1001, which are 1 to 1000",
         ),
         (
             {"members": ("b", "a", "b"), "ordered": True},
