@@ -47,7 +47,7 @@ class Breaks:
     def __init__(self, logs: Sequence[Path], lives: Lives, detection: float) -> None:
         self.hurts: list[float] = []
         """When the run has done what members notice only after a while."""
-        self._detection = detection
+        self.detection = detection
         self._logs = logs
         self._lives = lives
         self._places = [0] * len(logs)
@@ -142,7 +142,7 @@ class Breaks:
         hurts = sorted(self.hurts)
         before = -math.inf
         for begin, end in self._spans:
-            earliest = max(before, begin - self._detection - NOTICED)
+            earliest = max(before, begin - self.detection - NOTICED)
             at = bisect.bisect_left(hurts, earliest)
             yield min([begin, *hurts[at : at + 1]]), end
             before = end

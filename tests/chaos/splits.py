@@ -125,8 +125,13 @@ def _late(
             continue
         latest = how.moment - ASK_WITHIN
         # It may be told later: a program that waits for another call looks at this one after it.
-        for since in [latest, due, *breaks.begins(due, latest)]:
-            times = breaks.unasked(since, since + ASK_WITHIN) if due <= since <= latest else None
+        waits = [(since, since + ASK_WITHIN) for since in (latest, due, *breaks.begins(due, latest))]
+        # A break that takes a slow poll with it, long after the deadline, gives no more time.
+        least = due + breaks.detection + ASK_WITHIN
+        waits += [(begin, least) for begin in breaks.begins(due + breaks.detection, least)]
+        for since, until in waits:
+            sound = due <= since and until <= how.moment
+            times = breaks.unasked(since, until) if sound else None
             if times is not None:
                 listed = ", ".join(f"{begin:.3f} to {end:.3f}" for begin, end in times)
                 return UNASKED, f"rank {life.rank}, due {due:.3f}, not to be asked {listed}"
