@@ -434,7 +434,7 @@ def test_split_of_a_program_that_joined_anew_needs_its_daemons_end(told, daemon,
         ([(1.4, 3.1)], 7.0, True),  # told only when it was looked at
         ([], 3.05, False),
         ([(2.5, 4.0)], 3.85, True),  # took a slow poll with it, and gives no more time
-        ([(2.5, 4.0)], 3.75, False),
+        ([(2.5, 4.0)], 3.6, False),
         ([(2.5, 3.5)], 3.85, False),
     ],
 )

@@ -125,7 +125,8 @@ def _late(
             continue
         latest = how.moment - ASK_WITHIN
         # It may be told later: a program that waits for another call looks at this one after it.
-        waits = [(since, since + ASK_WITHIN) for since in (latest, due, *breaks.begins(due, latest))]
+        begins = latest, due, *breaks.begins(due, latest)
+        waits = [(since, since + ASK_WITHIN) for since in begins]
         # A break that takes a slow poll with it, long after the deadline, gives no more time.
         least = due + breaks.detection + ASK_WITHIN
         waits += [(begin, least) for begin in breaks.begins(due + breaks.detection, least)]
