@@ -129,6 +129,35 @@ def test_a_channel_ends_with_the_stay_of_either_end():
     assert (denied.code, "died" in denied.message) == (GroupLost.code, True)
 
 
+@pytest.mark.parametrize("waiter", [0, 1], ids=["sender", "receiver"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_who_waits_for_an_end_that_can_be_opened_no_more_is_told(waiter, when):
+    """The other one's stay is over, and goes on with calls that wait for whoever waits for it."""
+    bench = ready()
+    other = 1 - waiter
+    for rank in (other, 2):  # complete for rank 2, so that it is below the limit
+        bench.submit(rank, submission(0, now=bench.now))
+    bench.settle()
+    if when == "before":
+        open_end(bench, waiter)
+        message(bench, waiter, 0)
+    bench.gone(2)
+    bench.settle()
+    assert bench.engines[other].roll.seats[10 + other].calls.limit == 1
+    if when == "after":  # its own daemon has yet to hear of that
+        seat = bench.engines[waiter].roll.seats[10 + waiter]
+        seat.calls.limit = None
+        open_end(bench, waiter)
+        message(bench, waiter, 0)
+    assert outcomes(bench, waiter) == [(0, "group_lost")]
+    assert "the client on 'c' died" in bench.message(waiter)
+    bench.submit(waiter, submission(0, now=bench.now))
+    bench.settle()
+    for rank in (0, 1):
+        reports = bench.did(rank, actions.Report)
+        assert [a.code for a in reports if a.join_id == 10 + rank] == ["ok"]
+
+
 def test_a_restarted_daemon_learns_of_its_channels_from_the_client():
     """What was under way goes on."""
     bench = ready()

@@ -316,6 +316,7 @@ class Engine:
         if seat.on_loss == "fail" and seat.left is None:
             for stay in (seat, *seat.channels.values()):
                 stay.calls.cut_open(PeerLost.code, f"the ring broke: {self._reasons.broken}")
+            self.roll.answer_knocks(seat)
 
     def _deny(
         self, client: Hashable, join_id: int, code: str, text: str, now: float

@@ -209,6 +209,7 @@ class Roll:
     def open(self, channel: Channel) -> None:
         """A client here opens its end of a channel."""
         self.seats[channel.join_id] = channel
+        channel.parent.knocks.pop(channel.session.gid, None)
         channel.parent.channels[channel.key] = channel
         session = channel.session
         self.by_gid.setdefault(session.gid, {})[session.view.rank] = channel
@@ -229,17 +230,33 @@ class Roll:
         own = session.join_ids[1 - rank]
         seat = self.seats.get(own)
         if seat is not None and seat.left is None:
-            return  # our client has yet to open it
+            seat.knocks[gid] = 1 - rank, origin  # our client has yet to open it
+            self.answer_knocks(seat)
+            return
         left = self.absences.last_words(own) if seat is None else seat.left
         if left is not None:
-            closed = Closed(0, left.code, left.message, forgotten=True)
-            if origin == ring.rank:
-                self.mail.say_beside(1 - rank, gid, closed)
-            else:
-                self.mail.out.append(Broadcast(gid, 0, closed, b"", 1 - rank, origin))
+            self._close(gid, 1 - rank, origin, (left.code, left.message))
             return
         notice = self.absences.counted_on(message.group, session, 1 - rank, None, None, now)
         self._say_gone(notice)
+
+    def answer_knocks(self, seat: Seat) -> None:
+        """Tell those who wait for a channel that our client can open no more: its stay is over.
+
+        Calls that were made before go on in that stay, and may wait for whoever waits for us.
+        """
+        if seat.calls.limit is not None:
+            for gid, (rank, origin) in seat.knocks.items():
+                self._close(gid, rank, origin, seat.calls.loss)
+            seat.knocks.clear()
+
+    def _close(self, gid: int, rank: int, origin: int, loss: tuple[str, str]) -> None:
+        """Tell the other end of a channel, on member *origin*, that this one will not be opened."""
+        closed = Closed(0, *loss, forgotten=True)
+        if origin == self.mail.ring.rank:
+            self.mail.say_beside(rank, gid, closed)
+        else:
+            self.mail.out.append(Broadcast(gid, 0, closed, b"", rank, origin))
 
     # --- the ring ---------------------------------------------------------------------
 
@@ -358,6 +375,7 @@ class Roll:
             self._unform(group, seat)
         else:
             seat.peer_left(rank, submitted, left.code, left.message)
+            self.answer_knocks(seat)
 
     # --- sessions ---------------------------------------------------------------------
 

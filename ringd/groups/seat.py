@@ -70,6 +70,9 @@ class Seat:
         out = session.mail.out
         self.channels: dict[tuple[int, int, int], Seat] = {}
         """Those that its client has opened: by sender's rank, receiver's rank, tag."""
+        self.knocks: dict[int, tuple[int, int]] = {}
+        """Channels whose other end is open, and that our client has yet to open: by number, our
+        rank in it and the other end's member."""
         self.caller = caller = Caller(client, join.join_id, join.released, join.expected, out)
         ops: dict[int, Op] = {}
         self.ledger = ledger = Ledger(session, caller, ops, out, join.released)
