@@ -435,7 +435,7 @@ def test_split_of_a_program_that_joined_anew_needs_its_daemons_end(told, daemon,
         ([], 3.05, False),
         ([(2.5, 4.0)], 3.85, True),  # took a slow poll with it, and gives no more time
         ([(2.5, 4.0)], 3.6, False),
-        ([(2.5, 3.5)], 3.85, False),
+        ([(2.5, 3.3)], 3.85, False),
     ],
 )
 def test_deadline_splits_only_if_nobody_could_be_asked(told, broken, moment, excused):
