@@ -82,6 +82,14 @@ def test_a_message_above_the_limit_ends_the_connection(daemon, length):
         assert reason == "it sent a message of more than 100000 bytes"
 
 
+def test_an_empty_message_ends_the_connection(daemon):
+    """It is never complete: what comes behind it would be kept without an end."""
+    with Raw(daemon, call_socket=True) as raw:
+        raw.call_end.sendall(LENGTH.pack(0) + bytes(1000))
+        assert raw.hung_up()
+    assert daemon.handler.gone == ["it sent an empty message"]
+
+
 @pytest.mark.parametrize(
     ("message", "text"),
     [

@@ -17,6 +17,7 @@ from fake_daemon import eventually
 
 import ringd
 from ringd.border.server import Limits
+from ringd.client import pump as pump_module
 from ringd.client.callsocket import CallSocket
 from ringd.wire.border import messages as border
 from ringd.wire.border.stream import LENGTH
@@ -67,6 +68,15 @@ def test_the_end_is_told_behind_the_last_message(pair):
     assert take_one(calls) == b"last"
     assert calls.receive() is None
     with pytest.raises(ConnectionError):
+        calls.receive()
+
+
+def test_an_empty_message_is_an_error(pair):
+    """It is never complete: what comes behind it would be kept without an end."""
+    calls, theirs = pair
+    theirs.sendall(framed(b"good") + LENGTH.pack(0) + bytes(1000))
+    assert take_one(calls) == b"good"
+    with pytest.raises(OSError, match="empty message"):
         calls.receive()
 
 
@@ -214,26 +224,30 @@ def test_a_daemon_that_passes_no_call_socket_is_named(tmp_path):
         thread.join(10)
 
 
-def test_a_thread_that_sleeps_already_sees_that_there_is_something_to_send(tmp_path):
-    """It went to sleep when there was nothing: counted by who sent the rest."""
+def test_a_thread_that_sleeps_already_sees_that_there_is_something_to_send(tmp_path, monkeypatch):
+    """It went to sleep when there was nothing; no message comes that would wake it."""
+    monkeypatch.setattr(pump_module, "_LOOK_FOR_END", 60.0)
     x = np.ones(15_000, np.float32)
     with fake(tmp_path, hold=True, limits=Limits(inline_limit=65536)) as (daemon, ring):
-        first = ring.all_reduce_async(1.0)
+        channel, pump = ring._connection.pump.channel, ring._connection.pump
+        first, sleeps = ring.all_reduce_async(1.0), []
+        poll = channel.poll
+
+        def counted(timeout):
+            sleeps.append(threading.get_ident())
+            return poll(timeout)
+
+        channel.poll = counted
         sleeper = threading.Thread(target=first.wait, args=(60,))
         sleeper.start()
-        pump = ring._connection.pump
-        eventually(lambda: pump._sleeper == sleeper.ident)
-        calls, flushes = pump.channel.calls, []
-        flush = calls.flush
-
-        def counted():
-            flushes.append(threading.get_ident())
-            flush()
-
-        calls.flush = counted
+        eventually(lambda: pump._sleeper == sleeper.ident and sleeper.ident in sleeps)
+        before, go_on = sleeps.count(sleeper.ident), threading.Event()
+        daemon.loop.call_threadsafe(lambda: go_on.wait(30))
         works = [ring.all_reduce_async(x) for _ in range(60)]
+        assert channel.calls.full
+        eventually(lambda: sleeps.count(sleeper.ident) > before)
+        go_on.set()
         eventually(lambda: len(daemon.handler.submitted) == 61)
-        assert sleeper.ident in flushes
         daemon.run(lambda: [daemon.handler.complete(c) for c in list(daemon.handler.submitted)])
         for work in works:
             work.wait(30)
@@ -276,6 +290,7 @@ def test_a_message_is_copied_once_where_it_goes_in_pieces(pair):
 PIPE = """
 import signal, socket, sys
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+from ringd.client import pump as pump_module
 from ringd.client.callsocket import CallSocket
 ours, theirs = socket.socketpair()
 calls = CallSocket(ours)

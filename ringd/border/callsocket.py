@@ -102,6 +102,8 @@ class CallSocket:
             return bytes(stream[LENGTH.size : size])
         if size - LENGTH.size > self._max_message and self._open:
             self._end(f"it sent a message of more than {self._max_message} bytes")
+        elif size == LENGTH.size <= len(stream) and self._open:
+            self._end("it sent an empty message")  # which would never be complete
         return None
 
     def _read(self) -> bytes:

@@ -81,13 +81,16 @@ class CallSocket:
         """Return the next message; None when it has not come. The same one until it is taken.
 
         Raises:
-            OSError: the daemon has closed its end, and all that it sent is taken.
+            OSError: the daemon has closed its end, and all that it sent is taken; or it sent what
+                can be no message.
         """
         pieces = self._in
         while True:
             size = missing(pieces[0]) if pieces else LENGTH.size
             if pieces and LENGTH.size < size <= len(pieces[0]):
                 return bytes(pieces[0][LENGTH.size : size])  # aligned, as a payload is in front
+            if pieces and size == LENGTH.size <= len(pieces[0]):
+                raise OSError(errno.EPROTO, "the daemon sent an empty message")
             if len(pieces) > 1 and size <= sum(map(len, pieces)):
                 pieces[:] = [b"".join(pieces)]
                 continue
