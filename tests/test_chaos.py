@@ -553,6 +553,17 @@ def test_a_part_is_lost_with_who_left_it_and_its_daemon(told, parted, daemon, ki
     assert told.ledger.splits == {"g": 1}
 
 
+def test_a_part_may_be_lost_before_its_leaver_is_heard(told):
+    """What programs say is read one program after the other."""
+    told.form(0.5)
+    told.say("0 split 3/part/0,1 1.0 ", "1 split 3/part/0,1 1.0 ", "0 began 3/part/0,1/1 1.5 0")
+    told.say(
+        "0 lost 3/part/0,1/1 3.0 1.5 - the client on 'n1' left the group",
+        "1 parted 3/part/0,1 1.8 ",
+    )
+    assert told.kinds() == []
+
+
 @pytest.mark.parametrize(
     ("line", "kinds"),
     [

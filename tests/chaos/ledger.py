@@ -348,7 +348,7 @@ class Ledger:
                 fails=style.on_loss == "fail",
                 limits=style.deadlines > 0,
                 dues={} if which == AGREEING else group.dues[which],
-                partings=group.partings.get(which.number, {}) if which.in_part else {},
+                partings=group.partings[which.number] if which.in_part else {},
                 calm=self.calm,
                 alone=self.alone,
                 text=words,
