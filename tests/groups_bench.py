@@ -163,11 +163,11 @@ class Bench:
         return [sum(one is free for free in every) for one in self.submissions]
 
 
-def ready(n=3, **settings):
+def ready(n=3, *, on_loss="wait", **settings):
     """Return a bench whose ring is up, with a client on each rank in group ``g``."""
     bench = Bench(n, **settings)
     bench.up()
-    bench.join_all()
+    bench.join_all(on_loss=on_loss)
     return bench
 
 

@@ -1,5 +1,8 @@
 """A program's ends of channels, with a daemon that does as it is told."""
 
+import threading
+from concurrent import futures
+
 import numpy as np
 import pytest
 from clientkit import fake, tell
@@ -31,6 +34,20 @@ def test_a_receiver_from_any_whose_end_is_refused_is_told(opened):
     with pytest.raises(ringd.ResourceExhausted, match="too many channels"):
         ring.recv(3, ringd.ANY, timeout=5)
     assert len({opening.channel_id for opening in openings}) == 1
+
+
+def test_a_receiver_from_any_is_told_of_a_lost_daemon_at_once(tmp_path):
+    """With on_loss="fail": its call is made only when a message has come, and ends all the same."""
+    opened = threading.Event()
+    with futures.ThreadPoolExecutor(1) as pool:
+        with FakeDaemon(tmp_path / "s", size=2) as daemon:
+            daemon.handler.open = lambda _client, message: message.watch and opened.set()
+            ring = ringd.connect(daemon.path, timeout=10, on_loss="fail")
+            receiving = pool.submit(ring.recv, 3, ringd.ANY, timeout=60)
+            assert opened.wait(30)
+        with pytest.raises(ringd.PeerLost, match=r"this machine's daemon.*went away"):
+            receiving.result(30)
+        ring.close()
 
 
 def test_an_interrupt_leaves_one_end_of_a_channel(opened, monkeypatch):

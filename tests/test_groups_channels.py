@@ -6,7 +6,7 @@ import pytest
 from groups_bench import call, ready, submission
 
 from ringd.collective.view import View
-from ringd.errors import GroupLost, Refused
+from ringd.errors import GroupLost, PeerLost, Refused
 from ringd.groups import actions
 from ringd.groups.channels import Key, Opening, pair
 from ringd.wire.link.control import Opened
@@ -110,6 +110,37 @@ def test_a_receiver_that_watches_is_told_what_has_come():
     told = [(a.join_id, a.count) for a in bench.did(1, actions.TellArrived)]
     assert told == [(101, 2), (101, 3)]
     assert bench.did(0, actions.TellArrived) == []
+
+
+@pytest.mark.parametrize("asks", ["before", "again", "meanwhile"])
+def test_a_receiver_that_waits_for_any_message_is_told_of_a_loss_at_once(asks):
+    """It has no open call, and would learn of the break from those that had, long after it."""
+    bench = ready(on_loss="fail")
+    if asks != "meanwhile":
+        open_end(bench, 1, watch=asks == "before")
+    if asks != "before":
+        bench.down()
+        assert bench.did(1, actions.TellLost) == []
+        open_end(bench, 1, watch=True)
+    else:
+        bench.down()
+    lost = {(a.join_id, a.code, a.message) for a in bench.did(1, actions.TellLost)}
+    assert lost == {(id_, PeerLost.code, "the ring broke: link to b lost") for id_ in (11, 101)}
+    assert bench.did(0, actions.TellLost) == []  # which waits for nothing
+    bench.up()
+    bench.attach(1, 21, on_loss="fail")
+    bench.settle()
+    assert [a.code for a in bench.did(2, actions.TellLost)] == [PeerLost.code]
+
+
+def test_a_receiver_whose_message_has_come_waits_for_nothing():
+    """What it takes next it will be given."""
+    bench = ready(on_loss="fail")
+    open_end(bench, 0)
+    open_end(bench, 1, watch=True)
+    message(bench, 0, 0)
+    bench.engines[1].ring_down("link to a lost", bench.now)
+    assert bench.did(1, actions.TellLost) == []
 
 
 def test_a_channel_ends_with_the_stay_of_either_end():

@@ -146,7 +146,8 @@ class Group:
 
     def lose_peer(self, text: str) -> None:
         """Tell a user who wants to know at once; others wait for the daemon's return."""
-        if self.fails_on_loss and self.session.open and not self.left and self.leave_inputs():
+        waits = self.session.open or any(end.awaits_message for end in self.ends.values())
+        if self.fails_on_loss and waits and not self.left and self.leave_inputs():
             self.cut(self.session.released, errors.PeerLost(text))
 
     def postpone(self) -> None:
@@ -260,6 +261,11 @@ class Group:
     def formed(self) -> bool:
         """Whether the session is known to have formed."""
         return bool(self.session.members)
+
+    @property
+    def awaits_message(self) -> bool:
+        """Whether it is an end at which a message is waited for, of which no call is made yet."""
+        return False
 
     def may_call(self) -> bool:
         """Whether the session is known to have formed; one that is over makes way for the next.

@@ -72,6 +72,11 @@ class End(Group):
         return self.arrived > self.session.next_seq
 
     @property
+    def awaits_message(self) -> bool:
+        """Whether a receiver waits, or has waited, for the next message to come."""
+        return self.watch and not self.waits
+
+    @property
     def unreceived(self) -> int:
         """Bytes of messages that are not known to be received."""
         return sum(op.length for op in list(self.session.ops.values()) if not op.ended)

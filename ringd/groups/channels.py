@@ -159,6 +159,12 @@ class Channel(Seat):
         if self.watched and client is not None and self.session.view.rank == 1:
             self.session.mail.out.append(TellArrived(client, self.join_id, self.session.counts[0]))
 
+    @property
+    def client_waits(self) -> bool:
+        """As of a stay; a receiver that watches makes its call when a message has come."""
+        watches = self.watched and self.caller.client is not None and self.session.view.rank == 1
+        return super().client_waits or (watches and self.session.counts[0] <= self.caller.next_seq)
+
     def leave(self, message: str, code: str = GroupLost.code) -> Left:
         """As of a stay; what was never offered to the other end is not completed for it."""
         if not self.met:

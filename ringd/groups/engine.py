@@ -115,6 +115,7 @@ class Engine:
         if isinstance(known, Channel) and known.parent is seat:
             known.watched = opening.watch
             known.tell_again()
+            self._fail_if_broken(known)
             return self._finish(now)
         if seat.calls.limit is not None:  # also where it has left
             return self._deny(client, opening.channel_id, *seat.calls.loss, now)
@@ -126,6 +127,7 @@ class Engine:
         channel = Channel(client, opening, seat, self._rules)
         self.roll.open(channel)
         self.timing.attached(channel, now)
+        self._fail_if_broken(channel)
         return self._finish(now)
 
     def submit(
@@ -184,7 +186,7 @@ class Engine:
         for seat in list(self.roll.seats.values()):
             for op in seat.suspend():
                 self.timing.deadlines.add(now, seat, op)
-            if seat.calls.client_waits:
+            if seat.client_waits:
                 self._fail(stay_of(seat))
         return self._finish(now)
 
@@ -307,6 +309,11 @@ class Engine:
         return self._reasons.forming(seat), False
 
     # --- housekeeping -----------------------------------------------------------------
+
+    def _fail_if_broken(self, channel: Channel) -> None:
+        """A client that begins to wait for a message while the ring is broken is told at once."""
+        if self._reasons.broken and not self.roll.up and channel.client_waits:
+            self._fail(channel.parent)
 
     def _fail(self, seat: Seat) -> None:
         """End the open calls of a client that asked to be told of any loss.

@@ -161,6 +161,11 @@ class Seat:
             return code, loss
         return GroupLost.code, f"{message}: {loss}"
 
+    @property
+    def client_waits(self) -> bool:
+        """Whether the client has an open call, or waits to make one."""
+        return self.calls.client_waits
+
     def abandon(self) -> None:
         """The client is not there any more to hear how its calls end."""
         self.caller.client = None
