@@ -216,15 +216,15 @@ class Loop:
 
     def _iterate(self, timeout: float | None) -> None:
         ready = self._selector.select(timeout)
-        if self._timers:
-            due = self._earliest()
-            if due is not None and (gap := self.now() - due) > PAUSE_THRESHOLD:
-                for pause_callback in list(self._pause_callbacks):
-                    pause_callback(gap)
+        now = self.now()
+        due = self._earliest()
+        if due is not None and now - due > PAUSE_THRESHOLD:
+            for pause_callback in list(self._pause_callbacks):
+                pause_callback(now - due)
         for key, events in ready:
             key.data.callback(events)
-        if self._timers:
-            self._run_timers()
+        if self._timers and self._timers[0][0] <= now:
+            self._run_timers(now)
 
     def _earliest(self) -> float | None:
         timers = self._timers
@@ -233,9 +233,8 @@ class Loop:
             self._cancelled -= 1
         return timers[0][0] if timers else None
 
-    def _run_timers(self) -> None:
+    def _run_timers(self, now: float) -> None:
         timers = self._timers
-        now = self.now()  # one reading: a timer of zero delay cannot keep the loop here
         while timers and timers[0][0] <= now:
             timer = heapq.heappop(timers)[2]
             callback, timer.callback = timer.callback, None

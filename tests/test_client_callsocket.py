@@ -241,8 +241,9 @@ def test_a_thread_that_sleeps_already_sees_that_there_is_something_to_send(tmp_p
         sleeper = threading.Thread(target=first.wait, args=(60,))
         sleeper.start()
         eventually(lambda: pump._sleeper == sleeper.ident and sleeper.ident in sleeps)
-        before, go_on = sleeps.count(sleeper.ident), threading.Event()
-        daemon.loop.call_threadsafe(lambda: go_on.wait(30))
+        before, stopped, go_on = sleeps.count(sleeper.ident), threading.Event(), threading.Event()
+        daemon.loop.call_threadsafe(lambda: (stopped.set(), go_on.wait(30)))
+        assert stopped.wait(30)
         works = [ring.all_reduce_async(x) for _ in range(60)]
         assert channel.calls.full
         eventually(lambda: sleeps.count(sleeper.ident) > before)

@@ -83,6 +83,17 @@ def test_missing_names_ranks_without_an_offer():
         assert (op.missing(), op.lacking, op.prompt) == ([0, 2], 2, False)
 
 
+def test_an_op_knows_whether_it_failed_anywhere():
+    """The offer of one rank says so; when the ring breaks that has to be heard again."""
+    call = Call("barrier", "", "", (), "")
+    op = Op(0, 2, 0.0)
+    for outcome, refused in (("", False), (OK, False), ("refused", True), ("", True)):
+        op.take(1, Offer(call, 0, eager=True, prompt=False, outcome=outcome, message=""), b"")
+        assert op.refused is refused
+    op.reset()
+    assert not op.refused
+
+
 # --- marks ----------------------------------------------------------------------------
 
 ROW = re.compile(r"\| `(\w+)` \| .+? \| (.*?) ?\| (.*?) ?\|")
@@ -97,6 +108,7 @@ MARKED = {
     "told": Told.YES,
     "offers": ["offer", None],
     "lacking": 1,
+    "refused": True,
     "prompt": True,
     "payloads": [b"x", b""],
     "input_read_by": {1},

@@ -382,7 +382,7 @@ def test_calls_are_taken_in_order_and_once():
     assert "was submitted as" in other
     assert parts.submissions.repeated(submission(0))
     assert not parts.submissions.repeated(submission(1))
-    assert "has 1 open ops already" in parts.submissions.objection(submission(1), 1)
+    assert "has 1 open ops before it" in parts.submissions.objection(submission(1), 1)
     assert len(parts.did(actions.Free)) == 1
 
 

@@ -15,6 +15,7 @@ _READS = 8  # likewise, of messages that are not complete
 _MOST_QUEUED = 1 << 18  # messages, for one that does not read; those of calls are counted
 
 Part = bytes | memoryview
+_NOTHING = memoryview(b"")
 
 
 class CallSocket:
@@ -43,7 +44,7 @@ class CallSocket:
         self._max_message = max_message
         self._on_message = on_message
         self._on_end = on_end
-        self._stream = memoryview(b"")
+        self._stream = _NOTHING
         """What has arrived, from the beginning of a message on."""
         self._pieces: list[bytes] = []
         """What has arrived behind that, of a message that is not complete."""
@@ -92,11 +93,15 @@ class CallSocket:
     def _first(self) -> bytes | None:
         """Return the first message that has arrived; None when it is not complete."""
         stream = self._stream
+        if not stream:
+            return None
         size = missing(stream)
         if LENGTH.size < size <= len(stream):
             rest = stream[size:]
-            # A large one is not kept for what follows it.
-            self._stream = memoryview(bytes(rest)) if size > _READ or not rest else rest
+            if not rest:
+                self._stream = _NOTHING
+            else:  # a large one is not kept for what follows it
+                self._stream = memoryview(bytes(rest)) if size > _READ else rest
             self._arrived -= size
             # Copied: its payload, which is in front, is aligned then, and stays with the call.
             return bytes(stream[LENGTH.size : size])
@@ -117,11 +122,13 @@ class CallSocket:
         if not data:
             self._end("")
             return data
-        self._pieces.append(data)
         self._arrived += len(data)
+        if not self._stream:
+            self._stream = memoryview(data)
+            return data
+        self._pieces.append(data)
         if self._arrived >= missing(self._stream):
-            whole = data if self._arrived == len(data) else b"".join((self._stream, *self._pieces))
-            self._stream = memoryview(whole)
+            self._stream = memoryview(b"".join((self._stream, *self._pieces)))
             self._pieces.clear()
         return data
 

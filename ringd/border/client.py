@@ -20,7 +20,6 @@ NUDGE_AFTER = 0.05
 
 
 _MOST_TURNED_AWAY = 4096
-_OF_A_STAY = (Completed, Failed, Released, Lost)
 
 
 class Outbox(Protocol):
@@ -108,17 +107,26 @@ class Client:
 
         A message to a client that is gone, or of a stay that has ended, is dropped.
         """
-        if self.alive and self.routing_id is not None:
-            if isinstance(reply, _OF_A_STAY):
-                if reply.join_id not in self.stays and reply.join_id not in self.channels:
-                    return
-                outcome = reply.seq if isinstance(reply, (Completed, Failed)) else None
-                self.unread.sent(reply.join_id, outcome)
-            self._outbox.send(self, reply, payload)
-            if isinstance(reply, (Completed, Failed)) and (reply.ack or self._owes):
-                self._expect(reply.join_id, reply.seq + 1 if reply.ack else 0)
-            elif isinstance(reply, Lost) and reply.join_id in self.stays:
-                self._expect(reply.join_id, _ALL)  # it joins anew, for which others may wait
+        if not self.alive or self.routing_id is None:
+            return
+        if isinstance(reply, (Completed, Failed)):
+            if self._is_in(reply.join_id):
+                self.unread.sent(reply.join_id, reply.seq)
+                self._outbox.send(self, reply, payload)
+                if reply.ack or self._owes:
+                    self._expect(reply.join_id, reply.seq + 1 if reply.ack else 0)
+            return
+        if isinstance(reply, (Released, Lost)):
+            if not self._is_in(reply.join_id):
+                return
+            self.unread.sent(reply.join_id, None)
+        self._outbox.send(self, reply, payload)
+        if isinstance(reply, Lost) and reply.join_id in self.stays:
+            self._expect(reply.join_id, _ALL)  # it joins anew, for which others may wait
+
+    def _is_in(self, number: int) -> bool:
+        """Whether it has that stay, or end of a channel."""
+        return number in self.stays or number in self.channels
 
     def enters(self, join_id: int, group: str, former: int) -> None:
         """It joins *group*, in the place of its stay *former*, if it had that."""

@@ -358,27 +358,27 @@ class BorderServer:
 
     def _called(self, client: Client, frame: bytes) -> None:
         """A message came over a client's call socket."""
-        join_id = 0
+        message = None
         try:
             message, payload = unpack_request(frame)
         except DecodeError as error:
             fault: str | None = f"not a message of this protocol: {error}"
         else:
-            join_id = getattr(message, "join_id", 0)
             fault = fault_of(message, None if payload is None else len(payload))
             if client.routing_id is None or not client.uses_call_socket:
                 fault = "attach to a group over ZeroMQ first, and say that the call socket is used"
             elif fault is not None:
                 pass
-            elif isinstance(message, Attach) and message.token == client.token:
-                self._attach(client.routing_id, message)
             elif isinstance(message, (Submit, Ack, Open, Detach, AskAwaited)):
                 self._hear(client, message, payload)
+            elif isinstance(message, Attach) and message.token == client.token:
+                self._attach(client.routing_id, message)
             else:
                 fault = f"a message that belongs on the ZeroMQ socket: {type(message).__name__}"
         if fault is not None:
             self._count_denied(client, fault)
-            client.calls.send(parts(Denied(join_id, errors.Refused.code, fault)))
+            denied = Denied(getattr(message, "join_id", 0), errors.Refused.code, fault)
+            client.calls.send(parts(denied))
 
     def _hear(self, client: Client, message: OfClient, payload: memoryview | None) -> None:
         if isinstance(message, (Submit, Ack)):

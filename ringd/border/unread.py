@@ -29,15 +29,16 @@ class Unread:
         """One more was sent, be it with the outcome of an op."""
         self._sent += 1
         if outcome_of is not None:
-            self._marks.setdefault(join_id, deque()).append((outcome_of, self._sent))
+            marks = self._marks.get(join_id)
+            if marks is None:
+                marks = self._marks[join_id] = deque()
+            marks.append((outcome_of, self._sent))
 
     def has(self, join_id: int, acked: int) -> None:
         """The client has the outcomes of all ops below *acked*."""
         marks = self._marks.get(join_id)
         while marks and marks[0][0] < acked:
             self._read = max(self._read, marks.popleft()[1])
-        if marks is not None and not marks:
-            del self._marks[join_id]
 
     def forget(self, join_id: int) -> None:
         """Nothing more will be said of this stay."""

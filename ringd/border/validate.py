@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from ringd.collective import kinds
 from ringd.collective.call import (
@@ -36,6 +37,7 @@ _MAX_DIMENSIONS = 64
 _MAX_TEXT = 1024
 _MAX_WORD = 32
 _UNKNOWN = 0
+_NO_TIMEOUT = "a timeout is a finite number of seconds"
 
 
 def fault_of(message: Request, payload_bytes: int | None) -> str | None:
@@ -115,14 +117,18 @@ def _part_fault(message: Attach) -> str | None:
 def _numbers_fault(join_id: int, *numbers: int) -> str | None:
     if not 0 < join_id <= _MAX_U64:
         return "a join id is a positive number of 64 bits"
-    if min(numbers, default=0) < 0 or max(numbers, default=0) > _MAX_NUMBER:
-        return "a sequence number lies between 0 and 2**62"
+    for number in numbers:
+        if not 0 <= number <= _MAX_NUMBER:
+            return "a sequence number lies between 0 and 2**62"
     return None
 
 
 def _submit_fault(message: Submit) -> str | None:
-    if not (math.isfinite(message.timeout or 0.0) and math.isfinite(message.asked or 0.0)):
-        return "a timeout is a finite number of seconds"
+    timeout, asked = message.timeout, message.asked
+    if timeout is not None and not math.isfinite(timeout):
+        return _NO_TIMEOUT
+    if asked is not None and not math.isfinite(asked):
+        return _NO_TIMEOUT
     return _numbers_fault(message.join_id, message.seq, message.acked)
 
 
@@ -146,14 +152,14 @@ def call_fault_of(
         return "the outcome's text is too long"
     call = message.call
     rank, size = place or (0, _UNKNOWN)
-    fault = unfit(call, size)
-    if fault:
-        return fault
+    try:
+        taken, given = _bytes_of(call, rank, size)
+    except (TypeError, ValueError) as error:
+        return str(error)
     if message.source is not None and payload_bytes is not None:
         return "the input came twice, as a segment and as a frame"
     if place is None and kinds.of(call).sized:
         return None
-    taken, given = kinds.nbytes(call, rank, size)
     came = payload_bytes if message.source is None else message.source.length
     if came is None:
         # An op that has ended with an error may have given its input up.
@@ -188,18 +194,36 @@ def unfit(call: Call, size: int) -> str:
 
     Where the size is unknown (0), what depends on it is left out.
     """
-    if len(call.name) > MAX_CALL_NAME:
-        return f"a call's name has up to {MAX_CALL_NAME} characters"
-    if max(len(call.kind), len(call.reduction), len(call.dtype)) > _MAX_WORD:
-        return f"a call's kind, op and dtype have up to {_MAX_WORD} characters"
-    if len(call.shape) > _MAX_DIMENSIONS:
-        return "a shape has up to 64 sides, none negative"
     try:
-        if size == _UNKNOWN and kinds.of(call).sized:
-            return ""
-        if len(call.counts) > 2 * size:
-            return f"{len(call.counts)} counts are too many for {size} ranks"
-        kinds.check(call, size)
+        _bytes_of(call, 0, size)
     except (TypeError, ValueError) as error:
         return str(error)
     return ""
+
+
+def _bytes_of(call: Call, rank: int, size: int) -> tuple[int | None, int | None]:
+    """Return the bytes that *rank* hands over, and those that it is given.
+
+    Where they depend on a size that is unknown, they are None.
+
+    Raises:
+        TypeError: as :func:`ringd.collective.kinds.check`.
+        ValueError: likewise, or its texts are too long.
+    """
+    if len(call.name) > MAX_CALL_NAME:
+        raise ValueError(f"a call's name has up to {MAX_CALL_NAME} characters")
+    return _bytes_of_sound(kinds.nameless(call), rank, size)
+
+
+@lru_cache(maxsize=1024)  # which keeps no call that raises: that may be of any length
+def _bytes_of_sound(call: Call, rank: int, size: int) -> tuple[int | None, int | None]:
+    if max(len(call.kind), len(call.reduction), len(call.dtype)) > _MAX_WORD:
+        raise ValueError(f"a call's kind, op and dtype have up to {_MAX_WORD} characters")
+    if len(call.shape) > _MAX_DIMENSIONS:
+        raise ValueError("a shape has up to 64 sides, none negative")
+    if size == _UNKNOWN and kinds.of(call).sized:
+        return None, None
+    if len(call.counts) > 2 * size:
+        raise ValueError(f"{len(call.counts)} counts are too many for {size} ranks")
+    kinds.check(call, size)
+    return kinds.nbytes(call, rank, size)

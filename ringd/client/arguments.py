@@ -23,6 +23,8 @@ def plain(text: str, what: str) -> str:
         TypeError: it is no string.
         ValueError: it is no text that can be sent.
     """
+    if type(text) is str and text.isascii():
+        return text
     if not isinstance(text, str):
         remedy = f"; write {text!r}.decode()" if isinstance(text, bytes) else ""
         raise TypeError(f"{what} is a string, not {type(text).__name__}{remedy}")

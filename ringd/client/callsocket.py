@@ -62,6 +62,8 @@ class CallSocket:
     def flush(self) -> None:
         """Send what waits, as far as the socket takes it; raises OSError as :meth:`send` does."""
         out = self._out
+        if not out:
+            return
         with contextlib.suppress(BlockingIOError):
             for _ in range(_WRITES):
                 if not out:

@@ -127,9 +127,9 @@ def copy_into(array: Array, target: npt.NDArray[np.uint8]) -> None:
 
 def from_bytes(data: bytes | memoryview, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
     """Return a new array with the values in *data*."""
-    result = np.empty(shape, dtype)
-    if data:
-        result.reshape(-1).view(np.uint8)[:] = np.frombuffer(data, np.uint8)
+    if not data:
+        return np.empty(shape, dtype)
+    result: Array = np.frombuffer(data, dtype).reshape(shape).copy()
     return result
 
 

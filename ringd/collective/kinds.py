@@ -40,8 +40,8 @@ ShapeOf = Callable[[Call, int, int], Optional[Shape]]
 """Given a call, a rank and the size, returns the shape of what it has; None for nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
+# A Struct rather than a dataclass: made for every call, and several times as fast to make.
+class Inputs(msgspec.Struct, frozen=True, gc=False):
     """What all ranks handed over for a small call."""
 
     arrays: Sequence[Array]
@@ -226,7 +226,7 @@ def disagreement(calls: Sequence[Call]) -> str | None:
         ValueError: there is no such kind.
     """
     first = calls[0]
-    if all(call == first for call in calls[1:]) and not first.counts:
+    if not first.counts and calls.count(first) == len(calls):
         return None
     kind = of(first)
     if not kind.counts or not first.counts:
@@ -283,11 +283,6 @@ def nbytes(call: Call, rank: int, size: int) -> tuple[int | None, int | None]:
         rank: of *size* ranks.
         size: their number.
     """
-    return _nbytes(nameless(call), rank, size)
-
-
-@lru_cache(maxsize=1024)
-def _nbytes(call: Call, rank: int, size: int) -> tuple[int | None, int | None]:
     source, target = source_count(call, rank, size), target_count(call, rank, size)
     return _bytes(call, source), _bytes(call, target)
 

@@ -146,7 +146,8 @@ class Engine:
             if self._reasons.broken and not self.roll.up and not submission.outcome:
                 self._fail(stay_of(seat))
             op = seat.submissions.take(submission, now)
-            self.roll.look_for_conflict(seat)
+            if not seat.session.formed:
+                self.roll.look_for_conflict(seat)
             if not op.ended:
                 self.timing.submitted(seat, op, now)
         return self._finish(now)
@@ -332,11 +333,12 @@ class Engine:
         return self._finish(now)
 
     def _finish(self, now: float) -> list[Action]:
-        while True:
-            while self._mail.beside:
-                self._deliver(self._mail.beside.popleft(), now)
+        beside = self._mail.beside
+        while beside or self.roll.winding_up:
+            while beside:
+                self._deliver(beside.popleft(), now)
             self.roll.drop_finished()
-            if not self._mail.beside:
+            if not beside:
                 break
         self.timing.expect_news(now)
         out = list(self._out)

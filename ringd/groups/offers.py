@@ -43,6 +43,8 @@ class Rules(NamedTuple):
 ANY_CALL = Rules()
 """Rules for which every call is right."""
 
+_UNDISPUTED = {"", OK}
+
 
 @dataclass(slots=True, eq=False)
 class Offers:
@@ -135,24 +137,24 @@ class Offers:
             return
         if op.ended or op.has_result:  # those that have released it offer nothing any more
             self._ledger.announce(op)
-        else:
-            for offer in op.offers:
-                if offer is not None and offer.outcome not in ("", OK):
-                    self._calls.end(op, offer.outcome, offer.message)
-                    return
+        elif op.refused:
+            offer = next(offer for offer in op.offers if offer is not None and offer.failed)
+            self._calls.end(op, offer.outcome, offer.message)
+            return
         if not op.lacking and not op.failed:
             self._decide(op)
 
     def _decide(self, op: Op) -> None:
         offers = [offer for offer in op.offers if offer is not None]
         calls = tuple([offer.call for offer in offers])
+        outcomes = {offer.outcome for offer in offers}
         reason = kinds.disagreement(calls)
         if reason is not None:
             if not op.has_result:
                 names = self._session.view.described()
                 text = differences(self._session.group, op.seq, calls, names, reason)
                 self._calls.end(op, Mismatch.code, text)
-        elif {offer.outcome for offer in offers} in ({""}, {"", OK}):  # somebody lacks the result
+        elif "" in outcomes and outcomes <= _UNDISPUTED:  # somebody lacks the result
             self._start(op, calls, eager=all(offer.eager for offer in offers))
 
     def _start(self, op: Op, calls: tuple[Call, ...], *, eager: bool) -> None:

@@ -24,6 +24,7 @@ Whatever is not a phase is a *mark*. ``tests/test_groups_op.py`` holds the code 
 | `told` | the client is told the outcome, or told us | caller | |
 | `offers` | a member's offer arrives; ours goes out | offers | reset |
 | `lacking` | as the offers | offers | reset |
+| `refused` | an offer says that the op failed there | offers | reset |
 | `prompt` | as the offers | caller ledger | reset |
 | `payloads` | as the offers, as long as the op has not ended | offers | reset end |
 | `input_read_by` | a member says that it needs our input no more | calls | reset |
@@ -175,6 +176,8 @@ class Op:
     offers: list[Offer | None] = field(default_factory=list)
     lacking: int = 0
     """How many ranks have offered nothing."""
+    refused: bool = False
+    """Some rank's offer says that it failed there."""
     prompt: bool = False
     """Some member waits until no other needs its input."""
     payloads: list[bytes | memoryview] = field(default_factory=list)
@@ -223,13 +226,14 @@ class Op:
         """Note a rank's offer, which may come again."""
         self.lacking -= self.offers[rank] is None
         self.offers[rank] = offer
+        self.refused = self.refused or offer.failed
         self.prompt = self.prompt or offer.prompt
         if not self.outcome:
             self.payloads[rank] = payload
 
     def _forget(self) -> None:
         self.lacking = self.size
-        self.prompt = False
+        self.refused = self.prompt = False
         self.offers = [None] * self.size
         self.payloads = [b""] * self.size
         self.input_read_by.clear()

@@ -98,9 +98,10 @@ class Polls:
 
     def answer_early(self) -> None:
         """Answer the polls of which the client has said what it knows, or never will."""
-        early, self._early = self._early, []
-        for asker, seq, poll, now in early:
-            self.polled(asker, seq, poll, now)
+        if self._early:
+            early, self._early = self._early, []
+            for asker, seq, poll, now in early:
+                self.polled(asker, seq, poll, now)
 
     def suspend(self) -> None:
         """The ring broke, and took what waits for an answer with it."""

@@ -56,7 +56,7 @@ class Roll:
     """All local ones by join id, those that are winding up included."""
     by_gid: dict[int, dict[int, Seat]] = field(default_factory=dict)
     """Likewise, of formed sessions, by rank."""
-    _winding_up: dict[int, Seat] = field(default_factory=dict)
+    winding_up: dict[int, Seat] = field(default_factory=dict)
     """Those whose client left, by join id."""
 
     def _group(self, name: str) -> Group:
@@ -154,7 +154,7 @@ class Roll:
             if self.up:
                 self.mail.announce(left, seat.session.gid, beside=part.local_size > 1)
             for stay in (seat, *seat.channels.values()):
-                self._winding_up[stay.join_id] = stay
+                self.winding_up[stay.join_id] = stay
                 stay.polls.answer_early()
         group = self.groups.get(seat.group)
         if group is not None and group.local.get(part.local_rank) is seat:
@@ -176,16 +176,14 @@ class Roll:
 
     def drop_finished(self) -> None:
         """Drop seats whose client left and of which nobody needs anything any more."""
-        if not self._winding_up:  # asked after every event, of hundreds of seats
-            return
-        for seat in list(self._winding_up.values()):
+        for seat in list(self.winding_up.values()):
             if seat.left is None or not seat.finished:
                 continue
             session = seat.session
             if self.up:
                 seat.ledger.flush()
             seat.calls.drop()
-            del self.seats[seat.join_id], self._winding_up[seat.join_id]
+            del self.seats[seat.join_id], self.winding_up[seat.join_id]
             self._forget_session(seat)
             if isinstance(seat, Channel):
                 del seat.parent.channels[seat.key]

@@ -222,7 +222,8 @@ class Session:
 
     def count(self, rank: int, seq: int) -> None:
         """*rank* has offered op *seq*."""
-        self.counts[rank] = max(self.counts[rank], seq + 1)
+        if seq >= self.counts[rank]:
+            self.counts[rank] = seq + 1
 
     @property
     def joined(self) -> Joined:

@@ -35,26 +35,24 @@ class Submissions:
 
     def objection(self, submission: Submission, window: int) -> str:
         """Return what is wrong with *submission*; empty when it is the next op or a known one."""
-        seq, group = submission.seq, self._session.group
-        name = f"op {seq} of group {group!r}"
+        fault = self._fault(submission, window)
+        return fault and f"op {submission.seq} of group {self._session.group!r} {fault}"
+
+    def _fault(self, submission: Submission, window: int) -> str:
+        seq = submission.seq
         op = self._calls.ops.get(seq)
         known = op.submission if op is not None else None
-        if known is not None and known.call != submission.call:
-            return f"{name} was submitted as {known.call} and now as {submission.call}"
-        if (
-            known is not None
-            and not submission.outcome
-            and known.payload not in (None, submission.payload)
-        ):
-            return f"{name} was submitted with other bytes before"
+        if known is not None:
+            if known.call != submission.call:
+                return f"was submitted as {known.call} and now as {submission.call}"
+            if not submission.outcome and known.payload not in (None, submission.payload):
+                return "was submitted with other bytes before"
         if seq > self._caller.next_seq:
-            return f"{name} skips op {self._caller.next_seq}"
+            return f"skips op {self._caller.next_seq}"
         if seq - self._ledger.released >= window:
-            return (
-                f"group {group!r} has {window} open ops already; wait for some, or raise ipc.window"
-            )
+            return f"has {window} open ops before it; wait for some, or raise ipc.window"
         if submission.hold and not submission.sealed and not submission.outcome:
-            return f"{name} lends its input, but has no sealed target"
+            return "lends its input, but has no sealed target"
         return ""
 
     def repeated(self, submission: Submission) -> bool:
@@ -81,7 +79,8 @@ class Submissions:
             op.message = shorten(late, MAX_TEXT)
         op.since = now
         self._take_outcome(op, submission)
-        self._ledger.advance()
+        if op.ended:
+            self._ledger.advance()
         self._calls.go_on(op)
         if self._session.live:
             self._offers.offer(op)

@@ -325,11 +325,10 @@ class Link:
         budget = TURN
         blocked = True
         while not (self._closed or self._mute):
+            last = not self._out and self._gather()
             if not self._out:
-                self._gather()
-                if not self._out:
-                    blocked = False
-                    break
+                blocked = False
+                break
             sent = self._push()
             if sent < self._out_size:
                 if sent:
@@ -341,6 +340,9 @@ class Link:
             if header is not None:
                 self._out_data = None
                 self._handler.data_sent(self, header)
+            if last:
+                blocked = False
+                break
             if budget <= 0:
                 break
         self._writing = False
@@ -367,16 +369,21 @@ class Link:
         self._frames_out += 1
         return frames.pack(header, number)
 
-    def _gather(self) -> None:
-        """Begin the control frames that wait or, when they are few, also a DATA frame."""
+    def _gather(self) -> bool:
+        """Begin the control frames that wait or, when they are few, also a DATA frame.
+
+        Returns:
+            Whether there is nothing else to send: these frames are the last ones.
+        """
         control, out = self._control, self._out
-        size = 0
+        size, last = 0, False
         while control and len(out) < GATHER:
             frame = control.popleft()
             out.append(frame)
             size += len(frame)
         if not control:
             pulled = self._handler.next_data(self)
+            last = pulled is None
             if pulled is not None and not self._closed:
                 header, payload = pulled
                 if len(payload) != header.length:
@@ -385,6 +392,7 @@ class Link:
                 size += HEADER_SIZE + header.length
                 self._out_data = header
         self._out_size = size
+        return last
 
     def _advance(self, sent: int) -> None:
         self._out_size -= sent

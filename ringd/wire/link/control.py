@@ -185,6 +185,11 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
     message: str
     """The error's message, when *outcome* is one."""
 
+    @property
+    def failed(self) -> bool:
+        """Whether the op ended with an error at the sender."""
+        return self.outcome not in ("", "ok")
+
 
 class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
     """The sender has an outcome for every op of the session below *floor*, and for *finished*."""
