@@ -116,4 +116,4 @@ def test_a_daemon_that_reads_nothing_does_not_serve(daemon, monkeypatch):
     assert wait_until(served)
     with Raw(daemon) as raw:
         assert isinstance(raw.ask(raw.submit(), struct.pack("<2f", 1, 2)), border.Completed)
-    assert server.denied == 0
+    assert server.counters.denied_messages == 0
