@@ -17,6 +17,7 @@ from ringd.config.settings import (
     JoinSettings,
     LogSettings,
     Member,
+    MetricsSettings,
     OpsSettings,
     RingSettings,
     is_loopback,
@@ -38,6 +39,7 @@ def make_config(*members, node=None, **ops):
         IpcSettings(),
         OpsSettings(**ops),
         LogSettings(),
+        MetricsSettings(),
         Path("ringd.toml"),
         node or members[0].name,
     )

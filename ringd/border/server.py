@@ -186,12 +186,14 @@ class BorderServer:
         """Tokens and routing ids of those that were seen off last; some of what they sent may be
         read later than their end, which comes another way."""
         self._waiting: dict[Client, Timer] = {}
+        self._provers: list[Callable[[], None]] = []
+        """Those that wait for a message of our own to be read."""
         self._closed = False
         self._endpoint = Endpoint(lock, mode=mode, group=group)
         self.path = self._endpoint.path
         self._context = zmq.Context(io_threads=1)
         self._router = self._context.socket(zmq.ROUTER)
-        self._selfcheck = SelfCheck(self._context, self._router)
+        self._selfcheck = SelfCheck(self._context, self._router, self._proved)
         self._prepare_router()
         self._lifelines = LifelineListener(
             loop,
@@ -238,6 +240,21 @@ class BorderServer:
         """
         reason = "it does not read what the daemon sends"
         self._loop.call_soon(lambda: self._gone(client, reason))
+
+    def prove(self, told: Callable[[], None]) -> None:
+        """Call *told* once a message that is sent now, among those of programs, was read."""
+        self._provers.append(told)
+        self._selfcheck.send()
+
+    def forget(self, told: Callable[[], None]) -> None:
+        """Undo :meth:`prove`; harmless when *told* was called."""
+        if told in self._provers:
+            self._provers.remove(told)
+
+    def _proved(self) -> None:
+        provers, self._provers = self._provers, []
+        for told in provers:
+            told()
 
     def serves(self) -> bool:
         """Return whether what programs send was read since this was last asked."""

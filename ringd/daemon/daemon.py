@@ -120,6 +120,7 @@ class Daemon:
             ),
             on_unreachable=self._cannot_be_reached,
         )
+        metrics = None
         try:
             self._line.show("forming: the daemon has just started")
             self._neighbours.start()
@@ -139,6 +140,13 @@ class Daemon:
             )
             self._manager.tell("READY=1", f"STATUS={self._line.text}")
             self._manager.use(loop, border.serves)
+            if config.metrics.wanted:
+                # Not at the top: most programs' environments have no prometheus_client.
+                from ringd.daemon.metrics import Metrics  # noqa: PLC0415
+
+                metrics = Metrics(
+                    loop, config, self._neighbours, self._programs, border, counters=counters
+                )
             heap.settle()
             loop.run()
         finally:
@@ -146,6 +154,8 @@ class Daemon:
             if not self._neighbours.disk.finish():
                 self._log.warning("stopping although the disk has not taken the state yet")
                 store.keep_locked()
+            if metrics is not None:
+                metrics.close()
             border.close()
             loop.close()
         self._log.info("ringd stopped")
@@ -242,6 +252,7 @@ def _check_reload(old: Config, new: Config) -> None:
         "join.congestion": old.join.congestion != new.join.congestion,
         "[ipc]": old.ipc != new.ipc,
         "[ops]": old.ops != new.ops,
+        "[metrics]": old.metrics != new.metrics,
     }
     names = [name for name, differs in changed.items() if differs]
     if names:

@@ -172,6 +172,13 @@ class Bulk:
             return None
         return flow.transfer.received_chunks, len(flow.transfer.plan.receives)
 
+    def positions(self) -> dict[Key, tuple[int, int]]:
+        """Return by op how many chunks were received and sent: what rises while it gets on."""
+        return {
+            key: (flow.transfer.received_chunks, flow.transfer.sent_chunks)
+            for key, flow in self._flows.items()
+        }
+
     # --- from a neighbour -------------------------------------------------------------
 
     def buffer(self, side: Side, header: Header) -> memoryview | None:
