@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import socket
 import threading
 from collections import Counter
 from http import HTTPStatus
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -85,12 +85,12 @@ class Stand:
 @pytest.fixture(params=["port", "socket"])
 def stand(request, loop, place):
     """Give one that is closed afterwards, and leaves nothing open."""
-    before = len(os.listdir("/dev/fd"))
+    before = len(list(Path("/dev/fd").iterdir()))
     text = f"127.0.0.1:{free_ports(1)[0]}" if request.param == "port" else str(place / "m")
     made = Stand(loop, text)
     yield made
     made.server.close()
-    assert len(os.listdir("/dev/fd")) == before
+    assert len(list(Path("/dev/fd").iterdir())) == before
     assert loop._earliest() is None
     assert list(place.iterdir()) == []
 
@@ -196,7 +196,7 @@ def test_a_crowd_pushes_the_oldest_out(stand):
 
 
 def test_a_flood_is_taken_a_few_at_a_time(stand):
-    """Beyond a burst, five hundred in a second; the rest wait in the system, and the loop goes on."""
+    """Beyond a burst, five hundred in a second; the rest wait in the system."""
     taken = []
     stand.server._admit = lambda sock: (taken.append(stand.loop.now()), sock.close())
     stop = threading.Event()

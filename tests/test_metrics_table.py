@@ -98,7 +98,7 @@ def test_values():
     counters.links_lost["right", "silent"] = 2
     values = shown(reading(counters))
     right = (("peer", "c"), ("side", "right"))
-    assert values["ringd_link_received_bytes_total", *right] == 15
+    assert values[("ringd_link_received_bytes_total", *right)] == 15
     assert values["ringd_link_up", ("peer", "a"), ("side", "left")] == 0
     assert ("ringd_link_round_trip_seconds", ("peer", "a"), ("side", "left")) not in values
     assert values["ringd_ring_state", ("state", "forming")] == 1

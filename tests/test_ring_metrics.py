@@ -85,7 +85,7 @@ def test_calls_are_counted_as_in_the_status(
                 ring.all_reduce(np.ones(1 + ring.rank))
 
         everywhere(rings, differ)
-        early = Call(lambda: rings[0].barrier())
+        early = Call(rings[0].barrier)
         wait_until(
             lambda: scrapers[0].values("ringd_open_calls")[("waiting",)] == 1, "a call that waits"
         )
@@ -174,7 +174,7 @@ def test_bad_scrapers_cost_the_ring_nothing(ring_of_two: tuple[Cluster, list[Scr
             with contextlib.suppress(OSError):
                 scraper.connect().close()
 
-    bad = [scraper.connect() for _ in range(MOST)]
+    bad = [scraper.connect() for _ in range(2 * MOST + 4)]
     for number, sock in enumerate(bad):
         sock.sendall(b"GET /metrics HTTP/1.1\r\n" + (b"\r\n" if number % 2 else b""))
     files = cluster[0].open_files()
@@ -203,7 +203,7 @@ def test_bad_scrapers_cost_the_ring_nothing(ring_of_two: tuple[Cluster, list[Scr
     assert sum(scraper.values("ringd_refused_requests_total").values()) > 0
 
 
-def test_without_the_library(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library(place: Path) -> None:
     """A config that asks for metrics then is one that a person must change; the remedy is said."""
     with Cluster(place, 1, settings='[metrics]\ntextfile = "/nowhere/r.prom"\n') as cluster:
         hidden = place / "hidden"
