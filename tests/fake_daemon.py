@@ -32,6 +32,7 @@ from ringd.errors import RingError
 from ringd.host import memory
 from ringd.host.limits import OWN, OpenFiles
 from ringd.loop import Loop
+from ringd.observe.counters import Counters
 from ringd.wire.border import messages as border
 
 
@@ -293,6 +294,7 @@ class FakeDaemon:
             handler=self.handler,
             answers=self.handler.answers,
             log=structlog.get_logger(),
+            counters=Counters(),
             limits=self.handler.limits,
             open_files=open_files,
         )
@@ -372,6 +374,7 @@ def main() -> None:
         handler=handler,
         answers=handler.answers,
         log=structlog.get_logger(),
+        counters=Counters(),
     )
     loop.on_signal(signal.SIGTERM, loop.stop)
     print("listening", flush=True)  # noqa: T201 - the test waits for it

@@ -108,7 +108,7 @@ def test_what_has_no_place_there_is_denied(daemon, message, text):
         assert text in denied.message
         raw.call(raw.submit(), PAYLOAD)
         assert raw.receive().seq == 0
-    assert daemon.server.denied == 1
+    assert daemon.server.counters.denied_messages == 1
 
 
 def test_an_attach_that_is_denied_is_answered_there(daemon):

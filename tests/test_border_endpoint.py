@@ -12,8 +12,8 @@ import pytest
 from fake_daemon import FakeDaemon, open_fds
 
 from ringd import errors
-from ringd.border import endpoint
 from ringd.border.endpoint import Endpoint
+from ringd.border.listening import group_id
 from ringd.border.lock import SocketLock
 from ringd.host.credentials import MAX_SOCKET_PATH
 
@@ -268,7 +268,7 @@ def test_group_may_be_a_name():
     import grp  # noqa: PLC0415
 
     name = grp.getgrgid(os.getgid()).gr_name
-    assert endpoint._group_id(name) == os.getgid()
+    assert group_id(name) == os.getgid()
 
 
 @pytest.mark.parametrize(("number", "passing"), [(errno.ENOSPC, True), (errno.EACCES, False)])

@@ -213,7 +213,7 @@ def test_successor_of_a_dead_client_is_asked_to_wait(daemon):
     answered = {}
     daemon.run(all_at_once)
     assert answered == {"g": False, "elsewhere": True}
-    assert daemon.run(lambda: daemon.server.denied) == 0
+    assert daemon.run(lambda: daemon.server.counters.denied_messages) == 0
     assert [call.message.join_id for call in daemon.handler.submitted] == [5]
     eventually(lambda: daemon.handler.gone)
     assert isinstance(new.ask(new.attach()), border.Attached)
@@ -234,13 +234,13 @@ def test_what_is_read_after_the_end_is_no_fault(place, end):
             raw.send(raw.submit(), EIGHT)
             raw.send(border.Ack(5, 1))
             assert isinstance(raw.ask(border.AskStatus(border.VERSION)), border.Answer)
-            assert daemon.server.denied == 0
+            assert daemon.server.counters.denied_messages == 0
             assert daemon.handler.submitted == []
             # Over the same connection it may come back, with a lifeline that lives.
             assert isinstance(raw.ask(raw.attach(token=next_one.token)), border.Attached)
             assert isinstance(raw.ask(raw.submit(), EIGHT), border.Completed)
             assert "attach" in next_one.ask(next_one.submit(), EIGHT).message  # a stranger's
-        assert daemon.run(lambda: daemon.server.denied) == 1
+        assert daemon.run(lambda: daemon.server.counters.denied_messages) == 1
     events = [line for line in logged if line["event"] == "message of a former client"]
     assert [line["what"] for line in events] == ["Attach", "Submit", "Ack"]
     assert [line["log_level"] for line in events] == ["debug"] * 3

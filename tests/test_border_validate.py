@@ -67,7 +67,7 @@ def test_call_that_cannot_be_fails_alone(daemon, changes, frames, text):
         assert reply.code == "refused"
         assert text in reply.message
         assert raw.ask(raw.submit(), EIGHT) == border.Completed(5, 0, 1, 7)
-        assert daemon.server.denied == 1
+        assert daemon.server.counters.denied_messages == 1
 
 
 @pytest.mark.parametrize(("changes", "text"), UNSOUND)

@@ -45,7 +45,7 @@ def test_frames_that_are_no_message_are_denied(daemon):
             raw.dealer.send_multipart(frames)
             reply = raw.receive()
             assert (type(reply), reply.join_id) == (border.Denied, 0)
-        assert daemon.server.denied == len(rubbish)
+        assert daemon.server.counters.denied_messages == len(rubbish)
 
 
 def test_random_bytes_harm_nobody(daemon):
@@ -77,7 +77,7 @@ def test_oversized_message_ends_that_connection_alone(tmp_path):
             vandal.dealer.disable_monitor()
             monitor.close()
             assert raw.ask(raw.submit(), EIGHT) == border.Completed(5, 0, 1, 7)
-        assert daemon.server.denied == 0
+        assert daemon.server.counters.denied_messages == 0
 
 
 def test_zmq_port_scanned_by_a_plain_socket(daemon):

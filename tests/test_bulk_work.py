@@ -10,6 +10,7 @@ from ringd.collective.call import Call
 from ringd.collective.layout import Layout
 from ringd.collective.reduction import Reduction
 from ringd.collective.view import View
+from ringd.observe.counters import Counters
 from ringd.ring.bulk import Bulk
 
 ALONE = Layout(((0, 1),), 0)
@@ -30,6 +31,7 @@ class Bench:
             on_finished=lambda gid, seq: self.finished.append((gid, seq)),
             send=lambda _side, _header: None,
             defer=self.queue.append,
+            counters=Counters(),
         )
 
     def start(self, gid, seq, call=CALL):

@@ -86,7 +86,7 @@ def test_one_that_closes_does_not_join_anew(tmp_path):
 
         daemon.handler.on_leave = lose
         ring.close()
-        assert daemon.run(lambda: daemon.server.denied) == 0
+        assert daemon.run(lambda: daemon.server.counters.denied_messages) == 0
         assert len(daemon.handler.attaches) == 1
 
 

@@ -246,7 +246,7 @@ def test_a_place_that_is_not_free_yet_is_asked_for_again(daemon):
                 new.all_reduce(1.0)
             assert new.all_reduce(1.0) == 3.0
         assert kept.all_reduce(1.0) == 3.0
-        assert daemon.server.denied == 0
+        assert daemon.server.counters.denied_messages == 0
 
 
 # --- forgotten, interrupted, forked -----------------------------------------------------

@@ -113,6 +113,6 @@ def test_ends_of_a_former_session_wait_until_the_next_daemon_has_let_us_in(tmp_p
         daemon.stop()
         with FakeDaemon(tmp_path / "s", size=2, hold=True) as second:
             eventually(lambda: second.handler.submitted)
-            assert second.server.denied == 0
+            assert second.server.counters.denied_messages == 0
             assert not work.done()
             ring._close(0.0)

@@ -13,6 +13,7 @@ from ringd.config.load import load
 from ringd.daemon.performer import Performer
 from ringd.groups.actions import Report
 from ringd.groups.op import Submission
+from ringd.observe.counters import Counters
 from ringd.observe.recorder import Recorder
 from ringd.ring import early as early_frames
 from ringd.ring.neighbours import Neighbours
@@ -69,7 +70,8 @@ class Home:
         path.write_text(CONFIG + members)
         self.loop = loop
         self.config, self.recorder = load(path, "a"), Recorder("a")
-        self.neighbours = Neighbours(loop, self.config, store, self.recorder)
+        self.counters = Counters()
+        self.neighbours = Neighbours(loop, self.config, store, self.recorder, self.counters)
         self.user = User()
         self.neighbours.attach(self.user, None)
         self.reasons = []
@@ -213,7 +215,7 @@ def test_what_came_early_is_forgotten_with_its_round(entering, monkeypatch, what
     if what == "round":
         neighbours._ticked()
     else:
-        neighbours.links[what]._lost("gone")
+        neighbours.links[what]._lost("gone", "broken")
         run_until(entering.loop, lambda: entering.reasons)
     assert len(neighbours._early) == 0
 
@@ -261,7 +263,7 @@ def test_what_is_of_another_generation_goes_nowhere(inside, generation):
     for until in range(2):
         header = Header(FrameType.CREDIT, generation=generation, origin=1, until=until)
         neighbours.frame_received(link, header, b"")
-    assert neighbours.dropped == {"of another generation": 2}
+    assert inside.counters.dropped_frames == {"of another generation": 2}
 
 
 def test_a_call_that_is_told_again_counts_once(home):
@@ -277,6 +279,7 @@ def test_a_call_that_is_told_again_counts_once(home):
         View(home.neighbours.names, 0),
         home.neighbours,
         home.recorder,
+        counters=home.counters,
         on_finished=lambda _gid, _rank, _seq: None,
     )
     call = Call("barrier", "", "", (), "")
@@ -295,5 +298,5 @@ def test_a_call_that_is_told_again_counts_once(home):
         )
         performer.perform([report])
     assert len(sent) == 3
-    assert performer.outcomes == {"ok": 1}
+    assert home.counters.results() == {"ok": 1}
     assert len(home.recorder._events) == 1

@@ -196,17 +196,17 @@ def test_no_descriptor_is_left(loop):
 
 
 @pytest.mark.parametrize(
-    ("last", "explained"),
+    ("last", "cause", "explained"),
     [
-        (b"", False),
-        (bytes(HEADER_SIZE), True),  # no frame
-        (framed(Header(FrameType.BYE, 4), b"why?"), True),
+        (b"", "closed", False),
+        (bytes(HEADER_SIZE), "protocol", True),  # no frame
+        (framed(Header(FrameType.BYE, 4), b"why?"), "goodbye", True),
     ],
 )
-def test_it_is_known_whether_somebody_said_why(loop, raw_link, last, explained):
+def test_it_is_known_whether_somebody_said_why(loop, raw_link, last, cause, explained):
     """A link that one side ended for a reason is told from one that was cut off."""
     link, recorder, far = raw_link
     far.sendall(last)
     far.shutdown(socket.SHUT_WR)
     run_until(loop, lambda: recorder.lost)
-    assert link.explained is explained
+    assert (link.cause, link.explained) == (cause, explained)

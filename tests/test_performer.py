@@ -12,6 +12,7 @@ from ringd.config.settings import IpcSettings, OpsSettings
 from ringd.daemon.performer import Buffers, Performer
 from ringd.groups.actions import Dropped, Run, Stop
 from ringd.groups.op import Submission
+from ringd.observe.counters import Counters
 
 ALONE = View(("a",), 0)
 
@@ -23,6 +24,7 @@ class Stand:
         self.follow = follow
         self.through = []
         """What is through, as (session, rank, number)."""
+        self.counters = Counters()
         config = SimpleNamespace(ops=OpsSettings(), ipc=IpcSettings())
         self.performer = Performer(
             SimpleNamespace(now=lambda: 0.0, call_soon=lambda callback: callback()),
@@ -32,6 +34,7 @@ class Stand:
                 kick=lambda _side: None, send_credit=None, let_go=lambda _gid, _seq: None
             ),
             None,
+            counters=self.counters,
             on_finished=self._finished,
         )
 
@@ -42,7 +45,7 @@ class Stand:
     @property
     def order(self):
         """The reasons of what was dropped, in order."""
-        return list(self.performer.dropped)
+        return list(self.counters.dropped_messages)
 
 
 def run(payloads, view=ALONE):

@@ -8,21 +8,23 @@ be removed under a daemon that lives on; then they are made anew, by the same ru
 
 from __future__ import annotations
 
-import grp
-import os
 import socket
 from pathlib import Path
 
-from ringd import errors
+from ringd.border.listening import (
+    Identity,
+    check_place,
+    group_id,
+    identity,
+    listen_at,
+    remove_socket,
+)
 from ringd.border.lock import SocketLock, unusable
-from ringd.host.place import SOCKET, what_is_at
 from ringd.wire.border.lifeline import SUFFIX
 
-_BACKLOG = 512
 _NEW = (".new0", ".new1")  # no longer than SUFFIX, so they fit where that does
 
-_Identity = tuple[int, int]
-"""Device and inode: which file it is, whatever it is called."""
+_SETTING = "ipc.socket"
 
 
 class Endpoint:
@@ -49,9 +51,9 @@ class Endpoint:
         self._mode = mode
         self._lifeline_path = self.path + SUFFIX
         self._new_paths = tuple(self.path + suffix for suffix in _NEW)
-        self._made: dict[str, _Identity | None] = {}
+        self._made: dict[str, Identity | None] = {}
         try:
-            self._gid = _group_id(group)
+            self._gid = group_id(group)
             self.renew()
         except BaseException:
             self.close()
@@ -87,17 +89,17 @@ class Endpoint:
             if self._lock.path in lost:
                 self._lock.take()
             for path, new in wanted.items():
-                _check_place(path)
-                made[path] = self._listen(new)
+                check_place(path, _SETTING)
+                made[path] = listen_at(new, _SETTING, mode=self._mode, gid=self._gid)
             for path, new in wanted.items():
-                identity = _identity(new)
+                made_now = identity(new)
                 Path(new).rename(path)
                 placed.append(path)
-                self._made[path] = identity
+                self._made[path] = made_now
         except BaseException as error:
             for path, listener in made.items():
                 listener.close()
-                _remove_socket(wanted[path])
+                remove_socket(wanted[path])
             for path in placed:  # nobody listens behind it any more
                 self._remove(path)
             if isinstance(error, OSError):
@@ -116,72 +118,10 @@ class Endpoint:
 
     def _owns(self, path: str) -> bool:
         made = self._made.get(path)
-        return made is not None and _identity(path) == made
+        return made is not None and identity(path) == made
 
     def _remove(self, path: str) -> None:
         """Remove a file of ours; one that somebody else has put there stays."""
         if self._owns(path):
             Path(path).unlink(missing_ok=True)
         self._made.pop(path, None)
-
-    def _listen(self, path: str) -> socket.socket:
-        """Return a socket that listens at *path*, where nobody looks for one."""
-        mode, gid = self._mode, self._gid
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        bound = False
-        try:
-            _check_place(path)
-            _remove_socket(path)
-            # Until the group is right, only the owner gets in, and nobody before listen().
-            old = os.umask(0o777 & ~(mode if gid is None else mode & 0o700))
-            try:
-                listener.bind(path)
-                bound = True
-            finally:
-                os.umask(old)
-            if gid is not None:
-                os.chown(path, -1, gid)
-                Path(path).chmod(mode)
-            listener.listen(_BACKLOG)
-            listener.setblocking(False)
-        except BaseException:
-            listener.close()
-            if bound:
-                _remove_socket(path)
-            raise
-        return listener
-
-
-def _group_id(group: str) -> int | None:
-    if not group:
-        return None
-    try:
-        return int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
-    except KeyError:
-        raise errors.ConfigError(
-            f"ipc.group: there is no group {group!r} here; create it (groupadd --system {group}) "
-            "or name another"
-        ) from None
-
-
-def _identity(path: str) -> _Identity | None:
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _check_place(path: str) -> None:
-    """Make sure that nothing stands at *path* but what a dead daemon, or we, have left.
-
-    We hold the lock, so no live one uses it.
-    """
-    there = what_is_at(path)
-    if there not in ("", SOCKET):
-        raise errors.ConfigError(f"ipc.socket: {path} is not a socket but {there}; move it away")
-
-
-def _remove_socket(path: str) -> None:
-    if what_is_at(path) == SOCKET:
-        Path(path).unlink(missing_ok=True)

@@ -7,6 +7,7 @@ import contextlib
 import os
 import secrets
 import socket
+from collections import Counter
 from collections.abc import Callable
 
 from ringd.border.segments import SegmentAbuse, SegmentTable
@@ -220,6 +221,7 @@ class LifelineListener:
         count: Callable[[], int],
         refusal: Callable[[], str],
         open_files: OpenFiles,
+        refused: Counter[str],
     ) -> None:
         """Start to listen.
 
@@ -231,6 +233,7 @@ class LifelineListener:
             count: says how many are open; beyond :data:`MAX_LIFELINES` newcomers are turned away.
             refusal: says why a newcomer is turned away; empty if it is not.
             open_files: which segments are also.
+            refused: where those that are turned away are counted, by cause.
         """
         self._loop = loop
         self._listener = listener
@@ -239,6 +242,7 @@ class LifelineListener:
         self._count = count
         self._refusal = refusal
         self._open_files = open_files
+        self._refused = refused
         self._watching = False
         self._closed = False
         listener.setblocking(False)
@@ -271,10 +275,12 @@ class LifelineListener:
                 self._pause()
                 self._loop.call_later(_ACCEPT_PAUSE, self._resume)
                 return
-            reason = self._refusal()
+            reason, cause = self._refusal(), "open files"
             if self._count() >= MAX_LIFELINES:
                 reason = f"{MAX_LIFELINES} programs are connected, which is the most; end some"
+                cause = "programs"
             if reason:
+                self._refused[cause] += 1
                 _turn_away(connection, reason)
                 continue
             try:

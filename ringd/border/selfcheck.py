@@ -7,6 +7,7 @@ timers and its links, and serves nobody.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import zmq
 
@@ -14,11 +15,21 @@ _PLACE = "inproc://selfcheck"
 
 
 class SelfCheck:
-    """Sends to *router*, whose reader calls :meth:`is_ours` with the name of each sender."""
+    """Sends to *router*, whose reader calls :meth:`is_ours` with the name of each sender.
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], router: zmq.Socket[bytes]) -> None:
+    *on_read* is called whenever a message of ours was read.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        router: zmq.Socket[bytes],
+        on_read: Callable[[], None],
+    ) -> None:
         self._name = os.urandom(16)  # nobody else can speak in it
+        self._on_read = on_read
         self._unread = False
+        self._expected = False  # when passed() is asked again
         router.bind(_PLACE)
         self._dealer = context.socket(zmq.DEALER)
         self._dealer.setsockopt(zmq.LINGER, 0)
@@ -27,17 +38,24 @@ class SelfCheck:
 
     def passed(self) -> bool:
         """Return whether all was read that was sent by earlier calls; send again if so."""
-        if self._unread:
+        if self._expected:
             return False
-        self._unread = True
-        self._dealer.send(b"", zmq.NOBLOCK)
+        self._expected = True
+        self.send()
         return True
+
+    def send(self) -> None:
+        """Send a message, unless one is under way."""
+        if not self._unread:
+            self._unread = True
+            self._dealer.send(b"", zmq.NOBLOCK)
 
     def is_ours(self, routing_id: bytes) -> bool:
         """Whether a message of that sender is ours; it counts as read then."""
         if routing_id != self._name:
             return False
-        self._unread = False
+        self._unread = self._expected = False
+        self._on_read()
         return True
 
     def close(self) -> None:

@@ -31,6 +31,7 @@ from ringd.border.selfcheck import SelfCheck
 from ringd.border.validate import call_fault_of, fault_of
 from ringd.host.limits import OWN, OpenFiles
 from ringd.loop import EVENT_READ, Loop, Timer
+from ringd.observe.counters import Counters
 from ringd.wire.border.messages import (
     COPY_SMALL,
     Ack,
@@ -155,6 +156,7 @@ class BorderServer:
         handler: BorderHandler,
         answers: Mapping[type[Request], Answerer],
         log: FilteringBoundLogger,
+        counters: Counters,
         mode: int = 0o660,
         group: str = "",
         limits: Limits | None = None,
@@ -167,10 +169,7 @@ class BorderServer:
             ConfigError: the path, or the group, cannot be used.
         """
         self.limits = limits or Limits()
-        self.denied = 0
-        """Messages that could not be used, so far."""
-        self.dropped = 0
-        """Replies that could not be delivered, so far."""
+        self.counters = counters
         self._loop = loop
         self._handler = handler
         self._answers = answers
@@ -187,12 +186,14 @@ class BorderServer:
         """Tokens and routing ids of those that were seen off last; some of what they sent may be
         read later than their end, which comes another way."""
         self._waiting: dict[Client, Timer] = {}
+        self._provers: list[Callable[[], None]] = []
+        """Those that wait for a message of our own to be read."""
         self._closed = False
         self._endpoint = Endpoint(lock, mode=mode, group=group)
         self.path = self._endpoint.path
         self._context = zmq.Context(io_threads=1)
         self._router = self._context.socket(zmq.ROUTER)
-        self._selfcheck = SelfCheck(self._context, self._router)
+        self._selfcheck = SelfCheck(self._context, self._router, self._proved)
         self._prepare_router()
         self._lifelines = LifelineListener(
             loop,
@@ -202,6 +203,7 @@ class BorderServer:
             count=lambda: len(self._by_token),
             refusal=self._refusal,
             open_files=open_files,
+            refused=counters.refused_programs,
         )
         self._fd = int(self._router.getsockopt(zmq.FD))
         loop.add(self._fd, EVENT_READ, self._readable)
@@ -229,7 +231,7 @@ class BorderServer:
         except zmq.Again:
             self._does_not_read(client)
         except zmq.ZMQError:
-            self.dropped += 1  # unroutable: its lifeline is about to tell us why
+            self.counters.dropped_replies += 1  # unroutable: its lifeline is about to tell us why
 
     def _does_not_read(self, client: Client) -> None:
         """Part with one that has not read thousands of messages: it would fill our memory.
@@ -238,6 +240,21 @@ class BorderServer:
         """
         reason = "it does not read what the daemon sends"
         self._loop.call_soon(lambda: self._gone(client, reason))
+
+    def prove(self, told: Callable[[], None]) -> None:
+        """Call *told* once a message that is sent now, among those of programs, was read."""
+        self._provers.append(told)
+        self._selfcheck.send()
+
+    def forget(self, told: Callable[[], None]) -> None:
+        """Undo :meth:`prove`; harmless when *told* was called."""
+        if told in self._provers:
+            self._provers.remove(told)
+
+    def _proved(self) -> None:
+        provers, self._provers = self._provers, []
+        for told in provers:
+            told()
 
     def serves(self) -> bool:
         """Return whether what programs send was read since this was last asked."""
@@ -487,13 +504,13 @@ class BorderServer:
         self._reply(routing_id, Denied(join_id, errors.Refused.code, text), client)
 
     def _count_denied(self, client: Client | None, text: str) -> None:
-        self.denied += 1
-        if self.denied & (self.denied - 1) == 0:  # the 1st, 2nd, 4th, 8th...
+        self.counters.denied_messages = denied = self.counters.denied_messages + 1
+        if denied & (denied - 1) == 0:  # the 1st, 2nd, 4th, 8th...
             self._log.warning(
                 "message denied",
                 reason=text,
                 pid=client.pid if client else None,
-                denied_so_far=self.denied,
+                denied_so_far=denied,
             )
 
     def _reply(self, routing_id: bytes, reply: Reply, client: Client | None = None) -> None:
@@ -505,7 +522,7 @@ class BorderServer:
         try:
             self._send(routing_id, pack(reply))
         except zmq.ZMQError:  # gone, or it asks and asks and never reads
-            self.dropped += 1
+            self.counters.dropped_replies += 1
 
     # --- the files --------------------------------------------------------------------
 

@@ -137,6 +137,11 @@ class Transfer:
         return not self._left
 
     @property
+    def sent_chunks(self) -> int:
+        """How many chunks have been sent."""
+        return self._sent
+
+    @property
     def received_chunks(self) -> int:
         """How many chunks have come in."""
         return self._received

@@ -55,6 +55,8 @@ _SECTION_HEADS = {
     "ipc": "Between the programs of a machine and its daemon.",
     "ops": "The collective calls.",
     "log": "What the daemon writes to standard error.",
+    "metrics": "For Prometheus, and for probes; needs prometheus_client (pip install "
+    "'ringd[metrics]').",
 }
 
 

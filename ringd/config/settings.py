@@ -8,6 +8,7 @@ are written with units (:mod:`ringd.config.units`).
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -28,6 +29,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("auto", "console", "json")
 
 _KIB, _MIB = 1 << 10, 1 << 20
+_LONGEST_SOCKET = 103 - len(".new")  # bytes of a path; macOS has 104 with the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,33 @@ def _one_of(*choices: str) -> Callable[[object], str]:
         return str(value)
 
     return parse
+
+
+def _scrape_place(value: object) -> str:
+    text = _text(value)
+    if not text:
+        return text
+    if text.startswith("/"):
+        if len(os.fsencode(text)) > _LONGEST_SOCKET:
+            raise ValueError(f"too long for a socket; write at most {_LONGEST_SOCKET} bytes")
+        return text
+    try:
+        host, _ = parse_address(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, or the full path of a socket") from None
+    if not is_loopback(host):
+        raise ValueError(
+            "not a loopback address, and anybody who reaches another one could read it; write one "
+            'such as "127.0.0.1:5690", or the full path of a socket'
+        )
+    return text
+
+
+def _textfile(value: object) -> str:
+    text = _text(value)
+    if text and not (text.startswith("/") and text.endswith(".prom")):
+        raise ValueError('not a full path that ends in ".prom", which is all that is collected')
+    return text
 
 
 def _socket_mode(value: object) -> int:
@@ -301,6 +330,32 @@ class LogSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsSettings:
+    """``[metrics]``: what Prometheus is told, and the probes. Seconds."""
+
+    listen: str = _setting(
+        "",
+        _scrape_place,
+        'Where /metrics, /livez and /readyz are served: a loopback address ("127.0.0.1:5690") or '
+        "the full path of a Unix socket, with ipc.mode and ipc.group; empty: nowhere.",
+    )
+    textfile: str = _setting(
+        "",
+        _textfile,
+        "A file that node_exporter's textfile collector reads, by its full path, with the ending "
+        '".prom"; empty: none. Open to all users.',
+    )
+    interval: float = _setting(
+        "15s", _duration(1, 3600), "Time from one writing of that file to the next."
+    )
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there are any."""
+        return bool(self.listen or self.textfile)
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """One configuration file, checked, as seen from the member ``node``."""
 
@@ -309,6 +364,7 @@ class Config:
     ipc: IpcSettings
     ops: OpsSettings
     log: LogSettings
+    metrics: MetricsSettings
     path: Path
     node: str
 
@@ -366,6 +422,7 @@ SECTIONS: dict[str, type[Any]] = {
     "ipc": IpcSettings,
     "ops": OpsSettings,
     "log": LogSettings,
+    "metrics": MetricsSettings,
 }
 
 

@@ -23,6 +23,7 @@ from ringd.errors import RingError
 from ringd.host import heap
 from ringd.loop import Loop
 from ringd.observe import logs
+from ringd.observe.counters import Counters
 from ringd.observe.recorder import Recorder
 from ringd.ring.absence import waiting_for
 from ringd.ring.inquiry import Answers
@@ -83,9 +84,12 @@ class Daemon:
         config = self._config
         self._loop = loop = Loop()
         self._recorder = Recorder(config.node)
-        self._neighbours = Neighbours(loop, config, store, self._recorder)
+        self._counters = counters = Counters()
+        self._neighbours = Neighbours(loop, config, store, self._recorder, counters)
         view = View(self._neighbours.names, config.rank)
-        self._programs = Programs(loop, config, view, self._neighbours, self._recorder)
+        self._programs = Programs(
+            loop, config, view, self._neighbours, self._recorder, counters=counters
+        )
         self._neighbours.attach(self._programs, self._programs.performer.bulk)
         self._recorder.open_ops = lambda: open_ops(self._programs)
         self._line = StatusLine(
@@ -94,7 +98,7 @@ class Daemon:
             lambda text: self._manager.tell(f"STATUS={text}"),
         )
         self._neighbours.on_state = self._line.show
-        self._border = border = BorderServer(
+        border = BorderServer(
             loop,
             lock,
             handler=self._programs,
@@ -105,6 +109,7 @@ class Daemon:
                 AskTrace: self._trace,
             },
             log=structlog.get_logger("border"),
+            counters=counters,
             mode=config.ipc.mode,
             group=config.ipc.group,
             limits=Limits(
@@ -115,6 +120,7 @@ class Daemon:
             ),
             on_unreachable=self._cannot_be_reached,
         )
+        metrics = None
         try:
             self._line.show("forming: the daemon has just started")
             self._neighbours.start()
@@ -134,6 +140,13 @@ class Daemon:
             )
             self._manager.tell("READY=1", f"STATUS={self._line.text}")
             self._manager.use(loop, border.serves)
+            if config.metrics.wanted:
+                # Not at the top: most programs' environments have no prometheus_client.
+                from ringd.daemon.metrics import Metrics  # noqa: PLC0415
+
+                metrics = Metrics(
+                    loop, config, self._neighbours, self._programs, border, counters=counters
+                )
             heap.settle()
             loop.run()
         finally:
@@ -141,6 +154,8 @@ class Daemon:
             if not self._neighbours.disk.finish():
                 self._log.warning("stopping although the disk has not taken the state yet")
                 store.keep_locked()
+            if metrics is not None:
+                metrics.close()
             border.close()
             loop.close()
         self._log.info("ringd stopped")
@@ -198,7 +213,7 @@ class Daemon:
             self._config,
             self._neighbours,
             self._programs,
-            self._border,
+            self._counters,
             started=self._started,
             reload_error=self._reload_error,
             now=self._loop.now(),
@@ -237,6 +252,7 @@ def _check_reload(old: Config, new: Config) -> None:
         "join.congestion": old.join.congestion != new.join.congestion,
         "[ipc]": old.ipc != new.ipc,
         "[ops]": old.ops != new.ops,
+        "[metrics]": old.metrics != new.metrics,
     }
     names = [name for name, differs in changed.items() if differs]
     if names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import importlib.util
 import os
 import socket
 import sys
@@ -100,6 +101,7 @@ def main(
             settings = load.load(path, node)
         else:
             settings = _load_patiently(path, node, socket_path)
+        _check_library(settings)
     except ConfigError as error:
         _give_up(str(error).splitlines())
     except RingError as error:
@@ -171,6 +173,20 @@ def _load_patiently(path: Path, node: str | None, socket_path: Path | None) -> C
                 if time.monotonic() >= deadline:
                     _cannot_start(error, EX_TEMPFAIL)
             time.sleep(LOOK_AGAIN)
+
+
+def _check_library(settings: Config) -> None:
+    """Make sure that what the settings need is installed.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if settings.metrics.wanted and importlib.util.find_spec("prometheus_client") is None:
+        raise ConfigError(
+            f"{settings.path}: metrics: needs prometheus_client; install it in ringd's "
+            "environment (pip install 'ringd[metrics]'), or leave metrics.listen and "
+            "metrics.textfile empty"
+        )
 
 
 def _check_ports(settings: Config, socket_path: Path) -> None:

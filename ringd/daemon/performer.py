@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -23,6 +23,7 @@ from ringd.groups import actions as groups
 from ringd.groups.op import OK
 from ringd.host.machine import share_of_memory
 from ringd.loop import Loop
+from ringd.observe.counters import Counters
 from ringd.observe.recorder import OpEvent, Recorder
 from ringd.ring.bulk import Bulk, flat
 from ringd.ring.neighbours import Neighbours
@@ -80,6 +81,7 @@ class Performer:
         neighbours: Neighbours,
         recorder: Recorder,
         *,
+        counters: Counters,
         on_finished: Callable[[int, int, int], None],
     ) -> None:
         self._loop = loop
@@ -90,6 +92,7 @@ class Performer:
         """Bytes of shared memory that one client may hold."""
         self._neighbours = neighbours
         self._recorder = recorder
+        self._counters = counters
         self._finished = on_finished
         self._log = structlog.get_logger("groups")
         self.bulk = Bulk(
@@ -100,13 +103,10 @@ class Performer:
             on_finished=self._computed,
             send=neighbours.send_credit,
             defer=loop.call_soon,
+            counters=counters,
         )
         self._computations: dict[tuple[int, int], Computation] = {}
         """Large ops under way, by session and number."""
-        self.outcomes: Counter[str] = Counter()
-        """Calls that ended here, by outcome."""
-        self.dropped: Counter[str] = Counter()
-        """Group messages that were of no use, by reason."""
         self._queue: deque[groups.Action] = deque()
         self._performing = False
         self._doers: dict[type, Callable[[Any], None]] = {
@@ -270,8 +270,6 @@ class Performer:
         client, submission = cast(Client, action.client), action.submission
         buffers: Buffers | None = submission.buffers
         if not action.again:
-            # A wrong program, on any machine, may have made its code up, and each time another.
-            self.outcomes[OK if action.code == OK else errors.from_code(action.code, "").code] += 1
             self._record(action, client, buffers)
         if action.code != OK:
             client.send(
@@ -300,17 +298,25 @@ class Performer:
         )
 
     def _record(self, action: groups.Report, client: Client, buffers: Buffers | None) -> None:
-        submission, now = action.submission, self._loop.now()
+        submission, now, code = action.submission, self._loop.now(), action.code
+        nbytes = 0 if buffers is None else buffers.nbytes
+        submitted = now if buffers is None else buffers.submitted
+        calls = self._counters.of_kind(submission.call.kind)
+        if code == OK:
+            calls.completed(now - submitted, nbytes)
+        else:
+            # A wrong program, on any machine, may have made its code up, and each time another.
+            calls.errors[errors.from_code(code, "").code] += 1
         self._recorder.op(
             OpEvent(
                 at=now,
                 group=client.group_of(action.join_id),
                 seq=submission.seq,
                 call=submission.call,
-                nbytes=0 if buffers is None else buffers.nbytes,
-                submitted=now if buffers is None else buffers.submitted,
+                nbytes=nbytes,
+                submitted=submitted,
                 started=None if buffers is None else buffers.started,
-                outcome=action.code,
+                outcome=code,
             )
         )
 
@@ -339,7 +345,7 @@ class Performer:
         )
 
     def _count_dropped(self, action: groups.Dropped) -> None:
-        self.dropped[action.reason] += 1
+        self._counters.dropped_messages[action.reason] += 1
 
 
 def segment_budget(ipc: IpcSettings) -> int:

@@ -28,6 +28,7 @@ from ringd.groups.op import Submission
 from ringd.groups.seat import Before, Join
 from ringd.groups.session import NOBODY, Part, peers
 from ringd.loop import Loop, Timer
+from ringd.observe.counters import Counters
 from ringd.observe.recorder import Recorder
 from ringd.ring.absence import out_of_reach, slow_disks
 from ringd.ring.neighbours import Neighbours
@@ -39,7 +40,14 @@ class Programs:
     """The user of the ring: see the module's docstring."""
 
     def __init__(
-        self, loop: Loop, config: Config, view: View, neighbours: Neighbours, recorder: Recorder
+        self,
+        loop: Loop,
+        config: Config,
+        view: View,
+        neighbours: Neighbours,
+        recorder: Recorder,
+        *,
+        counters: Counters,
     ) -> None:
         self._loop = loop
         self._config = config
@@ -68,6 +76,7 @@ class Programs:
             view,
             neighbours,
             recorder,
+            counters=counters,
             on_finished=self._finished,
         )
         self._clients: set[Client] = set()

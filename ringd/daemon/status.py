@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from typing import Any
 
 from ringd import __version__
-from ringd.border.server import BorderServer
 from ringd.collective.view import View
 from ringd.config.settings import Config
 from ringd.daemon.programs import Programs
@@ -17,6 +17,7 @@ from ringd.host import limits
 from ringd.membership.machine import Side
 from ringd.net.dialer import configured
 from ringd.observe import logs
+from ringd.observe.counters import FOR_NO_CALL, Counters
 from ringd.observe.recorder import OpEvent
 from ringd.ring.absence import waiting_for
 from ringd.ring.neighbours import Neighbours
@@ -28,7 +29,7 @@ def status(
     config: Config,
     neighbours: Neighbours,
     programs: Programs,
-    border: BorderServer,
+    counters: Counters,
     *,
     started: float,
     reload_error: tuple[str, float] | None,
@@ -104,19 +105,29 @@ def status(
             for client in programs.clients
         ],
         "counters": {
-            "calls": dict(programs.performer.outcomes),
-            "dropped_frames": dict(neighbours.dropped),
-            "dropped_messages": dict(programs.performer.dropped),
-            "denied_messages": border.denied,
-            "dropped_replies": border.dropped,
-            "stale_chunks": programs.performer.bulk.stale,
-            "links_lost": dict(neighbours.losses),
+            "calls": dict(counters.results()),
+            "dropped_frames": dict(counters.dropped_frames),
+            "dropped_messages": dict(counters.dropped_messages),
+            "denied_messages": counters.denied_messages,
+            "dropped_replies": counters.dropped_replies,
+            "stale_chunks": counters.dropped_frames[FOR_NO_CALL],
+            "links_lost": _by_side(counters.links_lost),
+            "reconnects": _by_side(counters.reconnects),
             "lost_log_lines": logs.lost(),
-            "refused_connections": neighbours.refused.total(),
-            "refusals": dict(neighbours.refused),
+            "refused_connections": counters.refused_connections.total(),
+            "refusals": dict(counters.refused_connections),
+            "refused_programs": dict(counters.refused_programs),
         },
     }
     return json.dumps(body).encode()
+
+
+def _by_side(counts: Counter[tuple[Side, str]]) -> dict[Side, int]:
+    """Return *counts* by side, whatever the cause."""
+    sides: Counter[Side] = Counter()
+    for (side, _), count in counts.items():
+        sides[side] += count
+    return dict(sides)
 
 
 def _preference(config: Config, neighbours: Neighbours, side: Side, dialed: str) -> dict[str, Any]:

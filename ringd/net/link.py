@@ -28,6 +28,10 @@ from ringd.wire.link.handshake import Peer
 from ringd.wire.text import capped, printable
 
 Side = Literal["left", "right"]
+Cause = Literal["silent", "broken", "closed", "goodbye", "protocol", "replaced", "dropped"]
+"""Why a link ended: nothing was heard for too long; the system says that it broke; the peer closed
+it without a word, or said why; one of the two did not keep to the protocol; there is a newer
+connection; this member let go of it, to join anew."""
 Payload = Union[bytes, bytearray, memoryview]
 
 TURN = 1 << 20
@@ -107,13 +111,13 @@ class Link:
         """When the link came up, on the loop's clock."""
         self.undelivered = 0
         """Once it is gone: of the bytes out, those that the peer's system never acknowledged."""
-        self.explained = False
-        """Once it is gone: whether one of the two ended it, and said why; else it was cut off."""
+        self.cause: Cause = "broken"
+        """Once it is gone: why."""
         self._loop = loop
         self._sock = sock
         self._handler = handler
         self._pulse = Pulse(
-            loop, heartbeat, lost_after, send=self._beat, insist=self.send, lost=self._lost
+            loop, heartbeat, lost_after, send=self._beat, insist=self.send, lost=self._silent
         )
         self._closed = False
 
@@ -203,7 +207,12 @@ class Link:
             self._out = [bytes(part) for part in self._out]
             self._out_data = None
 
-    def close(self, reason: str, *, goodbye: bool = False) -> None:
+    @property
+    def explained(self) -> bool:
+        """Once it is gone: whether one of the two ended it, and said why; else it was cut off."""
+        return self.cause in {"goodbye", "protocol"}
+
+    def close(self, reason: str, cause: Cause = "dropped", *, goodbye: bool = False) -> None:
         """Close the link; ``link_lost`` is not called any more.
 
         With *goodbye* the peer is told *reason* first, if the socket takes it at once.
@@ -211,6 +220,7 @@ class Link:
         self._loss = None
         if self._closed:
             return
+        self.cause = cause
         if goodbye and not self._mute:
             text = capped(reason, frames.MAX_LENGTH[FrameType.BYE])
             bye = self._pack(Header(FrameType.BYE, len(text))) + text
@@ -228,16 +238,19 @@ class Link:
         try:
             self._incoming.advance(0)  # what came behind the handshake
         except FrameError as error:
-            self._lost(f"protocol error: {error}", explained=True)
+            self._lost(f"protocol error: {error}", "protocol")
 
     def _beat(self, header: Header) -> None:
         if not (self._blocked or self._mute):  # else the peer has bytes of ours to read
             self.send(header)
 
-    def _lost(self, reason: str, *, explained: bool = False) -> None:
+    def _silent(self, reason: str) -> None:
+        self._lost(reason, "silent")
+
+    def _lost(self, reason: str, cause: Cause) -> None:
         if self._closed:
             return
-        self._loss, self.explained = reason, explained
+        self._loss, self.cause = reason, cause
         # Never from inside a call that the handler makes, such as send. But before the pulse tells
         # that the peer proved nothing: that would pass for an answer that did not come in time.
         self._loop.call_soon(self._tell_lost)
@@ -270,7 +283,7 @@ class Link:
         try:
             self._read_turn()
         except FrameError as error:
-            self._lost(f"protocol error: {error}", explained=True)
+            self._lost(f"protocol error: {error}", "protocol")
 
     def _read_turn(self) -> None:
         incoming = self._incoming
@@ -283,10 +296,10 @@ class Link:
             except BlockingIOError:
                 return
             except OSError as error:
-                self._lost(describe(error))
+                self._lost(describe(error), "broken")
                 return
             if not got:
-                self._lost("connection closed by peer")
+                self._lost("connection closed by peer", "closed")
                 return
             self.bytes_in += got
             now = self._pulse.heard = self._loop.now()
@@ -308,7 +321,7 @@ class Link:
             self._pulse.received(header)
         elif header.type is FrameType.BYE:
             text = printable(bytes(payload).decode(errors="replace"), len(payload))
-            self._lost(f"closed by peer: {text}", explained=True)
+            self._lost(f"closed by peer: {text}", "goodbye")
         else:
             self._handler.frame_received(self, header, payload)
 
@@ -411,6 +424,6 @@ class Link:
 
         def give_up() -> None:
             self._read()
-            self._lost(reason)
+            self._lost(reason, "broken")
 
         self._loop.call_soon(give_up)

@@ -24,6 +24,7 @@ from ringd.collective.plan import MAX_PASSING
 from ringd.collective.reduction import Array, Reduction
 from ringd.collective.transfer import ScratchPool, Transfer, TransferError
 from ringd.collective.view import Side, View
+from ringd.observe.counters import FOR_NO_CALL, Counters
 from ringd.ring.lane import Lane
 from ringd.wire.link import frames
 from ringd.wire.link.frames import FrameError, FrameType, Header
@@ -71,6 +72,7 @@ class Bulk:
             still to be sent; the transfer is forgotten by then.
         send: Sends a header without a payload to a neighbour.
         defer: Calls its argument soon, after a look at the sockets.
+        counters: Where chunks that come for no op of ours are counted.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Bulk:
         on_finished: Callable[[int, int], None],
         send: Callable[[Side, Header], None],
         defer: Callable[[Callable[[], None]], None],
+        counters: Counters,
     ) -> None:
         self._member = member
         self._chunk_bytes = chunk_bytes
@@ -91,6 +94,7 @@ class Bulk:
         self._on_finished = on_finished
         self._send = send
         self._defer = defer
+        self._counters = counters
         self._plans: dict[tuple[object, ...], Arrangement] = {}  # programs repeat their shapes
         self._working: deque[Key] = deque()  # ops with work that waits for nobody
         self._scratch = ScratchPool(chunk_bytes)
@@ -100,8 +104,6 @@ class Bulk:
         """What is being received from a neighbour for a member further on."""
         self.generation = 0
         """Stamped on every chunk."""
-        self.stale = 0
-        """Chunks that came for no op of ours and were discarded."""
         self.passed: Counter[Side] = Counter()
         """Chunks that were passed on, by the neighbour from which they came."""
 
@@ -170,6 +172,13 @@ class Bulk:
             return None
         return flow.transfer.received_chunks, len(flow.transfer.plan.receives)
 
+    def positions(self) -> dict[Key, tuple[int, int]]:
+        """Return by op how many chunks were received and sent: what rises while it gets on."""
+        return {
+            key: (flow.transfer.received_chunks, flow.transfer.sent_chunks)
+            for key, flow in self._flows.items()
+        }
+
     # --- from a neighbour -------------------------------------------------------------
 
     def buffer(self, side: Side, header: Header) -> memoryview | None:
@@ -179,14 +188,14 @@ class Bulk:
             FrameError: The neighbour and this member disagree on what comes next.
         """
         if header.generation != self.generation:
-            self.stale += 1
+            self._counters.dropped_frames[FOR_NO_CALL] += 1
             return None
         if header.until != self._member:
             buffer = self._passing[side] = memoryview(bytearray(header.length))
             return buffer
         flow = self._flows.get((header.group, header.seq))
         if flow is None:
-            self.stale += 1
+            self._counters.dropped_frames[FOR_NO_CALL] += 1
             return None
         try:
             return flow.transfer.receive_buffer(header.index, header.length)

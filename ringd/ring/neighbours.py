@@ -10,7 +10,6 @@ from __future__ import annotations
 import secrets
 import socket
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,8 @@ from ringd.config.settings import Config
 from ringd.loop import Loop, Timer
 from ringd.membership import machine as membership
 from ringd.membership.machine import Machine, Side
-from ringd.net.link import Link
+from ringd.net.link import Cause, Link
+from ringd.observe.counters import Counters
 from ringd.observe.pacedlog import PacedLog
 from ringd.observe.recorder import Recorder
 from ringd.ring.blackhole import LITTLE, BlackHole
@@ -75,13 +75,21 @@ class Namesake:
 class Neighbours:
     """See the module's docstring. ``attach`` the user and the bulk side, then :meth:`start`."""
 
-    def __init__(self, loop: Loop, config: Config, store: StateFile, recorder: Recorder) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        config: Config,
+        store: StateFile,
+        recorder: Recorder,
+        counters: Counters,
+    ) -> None:
         self._loop = loop
         self._config = config
         self._store = store
         self.disk = StateWriter(loop, store, self._disk_lasts)
         """Where the generation is written to."""
         self._recorder = recorder
+        self._counters = counters
         self._log = structlog.get_logger("ring")
         self._paced = PacedLog(self._log, loop)
         self.black_hole = BlackHole()
@@ -103,13 +111,10 @@ class Neighbours:
         self.links: dict[Side, Link] = {}
         self.inquiries = Inquiries(loop, self.rank, self.size, self._send, recorder.dump)
         """Questions to all members that can be reached."""
-        self.dropped: Counter[str] = Counter()
-        """Frames that were of no use, by reason."""
-        self.losses: Counter[str] = Counter()
-        """Links lost, by side."""
         self.namesakes: dict[Side, Namesake] = {}
         """Machines that were turned away last as others bear their names, by side."""
         self._since: dict[Side, str] = {}  # when the links came up, for people
+        self._ends: dict[Side, Cause] = {}  # of the links before those that there are
         self._tick: Timer | None = None
         self._unsaved = ""  # why the state was not saved, the last time
         self._early = Early()
@@ -117,7 +122,14 @@ class Neighbours:
         self._reach: Reach | None = None
         if self.size > 1:
             instance = secrets.randbelow(MAX_INSTANCE - 1) + 1
-            self._reach = Reach(loop, config, lambda: self.machine.incarnation, instance, self)
+            self._reach = Reach(
+                loop,
+                config,
+                lambda: self.machine.incarnation,
+                instance,
+                self,
+                counters=counters,
+            )
 
     def attach(self, user: RingUser, bulk: Bulk) -> None:
         """Say who uses the ring."""
@@ -168,11 +180,6 @@ class Neighbours:
             self.rejoin()
         self._config = config
 
-    @property
-    def refused(self) -> Counter[str]:
-        """Connections that were turned away, by cause."""
-        return Counter() if self._reach is None else self._reach.refused
-
     # --- links ------------------------------------------------------------------------
 
     def link_made(
@@ -181,7 +188,10 @@ class Neighbours:
         """A neighbour has proved to be one."""
         old = self.links.pop(side, None)
         if old is not None:
-            old.close("replaced by a newer connection")
+            old.close("replaced by a newer connection", "replaced")
+            self._ended(old)
+        if side in self._ends:
+            self._counters.reconnects[side, self._ends.pop(side)] += 1
         join = self._config.join
         self.links[side] = Link(
             self._loop,
@@ -214,13 +224,20 @@ class Neighbours:
         if self.links.get(link.side) is not link:
             return
         del self.links[link.side]
-        self.losses[link.side] += 1
+        self._ended(link)
+        self._counters.links_lost[link.side, link.cause] += 1
         hint = self._way_lost(link)
         reason = f"{reason}; {hint}" if hint else reason
         self._paced.warning("link lost", side=link.side, peer=link.peer.name, reason=reason)
         self._recorder.note("link lost", side=link.side, peer=link.peer.name, reason=reason)
         self._perform(self.machine.link_down(link.side, reason, self._loop.now()))
         self._redial(link)
+
+    def _ended(self, link: Link) -> None:
+        """Count what *link* has carried, and remember why it ended."""
+        self._ends[link.side] = link.cause
+        self._counters.bytes_in[link.side] += link.bytes_in
+        self._counters.bytes_out[link.side] += link.bytes_out
 
     def _way_lost(self, link: Link) -> str:
         """Return what the way itself may have to do with the loss of *link*, if anything."""
@@ -295,7 +312,7 @@ class Neighbours:
                 verdict(rival)
             else:
                 reason = f"no answer within {within:g} s, when {peer.name} came from {address}"
-                link.close(reason)
+                link.close(reason, "silent")
                 self.link_lost(link, reason)
                 self.judge(peer, address, verdict)
 
@@ -327,6 +344,7 @@ class Neighbours:
                 self._send(action.side, action.message)
             elif isinstance(action, membership.Ready):
                 self._bulk.generation = action.generation
+                self._counters.rings += 1
                 self._user.ring_up(action.generation)
                 self._catch_up()
             elif isinstance(action, membership.Broken):
@@ -364,6 +382,7 @@ class Neighbours:
             link = self.links.pop(side, None)
             if link is not None:
                 link.close(action.reason, goodbye=True)
+                self._ended(link)
                 self._paced.info(
                     "link dropped", side=side, peer=link.peer.name, reason=action.reason
                 )
@@ -476,7 +495,7 @@ class Neighbours:
                 )
             return
         if not self.machine.in_ring or header.generation != self.machine.generation:
-            self.dropped["of another generation"] += 1
+            self._counters.dropped_frames["of another generation"] += 1
             return
         message = control.decode_group(payload[: header.index])
         data = bytes(payload[header.index :])
@@ -510,7 +529,7 @@ class Neighbours:
         # As the link itself would: not from within what the machine has us do, and before whoever
         # asked whether the peer lives hears that it does not.
         self._loop.call_soon(partial(self.link_lost, link, reason))
-        link.close(reason, goodbye=True)
+        link.close(reason, "protocol", goodbye=True)
 
     def _check_way(self, header: Header) -> None:
         """Object to a frame that no member would take off the ring."""
@@ -521,7 +540,7 @@ class Neighbours:
         """Say where a chunk goes."""
         self._check_way(header)
         if not self.machine.in_ring:
-            self.dropped["chunk while the ring is broken"] += 1
+            self._counters.dropped_frames["chunk while the ring is broken"] += 1
             return None
         return self._bulk.buffer(link.side, header)
 
@@ -533,7 +552,7 @@ class Neighbours:
         """Take a credit, or pass it on."""
         self._check_way(header)
         if not self.machine.in_ring or header.generation != self.machine.generation:
-            self.dropped["of another generation"] += 1
+            self._counters.dropped_frames["of another generation"] += 1
         elif header.until == self.rank:
             self.kick(self._bulk.credit(header))
         elif (onward := self.links.get(OPPOSITE[link.side])) is not None:

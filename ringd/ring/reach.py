@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import socket
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -22,6 +21,7 @@ from ringd.net.backoff import Backoff
 from ringd.net.dialer import Attempt, Dialer, OnLink, configured
 from ringd.net.listener import Listener
 from ringd.net.resolver import Resolver
+from ringd.observe.counters import Counters
 from ringd.observe.oncelog import OnceLog
 from ringd.ring.homing import Homing
 from ringd.wire.link.handshake import Identity, Peer, Purpose
@@ -66,12 +66,15 @@ class Reach:
         incarnation: Callable[[], int],
         instance: int,
         user: ReachUser,
+        *,
+        counters: Counters,
     ) -> None:
         self._loop = loop
         self._config = config
         self._incarnation = incarnation
         self._instance = instance
         self._user = user
+        self._counters = counters
         self._once = _once_log(loop)
         self._names = tuple(member.name for member in config.ring.members)
         self._backoff = _backoff(config)
@@ -90,8 +93,6 @@ class Reach:
         )
         """Moves the right link back to the preferred address."""
         self._missed = False  # the right link was lost while another one was being made
-        self.refused: Counter[str] = Counter()
-        """Connections that were turned away, by cause."""
 
     def start(self) -> None:
         """Listen, dial, knock.
@@ -269,7 +270,7 @@ class Reach:
         self._user.dial_failed(address, reason)
 
     def _refused(self, address: str, reason: str, cause: str) -> None:
-        self.refused[cause] += 1
+        self._counters.refused_connections[cause] += 1
         host = address.rpartition(":")[0]
         self._once.warning("connection refused", cause=cause, where=host, reason=reason)
 
