@@ -8,6 +8,7 @@ import click
 
 from ringd import __version__
 from ringd.cli.demo import demo
+from ringd.cli.exchange import export, import_
 from ringd.cli.service import service
 from ringd.cli.setup import init, keygen
 from ringd.cli.trace import trace
@@ -35,6 +36,8 @@ def main() -> None:
 
 main.add_command(init)
 main.add_command(keygen)
+main.add_command(import_)
+main.add_command(export)
 main.add_command(status)
 main.add_command(health)
 main.add_command(rejoin)

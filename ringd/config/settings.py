@@ -24,6 +24,10 @@ from ringd.config.units import (
 )
 
 MAX_MEMBERS = 64
+
+DEFAULT_PORT = 5680
+"""What examples, and files brought in from other systems, use where none is named."""
+
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("auto", "console", "json")
 
