@@ -8,6 +8,7 @@ import click
 
 from ringd import __version__
 from ringd.cli.demo import demo
+from ringd.cli.doctor import doctor
 from ringd.cli.exchange import export, import_
 from ringd.cli.service import service
 from ringd.cli.setup import init, keygen
@@ -42,6 +43,7 @@ main.add_command(status)
 main.add_command(health)
 main.add_command(rejoin)
 main.add_command(reload)
+main.add_command(doctor)
 main.add_command(demo)
 main.add_command(trace)
 main.add_command(service)

@@ -42,6 +42,7 @@ def status(
         "version": __version__,
         "pid": os.getpid(),
         "uptime": now - started,
+        "config": str(config.path.absolute()),
         "ring": config.ring.name,
         "node": config.node,
         "rank": view.rank,
