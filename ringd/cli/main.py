@@ -12,8 +12,9 @@ from ringd.cli.doctor import doctor
 from ringd.cli.exchange import export, import_
 from ringd.cli.service import service
 from ringd.cli.setup import init, keygen
+from ringd.cli.steer import drain, log_level, rejoin, reload, resume
 from ringd.cli.trace import trace
-from ringd.cli.watch import health, rejoin, reload, status
+from ringd.cli.watch import health, status
 from ringd.host.streams import prepare_standard_streams
 
 
@@ -43,6 +44,9 @@ main.add_command(status)
 main.add_command(health)
 main.add_command(rejoin)
 main.add_command(reload)
+main.add_command(drain)
+main.add_command(resume)
+main.add_command(log_level)
 main.add_command(doctor)
 main.add_command(demo)
 main.add_command(trace)

@@ -1,4 +1,4 @@
-"""``status``, ``health``, ``rejoin`` and ``reload``: looking at a running daemon, and a push."""
+"""``status`` and ``health``: looking at a running daemon."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ from typing import Any
 
 import click
 
-from ringd.cli.ask import ERROR, NOT_READY, ask, daemon_options, fail, find_socket
+from ringd.cli.ask import NOT_READY, ask, daemon_options, fail, find_socket
 from ringd.config.units import parse_duration
 from ringd.errors import DaemonUnavailable, RingError
-from ringd.wire.border.messages import AskRejoin, AskReload, AskStatus
+from ringd.wire.border.messages import AskStatus
 
 _POLL = 0.05
 _LATELY = 60.0  # seconds
-
-RELOAD_WITHIN = 60.0
-"""Seconds; the group in ``ipc.group`` may be looked up over the network."""
 
 
 @click.command()
@@ -73,50 +70,6 @@ def health(socket: Path | None, *, as_json: bool, wait: str | None) -> None:
     click.echo(json.dumps({key: body[key] for key in keys}) if as_json else headline(body))
     if body["state"] != "ready":
         sys.exit(NOT_READY)
-
-
-@click.command()
-@daemon_options
-def rejoin(socket: Path | None, *, as_json: bool) -> None:
-    """Drop the links and join again.
-
-    Backoff is forgotten, and names are looked up afresh. Calls in flight are not lost: they
-    come back when the ring has formed again.
-
-    \b
-    Example: ringd-cli rejoin && ringd-cli health --wait 10s
-    """  # noqa: D301
-    try:
-        body = ask(find_socket(socket), AskRejoin)
-    except RingError as error:
-        fail(error)
-    click.echo(json.dumps(body) if as_json else "Rejoining.")
-
-
-@click.command()
-@daemon_options
-def reload(socket: Path | None, *, as_json: bool) -> None:
-    """Have the daemon read its configuration again.
-
-    What SIGHUP does too; but this says what came of it. Of a file with a fault nothing is used, and
-    the settings that need a restart are named.
-
-    \b
-    Exit codes: 0 the new settings are in use, 1 refused, 3 no daemon.
-    Example: ringd --check-config && ringd-cli reload
-    """  # noqa: D301
-    try:
-        body = ask(find_socket(socket), AskReload, RELOAD_WITHIN)
-    except RingError as error:
-        fail(error)
-    if as_json:
-        click.echo(json.dumps(body))
-    elif body["refused"] is None:
-        click.echo("Reloaded.")
-    else:
-        fail(RingError(f"the reload was refused, the old settings stay: {body['refused']}"))
-    if body["refused"] is not None:
-        sys.exit(ERROR)
 
 
 def headline(body: dict[str, Any]) -> str:
@@ -176,6 +129,9 @@ def _warnings(body: dict[str, Any]) -> list[str]:
     if refused is not None:
         lines.append(f"the reload {age(refused['age'])} ago was refused, the old settings stay:")
         lines += [f"  {line}" for line in refused["reason"].splitlines()]
+    level = body.get("log_level")
+    if level is not None:
+        lines.append(f"the log has level {level['level']!r} for {age(level['for'])} more")
     disk = body.get("disk")
     if disk is not None and disk["slow"]:
         text = f"the state file has been written for {age(disk['writing_for'])}"

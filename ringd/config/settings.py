@@ -224,6 +224,12 @@ class IpcSettings:
         _socket_mode,
         'Mode of the socket: "0660", or "0600" for the daemon\'s own user alone.',
     )
+    control: str = _setting(
+        "owner",
+        _one_of("owner", "group"),
+        'Who may disturb the ring (rejoin, reload, drain, resume, log-level): "owner", the '
+        'daemon\'s user and root; "group", all who may use the socket.',
+    )
     inline_limit: int = _setting(
         "64KiB",
         _size(0, 64 * _MIB),

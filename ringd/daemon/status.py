@@ -32,6 +32,7 @@ def status(
     *,
     started: float,
     reload_error: tuple[str, float] | None,
+    log_level: tuple[str, float] | None,
     now: float,
 ) -> bytes:
     """Return the status as JSON; times are seconds ago."""
@@ -54,6 +55,9 @@ def status(
         "reload_error": None
         if reload_error is None
         else {"reason": reload_error[0], "age": now - reload_error[1]},
+        "log_level": None
+        if log_level is None
+        else {"level": log_level[0], "for": log_level[1] - now},
         "disk": {
             "slow": neighbours.disk.slow,
             "writing_for": neighbours.disk.writing_for,
