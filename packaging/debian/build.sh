@@ -35,7 +35,7 @@ mkdir -p "$site" "$home/bin" "$tree/DEBIAN"
 ln -s "/usr/bin/$minor" "$home/bin/python"
 printf 'home = /usr/bin\ninclude-system-site-packages = false\n' >"$home/pyvenv.cfg"
 $pip --python "$python" install --quiet --disable-pip-version-check --no-compile --root-user-action=ignore \
-    --target "$site" "$source[bf16]"
+    --target "$site" "$source[bf16,watch]"
 rm -rf "$site/bin"
 for command in ringd:ringd.daemon.main ringd-cli:ringd.cli.main; do
     name=${command%%:*}

@@ -9,7 +9,7 @@ class Ringd < Formula
 
   def install
     system Formula["python@3.13"].opt_bin/"python3.13", "-m", "venv", libexec
-    system libexec/"bin/python", "-m", "pip", "install", "#{buildpath}[bf16]"
+    system libexec/"bin/python", "-m", "pip", "install", "#{buildpath}[bf16,watch]"
     bin.install_symlink libexec/"bin/ringd", libexec/"bin/ringd-cli"
   end
 

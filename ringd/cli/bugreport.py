@@ -22,8 +22,8 @@ from ringd.cli.ask import ask, daemon_options, find_socket
 from ringd.cli.doctor import gather, lines
 from ringd.cli.host import Host
 from ringd.cli.managers import manager
+from ringd.cli.picture import render
 from ringd.cli.trace import lines as trace_lines
-from ringd.cli.watch import render
 from ringd.config.keyfile import KEY_BYTES
 from ringd.doctor.checks import examine
 from ringd.errors import RingError

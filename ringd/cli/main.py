@@ -15,7 +15,7 @@ from ringd.cli.service import service
 from ringd.cli.setup import init, keygen
 from ringd.cli.steer import drain, log_level, rejoin, reload, resume
 from ringd.cli.trace import trace
-from ringd.cli.watch import health, status
+from ringd.cli.watch import health, status, wait
 from ringd.host.streams import prepare_standard_streams
 
 
@@ -43,6 +43,7 @@ main.add_command(import_)
 main.add_command(export)
 main.add_command(status)
 main.add_command(health)
+main.add_command(wait)
 main.add_command(rejoin)
 main.add_command(reload)
 main.add_command(drain)
