@@ -54,6 +54,8 @@ find "$site/numpy" -type d -name tests -prune -exec rm -rf {} +
 "$python" -m compileall -q --invalidation-mode unchecked-hash -s "$tree" -p / "$site" >/dev/null
 
 PYTHONPATH=$source "$python" "$here/files.py" "$tree"
+PYTHONPATH=$site:$source "$python" "$here/../manual.py" "$tree"
+gzip -9n "$tree"/usr/share/man/man*/*
 install -D -m 0644 "$here/default" "$tree/etc/default/ringd"
 echo /etc/default/ringd >"$tree/DEBIAN/conffiles"
 mkdir -p "$tree/etc/ringd"

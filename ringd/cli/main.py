@@ -8,6 +8,7 @@ import click
 
 from ringd import __version__
 from ringd.cli.bugreport import bugreport
+from ringd.cli.completion import completion
 from ringd.cli.demo import demo
 from ringd.cli.doctor import doctor
 from ringd.cli.exchange import export, import_
@@ -33,8 +34,10 @@ class Commands(click.Group):
 def main() -> None:
     """Set up, watch and steer the ring of daemons.
 
-    Exit codes: 0 healthy, 1 error, 2 wrong usage, 3 no daemon answers, 4 running but not ready.
-    """
+    \b
+    Exit codes: 0 well, 1 error, 2 wrong usage, 3 no daemon answers, 4 running but not ready.
+    Example: ringd-cli status --watch
+    """  # noqa: D301  click wants the backspace itself
 
 
 main.add_command(init)
@@ -54,6 +57,7 @@ main.add_command(bugreport)
 main.add_command(demo)
 main.add_command(trace)
 main.add_command(service)
+main.add_command(completion)
 
 if __name__ == "__main__":
     main()
