@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ringd import __version__
+from ringd.cli.bench import bench
 from ringd.cli.bugreport import bugreport
 from ringd.cli.completion import completion
 from ringd.cli.demo import demo
@@ -54,6 +55,7 @@ main.add_command(resume)
 main.add_command(log_level)
 main.add_command(doctor)
 main.add_command(bugreport)
+main.add_command(bench)
 main.add_command(demo)
 main.add_command(trace)
 main.add_command(service)
