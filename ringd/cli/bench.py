@@ -53,7 +53,7 @@ def _size(_context: click.Context, _option: click.Parameter, value: str) -> int:
     help="Draw bandwidth by size: SVG.",
 )
 def bench(socket: Path | None, *, as_json: bool, least: int, most: int, plot: Path | None) -> None:
-    """Measure the ring: each link, then all-reduces, and say what is slowest.
+    """Measure links and all-reduces, and say what is slowest.
 
     Start it on every member with the same sizes; it waits until it runs on all of them. Links are
     measured one at a time, as programs see them: the round trip of 8 bytes, and the bandwidth

@@ -72,7 +72,7 @@ def reload(socket: Path | None, *, as_json: bool) -> None:
 @click.command()
 @daemon_options
 def drain(socket: Path | None, *, as_json: bool) -> None:
-    """Take this machine out of the ring, for work on it or on its network.
+    """Take this machine out of the ring, for work on it.
 
     Calls under way get some seconds to finish. What is called then, on any machine, waits until
     "ringd-cli resume" or a restart of the daemon brings this member back.
@@ -109,7 +109,9 @@ def resume(socket: Path | None, *, as_json: bool) -> None:
 )
 @daemon_options
 def log_level(level: str, duration: str, socket: Path | None, *, as_json: bool) -> None:
-    """Have the daemon log from LEVEL on for a while, then as its config says again.
+    """Have the daemon log from LEVEL on for a while.
+
+    Then it logs as its config says again; so it does after a reload.
 
     \b
     Exit codes: 0 done, 1 error or not allowed, 2 wrong usage, 3 no daemon.

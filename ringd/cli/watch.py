@@ -54,7 +54,7 @@ def status(socket: Path | None, *, as_json: bool, watch: bool) -> None:
 @daemon_options
 @click.option("--wait", metavar="DURATION", help='Wait until the ring is ready, such as "30s".')
 def health(socket: Path | None, *, as_json: bool, wait: str | None) -> None:
-    """Say in one line, and by the exit code, whether the ring is ready.
+    """Say in one line whether the ring is ready.
 
     \b
     Exit codes: 0 ready, 1 error, 2 wrong usage, 3 no daemon, 4 running but not ready.
