@@ -11,7 +11,7 @@ FACES_READY := .venv/.faces-ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-as-macos test-faces test-system test-metrics chaos lint format \
-	types bench wheel deb sample \
+	types bench wheel deb manual sample \
 	install-service uninstall-service clean distclean
 
 help: ## Show this list
@@ -81,6 +81,9 @@ wheel: $(READY) ## Build dist/ringd-*.whl
 sample: $(READY) ## Write etc/ringd.toml anew from the settings
 	$(BIN)/python -m ringd.config.sample > etc/ringd.toml.new
 	mv etc/ringd.toml.new etc/ringd.toml
+
+manual: $(READY) ## Write the man pages and the shells' completions below build/manual
+	$(BIN)/python packaging/manual.py build/manual
 
 deb: $(READY) ## Build dist/ringd_*.deb for this Debian or Ubuntu
 	PIP="$(BIN)/python -m pip" packaging/debian/build.sh

@@ -231,10 +231,10 @@ class Handler:
     def answers(self) -> dict:
         """What questions are answered with."""
         return {
-            border.AskStatus: lambda answer: answer(b'{"schema_version": 1}'),
-            border.AskRejoin: lambda answer: answer(b"{}"),
-            border.AskReload: lambda answer: answer(b'{"refused": null}'),
-            border.AskTrace: lambda answer: answer(b"[]"),
+            border.AskStatus: lambda _, answer: answer(b'{"schema_version": 1}'),
+            border.AskRejoin: lambda _, answer: answer(b"{}"),
+            border.AskReload: lambda _, answer: answer(b'{"refused": null}'),
+            border.AskTrace: lambda _, answer: answer(b"[]"),
         }
 
     def _forget(self, client: Client, join_id: int | None = None) -> None:

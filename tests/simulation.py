@@ -160,6 +160,18 @@ class Simulation(Network):
                 process, lambda: self._act(process, process.machine.rejoin(self._clock(process)))
             )
 
+    def drain(self, rank: int, seconds: float) -> None:
+        """Have the member leave the ring for *seconds*: ``ringd-cli drain``, then ``resume``."""
+
+        def order(what: str) -> None:
+            process = self.processes[rank]
+            if process is not None and process.alive:
+                event = getattr(process.machine, what)
+                self._when_awake(process, lambda: self._act(process, event(self._clock(process))))
+
+        order("leave")
+        self.at(seconds, lambda: order("resume"))
+
     # --- what machines ask for ---------------------------------------------------------
 
     def _act(self, process: Process, actions: Sequence[Action]) -> None:

@@ -9,6 +9,7 @@ import zmq
 from borderkit import EIGHT, Raw
 from fake_daemon import FakeDaemon
 
+from ringd.host.credentials import Credentials
 from ringd.wire.border import messages as border
 from tests.cluster import wait_until
 
@@ -38,13 +39,35 @@ def test_news_reach_every_client(daemon):
 
 
 def test_questions_need_no_lifeline(daemon):
-    """Status, rejoin, reload and trace are answered to anyone who may open the socket."""
+    """Status and trace are answered to anyone who may open the socket."""
     with Raw(daemon, attach=False, with_lifeline=False) as raw:
         version = border.VERSION
         assert raw.ask(border.AskStatus(version)) == border.Answer(b'{"schema_version": 1}')
-        assert raw.ask(border.AskRejoin(version)) == border.Answer(b"{}")
-        assert raw.ask(border.AskReload(version)) == border.Answer(b'{"refused": null}')
         assert raw.ask(border.AskTrace(version)) == border.Answer(b"[]")
+
+
+def test_orders_need_one(daemon):
+    """The kernel says by it whose process asks: the daemon's user may, without it nobody."""
+    version = border.VERSION
+    with Raw(daemon, attach=False) as raw:
+        assert raw.ask(border.AskRejoin(version, raw.token)) == border.Answer(b"{}")
+        assert raw.ask(border.AskReload(version, raw.token)) == border.Answer(b'{"refused": null}')
+        for token in (b"", b"another token...", bytes(16)):
+            reply = raw.ask(border.AskRejoin(version, token))
+            assert isinstance(reply, border.Denied)
+            assert "must hold a lifeline, and name its token" in reply.message
+
+
+def test_orders_of_other_users(daemon, monkeypatch):
+    """They are refused, with who may and what to do."""
+    own = os.geteuid()
+    stranger = Credentials(os.getpid(), own + 2, os.getegid())
+    monkeypatch.setattr("ringd.border.lifeline.peer_credentials", lambda _: stranger)
+    with Raw(daemon, attach=False) as raw:
+        reply = raw.ask(border.AskRejoin(border.VERSION, raw.token))
+        assert isinstance(reply, border.Denied)
+        assert f"the daemon's user (uid {own}), and you are uid {own + 2}" in reply.message
+        assert 'ipc.control = "group"' in reply.message
 
 
 def test_other_version_is_told_so(daemon):

@@ -174,7 +174,7 @@ def test_a_lifeline_that_is_not_read_holds_what_hundreds_of_groups_are_told(daem
 def test_who_asks_and_asks_without_reading_is_answered_so_often(daemon):
     """An answer may have a megabyte, and nobody tells the daemon what is read."""
     body = b"x" * 100_000
-    daemon.run(lambda: daemon.server._answers.update({border.AskTrace: lambda say: say(body)}))
+    daemon.run(lambda: daemon.server._answers.update({border.AskTrace: lambda _, say: say(body)}))
     with Raw(daemon) as raw, Raw(daemon, group="other") as other:
         for _ in range(1000):
             raw.dealer.send(border.pack(border.AskTrace(border.VERSION)))

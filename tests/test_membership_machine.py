@@ -249,6 +249,31 @@ def test_harmless_news_is_passed_on_and_ends_nothing():
     assert machine.state is State.READY
 
 
+def test_a_member_that_leaves_tells_so_and_comes_back():
+    """Its ring breaks, its links stay, the others hear of both; a round begins once it is back."""
+    machine = ready()
+    actions = machine.leave(1.0)
+    assert kinds(actions) == [Send, Send, Broken, Changed]
+    (state,) = actions[0].message.states
+    assert (state.draining, state.left_up, state.right_up) == (True, True, True)
+    assert state.epoch > linked()._flooding.own.epoch
+    assert machine.state is State.DRAINING
+    assert machine.received("left", Propose(2, 5, (1,)), 2.0) == []
+    actions = machine.resume(3.0)
+    assert [action.message.states[0].draining for action in actions[:2]] == [False, False]
+    assert kinds(actions) == [Send, Send, Changed]
+    assert kinds(machine.received("left", Propose(3, 5, (1,)), 4.0)) == [Send]
+    assert machine.resume(5.0) == []
+
+
+def test_others_leave_a_ring_with_one_that_has_left():
+    """That is news which ends it, with the reason."""
+    news = News((other(2, version=10, epoch=3, draining=True),))
+    actions = ready().received("left", news, 0.0)
+    assert kinds(actions) == [Send, Broken, Changed]
+    assert actions[1].reason == "links changed elsewhere: rank 2: drained, or shutting down"
+
+
 def test_a_full_disk_keeps_a_member_out_until_it_can_write():
     """The error is told round, writing is retried, and success is told as well."""
     machine = linked()

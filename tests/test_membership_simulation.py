@@ -121,6 +121,7 @@ def faults_at(size):
         kinds[f"cut {rank}"] = lambda s, r=rank: s.cut(r, silent=False, lossy=True)
         kinds[f"late cut {rank}"] = lambda s, r=rank: s.cut(r, silent=False, lossy=False)
         kinds[f"rejoin {rank}"] = lambda s, r=rank: s.rejoin(r)
+        kinds[f"drain {rank}"] = lambda s, r=rank: s.drain(r, 0.05)
         kinds[f"pause {rank}"] = lambda s, r=rank: s.pause(r, 1.5 * PATIENCE)
         kinds[f"full disk {rank}"] = lambda s, r=rank: (
             setattr(s.disks[r], "full", True),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ringd
-from ringd.cli.watch import render
+from ringd.cli.picture import render
 from ringd.host.tcp import large_ping
 from ringd.ring.blackhole import LARGE, LITTLE, BlackHole
 from tests.cluster import Cluster, Node, wait_until

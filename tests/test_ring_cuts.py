@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import ringd
-from ringd.cli.watch import render
+from ringd.cli.picture import render
 from ringd.host.ports import free_ports
 from tests.cluster import Cluster, wait_until
 from tests.proxy import Proxy

@@ -12,7 +12,7 @@ from cluster import Cluster, wait_until
 import ringd
 from ringd import DeadlineExceeded
 from ringd.cli.ask import find_socket
-from ringd.cli.watch import render
+from ringd.cli.picture import render
 from tests.ringkit import BOUNDED, connected, everywhere, tensor, total
 
 SETTINGS = (

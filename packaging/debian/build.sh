@@ -35,7 +35,7 @@ mkdir -p "$site" "$home/bin" "$tree/DEBIAN"
 ln -s "/usr/bin/$minor" "$home/bin/python"
 printf 'home = /usr/bin\ninclude-system-site-packages = false\n' >"$home/pyvenv.cfg"
 $pip --python "$python" install --quiet --disable-pip-version-check --no-compile --root-user-action=ignore \
-    --target "$site" "$source[bf16,metrics]"
+    --target "$site" "$source[bf16,metrics,watch]"
 rm -rf "$site/bin"
 for command in ringd:ringd.daemon.main ringd-cli:ringd.cli.main; do
     name=${command%%:*}
@@ -54,6 +54,8 @@ find "$site/numpy" -type d -name tests -prune -exec rm -rf {} +
 "$python" -m compileall -q --invalidation-mode unchecked-hash -s "$tree" -p / "$site" >/dev/null
 
 PYTHONPATH=$source "$python" "$here/files.py" "$tree"
+PYTHONPATH=$site:$source "$python" "$here/../manual.py" "$tree"
+gzip -9n "$tree"/usr/share/man/man*/*
 install -D -m 0644 "$here/default" "$tree/etc/default/ringd"
 echo /etc/default/ringd >"$tree/DEBIAN/conffiles"
 mkdir -p "$tree/etc/ringd"

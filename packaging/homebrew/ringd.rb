@@ -9,8 +9,13 @@ class Ringd < Formula
 
   def install
     system Formula["python@3.13"].opt_bin/"python3.13", "-m", "venv", libexec
-    system libexec/"bin/python", "-m", "pip", "install", "#{buildpath}[bf16,metrics]"
+    system libexec/"bin/python", "-m", "pip", "install", "#{buildpath}[bf16,metrics,watch]"
     bin.install_symlink libexec/"bin/ringd", libexec/"bin/ringd-cli"
+    system libexec/"bin/python", "packaging/manual.py", buildpath/"manual"
+    man1.install "manual/usr/share/man/man1/ringd-cli.1"
+    man5.install "manual/usr/share/man/man5/ringd.toml.5"
+    man8.install "manual/usr/share/man/man8/ringd.8"
+    generate_completions_from_executable(bin/"ringd-cli", "completion")
   end
 
   def caveats

@@ -22,7 +22,7 @@ command -v systemctl >/dev/null || fail "no systemctl here; run ringd under this
 
 echo "Installing ringd into $program ..."
 "$python" -m venv "$program"
-"$program/bin/python" -m pip install --quiet --disable-pip-version-check "$here/../..[bf16,metrics]"
+"$program/bin/python" -m pip install --quiet --disable-pip-version-check "$here/../..[bf16,metrics,watch]"
 mkdir -p /usr/local/bin
 ln -sf "$program/bin/ringd" "$program/bin/ringd-cli" /usr/local/bin/
 exec "$program/bin/ringd-cli" service install

@@ -49,6 +49,7 @@ class Client:
         "stays",
         "token",
         "turned_away",
+        "uid",
         "unread",
         "uses_call_socket",
     )
@@ -74,6 +75,8 @@ class Client:
         """False once it is gone; :meth:`send` is in vain from then on."""
         self.pid = lifeline.credentials.pid
         """Process id, in the kernel's word."""
+        self.uid = lifeline.credentials.uid
+        """The user's, likewise."""
         self.stays: dict[int, str] = {}
         """The groups that it is in, or wants to be, by join id."""
         self.channels: dict[int, int] = {}

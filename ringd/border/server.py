@@ -4,7 +4,8 @@ A program first connects to the lifeline and reads a token there; the token, sen
 :class:`~ringd.wire.border.messages.Attach`, ties its ZeroMQ connection to the lifeline, whose end
 is the kernel's word that the program is gone. With the token it has been handed a call socket; one
 that says so is spoken to there alone, and speaks there once it is attached. Questions (status,
-rejoin, reload, trace) need none of these.
+trace, log) need none of these; orders (rejoin, drain, ...) name the token, for the kernel to say
+whose they are.
 
 Nothing that a client sends raises here: what cannot be used is answered with
 :class:`~ringd.wire.border.messages.Denied`, counted, and forgotten; a call that cannot be run
@@ -13,10 +14,11 @@ fails alone.
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, Union
+from typing import Any, Protocol, Union, get_args
 
 import zmq
 from structlog.typing import FilteringBoundLogger
@@ -37,10 +39,6 @@ from ringd.wire.border.messages import (
     Ack,
     Answer,
     AskAwaited,
-    AskRejoin,
-    AskReload,
-    AskStatus,
-    AskTrace,
     Attach,
     Awaited,
     DecodeError,
@@ -48,6 +46,8 @@ from ringd.wire.border.messages import (
     Detach,
     Detached,
     Open,
+    Order,
+    Question,
     Reply,
     Request,
     Submit,
@@ -89,6 +89,9 @@ a descriptor, as libzmq hangs up on whom a socket has accepted when it is closed
 OfClient = Union[Submit, Ack, Open, Detach, AskAwaited]
 """What only a client that has attached sends."""
 
+_OF_CLIENT = (Submit, Ack, Open, Detach, AskAwaited)
+_ORDERS = get_args(Order)
+
 
 class BorderHandler(Protocol):
     """What the daemon does with its clients' messages. Called from the loop."""
@@ -127,8 +130,9 @@ class BorderHandler(Protocol):
         """
 
 
-Answerer = Callable[[Callable[[bytes], None]], None]
-"""Answers a question by calling its argument with JSON, at once or later."""
+Answerer = Callable[[Any, Callable[[bytes], None]], None]
+"""Answers a question, of the type that it is for, by calling its second argument with JSON, at once
+or later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +158,7 @@ class BorderServer:
         lock: SocketLock,
         *,
         handler: BorderHandler,
-        answers: Mapping[type[Request], Answerer],
+        answers: Mapping[type[Question], Answerer],
         log: FilteringBoundLogger,
         counters: Counters,
         mode: int = 0o660,
@@ -162,8 +166,12 @@ class BorderServer:
         limits: Limits | None = None,
         open_files: OpenFiles = OWN,
         on_unreachable: Callable[[], None] = lambda: None,
+        group_controls: bool = False,
     ) -> None:
         """Listen at the path that *lock* is for, and at the lifeline path beside it.
+
+        Orders are taken from root and this process's user, with *group_controls* from all who may
+        use the socket.
 
         Raises:
             ConfigError: the path, or the group, cannot be used.
@@ -178,6 +186,7 @@ class BorderServer:
         """Questions by connection, of those that asked last."""
         self._open_files = open_files
         self._on_unreachable = on_unreachable
+        self._group_controls = group_controls
         self._full = False  # newcomers are turned away
         self._log = log
         self._by_token: dict[bytes, Client] = {}
@@ -363,7 +372,7 @@ class BorderServer:
     def _dispatch(self, routing_id: bytes, message: Request, payload: memoryview | None) -> None:
         if isinstance(message, Attach):
             self._attach(routing_id, message)
-        elif isinstance(message, (AskStatus, AskRejoin, AskReload, AskTrace)):
+        elif not isinstance(message, _OF_CLIENT):
             self._answer(routing_id, message)
         elif (client := self._by_routing_id.get(routing_id)) is not None:
             self._hear(client, message, payload)
@@ -386,7 +395,7 @@ class BorderServer:
                 fault = "attach to a group over ZeroMQ first, and say that the call socket is used"
             elif fault is not None:
                 pass
-            elif isinstance(message, (Submit, Ack, Open, Detach, AskAwaited)):
+            elif isinstance(message, _OF_CLIENT):
                 self._hear(client, message, payload)
             elif isinstance(message, Attach) and message.token == client.token:
                 self._attach(client.routing_id, message)
@@ -483,9 +492,7 @@ class BorderServer:
         if not client.stays and client not in self._waiting:
             self._expect(client)
 
-    def _answer(
-        self, routing_id: bytes, question: AskStatus | AskRejoin | AskReload | AskTrace
-    ) -> None:
+    def _answer(self, routing_id: bytes, question: Question) -> None:
         # ZeroMQ tells neither what is read nor who is gone. An answer may have a megabyte, and
         # whoever asks again and again without reading would fill our memory.
         asked = self._asked.pop(routing_id, 0) + 1
@@ -495,7 +502,25 @@ class BorderServer:
         if asked > MAX_QUESTIONS:
             self._deny(routing_id, 0, f"{MAX_QUESTIONS} questions for a connection; open another")
             return
-        self._answers[type(question)](lambda body: self._reply(routing_id, Answer(body)))
+        if isinstance(question, _ORDERS) and (refusal := self._refused_order(question)):
+            self._deny(routing_id, 0, refusal)
+            return
+        self._answers[type(question)](question, lambda body: self._reply(routing_id, Answer(body)))
+
+    def _refused_order(self, order: Order) -> str:
+        """Return why this is not done for whoever asks; empty if it is."""
+        if self._group_controls:
+            return ""
+        asker = self._by_token.get(order.token)
+        if asker is None:
+            return "who asks for this must hold a lifeline, and name its token"
+        own = os.geteuid()
+        if asker.uid in {0, own}:
+            return ""
+        return (
+            f"this is for root and the daemon's user (uid {own}), and you are uid {asker.uid}: put "
+            'sudo in front, or have ipc.control = "group" set in the daemon\'s config'
+        )
 
     def _deny(
         self, routing_id: bytes, join_id: int, text: str, client: Client | None = None

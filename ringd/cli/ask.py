@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, Union
+from typing import Any, NoReturn, TypeVar
 
 import click
 import zmq
@@ -21,13 +21,11 @@ from ringd.host.permission import why_not
 from ringd.host.place import what_is_at, why_silent
 from ringd.wire.border import lifeline as wire
 from ringd.wire.border import messages as border
-from ringd.wire.border.messages import AskRejoin, AskReload, AskStatus, AskTrace
+from ringd.wire.border.messages import TOKEN_BYTES, Question
 from ringd.wire.text import printable
 
 ERROR, NO_DAEMON, NOT_READY = 1, 3, 4
 """Exit codes besides 0, and click's 2 for wrong usage."""
-
-Question = Union[type[AskStatus], type[AskRejoin], type[AskReload], type[AskTrace]]
 
 ANSWER_WITHIN = 5.0
 """Seconds."""
@@ -86,19 +84,23 @@ def find_socket(given: Path | None) -> Path:
     raise DaemonUnavailable(f"{text}; {others}" if others else text)
 
 
-def ask(path: Path, question: Question, timeout: float = ANSWER_WITHIN) -> dict[str, Any]:
-    """Return the daemon's answer.
+def ask(
+    path: Path, question: type[Question], timeout: float = ANSWER_WITHIN, **details: Any
+) -> dict[str, Any]:
+    """Return the daemon's answer to a *question*, or to an order, with *details*.
 
     Raises:
         DaemonUnavailable: Nobody answered within *timeout* seconds.
         ResourceExhausted: The daemon takes nobody in now.
-        RingError: The daemon refused the question.
+        RingError: The daemon refused.
     """
     # However long an answer may take, a daemon that is not stuck takes in whoever comes.
     soon = min(timeout, ANSWER_WITHIN)
     with _knock(path, soon) as lifeline:
-        _get_in(path, lifeline, soon)
-        return _ask(path, question, timeout)
+        token = _get_in(path, lifeline, soon)
+        if "token" in question.__struct_fields__:
+            details["token"] = token
+        return _ask(path, question(border.VERSION, **details), timeout)
 
 
 def _ask(path: Path, question: Question, timeout: float) -> dict[str, Any]:
@@ -107,7 +109,7 @@ def _ask(path: Path, question: Question, timeout: float) -> dict[str, Any]:
     dealer.setsockopt(zmq.LINGER, 0)
     try:
         dealer.connect(f"ipc://{path}")
-        dealer.send(border.pack(question(border.VERSION)))
+        dealer.send(border.pack(question))
         if not dealer.poll(int(timeout * 1000)):
             raise _stuck(path, timeout)
         try:
@@ -164,8 +166,8 @@ def _nobody(path: Path) -> DaemonUnavailable:
     return DaemonUnavailable(f"nothing at {path}{unseen}")
 
 
-def _get_in(path: Path, lifeline: socket.socket, timeout: float) -> None:
-    """Wait for the daemon's word on *lifeline*; raise RingError if it is not to come in."""
+def _get_in(path: Path, lifeline: socket.socket, timeout: float) -> bytes:
+    """Return the daemon's token, of *lifeline*; raise RingError if it is not to come in."""
     word = b""
     try:
         while len(word) < len(wire.REFUSED) or word.startswith(wire.REFUSED):
@@ -182,6 +184,7 @@ def _get_in(path: Path, lifeline: socket.socket, timeout: float) -> None:
         raise ResourceExhausted(f"{path}: {printable(reason, wire.MAX_REASON)}")
     if not word:
         raise DaemonUnavailable(f"{path}: its daemon has just ended")
+    return word[:TOKEN_BYTES]
 
 
 def _stuck(path: Path, timeout: float) -> DaemonUnavailable:

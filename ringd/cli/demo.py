@@ -193,8 +193,12 @@ def training_script() -> Iterator[Path]:
 def demo(*, keep: bool) -> None:
     """Show three daemons and three programs on this machine.
 
-    Needs scikit-learn, and well under a minute. Exit code 0 only if every value was right.
-    """
+    Needs scikit-learn, and well under a minute.
+
+    \b
+    Exit codes: 0 every value was right, 1 error, or one was not, 2 wrong usage.
+    Example: ringd-cli demo
+    """  # noqa: D301  click wants the backspace itself
     if importlib.util.find_spec("sklearn") is None:
         raise click.ClickException("the demo trains with scikit-learn: pip install scikit-learn")
     directory = Path(tempfile.mkdtemp(prefix="ringd-demo-"))

@@ -21,6 +21,8 @@ from ringd.service import launchd, systemd
 from ringd.service.description import Service, State
 from ringd.service.steps import Step
 
+_LOG_LINES, _LOG_BYTES = 5000, 1 << 20
+
 _LINGERING = Path("/var/lib/systemd/linger")
 """Has a file for each user whose services outlive the last login."""
 
@@ -61,6 +63,14 @@ class Manager(Protocol):
 
     def hints(self, group: str) -> list[str]:
         """Return what else to know about the installed service, a line each."""
+
+    def log(self) -> str:
+        """Return the end of the service's log; empty if there is none.
+
+        Raises:
+            RingError: It cannot be asked for.
+            OSError: It cannot be read.
+        """
 
 
 def manager(host: Host, *, user: bool, macos: bool) -> Manager:
@@ -161,6 +171,12 @@ class Systemd:
             return []
         return ["It ends with your last login. To have it stay: loginctl enable-linger"]
 
+    def log(self) -> str:
+        """Return the unit's last lines in the journal."""
+        if shutil.which("journalctl") is None:
+            return ""
+        return self._host.output(systemd.journal(self.service, _LOG_LINES)) or ""
+
     @property
     def _lingers(self) -> bool:
         try:
@@ -239,6 +255,15 @@ class Launchd:
             "macOS may keep an agent from the local network (errno 65, no route to host):",
             "allow it under Privacy & Security, Local Network, or install the machine's service.",
         ]
+
+    def log(self) -> str:
+        """Return the end of the file that launchd leads standard error to."""
+        path = self.service.log
+        if path is None or not self._host.has(path):
+            return ""
+        with self._host.place(path).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_BYTES))
+            return file.read().decode(errors="replace")
 
     def _list(self, command: tuple[str, ...]) -> str:
         listing = self._host.output(command)

@@ -47,16 +47,16 @@ def init(path: Path, members: tuple[Member, ...], name: str, insecure: bool, for
     The same file goes to every machine.
 
     \b
-    Example:
-      ringd-cli init ringd.toml --member studio=10.0.0.1:5680,studio.local:5680 \\
-                                --member mini=10.0.0.2:5680
+    Exit codes: 0 written, 1 error, 2 wrong usage.
+    Example: ringd-cli init ringd.toml --member studio=10.0.0.1:5680,studio.local:5680 \\
+                                       --member mini=10.0.0.2:5680
     """  # noqa: D301  click wants the backspace itself
     lines = ring_problems(path, name, members)
     if lines:
         raise click.UsageError("\nError: ".join(lines))
     text = render(name, members, key_file=KEY_FILE, insecure=insecure)
     try:
-        _write(path, text, force=force)
+        write_file(path, text, force=force)
     except FileExistsError:
         raise click.ClickException(f"{path} is there already; --force overwrites it") from None
     except OSError as error:
@@ -81,8 +81,8 @@ def keygen(path: Path) -> None:
     old file first.
 
     \b
-    Example:
-      ringd-cli keygen ring.key
+    Exit codes: 0 written, 1 error, 2 wrong usage.
+    Example: ringd-cli keygen ring.key
     """  # noqa: D301  click wants the backspace itself
     try:
         create_key(path)
@@ -96,7 +96,13 @@ def keygen(path: Path) -> None:
     click.echo(f"Wrote {path}. Copy it to every machine; the user that runs ringd must own it.")
 
 
-def _write(path: Path, text: str, *, force: bool) -> None:
+def write_file(path: Path, text: str, *, force: bool) -> None:
+    """Write *text* to *path*, whole or not at all.
+
+    Raises:
+        FileExistsError: Something is there, and *force* is not given.
+        OSError: It cannot be written.
+    """
     # A reader of the old file must never see half of the new one.
     place = path.with_name(path.name + ".new") if force else path
     with place.open("w" if force else "x", encoding="utf-8") as file:

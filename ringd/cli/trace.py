@@ -30,6 +30,7 @@ def trace(socket: Path | None, *, as_json: bool, chrome: Path | None) -> None:
     From their flight recorders, the oldest event first; times are UTC, by each machine's own clock.
 
     \b
+    Exit codes: 0 printed, 1 error, 2 wrong usage, 3 no daemon.
     Example: ringd-cli trace --chrome ring.json
     """  # noqa: D301  click wants the backspace itself
     try:

@@ -68,14 +68,30 @@ def load(path: str | Path, node: str | None = None, *, hostname: str | None = No
     Raises:
         ConfigError: With one line for each problem; UnknownHost if the host's name is the only one.
     """
-    report = _Report(Path(path))
-    config = _read(report, node, hostname)
-    text = "\n".join(report.lines)
-    if config is not None and report.unknown_host and len(report.lines) == 1:
+    config, problems, unknown_host = _load(Path(path), node, hostname)
+    text = "\n".join(problems)
+    if config is not None and unknown_host and len(problems) == 1:
         raise UnknownHost(text, config)
-    if config is None or report.lines:
+    if config is None or problems:
         raise ConfigError(text)
     return config
+
+
+def look(path: str | Path, node: str | None = None) -> tuple[Config | None, list[str]]:
+    """Return what the file at *path* says as far as it is good, and all that is wrong with it.
+
+    None of a file of which nothing can be read. Its node is empty while no member bears this
+    host's name.
+    """
+    config, problems, _ = _load(Path(path), node, None)
+    return config, problems
+
+
+def _load(
+    path: Path, node: str | None, hostname: str | None
+) -> tuple[Config | None, list[str], bool]:
+    report = _Report(path)
+    return _read(report, node, hostname), report.lines, report.unknown_host
 
 
 def ring_problems(path: str | Path, name: str, members: Iterable[Member]) -> list[str]:

@@ -1,7 +1,7 @@
 """Writes a commented config: the ring as given, every other setting as a comment.
 
-``ringd-cli init`` and the sample in etc/ come from here, so that neither can differ from
-the settings' real defaults.
+``ringd-cli init``, the sample in etc/ and the manual come from here, so that none of them can
+differ from the settings' real defaults.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ringd.config.settings import SECTIONS, Member, Setting, settings_of
 
 _WIDTH = 96
 
-_HEAD = """\
+HEAD = """\
 # ringd: one file, the same on every machine of the ring, with its key file beside it.
 #
 # A line that begins with "#" and a key holds that setting's default: take the "#" away to
@@ -27,22 +27,22 @@ _HEAD = """\
 # What the members call the ring; members of another ring are turned away.
 """
 
-_WITH_KEY = """\
+WITH_KEY = """\
 # The file with the shared key, beside this one or with its full path: "ringd-cli keygen" makes
 # it. Copy it to every machine; only the user that runs ringd may read it.
 """
 
-_NEED_KEY = """\
+NEED_KEY = """\
 # Whether to do without a key off loopback, where anybody on the network could join.
 #insecure = false
 """
 
-_WITHOUT_KEY = """\
+WITHOUT_KEY = """\
 # Without a key anybody who reaches these addresses can join the ring and see its tensors. With
 # "insecure" that is accepted; otherwise a ring without a key stays on loopback addresses.
 """
 
-_MEMBERS = """\
+MEMBERS = """\
 
 # The machines in ring order: the first has rank 0, and each one's right neighbour is the next.
 # "name" is the machine's host name, or what "ringd --node" says there. "addresses" are where
@@ -50,7 +50,7 @@ _MEMBERS = """\
 # "listen" names what it binds instead of every interface: listen = ["10.0.0.1:5680"].
 """
 
-_SECTION_HEADS = {
+SECTION_HEADS = {
     "join": "How the members find each other, and how soon they notice that one is gone.",
     "ipc": "Between the programs of a machine and its daemon.",
     "ops": "The collective calls.",
@@ -67,41 +67,43 @@ def render(
 
     With *insecure* it names no key file. The text is TOML with one comment for each setting.
     """
-    lines = [_HEAD + _assign("name", name)]
+    lines = [HEAD + assign("name", name)]
     if insecure:
-        lines.append(_WITHOUT_KEY + _assign("insecure", True))
+        lines.append(WITHOUT_KEY + assign("insecure", True))
     else:
-        lines.append(_WITH_KEY + _assign("key_file", key_file) + _NEED_KEY)
-    lines.append(_MEMBERS)
+        lines.append(WITH_KEY + assign("key_file", key_file) + NEED_KEY)
+    lines.append(MEMBERS)
     for member in members:
-        lines.append("[[ring.members]]\n" + _assign("name", member.name))
-        lines.append(_assign("addresses", list(member.addresses)))
+        lines.append("[[ring.members]]\n" + assign("name", member.name))
+        lines.append(assign("addresses", list(member.addresses)))
         if member.listen:
-            lines.append(_assign("listen", list(member.listen)))
+            lines.append(assign("listen", list(member.listen)))
         lines.append("\n")
     sections = (_section(section, settings_of(SECTIONS[section])) for section in SECTIONS)
     return "".join(lines) + "\n".join(sections)
 
 
 def _section(name: str, settings: dict[str, Setting]) -> str:
-    lines = [f"# {_SECTION_HEADS[name]}\n[{name}]\n"]
+    lines = [f"# {SECTION_HEADS[name]}\n[{name}]\n"]
     for key, setting in settings.items():
         lines.append(
             textwrap.fill(setting.help, _WIDTH, initial_indent="# ", subsequent_indent="# ")
         )
-        lines.append(f"\n#{_assign(key, setting.default)}")
+        lines.append(f"\n#{assign(key, setting.default)}")
     return "".join(lines)
 
 
-def _assign(key: str, value: Any) -> str:
+def assign(key: str, value: Any) -> str:
+    """Return the line of TOML that gives *key* a *value*."""
     # JSON's strings, numbers, booleans and lists are TOML's, too.
     return f"{key} = {json.dumps(value, ensure_ascii=False)}\n"
 
 
-def _example() -> str:
+def example() -> str:
+    """Return the sample: a ring of two, one of which has two addresses."""
     studio = Member("studio", ("10.0.0.1:5680", "studio.local:5680"))
     return render("home", (studio, Member("mini", ("10.0.0.2:5680",))))
 
 
 if __name__ == "__main__":
-    sys.stdout.write(_example())
+    sys.stdout.write(example())

@@ -25,6 +25,10 @@ from ringd.config.units import (
 )
 
 MAX_MEMBERS = 64
+
+DEFAULT_PORT = 5680
+"""What examples, and files brought in from other systems, use where none is named."""
+
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("auto", "console", "json")
 
@@ -248,6 +252,12 @@ class IpcSettings:
         "0660",
         _socket_mode,
         'Mode of the socket: "0660", or "0600" for the daemon\'s own user alone.',
+    )
+    control: str = _setting(
+        "owner",
+        _one_of("owner", "group"),
+        'Who may disturb the ring (rejoin, reload, drain, resume, log-level): "owner", the '
+        'daemon\'s user and root; "group", all who may use the socket.',
     )
     inline_limit: int = _setting(
         "64KiB",

@@ -14,14 +14,14 @@ from ringd.border.lock import SocketLock
 from ringd.border.server import BorderServer, Limits
 from ringd.collective.view import View
 from ringd.config import load
-from ringd.config.settings import Config
+from ringd.config.settings import LOG_LEVELS, Config
 from ringd.daemon.notify import ServiceManager
 from ringd.daemon.programs import Programs
 from ringd.daemon.status import open_ops, status
 from ringd.daemon.statusline import StatusLine
 from ringd.errors import RingError
 from ringd.host import heap
-from ringd.loop import Loop
+from ringd.loop import Loop, Timer
 from ringd.observe import logs
 from ringd.observe.counters import Counters
 from ringd.observe.recorder import Recorder
@@ -30,13 +30,31 @@ from ringd.ring.inquiry import Answers
 from ringd.ring.neighbours import Neighbours
 from ringd.ring.state import State, StateFile
 from ringd.ring.statewriter import patiently
-from ringd.wire.border.messages import AskRejoin, AskReload, AskStatus, AskTrace
+from ringd.wire.border.messages import (
+    AskDrain,
+    AskLog,
+    AskLogLevel,
+    AskRejoin,
+    AskReload,
+    AskResume,
+    AskStatus,
+    AskTrace,
+)
 
 EX_TEMPFAIL = 75
 """Of sysexits.h: try again, which service managers do."""
 
 DRAIN = 5.0
-"""Seconds that ops under way get to finish after SIGTERM; what does not is run again later."""
+"""Seconds that ops under way get to finish after SIGTERM, or when the daemon is drained; what does
+not is run again later."""
+
+LONGEST_LOG_LEVEL = 86400.0
+"""Seconds that another log level than the config's may last."""
+
+ANSWERS = 1
+"""The version of what is answered in JSON; status and trace have their own."""
+
+Answer = Callable[[bytes], None]
 
 
 class Daemon:
@@ -50,6 +68,9 @@ class Daemon:
         self._manager = ServiceManager()
         self._reload_error: tuple[str, float] | None = None  # the last reload's, and when
         self._unreachable = False
+        self._log_level: tuple[str, Timer] | None = (
+            None  # in the place of the config's, for a while
+        )
 
     def run(self) -> int:
         """Run until SIGTERM or SIGINT; return the exit code.
@@ -107,6 +128,10 @@ class Daemon:
                 AskRejoin: self._rejoin,
                 AskReload: self._asked_to_reload,
                 AskTrace: self._trace,
+                AskLog: self._recent_log,
+                AskDrain: self._rest,
+                AskResume: self._resume,
+                AskLogLevel: self._set_log_level,
             },
             log=structlog.get_logger("border"),
             counters=counters,
@@ -119,6 +144,7 @@ class Daemon:
                 window=config.ipc.window,
             ),
             on_unreachable=self._cannot_be_reached,
+            group_controls=config.ipc.control == "group",
         )
         metrics = None
         try:
@@ -172,7 +198,7 @@ class Daemon:
         self._recorder.note("stopping")
         self._programs.drain()
         self._neighbours.drain()
-        self._stop_when_idle(self._loop.now() + DRAIN)
+        self._when_idle(self._loop.stop, self._loop.now() + DRAIN)
 
     def _cannot_be_reached(self) -> None:
         """End if a service manager starts us anew, and makes what was taken from us.
@@ -184,11 +210,12 @@ class Daemon:
             self._unreachable = True
             self._drain()
 
-    def _stop_when_idle(self, latest: float) -> None:
+    def _when_idle(self, then: Callable[[], None], latest: float) -> None:
+        """Call *then* once no op is under way, or at *latest*."""
         if not len(self._programs.performer.bulk) or self._loop.now() >= latest:
-            self._loop.call_soon(self._loop.stop)
+            self._loop.call_soon(then)
         else:
-            self._loop.call_later(0.02, lambda: self._stop_when_idle(latest))
+            self._loop.call_later(0.02, lambda: self._when_idle(then, latest))
 
     def _reload(self) -> None:
         try:
@@ -202,13 +229,14 @@ class Daemon:
             return
         self._reload_error = None
         self._config = config
-        logs.configure(config.log.level, config.log.format)
+        self._restore_log_level()
         self._log.info("reloaded", path=str(config.path))
         self._recorder.note("reloaded")
 
     # --- questions --------------------------------------------------------------------
 
-    def _status(self, answer: Callable[[bytes], None]) -> None:
+    def _status(self, _question: AskStatus, answer: Answer) -> None:
+        level = self._log_level
         body = status(
             self._config,
             self._neighbours,
@@ -216,22 +244,12 @@ class Daemon:
             self._counters,
             started=self._started,
             reload_error=self._reload_error,
+            log_level=None if level is None else (level[0], level[1].when),
             now=self._loop.now(),
         )
         answer(body)
 
-    def _rejoin(self, answer: Callable[[bytes], None]) -> None:
-        self._log.info("rejoin asked for")
-        self._recorder.note("rejoin asked for")
-        answer(json.dumps({"generation": self._neighbours.machine.generation}).encode())
-        self._neighbours.rejoin()
-
-    def _asked_to_reload(self, answer: Callable[[bytes], None]) -> None:
-        self._reload()
-        error = self._reload_error
-        answer(json.dumps({"refused": None if error is None else error[0]}).encode())
-
-    def _trace(self, answer: Callable[[bytes], None]) -> None:
+    def _trace(self, _question: AskTrace, answer: Answer) -> None:
         names = self._neighbours.names
 
         def done(answers: Answers) -> None:
@@ -241,6 +259,62 @@ class Daemon:
             answer(b'{"schema_version":1,"members":[%b],"silent":%b}' % (members, silent.encode()))
 
         self._neighbours.inquiries.ask(done)
+
+    def _recent_log(self, _question: AskLog, answer: Answer) -> None:
+        answer(_json(lines=logs.recent()))
+
+    # --- orders -----------------------------------------------------------------------
+
+    def _rejoin(self, _order: AskRejoin, answer: Answer) -> None:
+        self._log.info("rejoin asked for")
+        self._recorder.note("rejoin asked for")
+        answer(_json(generation=self._neighbours.machine.generation))
+        self._neighbours.rejoin()
+
+    def _asked_to_reload(self, _order: AskReload, answer: Answer) -> None:
+        self._reload()
+        error = self._reload_error
+        answer(_json(refused=None if error is None else error[0]))
+
+    def _rest(self, _order: AskDrain, answer: Answer) -> None:
+        """Leave the ring once what is under way is done; a stop on the way is not held up."""
+        began = self._loop.now()
+        self._log.info("draining, as asked", ops_under_way=len(self._programs.performer.bulk))
+
+        def leave() -> None:
+            unfinished = len(self._programs.performer.bulk)
+            if not self._programs.draining:
+                self._neighbours.leave()
+            answer(_json(unfinished=unfinished, took=self._loop.now() - began))
+
+        self._when_idle(leave, began + DRAIN)
+
+    def _resume(self, _order: AskResume, answer: Answer) -> None:
+        if not self._programs.draining:  # else it stops, and nothing brings it back
+            self._log.info("resuming, as asked")
+            self._neighbours.resume()
+        answer(_json(state=self._neighbours.machine.state.value))
+
+    def _set_log_level(self, order: AskLogLevel, answer: Answer) -> None:
+        if order.level not in LOG_LEVELS or not 0 < order.seconds <= LONGEST_LOG_LEVEL:
+            answer(_json(refused=f"a level is one of {', '.join(LOG_LEVELS)}, for up to a day"))
+            return
+        self._restore_log_level()
+        timer = self._loop.call_later(order.seconds, self._restore_log_level)
+        self._log_level = order.level, timer
+        logs.configure(order.level, self._config.log.format)
+        self._log.warning("another log level for a while", now=order.level, seconds=order.seconds)
+        answer(_json(refused=None))
+
+    def _restore_log_level(self) -> None:
+        if self._log_level is not None:
+            self._log_level[1].cancel()
+            self._log_level = None
+        logs.configure(self._config.log.level, self._config.log.format)
+
+
+def _json(**body: object) -> bytes:
+    return json.dumps({"schema_version": ANSWERS, **body}).encode()
 
 
 def _check_reload(old: Config, new: Config) -> None:

@@ -33,6 +33,7 @@ def status(
     *,
     started: float,
     reload_error: tuple[str, float] | None,
+    log_level: tuple[str, float] | None,
     now: float,
 ) -> bytes:
     """Return the status as JSON; times are seconds ago."""
@@ -43,6 +44,7 @@ def status(
         "version": __version__,
         "pid": os.getpid(),
         "uptime": now - started,
+        "config": str(config.path.absolute()),
         "ring": config.ring.name,
         "node": config.node,
         "rank": view.rank,
@@ -54,6 +56,9 @@ def status(
         "reload_error": None
         if reload_error is None
         else {"reason": reload_error[0], "age": now - reload_error[1]},
+        "log_level": None
+        if log_level is None
+        else {"level": log_level[0], "for": log_level[1] - now},
         "disk": {
             "slow": neighbours.disk.slow,
             "writing_for": neighbours.disk.writing_for,

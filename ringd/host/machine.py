@@ -1,4 +1,4 @@
-"""How much memory this process may have, and what of it is one client's share."""
+"""How much memory this process may have, what of it is free, and one client's share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ LEAST_SHARE = 64 << 20
 """Bytes that a client may have on the smallest machine."""
 
 _CGROUP_OF_SELF = Path("/proc/self/cgroup")
+_MEMINFO = Path("/proc/meminfo")
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -17,6 +18,16 @@ def memory() -> int:
     """Return the bytes that there are: the machine's, or fewer where a cgroup (Linux) says so."""
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min((physical, *_cgroup_limits()))
+
+
+def available() -> int | None:
+    """Return the bytes that programs can have without swapping; None where that is not said."""
+    try:
+        lines = _MEMINFO.read_text().splitlines()
+    except OSError:  # macOS
+        return None
+    kib = next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    return None if kib is None else min(kib << 10, memory())
 
 
 def share_of_memory(least: int = 0) -> int:

@@ -163,8 +163,19 @@ class Flooding:
         return self._publish(now)
 
     def drain(self, now: float) -> list[Send]:
-        """Tell that this member is shutting down."""
+        """Tell that this member takes part in no new ring."""
         self._draining = True
+        return self._publish(now)
+
+    def leave(self, now: float) -> list[Send]:
+        """Tell that this member is in no ring from now on."""
+        self._epoch += 1
+        return self.drain(now)
+
+    def resume(self, now: float) -> list[Send]:
+        """Tell that this member takes part again."""
+        self._draining = False
+        self._epoch += 1
         return self._publish(now)
 
     # --- what changes elsewhere -------------------------------------------------------

@@ -294,6 +294,19 @@ class Machine:
             self._move(Event.DRAIN)
         return self._done(now)
 
+    def leave(self, now: float) -> list[Action]:
+        """Leave the ring, and take part in none until :meth:`resume`; the links stay."""
+        self._out += self._flooding.leave(now)
+        self._interrupt(Event.LEAVE)
+        return self._done(now)
+
+    def resume(self, now: float) -> list[Action]:
+        """Take part again; nothing happens if that was never ended."""
+        if self._state is State.DRAINING:
+            self._out += self._flooding.resume(now)
+            self._interrupt(Event.RESUME)
+        return self._done(now)
+
     def tick(self, now: float) -> list[Action]:
         """Let time pass; to be called at :attr:`next_deadline`, harmless at other times."""
         self._storage.tick(now)
@@ -314,9 +327,8 @@ class Machine:
         sends, moved = self._flooding.received(side, news.states, now)
         self._out += sends
         if moved is not None:
-            self._interrupt(
-                Event.NEWS, f"{self._names[moved.rank]}: {moved.error or 'linked anew'}"
-            )
+            otherwise = "drained, or shutting down" if moved.draining else "linked anew"
+            self._interrupt(Event.NEWS, f"{self._names[moved.rank]}: {moved.error or otherwise}")
         self._keep_out(now)
 
     def _take_propose(self, propose: Propose) -> None:

@@ -25,6 +25,8 @@ class Event(Enum):
     OLDER_SELF = "the others know an older self of this member, whose state file was lost"
     REJOIN = "asked to rejoin"
     DRAIN = "asked to shut down"
+    LEAVE = "drained by its operator"
+    RESUME = "resumed by its operator"
 
 
 TRANSITIONS: dict[tuple[State, Event], State] = {
@@ -37,6 +39,8 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.FORMING, Event.OLDER_SELF): State.FORMING,
     (State.FORMING, Event.REJOIN): State.FORMING,
     (State.FORMING, Event.DRAIN): State.DRAINING,
+    (State.FORMING, Event.LEAVE): State.DRAINING,
+    (State.FORMING, Event.RESUME): State.FORMING,
     (State.READY, Event.LINK_LOST): State.FORMING,
     (State.READY, Event.LINK_UP): State.FORMING,
     (State.READY, Event.NEWS): State.FORMING,
@@ -45,6 +49,8 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.READY, Event.OLDER_SELF): State.FORMING,
     (State.READY, Event.REJOIN): State.FORMING,
     (State.READY, Event.DRAIN): State.DRAINING,
+    (State.READY, Event.LEAVE): State.DRAINING,
+    (State.READY, Event.RESUME): State.READY,
     # A ring that a draining member is in may break; it takes no part in another.
     (State.DRAINING, Event.LINK_LOST): State.DRAINING,
     (State.DRAINING, Event.LINK_UP): State.DRAINING,
@@ -54,5 +60,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.DRAINING, Event.OLDER_SELF): State.DRAINING,
     (State.DRAINING, Event.REJOIN): State.DRAINING,
     (State.DRAINING, Event.DRAIN): State.DRAINING,
+    (State.DRAINING, Event.LEAVE): State.DRAINING,
+    (State.DRAINING, Event.RESUME): State.FORMING,
 }
 """Every legal move; (READY, FORMED) and (DRAINING, FORMED) would be bugs and raise KeyError."""

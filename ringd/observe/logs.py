@@ -9,6 +9,7 @@ import atexit
 import logging
 import os
 import sys
+from collections import deque
 from collections.abc import MutableMapping
 from functools import partial
 from typing import Any, TextIO
@@ -23,6 +24,11 @@ _MARK = len("<4>")
 
 _AT_EXIT = 1.0
 """Seconds that the last lines get to be written."""
+
+KEPT = 1000
+"""Lines of the log that can be asked for."""
+
+_kept: deque[str] = deque(maxlen=KEPT)
 
 _writers: list[LineWriter] = []  # one for each stream that was ever logged to
 
@@ -71,6 +77,11 @@ def flush(timeout: float = _AT_EXIT) -> bool:
     return all(written)
 
 
+def recent() -> list[str]:
+    """Return the last lines, the oldest first, whether or not anybody has read them."""
+    return list(_kept)
+
+
 def lost() -> int:
     """Return how many lines could not be written."""
     return sum(writer.lost for writer in _writers)
@@ -94,6 +105,7 @@ class _Logger:
         self._writer = writer
 
     def msg(self, line: str) -> None:
+        _kept.append(line)
         if self._writer.write(line):
             so_far = self._writer.news_of_loss()
             if so_far:

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from ringd import __version__
 from ringd.collective.call import Call
 
 _LONGEST_CALL = 100
@@ -73,7 +74,13 @@ class Recorder:
         """Return all events as JSON, oldest first, and behind them the calls that are open."""
         shift = time.time() - time.monotonic()
         events = [_plain(event, shift) for event in (*self._events, *self.open_ops())]
-        body = {"schema_version": SCHEMA_VERSION, "node": self._node, "events": events}
+        body = {
+            "schema_version": SCHEMA_VERSION,
+            "node": self._node,
+            "version": __version__,
+            "now": time.time(),
+            "events": events,
+        }
         return json.dumps(body).encode()
 
 

@@ -163,6 +163,16 @@ class Neighbours:
         """Take no part in a new ring."""
         self._perform(self.machine.drain(self._loop.now()))
 
+    def leave(self) -> None:
+        """Leave the ring, and take part in none until :meth:`resume`."""
+        self._recorder.note("drained")
+        self._perform(self.machine.leave(self._loop.now()))
+
+    def resume(self) -> None:
+        """Take part again."""
+        self._recorder.note("resumed")
+        self._perform(self.machine.resume(self._loop.now()))
+
     def rejoin(self) -> None:
         """Drop the links, forget backoff, resolve names afresh and join again."""
         self._perform(self.machine.rejoin(self._loop.now()))

@@ -235,6 +235,13 @@ def uninstall(service: Service, unit_path: Path, *, runs: bool, purge: bool) -> 
     return steps
 
 
+def journal(service: Service, lines: int) -> tuple[str, ...]:
+    """Return the command that prints the last *lines* of the service's log."""
+    manager = () if service.user else ("--user",)
+    words = ("-q", "-u", UNIT, "-o", "short-iso-precise", "-n", str(lines))
+    return ("journalctl", *manager, "--no-pager", *words)
+
+
 def question(service: Service) -> tuple[str, ...]:
     """Return the command whose output :func:`state` reads."""
     return _systemctl(

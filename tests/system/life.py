@@ -171,6 +171,15 @@ def test_install_tells_the_next_step(machines: Machines) -> None:
         service = machines.service(machine)
         assert (service["UnitFileState"], service["ActiveState"]) == ("enabled", "inactive")
         assert machine.said("id", "ringd").startswith("uid=")
+        files = machine.said("dpkg", "--listfiles", "ringd").split()
+        assert {
+            "/usr/share/man/man1/ringd-cli.1.gz",
+            "/usr/share/man/man5/ringd.toml.5.gz",
+            "/usr/share/man/man8/ringd.8.gz",
+            "/usr/share/bash-completion/completions/ringd-cli",
+            "/usr/share/zsh/vendor-completions/_ringd-cli",
+            "/usr/share/fish/vendor_completions.d/ringd-cli.fish",
+        } <= set(files)
         machine.said("useradd", "--create-home", "--groups", "ringd", MEMBER)
         machine.said("useradd", "--create-home", STRANGER)
         machine.shut_down()

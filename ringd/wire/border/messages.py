@@ -180,27 +180,67 @@ class AskStatus(msgspec.Struct, frozen=True, array_like=True, tag="status"):
     version: int
 
 
-class AskRejoin(msgspec.Struct, frozen=True, array_like=True, tag="rejoin"):
-    """Drop all links, forget backoff, resolve names afresh, join again; needs no attachment."""
-
-    version: int
-
-
-class AskReload(msgspec.Struct, frozen=True, array_like=True, tag="reload"):
-    """Read the configuration file again, as at SIGHUP; needs no attachment."""
-
-    version: int
-
-
 class AskTrace(msgspec.Struct, frozen=True, array_like=True, tag="trace"):
     """Ask for the flight recorder's events; needs no attachment."""
 
     version: int
 
 
-Request = Union[
-    Attach, Open, Submit, Ack, Detach, AskAwaited, AskStatus, AskRejoin, AskReload, AskTrace
-]
+class AskLog(msgspec.Struct, frozen=True, array_like=True, tag="log"):
+    """Ask for the last lines of the log; needs no attachment."""
+
+    version: int
+
+
+class AskRejoin(msgspec.Struct, frozen=True, array_like=True, tag="rejoin"):
+    """Drop all links, forget backoff, resolve names afresh, join again; needs no attachment."""
+
+    version: int
+    token: bytes = b""
+    """Of a lifeline that the asker holds, by which it is known whose process it is."""
+
+
+class AskReload(msgspec.Struct, frozen=True, array_like=True, tag="reload"):
+    """Read the configuration file again, as at SIGHUP; needs no attachment."""
+
+    version: int
+    token: bytes = b""
+    """As in :class:`AskRejoin`."""
+
+
+class AskDrain(msgspec.Struct, frozen=True, array_like=True, tag="drain"):
+    """Leave the ring once the calls under way are done, until :class:`AskResume`."""
+
+    version: int
+    token: bytes = b""
+    """As in :class:`AskRejoin`."""
+
+
+class AskResume(msgspec.Struct, frozen=True, array_like=True, tag="resume"):
+    """Take part in the ring again."""
+
+    version: int
+    token: bytes = b""
+    """As in :class:`AskRejoin`."""
+
+
+class AskLogLevel(msgspec.Struct, frozen=True, array_like=True, tag="log level"):
+    """Write messages from *level* on for a while, then as the configuration says again."""
+
+    version: int
+    level: str
+    seconds: float
+    token: bytes = b""
+    """As in :class:`AskRejoin`."""
+
+
+Order = Union[AskRejoin, AskReload, AskDrain, AskResume, AskLogLevel]
+"""What disturbs: not everybody who may use the ring may ask for that."""
+
+Question = Union[AskStatus, AskTrace, AskLog, Order]
+"""What needs no attachment; answered by :class:`Answer`."""
+
+Request = Union[Attach, Open, Submit, Ack, Detach, AskAwaited, Question]
 
 
 # --- daemon to client -----------------------------------------------------------------

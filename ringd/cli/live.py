@@ -1,0 +1,114 @@
+"""``status --watch``: the status as it changes, with what comes and goes in a second.
+
+The picture is rich's, which is an extra: ``pip install 'ringd[watch]'``. Lines of JSON need none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import astuple
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ringd.cli.picture import HEADINGS, Rates, group_lines, program_line, rows, state, warnings
+from ringd.errors import DaemonUnavailable, RingError
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+EVERY = 1.0
+"""Seconds between two looks."""
+
+_STATES = {"self": "green", "up": "green", "down": "red", "unknown": "yellow"}
+
+Look = Callable[[], dict[str, Any]]
+
+
+class Meter:
+    """Turns what each link has carried so far into rates."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, tuple[float, float, float, float]] = {}
+
+    def rates(self, body: Mapping[str, Any], now: float) -> Rates:
+        """Return the rates since the last call; 0 of a link that is new since then."""
+        rates = {}
+        after = {}
+        for side, link in body["links"].items():
+            since = now - link["up_for"]
+            here = (now, since, float(link["bytes_in"]), float(link["bytes_out"]))
+            then, old, received, sent = self._before.get(side, here)
+            same = abs(since - old) < EVERY / 2 and now > then
+            span = now - then if same else 1.0
+            rates[side] = ((here[2] - received) / span, (here[3] - sent) / span) if same else (0, 0)
+            after[side] = here
+        self._before = after
+        return rates
+
+
+def show(look: Look, *, as_json: bool) -> None:
+    """Show what *look* returns, once a second, until Ctrl-C; a daemon may come and go.
+
+    Raises:
+        RingError: The picture cannot be drawn, or the daemon may not be asked.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        if as_json:
+            _print_lines(look)
+        else:
+            _draw(look)
+
+
+def _print_lines(look: Look) -> None:
+    while True:
+        click.echo(json.dumps(look()))
+        time.sleep(EVERY)
+
+
+def _draw(look: Look) -> None:
+    try:
+        from rich.live import Live  # noqa: PLC0415 - an extra, and slow to import
+        from rich.text import Text  # noqa: PLC0415
+    except ModuleNotFoundError:
+        raise RingError(
+            "--watch draws with rich, which is not here: pip install 'ringd[watch]', or use "
+            "--watch --json"
+        ) from None
+    meter = Meter()
+    with Live(auto_refresh=False, screen=True) as live:
+        while True:
+            try:
+                body = look()
+            except DaemonUnavailable as error:
+                live.update(Text(f"! {error}", style="bold red"), refresh=True)
+            else:
+                rates = meter.rates(body, time.monotonic())
+                live.update(picture(body, rates), refresh=True)
+            time.sleep(EVERY)
+
+
+def picture(body: Mapping[str, Any], rates: Rates) -> Group:
+    """Return the status as rich shows it."""
+    from rich.console import Group  # noqa: PLC0415 - as above
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=None, pad_edge=False)
+    for heading in HEADINGS:
+        table.add_column(heading, overflow="fold")
+    for row in rows(body, rates):
+        cells = [Text(str(cell)) for cell in astuple(row)]
+        cells[2].stylize(_STATES.get(row.state, ""))
+        table.add_row(*cells)
+    good = body["state"] == "ready"
+    title = f"ring {body['ring']!r}, {state(body)}"
+    parts: list[Any] = [Text(f"! {line}", style="bold red") for line in warnings(body)]
+    parts += [Text(title, style="bold green" if good else "bold yellow"), table]
+    for group in body["groups"]:
+        parts += [Text(line) for line in ("", *group_lines(group))]
+    parts += [Text(f"program {program_line(program)}") for program in body["clients"]]
+    return Group(*parts)

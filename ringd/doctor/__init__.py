@@ -1,0 +1,1 @@
+"""What is wrong with a machine and its place in a ring: facts in, findings out."""

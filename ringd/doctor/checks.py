@@ -1,0 +1,249 @@
+"""From facts to findings, each with its remedy. One function for each subject."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ringd.doctor.facts import ConfigFacts, DaemonFacts, Facts, MachineFacts, Way
+
+Severity = Literal["serious", "note", "good"]
+_ORDER: tuple[Severity, ...] = ("serious", "note", "good")
+
+SKEW = 1.0
+"""Seconds by which clocks may differ; logs and traces are read side by side by them."""
+
+LITTLE_MEMORY = 256 << 20
+FEW_FILES = 1024
+
+SMALL_MTU = 1280
+"""Bytes that each link of the Internet carries (RFC 8200)."""
+
+_MIB = 1 << 20
+
+_REMEDIES = {
+    errno.ECONNREFUSED: "start ringd on {member}, and see that its port is the one in the config",
+    errno.EHOSTUNREACH: "see that {member} is on, and on this network",
+    errno.ENETUNREACH: "connect this machine to that network, or give {member} another address",
+}
+_SILENT = "see that {member} is on and awake, and that no firewall drops what comes in there"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found.
+
+    Attributes:
+        severity: ``"serious"``: the ring or its programs cannot work as they should; ``"note"``:
+            worth a look; ``"good"``.
+        subject: In a word: config, key, daemon, ring, name, route, clock, ...
+        text: What it is.
+        remedy: What to do; empty for what is good.
+    """
+
+    severity: Severity
+    subject: str
+    text: str
+    remedy: str = ""
+
+
+def examine(facts: Facts) -> list[Finding]:
+    """Return what *facts* say, the serious first."""
+    found = [
+        *_config(facts.config),
+        *_daemon(facts.daemon),
+        *_ring(facts.daemon),
+        *_ways(facts),
+        *_members(facts.daemon, facts.machine),
+        *_machine(facts.machine, facts.daemon),
+    ]
+    return sorted(found, key=lambda finding: _ORDER.index(finding.severity))
+
+
+def _config(config: ConfigFacts) -> Iterator[Finding]:
+    for problem in config.problems:
+        subject = "key" if ": ring.key_file" in problem else "config"
+        if subject == "key" and "Permission denied" in problem:
+            text, _ = _split(problem)
+            yield Finding("note", subject, text, "run this as root, or as the daemon's user")
+            continue
+        yield _parted("serious", subject, problem, f"mend it in {config.path}")
+    for obstacle in config.obstacles:
+        yield _parted("serious", "port", obstacle, "choose another port on every machine")
+    if not config.problems:
+        yield Finding("good", "config", f"{config.path}: this is {config.node!r}")
+
+
+def _daemon(daemon: DaemonFacts) -> Iterator[Finding]:
+    runtime = (
+        f"XDG_RUNTIME_DIR={daemon.runtime_dir}"
+        if daemon.runtime_dir
+        else "XDG_RUNTIME_DIR is not set"
+    )
+    looked = f"looked at {', '.join(daemon.looked)} ({runtime})"
+    if daemon.socket:
+        yield Finding("good", "socket", f"{daemon.socket}: {daemon.access}; {looked}")
+    else:
+        # The trouble comes with a remedy, which is the one to follow where there is a line to type.
+        trouble, _, line = daemon.trouble.partition(": type ")
+        trouble = trouble.partition("; start ringd")[0]
+        remedy = f"type {line}" if line else "start ringd here, or name its socket: --socket"
+        yield Finding("serious", "socket", f"{trouble}; {looked}", remedy)
+
+
+def _ring(daemon: DaemonFacts) -> Iterator[Finding]:
+    status = daemon.status
+    if status is None:
+        return
+    if status["state"] == "ready":
+        text = f"ready, generation {status['generation']}, {status['size']} members"
+        yield Finding("good", "ring", text)
+    for name, why in status["waiting_for"].items():
+        yield Finding("serious", "ring", f"waits for {name}: {why}", f"see to ringd on {name}")
+    for namesake in status["namesakes"]:
+        yield Finding(
+            "serious",
+            "names",
+            f"a machine at {namesake['address']} is turned away: {namesake['reason']}",
+            f"give one of the two that are called {namesake['name']!r} another name, in the config "
+            "and with --node",
+        )
+    yield from _links(status)
+    yield from _resources(status)
+
+
+def _links(status: Mapping[str, Any]) -> Iterator[Finding]:
+    if (hole := status["black_hole"]) is not None:
+        text, remedy = f"the way to {hole['peer']}: {hole['reason']}", "lower the MTU on that way"
+        yield Finding("serious", "route", text, remedy)
+    for side, link in status["links"].items():
+        if not link["preferred"]:
+            why = link["preferred_error"] or "it was not reachable"
+            text = f"the {side} link to {link['peer']} is not over its preferred address: {why}"
+            yield Finding("note", "route", text, "mend that network, or list the addresses anew")
+
+
+def _resources(status: Mapping[str, Any]) -> Iterator[Finding]:
+    if (refused := status["reload_error"]) is not None:
+        text = f"the last reload was refused: {refused['reason']}"
+        yield Finding("note", "config", text, "mend the file, then ringd-cli reload")
+    if status["disk"]["slow"]:
+        text = "the disk of the state directory takes more than a second to flush"
+        yield Finding("note", "disk", text, "see what else writes there, or move --state-dir")
+    files = status["open_files"]
+    if files["count"] > files["limit"] - 2 * files["reserve"]:
+        text = f"the daemon has {files['count']} of {files['limit']} open files"
+        remedy = "raise its limit (LimitNOFILE= of the unit), or end programs"
+        yield Finding("serious", "files", text, remedy)
+
+
+def _ways(facts: Facts) -> Iterator[Finding]:
+    reachable = {way.member for way in facts.ways if way.seconds is not None}
+    for way in facts.ways:
+        yield _own(way) if way.mine else _way(way, alone=facts.config.alone, others=reachable)
+
+
+def _own(way: Way) -> Finding:
+    where = f"{way.member} (this machine), {way.address}"
+    if way.error:
+        remedy = "correct the address, or wait until the network has given it to this machine"
+        return Finding("serious", "route", f"{where}: {way.error}", remedy)
+    if not way.interface:
+        text = f"{where}: no interface here has {way.target}"
+        remedy = (
+            "correct the address in the config, or say with --node which member this machine is"
+        )
+        return Finding("serious", "route", text, remedy)
+    return Finding("good", "route", f"{where}: on {way.interface}{_size(way)}")
+
+
+def _way(way: Way, *, alone: bool, others: set[str]) -> Finding:
+    where = f"{way.member}, {way.address}"
+    if way.error:
+        remedy = "correct the address, or the network's names and routes"
+        severity: Severity = "note" if way.member in others else "serious"
+        return Finding(severity, "route", f"{where}: {way.error}", remedy)
+    if not alone and _is_loopback(way.target):
+        text = f"{where}: leads to this machine itself ({way.target})"
+        remedy = f"take {way.host} off the line of {way.target} in /etc/hosts, or write an address"
+        return Finding("serious", "names", text, remedy)
+    if not alone and way.source == way.target:
+        text = f"{where}: that is an address of this machine"
+        remedy = f"write an address of {way.member}, or say with --node which member this is"
+        return Finding("serious", "names", text, remedy)
+    over = f"over {way.interface or way.source} ({way.source}){_size(way)}"
+    if way.seconds is None:
+        severity = "note" if way.member in others else "serious"
+        remedy = _REMEDIES.get(way.errno, _SILENT).format(member=way.member)
+        return Finding(severity, "port", f"{where}, {over}: {way.refusal}", remedy)
+    if way.full is False:
+        text = f"{where}, {over}: small packets pass and full ones do not"
+        remedy = f"lower the MTU of {way.interface or 'the interface'} here and there until this "
+        return Finding("serious", "route", text, f"{remedy}passes: {way.ping}")
+    if 0 < way.mtu < SMALL_MTU:
+        remedy = "raise it, if all on the way carry larger packets"
+        return Finding("note", "route", f"{where}, {over}: small packets cost time", remedy)
+    full = ", full packets arrive" if way.full else ""
+    text = f"{where}, {over}: connected in {way.seconds * 1e3:.2f} ms{full}"
+    return Finding("good", "route", text)
+
+
+def _members(daemon: DaemonFacts, machine: MachineFacts) -> Iterator[Finding]:
+    for about in daemon.members:
+        version = about.version or "a version that does not say so"
+        if about.version != machine.version:
+            text = f"{about.name} runs {version}, and this is {machine.version}"
+            remedy = "install the same release on all machines, then restart ringd"
+            yield Finding("note", "version", text, remedy)
+        if about.ahead is not None and abs(about.ahead) > SKEW:
+            how = "ahead of" if about.ahead > 0 else "behind"
+            text = f"{about.name}'s clock is {abs(about.ahead):.1f} s {how} the one here"
+            yield Finding("note", "clock", text, "let both machines take their time from NTP")
+    for name in daemon.silent:
+        text = f"{name} did not say its version and time"
+        yield Finding("note", "version", text, f"see to ringd on {name}, then run this again")
+    if daemon.members and not daemon.silent:
+        versions = {about.version for about in daemon.members} | {machine.version}
+        if len(versions) == 1:
+            text = f"all {len(daemon.members)} members run {machine.version}"
+            yield Finding("good", "version", text)
+        if all(about.ahead is not None and abs(about.ahead) <= SKEW for about in daemon.members):
+            yield Finding("good", "clock", f"all clocks agree within {SKEW:g} s")
+
+
+def _machine(machine: MachineFacts, daemon: DaemonFacts) -> Iterator[Finding]:
+    if machine.segments:
+        text = f"shared memory cannot be had: {machine.segments}"
+        yield Finding("serious", "memory", text, "free some, or let this user have it (ulimit)")
+    free = machine.available
+    text = f"{machine.memory // _MIB} MiB"
+    text += "" if free is None else f", {free // _MIB} MiB of them free"
+    if free is not None and free < LITTLE_MEMORY:
+        yield Finding("note", "memory", text, "end programs: tensors need twice their size here")
+    elif not machine.segments:
+        yield Finding("good", "memory", text)
+    if daemon.status is None and machine.open_files < FEW_FILES:
+        text = f"a daemon started from here could have {machine.open_files} open files"
+        yield Finding("note", "files", text, "raise the limit: ulimit -n, or LimitNOFILE=")
+
+
+def _size(way: Way) -> str:
+    return f", MTU {way.mtu}" if way.mtu else ""
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address).is_loopback
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Return the fault and the remedy of *text*, which has them around a semicolon."""
+    fault, _, remedy = text.rpartition("; ")
+    return (fault, remedy) if fault else (text, "")
+
+
+def _parted(severity: Severity, subject: str, text: str, otherwise: str) -> Finding:
+    fault, remedy = _split(text)
+    return Finding(severity, subject, fault, remedy or otherwise)

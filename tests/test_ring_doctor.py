@@ -1,0 +1,47 @@
+"""``ringd-cli doctor`` beside real daemons."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ringd
+from tests.cluster import Cluster, wait_until
+from tests.test_ring_commands import cli
+
+
+def test_a_ring_that_is_well(calm_cluster: Cluster) -> None:
+    """Nothing is wrong; what each member says of itself is here; no link was disturbed."""
+    before = calm_cluster[0].status()
+    done = cli(calm_cluster, 0, "doctor", "--json")
+    assert done.returncode == 0, done.stdout
+    body = json.loads(done.stdout)
+    assert body["schema_version"] == 1
+    texts = "\n".join(f"{found['severity']} {found['text']}" for found in body["findings"])
+    for part in (
+        f"good {calm_cluster.config}: this is 'n0'",
+        f"good {calm_cluster.sockets[0]}: mode 0660, group ",
+        f"good all 3 members run {ringd.__version__}",
+        "good all clocks agree",
+        "good n0 (this machine), 127.0.0.1:",
+        "good n1, 127.0.0.1:",
+        "full packets arrive",
+    ):
+        assert part in texts
+    after = calm_cluster[0].status()
+    assert before is not None
+    assert after is not None
+    assert (after["state"], after["generation"]) == (before["state"], before["generation"])
+
+
+def test_a_member_that_is_gone(place: Path) -> None:
+    """It is named, with what to do, and the exit code says that this is serious."""
+    with Cluster(place, 2) as cluster:
+        cluster.start().wait_ready()
+        cluster[1].kill()
+        wait_until(lambda: (cluster[0].status() or {}).get("waiting_for"), "its loss is noticed")
+        done = cli(cluster, 0, "doctor")
+    assert done.returncode == 1
+    assert "!! ring     waits for n1: " in done.stdout
+    assert "connection refused" in done.stdout
+    assert "-> start ringd on n1" in done.stdout

@@ -1,0 +1,130 @@
+"""``drain``, ``resume`` and ``log-level`` with real daemons, and whose orders count."""
+
+from __future__ import annotations
+
+import grp
+import json
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+import ringd
+from ringd.cli.main import main
+from tests.cluster import Cluster, Node, wait_until
+from tests.ringkit import begin, connected, everywhere
+from tests.test_client_forbidden import NOBODY, ordinary_user
+from tests.test_ring_commands import cli
+
+SHORT = """
+[ops]
+timeout = "60s"
+"""
+
+
+def state(node: Node) -> str:
+    """Return the ring's state as that daemon sees it."""
+    return str((node.status() or {}).get("state"))
+
+
+def test_drain_and_resume(place: Path) -> None:
+    """A drained machine is out of the ring; calls made then wait, and come back as it resumes.
+
+    One with a deadline ends with it, and says whom it waited for.
+    """
+    with Cluster(place, 3, settings=SHORT) as cluster:
+        generation = cluster.start().wait_ready()
+        with connected(cluster) as rings:
+            assert everywhere(rings, lambda ring: ring.all_reduce(1).item()) == [3] * 3
+            done = cli(cluster, 1, "drain", "--json")
+            assert done.returncode == 0, done.stderr
+            assert json.loads(done.stdout)["unfinished"] == 0
+            assert cli(cluster, 1, "health").returncode == 4
+            drained = "n1: shutting down, or drained by its operator"
+            for rank in range(3):
+                wait_until(lambda r=rank: state(cluster[r]) != "ready", "all have left the ring")
+                assert drained in cli(cluster, rank, "health").stdout
+            calls = begin(rings, lambda ring: ring.all_reduce(np.ones(100_000), timeout=60.0))
+            late = ringd.connect(cluster.sockets[0], group="late")
+            with pytest.raises((ringd.DeadlineExceeded, ringd.NotReady)):
+                late.all_reduce(1, timeout=0.3)
+            late.close()
+            assert all(call.running for call in calls)
+            assert cli(cluster, 1, "resume").stdout == "Resuming.\n"
+            cluster.wait_ready(beyond=generation)
+            assert [call.result()[0] for call in calls] == [3.0] * 3
+            assert cli(cluster, 1, "resume").returncode == 0  # which changes nothing
+            assert state(cluster[1]) == "ready"
+
+
+def test_a_drained_daemon_stops_and_starts(place: Path) -> None:
+    """A restart brings it back, as if it had not been drained."""
+    with Cluster(place, 2) as cluster:
+        generation = cluster.start().wait_ready()
+        assert cli(cluster, 0, "drain").stdout.startswith('Drained. "ringd-cli resume" brings')
+        assert cluster[0].stop() == 0
+        cluster.start([0])
+        cluster.wait_ready(beyond=generation)
+
+
+def test_a_ring_of_one_drains(place: Path) -> None:
+    """There are no neighbours to be told."""
+    with Cluster(place, 1) as cluster:
+        generation = cluster.start().wait_ready()
+        assert cli(cluster, 0, "drain").returncode == 0
+        assert state(cluster[0]) == "draining"
+        assert cli(cluster, 0, "resume").returncode == 0
+        assert cluster.wait_ready(beyond=generation) == generation + 1
+
+
+def test_another_log_level_for_a_while(place: Path) -> None:
+    """It holds for as long as was said, or until a reload; status tells."""
+
+    def level() -> object:
+        told = (cluster[0].status() or {}).get("log_level")
+        return told and told["level"]
+
+    with Cluster(place, 1) as cluster:
+        cluster.start().wait_ready()
+        assert level() is None
+        done = cli(cluster, 0, "log-level", "debug", "--for", "10m")
+        assert (done.returncode, done.stdout) == (0, "Logging from debug on, for 10m.\n")
+        assert level() == "debug"
+        assert "the log has level 'debug' for 10.0 min more" in cli(cluster, 0, "status").stdout
+        assert cli(cluster, 0, "reload").returncode == 0
+        assert level() is None
+        assert cli(cluster, 0, "log-level", "debug", "--for", "100ms").returncode == 0
+        wait_until(lambda: level() is None, "the old level is back")
+        assert cli(cluster, 0, "log-level", "loud").returncode == 2
+        assert cli(cluster, 0, "log-level", "debug", "--for", "soon").returncode == 2
+        too_long = cli(cluster, 0, "log-level", "debug", "--for", "25h")
+        assert (too_long.returncode, "for up to a day" in too_long.stderr) == (1, True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+def test_whose_orders_count() -> None:
+    """A user of the socket's group may look, and not disturb, unless the config says so."""
+    group = grp.getgrgid(NOBODY).gr_name
+
+    def as_nobody(*words: str) -> Result:
+        with ordinary_user():
+            return CliRunner().invoke(main, [*words, "--socket", cluster.sockets[0]])
+
+    with TemporaryDirectory() as name, Cluster(Path(name), 1) as cluster:
+        cluster.directory.chmod(0o755)
+        cluster.write_config(f'[ipc]\ngroup = "{group}"\n')
+        cluster.start().wait_ready()
+        assert as_nobody("status").exit_code == 0
+        for words in (["rejoin"], ["reload"], ["drain"], ["resume"], ["log-level", "debug"]):
+            done = as_nobody(*words)
+            assert (done.exit_code, done.stdout) == (1, "")
+            may = f"this is for root and the daemon's user (uid 0), and you are uid {NOBODY}"
+            assert may in done.stderr
+        cluster[0].kill()
+        cluster.write_config(f'[ipc]\ngroup = "{group}"\ncontrol = "group"\n')
+        generation = cluster.start().wait_ready()
+        assert as_nobody("rejoin").exit_code == 0
+        cluster.wait_ready(beyond=generation)
