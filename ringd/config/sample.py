@@ -32,6 +32,12 @@ _WITH_KEY = """\
 # it. Copy it to every machine; only the user that runs ringd may read it.
 """
 
+_PROTECT = """\
+# What is done to what the machines send each other: "integrity" seals it, so that nobody can alter
+# it on its way; "encrypt" also hides it; "off" does neither. Equal on all machines.
+#protect = "integrity"
+"""
+
 _NEED_KEY = """\
 # Whether to do without a key off loopback, where anybody on the network could join.
 #insecure = false
@@ -69,7 +75,7 @@ def render(
     if insecure:
         lines.append(_WITHOUT_KEY + _assign("insecure", True))
     else:
-        lines.append(_WITH_KEY + _assign("key_file", key_file) + _NEED_KEY)
+        lines.append(_WITH_KEY + _assign("key_file", key_file) + _PROTECT + _NEED_KEY)
     lines.append(_MEMBERS)
     for member in members:
         lines.append("[[ring.members]]\n" + _assign("name", member.name))
