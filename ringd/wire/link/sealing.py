@@ -82,7 +82,7 @@ class _Room:
     """A buffer that grows to the longest that was asked for."""
 
     def __init__(self) -> None:
-        self._memory = _NOTHING
+        self._memory = memoryview(bytearray())
 
     def take(self, size: int) -> memoryview:
         """Return *size* bytes, always from the same ones."""
