@@ -38,10 +38,13 @@ class Daemons:
 
 
 @contextlib.contextmanager
-def running(size: int, directory: Path, source: Path | None = None) -> Iterator[Daemons]:
+def running(
+    size: int, directory: Path, source: Path | None = None, *, protect: str = ""
+) -> Iterator[Daemons]:
     """Start *size* daemons with default settings; end them, by pid, on the way out.
 
     *source*: where another build of ringd stands; None for the one that is installed.
+    *protect*: a setting of ``ring.protect`` that is not the default.
     """
     names = [f"rank{rank}" for rank in range(size)]
     members = [
@@ -49,7 +52,10 @@ def running(size: int, directory: Path, source: Path | None = None) -> Iterator[
         for name, port in zip(names, free_ports(size), strict=True)
     ]
     config = directory / "ringd.toml"
-    config.write_text(render("bench", members))
+    text = render("bench", members)
+    if protect:
+        text = text.replace('#protect = "integrity"', f'protect = "{protect}"')
+    config.write_text(text)
     create_key(directory / "ring.key")
     daemons = Daemons(
         [directory / f"{name}.sock" for name in names],
