@@ -1,11 +1,12 @@
 """What do sealed links cost? The same calls with each setting of ``ring.protect``.
 
     python benchmarks/sealing.py [--sizes 4B,1MiB,64MiB] [--rounds 15] [--markdown FILE]
+    sudo python benchmarks/sealing.py --wire 1gbit --members 2 --sizes 16MiB
 
 A ring for each setting runs all the time; they take turns, call batch by call batch, in one run. A
 ratio is the median over the rounds of *off*'s time by that of the other in the same round, so 1
 means that nothing is lost. On loopback daemons and programs share the processors, and what a seal
-costs is not hidden behind a wire.
+costs is not hidden behind a wire; ``--wire`` puts one between two of them (:mod:`wire`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import daemons
 from kinds import human, size_of
 from systems import Place
 from teams import Batch, Team, all_ready, start
+from wire import wire
 
 SETTINGS = ("off", "integrity", "encrypt")
 SIZES = "4B,16KiB,256KiB,1MiB,4MiB,16MiB,64MiB"
@@ -41,14 +43,15 @@ HEAD = (
 
 
 @contextlib.contextmanager
-def teams_of(size: int, directory: Path) -> Iterator[dict[str, Team]]:
+def teams_of(size: int, rate: str, directory: Path) -> Iterator[dict[str, Team]]:
     """Start a ring for each setting, with its programs, and end them afterwards."""
     with contextlib.ExitStack() as stack:
+        hosts = stack.enter_context(wire(rate)) if rate else ()
         teams = {}
         for protect in SETTINGS:
             own = directory / protect
             own.mkdir()
-            running = stack.enter_context(daemons.running(size, own, protect=protect))
+            running = stack.enter_context(daemons.running(size, own, protect=protect, hosts=hosts))
             places = [Place(str(path)) for path in running.sockets]
             servers = [process.pid for process in running.processes]
             teams[protect] = Team("ringd", start("ringd", places), servers)
@@ -88,6 +91,7 @@ def main() -> None:
     parser.add_argument("--members", type=int, nargs="+", default=(2, 4))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--wire", default="", help="the speed of one between two hosts: 1gbit")
     parser.add_argument("--markdown", type=Path, help="write the table there, too")
     how = parser.parse_args()
     lines = [*HEAD]
@@ -95,7 +99,7 @@ def main() -> None:
     for size in how.members:
         with (
             tempfile.TemporaryDirectory(prefix="ringd-") as directory,
-            teams_of(size, Path(directory)) as teams,
+            teams_of(size, how.wire, Path(directory)) as teams,
         ):
             for nbytes in map(size_of, how.sizes.split(",")):
                 for mode in how.modes:
