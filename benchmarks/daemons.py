@@ -1,4 +1,4 @@
-"""A ring of real daemons on loopback, in a directory of its own, while a benchmark runs."""
+"""A ring of real daemons, on loopback as a rule, in a directory of its own, for a benchmark."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,16 @@ from ringd.host.ports import free_ports
 
 _STOP_TIMEOUT = 10.0  # seconds
 _LOG_TAIL = 2000  # bytes, per daemon
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Where a daemon runs."""
+
+    address: str = "127.0.0.1"
+    """Its own, without a port."""
+    prefix: tuple[str, ...] = ()
+    """Goes before its command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +48,31 @@ class Daemons:
 
 
 @contextlib.contextmanager
-def running(size: int, directory: Path, source: Path | None = None) -> Iterator[Daemons]:
+def running(
+    size: int,
+    directory: Path,
+    source: Path | None = None,
+    *,
+    protect: str = "",
+    hosts: Sequence[Host] = (),
+) -> Iterator[Daemons]:
     """Start *size* daemons with default settings; end them, by pid, on the way out.
 
     *source*: where another build of ringd stands; None for the one that is installed.
+    *protect*: a setting of ``ring.protect`` that is not the default.
+    *hosts*: where they run, by rank; loopback without.
     """
     names = [f"rank{rank}" for rank in range(size)]
+    hosts = hosts or [Host()] * size
     members = [
-        Member(name, (f"127.0.0.1:{port}",))
-        for name, port in zip(names, free_ports(size), strict=True)
+        Member(name, (f"{host.address}:{port}",))
+        for name, host, port in zip(names, hosts, free_ports(size), strict=True)
     ]
     config = directory / "ringd.toml"
-    config.write_text(render("bench", members))
+    text = render("bench", members)
+    if protect:
+        text = text.replace('#protect = "integrity"', f'protect = "{protect}"')
+    config.write_text(text)
     create_key(directory / "ring.key")
     daemons = Daemons(
         [directory / f"{name}.sock" for name in names],
@@ -60,8 +83,15 @@ def running(size: int, directory: Path, source: Path | None = None) -> Iterator[
     if source is not None:
         environment["PYTHONPATH"] = str(source)
     with ExitStack() as stack:
-        for name, path, log in zip(names, daemons.sockets, daemons.logs, strict=True):
-            command = [sys.executable, "-m", "ringd.daemon.main", "--config", str(config)]
+        for name, host, path, log in zip(names, hosts, daemons.sockets, daemons.logs, strict=True):
+            command = [
+                *host.prefix,
+                sys.executable,
+                "-m",
+                "ringd.daemon.main",
+                "--config",
+                str(config),
+            ]
             command += ["--node", name, "--socket", str(path)]
             command += ["--state-dir", str(directory / f"{name}.state")]
             with log.open("wb") as stderr:

@@ -163,7 +163,8 @@ class Cluster:
     """A ring of *size* members in *directory*; ``settings`` is TOML that follows the roster.
 
     ``dial`` maps a member's name to the port under which its neighbours reach it, where that
-    is not the one that it listens on (a proxy stands between).
+    is not the one that it listens on (a proxy stands between). ``protect`` is ``ring.protect``;
+    None leaves it out.
     """
 
     def __init__(
@@ -174,8 +175,10 @@ class Cluster:
         settings: str = "",
         dial: dict[str, int] | None = None,
         ports: list[int] | None = None,
+        protect: str | None = None,
     ) -> None:
         self.directory = directory
+        self.protect = protect
         self.config = directory / "ringd.toml"
         self.environ = {k: v for k, v in os.environ.items() if not k.startswith("RINGD_")}
         self.nodes = [
@@ -188,6 +191,7 @@ class Cluster:
     def write_config(self, settings: str, dial: dict[str, int] | None = None) -> None:
         """Write the config anew, for instance for a reload."""
         text = '[ring]\nname = "test"\nkey_file = "ring.key"\n'
+        text += f'protect = "{self.protect}"\n' if self.protect else ""
         for node in self.nodes:
             address = f"127.0.0.1:{(dial or {}).get(node.name, node.port)}"
             text += f'[[ring.members]]\nname = "{node.name}"\naddresses = ["{address}"]\n'

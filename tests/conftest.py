@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis
@@ -14,7 +15,7 @@ import pytest
 from clientkit import INLINE_LIMIT, Daemons
 from dialkit import Scene, full_host
 from fake_daemon import FakeDaemon
-from netkit import Recorder, make_link, tcp_pair
+from netkit import PEER, Recorder, make_link, secrets, tcp_pair
 
 import ringd
 from ringd.border.server import Limits
@@ -93,11 +94,17 @@ def loop() -> Iterator[Loop]:
     loop.close()
 
 
-@pytest.fixture
-def link_pair(loop: Loop) -> Iterator[tuple[tuple[Link, Recorder], tuple[Link, Recorder]]]:
-    """Give two links over one connection, in one loop, with recorders: the right and the left."""
+@pytest.fixture(params=["off", "integrity", "encrypt"])
+def link_pair(
+    loop: Loop, request: pytest.FixtureRequest
+) -> Iterator[tuple[tuple[Link, Recorder], tuple[Link, Recorder]]]:
+    """Give two links over one connection, in one loop, with recorders: the right and the left.
+
+    They are protected in each way in turn.
+    """
     one, other = tcp_pair()
-    right, left = make_link(loop, one, "right"), make_link(loop, other)
+    near, far = (replace(PEER, secrets=own) for own in secrets(request.param))
+    right, left = make_link(loop, one, "right", near), make_link(loop, other, peer=far)
     yield right, left
     right[0].close("over")
     left[0].close("over")

@@ -8,6 +8,7 @@ from pathlib import Path
 from ringd.loop import Loop
 from ringd.net.link import Link
 from ringd.wire.link import frames
+from ringd.wire.link.agreement import Cipher, Protection, Secrets
 from ringd.wire.link.frames import FrameType, Header
 from ringd.wire.link.handshake import Identity, Peer
 
@@ -101,11 +102,24 @@ class Recorder:
         self.lost.append(reason)
 
 
-def make_link(loop, sock, side="left", **changes):
+def secrets(
+    protect: Protection, cipher: Cipher = "AES-256-GCM"
+) -> tuple[Secrets, Secrets] | tuple[None, None]:
+    """Return those of both ends of a link; None where it is not sealed."""
+    if protect == "off":
+        return None, None
+    encrypt = protect == "encrypt"
+    return (
+        Secrets(cipher, encrypt, b"1" * 32, b"2" * 32),
+        Secrets(cipher, encrypt, b"2" * 32, b"1" * 32),
+    )
+
+
+def make_link(loop, sock, side="left", peer=PEER, **changes):
     """Return a link and its recorder."""
     recorder = Recorder()
     values = {"address": "x:1", "handler": recorder, "heartbeat": 60.0, "lost_after": 180.0}
-    return Link(loop, sock, PEER, side=side, **(values | changes)), recorder
+    return Link(loop, sock, peer, side=side, **(values | changes)), recorder
 
 
 def control(payload, seq=0):

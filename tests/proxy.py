@@ -11,6 +11,7 @@ import selectors
 import socket
 import struct
 import threading
+from collections.abc import Callable
 
 _PIECE = 64 << 10
 _RST_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time
@@ -24,6 +25,7 @@ class Proxy:
     moves on, and nothing is lost. ``stall_after(n)`` stalls by itself once *n* more bytes went to
     the daemon, so that a test can stop in the middle of a message. With *hole*, nothing more
     goes to the daemon on a connection that has carried so many bytes there: the rest is too large.
+    All bytes go through :attr:`through`, in the proxy's thread.
     """
 
     def __init__(self, port: int, *, listen: int = 0, hole: int | None = None) -> None:
@@ -36,6 +38,8 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         self.forwarded = 0
         """Bytes that went to the daemon."""
+        self.through: Callable[[bool, bytes], bytes] = lambda _down, data: data
+        """Given whether they go to the daemon, and bytes, returns those that go in their place."""
         self.stalled = threading.Event()
         self._limit: int | None = None
         self._peer: dict[socket.socket, socket.socket] = {}
@@ -154,7 +158,7 @@ class Proxy:
         try:
             data = sock.recv(room)
             if data:
-                self._peer[sock].sendall(data)
+                self._peer[sock].sendall(self.through(down, data))
         except OSError:
             self._drop(sock, reset=True)
             return

@@ -172,6 +172,35 @@ def test_loopback_needs_no_key(write):
     assert load(write(LOOPBACK), "a").ring.key == b""
 
 
+def test_protect(write):
+    """Where there is a key, links are sealed unless the file says otherwise."""
+    assert load(write(GOOD), "mini").ring.protect == "integrity"
+    assert load(write(LOOPBACK), "a").ring.protect == "off"
+    for value in ("off", "integrity", "encrypt"):
+        text = f'key_file = "ring.key"\nprotect = "{value}"\n'
+        ring = load(write(GOOD.replace('key_file = "ring.key"\n', text)), "mini").ring
+        assert (ring.protect, ring.sealed) == (value, value != "off")
+
+
+@pytest.mark.parametrize("value", ['"Encrypt"', "true", "[]"])
+def test_no_such_protection(write, value):
+    """Anything else is told what there is."""
+    text = GOOD.replace('"home"\n', f'"home"\nprotect = {value}\n')
+    assert said(write(text), "mini") == [
+        f'ring.protect = {value}: write one of "off", "integrity", "encrypt"'
+    ]
+
+
+@pytest.mark.parametrize("value", ["integrity", "encrypt"])
+def test_protection_needs_a_key(write, value):
+    """What would protect against nobody is a problem."""
+    text = LOOPBACK.replace('"home"\n', f'"home"\nprotect = "{value}"\n')
+    assert said(write(text)) == [
+        f'ring.protect = "{value}": needs a key: add ring.key_file, or write "off"'
+    ]
+    assert said(write(text.replace(value, "off"))) == []
+
+
 @pytest.mark.parametrize("address", ["10.0.0.1:1", "studio:1", "[fd00::1]:1"])
 def test_no_key_off_loopback(write, address):
     """Elsewhere a missing key is a problem, unless the file accepts it in words."""

@@ -125,7 +125,8 @@ def test_sample_holds_every_default():
     """With its comment marks taken away the sample sets every setting to its default."""
     text = re.sub(r"(?m)^#(?=\w+ = )", "", SAMPLE.read_text(encoding="utf-8"))
     document = tomli.loads(text)
-    assert document.pop("ring")["insecure"] is False
+    ring = document.pop("ring")
+    assert (ring["insecure"], ring["protect"]) == (False, "integrity")
     assert document == {
         name: {key: setting.default for key, setting in settings_of(section).items()}
         for name, section in SECTIONS.items()
@@ -146,13 +147,14 @@ def test_sample_loads(tmp_path):
     key.write_text("A" * 44)
     config = load(path, "mini")
     assert (config.rank, config.ring.key, config.join) == (1, bytes(33), JoinSettings())
+    assert config.ring.protect == "integrity"
 
 
 def test_sample_explains_every_setting():
     """Each commented setting stands below a comment of its own."""
     lines = SAMPLE.read_text(encoding="utf-8").splitlines()
     settings = [i for i, line in enumerate(lines) if re.match(r"#\w+ = ", line)]
-    assert len(settings) == 1 + sum(len(settings_of(section)) for section in SECTIONS.values())
+    assert len(settings) == 2 + sum(len(settings_of(section)) for section in SECTIONS.values())
     assert [lines[i] for i in settings if not lines[i - 1].startswith("# ")] == []
 
 

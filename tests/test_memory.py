@@ -81,7 +81,9 @@ def test_handshakes_that_are_over_are_freed() -> None:
                 sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
             else:
                 rank, purpose = (0, "link") if kind == "link" else (2, "knock")
-                dialing = Dialing(identity(rank), KEY, "b", os.urandom(32), purpose)
+                dialing = Dialing(
+                    identity(rank), KEY, "b", os.urandom(32), os.urandom(32), purpose=purpose
+                )
                 sock.sendall(dialing.outgoing())
                 run_until(loop, lambda: listener._pending)
                 loop.call_later(0.0, loop.stop)

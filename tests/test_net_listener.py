@@ -65,7 +65,7 @@ class Scene:
         """Connect as a neighbour does; return the socket and the finished handshake."""
         sock = self.connect()
         sock.setblocking(False)
-        dialing = Dialing(identity(rank), key, "b", os.urandom(32), purpose)
+        dialing = Dialing(identity(rank), key, "b", os.urandom(32), os.urandom(32), purpose=purpose)
         sock.send(dialing.outgoing())
 
         def go_on():
@@ -136,7 +136,10 @@ def test_a_neighbour_that_is_judged_later(make):
     scene.start()
 
     def dial():
-        sock, dialing = scene.connect(), Dialing(identity(0), KEY, "b", os.urandom(32))
+        sock, dialing = (
+            scene.connect(),
+            Dialing(identity(0), KEY, "b", os.urandom(32), os.urandom(32)),
+        )
         sock.send(dialing.outgoing())
         before = len(cases)
 
@@ -185,7 +188,7 @@ def test_a_knock(scene):
 def test_refusals(scene):
     """Whoever is refused is named with the reason, and told."""
     sock = scene.connect()
-    dialing = Dialing(identity(0, ring="lab"), KEY, "b", os.urandom(32))
+    dialing = Dialing(identity(0, ring="lab"), KEY, "b", os.urandom(32), os.urandom(32))
     sock.sendall(dialing.outgoing())
     run_until(scene.loop, lambda: scene.refused)
     text = "'b' belongs to ring 'home', 'a' to ring 'lab'"
@@ -199,7 +202,9 @@ def test_refusals(scene):
 def test_the_reason_outlives_a_refusal_that_cannot_be_sent(scene):
     """Whoever hangs up before it has heard why is named with the reason all the same."""
     sock = scene.connect(keep=False)
-    sock.sendall(Dialing(identity(0, ring="lab"), KEY, "b", os.urandom(32)).outgoing())
+    sock.sendall(
+        Dialing(identity(0, ring="lab"), KEY, "b", os.urandom(32), os.urandom(32)).outgoing()
+    )
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()  # with a reset
     run_until(scene.loop, lambda: scene.refused)
@@ -210,7 +215,7 @@ def test_the_reason_outlives_a_refusal_that_cannot_be_sent(scene):
 
 def garbage_of(number):
     """Return what a stranger of some kind sends."""
-    hello = Dialing(identity(0), b"", "b", bytes(32)).outgoing()
+    hello = Dialing(identity(0), b"", "b", bytes(32), bytes(32)).outgoing()
     kinds = [
         b"GET / HTTP/1.1\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),
@@ -261,7 +266,7 @@ def test_deadline(make):
     scene = make(timeout=0.3).start()
     silent = scene.connect()
     trickling = scene.connect()
-    hello = Dialing(identity(0), KEY, "b", os.urandom(32)).outgoing()
+    hello = Dialing(identity(0), KEY, "b", os.urandom(32), os.urandom(32)).outgoing()
     run_until(scene.loop, lambda: scene.pending == 2)
     sent = iter(hello[:-1])
 
@@ -281,7 +286,7 @@ def test_deadline(make):
 def test_a_slow_neighbour_is_understood(scene):
     """A hello that comes byte by byte is as good as any."""
     sock = scene.connect()
-    dialing = Dialing(identity(0), KEY, "b", os.urandom(32))
+    dialing = Dialing(identity(0), KEY, "b", os.urandom(32), os.urandom(32))
     for byte in dialing.outgoing():
         sock.send(bytes([byte]))
         run_until(scene.loop, lambda: True)

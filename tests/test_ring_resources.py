@@ -183,7 +183,7 @@ def test_a_stranger_cannot_fill_the_log(place: Path) -> None:
 
         for number in range(50):
             stranger = Identity(f"ring {number}", ("n0", "n1"), 1, 1)
-            hello = Dialing(stranger, b"", "n0", bytes(32)).outgoing()
+            hello = Dialing(stranger, b"", "n0", bytes(32), bytes(32)).outgoing()
             for text in (hello, b"GET / HTTP/1.0\r\n\r\n"):
                 with socket.create_connection(("127.0.0.1", cluster[0].port)) as sock:
                     sock.sendall(text)

@@ -22,14 +22,15 @@ from ringd.wire.link.handshake import (
 from ringd.wire.link.hello import NONCE_SIZE, VERSION, Kind
 
 NONCES = b"d" * 32, b"a" * 32
+PRIVATE = b"D" * 32, b"A" * 32
 PREFIX = struct.Struct("<4sBBH")
 
 
 def sides(dialer=None, acceptor=None, *, target="b", keys=(KEY, KEY), purpose="link", **accepting):
     """Return a dialer and an acceptor: rank 0 dials rank 1 unless told otherwise."""
     return (
-        Dialing(dialer or identity(0), keys[0], target, NONCES[0], purpose),
-        Accepting(acceptor or identity(1), keys[1], NONCES[1], **accepting),
+        Dialing(dialer or identity(0), keys[0], target, NONCES[0], PRIVATE[0], purpose=purpose),
+        Accepting(acceptor or identity(1), keys[1], NONCES[1], PRIVATE[1], **accepting),
     )
 
 
@@ -170,7 +171,7 @@ REFUSALS = [
     (
         {"acceptor": identity(1, settings="chunk=1")},
         Code.SETTINGS,
-        "settings differ that must be equal: 'b' has 'chunk=1', 'a' has ''",
+        "settings differ that must be equal: 'b' has 'chunk=1 protect=off', 'a' has 'protect=off'",
     ),
     ({"target": "c"}, Code.TARGET, "'a' wanted 'c' and reached 'b'"),
     (
@@ -226,7 +227,7 @@ def test_wrong_version():
     with pytest.raises(HandshakeError) as caught:
         accepting.receive(bytes(newer))
     assert caught.value.code is Code.VERSION
-    assert caught.value.text == ("'b' speaks version 3 of the handshake, the other side version 4")
+    assert caught.value.text == ("'b' speaks version 4 of the handshake, the other side version 5")
     with pytest.raises(HandshakeError) as caught:
         dialing.receive(accepting.outgoing())
     assert caught.value.code is Code.VERSION
@@ -240,8 +241,8 @@ def test_the_hello_of_version_1():
     with pytest.raises(HandshakeError) as caught:
         accepting.receive(message(Kind.HELLO, msgspec.msgpack.encode(old), version=1))
     assert caught.value.code is Code.VERSION
-    assert caught.value.text == "'b' speaks version 3 of the handshake, the other side version 1"
-    assert PREFIX.unpack_from(accepting.outgoing())[1] == 3  # it looks there before all else
+    assert caught.value.text == "'b' speaks version 4 of the handshake, the other side version 1"
+    assert PREFIX.unpack_from(accepting.outgoing())[1] == 4  # it looks there before all else
 
 
 @pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n", b"\0", b"RNGd", b"\x16\x03\x01"])
@@ -263,7 +264,7 @@ def test_replay():
     accepting.receive(hello)
     dialing.receive(accepting.outgoing())
     proof = dialing.outgoing()
-    again = Accepting(identity(1), KEY, b"n" * 32)
+    again = Accepting(identity(1), KEY, b"n" * 32, PRIVATE[1])
     again.receive(hello)
     with pytest.raises(HandshakeError) as caught:
         again.receive(proof)
@@ -273,7 +274,7 @@ def test_replay():
 def test_reflection():
     """A dialer's own words prove nothing to it, and an acceptor's nothing to the acceptor."""
     pair = {"members": ("a", "b")}
-    dialing = Dialing(identity(0, **pair), KEY, "b", NONCES[0])
+    dialing = Dialing(identity(0, **pair), KEY, "b", NONCES[0], PRIVATE[0])
     with pytest.raises(HandshakeError) as caught:
         dialing.receive(dialing.outgoing())
     assert caught.value.code is Code.TARGET
@@ -410,8 +411,8 @@ def test_text_of_strangers_is_harmless():
     with pytest.raises(HandshakeError) as caught:
         dialing.receive(message(4, body))
     assert caught.value.text == "?[2J?" + "x" * (messages.MAX_TEXT - 5)
-    accepting = Accepting(identity(1), KEY, NONCES[1])
-    loud = Dialing(identity(0, ring="\x1b]0;\x07"), KEY, "b", NONCES[0])
+    accepting = Accepting(identity(1), KEY, NONCES[1], PRIVATE[1])
+    loud = Dialing(identity(0, ring="\x1b]0;\x07"), KEY, "b", NONCES[0], PRIVATE[0])
     _, refused = play(loud, accepting)
     assert refused.text.isprintable()
 
@@ -420,7 +421,7 @@ def test_too_large_a_roster():
     """What does not fit into a hello is found before anything is sent."""
     members = tuple(f"{number:0200}" for number in range(100))
     with pytest.raises(ValueError, match="HELLO of"):
-        Dialing(identity(0, members=members), KEY, members[1], NONCES[0])
+        Dialing(identity(0, members=members), KEY, members[1], NONCES[0], PRIVATE[0])
 
 
 def test_key_and_secrets_stay():

@@ -23,11 +23,13 @@ import tomli
 from ringd.config.keyfile import is_key_text, read_key
 from ringd.config.settings import (
     MAX_MEMBERS,
+    PROTECTIONS,
     SECTIONS,
     Config,
     IpcSettings,
     JoinSettings,
     Member,
+    Protection,
     RingSettings,
     is_loopback,
     settings_of,
@@ -38,7 +40,7 @@ from ringd.wire.border.messages import ROOM_FOR_HEADERS
 from ringd.wire.text import printable
 
 MAX_ADDRESSES = 16
-RING_KEYS = ("name", "key_file", "insecure", "members")
+RING_KEYS = ("name", "key_file", "protect", "insecure", "members")
 MEMBER_KEYS = ("name", "addresses", "listen")
 
 _NUMBERED = re.compile(r"(.+)-([2-9]|[1-9][0-9])", re.ASCII)  # by the network: two had one name
@@ -268,7 +270,8 @@ def _ring(report: _Report, table: object) -> RingSettings:
         key = _key(report, table["key_file"])
     elif not insecure:
         _check_loopback(report, members)
-    return RingSettings(name, members, key, insecure)
+    protect = _protect(report, table)
+    return RingSettings(name, members, key, insecure, protect)
 
 
 def _key(report: _Report, value: object) -> bytes:
@@ -282,6 +285,21 @@ def _key(report: _Report, value: object) -> bytes:
         except ValueError as error:
             report.add("ring.key_file", error, value)
     return b""
+
+
+def _protect(report: _Report, table: Mapping[str, Any]) -> Protection:
+    """Return what is to be done to the frames of the links."""
+    has_key = "key_file" in table
+    value = table.get("protect", "integrity" if has_key else "off")
+    if value != "off" and value in PROTECTIONS and not has_key:
+        report.add("ring.protect", 'needs a key: add ring.key_file, or write "off"', value)
+        return "off"
+    for choice in PROTECTIONS:
+        if value == choice:
+            return choice
+    choices = ", ".join(f'"{choice}"' for choice in PROTECTIONS)
+    report.add("ring.protect", f"write one of {choices}", value)
+    return "off"
 
 
 def _check_loopback(report: _Report, members: Iterable[Member]) -> None:

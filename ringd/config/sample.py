@@ -32,6 +32,12 @@ WITH_KEY = """\
 # it. Copy it to every machine; only the user that runs ringd may read it.
 """
 
+PROTECT = """\
+# What is done to what the machines send each other: "integrity" seals it, so that nobody can alter
+# it on its way; "encrypt" also hides it; "off" does neither. Equal on all machines.
+#protect = "integrity"
+"""
+
 NEED_KEY = """\
 # Whether to do without a key off loopback, where anybody on the network could join.
 #insecure = false
@@ -71,7 +77,7 @@ def render(
     if insecure:
         lines.append(WITHOUT_KEY + assign("insecure", True))
     else:
-        lines.append(WITH_KEY + assign("key_file", key_file) + NEED_KEY)
+        lines.append(WITH_KEY + assign("key_file", key_file) + PROTECT + NEED_KEY)
     lines.append(MEMBERS)
     for member in members:
         lines.append("[[ring.members]]\n" + assign("name", member.name))

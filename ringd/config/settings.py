@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ringd.config.units import (
     format_duration,
@@ -29,6 +29,8 @@ MAX_MEMBERS = 64
 DEFAULT_PORT = 5680
 """What examples, and files brought in from other systems, use where none is named."""
 
+Protection = Literal["off", "integrity", "encrypt"]
+PROTECTIONS: tuple[Protection, ...] = get_args(Protection)
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("auto", "console", "json")
 
@@ -194,13 +196,20 @@ class Member:
 class RingSettings:
     """The ring: its name, its members in ring order (rank = position) and the shared key.
 
-    ``key`` is empty in a ring without a key; it never shows in a repr.
+    ``key`` is empty in a ring without a key; it never shows in a repr. ``protect`` is one of
+    ``PROTECTIONS``, and ``"off"`` without a key.
     """
 
     name: str
     members: tuple[Member, ...]
     key: bytes = field(default=b"", repr=False)
     insecure: bool = False
+    protect: Protection = "off"
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the links' frames have seals, so that they need no checksums."""
+        return self.protect != "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +315,10 @@ class OpsSettings:
         "The pieces that larger tensors travel in. Equal on all machines.",
     )
     checksum: bool = _setting(
-        False, _switch, "A CRC-32 over every piece, besides TCP's checksum. Equal on all machines."
+        False,
+        _switch,
+        "A CRC-32 over every piece, besides TCP's checksum; sealed links (ring.protect) need none. "
+        "Equal on all machines.",
     )
     order: str = _setting(
         "any",

@@ -323,6 +323,7 @@ def _check_reload(old: Config, new: Config) -> None:
         "ring.name": old.ring.name != new.ring.name,
         "the members' names or order": [member.name for member in old.ring.members]
         != [member.name for member in new.ring.members],
+        "ring.protect": old.ring.protect != new.ring.protect,
         "join.congestion": old.join.congestion != new.join.congestion,
         "[ipc]": old.ipc != new.ipc,
         "[ops]": old.ops != new.ops,

@@ -98,7 +98,7 @@ class Performer:
         self.bulk = Bulk(
             view.rank,
             chunk_bytes=config.ops.chunk,
-            checksum=config.ops.checksum,
+            checksum=config.ops.checksum and not config.ring.sealed,
             by_rank=config.ops.order == "rank",
             on_finished=self._computed,
             send=neighbours.send_credit,

@@ -20,6 +20,7 @@ from ringd.net.backoff import Backoff
 from ringd.net.exchange import Exchange
 from ringd.net.oserrors import describe
 from ringd.net.resolver import Endpoint, Found, Resolver
+from ringd.wire.link.agreement import SECRET_SIZE
 from ringd.wire.link.handshake import NONCE_SIZE, Dialing, Identity, Peer, Purpose
 
 OnLink = Callable[[socket.socket, Peer, str, bytes], None]
@@ -304,7 +305,7 @@ class Dialer:
         )
 
     def _make_handshake(self) -> Dialing:
-        return Dialing(self._identity(), self._key, self._target, os.urandom(NONCE_SIZE))
+        return _dialing(self._identity(), self._key, self._target)
 
     def _succeeded(self, sock: socket.socket, peer: Peer, address: str, leftover: bytes) -> None:
         self._round = None
@@ -358,9 +359,7 @@ class Attempt:
             resolver,
             addresses,
             settings,
-            make_handshake=lambda: Dialing(
-                identity(), key, target, os.urandom(NONCE_SIZE), purpose
-            ),
+            make_handshake=lambda: _dialing(identity(), key, target, purpose),
             on_link=on_link,
             on_failure=failed,
             on_exhausted=lambda: on_failed(failures),
@@ -369,6 +368,11 @@ class Attempt:
     def stop(self) -> None:
         """Give up; nobody is called any more."""
         self._round.abort()
+
+
+def _dialing(identity: Identity, key: bytes, target: str, purpose: Purpose = "link") -> Dialing:
+    nonce, private = os.urandom(NONCE_SIZE), os.urandom(SECRET_SIZE)
+    return Dialing(identity, key, target, nonce, private, purpose=purpose)
 
 
 def configured(address: str) -> str:

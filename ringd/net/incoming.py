@@ -1,7 +1,8 @@
 """The reading half of a link: where bytes go, and the frames that they make.
 
 Small frames pass through a small buffer; the payload of a DATA frame is received straight into
-the memory that it is for. The owner has the socket, and learns of frames by three callbacks.
+the memory that it is for or, where the link is sealed, into memory of the reader's, from which it
+goes there once it is verified. The owner has the socket, and learns of frames by three callbacks.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-from ringd.wire.link import frames
-from ringd.wire.link.frames import HEADER_SIZE, FrameError, FrameType, Header
+from ringd.wire.link.frames import FrameType, Header
+from ringd.wire.link.framing import Reader
 
 READ_BUFFER = 8 * 1024
 """Bytes of the small buffer: several control frames, and the head of a large one."""
@@ -25,20 +26,24 @@ class Incoming:
 
     Args:
         leftover: The first bytes of the stream; handed over by the first :meth:`advance`.
+        reader: Knows the form of the frames.
         destination: Returns where a DATA frame's payload goes, ``header.length`` bytes; None:
             it is read and discarded.
-        complete: Told that this memory is filled, and its checksum right if it had one.
+        complete: Told that this memory is filled with what was sent: its seal is right, or its
+            checksum if it had one.
         deliver: Given every frame of another type; the payload is valid only during the call.
     """
 
     def __init__(
         self,
         leftover: bytes,
+        reader: Reader,
         *,
         destination: Callable[[Header], memoryview | None],
         complete: Callable[[Header], None],
         deliver: Callable[[Header, memoryview], None],
     ) -> None:
+        self._reader = reader
         self._destination = destination
         self._complete = complete
         self._deliver = deliver
@@ -47,10 +52,10 @@ class Incoming:
         self._small[: len(leftover)] = leftover
         self._end = len(leftover)  # the small buffer holds unparsed bytes up to here
         self._header: Header | None = None  # of the frame whose payload is being received
-        self._body = _NOTHING  # where that payload goes
+        self._body = _NOTHING  # where that payload and its tail are received
+        self._target: memoryview | None = None  # where it is wanted
         self._filled = 0
         self._discarding = False
-        self._number = 0  # of the next frame
 
     def receive(self, sock: socket.socket) -> int:
         """Read once and return the number of bytes, for :meth:`advance`; 0 at the end.
@@ -71,7 +76,7 @@ class Incoming:
             FrameError: They are no frames; nothing can be made of this stream any more.
         """
         header = self._header
-        rest = 0 if header is None else header.length - self._filled
+        rest = 0 if header is None else len(self._body) - self._filled
         full = got == rest + len(self._small) - self._end
         if got < rest:
             self._filled += got
@@ -79,7 +84,7 @@ class Incoming:
         self._end += got - rest
         if header is not None:
             self._hand_over()
-        if self._end >= HEADER_SIZE:
+        if self._end >= self._reader.header_size:
             self._parse()
         return full
 
@@ -91,38 +96,32 @@ class Incoming:
             and header.type is FrameType.DATA
             and (header.group, header.seq) == (group, seq)
         ):
-            self._body = memoryview(bytearray(header.length))
+            self._target = None
+            self._body = self._reader.room(header, None)
             self._discarding = True
 
     def close(self) -> None:
         """Hand nothing over any more, and let go of all memory."""
         self._closed = True
-        self._header = None
+        self._header = self._target = None
         self._body = _NOTHING
 
     def _parse(self) -> None:
         """Consume the small buffer: afterwards it holds less than a header."""
-        small = self._small
+        small, reader = self._small, self._reader
         start, end = 0, self._end
-        while end - start >= HEADER_SIZE and not self._closed:
-            header = frames.unpack(small[start : start + HEADER_SIZE], self._number)
-            self._number += 1
-            start += HEADER_SIZE
-            length = header.length
+        while end - start >= reader.header_size and not self._closed:
+            header = reader.header(small[start : start + reader.header_size])
+            start += reader.header_size
+            length = header.length + reader.tail if header.length else 0
             if header.type is FrameType.DATA:
-                body = self._destination(header)
-                self._discarding = body is None
-                self._body = memoryview(bytearray(length)) if body is None else body
-                del body  # see receive
+                self._target = self._destination(header)
+                self._discarding = self._target is None
             elif end - start >= length:
-                payload = small[start : start + length]
-                if header.flags:
-                    _verify(header, payload)
-                self._deliver(header, payload)
+                self._deliver(header, reader.payload(header, small[start : start + length], None))
                 start += length
                 continue
-            else:
-                self._body = memoryview(bytearray(length))
+            self._body = reader.room(header, self._target)
             have = min(end - start, length)
             self._body[:have] = small[start : start + have]
             start += have
@@ -138,22 +137,15 @@ class Incoming:
 
     def _hand_over(self) -> None:
         """Hand over the payload that has just become complete."""
-        header, body = self._header, self._body
-        self._header, self._body = None, _NOTHING
+        header, body, target = self._header, self._body, self._target
+        self._header = self._target = None
+        self._body = _NOTHING
         if header is None or self._discarding:
             self._discarding = False
             return
-        if header.flags:
-            _verify(header, body)
+        payload = self._reader.payload(header, body, target)
         if header.type is FrameType.DATA:
-            del body  # see receive
+            del payload, body, target  # see receive
             self._complete(header)
         else:
-            self._deliver(header, body)
-
-
-def _verify(header: Header, payload: memoryview) -> None:
-    if header.flags & frames.MESSAGE_CHECKSUM:
-        payload = payload[: header.index]
-    if frames.checksum(payload) != header.payload_crc:
-        raise FrameError(f"the checksum of a {header.type.name} payload is wrong")
+            self._deliver(header, payload)

@@ -2,7 +2,7 @@
 
 Nothing here knows what the bytes mean. The payload of a DATA frame is received straight into
 the memory that the handler names (see :mod:`ringd.net.incoming`), and sent straight from the
-memory that the handler gives. Nothing blocks:
+memory that the handler gives; over a sealed link, by way of a buffer. Nothing blocks:
 
 * A frame that was begun is finished before anything else; then control frames go, then data.
 * Data is *pulled* from the handler when the socket takes it, never queued.
@@ -23,8 +23,9 @@ from ringd.net.incoming import Incoming
 from ringd.net.oserrors import describe
 from ringd.net.pulse import Pulse
 from ringd.wire.link import frames
-from ringd.wire.link.frames import HEADER_SIZE, FrameError, FrameType, Header
+from ringd.wire.link.frames import FrameError, FrameType, Header
 from ringd.wire.link.handshake import Peer
+from ringd.wire.link.sealing import framing
 from ringd.wire.text import capped, printable
 
 Side = Literal["left", "right"]
@@ -60,7 +61,7 @@ class LinkHandler(Protocol):
         """Return where this payload goes (bytes, exactly ``header.length``); None: discard."""
 
     def data_received(self, link: Link, header: Header) -> None:
-        """Learn that the buffer is complete, and its checksum right if it had one."""
+        """Learn that the buffer holds what was sent: seal or checksum, if any, is right."""
 
     def next_data(self, link: Link) -> tuple[Header, memoryview] | None:
         """Return the next chunk to send, whose memory stays untouched until ``data_sent``."""
@@ -78,7 +79,7 @@ class Link:
     Args:
         loop: Where it runs.
         sock: The connected socket.
-        peer: Who proved to be at the other end.
+        peer: Who proved to be at the other end, and what was agreed with it.
         side: The neighbour's side: ``"right"`` for a link we dialed, ``"left"`` for one we took.
         address: The peer's address, for people.
         handler: Who is asked and told. It is first called from the loop, never from here.
@@ -121,13 +122,14 @@ class Link:
         )
         self._closed = False
 
+        self._writer, reader = framing(peer.secrets)
         self._incoming = Incoming(
             leftover,
+            reader,
             destination=self._destination,
             complete=self._complete,
             deliver=self._deliver,
         )
-        self._frames_out = 0
         self._control: deque[bytes] = deque()
         self._out: list[Payload] = []  # begun, exactly the bytes still to go
         self._out_size = 0
@@ -177,15 +179,14 @@ class Link:
             return
         if len(payload) != header.length:
             raise ValueError(f"{len(payload)} bytes of payload, {header.length} announced")
-        head = self._pack(header)
         if len(payload) < JOIN_BELOW or self._out or self._writing or self._control:
-            self._control.append(head + payload if payload else head)
+            self._control.append(self._writer.whole(header, payload))
             if not (self._flush_queued or self._blocked):
                 self._flush_queued = True
                 self._loop.call_soon(self._flush)
             return
-        self._out = [head, payload]
-        self._out_size = HEADER_SIZE + len(payload)
+        self._out = self._writer.parts(header, payload)
+        self._out_size = sum(map(len, self._out))
         self._write()
         if self._out and self._out_data is None:
             self._out = [bytes(part) for part in self._out]
@@ -223,7 +224,7 @@ class Link:
         self.cause = cause
         if goodbye and not self._mute:
             text = capped(reason, frames.MAX_LENGTH[FrameType.BYE])
-            bye = self._pack(Header(FrameType.BYE, len(text))) + text
+            bye = self._writer.whole(Header(FrameType.BYE, len(text)), text)
             with contextlib.suppress(OSError):
                 self._sock.sendmsg([*self._out, b"".join(self._control), bye])
         self._shut()
@@ -376,12 +377,6 @@ class Link:
         self._pulse.spoke = self._loop.now()
         return sent
 
-    def _pack(self, header: Header) -> bytes:
-        """Return the bytes of *header*, whose frame is the next to go."""
-        number = self._frames_out
-        self._frames_out += 1
-        return frames.pack(header, number)
-
     def _gather(self) -> bool:
         """Begin the control frames that wait or, when they are few, also a DATA frame.
 
@@ -401,8 +396,9 @@ class Link:
                 header, payload = pulled
                 if len(payload) != header.length:
                     raise ValueError(f"{len(payload)} bytes, {header.length} announced")
-                out += (self._pack(header), payload)
-                size += HEADER_SIZE + header.length
+                parts = self._writer.parts(header, payload)
+                out += parts
+                size += sum(map(len, parts))
                 self._out_data = header
         self._out_size = size
         return last

@@ -20,6 +20,7 @@ from ringd.host.tcp import link_socket
 from ringd.loop import EVENT_READ, Loop, Timer
 from ringd.net.exchange import Exchange, Reception
 from ringd.net.oserrors import describe
+from ringd.wire.link.agreement import SECRET_SIZE
 from ringd.wire.link.handshake import NONCE_SIZE, Accepting, Identity, Peer
 
 BACKLOG = 512
@@ -219,7 +220,7 @@ class Listener:
         exchange = Reception(
             self._loop,
             sock,
-            Accepting(self._identity(), self._key, os.urandom(NONCE_SIZE)),
+            Accepting(self._identity(), self._key, os.urandom(NONCE_SIZE), os.urandom(SECRET_SIZE)),
             timeout=self._settings.handshake_timeout,
             on_peer=succeeded,
             on_failed=failed,

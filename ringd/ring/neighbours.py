@@ -215,7 +215,12 @@ class Neighbours:
             leftover=leftover,
         )
         self._paced.info(
-            "link up", side=side, peer=peer.name, address=address, incarnation=peer.incarnation
+            "link up",
+            side=side,
+            peer=peer.name,
+            address=address,
+            incarnation=peer.incarnation,
+            protection=str(peer.secrets or "off"),
         )
         self._recorder.note("link up", side=side, peer=peer.name, address=address)
         if self._reach is not None:
@@ -379,11 +384,12 @@ class Neighbours:
         link = self.links.get(side)
         if link is not None:
             payload = control.encode(message)
+            sealed = self._config.ring.sealed
             header = Header(
                 FrameType.INQUIRY if isinstance(message, (Ask, Told)) else FrameType.MEMBERSHIP,
                 length=len(payload),
-                flags=frames.CHECKSUM,
-                payload_crc=frames.checksum(payload),
+                flags=0 if sealed else frames.CHECKSUM,
+                payload_crc=0 if sealed else frames.checksum(payload),
             )
             link.send(header, payload)
 
@@ -459,8 +465,12 @@ class Neighbours:
             return
         head = control.encode(message)
         payload = head + data if data else head
-        # A garbled message could end an op wrongly; a garbled tensor is the setting's business.
-        whole = self._config.ops.checksum or not data
+        flags = crc = 0
+        if not self._config.ring.sealed:
+            # A garbled message could end an op wrongly; a garbled tensor is the setting's business.
+            whole = self._config.ops.checksum or not data
+            flags = frames.CHECKSUM if whole else frames.MESSAGE_CHECKSUM
+            crc = frames.checksum(payload if whole else head)
         header = Header(
             FrameType.GROUP,
             length=len(payload),
@@ -471,8 +481,8 @@ class Neighbours:
             origin=origin,
             until=until,
             rank=rank,
-            flags=frames.CHECKSUM if whole else frames.MESSAGE_CHECKSUM,
-            payload_crc=frames.checksum(payload if whole else head),
+            flags=flags,
+            payload_crc=crc,
         )
         link.send(header, payload)
 

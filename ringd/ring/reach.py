@@ -18,6 +18,7 @@ from ringd.errors import RingError
 from ringd.loop import Loop
 from ringd.membership.machine import Side
 from ringd.net.backoff import Backoff
+from ringd.net.ciphers import aes_is_fast
 from ringd.net.dialer import Attempt, Dialer, OnLink, configured
 from ringd.net.listener import Listener
 from ringd.net.resolver import Resolver
@@ -190,6 +191,8 @@ class Reach:
             incarnation=self._incarnation(),
             settings=self._config.shared_settings(),
             instance=self._instance,
+            protect=self._config.ring.protect,
+            fast_aes=aes_is_fast(),
         )
 
     def _make_listener(self, config: Config) -> Listener:

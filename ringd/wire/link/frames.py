@@ -1,6 +1,7 @@
 """The frame that everything between two daemons travels in.
 
-A frame is a header of 52 bytes and a payload of ``length`` bytes. Little-endian::
+Where links are not sealed (:mod:`ringd.wire.link.sealing`), it is a header of 52 bytes and a
+payload of ``length`` bytes. Little-endian::
 
     magic u16 | version u8 | type u8 | length u32 | generation u64 | group u64 | seq u64 |
     index u32 | origin u16 | until u16 | rank u16 | flags u16 | payload_crc u32 | header_crc u32
@@ -162,6 +163,20 @@ def unpack(buffer: Buffer, number: int = 0) -> Header:
         raise FrameError(f"frame version {version}, but this is version {VERSION}")
     if zlib.crc32(buffer[:_GUARDED], number & 0xFFFFFFFF) != header_crc:
         raise FrameError("the header's checksum is wrong")
+    known = checked(kind, length, index)
+    if flags & ~_KNOWN_FLAGS:
+        raise FrameError(f"unknown flags 0x{flags:04x}")
+    return Header(
+        known, length, generation, group, seq, index, origin, until, rank, flags, payload_crc
+    )
+
+
+def checked(kind: int, length: int, index: int) -> FrameType:
+    """Return the type of a frame.
+
+    Raises:
+        FrameError: There is none of that number, or none of it is that long, or has that index.
+    """
     known = _TYPES.get(kind)
     if known is None:
         raise FrameError(f"unknown frame type {kind}")
@@ -169,10 +184,6 @@ def unpack(buffer: Buffer, number: int = 0) -> Header:
         raise FrameError(
             f"a {known[0].name} frame of {length} bytes is over the limit of {known[1]}"
         )
-    if flags & ~_KNOWN_FLAGS:
-        raise FrameError(f"unknown flags 0x{flags:04x}")
     if kind == FrameType.GROUP and index > length:
         raise FrameError(f"a message of {index} bytes in a payload of {length}")
-    return Header(
-        known[0], length, generation, group, seq, index, origin, until, rank, flags, payload_crc
-    )
+    return known[0]

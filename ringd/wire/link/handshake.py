@@ -1,9 +1,10 @@
 """Mutual authentication of two neighbours, before anything else is believed.
 
-Sans-IO: bytes in, bytes out; the nonces are passed in. The order of play::
+Sans-IO: bytes in, bytes out; what is random is passed in. The order of play::
 
     dialer                                   acceptor
-    HELLO (who, whom, ring, nonce)    ->     compare with own values
+    HELLO (who, whom, ring, nonce,    ->     compare with own values
+        share)
     compare with own values           <-     HELLO, PROOF
     PROOF                             ->     verify
     (the acceptor's owner judges)     <-     ACCEPT
@@ -11,6 +12,9 @@ Sans-IO: bytes in, bytes out; the nonces are passed in. The order of play::
 A proof is an HMAC-SHA256 under the ring's key over a label of its role and both hellos, so
 it binds all that both sides have said, and one side's proof is never the other's. Whoever
 finds a difference says so in a REFUSE, in words that read the same on both sides.
+
+What seals the frames that follow is agreed on under the same proofs
+(:mod:`ringd.wire.link.agreement`).
 
 The messages, and who takes part, are in :mod:`ringd.wire.link.hello`.
 """
@@ -24,6 +28,7 @@ from typing import NoReturn
 
 import msgspec
 
+from ringd.wire.link.agreement import Secrets, Share
 from ringd.wire.link.hello import (
     BODIES,
     MAGIC,
@@ -88,11 +93,16 @@ _TABLE: dict[tuple[_Role, _State], tuple[Kind, _State]] = {
 class _Handshake:
     """What both roles share: the buffer, the table, the checks, the proofs."""
 
-    def __init__(self, role: _Role, identity: Identity, key: bytes, nonce: bytes) -> None:
+    def __init__(
+        self, role: _Role, identity: Identity, key: bytes, nonce: bytes, private: bytes
+    ) -> None:
         self._role = role
         self._identity = identity
         self._key = key
         self._nonce = nonce
+        self._private = private
+        self._share: Share | None = None
+        self._secrets: Secrets | None = None
         self._state = _State.AWAIT_HELLO
         self._in = bytearray()
         self._out = bytearray()
@@ -152,6 +162,7 @@ class _Handshake:
             self._greeted(message)
         elif isinstance(message, Proof):
             self._verify(message)
+            self._agree()
             self._proven()
         self._state = then
         if then is _State.DONE:
@@ -210,6 +221,8 @@ class _Handshake:
 
     def _send_hello(self, target: str, purpose: Purpose) -> None:
         own = self._identity
+        # Not earlier: who only connects is not worth a key.
+        self._share = None if own.protect == "off" else Share(self._private)
         hello = Hello(
             own.ring,
             own.members,
@@ -218,8 +231,10 @@ class _Handshake:
             purpose,
             self._nonce,
             own.incarnation,
-            own.settings,
+            own.shared,
             own.instance,
+            self._share.public if self._share else b"",
+            own.fast_aes,
         )
         self._transcript.append(self._send(Kind.HELLO, hello))
 
@@ -244,10 +259,10 @@ class _Handshake:
             self._refuse(Code.ROSTER, roster_difference(us, own.members, them, theirs.members))
         if theirs.name not in own.members:
             self._refuse(Code.PROTOCOL, f"{them} is not in its own roster")
-        if theirs.settings != own.settings:
+        if theirs.settings != own.shared:
             self._refuse(
                 Code.SETTINGS,
-                f"settings differ that must be equal: {us} has {own.settings!r}, "
+                f"settings differ that must be equal: {us} has {own.shared!r}, "
                 f"{them} has {theirs.settings!r}",
             )
         self._check_purpose(theirs)
@@ -270,6 +285,25 @@ class _Handshake:
                 "give every member the same key file",
             )
 
+    def _agree(self) -> None:
+        """Find the secrets of the link, and forget what led to them."""
+        share, hello = self._share, self._hello
+        self._share, self._private = None, b""
+        if share is None or hello is None:
+            return
+        try:
+            secrets = share.agree(hello.share, self._key, self._transcript)
+        except ValueError:
+            self._refuse(Code.PROTOCOL, f"the share of {hello.name!r} agrees on nothing")
+        own = self._identity
+        sending, receiving = secrets if self._role is _Role.DIALER else reversed(secrets)
+        self._secrets = Secrets(
+            "AES-256-GCM" if own.fast_aes and hello.fast_aes else "ChaCha20-Poly1305",
+            own.protect == "encrypt",
+            sending,
+            receiving,
+        )
+
     def _prove(self) -> None:
         self._send(Kind.PROOF, Proof(self._mac(self._role)))
 
@@ -282,6 +316,7 @@ class _Handshake:
             hello.incarnation,
             hello.purpose,
             hello.instance,
+            self._secrets,
         )
 
 
@@ -293,6 +328,7 @@ class Dialing(_Handshake):
         key: The ring's key; empty when the ring has none.
         target: Name of the member to be reached.
         nonce: 32 random bytes, never used before.
+        private: As many others, which stay here.
         purpose: To stay as a link, to knock, or to see whether an address can be reached.
     """
 
@@ -302,9 +338,11 @@ class Dialing(_Handshake):
         key: bytes,
         target: str,
         nonce: bytes,
+        private: bytes,
+        *,
         purpose: Purpose = "link",
     ) -> None:
-        super().__init__(_Role.DIALER, identity, key, nonce)
+        super().__init__(_Role.DIALER, identity, key, nonce, private)
         self._target = target
         self._purpose = purpose
         self._send_hello(target, purpose)
@@ -329,10 +367,11 @@ class Accepting(_Handshake):
         identity: What we say about ourselves.
         key: The ring's key; empty when the ring has none.
         nonce: 32 random bytes, never used before.
+        private: As many others, which stay here.
     """
 
-    def __init__(self, identity: Identity, key: bytes, nonce: bytes) -> None:
-        super().__init__(_Role.ACCEPTOR, identity, key, nonce)
+    def __init__(self, identity: Identity, key: bytes, nonce: bytes, private: bytes) -> None:
+        super().__init__(_Role.ACCEPTOR, identity, key, nonce, private)
 
     def _check_purpose(self, hello: Hello) -> None:
         own = self._identity

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, Union
 
 import msgspec
 
+from ringd.wire.link.agreement import SECRET_SIZE, Protection, Secrets
+
 MAGIC = b"RNGD"
-VERSION = 3
-"""Of the bodies; 1 had a hello without the instance."""
+VERSION = 4
+"""Of the bodies; 1 had a hello without the instance, up to 3 it had no share."""
 MAX_MESSAGE = 16 * 1024
 """Bytes of a message's body at most."""
 NONCE_SIZE = 32
@@ -81,9 +83,18 @@ class Identity:
     """This member's position in the roster."""
     incarnation: int
     settings: str = ""
-    """The settings that must be equal everywhere, readable, such as ``"chunk=524288"``."""
+    """Those that must be equal everywhere, readable, such as ``"chunk=524288"``; but *protect*."""
     instance: int = 0
     """A random number of this process; it tells it from another one under the same name."""
+    protect: Protection = "off"
+    """What is done to the frames of a link."""
+    fast_aes: bool = True
+    """Whether AES is the faster cipher here."""
+
+    @property
+    def shared(self) -> str:
+        """All settings that must be equal everywhere."""
+        return f"{self.settings} protect={self.protect}".lstrip()
 
     @property
     def name(self) -> str:
@@ -101,6 +112,8 @@ class Peer:
     purpose: Purpose
     instance: int = 0
     """As in :class:`Identity`; 0 if not known."""
+    secrets: Secrets | None = field(default=None, repr=False, compare=False)
+    """What seals the frames of a link; None where they are not sealed."""
 
 
 class Kind(enum.IntEnum):
@@ -127,6 +140,9 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     incarnation: Annotated[int, msgspec.Meta(ge=0)]
     settings: Annotated[str, msgspec.Meta(max_length=MAX_SETTINGS)]
     instance: Annotated[int, msgspec.Meta(ge=0, lt=MAX_INSTANCE)]
+    share: Annotated[bytes, msgspec.Meta(max_length=SECRET_SIZE)]
+    """The public half of an X25519 key, new in each hello; empty where nothing is sealed."""
+    fast_aes: bool
 
 
 class Proof(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

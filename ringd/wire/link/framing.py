@@ -1,0 +1,106 @@
+"""How frames become bytes and bytes become frames: plain here, sealed in a file beside this one.
+
+A writer and a reader belong to one direction of one link, and count its frames.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ringd.wire.link import frames
+from ringd.wire.link.frames import HEADER_SIZE, Buffer, FrameError, Header
+
+
+class Writer(Protocol):
+    """Makes the bytes of one frame after the other, in the order in which they are to be sent."""
+
+    def whole(self, header: Header, payload: Buffer) -> bytes:
+        """Return the next frame, in memory of its own."""
+
+    def parts(self, header: Header, payload: Buffer) -> list[Buffer]:
+        """Return the next frame in pieces, without a copy where it needs none.
+
+        They are good until the next call, and where *payload* is one of them, as long as that.
+        """
+
+
+class Reader(Protocol):
+    """Makes frames of bytes, in the order in which they came.
+
+    ``header`` and ``payload`` raise :class:`~ringd.wire.link.frames.FrameError`.
+    """
+
+    header_size: int
+    """Bytes of every header."""
+    tail: int
+    """Bytes that follow a payload, where there is one."""
+
+    def header(self, data: memoryview) -> Header:
+        """Return the next frame's header, of which these are the bytes."""
+
+    def room(self, header: Header, target: memoryview | None) -> memoryview:
+        """Return where the payload's bytes and its tail are to be received.
+
+        *target* is where the payload is wanted; None: anywhere. The room is good until the frame
+        is over; called again in the middle of it, what it held may be lost.
+        """
+
+    def payload(self, header: Header, data: memoryview, target: memoryview | None) -> memoryview:
+        """Return the payload that came as *data*, which is right; it stands in *target*, if any.
+
+        What is returned is good until the next call.
+        """
+
+
+class PlainWriter:
+    """Headers with a CRC-32; a payload has one if its header says so."""
+
+    def __init__(self) -> None:
+        self._number = 0
+
+    def whole(self, header: Header, payload: Buffer) -> bytes:
+        """See :class:`Writer`."""
+        head = self._head(header)
+        return head + payload if payload else head
+
+    def parts(self, header: Header, payload: Buffer) -> list[Buffer]:
+        """See :class:`Writer`."""
+        return [self._head(header), payload]
+
+    def _head(self, header: Header) -> bytes:
+        number = self._number
+        self._number += 1
+        return frames.pack(header, number)
+
+
+class PlainReader:
+    """What a :class:`PlainWriter` has written."""
+
+    header_size = HEADER_SIZE
+    tail = 0
+
+    def __init__(self) -> None:
+        self._number = 0
+
+    def header(self, data: memoryview) -> Header:
+        """See :class:`Reader`."""
+        header = frames.unpack(data, self._number)
+        self._number += 1
+        return header
+
+    def room(self, header: Header, target: memoryview | None) -> memoryview:
+        """See :class:`Reader`: in its place at once."""
+        return memoryview(bytearray(header.length)) if target is None else target
+
+    def payload(
+        self,
+        header: Header,
+        data: memoryview,
+        target: memoryview | None,  # noqa: ARG002 - it stands there
+    ) -> memoryview:
+        """See :class:`Reader`."""
+        if header.flags:
+            covered = data[: header.index] if header.flags & frames.MESSAGE_CHECKSUM else data
+            if frames.checksum(covered) != header.payload_crc:
+                raise FrameError(f"the checksum of a {header.type.name} payload is wrong")
+        return data
