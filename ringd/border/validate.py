@@ -190,8 +190,8 @@ def unfit(call: Call, size: int) -> str:
     """
     if len(call.name) > MAX_CALL_NAME:
         return f"a call's name has up to {MAX_CALL_NAME} characters"
-    if max(len(call.kind), len(call.reduction), len(call.dtype)) > _MAX_WORD:
-        return f"a call's kind, op and dtype have up to {_MAX_WORD} characters"
+    if max(map(len, (call.kind, call.reduction, call.dtype, call.wire))) > _MAX_WORD:
+        return f"a call's kind, op, dtype and wire have up to {_MAX_WORD} characters"
     if len(call.shape) > _MAX_DIMENSIONS:
         return "a shape has up to 64 sides, none negative"
     try:
