@@ -1,4 +1,4 @@
-"""A ring of real daemons on loopback, in a directory of its own, while a benchmark runs."""
+"""A ring of real daemons, in a directory of its own, while a benchmark runs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+
+from hosts import Host
 
 from ringd.config.keyfile import create_key
 from ringd.config.sample import render
@@ -38,15 +40,19 @@ class Daemons:
 
 
 @contextlib.contextmanager
-def running(size: int, directory: Path, source: Path | None = None) -> Iterator[Daemons]:
+def running(
+    size: int, directory: Path, source: Path | None = None, hosts: Sequence[Host] = ()
+) -> Iterator[Daemons]:
     """Start *size* daemons with default settings; end them, by pid, on the way out.
 
-    *source*: where another build of ringd stands; None for the one that is installed.
+    *source*: where another build of ringd stands; None for the one that is installed. *hosts*:
+    where the daemons run, if not all on loopback.
     """
     names = [f"rank{rank}" for rank in range(size)]
+    addresses = [host.address for host in hosts] or ["127.0.0.1"] * size
     members = [
-        Member(name, (f"127.0.0.1:{port}",))
-        for name, port in zip(names, free_ports(size), strict=True)
+        Member(name, (f"{address}:{port}",))
+        for name, address, port in zip(names, addresses, free_ports(size), strict=True)
     ]
     config = directory / "ringd.toml"
     config.write_text(render("bench", members))
@@ -60,8 +66,11 @@ def running(size: int, directory: Path, source: Path | None = None) -> Iterator[
     if source is not None:
         environment["PYTHONPATH"] = str(source)
     with ExitStack() as stack:
-        for name, path, log in zip(names, daemons.sockets, daemons.logs, strict=True):
-            command = [sys.executable, "-m", "ringd.daemon.main", "--config", str(config)]
+        for rank, (name, path, log) in enumerate(
+            zip(names, daemons.sockets, daemons.logs, strict=True)
+        ):
+            command = hosts[rank].enter if hosts else []
+            command += [sys.executable, "-m", "ringd.daemon.main", "--config", str(config)]
             command += ["--node", name, "--socket", str(path)]
             command += ["--state-dir", str(directory / f"{name}.state")]
             with log.open("wb") as stderr:

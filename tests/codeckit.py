@@ -9,7 +9,7 @@ import numpy as np
 
 from ringd.collective.codec import CODECS
 
-BLOCK = {"bfloat16": 1, "int8": 32}
+BLOCK = {"bfloat16": 1, "int8": 64}
 UNIT = {"bfloat16": Fraction(1, 256), "int8": Fraction(1, 125)}
 """The largest error of an encoding: of the value, or of the largest finite one of its block."""
 LEAST = {"bfloat16": Fraction(1, 2**134), "int8": Fraction(1, 2**127)}

@@ -21,12 +21,15 @@ import numpy as np
 
 from ringd.collective.reduction import Array
 
-STRETCH = 16384
-"""Values that are encoded together: 64 KiB, of which several copies stay in the cache."""
+STRETCH = 32768
+"""Values that are encoded together: 128 KiB, of which several copies stay in the cache. With half
+of them, numpy's calls cost as much as what they do."""
+
+_WORK = np.empty(STRETCH, np.uint32)
 
 
 class Codec(Protocol):
-    """A format in which float32 values travel."""
+    """A format in which float32 values travel; for one thread at a time."""
 
     block: int
     """How many values share a scale; a chunk has whole blocks, but for the last one of all."""
@@ -68,15 +71,17 @@ class Bfloat16:
         with np.errstate(all="ignore"):
             for start in range(0, len(values), STRETCH):
                 run = slice(start, start + STRETCH)
-                rounded = bits[run] >> 16
+                given, taken = bits[run], halves[run]
+                rounded = _WORK[: len(given)]
+                np.right_shift(given, 16, out=rounded)
                 rounded &= 1
                 rounded += 0x7FFF
-                rounded += bits[run]
+                rounded += given
                 rounded >>= 16
-                halves[run] = rounded
+                np.copyto(taken, rounded, casting="unsafe")
                 largest = np.maximum.reduce(values[run])  # carries NaN
                 if largest != largest:  # noqa: PLR0124  only a NaN
-                    np.copyto(halves[run], np.uint16(0x7FC0), where=np.isnan(values[run]))
+                    np.copyto(taken, np.uint16(0x7FC0), where=np.isnan(values[run]))
 
     def decode(self, data: Array, out: Array) -> None:
         """As of a codec."""
@@ -84,7 +89,7 @@ class Bfloat16:
 
 
 class Int8:
-    """Whole numbers from -125 to 125, times a power of two that a block of 32 values shares.
+    """Whole numbers from -125 to 125, times a power of two that a block of 64 values shares.
 
     That is the least power with which the largest finite value of the block fits, so the error is
     at most 1/125 of that value, or 2^-127. Rounded to nearest, ties to even; from 3.377e38 on a
@@ -98,7 +103,9 @@ class Int8:
     A stretch is first a byte for each block, its exponent plus 133, then a byte for each value.
     """
 
-    block = 32
+    block = 64
+    """With half of it the errors of normally distributed values are a tenth smaller, and encoding
+    takes a quarter longer."""
 
     _LARGEST = 125
     _INFINITY = 126
@@ -131,7 +138,8 @@ class Int8:
         return data[:blocks], data[blocks:].view(np.int8)
 
     def _encode(self, values: Array, exponents: Array, numbers: Array) -> None:
-        magnitudes = values.view(np.uint32) & _MAGNITUDE
+        magnitudes = _WORK[: len(values)]
+        np.bitwise_and(values.view(np.uint32), _MAGNITUDE, out=magnitudes)
         largest = np.maximum.reduceat(magnitudes, self._STARTS[: len(exponents)])
         finite = np.maximum.reduce(largest) < _INFINITY_BITS
         if not finite:
@@ -142,7 +150,8 @@ class Int8:
         largest >>= _MANTISSA
         np.maximum(largest, self._LEAST, out=largest)
         exponents[:] = largest
-        scaled = _times(values, _power(self._BIAS - largest.astype(np.int32)))
+        scaled = magnitudes.view(np.float32)  # which are needed no more
+        _times(values, _power(self._BIAS - largest.astype(np.int32)), scaled)
         if not finite:
             np.clip(scaled, -self._INFINITY, self._INFINITY, out=scaled)
             np.copyto(scaled, np.float32(self._NAN), where=np.isnan(values))
@@ -175,16 +184,14 @@ def _power(exponents: Array) -> Array:
     return exponents.view(np.float32)
 
 
-def _times(values: Array, scales: Array, out: Array | None = None) -> Array:
-    """Return *values* as float32, each multiplied by the scale of its block."""
-    result = np.empty(len(values), np.float32) if out is None else out
+def _times(values: Array, scales: Array, out: Array) -> None:
+    """Write *values* into *out* (float32), each multiplied by the scale of its block."""
     whole = len(values) // Int8.block * Int8.block
     rows = (-1, Int8.block)
     blocks = scales[: whole // Int8.block, None]
-    np.multiply(values[:whole].reshape(rows), blocks, out=result[:whole].reshape(rows))
+    np.multiply(values[:whole].reshape(rows), blocks, out=out[:whole].reshape(rows))
     if whole < len(values):
-        np.multiply(values[whole:], scales[-1], out=result[whole:])
-    return result
+        np.multiply(values[whole:], scales[-1], out=out[whole:])
 
 
 CODECS: dict[str, Codec] = {"bfloat16": Bfloat16(), "int8": Int8()}

@@ -18,8 +18,8 @@ from ringd.collective.spread import Spread
 from ringd.collective.transfer import ScratchPool, Transfer
 
 _KEPT = 16
-"""Encoded results that wait here to be sent on, at most. Beyond that, where the right neighbour
-does not keep pace, they are encoded anew from the target, which gives the same values."""
+"""Encoded chunks that wait here to be sent on, at most. Beyond that, where the right neighbour does
+not keep pace, they stand in the target, and are encoded from there: that gives the same values."""
 
 
 class NarrowTransfer(Transfer):
@@ -62,6 +62,7 @@ class NarrowTransfer(Transfer):
         encoded, reduction = self._buffers[index], self.reduction
         assert reduction is not None  # noqa: S101 - else its plan has no such receives
         finish = receive.combine is Combine.FINISH
+        keep = receive.into is Place.SCRATCH or len(self._buffers) <= _KEPT
         for run, place in stretches(self._codec, receive.stop - receive.start):
             data, partial = encoded[place], self._work[: run.stop - run.start]
             self._codec.decode(data, partial)
@@ -71,16 +72,15 @@ class NarrowTransfer(Transfer):
                     reduction.combine(partial[at], values, partial[at])
             if finish:
                 reduction.finish(partial, partial)
-            if finish or receive.into is Place.SCRATCH:
+            if finish or keep:
                 self._codec.encode(partial, data)
             else:
                 for at, results in self._target.cut(*_within(receive, run)):
                     results[0][:] = partial[at]
-        if receive.into is Place.TARGET:
-            if finish:
-                self._deliver(index, receive)
-            else:
-                self._let_go(index)
+        if finish and receive.into is Place.TARGET:
+            self._deliver(index, receive)
+        elif not keep:
+            self._let_go(index)
 
     def _deliver(self, index: int, receive: Receive) -> None:
         encoded = self._buffers[index]
