@@ -61,7 +61,8 @@ class Place:
 class Ringd:
     """Through the client library and the daemon of this rank's machine.
 
-    Modes that end in ``-empty`` take arrays made by ``ring.empty``, the others ordinary ones.
+    Modes that end in ``-empty`` take arrays made by ``ring.empty``, the others ordinary ones; those
+    that name a wire have the calls travel so.
     """
 
     def __init__(self, rank: int, size: int, place: Place) -> None:
@@ -85,10 +86,13 @@ class Ringd:
             receive = functools.partial(ring.recv, result, other, timeout=PATIENCE)
             return ping_pong(ring.rank, array, result, send, receive)
         begin = getattr(ring, f"{kind}_async")
+        how: dict[str, Any] = {"timeout": PATIENCE}
+        if wires := {"bfloat16", "int8"}.intersection(mode.split("-")):
+            how["wire"] = wires.pop()
         return Slot(
             array,
-            functools.partial(getattr(ring, kind), array, timeout=PATIENCE),
-            lambda: begin(array, timeout=PATIENCE).wait,
+            functools.partial(getattr(ring, kind), array, **how),
+            lambda: begin(array, **how).wait,
         )
 
     def close(self) -> None:

@@ -48,6 +48,8 @@ class Batch:
     """Submit all calls before waiting for the first."""
     kind: str = "all_reduce"
     """What is called. *nbytes* are of the larger one of input and result, as in nccl-tests."""
+    within: float = 0.0
+    """What an all-reduce may be wrong by, as a part of its largest element."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +223,7 @@ def _serve(pipe: Connection, system: System, rank: int, size: int) -> None:
             slots[key] = [system.slot(batch.mode, count, batch.kind) for _ in range(batch.calls)]
         seconds, cpu, sleeps, results = _timed(pipe, batch, slots[key], rank)
         wrong = sum(
-            _count_wrong(results[i], size, _offset(batch, i))
+            _count_wrong(results[i], size, _offset(batch, i), batch.within)
             if batch.kind == "all_reduce"
             else int(np.count_nonzero(results[i] != _expected(batch, rank, size, i)))
             for i in range(batch.calls)
@@ -287,15 +289,17 @@ def _expected(batch: Batch, rank: int, size: int, index: int) -> Floats:
     return np.concatenate([array[part] for array in inputs])
 
 
-def _count_wrong(result: Floats, size: int, offset: int) -> int:
+def _count_wrong(result: Floats, size: int, offset: int, within: float) -> int:
     """Return how many elements are not the sum of all ranks' inputs, which is exact."""
     wrong = 0
     expected = _BLOCK[: len(result)] * np.float32(size) + np.float32(
         size * offset + size * (size - 1) // 2
     )
+    largest = np.max(expected)
     for start in range(0, len(result), len(expected)):
         part = result[start : start + len(expected)]
-        wrong += int(np.count_nonzero(part != expected[: len(part)]))
+        error = np.abs(part - expected[: len(part)])
+        wrong += int(np.count_nonzero(~(error <= within * largest)))  # also NaN
     return wrong
 
 

@@ -129,6 +129,7 @@ def config_page() -> str:
     ring = {
         "name": _uncommented(sample.HEAD.partition("[ring]\n")[2]),
         "key_file": _uncommented(sample.WITH_KEY),
+        "protect": _uncommented(sample.PROTECT.rpartition("#")[0]),
         "insecure": _uncommented(sample.WITHOUT_KEY),
     }
     lines = [

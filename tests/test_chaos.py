@@ -30,12 +30,14 @@ from chaos.run import Options, _idle, chosen, play
 from chaos.splits import REASONS, UNASKED
 from chaos.stage import Stage
 from chaos.which import MESSAGE, Which
+from codeckit import travelled
 from exhaustive import usually
 
 import ringd
 from ringd.client import tensors
 from ringd.collective import kinds
 from ringd.collective.call import Call
+from ringd.collective.codec import WIRES
 from ringd.collective.reduction import Reduction
 from ringd.wire.border import lifeline
 
@@ -78,6 +80,18 @@ def test_checker_knows_right_from_wrong(seed):
     raw = result.reshape(-1).view(np.uint8)
     raw[Random(seed).randrange(raw.size)] ^= 1
     assert call.wrong(result, 0) == 1
+
+
+def test_calls_with_a_wire_are_among_them():
+    """Of each kind that has one; their values and sums are of both formats."""
+    calls = [make(5, group, number, SIZE) for group in STYLES for number in range(500)]
+    found = [call for call in calls if call.wire]
+    assert {(call.kind, call.wire) for call in found} == {
+        (kind, wire) for kind, row in kinds.KINDS.items() if row.narrows for wire in WIRES
+    }
+    for call in found:
+        for row in [*call.patterns, *([call._reduced(0)] if call.op else [])]:
+            assert travelled(call.wire, row).tobytes() == row.tobytes()
 
 
 @pytest.mark.parametrize("kind", OTHERS)

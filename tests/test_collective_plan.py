@@ -352,3 +352,21 @@ def test_a_plan_is_a_value(way):
     assert plan.sends[0] == Send(0, Place.SOURCE, 0, stop, 4 * stop)
     with pytest.raises(AttributeError):
         plan.task.count = 11
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 640, 1000])
+def test_encoded_chunks_are_cut_between_blocks(count):
+    """So that what values share with their block does not depend on the chunks."""
+    task = Task(count, 4, 4, 3, 0, 1024, wire="int8")
+    for parts in range(1, 8):
+        found = task.pieces(range(count), parts)
+        assert [at for part in found for at in part] == list(range(count))
+        assert all(part.start % 64 == 0 or part.start == count for part in found)
+        sizes = [-(-len(part) // 64) for part in found]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_chunk_has_room_for_a_block():
+    """Else nothing could be encoded."""
+    with pytest.raises(ValueError, match="a chunk of 255 B has no room for a block to encode"):
+        Task(100, 4, 4, 2, 0, 255, wire="int8")

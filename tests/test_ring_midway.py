@@ -94,6 +94,26 @@ def test_killed_in_mid_transfer(
             np.testing.assert_array_equal(call.result(), total(3, LARGE))
 
 
+def test_killed_while_encoded_chunks_are_on_their_way(proxied: tuple[Cluster, Proxy]) -> None:
+    """The second run rounds as the first one would have done: all have the bits of a quiet call."""
+    cluster, proxy = proxied
+    generation = cluster.wait_ready()
+    inputs = [np.random.default_rng(rank).normal(size=LARGE).astype("f4") for rank in range(3)]
+    with connected(cluster, "wire") as rings:
+        quiet = everywhere(rings, lambda ring: ring.all_reduce(inputs[ring.rank], wire="int8"))
+        wanted = quiet[0].tobytes()
+        proxy.stall_after(LARGE // 4)  # bytes: a fifth of what this link carries for it
+        calls = begin(rings, lambda ring: ring.all_reduce(inputs[ring.rank], wire="int8"))
+        assert proxy.stalled.wait(30)
+        assert [call.running for call in calls] == [True] * 3
+        cluster[1].kill()
+        proxy.resume()
+        cluster[1].start()
+        cluster.wait_ready(beyond=generation)
+        assert [call.result().tobytes() for call in calls] == [wanted] * 3
+        assert [result.tobytes() for result in quiet] == [wanted] * 3
+
+
 @pytest.mark.parametrize("victim", [0, 1, 2])
 def test_killed_when_some_have_finished(proxied: tuple[Cluster, Proxy], victim: int) -> None:
     """Members that have returned help the one that missed the end, whatever they did since."""

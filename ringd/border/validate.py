@@ -217,8 +217,8 @@ def _bytes_of(call: Call, rank: int, size: int) -> tuple[int | None, int | None]
 
 @lru_cache(maxsize=1024)  # which keeps no call that raises: that may be of any length
 def _bytes_of_sound(call: Call, rank: int, size: int) -> tuple[int | None, int | None]:
-    if max(len(call.kind), len(call.reduction), len(call.dtype)) > _MAX_WORD:
-        raise ValueError(f"a call's kind, op and dtype have up to {_MAX_WORD} characters")
+    if max(map(len, (call.kind, call.reduction, call.dtype, call.wire))) > _MAX_WORD:
+        raise ValueError(f"a call's kind, op, dtype and wire have up to {_MAX_WORD} characters")
     if len(call.shape) > _MAX_DIMENSIONS:
         raise ValueError("a shape has up to 64 sides, none negative")
     if size == _UNKNOWN and kinds.of(call).sized:

@@ -263,6 +263,7 @@ class Ring:
         *,
         out: Array | None = None,
         name: str = "",
+        wire: str | None = None,
         timeout: float | None = None,
     ) -> Array:
         """Reduce *x* over all members, element by element, and return the result.
@@ -284,6 +285,10 @@ class Ring:
             out: takes the result, once that is complete; of the result's shape and dtype, any
                 layout; may be *x* itself.
             name: compared among the members, and shown in errors; such as ``"layer3.grad"``.
+            wire: the format in which a large float32 tensor travels between machines, the same on
+                all of them: ``"bfloat16"``, half as many bytes, or ``"int8"``, a quarter; not for
+                ``"prod"``. The result is rounded then, within the bound of docs/compression.md; up
+                to ``ops.eager_limit`` it is exact. None: as it is.
             timeout: the call's deadline, in seconds from now; None for the default of the
                 daemon's config (``ops.timeout``), ``math.inf`` for none.
 
@@ -294,9 +299,9 @@ class Ring:
 
         Raises:
             TypeError: *x* cannot be reduced in this way, or *out* is of another dtype, or an
-                argument is of another type.
-            ValueError: no such op, or *out* is of another shape, or read-only, or *name* or
-                *timeout* cannot be one.
+                argument is of another type, or a *wire* is given and *x* is not float32.
+            ValueError: no such op or *wire*, or *out* is of another shape, or read-only, or *name*
+                or *timeout* cannot be one.
             DeadlineExceeded: says which members had not made the call.
             Mismatch: the members made different calls; says which.
             GroupLost: a program of the group died or left; the next call joins it anew.
@@ -307,7 +312,7 @@ class Ring:
             MainThreadFailed: by another thread, and only this call kept the program alive.
             RingError: any other reason; see :mod:`ringd.errors`.
         """
-        return self.all_reduce_async(x, op, out=out, name=name, timeout=timeout).wait()
+        return self.all_reduce_async(x, op, out=out, name=name, wire=wire, timeout=timeout).wait()
 
     def all_reduce_async(
         self,
@@ -316,6 +321,7 @@ class Ring:
         *,
         out: Array | None = None,
         name: str = "",
+        wire: str | None = None,
         timeout: float | None = None,
     ) -> Work[Array]:
         """Begin to reduce *x*; as :meth:`all_reduce`, which tells of arguments and errors.
@@ -325,7 +331,7 @@ class Ring:
             an array of :meth:`empty`, which is not copied: then only after ``wait()``. *out* is
             written to by ``wait()`` or ``done()``.
         """
-        return self._begin("all_reduce", x, op=op, out=out, name=name, timeout=timeout)
+        return self._begin("all_reduce", x, op=op, out=out, name=name, wire=wire, timeout=timeout)
 
     def reduce(
         self,
@@ -335,13 +341,14 @@ class Ring:
         *,
         out: Array | None = None,
         name: str = "",
+        wire: str | None = None,
         timeout: float | None = None,
     ) -> Array | None:
         """Reduce *x* over all ranks, and return the result on the rank *root*; None elsewhere.
 
         Args, errors: as :meth:`all_reduce`; *root* must be the same everywhere.
         """
-        return self.reduce_async(x, root, op, out=out, name=name, timeout=timeout).wait()
+        return self.reduce_async(x, root, op, out=out, name=name, wire=wire, timeout=timeout).wait()
 
     def reduce_async(
         self,
@@ -351,10 +358,13 @@ class Ring:
         *,
         out: Array | None = None,
         name: str = "",
+        wire: str | None = None,
         timeout: float | None = None,
     ) -> Work[Array | None]:
         """Begin a :meth:`reduce`; returns a handle, as :meth:`all_reduce_async`."""
-        return self._begin("reduce", x, root=root, op=op, out=out, name=name, timeout=timeout)
+        return self._begin(
+            "reduce", x, root=root, op=op, out=out, name=name, wire=wire, timeout=timeout
+        )
 
     def broadcast(
         self,
@@ -363,13 +373,14 @@ class Ring:
         *,
         out: Array | None = None,
         name: str = "",
+        wire: str | None = None,
         timeout: float | None = None,
     ) -> Array:
         """Return the values of *x* of the rank *root*; elsewhere *x* says shape and dtype only.
 
         Args, errors: as :meth:`all_reduce`; *root* must be the same everywhere.
         """
-        return self.broadcast_async(x, root, out=out, name=name, timeout=timeout).wait()
+        return self.broadcast_async(x, root, out=out, name=name, wire=wire, timeout=timeout).wait()
 
     def broadcast_async(
         self,
@@ -378,10 +389,13 @@ class Ring:
         *,
         out: Array | None = None,
         name: str = "",
+        wire: str | None = None,
         timeout: float | None = None,
     ) -> Work[Array]:
         """Begin a :meth:`broadcast`; returns a handle, as :meth:`all_reduce_async`."""
-        return self._begin("broadcast", x, root=root, out=out, name=name, timeout=timeout)
+        return self._begin(
+            "broadcast", x, root=root, out=out, name=name, wire=wire, timeout=timeout
+        )
 
     def all_gather(
         self,
@@ -389,13 +403,14 @@ class Ring:
         *,
         out: Array | None = None,
         name: str = "",
+        wire: str | None = None,
         timeout: float | None = None,
     ) -> Array:
         """Return the *x* of all ranks, joined along axis 0 in their order; a scalar has shape (1,).
 
         Args, errors: as :meth:`all_reduce`.
         """
-        return self.all_gather_async(x, out=out, name=name, timeout=timeout).wait()
+        return self.all_gather_async(x, out=out, name=name, wire=wire, timeout=timeout).wait()
 
     def all_gather_async(
         self,
@@ -403,10 +418,11 @@ class Ring:
         *,
         out: Array | None = None,
         name: str = "",
+        wire: str | None = None,
         timeout: float | None = None,
     ) -> Work[Array]:
         """Begin an :meth:`all_gather`; returns a handle, as :meth:`all_reduce_async`."""
-        return self._begin("all_gather", x, out=out, name=name, timeout=timeout)
+        return self._begin("all_gather", x, out=out, name=name, wire=wire, timeout=timeout)
 
     def gather(
         self,
@@ -473,6 +489,7 @@ class Ring:
         *,
         out: Array | None = None,
         name: str = "",
+        wire: str | None = None,
         timeout: float | None = None,
     ) -> Array:
         """Reduce *x* over all ranks, and return this rank's part of the result.
@@ -481,7 +498,9 @@ class Ring:
 
         Args, errors: as :meth:`all_reduce`. ValueError: axis 0 cannot be divided so.
         """
-        return self.reduce_scatter_async(x, op, out=out, name=name, timeout=timeout).wait()
+        return self.reduce_scatter_async(
+            x, op, out=out, name=name, wire=wire, timeout=timeout
+        ).wait()
 
     def reduce_scatter_async(
         self,
@@ -490,10 +509,13 @@ class Ring:
         *,
         out: Array | None = None,
         name: str = "",
+        wire: str | None = None,
         timeout: float | None = None,
     ) -> Work[Array]:
         """Begin a :meth:`reduce_scatter`; returns a handle, as :meth:`all_reduce_async`."""
-        return self._begin("reduce_scatter", x, op=op, out=out, name=name, timeout=timeout)
+        return self._begin(
+            "reduce_scatter", x, op=op, out=out, name=name, wire=wire, timeout=timeout
+        )
 
     def all_to_all(
         self,
@@ -908,6 +930,7 @@ class Ring:
         counts: Callable[[int], tuple[int, ...]] = lambda _size: (),
         out: Array | None = None,
         name: str,
+        wire: str | None = None,
         timeout: float | None,
     ) -> Work[Any]:
         """Hand a call of *kind* over; what it has not is left out.
@@ -927,6 +950,7 @@ class Ring:
             array.shape if row.data else (),
             tensors.call_name(name),
             arguments.rank(root, "root") if row.rooted else NO_ROOT,
+            wire="" if wire is None else arguments.plain(wire, "wire"),
         )
         wire_timeout, until = self._deadline(timeout)
         rank, size = 0, 1

@@ -24,6 +24,7 @@ from ringd.collective import kinds
 from ringd.collective.call import Call
 from ringd.collective.kinds import Kind, ShapeOf
 from ringd.collective.layout import Layout
+from ringd.collective.narrow import NarrowTransfer
 from ringd.collective.plan import Plan, Task
 from ringd.collective.reduction import Array, Reduction
 from ringd.collective.spread import Segment, Spread, joined
@@ -72,7 +73,9 @@ class Arrangement:
                     raise ValueError(f"{name}: an array has shape {array.shape}, not ({count},)")
         source = Spread(sources, self.source)
         target = Spread(*self._wanted(targets, sources[0].dtype))
-        return Transfer(self.plan, reduction, source, target, scratch)
+        task = self.plan.task
+        way = NarrowTransfer if task.wire and task.size > 1 else Transfer
+        return way(self.plan, reduction, source, target, scratch)
 
     def _wanted(
         self, targets: Sequence[Array | None], dtype: np.dtype[Any]
@@ -127,6 +130,7 @@ def arrange(
         lengths=lengths,
         inputs=layout.size,
         passes=kind.passes,
+        wire=call.wire,
     )
     return Arrangement(
         kind.plan(task),

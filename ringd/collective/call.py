@@ -39,6 +39,9 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
     counts: tuple[int, ...] = ()
     """Rows of axis 0 where they are not even. Of an all_gather those of each rank; of an all_to_all
     those for each rank, then those from each rank."""
+    wire: str = ""
+    """A key of :data:`ringd.collective.codec.CODECS`, the format in which a large tensor travels;
+    empty for its own."""
 
     def __str__(self) -> str:
         words = [self.kind, self.reduction] if self.reduction else [self.kind]
@@ -49,5 +52,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
             words.append(f"of root {self.root}")
         if self.counts:
             words.append(f"with counts {', '.join(map(str, self.counts))}")
+        if self.wire:
+            words.append(f"with wire {self.wire}")
         text = " ".join(words)
         return f"{text} named {self.name!r}" if self.name else text

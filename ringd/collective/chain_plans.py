@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ringd.collective.plan import Combine, Local, Place, Plan, Receive, Send, Task, pieces
+from ringd.collective.plan import Combine, Local, Place, Plan, Receive, Send, Task
 
 CHAIN_CHUNKS = 4
 """Chunks that a tensor should have at least, for each link that a chunk crosses before it is where
@@ -70,7 +70,7 @@ def chain_reduce(task: Task) -> Plan:
         return _by_rank(task, parts, given)
     position, last = (task.rank - task.root - 1) % task.size, task.size - 1
     if last == 0:
-        spans = pieces(range(task.count), task.chunks(task.count, 1))
+        spans = task.pieces(range(task.count), task.chunks(task.count, 1))
         return Plan(task, (), (), task.local(spans), task.count, given)
     receives = tuple(_add(task, part, position, last) for part in parts) if position else ()
     sends = tuple(
@@ -88,7 +88,7 @@ def chain_reduce_scatter(task: Task) -> Plan:
     parts: list[_Part] = []
     start = 0
     for owner, length in enumerate(task.lengths):
-        chunks = pieces(range(start, start + length), task.chunks(length, CHAIN_CHUNKS))
+        chunks = task.pieces(range(start, start + length), task.chunks(length, CHAIN_CHUNKS))
         parts += [_Part(chunk, owner, chunk.start - start) for chunk in chunks]
         start += length
     return _by_rank(task, parts, task.lengths[task.rank])
@@ -191,7 +191,7 @@ def _add(task: Task, part: _Part, position: int, last: int) -> Receive:
     target = _target(part)
     return Receive(
         0,
-        Place.TARGET if in_target and not (partial and task.wide) else Place.SCRATCH,
+        task.arrival(Place.TARGET if in_target and not (partial and task.wide) else Place.SCRATCH),
         Combine.FINISH if complete else Combine.ADD,
         target.start,
         target.stop,
@@ -216,4 +216,6 @@ def _target(part: _Part) -> range:
 
 
 def _parts(task: Task) -> list[range]:
-    return pieces(range(task.count), task.chunks(task.count, CHAIN_CHUNKS * max(1, task.size - 1)))
+    return task.pieces(
+        range(task.count), task.chunks(task.count, CHAIN_CHUNKS * max(1, task.size - 1))
+    )

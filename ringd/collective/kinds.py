@@ -9,14 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Optional
+from typing import Any, Optional
 
 import msgspec
 import numpy as np
 
-from ringd.collective import reduction
+from ringd.collective import codec, reduction
 from ringd.collective.block_plans import all_to_all, gather, scatter
 from ringd.collective.call import NO_ROOT, Call
 from ringd.collective.chain_plans import (
@@ -112,6 +112,8 @@ class Kind:
     how many it takes. Of other kinds the plan itself is the bound."""
     counts: int = 0
     """How many counts there may be for each rank."""
+    narrows: bool = False
+    """Whether its tensors may travel encoded."""
     pair: bool = False
     """Whether it is a call of two ranks, the second of which is given what the first hands over."""
     conflict: Callable[[Sequence[Call]], str] = lambda _calls: ""
@@ -177,7 +179,7 @@ def _check(call: Call, size: int) -> None:
     if kind.rooted and not 0 <= call.root < size:
         raise ValueError(f"root {call.root} is not one of the {size} ranks")
     if not kind.data:
-        if call.reduction or call.dtype or call.shape:
+        if call.reduction or call.dtype or call.shape or call.wire:
             raise ValueError(f"a {call.kind} has no data")
         return
     dtype = reduction.dtype_from_name(call.dtype)
@@ -185,9 +187,18 @@ def _check(call: Call, size: int) -> None:
         reduction.check(call.reduction, dtype)
     elif call.reduction:
         raise ValueError(f"{call.kind} has no op")
+    if call.wire:
+        _check_wire(kind, call, dtype)
     _check_shape(kind, call, size)
     if target_count(call, root_of(call), size) * dtype.itemsize > MAX_BYTES:
         raise ValueError("the tensor is too large")
+
+
+def _check_wire(kind: Kind, call: Call, dtype: np.dtype[Any]) -> None:
+    if not kind.narrows:
+        kinds = ", ".join(name for name, row in KINDS.items() if row.narrows)
+        raise ValueError(f"{call.kind} has no wire; these kinds have: {kinds}")
+    codec.check(call.wire, dtype, call.reduction)
 
 
 def _check_shape(kind: Kind, call: Call, size: int) -> None:
@@ -417,9 +428,24 @@ _ALL_GATHER = Kind(
 )
 
 KINDS: dict[str, Kind] = {
-    "all_reduce": Kind(_whole, _whole, _reduce, _all_reduce_plan, ends_together=True, reduces=True),
+    "all_reduce": Kind(
+        _whole,
+        _whole,
+        _reduce,
+        _all_reduce_plan,
+        ends_together=True,
+        reduces=True,
+        narrows=True,
+    ),
     "reduce": Kind(
-        _whole, _at_root(_whole), _reduce, chain_reduce, reduces=True, rooted=True, passes=True
+        _whole,
+        _at_root(_whole),
+        _reduce,
+        chain_reduce,
+        reduces=True,
+        rooted=True,
+        passes=True,
+        narrows=True,
     ),
     "reduce_scatter": Kind(
         _whole,
@@ -429,9 +455,12 @@ KINDS: dict[str, Kind] = {
         reduces=True,
         divides=True,
         passes=True,
+        narrows=True,
     ),
-    "broadcast": Kind(_at_root(_whole), _whole, _broadcast, chain_broadcast, rooted=True),
-    "all_gather": _ALL_GATHER,
+    "broadcast": Kind(
+        _at_root(_whole), _whole, _broadcast, chain_broadcast, rooted=True, narrows=True
+    ),
+    "all_gather": replace(_ALL_GATHER, narrows=True),
     "all_gather_bytes": _ALL_GATHER,  # first of the lengths, then of the bytes
     "gather": Kind(
         _whole, _at_root(_of_all), _gather, gather, rooted=True, joins=True, passes=True

@@ -20,6 +20,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from ringd.collective.codec import CODECS, Codec
+
 MIN_CHUNK_BYTES = 32 * 1024
 """Below this a chunk costs more in calls than its overlap gains."""
 MAX_PASSING = 16
@@ -38,7 +40,7 @@ class Place(enum.Enum):
     TARGET = enum.auto()
     """In the own result."""
     SCRATCH = enum.auto()
-    """In a buffer of their own, until they have been sent on."""
+    """In a buffer of their own, until they have been sent on; there alone they may be encoded."""
 
 
 class Combine(enum.Enum):
@@ -85,7 +87,7 @@ class Receive:
     own: int = 0
     """First element of the own input that it is reduced with."""
     into: Place = Place.TARGET
-    """Where it stands once it is combined."""
+    """Where it stands once it is combined, or decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,7 @@ class Task:
             each sender by receiver.
         inputs: of all machines together, where these are more than one each.
         passes: whether machines hold no more than :data:`MAX_PASSING` chunks for others.
+        wire: the name of the codec by which elements travel; empty for none.
     """
 
     count: int
@@ -133,6 +136,7 @@ class Task:
     lengths: tuple[int, ...] = ()
     inputs: int = 0
     passes: bool = False
+    wire: str = ""
 
     def __post_init__(self) -> None:
         if self.count < 0:
@@ -145,6 +149,8 @@ class Task:
                 "needed: 1 <= itemsize <= accumulator_itemsize <= chunk_bytes; given: "
                 f"{self.itemsize}, {self.accumulator_itemsize}, {self.chunk_bytes}"
             )
+        if self.grain > self.chunk_bytes // self.accumulator_itemsize:
+            raise ValueError(f"a chunk of {self.chunk_bytes} B has no room for a block to encode")
 
     @property
     def wide(self) -> bool:
@@ -156,24 +162,52 @@ class Task:
         """Whether what a machine sends first is a partial result, as some have several inputs."""
         return self.inputs > self.size
 
+    @property
+    def codec(self) -> Codec | None:
+        """By which elements travel; None where they travel as they are."""
+        return CODECS[self.wire] if self.wire else None
+
+    @property
+    def grain(self) -> int:
+        """Of how many elements, from the first of a block on, a chunk has a multiple."""
+        return CODECS[self.wire].block if self.wire else 1
+
     def chunks(self, elements: int, wanted: int) -> int:
         """Return in how many chunks to send *elements*: *wanted* of them, if they can be long."""
-        fewest = -(-elements // (self.chunk_bytes // self.accumulator_itemsize))
+        longest = self.chunk_bytes // self.accumulator_itemsize // self.grain
+        fewest = -(-elements // self.grain // longest)
         return max(1, fewest, min(wanted, elements * self.accumulator_itemsize // MIN_CHUNK_BYTES))
 
     def nbytes(self, span: range, *, partial: bool = False) -> int:
         """Return the bytes of the elements *span* on the wire."""
+        if self.codec is not None:
+            return self.codec.nbytes(len(span))
         return len(span) * (self.accumulator_itemsize if partial else self.itemsize)
 
     def send(self, after: int, place: Place, span: range, *, partial: bool = False) -> Send:
         """Return the instruction to send the elements *span*."""
         return Send(after, place, span.start, span.stop, self.nbytes(span, partial=partial))
 
+    def arrival(self, place: Place) -> Place:
+        """Return where the bytes of elements that belong in *place* go: encoded ones elsewhere."""
+        return Place.SCRATCH if self.wire else place
+
     def store(self, after: int, place: Place, span: range) -> Receive:
         """Return the instruction to receive the elements *span* and leave them as they are."""
         return Receive(
-            after, place, Combine.STORE, span.start, span.stop, self.nbytes(span), 0, place
+            after,
+            self.arrival(place),
+            Combine.STORE,
+            span.start,
+            span.stop,
+            self.nbytes(span),
+            0,
+            place,
         )
+
+    def pieces(self, span: range, parts: int) -> list[range]:
+        """Return *span*, the first of which begins a block, in *parts* nearly equal chunks."""
+        return pieces(span, parts, self.grain)
 
     def local(self, parts: list[range], source: int = 0, target: int = 0) -> tuple[Local, ...]:
         """Return the local work on *parts*, which begin at *source* and at *target*."""
@@ -196,21 +230,26 @@ class Plan:
     """Elements of the target."""
     passing: tuple[int, ...] = field(init=False, repr=False, compare=False)
     """The receives of chunks for others, where these are limited."""
+    onward: frozenset[int] = field(init=False, repr=False, compare=False)
+    """The receives of results that are sent on as they came, where they are encoded."""
 
     def __post_init__(self) -> None:
         passing = (i for i, r in enumerate(self.receives) if r.into is Place.SCRATCH)
         object.__setattr__(self, "passing", tuple(passing) if self.task.passes else ())
+        onward = (s.after - 1 for s in self.sends if s.place is Place.TARGET)
+        object.__setattr__(self, "onward", frozenset(onward if self.task.wire else ()))
 
     def __len__(self) -> int:
         """Return how many instructions there are."""
         return len(self.sends) + len(self.receives) + len(self.local)
 
 
-def split(span: range, parts: int, part: int) -> range:
-    """Return one of *parts* nearly equal parts of *span*."""
-    return span[len(span) * part // parts : len(span) * (part + 1) // parts]
+def split(span: range, parts: int, part: int, grain: int = 1) -> range:
+    """Return one of *parts* nearly equal parts of *span*, cut only after multiples of *grain*."""
+    grains = -(-len(span) // grain)
+    return span[grains * part // parts * grain : grains * (part + 1) // parts * grain]
 
 
-def pieces(span: range, parts: int) -> list[range]:
-    """Return *span* in *parts* nearly equal parts."""
-    return [split(span, parts, part) for part in range(parts)]
+def pieces(span: range, parts: int, grain: int = 1) -> list[range]:
+    """Return *span* in *parts* nearly equal parts, likewise."""
+    return [split(span, parts, part, grain) for part in range(parts)]

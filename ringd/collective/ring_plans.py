@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 
-from ringd.collective.plan import Combine, Place, Plan, Receive, Send, Task, pieces, split
+from ringd.collective.plan import Combine, Place, Plan, Receive, Send, Task, split
 
 MIN_CHUNKS = 2
 """Chunks that a segment should have at least, so that receiving, reducing and sending overlap."""
@@ -31,14 +31,15 @@ def ring_all_reduce(task: Task) -> Plan:
     At step *t*, rank *r* sends segment *r - t* and receives segment *r - t - 1* (mod n). So the sum
     of a segment starts at the rank of its number.
     """
-    size, rank, whole = task.size, task.rank, range(task.count)
-    k = task.chunks(-(-task.count // size), MIN_CHUNKS)  # all members must find the same k
+    size, rank, whole, grain = task.size, task.rank, range(task.count), task.grain
+    longest = -(-task.count // (size * grain)) * grain
+    k = task.chunks(longest, MIN_CHUNKS)  # all members must find the same k
     reduced = (size - 1) * k  # chunks of the reduce-scatter
     chunks = range(2 * reduced)
     partial = Place.SCRATCH if task.wide else Place.TARGET
 
     def span(index: int, segment: int) -> range:
-        return split(split(whole, size, segment % size), k, index % k)
+        return split(split(whole, size, segment % size, grain), k, index % k, grain)
 
     def is_partial(index: int) -> bool:
         # An input is exact in its own dtype, and so is the result: only what lies between is wide.
@@ -62,7 +63,7 @@ def ring_all_reduce(task: Task) -> Plan:
         last = index >= reduced - k
         return Receive(
             after,
-            partial if is_partial(index) else Place.TARGET,
+            task.arrival(partial if is_partial(index) else Place.TARGET),
             Combine.FINISH if last else Combine.ADD,
             elements.start,
             elements.stop,
@@ -71,7 +72,7 @@ def ring_all_reduce(task: Task) -> Plan:
             Place.TARGET if last else partial,
         )
 
-    local = () if size > 1 else task.local(pieces(whole, k))
+    local = () if size > 1 else task.local(task.pieces(whole, k))
     return Plan(
         task, tuple(map(send, chunks)), tuple(map(receive, chunks)), local, task.count, task.count
     )
@@ -86,7 +87,7 @@ def ring_reduce_scatter(task: Task) -> Plan:
     """
     size, rank = task.size, task.rank
     ends = list(accumulate(task.lengths, initial=0))
-    blocks = [pieces(range(n), task.chunks(n, MIN_CHUNKS)) for n in task.lengths]
+    blocks = [task.pieces(range(n), task.chunks(n, MIN_CHUNKS)) for n in task.lengths]
     sends: list[Send] = []
     receives: list[Receive] = []
     for first in range(0, max(map(len, blocks)), WINDOW):
@@ -115,7 +116,7 @@ def _add(task: Task, part: range, own: int, step: int) -> Receive:
     wide = partial and task.wide
     return Receive(
         0,
-        Place.TARGET if last and not wide else Place.SCRATCH,
+        task.arrival(Place.TARGET if last and not wide else Place.SCRATCH),
         Combine.FINISH if last else Combine.ADD,
         part.start,
         part.stop,
@@ -135,7 +136,7 @@ def ring_all_gather(task: Task) -> Plan:
 
     def block(of: int) -> list[range]:
         of %= size
-        return pieces(range(ends[of], ends[of + 1]), task.chunks(lengths[of], MIN_CHUNKS))
+        return task.pieces(range(ends[of], ends[of + 1]), task.chunks(lengths[of], MIN_CHUNKS))
 
     own = [_shift(part, -ends[rank]) for part in block(rank)]
     sends = [task.send(0, Place.SOURCE, part) for part in own if size > 1]

@@ -260,7 +260,7 @@ class Transfer:
             raise ValueError(f"chunk {index} is not being received")
         if receive.combine is not Combine.STORE:
             self._reduce(index, receive)
-        elif not self._plain and receive.place is Place.TARGET:
+        elif not self._plain and receive.into is Place.TARGET:
             self._deliver(index, receive)
         self._incoming = None
         self._received = index + 1

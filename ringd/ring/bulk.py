@@ -137,7 +137,7 @@ class Bulk:
             layout,
             dtype.itemsize,
             (dtype if reduction is None else reduction.accumulator).itemsize,
-            self._by_rank and reduction is not None and reduction.order_matters,
+            self._by_rank and reduction is not None and _order_matters(reduction, calls[0]),
         )
         transfer = arrangement.begin(reduction, sources, targets, self._scratch)
         self._flows[key] = flow = self._flow(transfer, view, kinds.of(calls[0]))
@@ -349,6 +349,11 @@ class Bulk:
                 until=sender,
             )
             self._send(side, header)
+
+
+def _order_matters(reduction: Reduction, call: Call) -> bool:
+    """Whether another order of the inputs can give other bits: also by what is rounded between."""
+    return reduction.order_matters or call.wire != ""
 
 
 def flat(memory: memoryview | bytes, dtype: np.dtype[np.generic]) -> Array:

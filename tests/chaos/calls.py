@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from chaos.layout import Layout, doubled, every_other, everywhere
 from chaos.which import Which
+from ringd.collective.codec import WIRES
 from ringd.collective.kinds import KINDS
 from ringd.collective.reduction import dtype_from_name
 
@@ -136,6 +137,7 @@ class Call:
         kind: the name of the method that makes it.
         root: the rank that has, or is given, what others have not or are not.
         orders: those in which ranks are reduced: one for each machine that takes part.
+        wire: the format in which it travels, of which all its values and sums are; empty for none.
     """
 
     which: Which
@@ -148,11 +150,13 @@ class Call:
     orders: tuple[tuple[int, ...], ...]
     kind: str = "all_reduce"
     root: int = 0
+    wire: str = ""
 
     @property
     def arguments(self) -> dict[str, Any]:
         """Return what the method is given besides the tensor."""
         given: dict[str, Any] = {"op": self.op} if self.op else {}
+        given |= {"wire": self.wire} if self.wire else {}
         return given | ({"root": self.root} if KINDS[self.kind].rooted else {})
 
     @property
@@ -250,6 +254,10 @@ _FUNCTIONS = _BITWISE | {
 }
 
 
+_KEPT = ("sum", "min", "max")
+"""Of small whole numbers these are some again, which each wire carries as they are."""
+
+
 def make(seed: int, group: str, number: int, members: int, *, burst: bool = False) -> Call:
     """Return call *number* of *group* in a ring of *members*; one of a *burst* is small."""
     style = STYLES[group]
@@ -304,8 +312,10 @@ def compose(key: str, which: Which, style: Style, layout: Layout) -> Call:
     )
     period = min(PERIOD, count)
     patterns = _patterns(values, dtype, op, (size, period), exact=exact)
+    wires = ["", *WIRES] if exact and row.narrows and name == "float32" and op in _KEPT else [""]
+    wire = Random(f"{key}/wire").choice(wires)
     op = op if row.reduces else ""
-    return Call(which, op, dtype, shape, exact, patterns, timeout, layout.orders, kind, root)
+    return Call(which, op, dtype, shape, exact, patterns, timeout, layout.orders, kind, root, wire)
 
 
 def values_of(key: str) -> np.random.Generator:
