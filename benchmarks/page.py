@@ -202,6 +202,7 @@ def _figures(results: Results, n: int) -> str:
     known = [
         (idle.SHARE, 100, "%"),
         (idle.WAKES, 1, ""),
+        (memory.BEFORE, 1 / (1 << 20), "MiB"),
         (memory.HIGHEST, 1 / (1 << 20), "MiB"),
         (beside.QUIET, 1e6, "µs"),
         (beside.BUSY, 1e6, "µs"),

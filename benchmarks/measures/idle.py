@@ -14,8 +14,8 @@ BEYOND = "idle: wake-ups of a daemon per second beyond heartbeats"
 
 _HEARTBEAT = 1.0  # seconds; join.heartbeat's default
 _LINKS = 2
-_WAKES_OF_HEARTBEAT = 3
-"""At each end of a link: its timer, and two of the three frames that a heartbeat consists of."""
+_WAKES_OF_HEARTBEAT = 2
+"""At each end of a link: its timer and an answer, or two of the three frames."""
 
 
 def measure(made: LineUp, seconds: float, results: Results) -> None:
