@@ -151,6 +151,7 @@ class Run:
                 self._say(n, panel)
             if thorough:
                 self._measure_thoroughly(made)
+            self.results.notes.extend(made.failures)
 
     def _measure_thoroughly(self, made: LineUp) -> None:
         what = f"n = {made.site.size}"

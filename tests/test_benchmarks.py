@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -14,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import page
 import targets
 from instrument import daemons, markdown, patterns, plan, progress, samples
-from instrument.batch import Batch, Outcome
+from instrument.batch import Batch, Failure, Outcome
+from instrument.line_up import LineUp
 from instrument.modes import EVERY, MODES
 from instrument.results import Key, Results
 from instrument.sites import loopback
@@ -236,3 +238,17 @@ def test_the_floors_carry_every_byte() -> None:
             outcome = made.teams[mode].measure(batch)
             assert outcome.wrong == 0
             assert outcome.seconds > 0
+
+
+def test_a_peer_that_fails_is_left_out_and_ringd_is_not(tmp_path: Path) -> None:
+    """Its failure is kept for the page."""
+    with contextlib.ExitStack() as stack:
+        made = LineUp(loopback(2), tmp_path, stack)
+        with made.without_failed("gloo", "n = 2, start"):
+            raise Failure("gloo, rank 0:\nTraceback:\nValueError: no such interface")
+        (failure,) = made.failures
+        assert failure.startswith("gloo failed")
+        assert failure.endswith("n = 2, start: ValueError: no such interface")
+        made.rings["ringd"] = daemons.Daemons([], [], [])
+        with pytest.raises(Failure, match="died"), made.without_failed("ringd", "n = 2, start"):
+            raise Failure("ringd, rank 0: died")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,8 @@ class LineUp:
     teams: dict[str, Team] = field(default_factory=dict)
     rings: dict[str, Daemons] = field(default_factory=dict)
     """The daemons of a team, by its name."""
+    failures: list[str] = field(default_factory=list)
+    """What befell those that are left out."""
 
     def add(self, name: str, team: Team) -> None:
         """Take in a team, which ends with *stack*."""
@@ -36,14 +39,26 @@ class LineUp:
         """Wait until these teams have come together.
 
         Raises:
-            Failure: One has not; the text has the logs of its daemons.
+            Failure: One has not.
         """
         for name in names:
-            try:
-                self.teams[name].wait_ready()
-            except Failure as failure:
-                said = self.rings[name].complaints() if name in self.rings else ""
-                raise Failure(f"{failure}\n{said}") from None
+            self.teams[name].wait_ready()
+
+    @contextlib.contextmanager
+    def without_failed(self, name: str, where: str) -> Iterator[None]:
+        """Go on without the team *name* if it fails, in the context or before; a peer may.
+
+        Raises:
+            Failure: It is one of ringd; the text has the logs of its daemons.
+        """
+        try:
+            yield
+        except Failure as failure:
+            if name in self.rings:
+                raise Failure(f"{failure}\n{self.rings[name].complaints()}") from None
+            self.teams.pop(name, None)
+            reason = str(failure).strip().rpartition("\n")[2]
+            self.failures.append(f"{name} failed, and is left out from there on: {where}: {reason}")
 
     def commands(self, python: str = sys.executable) -> list[list[str]]:
         """Return what starts a program at each place."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from instrument.batch import Failure
 from instrument.line_up import LineUp
 from instrument.modes import MODES
 from instrument.plan import Cell, Panel, in_turn, seconds_of
@@ -22,27 +21,17 @@ def run(
 ) -> None:
     """Measure *panel* in *count* rounds on each of *line_ups* in turn.
 
-    A peer that fails is left out from then on, which the results note.
-
     Raises:
         Failure: A team of ringd has failed.
     """
     for number, cell in in_turn(panel, count):
         for made in line_ups:
-            n, team = made.site.size, MODES[cell.mode].team
+            team = MODES[cell.mode].team
+            where = f"n = {made.site.size}, {cell.what}, {human(cell.nbytes)}"
             if team in made.teams:
-                try:
+                with made.without_failed(team, where):
                     _measure(made, number, cell, results)
-                except Failure as failure:
-                    if team in made.rings:
-                        raise Failure(f"{failure}\n{made.rings[team].complaints()}") from None
-                    del made.teams[team]
-                    what = f"{cell.what}, {human(cell.nbytes)}, n = {n}"
-                    results.notes.append(
-                        f"{MODES[cell.mode].title} failed at {what}; without it since"
-                    )
-                    progress.say(str(failure))
-            progress.step(seconds_of(cell), f"n = {n}, {cell.what}, {human(cell.nbytes)}")
+            progress.step(seconds_of(cell), where)
 
 
 def _measure(made: LineUp, number: int, cell: Cell, results: Results) -> None:

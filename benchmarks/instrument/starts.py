@@ -31,13 +31,22 @@ _BENCHMARKS = Path(__file__).parents[1]
 
 @contextlib.contextmanager
 def line_up(site: Site, names: Sequence[str], before: Build | None = None) -> Iterator[LineUp]:
-    """Give the teams *names* on *site*, all ready, and end them afterwards."""
+    """Give the teams *names* on *site*, all ready, and end them afterwards.
+
+    A peer that does not come together is left out, with a word in ``failures``.
+
+    Raises:
+        Failure: A team of ringd does not.
+    """
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ringd-bench-")))
         made = LineUp(site, directory, stack, before)
         for name in names:  # side by side
-            made.add(name, _STARTS[name](made))
-        made.wait_ready(names)
+            with made.without_failed(name, f"n = {site.size}, start"):
+                made.add(name, _STARTS[name](made))
+        for name in list(made.teams):
+            with made.without_failed(name, f"n = {site.size}, start"):
+                made.wait_ready([name])
         yield made
 
 
