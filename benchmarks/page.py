@@ -35,8 +35,9 @@ the slowest round by that median; busbw is algbw x 2(n-1)/n. cpu is the processo
 member's processes, its daemon's included, with all their threads; s/GB that of all members per GB
 of the tensor. Every result was checked: #wrong counts elements. x Gloo is the speed by Gloo's.
 `floor: bytes over TCP` sends and receives as many bytes over as many connections, with nothing
-added and no Python on the way; `floor: relay` passes them from a program over a Unix socket to a
-bare daemon, to the others and back.
+added and no Python on the way, always the same buffer, as iperf3 does; `floor: memory over TCP`
+from the whole of one tensor into the whole of another. `floor: relay` passes them from a program
+over a Unix socket to a bare daemon, to the others and back.
 """
 
 

@@ -89,7 +89,7 @@ def _timed(
         warm.append(slots[index].call())
     warm.clear()
     for index, slot in enumerate(slots):
-        fill(slot.input, offset_of(batch.dtype, batch.salt + index) + rank)
+        fill(slot.input, _offset(batch, index) + rank)
     pipe.send(True)
     start = pipe.recv()
     slept = sleeps(os.getpid())
@@ -147,14 +147,18 @@ def _compute(seconds: float) -> None:
 
 
 def _count_wrong(batch: Batch, rank: int, size: int, index: int, result: Array) -> int:
-    offset = offset_of(batch.dtype, batch.salt + index)
+    offset = _offset(batch, index)
     if batch.kind == "all_reduce":
         return count_wrong_sums(result, size, offset)
     if batch.kind == "nothing":
         return 0
-    return int(
-        np.count_nonzero(result != expected(batch.kind, _count(batch, size), rank, size, offset))
-    )
+    count = len(result) if batch.kind == "pass_on" else _count(batch, size)
+    return int(np.count_nonzero(result != expected(batch.kind, count, rank, size, offset)))
+
+
+def _offset(batch: Batch, index: int) -> int:
+    # Calls that only pass their input on share its memory.
+    return offset_of(batch.dtype, batch.salt + (0 if batch.kind == "pass_on" else index))
 
 
 if __name__ == "__main__":

@@ -32,14 +32,15 @@ MODES = {
     "gloo": Mode("Gloo", "gloo"),
     "mlx": Mode("MLX ring", "mlx"),
     "mpi": Mode("Open MPI, TCP", "mpi"),
-    "floor": Mode("floor: bytes over TCP", "floor", "pass_on", least=1 << 20),
+    "floor": Mode("floor: bytes over TCP", "floor", "pass_on", 1 << 20, 512 << 20),
+    "floor-memory": Mode("floor: memory over TCP", "floor", "pass_on", 1 << 20, 512 << 20),
     "relay": Mode("floor: relay, asleep", "relay", most=64 << 10),
     "relay-spin": Mode("floor: relay, 50 µs spin", "relay-spin", most=64 << 10),
     "nothing": Mode("no calls", "nothing", "nothing"),
 }
 RINGD = ("ringd", "ringd-empty")
 PEERS = ("before", "gloo", "mlx", "mpi")
-FLOORS = ("floor", "relay", "relay-spin")
+FLOORS = ("floor", "floor-memory", "relay", "relay-spin")
 EVERY = (*RINGD, *PEERS, *FLOORS)
 """What single calls of all sizes are measured with."""
 IN_FLIGHT = ("ringd", "gloo")
