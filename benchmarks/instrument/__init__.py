@@ -1,0 +1,1 @@
+"""The instrument: what the benchmarks share, one concept in each module."""

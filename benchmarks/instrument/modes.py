@@ -1,0 +1,52 @@
+"""The ways to use a system that are compared. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """One way to use a system."""
+
+    title: str
+    """What tables and plots call it."""
+    team: str
+    """Whose it is."""
+    kind: str = "all_reduce"
+    """What its calls do."""
+    least: int = 0
+    """Bytes of the smallest tensor for which it says something; and of the largest."""
+    most: int = 1 << 62
+
+    def takes(self, nbytes: int) -> bool:
+        """Whether it says something for tensors of that size."""
+        return self.least <= nbytes <= self.most
+
+
+MODES = {
+    "ringd": Mode("ringd", "ringd"),
+    "ringd-empty": Mode("ringd, ring.empty", "ringd"),
+    "before": Mode("fd44b4d", "before"),
+    "before-empty": Mode("fd44b4d, ring.empty", "before"),
+    "gloo": Mode("Gloo", "gloo"),
+    "mlx": Mode("MLX ring", "mlx"),
+    "mpi": Mode("Open MPI, TCP", "mpi"),
+    "floor": Mode("floor: bytes over TCP", "floor", "pass_on", 1 << 20, 512 << 20),
+    "floor-memory": Mode("floor: memory over TCP", "floor", "pass_on", 1 << 20, 512 << 20),
+    "relay": Mode("floor: relay, asleep", "relay", most=64 << 10),
+    "relay-spin": Mode("floor: relay, 50 µs spin", "relay-spin", most=64 << 10),
+    "nothing": Mode("no calls", "nothing", "nothing"),
+}
+RINGD = ("ringd", "ringd-empty")
+PEERS = ("before", "gloo", "mlx", "mpi")
+FLOORS = ("floor", "floor-memory", "relay", "relay-spin")
+EVERY = (*RINGD, *PEERS, *FLOORS)
+"""What single calls of all sizes are measured with."""
+IN_FLIGHT = ("ringd", "gloo")
+"""What many calls at a time are measured with: others have no such call, or one at a time."""
+
+
+def team_names(modes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return whose *modes* they are, each once."""
+    return tuple(dict.fromkeys(MODES[mode].team for mode in modes))

@@ -1,0 +1,77 @@
+"""What the members hand over, and what must come of it: sums exact in every dtype. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+_PERIODS = {"float32": 61}
+_SHORT_PERIOD = 13
+"""Inputs repeat after so many elements: a prime, so that no chunk falls in step with them. The
+shorter one keeps the sums of 16-bit floats within what these hold exactly."""
+_SALTS = {"float32": 4096}
+_FEW_SALTS = 8
+_BLOCK = 2048  # periods that are computed at once
+
+
+def offset_of(dtype: str, number: int) -> int:
+    """Return by how much the inputs of call *number* are more than those of call 0."""
+    return number % _SALTS.get(dtype, _FEW_SALTS)
+
+
+def fill(array: Array, offset: int) -> None:
+    """Write the input with *offset* into *array*, which has one dimension."""
+    for start, block in _blocks(len(array), array.dtype):
+        part = array[start : start + len(block)]
+        np.add(block, array.dtype.type(offset), out=part)
+
+
+def count_wrong_sums(result: Array, size: int, offset: int) -> int:
+    """Return how many elements are not the sum of *size* inputs, of which rank r's has r more."""
+    total = size * offset + size * (size - 1) // 2
+    kind = result.dtype.type
+    wrong = 0
+    for start, block in _blocks(len(result), result.dtype):
+        part = result[start : start + len(block)]
+        wrong += int(np.count_nonzero(part != block * kind(size) + kind(total)))
+    return wrong
+
+
+def expected(kind: str, count: int, rank: int, size: int, offset: int) -> Array:
+    """Return the result of a call that is none of all_reduce, in float32.
+
+    Args:
+        kind: What is called; ``pass_on``: everybody has the input of its left neighbour.
+        count: Elements that each rank hands over.
+        rank: Whose result.
+        size: How many ranks there are.
+        offset: Of rank 0's input; rank r's is r more.
+    """
+    inputs = [np.empty(count, np.float32) for _ in range(size)]
+    for other, array in enumerate(inputs):
+        fill(array, offset + other)
+    part = slice(rank * (count // size), (rank + 1) * (count // size))
+    if kind == "broadcast":
+        return inputs[0]
+    if kind in {"ping_pong", "pass_on"}:
+        return inputs[rank - 1]
+    if kind == "all_gather":
+        return np.concatenate(inputs)
+    if kind == "reduce_scatter":
+        total: Array = np.sum([array[part] for array in inputs], axis=0)
+        return total
+    if kind == "all_to_all":
+        return np.concatenate([array[part] for array in inputs])
+    raise ValueError(f"no expected result of {kind} is known")
+
+
+def _blocks(count: int, dtype: np.dtype[Any]) -> Iterator[tuple[int, Array]]:
+    period = _PERIODS.get(dtype.name, _SHORT_PERIOD)
+    block = np.resize(np.arange(period).astype(dtype), min(count, period * _BLOCK))
+    for start in range(0, count, max(1, len(block))):
+        yield start, block[: count - start]

@@ -1,0 +1,256 @@
+"""The benchmarks' instrument: what it computes, and that its floors carry what they should."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import page
+import targets
+from instrument import daemons, markdown, patterns, plan, progress, samples
+from instrument.batch import Batch, Failure, Outcome
+from instrument.line_up import LineUp
+from instrument.modes import EVERY, MODES
+from instrument.results import Key, Results
+from instrument.sites import loopback
+from instrument.sizes import human, sizes_of
+from instrument.starts import line_up
+from measures import single_calls, token
+
+from ringd.config.load import load
+
+MIB = 1 << 20
+DTYPES = [np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
+
+
+def filled(results: Results, what: str, n: int, nbytes: int, mode: str, *seconds: float) -> None:
+    """Put a series of these times, and as much processor time, into *results*."""
+    for time in seconds:
+        outcome = Outcome(time, time, 2.0, wrong=0)
+        results.of(Key(what, n, nbytes, mode)).add(Batch(mode, nbytes, 1), outcome, counts=True)
+
+
+def test_a_median_is_not_moved_by_one_slow_round() -> None:
+    """And the spread tells of it."""
+    assert samples.median([1.0, 1.1, 9.0]) == 1.1
+    assert samples.spread([1.0, 2.0, 4.0]) == 1.5
+
+
+def test_a_ratio_of_times_is_above_one_for_the_faster() -> None:
+    """It is that of the medians."""
+    assert samples.ratio([1.0, 2.0, 9.0], [4.0, 4.0, 4.0]) == 2.0
+
+
+def test_everyone_is_measured_once_in_each_round_and_begins_in_turn() -> None:
+    """So no one always comes behind the same one."""
+    order = list(plan.in_turn("abc", 3))
+    by_round = ["".join(one for number, one in order if number == each) for each in range(4)]
+    assert by_round == ["abc", "bca", "cab", "abc"]
+
+
+@pytest.mark.parametrize("nbytes", [4, 16 << 10, MIB, 32 * MIB, 256 * MIB])
+@pytest.mark.parametrize("per_call", [None, 1e-6, 1e-3, 10.0])
+def test_a_batch_is_bounded(nbytes: int, per_call: float | None) -> None:
+    """In calls and, beyond one call, in the memory of its tensors."""
+    calls = plan.calls_for(nbytes, 0.15, per_call)
+    assert 1 <= calls <= 300
+    assert calls == 1 or calls * nbytes <= 32 * MIB
+
+
+def test_a_batch_takes_about_its_budget() -> None:
+    """When the time of a call is known."""
+    assert plan.calls_for(4, budget=0.15, per_call=1e-3) == 150
+
+
+def test_a_panel_has_those_that_say_something_for_its_size() -> None:
+    """A relay carries small calls, the floor of bytes is about large ones."""
+    small, large = (
+        {cell.mode for cell in panel} for panel in single_calls.panels(EVERY, [4, 16 * MIB], 0.1)
+    )
+    assert set(EVERY) - small == {"floor", "floor-memory"}
+    assert set(EVERY) - large == {"relay", "relay-spin"}
+
+
+def test_what_the_floor_does_is_checked_as_such() -> None:
+    """It passes its input on, and sums nothing."""
+    (panel,) = single_calls.panels(["floor", "ringd"], [MIB], 0.1)
+    kinds = [cell.batch(1, per_call=None).kind for cell in panel]
+    assert kinds == ["pass_on", "all_reduce"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sums_are_exact_and_each_wrong_element_is_counted(dtype: np.dtype) -> None:
+    """Of the largest ring and the largest inputs that benchmarks have, with every dtype."""
+    size, count = 4, 300_000
+    offset = max(patterns.offset_of(dtype.name, number) for number in range(5000))
+    inputs = [np.empty(count, dtype) for _ in range(size)]
+    for rank, array in enumerate(inputs):
+        patterns.fill(array, offset + rank)
+    total = np.sum([array.astype(np.float64) for array in inputs], axis=0)
+    result = total.astype(dtype)
+    assert np.array_equal(result.astype(np.float64), total)
+    assert patterns.count_wrong_sums(result, size, offset) == 0
+    result[[0, 200_000, -1]] += dtype.type(1)
+    assert patterns.count_wrong_sums(result, size, offset) == 3
+
+
+def test_what_other_calls_must_give() -> None:
+    """Told by their kind, for rank 1 of 2."""
+    own, other = np.arange(4.0) + 1, np.arange(4.0)
+    expected = {
+        "broadcast": other,
+        "ping_pong": other,
+        "pass_on": other,
+        "all_gather": [*other, *own],
+        "reduce_scatter": (own + other)[2:],
+        "all_to_all": [*other[2:], *own[2:]],
+    }
+    for kind, result in expected.items():
+        assert patterns.expected(kind, 4, 1, 2, offset=0).tolist() == list(result), kind
+
+
+def test_results_are_the_same_after_they_were_saved(tmp_path: Path) -> None:
+    """Series, single figures and notes."""
+    results = Results()
+    filled(results, "x", 2, 4, "ringd", 1.0, 2.0)
+    results.set_figure("y", 4, 0.5)
+    results.notes.append("z")
+    results.save(tmp_path / "new" / "results.json")
+    again = Results.load(tmp_path / "new" / "results.json")
+    assert again.series == results.series
+    assert (again.figures, again.notes) == (results.figures, results.notes)
+
+
+def test_the_round_for_warming_up_counts_only_for_its_pace_and_its_check() -> None:
+    """Its time is no sample."""
+    series = Results().of(Key("x", 2, 4, "ringd"))
+    series.add(Batch("ringd", 4, calls=10), Outcome(20.0, 1.0, 1.0, wrong=3), counts=False)
+    assert (series.pace, series.wrong, series.seconds) == (2.0, 3, [])
+
+
+def test_what_was_not_measured_is_unknown() -> None:
+    """It is neither zero nor an error."""
+    results = Results()
+    filled(results, "x", 2, 4, "ringd", 1.0)
+    assert results.speedup("x", 2, 4, "ringd", "gloo") is None
+    assert results.figure("y", 2) is None
+
+
+def test_a_target_is_judged_by_what_is_farthest_from_it() -> None:
+    """One size that fails is enough."""
+    results = Results()
+    for nbytes, its in ((4 * MIB, 3.0), (16 * MIB, 1.2), (64 * MIB, 2.0)):
+        filled(results, single_calls.WHAT, 2, nbytes, "ringd", 1.0)
+        filled(results, single_calls.WHAT, 2, nbytes, "gloo", its)
+    target = targets.Target("large", {2: 1.4}, targets.speed("ringd", ["gloo"], 4 * MIB))
+    assert targets.rows([target], results) == [
+        ("large", "2", "≥ 1.4", "1.2 (16 MiB, Gloo)", "**no**")
+    ]
+
+
+def test_an_upper_bound_is_judged_by_the_largest() -> None:
+    """As processor time must stay below one."""
+    results = Results()
+    for nbytes, mine in ((4, 1.0), (MIB, 9.0)):
+        filled(results, single_calls.WHAT, 4, nbytes, "ringd", mine)
+        filled(results, single_calls.WHAT, 4, nbytes, "before", 4.0)
+    find = targets.cost("ringd", "before", *targets.SMALL)
+    target = targets.Target("small", {4: 0.45}, find, at_least=False)
+    assert targets.rows([target], results) == [("small", "4", "≤ 0.45", "0.25 (4 B)", "yes")]
+
+
+def test_a_target_of_which_nothing_was_measured_is_named_as_such() -> None:
+    """It is neither reached nor missed."""
+    said = targets.table_of(targets.LOOPBACK, Results())
+    assert "yes" not in said
+    for target in targets.LOOPBACK:
+        assert f"{target.what} (n = " in said
+
+
+def test_a_token_is_told_without_its_work() -> None:
+    """The same work without calls is measured beside it."""
+    results = Results()
+    filled(results, token.WHAT, 2, token.NBYTES, "ringd", 0.75)
+    filled(results, token.WHAT, 2, token.NBYTES, "nothing", 0.5)
+    assert token.beyond_work(results, 2, "ringd") == 12.0
+
+
+def test_a_page_has_the_columns_of_nccl_tests(tmp_path: Path) -> None:
+    """And busbw is the bandwidth of a link."""
+    results = Results()
+    filled(results, single_calls.WHAT, 4, MIB, "ringd", 1e-3)
+    filled(results, single_calls.WHAT, 4, MIB, "gloo", 2e-3)
+    results.set_figure("other", 4, 1.0)
+    path = tmp_path / "page.md"
+    page.write(path, "Page", results, targets=targets.LOOPBACK, rounds=1, facts={"cores": "2"})
+    rows = [line for line in path.read_text().splitlines() if line.startswith("| 1 MiB")]
+    assert rows[0] == (
+        "| 1 MiB | 262144 | ringd | 1000.0 | 0% | 250.0 | 0.95 | 1.049 | 1.573 | 0 | 2.00 |"
+    )
+    assert [path.name] == [each.name for each in tmp_path.iterdir()]  # one point is no plot
+
+
+def test_a_table_has_figures_on_the_right() -> None:
+    """And words on the left."""
+    said = markdown.table(("what", "how many"), [("a", "1.5 ms"), ("b", "")])
+    assert said == "| what | how many |\n| --- | ---: |\n| a | 1.5 ms |\n| b |  |\n"
+
+
+def test_the_remaining_time_follows_the_pace_so_far() -> None:
+    """Twice as slow as forecast, the rest is, too."""
+    assert progress.remaining(done=0.0, total=60.0, elapsed=0.0) == 60.0
+    assert progress.remaining(done=995.0, total=1995.0, elapsed=1995.0) == 2000.0
+    assert progress.clock_text(125.4) == "2:05"
+
+
+def test_sizes_are_written_and_read_alike() -> None:
+    """And one that is no number of elements is refused."""
+    text = "4 B,16 KiB,1 MiB,1 GiB"
+    assert ",".join(map(human, sizes_of(text))) == text
+    with pytest.raises(ValueError, match="multiples of 4"):
+        sizes_of("6B")
+
+
+def test_daemons_take_the_config(tmp_path: Path) -> None:
+    """Its members are at the places that were given."""
+    path = tmp_path / "ringd.toml"
+    path.write_text(daemons.config(["10.0.0.1:20001", "10.0.0.2:20002"]))
+    (tmp_path / "ring.key").write_text("00" * 32)
+    (tmp_path / "ring.key").chmod(0o600)
+    config = load(path, node="rank1")
+    assert config.rank == 1
+    assert config.member("rank0").addresses == ("10.0.0.1:20001",)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the relay needs epoll")
+def test_the_floors_carry_every_byte() -> None:
+    """Real programs and relays, of four members; many calls follow each other closely."""
+    with line_up(loopback(4), ["floor", "relay"]) as made:
+        sizes = {"floor": 3 * MIB, "floor-memory": 3 * MIB, "relay": 16 << 10}
+        for mode, nbytes in sizes.items():
+            calls = 100 if mode == "relay" else 3
+            batch = Batch(mode, nbytes, calls, warm_up=3, kind=MODES[mode].kind)
+            outcome = made.teams[MODES[mode].team].measure(batch)
+            assert outcome.wrong == 0
+            assert outcome.seconds > 0
+
+
+def test_a_peer_that_fails_is_left_out_and_ringd_is_not(tmp_path: Path) -> None:
+    """Its failure is kept for the page."""
+    with contextlib.ExitStack() as stack:
+        made = LineUp(loopback(2), tmp_path, stack)
+        with made.without_failed("gloo", "n = 2, start"):
+            raise Failure("gloo, rank 0:\nTraceback:\nValueError: no such interface")
+        (failure,) = made.failures
+        assert failure.startswith("gloo failed")
+        assert failure.endswith("n = 2, start: ValueError: no such interface")
+        made.rings["ringd"] = daemons.Daemons([], [], [])
+        with pytest.raises(Failure, match="died"), made.without_failed("ringd", "n = 2, start"):
+            raise Failure("ringd, rank 0: died")
