@@ -107,7 +107,7 @@ def gather(socket: Path | None, path: Path | None, node: str | None) -> Facts:
     """
     daemon = _daemon(socket)
     status = daemon.status or {}
-    path = path or (Path(status["config"]) if status else paths.find_config())
+    path = path or Path(status.get("config") or paths.find_config())
     config, problems = load.look(path, status.get("node") or node)
     ways: tuple[Way, ...] = ()
     blocked: list[str] = []
@@ -218,7 +218,6 @@ def _route(way: Way) -> Way:
         route = interfaces.route(ipaddress.ip_address(way.target))
     except OSError as error:
         return replace(way, error=describe(error))
-    # What is reached from its own address is this machine's; the kernel may lead it over "lo".
     return replace(way, source=str(route.source), interface=route.interface, mtu=route.mtu)
 
 
