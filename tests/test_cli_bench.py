@@ -7,13 +7,15 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
+from click.testing import CliRunner
 
 from ringd.cli import measure
-from ringd.cli.bench import sizes
+from ringd.cli.bench import GROUP, missing_members, run_bench, sizes
 from ringd.cli.figures import HEAD, CallFigure, LinkFigure, call_line, link_lines, slowest
+from ringd.cli.main import main
 from ringd.cli.plot import svg
 from tests.cluster import Cluster
-from tests.ringkit import connected, everywhere
+from tests.ringkit import Call, connected, everywhere
 from tests.test_ring_commands import cli
 
 EVEN = [
@@ -90,6 +92,15 @@ def test_what_is_slowest(
         assert part in sentence
 
 
+def test_whom_it_waits_for() -> None:
+    """The members on which it does not run yet, by name."""
+    members = [{"name": name} for name in ("studio", "mini", "air")]
+    others = {"name": "default", "present": ["mini"]}
+    ours = {"name": GROUP, "present": ["studio", "air"]}
+    assert missing_members({"members": members, "groups": [others, ours]}) == ["mini"]
+    assert missing_members({"members": members, "groups": []}) == ["studio", "mini", "air"]
+
+
 def test_sizes() -> None:
     """Fourfold from the smallest, and the largest in any case."""
     assert list(sizes(8, 128)) == [8, 32, 128]
@@ -134,19 +145,37 @@ def test_measured_on_real_links(calm_cluster: Cluster, monkeypatch: pytest.Monke
 
 
 def test_the_command(place: Path) -> None:
-    """Lines or JSON, and the picture; sizes that make no sense are wrong usage."""
+    """JSON, and the picture; sizes that make no sense are wrong usage."""
+    picture = place / "bench.svg"
     with Cluster(place, 1) as cluster:
         cluster.start().wait_ready()
-        picture = place / "bench.svg"
-        done = cli(cluster, 0, "bench", "--max", "8", "--plot", str(picture))
-        assert done.returncode == 0, done.stderr
-        assert HEAD[1] in done.stdout
-        assert f"Wrote {picture}." in done.stdout
-        assert ET.parse(picture).getroot().tag.endswith("svg")  # noqa: S314
-        body = json.loads(cli(cluster, 0, "bench", "--max", "8", "--json").stdout)
-        assert (body["schema_version"], body["nodes"], body["links"]) == (1, ["n0"], [])
-        (row,) = body["sizes"]
-        assert (row["size"], row["in_place"]["wrong"]) == (8, 0)
-        for words in (["--max", "many"], ["--max", "2"], ["--min", "1MiB", "--max", "8"]):
-            assert cli(cluster, 0, "bench", *words).returncode == 2
-    assert cli(cluster, 0, "bench").returncode == 3
+        done = cli(cluster, 0, "bench", "--max", "8", "--json", "--plot", str(picture))
+    assert done.returncode == 0, done.stderr
+    assert ET.parse(picture).getroot().tag.endswith("svg")  # noqa: S314 - our own
+    body = json.loads(done.stdout)
+    assert (body["schema_version"], body["nodes"], body["links"]) == (1, ["n0"], [])
+    (row,) = body["sizes"]
+    assert (row["size"], row["in_place"]["wrong"]) == (8, 0)
+    for words in (["--max", "many"], ["--max", "2"], ["--min", "1MiB", "--max", "8"]):
+        assert CliRunner().invoke(main, ["bench", *words]).exit_code == 2
+    assert CliRunner().invoke(main, ["bench", "--socket", str(place / "none")]).exit_code == 3
+
+
+def test_what_is_printed(
+    calm_cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each member prints the same: links, sizes, and the words at the end."""
+    monkeypatch.setattr(measure, "_FOR", 0.001)
+    printed: list[list[str]] = [[], [], []]
+    calls = [
+        Call(lambda r=rank: run_bench(Path(calm_cluster.sockets[r]), iter([8]), printed[r].append))
+        for rank in range(3)
+    ]
+    bodies = [call.result()[0] for call in calls]
+    assert bodies[0] == bodies[1] == bodies[2]
+    assert printed[0] == printed[1] == printed[2]
+    text = "\n".join(printed[0])
+    for part in ("n2 -> n0", HEAD[1], "           8             2     float     sum      -1"):
+        assert part in text
+    assert printed[0][-1] == bodies[0]["slowest"][-1]
+    assert "link 1 of 3" not in capsys.readouterr().err  # that is for terminals

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ringd.cli.live import Meter, picture
+from ringd.cli.live import Meter, picture, show
 from ringd.cli.picture import render, rows
+from ringd.errors import RingError
 from tests.cluster import Cluster, wait_until
 from tests.ringkit import connected, everywhere
 from tests.test_ring_commands import cli, run
@@ -106,6 +107,16 @@ def test_watch_as_lines(calm_cluster: Cluster) -> None:
         assert process.wait(10) == 0
     assert bodies[1]["uptime"] > bodies[0]["uptime"]
     assert run("ringd-cli", "status", "--watch", "--json", "--socket", "/none").returncode == 3
+
+
+def test_what_watch_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal, and rich; it says what else there is."""
+    with pytest.raises(RingError, match="elsewhere use --watch --json"):
+        show(dict, as_json=False)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setitem(sys.modules, "rich.live", None)
+    with pytest.raises(RingError, match=r"pip install 'ringd\[watch\]', or use --watch --json"):
+        show(dict, as_json=False)
 
 
 def test_watch_on_a_terminal(place: Path) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import socket
 from pathlib import Path
 
 import ringd
+from ringd.cli.doctor import _look_up
+from ringd.doctor.facts import Way
+from ringd.host import interfaces
 from tests.cluster import Cluster, wait_until
 from tests.test_ring_commands import cli
 
@@ -32,6 +37,13 @@ def test_a_ring_that_is_well(calm_cluster: Cluster) -> None:
     assert before is not None
     assert after is not None
     assert (after["state"], after["generation"]) == (before["state"], before["generation"])
+
+
+def test_an_address_with_a_scope() -> None:
+    """It is kept: without it there is no way to such an address."""
+    name = interfaces.addresses()[ipaddress.ip_address("127.0.0.1")]
+    (way,) = _look_up(Way("mini", f"[fe80::2%{name}]:5680", f"fe80::2%{name}"))
+    assert way.target == f"fe80::2%{socket.if_nametoindex(name)}"
 
 
 def test_a_member_that_is_gone(place: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import ringd
-from ringd.cli.ask import ERROR, daemon_options, fail, find_socket
+from ringd.cli.ask import ERROR, ask, daemon_options, fail, find_socket
 from ringd.cli.figures import HEAD, CallFigure, call_line, link_lines, slowest
 from ringd.cli.plot import svg
 from ringd.config.units import parse_size
 from ringd.errors import RingError
+from ringd.wire.border.messages import AskStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +27,7 @@ SCHEMA_VERSION = 1
 
 GROUP = "ringd-cli bench"
 
+_LOOK_EVERY = 0.2  # seconds
 _LEAST = 4  # bytes, of one float32
 
 
@@ -68,7 +71,7 @@ def bench(socket: Path | None, *, as_json: bool, least: int, most: int, plot: Pa
         raise click.UsageError("--min is more than --max")
     say = (lambda _text: None) if as_json else click.echo
     try:
-        body, calls = _measure(find_socket(socket), sizes(least, most), say)
+        body, calls = run_bench(find_socket(socket), sizes(least, most), say)
     except RingError as error:
         fail(error)
     if as_json:
@@ -91,16 +94,20 @@ def sizes(least: int, most: int) -> Iterator[int]:
     yield most
 
 
-def _measure(
+def run_bench(
     socket: Path, sizes: Iterator[int], say: Callable[[str], None]
 ) -> tuple[dict[str, Any], list[CallFigure]]:
+    """Return what was measured, as JSON and as figures; *say* each line as soon as it is known.
+
+    Raises:
+        RingError: As of any call.
+    """
     from ringd.cli import measure  # noqa: PLC0415 - numpy, which other commands do without
 
     tell = _progress(sys.stderr.isatty())
-    click.echo("Waiting until ringd-cli bench runs on every member.", err=True)
     calls = []
     with ringd.connect(socket, group=GROUP) as ring:
-        ring.barrier()
+        _wait_for_all(socket)
         links = measure.links(ring, tell)
         tell("")
         for line in link_lines(links):
@@ -123,6 +130,24 @@ def _measure(
         "slowest": words,
     }
     return body, calls
+
+
+def _wait_for_all(socket: Path) -> None:
+    """Wait until this runs on all members, and say where it does not yet."""
+    said: list[str] = []
+    while missing := missing_members(ask(socket, AskStatus)):
+        if missing != said:
+            click.echo(f"Waiting for ringd-cli bench on {', '.join(missing)}.", err=True)
+        said = missing
+        time.sleep(_LOOK_EVERY)
+
+
+def missing_members(body: Mapping[str, Any]) -> list[str]:
+    """Return the members on which this does not run, as far as their daemons say."""
+    present = {
+        name for group in body["groups"] if group["name"] == GROUP for name in group["present"]
+    }
+    return [member["name"] for member in body["members"] if member["name"] not in present]
 
 
 def _figures(call: CallFigure) -> dict[str, Any]:

@@ -121,9 +121,13 @@ def collect(socket: Path | None, config: Path | None) -> Iterator[tuple[str, str
     if status is not None:
         yield "status.json", json.dumps(status, indent=2)
         yield "status.txt", render(dict(status)) + "\n"
-        body = ask(find_socket(socket), AskTrace, TRACE_WITHIN)
-        yield "trace.json", json.dumps(body)
-        yield "trace.txt", "\n".join(trace_lines(body)) + "\n"
+        try:
+            body = ask(find_socket(socket), AskTrace, TRACE_WITHIN)
+        except RingError as error:
+            yield "trace.txt", f"not to be had: {error}\n"
+        else:
+            yield "trace.json", json.dumps(body)
+            yield "trace.txt", "\n".join(trace_lines(body)) + "\n"
     yield from _logs_of_the_service()
 
 

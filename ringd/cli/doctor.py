@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -107,7 +107,7 @@ def gather(socket: Path | None, path: Path | None, node: str | None) -> Facts:
     """
     daemon = _daemon(socket)
     status = daemon.status or {}
-    path = path or (Path(status["config"]) if status else paths.find_config())
+    path = path or Path(status.get("config") or paths.find_config())
     config, problems = load.look(path, status.get("node") or node)
     ways: tuple[Way, ...] = ()
     blocked: list[str] = []
@@ -139,12 +139,14 @@ def _daemon(socket: Path | None) -> DaemonFacts:
         trace = ask(found, AskTrace)
     except RingError as error:
         return replace(facts, trouble=str(error))
-    now = time.time()
+    # By the daemon here and not by us: it may have waited for one that does not answer.
+    clocks = {member["node"]: member["now"] for member in trace["members"] if "now" in member}
+    here = clocks.get(status["node"])
     members = tuple(
         About(
             member["node"],
             member.get("version", ""),
-            member["now"] - now if "now" in member else None,
+            None if here is None or "now" not in member else member["now"] - here,
         )
         for member in trace["members"]
     )
@@ -207,8 +209,14 @@ def _look_up(way: Way) -> list[Way]:
     except (OSError, UnicodeError) as error:
         text = describe(error) if isinstance(error, OSError) else str(error)
         return [replace(way, error=text)]
-    targets = dict.fromkeys(str(address[0]) for *_, address in found)
+    targets = dict.fromkeys(_numeric(address) for *_, address in found)
     return [replace(way, target=target) for target in targets]
+
+
+def _numeric(address: tuple[Any, ...]) -> str:
+    """Return the IP address in a socket address, with its scope if it has one."""
+    host, _, *scope = address
+    return f"{host}%{scope[1]}" if scope and scope[1] else str(host)
 
 
 def _route(way: Way) -> Way:
@@ -218,7 +226,6 @@ def _route(way: Way) -> Way:
         route = interfaces.route(ipaddress.ip_address(way.target))
     except OSError as error:
         return replace(way, error=describe(error))
-    # What is reached from its own address is this machine's; the kernel may lead it over "lo".
     return replace(way, source=str(route.source), interface=route.interface, mtu=route.mtu)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import astuple
@@ -70,6 +71,8 @@ def _print_lines(look: Look) -> None:
 
 
 def _draw(look: Look) -> None:
+    if not sys.stdout.isatty():
+        raise RingError("--watch draws on a terminal; elsewhere use --watch --json")
     try:
         from rich.live import Live  # noqa: PLC0415 - an extra, and slow to import
         from rich.text import Text  # noqa: PLC0415

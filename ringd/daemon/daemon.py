@@ -68,9 +68,8 @@ class Daemon:
         self._manager = ServiceManager()
         self._reload_error: tuple[str, float] | None = None  # the last reload's, and when
         self._unreachable = False
-        self._log_level: tuple[str, Timer] | None = (
-            None  # in the place of the config's, for a while
-        )
+        # In the place of the config's, until the timer's time.
+        self._log_level: tuple[str, Timer] | None = None
 
     def run(self) -> int:
         """Run until SIGTERM or SIGINT; return the exit code.
@@ -129,8 +128,8 @@ class Daemon:
                 AskReload: self._asked_to_reload,
                 AskTrace: self._trace,
                 AskLog: self._recent_log,
-                AskDrain: self._rest,
-                AskResume: self._resume,
+                AskDrain: self._asked_to_drain,
+                AskResume: self._asked_to_resume,
                 AskLogLevel: self._set_log_level,
             },
             log=structlog.get_logger("border"),
@@ -276,7 +275,7 @@ class Daemon:
         error = self._reload_error
         answer(_json(refused=None if error is None else error[0]))
 
-    def _rest(self, _order: AskDrain, answer: Answer) -> None:
+    def _asked_to_drain(self, _order: AskDrain, answer: Answer) -> None:
         """Leave the ring once what is under way is done; a stop on the way is not held up."""
         began = self._loop.now()
         self._log.info("draining, as asked", ops_under_way=len(self._programs.performer.bulk))
@@ -289,7 +288,7 @@ class Daemon:
 
         self._when_idle(leave, began + DRAIN)
 
-    def _resume(self, _order: AskResume, answer: Answer) -> None:
+    def _asked_to_resume(self, _order: AskResume, answer: Answer) -> None:
         if not self._programs.draining:  # else it stops, and nothing brings it back
             self._log.info("resuming, as asked")
             self._neighbours.resume()

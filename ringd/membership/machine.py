@@ -29,6 +29,8 @@ The rules
 7. Two machines may bear one name. The member is the one that its left neighbour has dialed, at
    the address of that name. A link from another one is refused by the right neighbour, or
    dropped, as long as news tells it which one that is (:meth:`Machine.rival`).
+8. A member that its operator drains says so, with a new epoch, which ends the ring on all members
+   (rule 5), and is fit for none. Its links stay, so that a resume needs no more than a round.
 
 Nothing waits for a timer while all is well. The timers below are for rank 0 when a round
 does not come back although no news says why, and for a full disk.

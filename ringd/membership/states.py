@@ -40,7 +40,6 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.FORMING, Event.REJOIN): State.FORMING,
     (State.FORMING, Event.DRAIN): State.DRAINING,
     (State.FORMING, Event.LEAVE): State.DRAINING,
-    (State.FORMING, Event.RESUME): State.FORMING,
     (State.READY, Event.LINK_LOST): State.FORMING,
     (State.READY, Event.LINK_UP): State.FORMING,
     (State.READY, Event.NEWS): State.FORMING,
@@ -50,7 +49,6 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.READY, Event.REJOIN): State.FORMING,
     (State.READY, Event.DRAIN): State.DRAINING,
     (State.READY, Event.LEAVE): State.DRAINING,
-    (State.READY, Event.RESUME): State.READY,
     # A ring that a draining member is in may break; it takes no part in another.
     (State.DRAINING, Event.LINK_LOST): State.DRAINING,
     (State.DRAINING, Event.LINK_UP): State.DRAINING,
@@ -63,4 +61,5 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.DRAINING, Event.LEAVE): State.DRAINING,
     (State.DRAINING, Event.RESUME): State.FORMING,
 }
-"""Every legal move; (READY, FORMED) and (DRAINING, FORMED) would be bugs and raise KeyError."""
+"""Every legal move; to form a ring while in one or draining, or to resume what was not drained,
+would be bugs, and raise KeyError."""
