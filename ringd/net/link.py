@@ -100,6 +100,8 @@ class Link:
     ) -> None:
         self.side = side
         self.peer = replace(peer, secrets=None)  # keys that are over are nowhere any more
+        self.protection = str(peer.secrets or "off")
+        """What is done to its frames, and by which cipher, for people."""
         self.address = address
         self.bytes_in = len(leftover)
         """Bytes received, headers included."""

@@ -183,7 +183,7 @@ class Neighbours:
         if old is not None:
             old.close("replaced by a newer connection")
         join = self._config.join
-        self.links[side] = Link(
+        link = self.links[side] = Link(
             self._loop,
             sock,
             peer,
@@ -200,7 +200,7 @@ class Neighbours:
             peer=peer.name,
             address=address,
             incarnation=peer.incarnation,
-            protection=str(peer.secrets or "off"),
+            protection=link.protection,
         )
         self._recorder.note("link up", side=side, peer=peer.name, address=address)
         if self._reach is not None:
