@@ -75,6 +75,12 @@ def test_data_goes_straight_to_its_buffer(loop, link_pair):
     assert [bytes(receiver.buffers[index]) for index in range(len(chunks))] == chunks
 
 
+def test_a_link_keeps_no_secrets(link_pair):
+    """From those that it began with, all keys that ever follow could be found."""
+    for link, _ in link_pair:
+        assert link.peer.secrets is None
+
+
 def test_control_goes_before_data(loop, link_pair):
     """A control frame overtakes all data that was not begun."""
     (right, sender), (_, receiver) = link_pair

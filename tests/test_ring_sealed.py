@@ -13,6 +13,7 @@ import pytest
 
 import ringd
 from ringd.host.ports import free_ports
+from ringd.net.ciphers import aes_is_fast
 from tests.cluster import Cluster, wait_until
 from tests.proxy import Proxy
 from tests.ringkit import HASTY, begin, connected, everywhere, tensor, total
@@ -70,6 +71,9 @@ def test_what_a_listener_reads(place: Path, protect: str) -> None:
                 results = everywhere(rings, lambda ring, x=x: ring.all_reduce(x, name="a secret"))
                 for result in results:
                     np.testing.assert_array_equal(result, 2 * x)
+        cipher = "AES-256-GCM" if aes_is_fast() else "ChaCha20-Poly1305"
+        said = {link["protection"] for link in cluster[0].status()["links"].values()}
+        assert said == {protect if protect == "off" else f"{protect}, {cipher}"}
         heard = b"|".join(map(bytes, tap.streams))
         known = [b"secret", *(x[:4].tobytes() for x in (same, 2 * same, small))]
         assert [text in heard for text in known] == [protect != "encrypt"] * len(known)

@@ -234,14 +234,16 @@ def test_wrong_version():
     assert caught.value.by_peer
 
 
-def test_the_hello_of_version_1():
+@pytest.mark.parametrize(("version", "more"), [(1, ()), (3, (5,))])
+def test_the_hello_of_an_older_version(version, more):
     """An older release, whose hello is shorter, is told of the versions, and can tell them too."""
     _, accepting = sides()
-    old = ("home", ("a", "b", "c"), "a", "b", "link", bytes(NONCE_SIZE), 7, "")
+    old = ("home", ("a", "b", "c"), "a", "b", "link", bytes(NONCE_SIZE), 7, "", *more)
     with pytest.raises(HandshakeError) as caught:
-        accepting.receive(message(Kind.HELLO, msgspec.msgpack.encode(old), version=1))
+        accepting.receive(message(Kind.HELLO, msgspec.msgpack.encode(old), version=version))
     assert caught.value.code is Code.VERSION
-    assert caught.value.text == "'b' speaks version 4 of the handshake, the other side version 1"
+    told = f"'b' speaks version 4 of the handshake, the other side version {version}"
+    assert caught.value.text == told
     assert PREFIX.unpack_from(accepting.outgoing())[1] == 4  # it looks there before all else
 
 

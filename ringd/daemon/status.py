@@ -86,6 +86,7 @@ def status(
             side: {
                 "peer": link.peer.name,
                 "address": link.address,
+                "protection": link.protection,
                 **_preference(config, neighbours, side, members[view.rank].address),
                 "up_for": now - link.since,
                 "round_trip": link.round_trip,

@@ -1,8 +1,8 @@
 """The reading half of a link: where bytes go, and the frames that they make.
 
 Small frames pass through a small buffer; the payload of a DATA frame is received straight into
-the memory that it is for or, where the link is sealed, into memory of the reader's, from which it
-goes there once it is verified. The owner has the socket, and learns of frames by three callbacks.
+the memory that it is for or, where the link is sealed, into memory of the reader's, which verifies
+it there. The owner has the socket, and learns of frames by three callbacks.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import contextlib
 import socket
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, Protocol, Union
 
 from ringd.host.tcp import unacknowledged
@@ -102,7 +103,9 @@ class Link:
         leftover: bytes = b"",
     ) -> None:
         self.side = side
-        self.peer = peer
+        self.peer = replace(peer, secrets=None)  # keys that are over are nowhere any more
+        self.protection = str(peer.secrets or "off")
+        """What is done to its frames, and by which cipher, for people."""
         self.address = address
         self.bytes_in = len(leftover)
         """Bytes received, headers included."""

@@ -203,7 +203,7 @@ class Neighbours:
         if side in self._ends:
             self._counters.reconnects[side, self._ends.pop(side)] += 1
         join = self._config.join
-        self.links[side] = Link(
+        link = self.links[side] = Link(
             self._loop,
             sock,
             peer,
@@ -220,7 +220,7 @@ class Neighbours:
             peer=peer.name,
             address=address,
             incarnation=peer.incarnation,
-            protection=str(peer.secrets or "off"),
+            protection=link.protection,
         )
         self._recorder.note("link up", side=side, peer=peer.name, address=address)
         if self._reach is not None:

@@ -13,9 +13,10 @@ place has a broken seal, and no nonce comes twice. Each direction has its own ke
 
 With *integrity* alone both are sent as they are, as the associated data of an empty text.
 
-The memory of a chunk is shared with a program, which may write to it at any time. So nothing is
-sealed or verified there: a chunk is sealed in a buffer of the link, and sent from it; what comes is
-received in another one, and brought to its place when it is known to be right.
+The memory of a chunk is shared with a program, which may write to it at any time. So what has a
+seal never stands there: a chunk is sealed in a buffer of the link, and sent from it; what comes is
+received in another one, and verified there. It is copied to its place after that, or decrypted to
+its place meanwhile, where it counts for nothing until the seal has proved right.
 """
 
 from __future__ import annotations
