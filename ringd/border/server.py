@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Protocol, Union
 
 import zmq
+from msgspec.structs import replace
 from structlog.typing import FilteringBoundLogger
 
 from ringd import errors
@@ -416,7 +417,8 @@ class BorderServer:
             self._handler.submit(client, message, payload)
         else:
             self._count_denied(client, fault)
-            self._handler.submit_failed(client, message, fault)
+            bounded = message if message.call.bounded else replace(message, call=message.call.cut())
+            self._handler.submit_failed(client, bounded, fault)
 
     def _attach(self, routing_id: bytes, message: Attach) -> None:
         client = self._by_token.get(message.token)

@@ -6,10 +6,12 @@ import math
 
 from ringd.collective import kinds
 from ringd.collective.call import (
+    MAX_AXES,
     MAX_CALL_NAME,
     MAX_LOCAL_SIZE,
     MAX_PART_NAME,
     MAX_TEXT,
+    MAX_WORD,
     Call,
 )
 from ringd.wire.border.messages import (
@@ -32,9 +34,7 @@ _MAX_U16 = (1 << 16) - 1
 _MAX_U64 = (1 << 64) - 1
 _MAX_NUMBER = 1 << 62
 """Of an op. Far from where 64 bits end, so that one may count on from any of them."""
-_MAX_DIMENSIONS = 64
 _MAX_TEXT = 1024
-_MAX_WORD = 32
 _UNKNOWN = 0
 
 
@@ -190,9 +190,9 @@ def unfit(call: Call, size: int) -> str:
     """
     if len(call.name) > MAX_CALL_NAME:
         return f"a call's name has up to {MAX_CALL_NAME} characters"
-    if max(len(call.kind), len(call.reduction), len(call.dtype)) > _MAX_WORD:
-        return f"a call's kind, op and dtype have up to {_MAX_WORD} characters"
-    if len(call.shape) > _MAX_DIMENSIONS:
+    if max(len(call.kind), len(call.reduction), len(call.dtype)) > MAX_WORD:
+        return f"a call's kind, op and dtype have up to {MAX_WORD} characters"
+    if len(call.shape) > MAX_AXES:
         return "a shape has up to 64 sides, none negative"
     try:
         if size == _UNKNOWN and kinds.of(call).sized:

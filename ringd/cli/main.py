@@ -10,6 +10,7 @@ from ringd import __version__
 from ringd.cli.demo import demo
 from ringd.cli.service import service
 from ringd.cli.setup import init, keygen
+from ringd.cli.state import reset_state
 from ringd.cli.trace import trace
 from ringd.cli.watch import health, rejoin, reload, status
 from ringd.host.streams import prepare_standard_streams
@@ -39,6 +40,7 @@ main.add_command(status)
 main.add_command(health)
 main.add_command(rejoin)
 main.add_command(reload)
+main.add_command(reset_state)
 main.add_command(demo)
 main.add_command(trace)
 main.add_command(service)

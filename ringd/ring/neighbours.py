@@ -35,10 +35,10 @@ from ringd.ring.state import State as Stored
 from ringd.ring.state import StateFile
 from ringd.ring.statewriter import StateWriter
 from ringd.wire.link import control, frames
+from ringd.wire.link.bounds import MAX_INSTANCE
 from ringd.wire.link.control import Ask, GroupMessage, Inquiry, MembershipMessage, Poll, Told
 from ringd.wire.link.frames import FrameError, FrameType, Header
 from ringd.wire.link.handshake import Peer
-from ringd.wire.link.hello import MAX_INSTANCE
 
 
 class RingUser(Protocol):
@@ -455,7 +455,9 @@ class Neighbours:
                 now = self._loop.now()
                 self._perform(self.machine.received(link.side, message, now))
             elif header.type is FrameType.INQUIRY:
-                self.inquiries.received(link.side, control.decode_inquiry(payload))
+                inquiry = control.decode_inquiry(payload)
+                self._check(inquiry)
+                self.inquiries.received(link.side, inquiry)
             elif header.type is FrameType.CREDIT:
                 self._credit(link, header)
             else:
@@ -480,6 +482,7 @@ class Neighbours:
             return
         message = control.decode_group(payload[: header.index])
         data = bytes(payload[header.index :])
+        self._check(message)
         if not isinstance(message, Poll):  # a poll changes on its way and comes back
             if header.origin == self.rank:
                 raise FrameError("a group message of our own came back")
@@ -489,6 +492,11 @@ class Neighbours:
         self._user.group_message(
             header.origin, header.rank, header.group, header.seq, message, data
         )
+
+    def _check(self, message: Inquiry | GroupMessage) -> None:
+        """Object to what no member can have said, before it is passed on."""
+        if reason := control.objection(message, self.size):
+            raise FrameError(reason)
 
     def _catch_up(self) -> None:
         """Take what the others said in this generation before it was on the disk here."""

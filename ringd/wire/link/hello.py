@@ -13,6 +13,8 @@ from typing import Annotated, Literal, Union
 
 import msgspec
 
+from ringd.wire.link.bounds import Count, Instance
+
 MAGIC = b"RNGD"
 VERSION = 3
 """Of the bodies; 1 had a hello without the instance."""
@@ -23,7 +25,6 @@ MAX_TEXT = 400
 """Characters of a refusal that are shown."""
 MAX_NAME = 255
 MAX_SETTINGS = 1024
-MAX_INSTANCE = 1 << 62
 
 PREFIX = struct.Struct("<4sBBH")
 
@@ -124,9 +125,9 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     target: _Name
     purpose: Purpose
     nonce: Annotated[bytes, msgspec.Meta(min_length=NONCE_SIZE, max_length=NONCE_SIZE)]
-    incarnation: Annotated[int, msgspec.Meta(ge=0)]
+    incarnation: Count
     settings: Annotated[str, msgspec.Meta(max_length=MAX_SETTINGS)]
-    instance: Annotated[int, msgspec.Meta(ge=0, lt=MAX_INSTANCE)]
+    instance: Instance
 
 
 class Proof(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
