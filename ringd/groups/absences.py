@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ringd.collective.view import View
 from ringd.errors import GroupLost
+from ringd.groups.quota import MOST_ABSENT, PEER, STAY, Quota
 from ringd.groups.seat import Before
 from ringd.groups.session import Peers, session_number
 from ringd.groups.words import client_on
@@ -39,6 +40,11 @@ class Absent:
     loss: str = ""
     """Who left that session first, as another one of it says that has left."""
 
+    @property
+    def cost(self) -> int:
+        """Bytes that it takes, about."""
+        return STAY + 2 * PEER * len(self.session.join_ids)
+
 
 @dataclass(slots=True, eq=False)
 class Absences:
@@ -52,6 +58,7 @@ class Absences:
     """Seconds that a client may take to come back."""
     absent: dict[int, Absent] = field(default_factory=dict)
     """By join id."""
+    _quota: Quota = field(default_factory=lambda: Quota(MOST_ABSENT))
     _gone: OrderedDict[int, Notice] = field(default_factory=OrderedDict)
 
     def counted_on(  # noqa: PLR0917
@@ -81,7 +88,10 @@ class Absences:
             return gone if gone.gid == gid else self._give_up(ours, absent, gone.left.message)
         if successor is not None:
             return self._replaced(ours, absent, successor)
-        self.absent[ours] = absent
+        if known is not None or self._quota.admits(
+            absent.cost, (one.cost for one in self.absent.values())
+        ):
+            self.absent[ours] = absent
         return None
 
     def taken(self, group: str, join_id: int, local_rank: int, before: Before) -> list[Notice]:

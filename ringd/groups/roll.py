@@ -22,9 +22,11 @@ from ringd.groups.actions import Broadcast, Dropped
 from ringd.groups.channels import Channel
 from ringd.groups.mail import Mail
 from ringd.groups.op import Op
+from ringd.groups.quota import MOST_HEARD, Quota, cost
 from ringd.groups.seat import Seat
 from ringd.groups.session import Part, Peers, Place, expected, peers
 from ringd.groups.words import client_on, shorten, which_of
+from ringd.wire.link.bounds import MAX_CHANNELS, MAX_MEMBERS
 from ringd.wire.link.control import Closed, Done, Joined, Left, Opened
 
 
@@ -58,6 +60,23 @@ class Roll:
     """Likewise, of formed sessions, by rank."""
     _winding_up: dict[int, Seat] = field(default_factory=dict)
     """Those whose client left, by join id."""
+    _heard: dict[int, Quota] = field(default_factory=dict)
+    """For what each member says of its programs."""
+
+    def full(self, member: int, message: Joined) -> bool:
+        """Whether *member* has as many programs in groups already as are kept, and no room."""
+        quota = self._heard.setdefault(member, Quota(MOST_HEARD))
+        place = member, message.local_rank
+        known = self.groups.get(message.group)
+        if known is not None and place in known.present:
+            return False  # said again
+        return not quota.admits(cost(message), self._costs(member))
+
+    def _costs(self, member: int) -> Iterator[int]:
+        for group in self.groups.values():
+            for place, there in group.present.items():
+                if place[0] == member:
+                    yield cost(there)
 
     def _group(self, name: str) -> Group:
         group = self.groups.get(name)
@@ -114,7 +133,8 @@ class Roll:
         names = self.mail.ring.names
         if not part.members:
             return "all members"
-        return ", ".join(names[member] for member in part.members if member < len(names))
+        shown = part.members[:MAX_MEMBERS]  # by rank there may be thousands
+        return ", ".join(names[member] for member in shown if member < len(names))
 
     # --- local clients ----------------------------------------------------------------
 
@@ -230,7 +250,8 @@ class Roll:
         own = session.join_ids[1 - rank]
         seat = self.seats.get(own)
         if seat is not None and seat.left is None:
-            seat.knocks[gid] = 1 - rank, origin  # our client has yet to open it
+            if len(seat.knocks) < MAX_CHANNELS:
+                seat.knocks[gid] = 1 - rank, origin  # our client has yet to open it
             self.answer_knocks(seat)
             return
         left = self.absences.last_words(own) if seat is None else seat.left
@@ -294,6 +315,9 @@ class Roll:
         if session is None or not Part.of(message).sound(self.mail.ring.size):
             self.mail.out.append(Dropped("a session that cannot be"))
             return
+        if self.full(origin, message):
+            self.mail.out.append(Dropped("more programs of one member than are kept"))
+            return
         group = self._group(message.group)
         group.present[origin, message.local_rank] = message
         if session:
@@ -355,6 +379,7 @@ class Roll:
         """
         self.absences.peer_left(origin, message)
         group = self._group(message.group)
+        submitted_by_key = {(a, b, tag): number for a, b, tag, number in message.channels}
         for place, there in list(group.present.items()):
             if place[0] == origin and there.join_id == message.join_id:
                 del group.present[place]
@@ -363,7 +388,7 @@ class Roll:
             if rank is None or rank == seat.session.view.rank:
                 continue
             if isinstance(seat, Channel):
-                seat.end_with(rank, message)
+                seat.end_with(rank, message, submitted_by_key.get(seat.key, 0))
             else:
                 submitted = message.submitted if seat.session.gid == gid else 0
                 self._part(group, seat, rank, submitted, message)

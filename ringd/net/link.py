@@ -38,6 +38,12 @@ TURN_SECONDS = 0.01
 GATHER = 32
 """Control frames in one system call at most."""
 
+MAX_WAITING = 256 << 20
+"""Bytes of control frames that wait for a peer that reads too slowly; beyond, it is given up."""
+
+EACH = 64
+"""Bytes that one of them costs beside its own, about."""
+
 JOIN_BELOW = 16 * 1024
 """Payloads below this are copied next to their header; larger ones are written at once."""
 
@@ -125,6 +131,7 @@ class Link:
         )
         self._frames_out = 0
         self._control: deque[bytes] = deque()
+        self._waiting = 0  # bytes that these cost
         self._out: list[Payload] = []  # begun, exactly the bytes still to go
         self._out_size = 0
         self._out_data: Header | None = None  # of the DATA frame at the end of _out
@@ -176,7 +183,10 @@ class Link:
         head = self._pack(header)
         if len(payload) < JOIN_BELOW or self._out or self._writing or self._control:
             self._control.append(head + payload if payload else head)
-            if not (self._flush_queued or self._blocked):
+            self._waiting += HEADER_SIZE + len(payload) + EACH
+            if self._waiting > MAX_WAITING:
+                self._lost(f"it does not read, and {MAX_WAITING >> 20} MiB of messages wait for it")
+            elif not (self._flush_queued or self._blocked):
                 self._flush_queued = True
                 self._loop.call_soon(self._flush)
             return
@@ -211,12 +221,18 @@ class Link:
         self._loss = None
         if self._closed:
             return
-        if goodbye and not self._mute:
-            text = capped(reason, frames.MAX_LENGTH[FrameType.BYE])
-            bye = self._pack(Header(FrameType.BYE, len(text))) + text
-            with contextlib.suppress(OSError):
-                self._sock.sendmsg([*self._out, b"".join(self._control), bye])
+        if goodbye:
+            self._say_goodbye(reason)
         self._shut()
+
+    def _say_goodbye(self, reason: str) -> None:
+        """Tell the peer why, if the socket takes that at once."""
+        if self._mute or self._waiting > TURN:  # it would not come to read it
+            return
+        text = capped(reason, frames.MAX_LENGTH[FrameType.BYE])
+        bye = self._pack(Header(FrameType.BYE, len(text))) + text
+        with contextlib.suppress(OSError):
+            self._sock.sendmsg([*self._out, b"".join(self._control), bye])
 
     # --- life -------------------------------------------------------------------------
 
@@ -228,11 +244,18 @@ class Link:
         try:
             self._incoming.advance(0)  # what came behind the handshake
         except FrameError as error:
-            self._lost(f"protocol error: {error}", explained=True)
+            self._broken(error)
 
     def _beat(self, header: Header) -> None:
         if not (self._blocked or self._mute):  # else the peer has bytes of ours to read
             self.send(header)
+
+    def _broken(self, error: FrameError) -> None:
+        """The peer broke the protocol: tell it how, and end the link."""
+        if not self._closed:
+            reason = f"protocol error: {error}"
+            self._say_goodbye(reason)
+            self._lost(reason, explained=True)
 
     def _lost(self, reason: str, *, explained: bool = False) -> None:
         if self._closed:
@@ -270,7 +293,7 @@ class Link:
         try:
             self._read_turn()
         except FrameError as error:
-            self._lost(f"protocol error: {error}", explained=True)
+            self._broken(error)
 
     def _read_turn(self) -> None:
         incoming = self._incoming
@@ -375,6 +398,7 @@ class Link:
             frame = control.popleft()
             out.append(frame)
             size += len(frame)
+            self._waiting -= len(frame) + EACH
         if not control:
             pulled = self._handler.next_data(self)
             if pulled is not None and not self._closed:

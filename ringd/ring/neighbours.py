@@ -101,7 +101,7 @@ class Neighbours:
         self.on_state: Callable[[str], None] = lambda _text: None
         """Told in words whenever the ring's state changes."""
         self.links: dict[Side, Link] = {}
-        self.inquiries = Inquiries(loop, self.rank, self.size, self._send, recorder.dump)
+        self.inquiries = Inquiries(loop, self.rank, self.names, self._send, recorder.dump)
         """Questions to all members that can be reached."""
         self.dropped: Counter[str] = Counter()
         """Frames that were of no use, by reason."""
@@ -483,6 +483,8 @@ class Neighbours:
         message = control.decode_group(payload[: header.index])
         data = bytes(payload[header.index :])
         self._check(message)
+        if len(data) > self._config.ops.eager_limit:
+            raise FrameError(f"{len(data)} bytes of tensor in a message")
         if not isinstance(message, Poll):  # a poll changes on its way and comes back
             if header.origin == self.rank:
                 raise FrameError("a group message of our own came back")
