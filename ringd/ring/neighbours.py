@@ -486,8 +486,8 @@ class Neighbours:
         if len(data) > self._config.ops.eager_limit:
             raise FrameError(f"{len(data)} bytes of tensor in a message")
         if not isinstance(message, Poll):  # a poll changes on its way and comes back
-            if header.origin == self.rank:
-                raise FrameError("a group message of our own came back")
+            if header.origin in (self.rank, header.until):
+                raise FrameError("a group message that goes round to its sender")
             onward = self.links.get(OPPOSITE[link.side])
             if onward is not None and header.until != self.rank:
                 onward.send(header, payload)
@@ -524,7 +524,7 @@ class Neighbours:
 
     def _check_way(self, header: Header) -> None:
         """Object to a frame that no member would take off the ring."""
-        if header.until >= self.size or header.origin == self.rank:
+        if header.until >= self.size or header.origin in (self.rank, header.until):
             raise FrameError(f"a {header.type.name} frame that no member takes")
 
     def data_buffer(self, link: Link, header: Header) -> memoryview | None:

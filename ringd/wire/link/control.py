@@ -12,12 +12,13 @@ type (:mod:`ringd.wire.link.bounds`), and what people may get to see is cleaned 
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Optional, TypeVar, Union
 
 import msgspec
 from msgspec.structs import replace
 
-from ringd.collective.call import Call
+from ringd.collective.call import MAX_LOCAL_SIZE, Call
 from ringd.wire.link.bounds import (
     MAX_CHANNELS,
     MAX_ERROR,
@@ -281,17 +282,28 @@ def objection(message: Inquiry | GroupMessage, size: int) -> str:
         member = max(message.origin, getattr(message, "rank", 0))
         return "" if member < size else f"an inquiry of rank {member}"
     if isinstance(message, Offer):  # every call
-        if not message.call.bounded:
-            return f"an offer of {clean(str(message.call.cut()), MAX_ERROR)}"
+        if not message.call.bounded or len(message.call.counts) > 2 * MAX_LOCAL_SIZE * size:
+            return f"an offer of {clean(str(message.call.cut(0)), MAX_ERROR)}"
         return "" if message.outcome.isprintable() else f"an outcome {message.outcome!r}"
     if isinstance(message, (Done, Computed, Poll)):
         return ""
-    if isinstance(message, Joined) and max((*message.places, *message.members), default=0) >= size:
-        return f"a program of group {message.group!r} on a member that there is not"
+    if isinstance(message, Joined) and (reason := _objection_to_join(message, size)):
+        return reason
     if isinstance(message, Opened) and message.place >= size:
         return f"a channel to member {message.place}, which there is not"
     words = getattr(message, "group", "") + getattr(message, "code", "")
     return "" if words.isprintable() else f"a name or code {words!r}"
+
+
+def _objection_to_join(message: Joined, size: int) -> str:
+    if len(message.session) > MAX_LOCAL_SIZE * size:
+        return f"a session of {len(message.session)} programs"
+    for places in (message.places, message.members):
+        if max(places, default=0) >= size:
+            return f"a program of group {message.group!r} on a member that there is not"
+        if len(places) > MAX_LOCAL_SIZE < max(Counter(places).values()):
+            return f"more than {MAX_LOCAL_SIZE} programs of a group on one member"
+    return ""
 
 
 _M = TypeVar("_M", bound=msgspec.Struct)
