@@ -417,8 +417,8 @@ class BorderServer:
             self._handler.submit(client, message, payload)
         else:
             self._count_denied(client, fault)
-            bounded = message if message.call.bounded else replace(message, call=message.call.cut())
-            self._handler.submit_failed(client, bounded, fault)
+            # The others hear of it, and would take what is out of bounds for nonsense of ours.
+            self._handler.submit_failed(client, replace(message, call=message.call.cut()), fault)
 
     def _attach(self, routing_id: bytes, message: Attach) -> None:
         client = self._by_token.get(message.token)

@@ -194,6 +194,8 @@ def unfit(call: Call, size: int) -> str:
         return f"a call's kind, op and dtype have up to {MAX_WORD} characters"
     if len(call.shape) > MAX_AXES:
         return "a shape has up to 64 sides, none negative"
+    if not call.bounded:
+        return "a call has words that can be printed, and up to two counts for each rank"
     try:
         if size == _UNKNOWN and kinds.of(call).sized:
             return ""

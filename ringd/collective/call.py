@@ -57,14 +57,14 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
             and words.isprintable()
         )
 
-    def cut(self, counts: int = MAX_COUNTS) -> Call:
-        """Return what is said of a call that is not bounded; with at most so many *counts*."""
+    def cut(self) -> Call:
+        """Return what is said of a call that cannot be made, such as one that is not bounded."""
         kind, reduction, dtype = (
             word[:MAX_WORD] if word.isprintable() else "?"
             for word in (self.kind, self.reduction, self.dtype)
         )
         shape, name = self.shape[:MAX_AXES], self.name[:MAX_CALL_NAME]
-        return Call(kind, reduction, dtype, shape, name, self.root, self.counts[:counts])
+        return Call(kind, reduction, dtype, shape, name, self.root)
 
     def __str__(self) -> str:
         words = [self.kind, self.reduction] if self.reduction else [self.kind]

@@ -113,7 +113,7 @@ class Offers:
         view, call = self._session.view, offer.call
         nbytes = len(payload) if offer.eager else None
         if len(call.counts) > 2 * view.size:
-            call, text = call.cut(0), f"{len(call.counts)} counts"
+            call, text = call.cut(), f"{len(call.counts)} counts"
         elif offer.outcome in ("", OK) and not self._rules.fits(call, nbytes, rank, view.size):
             came = "a tensor in chunks" if nbytes is None else f"{nbytes} bytes"
             text = f"{came}, which cannot be that of {call}"

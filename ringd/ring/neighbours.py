@@ -158,7 +158,7 @@ class Neighbours:
             self._reach.renew()
 
     def reload(self, config: Config) -> None:
-        """Use *config* from now on; the links are made anew if members' addresses changed.
+        """Use *config* from now on; the links are made anew if the key or addresses changed.
 
         Raises:
             RingError: A new address of this member cannot be bound; the old config stays.

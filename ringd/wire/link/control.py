@@ -282,8 +282,8 @@ def objection(message: Inquiry | GroupMessage, size: int) -> str:
         member = max(message.origin, getattr(message, "rank", 0))
         return "" if member < size else f"an inquiry of rank {member}"
     if isinstance(message, Offer):  # every call
-        if not message.call.bounded or len(message.call.counts) > 2 * MAX_LOCAL_SIZE * size:
-            return f"an offer of {clean(str(message.call.cut(0)), MAX_ERROR)}"
+        if not message.call.bounded:
+            return f"an offer of {clean(str(message.call.cut()), MAX_ERROR)}"
         return "" if message.outcome.isprintable() else f"an outcome {message.outcome!r}"
     if isinstance(message, (Done, Computed, Poll)):
         return ""
