@@ -9,6 +9,7 @@ umask 022
 here=$(cd "$(dirname "$0")/../.." && pwd)
 python=${PYTHON:-/usr/bin/python3}
 program=/opt/ringd
+case $python in */*) python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python") ;; esac
 cd / # and -I: no module of the caller's directory or environment is run as root
 
 fail() {
