@@ -11,6 +11,22 @@ import pytest
 from ringd.config.keyfile import create_key, is_key_text, read_key
 
 KEY = bytes(range(32))
+SOMEBODY = 12345
+"""A user who is neither this one nor root."""
+
+
+_fstat = os.fstat
+
+
+def owned_by(uid, monkeypatch):
+    """Have all files belong to *uid*, as far as their reader can see."""
+
+    def fstat(fd):
+        fields = list(_fstat(fd))
+        fields[stat.ST_UID] = uid
+        return os.stat_result(fields)
+
+    monkeypatch.setattr(os, "fstat", fstat)
 
 
 @pytest.fixture
@@ -77,11 +93,23 @@ def test_open_modes(key_file, mode):
 
 
 def test_foreign_group(key_file, monkeypatch):
-    """Reading by a group is fine for the daemon's own group only."""
+    """Reading by a group is fine for the daemon's own only, unless root has chosen another."""
     key_file.chmod(0o640)
+    owned_by(SOMEBODY, monkeypatch)
+    monkeypatch.setattr(os, "geteuid", lambda: SOMEBODY)
     monkeypatch.setattr(os, "getegid", lambda: key_file.stat().st_gid + 1)
     with pytest.raises(ValueError, match="group that is not the daemon's own"):
         read_key(key_file)
+
+
+def test_foreign_owner(key_file, monkeypatch):
+    """Who owns the file can replace the key, so that is this user or root."""
+    owned_by(SOMEBODY, monkeypatch)
+    with pytest.raises(ValueError, match=f"belongs to user {SOMEBODY}, who could replace the key"):
+        read_key(key_file)
+    owned_by(0, monkeypatch)
+    key_file.chmod(0o640)
+    assert read_key(key_file) == KEY
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_rank_and_size():
 def test_shared_settings():
     """Members compare the settings that shape what travels between them."""
     config = make_config(Member("a", ("h:1",)), eager_limit=1, chunk=2, checksum=True)
-    assert config.shared_settings() == "chunk=2 eager=1 checksum=1 order=any"
+    assert config.shared_settings() == "chunk=2 eager=1 checksum=1 order=any window=256"
 
 
 @pytest.mark.parametrize(

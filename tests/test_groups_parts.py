@@ -448,14 +448,17 @@ def test_a_seat_that_is_left_is_finished_when_all_are_done():
 # --- absences, roll -------------------------------------------------------------------
 
 
+GID = session_number("g", PEERS.join_ids)
+
+
 def test_the_same_is_said_of_one_that_is_gone_however_often_others_ask():
     """It had its time to come back."""
     absences = Absences(VIEW, 5.0)
-    assert absences.counted_on("g", PEERS, 0, 0, None, 0.0) is None
+    assert absences.counted_on("g", PEERS, GID, 0, 0, None, 0.0) is None
     assert absences.overdue(4.9, "did not come back") == []
     (notice,) = absences.overdue(5.0, "did not come back")
     assert notice.left.message == "the client on 'a' did not come back"
-    assert absences.counted_on("g", PEERS, 0, 0, None, 9.0) == notice
+    assert absences.counted_on("g", PEERS, GID, 0, 0, None, 9.0) == notice
     assert absences.absent == {}
 
 
@@ -463,7 +466,7 @@ def test_an_absent_one_can_be_given_more_time_and_makes_way_for_a_successor():
     """Whose word on why it came counts, if it is the same client."""
     for before, text in ((Before(10, "b died"), "b died"), (Before(), "was replaced by another")):
         absences = Absences(VIEW, 5.0)
-        absences.counted_on("g", PEERS, 0, 0, None, 0.0)
+        absences.counted_on("g", PEERS, GID, 0, 0, None, 0.0)
         absences.postpone(9.0)
         assert absences.overdue(8.0, "") == []
         assert absences.taken("h", 20, 0, before) == []
@@ -476,10 +479,10 @@ def test_one_whose_channel_is_asked_for_first_makes_way_for_a_successor_too(earl
     """A channel's word comes the shorter way round; whose place it was, the session's word says."""
     absences, before = Absences(VIEW, 5.0), Before()
     pair = Peers((PEERS.join_ids[0], 11), (0, 1))
-    assert absences.counted_on("g", pair, 0, None, None, 0.0) is None
+    assert absences.counted_on("g", pair, GID + 1, 0, None, None, 0.0) is None
     successor = before if early else None
-    notice = absences.counted_on("g", PEERS, 0, 0, successor, 0.1)
-    assert absences.counted_on("g", pair, 0, None, None, 0.2) is None or early
+    notice = absences.counted_on("g", PEERS, GID, 0, 0, successor, 0.1)
+    assert absences.counted_on("g", pair, GID + 1, 0, None, None, 0.2) is None or early
     if not early:
         (notice,) = absences.taken("g", 20, 0, before)
     assert (notice.gid, notice.rank) == (session_number("g", PEERS.join_ids), 0)

@@ -7,7 +7,6 @@ from itertools import product
 import msgspec
 import pytest
 
-from ringd.membership.flooding import MAX_ERROR
 from ringd.membership.machine import (
     GAP,
     PATIENCE,
@@ -23,6 +22,7 @@ from ringd.membership.machine import (
 )
 from ringd.membership.states import TRANSITIONS
 from ringd.membership.storage import DISK_RETRY
+from ringd.wire.link.bounds import COUNTED_ON, MAX_COUNT, MAX_ERROR, NEARBY
 from ringd.wire.link.control import Commit, LinkState, News, Propose
 
 
@@ -486,12 +486,11 @@ def test_rejoin_drops_both_links():
         ("right", Propose(1, 0, (1,))),
         ("right", Commit(1, 1, (1, 1, 1))),
         ("left", Propose(1, 0, ())),
-        ("left", Propose(1, -1, (1,))),
-        ("left", Propose(1, 1 << 63, (1,))),
+        ("left", Propose(1, MAX_COUNT, (1,))),
+        ("left", Commit(1, MAX_COUNT, (1, 1, 1))),
         ("left", Commit(1, 1, (1, 1))),
         ("left", News((other(3),))),
-        ("left", News((other(-1),))),
-        ("left", News((other(0, generation=1 << 64),))),
+        ("left", News((other(1, incarnation=MAX_COUNT),))),
     ],
 )
 def test_nonsense_costs_the_link(side, message):
@@ -502,6 +501,39 @@ def test_nonsense_costs_the_link(side, message):
     assert [drop.sides for drop in drops] == [(side,)]
     assert drops[0].reason.startswith("protocol error: ")
     assert machine.state is State.FORMING
+
+
+def formed_after(lie, generation):
+    """Have rank 0 of 3 hear *lie*, and let a ring form; return the generation that it takes."""
+    machine = linked(rank=0, generation=generation)
+    machine.received("left", News((lie,)), 0.0)
+    told = machine.received("left", News((other(lie.rank, version=lie.version + 1),)), 0.0)
+    attempt = [a.message for a in told if isinstance(a, Send) and isinstance(a.message, Propose)][
+        -1
+    ]
+    machine.received("left", msgspec.structs.replace(attempt, incarnations=(1, 1, 1)), 0.0)
+    return machine._storage.wanted.generation
+
+
+@pytest.mark.parametrize("lie", [1, 1 << 32, COUNTED_ON, COUNTED_ON + 1, MAX_COUNT])
+@pytest.mark.parametrize("generation", [5, COUNTED_ON + 5])
+def test_no_generation_that_is_told_uses_them_up(lie, generation):
+    """Whatever a member says, the next generation is one that all others believe, and goes on."""
+    taken = formed_after(other(2, generation=lie, epoch=3), generation)
+    assert generation < taken <= max(COUNTED_ON, generation) + 2 * NEARBY
+    follower = linked(rank=1, generation=generation)
+    follower.received("left", Propose(1, taken - 1, (1,)), 0.0)
+    actions = follower.received("left", Commit(1, taken, (1, 1, 1)), 0.0)
+    assert kinds(actions) == [Send, Persist]
+
+
+@pytest.mark.parametrize("lie", [9, 1 << 53, COUNTED_ON])
+def test_an_incarnation_that_is_told_can_be_outbid(lie):
+    """The member takes a higher one, which the others believe, and has room to count on from."""
+    machine = linked(rank=1)
+    actions = machine.received("left", News((other(1, incarnation=lie),)), 0.0)
+    assert [a.incarnation for a in actions if isinstance(a, Persist)] == [lie + 1]
+    assert lie + 1 <= MAX_COUNT - (1 << 31)
 
 
 def test_members_are_up_down_or_unknown():

@@ -135,7 +135,7 @@ def raw_client(path: str, group: str, join_id: int) -> tuple[zmq.Socket[bytes], 
 def test_answers_of_an_inquiry_are_not_kept() -> None:
     """Whoever asked has the members' records, megabytes, to himself."""
     loop, given = Loop(), []
-    inquiries = Inquiries(loop, 0, 1, lambda _side, _message: None, lambda: bytes(1 << 20))
+    inquiries = Inquiries(loop, 0, ("a",), lambda _side, _message: None, lambda: bytes(1 << 20))
     inquiries.ask(given.append)
     body = given.pop()[0]
     assert sys.getrefcount(body) <= 2  # ours, and the one that getrefcount itself holds

@@ -241,7 +241,11 @@ def inside(home, monkeypatch):
     return home
 
 
-@pytest.mark.parametrize("way", [{"origin": 1, "until": 2}, {"origin": 0, "until": 1}], ids=str)
+@pytest.mark.parametrize(
+    "way",
+    [{"origin": 1, "until": 2}, {"origin": 0, "until": 1}, {"origin": 1, "until": 1}],
+    ids=str,
+)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_what_would_go_round_for_good_costs_the_link(inside, side, way):
     """To a member that there is not, or come back to its sender: chunks, credits and messages."""
@@ -251,19 +255,17 @@ def test_what_would_go_round_for_good_costs_the_link(inside, side, way):
     with pytest.raises(FrameError, match="no member takes"):
         neighbours.frame_received(link, Header(FrameType.CREDIT, generation=5, **way), b"")
     header, payload = early(**way)
-    with pytest.raises(FrameError, match="a group message of"):
+    with pytest.raises(FrameError, match="a group message"):
         neighbours.frame_received(link, header, payload)
     assert inside.user.told == []
 
 
 @pytest.mark.parametrize("generation", [4, 6])
 def test_what_is_of_another_generation_goes_nowhere(inside, generation):
-    """Neither here nor further on; it is counted."""
+    """It is counted."""
     neighbours, link = inside.neighbours, inside.neighbours.links["right"]
-    for until in range(2):
-        header = Header(FrameType.CREDIT, generation=generation, origin=1, until=until)
-        neighbours.frame_received(link, header, b"")
-    assert inside.counters.dropped_frames == {"of another generation": 2}
+    neighbours.frame_received(link, Header(FrameType.CREDIT, generation=generation, origin=1), b"")
+    assert inside.counters.dropped_frames == {"of another generation": 1}
 
 
 def test_a_call_that_is_told_again_counts_once(home):

@@ -36,13 +36,14 @@ def test_checksums(loop, raw_link, kind):
     ],
 )
 def test_garbage(loop, raw_link, garbage, reason):
-    """A peer that is out of step is dropped, once, with the reason; good frames count."""
+    """A peer that is out of step is dropped, once, and told the reason; good frames count."""
     _, recorder, far = raw_link
     far.sendall(framed(control(b"good"), b"good") + garbage)
     run_until(loop, lambda: recorder.lost)
     assert [payload for _, payload in recorder.frames] == [b"good"]
     assert len(recorder.lost) == 1
     assert recorder.lost[0].startswith(reason)
+    assert reason.encode() in far.recv(4096)
     assert far.recv(1) == b""
 
 

@@ -36,6 +36,41 @@ def test_scripts(script):
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
+def test_an_install_as_root_runs_nothing_of_the_callers_directory(tmp_path):
+    """Python is started elsewhere, and told to look for modules in its own places only."""
+    told = tmp_path / "told"
+    for name, text in (
+        ("python", f'pwd > "{told}"; echo "$1" >> "{told}"; exit 1'),
+        ("systemctl", ":"),
+        ("uname", "echo Linux"),
+        ("id", "echo 0"),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        [ROOT / "packaging" / "systemd" / "install.sh"],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": str(tmp_path / "python")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "is not Python 3.10" in done.stderr
+    assert told.read_text().split() == ["/", "-I"]
+
+
+def test_what_root_installs_is_named_by_its_hash():
+    """All that ringd depends on, and nothing of which a hash is missing."""
+    text = (ROOT / "packaging" / "systemd" / "requirements.txt").read_text()
+    blocks = [b for b in re.split(r"\n(?=\w)", text) if not b.startswith("#")]
+    assert all("--hash=sha256:" in block for block in blocks)
+    pinned = {re.split(r"==", block)[0].replace("-", "_").lower() for block in blocks}
+    project = (ROOT / "pyproject.toml").read_text()
+    depends = re.search(r"^dependencies = \[(.*?)\]", project, re.MULTILINE | re.DOTALL)
+    needed = set(re.findall(r'"(\w+)', depends[1]))
+    assert needed | {"ml_dtypes"} <= pinned
+
+
 def test_make_help_lists_every_target():
     """The help, which plain make shows, knows every target that people may call."""
     makefile = (ROOT / "Makefile").read_text()

@@ -287,7 +287,11 @@ def test_only_the_owner_of_a_key_changes() -> None:
     key = Path("/etc/ringd/ring.key")
     directory = run("install", "-d", "-m", "0755", "/etc/ringd")
     assert config_steps(ON_LINUX, None) == [directory]
-    assert config_steps(ON_LINUX, key) == [directory, run("chown", "ringd:ringd", str(key))]
+    assert config_steps(ON_LINUX, key) == [
+        directory,
+        run("chown", "root:ringd", str(key)),
+        run("chmod", "0640", str(key)),
+    ]
     assert len(config_steps(OF_A_USER, key)) == 1
 
 

@@ -26,7 +26,7 @@ from ringd.service.steps import run
 COMMANDS = (
     *("systemctl", "systemd-sysusers", "userdel", "groupdel"),
     *("launchctl", "dscl", "plutil", "sudo"),
-    *("install", "chown"),
+    *("install", "chown", "chmod"),
 )
 CONFIG = '[ring]\nname = "r"\n[[ring.members]]\nname = "mini"\naddresses = ["127.0.0.1:5680"]\n'
 UNIT = "etc/systemd/system/ringd.service"
@@ -133,7 +133,8 @@ def test_install_with_a_config_on_linux(linux: Machine) -> None:
     done = linux.cli("install")
     assert done.exit_code == 0, done.output
     calls = linux.calls()
-    assert ["chown", "ringd:ringd", "/etc/ringd/ring.key"] in calls
+    assert ["chown", "root:ringd", "/etc/ringd/ring.key"] in calls
+    assert ["chmod", "0640", "/etc/ringd/ring.key"] in calls
     assert calls[-1] == ["systemctl", "restart", "ringd.service"]
     assert "Environment=RINGD_NODE=mini\n" in linux.files()[UNIT]
     assert "started, as the member 'mini'" in done.output

@@ -16,6 +16,7 @@ import pytest
 from ringd.errors import RingError
 from ringd.ring import state as state_module
 from ringd.ring.state import State, StateFile
+from ringd.wire.link.bounds import MAX_COUNT
 
 HOST = socket.gethostname()
 
@@ -36,15 +37,15 @@ def test_begins_at_zero(tmp_path):
 def test_save_and_load(tmp_path):
     """What was saved is there at the next start."""
     with StateFile(tmp_path, "mini") as file:
-        file.save(State(generation=2**64 - 1, incarnation=7))
-        file.save(State(generation=2**64 - 1, incarnation=8))
+        file.save(State(generation=MAX_COUNT, incarnation=7))
+        file.save(State(generation=MAX_COUNT, incarnation=8))
     with StateFile(tmp_path, "mini") as file:
-        assert (file.state, file.warning) == (State(2**64 - 1, 8), None)
+        assert (file.state, file.warning) == (State(MAX_COUNT, 8), None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "state.json"]
     assert json.loads((tmp_path / "state.json").read_text()) == {
         "node": "mini",
         "host": socket.gethostname(),
-        "generation": 2**64 - 1,
+        "generation": MAX_COUNT,
         "incarnation": 8,
     }
 
@@ -65,6 +66,8 @@ def test_save_and_load(tmp_path):
         b'{"generation": true, "incarnation": 1}',
         b'{"generation": "1", "incarnation": 1}',
         b'{"generation": 18446744073709551616, "incarnation": 1}',
+        b'{"generation": %d, "incarnation": 1}' % (MAX_COUNT + 1),
+        b'{"generation": 1, "incarnation": %d}' % MAX_COUNT,
         b"[" * 60000,
         b'{"generation": 1, "incarnation": 1}x',
     ],
@@ -279,5 +282,62 @@ def test_unusable_directory(tmp_path, monkeypatch):
 def test_unreadable_file(tmp_path):
     """A state that is there but cannot be read is an error: to forget it could reuse numbers."""
     (tmp_path / "state.json").mkdir()
-    with pytest.raises(RingError, match="cannot keep state here: Is a directory"):
+    with pytest.raises(RingError, match="cannot keep state here: no regular file"):
         StateFile(tmp_path, "mini")
+
+
+def test_numbers_out_of_bounds_are_not_written(tmp_path):
+    """What the others would refuse stays off the disk; the old state stands."""
+    with StateFile(tmp_path, "mini") as file:
+        file.save(State(1, 1))
+        for state in (State(MAX_COUNT + 1, 1), State(1, MAX_COUNT + 1)):
+            with pytest.raises(OSError, match="reset-state"):
+                file.save(state)
+    assert on_disk(tmp_path) == State(1, 1)
+
+
+@pytest.mark.parametrize("name", ["lock", "state.json"])
+def test_links_are_not_followed(tmp_path, name):
+    """What a link points to is neither read nor locked, and the daemon does not start."""
+    place = tmp_path / "state"
+    place.mkdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text('{"generation": 7, "incarnation": 7}')
+    (place / name).symlink_to(elsewhere)
+    with pytest.raises(RingError, match="cannot keep state here: Too many levels"):
+        StateFile(place, "mini")
+    assert elsewhere.read_text() == '{"generation": 7, "incarnation": 7}'
+
+
+def test_a_link_where_a_save_begins_is_not_written_through(tmp_path):
+    """A save replaces it: what it points to stays as it was."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("mine")
+    with StateFile(tmp_path / "state", "mini") as file:
+        (tmp_path / "state" / "state.json.new").symlink_to(elsewhere)
+        file.save(State(1, 1))
+    assert elsewhere.read_text() == "mine"
+    assert on_disk(tmp_path / "state") == State(1, 1)
+
+
+@pytest.mark.parametrize("name", [".", "lock", "state.json"])
+def test_what_all_can_write_is_not_believed(tmp_path, name):
+    """Another user may have written it, or may put a file there."""
+    with StateFile(tmp_path, "mini") as file:
+        file.save(State(1, 1))
+    (tmp_path / name).chmod(0o777 if name == "." else 0o666)
+    with pytest.raises(RingError, match="can be written by all users"):
+        StateFile(tmp_path, "mini")
+
+
+def test_reset_sets_the_state_aside(tmp_path):
+    """While no daemon uses it; the next start begins anew."""
+    with StateFile(tmp_path, "mini") as file:
+        file.save(State(5, 6))
+        with pytest.raises(RingError, match="a daemon uses it; stop that first"):
+            state_module.reset(tmp_path)
+    assert state_module.reset(tmp_path) == tmp_path / "state.json.reset-1"
+    assert state_module.reset(tmp_path) is None
+    assert (tmp_path / "state.json.reset-1").exists()
+    with StateFile(tmp_path, "mini") as file:
+        assert (file.state, file.warning) == (State(), None)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, Union, get_args
 
 import zmq
+from msgspec.structs import replace
 from structlog.typing import FilteringBoundLogger
 
 from ringd import errors
@@ -442,7 +443,8 @@ class BorderServer:
             self._handler.submit(client, message, payload)
         else:
             self._count_denied(client, fault)
-            self._handler.submit_failed(client, message, fault)
+            # The others hear of it, and would take what is out of bounds for nonsense of ours.
+            self._handler.submit_failed(client, replace(message, call=message.call.cut()), fault)
 
     def _attach(self, routing_id: bytes, message: Attach) -> None:
         client = self._by_token.get(message.token)

@@ -7,10 +7,12 @@ from functools import lru_cache
 
 from ringd.collective import kinds
 from ringd.collective.call import (
+    MAX_AXES,
     MAX_CALL_NAME,
     MAX_LOCAL_SIZE,
     MAX_PART_NAME,
     MAX_TEXT,
+    MAX_WORD,
     Call,
 )
 from ringd.wire.border.messages import (
@@ -33,9 +35,7 @@ _MAX_U16 = (1 << 16) - 1
 _MAX_U64 = (1 << 64) - 1
 _MAX_NUMBER = 1 << 62
 """Of an op. Far from where 64 bits end, so that one may count on from any of them."""
-_MAX_DIMENSIONS = 64
 _MAX_TEXT = 1024
-_MAX_WORD = 32
 _UNKNOWN = 0
 _NO_TIMEOUT = "a timeout is a finite number of seconds"
 
@@ -217,10 +217,12 @@ def _bytes_of(call: Call, rank: int, size: int) -> tuple[int | None, int | None]
 
 @lru_cache(maxsize=1024)  # which keeps no call that raises: that may be of any length
 def _bytes_of_sound(call: Call, rank: int, size: int) -> tuple[int | None, int | None]:
-    if max(map(len, (call.kind, call.reduction, call.dtype, call.wire))) > _MAX_WORD:
-        raise ValueError(f"a call's kind, op, dtype and wire have up to {_MAX_WORD} characters")
-    if len(call.shape) > _MAX_DIMENSIONS:
+    if max(map(len, (call.kind, call.reduction, call.dtype, call.wire))) > MAX_WORD:
+        raise ValueError(f"a call's kind, op, dtype and wire have up to {MAX_WORD} characters")
+    if len(call.shape) > MAX_AXES:
         raise ValueError("a shape has up to 64 sides, none negative")
+    if not call.bounded:
+        raise ValueError("a call has words that can be printed, and up to two counts for each rank")
     if size == _UNKNOWN and kinds.of(call).sized:
         return None, None
     if len(call.counts) > 2 * size:

@@ -19,6 +19,7 @@ from ringd.host.holder import Holder
 from ringd.host.journal import complaint
 from ringd.host.permission import why_not
 from ringd.host.place import what_is_at, why_silent
+from ringd.host.trust import StrangerError, check_daemon
 from ringd.wire.border import lifeline as wire
 from ringd.wire.border import messages as border
 from ringd.wire.border.messages import TOKEN_BYTES, Question
@@ -139,6 +140,9 @@ def _knock(path: Path, timeout: float) -> socket.socket:
         probe.settimeout(timeout)
         try:
             probe.connect(str(path) + wire.SUFFIX)
+            check_daemon(probe, path)
+        except StrangerError as error:
+            raise Refused(str(error.strerror)) from None
         except PermissionError:
             raise Refused(why_not(path)) from None
         except (FileNotFoundError, ConnectionRefusedError):

@@ -15,6 +15,7 @@ from ringd.cli.doctor import doctor
 from ringd.cli.exchange import export, import_
 from ringd.cli.service import service
 from ringd.cli.setup import init, keygen
+from ringd.cli.state import reset_state
 from ringd.cli.steer import drain, log_level, rejoin, reload, resume
 from ringd.cli.trace import trace
 from ringd.cli.watch import health, status, wait
@@ -56,6 +57,7 @@ main.add_command(log_level)
 main.add_command(doctor)
 main.add_command(bugreport)
 main.add_command(bench)
+main.add_command(reset_state)
 main.add_command(demo)
 main.add_command(trace)
 main.add_command(service)

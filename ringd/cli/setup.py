@@ -93,7 +93,9 @@ def keygen(path: Path) -> None:
         ) from None
     except OSError as error:
         raise click.ClickException(f"{path} cannot be written: {error.strerror}") from None
-    click.echo(f"Wrote {path}. Copy it to every machine; the user that runs ringd must own it.")
+    click.echo(
+        f"Wrote {path}. Copy it to every machine; the user that runs ringd, or root, must own it."
+    )
 
 
 def write_file(path: Path, text: str, *, force: bool) -> None:

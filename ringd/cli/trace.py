@@ -12,8 +12,12 @@ import click
 from ringd.cli.ask import ask, daemon_options, fail, find_socket
 from ringd.errors import RingError
 from ringd.wire.border.messages import AskTrace
+from ringd.wire.text import printable
 
 _MICROSECONDS = 1e6
+
+_LONGEST = 4096
+"""Characters of an event's text."""
 
 
 @click.command()
@@ -62,7 +66,8 @@ def lines(body: dict[str, Any]) -> list[str]:
     out = []
     for node, event in merged(body):
         at = datetime.fromtimestamp(event["at"], tz=timezone.utc)
-        out.append(f"{at:%Y-%m-%dT%H:%M:%S.%fZ}  {node:<{width}}  {_text(event)}")
+        text = printable(_text(event), _LONGEST)  # of other members, in part
+        out.append(f"{at:%Y-%m-%dT%H:%M:%S.%fZ}  {node:<{width}}  {text}")
     if body["silent"]:
         out.append(f"No answer from: {', '.join(body['silent'])}")
     return out

@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import zmq
 
@@ -24,6 +25,7 @@ from ringd.client.waker import Waker
 from ringd.host.credentials import check_socket_path
 from ringd.host.limits import make_sure_of_room
 from ringd.host.streampair import NO_SIGNAL, silence
+from ringd.host.trust import check_daemon
 from ringd.wire.border import lifeline as wire
 from ringd.wire.border.messages import (
     TOKEN_BYTES,
@@ -316,6 +318,7 @@ def _open_lifeline(path: str) -> socket.socket:
         silence(lifeline)
         lifeline.settimeout(_CONNECT_TIMEOUT)
         lifeline.connect(path + wire.SUFFIX)
+        check_daemon(lifeline, Path(path))
     except BaseException:
         lifeline.close()
         raise

@@ -24,6 +24,7 @@ from ringd.host.holder import MAX_BYTES
 from ringd.host.limits import is_out_of_files, out_of_files
 from ringd.host.permission import why_not
 from ringd.host.place import why_silent
+from ringd.host.trust import StrangerError
 from ringd.wire.border.lifeline import SUFFIX
 from ringd.wire.text import printable
 
@@ -54,7 +55,7 @@ class Keeper:
         self._waker = Waker()
         self.turned_away = ""
         """What a daemon said that took nobody in, at the last try."""
-        self._forbidden: list[str] = []
+        self._forbidden: dict[str, str] = {}  # paths, and which stranger is there, if one is
         """Where there may be a daemon, and this user may not look; as of the last try."""
         self._forbidden_since = 0.0
         self._full: OSError | None = None
@@ -132,7 +133,7 @@ class Keeper:
     def _open(self) -> Channel | None:
         trouble: list[str] = []
         turned_away = ""
-        forbidden: list[str] = []
+        forbidden: dict[str, str] = {}
         full: OSError | None = None
         for path in self._paths:
             try:
@@ -140,8 +141,10 @@ class Keeper:
             except OSError as error:
                 if isinstance(error, TurnedAwayError):
                     turned_away = f"{path}: {error.strerror}"
-                if isinstance(error, PermissionError):
-                    forbidden.append(path)
+                if isinstance(error, StrangerError):
+                    forbidden[path] = str(error.strerror)
+                elif isinstance(error, PermissionError):
+                    forbidden[path] = ""
                 if is_out_of_files(error):
                     full = error
                 trouble.append(f"{path}: {error.strerror or error}")
@@ -165,7 +168,7 @@ class Keeper:
         forbidden = self._forbidden
         if not forbidden:
             return None
-        why = "; ".join(map(why_not, forbidden))
+        why = "; ".join(stranger or why_not(path) for path, stranger in forbidden.items())
         # The trouble names the others, where nothing was found.
         return Refused(
             why if len(self._paths) == len(forbidden) else f"{why} ({self._daemon.trouble})"

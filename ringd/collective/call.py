@@ -16,6 +16,11 @@ MAX_TAG = 32767
 """Of a channel."""
 MAX_TEXT = 4096
 """Characters of an error's message."""
+MAX_WORD = 32
+"""Characters of a kind, an op, a dtype or an error's code."""
+MAX_AXES = 64
+MAX_RANK = (1 << 16) - 1
+MAX_COUNTS = 2 * (MAX_RANK + 1)
 
 
 NO_ROOT = -1
@@ -42,6 +47,27 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
     wire: str = ""
     """A key of :data:`ringd.collective.codec.CODECS`, the format in which a large tensor travels;
     empty for its own."""
+
+    @property
+    def bounded(self) -> bool:
+        """Whether every field is as short as one can be, and words are safe to print."""
+        words = self.kind + self.reduction + self.dtype + self.wire
+        return (
+            len(self.shape) <= MAX_AXES
+            and len(self.name) <= MAX_CALL_NAME
+            and len(self.counts) <= MAX_COUNTS
+            and len(words) <= MAX_WORD * 4
+            and words.isprintable()
+        )
+
+    def cut(self) -> Call:
+        """Return what is said of a call that cannot be made, such as one that is not bounded."""
+        kind, reduction, dtype, wire = (
+            word[:MAX_WORD] if word.isprintable() else "?"
+            for word in (self.kind, self.reduction, self.dtype, self.wire)
+        )
+        shape, name = self.shape[:MAX_AXES], self.name[:MAX_CALL_NAME]
+        return Call(kind, reduction, dtype, shape, name, self.root, wire=wire)
 
     def __str__(self) -> str:
         words = [self.kind, self.reduction] if self.reduction else [self.kind]

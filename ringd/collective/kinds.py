@@ -244,6 +244,11 @@ def disagreement(calls: Sequence[Call]) -> str | None:
         return ""
     if any(_alike(call) != _alike(first) for call in calls):
         return ""
+    for rank, call in enumerate(calls):  # of other members, too, whose counts are as they say
+        try:
+            check(call, len(calls))
+        except (TypeError, ValueError) as error:
+            return f"rank {rank} cannot make this one: {error}"
     return kind.conflict(calls) or None
 
 

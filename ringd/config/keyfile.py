@@ -1,5 +1,7 @@
 """The file that holds the ring's shared key: 32 or more bytes in base64, for one user's eyes.
 
+It belongs to that user, or to root, who may let the group of the service's user read it.
+
 No text made here ever contains a part of the key.
 """
 
@@ -77,9 +79,15 @@ def _check_access(path: Path, status: os.stat_result) -> None:
     mode = stat.S_IMODE(status.st_mode)
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path} is not a regular file; name the file that keygen made")
+    if status.st_uid not in (0, os.geteuid()):
+        raise ValueError(
+            f"belongs to user {status.st_uid}, who could replace the key; let root own it, or the "
+            f"user that runs ringd: {path}"
+        )
     if mode & _FORBIDDEN_MODE:
         raise ValueError(f'open to others (mode {mode:04o}); run "chmod 600 {path}"')
-    if mode & stat.S_IRGRP and status.st_gid != os.getegid():
+    # Root's own file is open to the group that root chose: the service's, as a rule.
+    if mode & stat.S_IRGRP and status.st_uid and status.st_gid != os.getegid():
         raise ValueError(
             f"readable by a group that is not the daemon's own (mode {mode:04o}, group "
             f'{status.st_gid}); run "chmod 600 {path}"'

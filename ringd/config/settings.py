@@ -288,7 +288,7 @@ class IpcSettings:
         256,
         _count(1, 65536),
         "Calls that one client may have open at a time; more wait in the client. A longer window "
-        "holds up the calls of other groups.",
+        "holds up the calls of other groups. Equal on all machines.",
     )
     reserve: int = _setting(
         64,
@@ -412,7 +412,7 @@ class Config:
         ops = self.ops
         return (
             f"chunk={ops.chunk} eager={ops.eager_limit} checksum={int(ops.checksum)} "
-            f"order={ops.order}"
+            f"order={ops.order} window={self.ipc.window}"
         )
 
     def listen_addresses(self, node: str) -> tuple[tuple[str, int], ...]:

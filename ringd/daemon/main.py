@@ -26,6 +26,7 @@ from ringd.errors import ConfigError, RingError
 from ringd.host import heap, limits, paths
 from ringd.host.journal import complaint
 from ringd.host.limits import raise_open_files
+from ringd.host.secrecy import keep_memory_private
 from ringd.host.streams import prepare_standard_streams
 from ringd.net.listener import obstacles
 from ringd.observe import logs
@@ -117,9 +118,7 @@ def main(
         _check_ports(settings, socket_path)
         click.echo(f"{path}: good; this is {settings.node!r}, rank {settings.rank}")
         return
-    raise_open_files()
-    limits.OWN.reserve = settings.ipc.reserve
-    heap.give_back_large_blocks()
+    _prepare_process(settings)
     logs.configure(settings.log.level, settings.log.format)
     hostname = socket.gethostname()
     if node is None and not load.bears(settings.node, hostname):
@@ -141,6 +140,15 @@ def main(
         code = 1
     if code:
         sys.exit(code)
+
+
+def _prepare_process(settings: Config) -> None:
+    """Set what holds for the whole process, before there is anything in it."""
+    if settings.ring.key:
+        keep_memory_private()
+    raise_open_files()
+    limits.OWN.reserve = settings.ipc.reserve
+    heap.give_back_large_blocks()
 
 
 def _place(settings: Config, given: Path | None) -> Path:

@@ -66,7 +66,7 @@ class Programs:
             rules=Rules(
                 refusal=lambda call, size: self._refusal(unfit(call, size)),
                 ends_together=partial(kinds.ends_together, by_rank=config.ops.order == "rank"),
-                fits=_fits,
+                fits=partial(_fits, config.ops.eager_limit),
             ),
             about_holder=_about,
         )
@@ -350,8 +350,10 @@ def _about(holder: Hashable, newcomer: Hashable) -> str:
     return holder.about(newcomer)
 
 
-def _fits(call: Call, nbytes: int, rank: int, size: int) -> bool:
+def _fits(eager_limit: int, call: Call, nbytes: int | None, rank: int, size: int) -> bool:
     """Whether *nbytes* of tensor may come with a call of *rank*: numpy would believe it.
+
+    None for those of a call that is not sent with its offer, as it is larger than *eager_limit*.
 
     What is unknown here of a kind or dtype is not computed, as this member refuses such a call.
     """
@@ -359,4 +361,6 @@ def _fits(call: Call, nbytes: int, rank: int, size: int) -> bool:
         taken = kinds.source_bytes(call, rank, size)
     except ValueError:
         return True
-    return taken is None or nbytes == taken
+    if taken is None:
+        return True
+    return taken > eager_limit if nbytes is None else nbytes == taken <= eager_limit

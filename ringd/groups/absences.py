@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from ringd.collective.view import View
 from ringd.errors import GroupLost
+from ringd.groups.quota import MOST_ABSENT, PEER, STAY
 from ringd.groups.seat import Before
-from ringd.groups.session import Peers, session_number
+from ringd.groups.session import Peers
 from ringd.groups.words import client_on
 from ringd.wire.link.control import Left
 
@@ -31,6 +32,8 @@ class Absent:
 
     group: str
     session: Peers
+    gid: int
+    """The session's."""
     rank: int
     """Its own there."""
     local_rank: int | None
@@ -38,6 +41,11 @@ class Absent:
     due: float
     loss: str = ""
     """Who left that session first, as another one of it says that has left."""
+
+    @property
+    def cost(self) -> int:
+        """Bytes that it takes, about."""
+        return STAY + 2 * PEER * len(self.session.join_ids)
 
 
 @dataclass(slots=True, eq=False)
@@ -52,12 +60,15 @@ class Absences:
     """Seconds that a client may take to come back."""
     absent: dict[int, Absent] = field(default_factory=dict)
     """By join id."""
+    _held: int = 0
+    """Bytes that these take."""
     _gone: OrderedDict[int, Notice] = field(default_factory=OrderedDict)
 
     def counted_on(  # noqa: PLR0917
         self,
         group: str,
         session: Peers,
+        gid: int,
         rank: int,
         local_rank: int | None,
         successor: Before | None,
@@ -72,8 +83,7 @@ class Absences:
         known = self.absent.get(ours)
         if known is not None and (local_rank is None or known.local_rank is not None):
             return None
-        gid = session_number(group, session.join_ids)
-        absent = Absent(group, session, rank, local_rank, now + self._reattach)
+        absent = Absent(group, session, gid, rank, local_rank, now + self._reattach)
         if known is not None:  # by one of its channels, which does not say whose place that was
             absent.due, absent.loss = known.due, known.loss
         gone = self._gone.get(ours)
@@ -81,12 +91,20 @@ class Absences:
             return gone if gone.gid == gid else self._give_up(ours, absent, gone.left.message)
         if successor is not None:
             return self._replaced(ours, absent, successor)
-        self.absent[ours] = absent
+        self._forget(ours)
+        if self._held + absent.cost <= MOST_ABSENT:
+            self.absent[ours] = absent
+            self._held += absent.cost
         return None
+
+    def _forget(self, join_id: int) -> None:
+        absent = self.absent.pop(join_id, None)
+        if absent is not None:
+            self._held -= absent.cost
 
     def taken(self, group: str, join_id: int, local_rank: int, before: Before) -> list[Notice]:
         """A client joins, or comes back: no other of its group and local rank will."""
-        self.absent.pop(join_id, None)
+        self._forget(join_id)
         return [
             self._replaced(other, absent, before)
             for other, absent in list(self.absent.items())
@@ -119,10 +137,9 @@ class Absences:
             absent.due = max(absent.due, until)
 
     def _give_up(self, join_id: int, absent: Absent, why: str) -> Notice:
-        self.absent.pop(join_id, None)
-        gid = session_number(absent.group, absent.session.join_ids)
+        self._forget(join_id)
         left = Left(absent.group, join_id, 0, GroupLost.code, why)
-        return self.remember(gid, absent.rank, left)
+        return self.remember(absent.gid, absent.rank, left)
 
     def remember(self, gid: int, rank: int, left: Left) -> Notice:
         """Keep the last words on a client, for those that ask."""

@@ -40,6 +40,14 @@ class Caller:
         """Whether it has yet to say how some calls ended under a former daemon."""
         return not self.left and self.next_seq < self.expected
 
+    @property
+    def horizon(self) -> int:
+        """The number that its next op has, once it has handed over again what it had to.
+
+        What others know of may be ahead of that by their window: they need our op's end to go on.
+        """
+        return max(self.next_seq, self.expected)
+
     def will_resubmit(self, seq: int) -> bool:
         """Whether it is about to hand op *seq* over again, having come back."""
         return self.returning and self.next_seq <= seq < self.expected

@@ -176,7 +176,6 @@ class Channel(Seat):
         if self.left is not None:
             self.calls.cut(0, self.left.code, self.left.message)
 
-    def end_with(self, rank: int, left: Left) -> None:
-        """The stay of *rank*, the other end, is over."""
-        submitted = next((number for *of, number in left.channels if tuple(of) == self.key), 0)
+    def end_with(self, rank: int, left: Left, submitted: int) -> None:
+        """The stay of *rank*, the other end, is over; it had *submitted* so many calls here."""
         self.peer_left(rank, submitted, left.code, left.message)

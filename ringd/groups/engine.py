@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 
 from ringd.collective.view import View
-from ringd.errors import GroupLost, PeerLost, Refused
+from ringd.errors import GroupLost, PeerLost, Refused, ResourceExhausted
 from ringd.groups.absences import Absences
 from ringd.groups.actions import Action, Deny, Dropped, Free, Relay
 from ringd.groups.channels import Channel, Opening
@@ -97,6 +97,9 @@ class Engine:
             return self._deny(client, join_id, GroupLost.code, text, now)
         else:
             session = Session(group, join_id, part, self._mail)
+            if holder is None and self.roll.full(self._mail.ring.rank, session.joined):
+                text = f"the programs on {self._mail.ring.name!r} are in as many groups as can be"
+                return self._deny(client, join_id, ResourceExhausted.code, text, now)
             seat = Seat(client, join, session, self._rules)
             self.roll.admit(seat, join.session)
             self.timing.attached(seat, now)
@@ -238,9 +241,8 @@ class Engine:
     def _tell(self, seat: Seat, letter: Letter, now: float) -> None:
         """Have *seat* hear what another rank of its session says."""
         rank, _, seq, message, payload, _ = letter
-        view = seat.session.view
-        if rank >= view.size or (rank == view.rank and not isinstance(message, Poll)):
-            self._out.append(Dropped("of a rank that is none of the others in its session"))
+        if objection := self._objection(seat, letter):
+            self._out.append(Dropped(objection))
             return
         if isinstance(message, Offer):
             seat.offers.offered(rank, seq, message, payload, now)
@@ -258,6 +260,21 @@ class Engine:
             seat.polls.judged(seq, message, now)
         elif isinstance(message, (Opened, Closed)) and isinstance(seat, Channel):
             seat.hear(rank, message)
+
+    def _objection(self, seat: Seat, letter: Letter) -> str:
+        """Return why no other rank of the session of *seat* can have said that; empty if one can.
+
+        Nobody is beyond the window: all members have the same, and nobody's is released before we
+        are done with it.
+        """
+        view = seat.session.view
+        if letter.rank >= view.size or (
+            letter.rank == view.rank and not isinstance(letter.message, Poll)
+        ):
+            return "of a rank that is none of the others in its session"
+        if letter.seq >= seat.caller.horizon + self._window:
+            return "of a call beyond the window"
+        return ""
 
     def _deliver(self, letter: Letter, now: float) -> None:
         """Hand what a seat here says to those beside it."""

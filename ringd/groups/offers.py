@@ -17,7 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from ringd.collective import kinds
-from ringd.collective.call import Call
+from ringd.collective.call import MAX_TEXT, Call
 from ringd.errors import Mismatch, Refused
 from ringd.groups.actions import Action, Run
 from ringd.groups.caller import Caller
@@ -25,7 +25,7 @@ from ringd.groups.calls import Calls
 from ringd.groups.ledger import Ledger
 from ringd.groups.op import OK, Move, Op, Phase, Submission
 from ringd.groups.session import Session
-from ringd.groups.words import differences
+from ringd.groups.words import differences, shorten
 from ringd.wire.link.control import Offer, Verdict
 
 
@@ -36,8 +36,9 @@ class Rules(NamedTuple):
     """Says why a call of so many ranks cannot be run here; empty if it can."""
     ends_together: Callable[[Call], bool] = lambda _call: True
     """Whether no member's part in a large call is through long before the others'."""
-    fits: Callable[[Call, int, int, int], bool] = lambda _call, _nbytes, _rank, _size: True
-    """Whether so many bytes can be the tensor that a rank of so many hands over."""
+    fits: Callable[[Call, int | None, int, int], bool] = lambda _call, _nbytes, _rank, _size: True
+    """Whether so many bytes can be the tensor that a rank of so many hands over with its offer;
+    None for one that comes in chunks."""
 
 
 ANY_CALL = Rules()
@@ -104,17 +105,27 @@ class Offers:
         self._calls.peer_done(rank, offer.done)
         if seq >= self._ledger.released:
             op = self._calls.op(seq, now)
-            view = self._session.view
-            if offer.eager and not self._rules.fits(offer.call, len(payload), rank, view.size):
-                text = f"{len(payload)} bytes cannot be the tensor of {offer.call}"
-                who = view.describe(rank)
-                offer = msgspec.structs.replace(
-                    offer, eager=False, outcome=Refused.code, message=f"{who} sent {text}"
-                )
-                self._session.broadcast(seq, Verdict(0, offer.outcome, offer.message))
+            offer = self._believable(rank, seq, offer, payload)
             op.take(rank, offer, payload)
             self._refuse(op, offer)
             self._consider(op)
+
+    def _believable(self, rank: int, seq: int, offer: Offer, payload: bytes | memoryview) -> Offer:
+        """Return *offer*, or one that fails in its place: what cannot be would be computed with."""
+        view, call = self._session.view, offer.call
+        nbytes = len(payload) if offer.eager else None
+        if len(call.counts) > 2 * view.size:
+            call, text = call.cut(), f"{len(call.counts)} counts"
+        elif offer.outcome in ("", OK) and not self._rules.fits(call, nbytes, rank, view.size):
+            came = "a tensor in chunks" if nbytes is None else f"{nbytes} bytes"
+            text = f"{came}, which cannot be that of {call}"
+        else:
+            return offer
+        message = shorten(f"{view.describe(rank)} sent {text}", MAX_TEXT)
+        self._session.broadcast(seq, Verdict(0, Refused.code, message))
+        return msgspec.structs.replace(
+            offer, call=call, eager=False, outcome=Refused.code, message=message
+        )
 
     def _refuse(self, op: Op, offer: Offer) -> None:
         """End an op that could not be run here if our client took part in it, too."""

@@ -33,9 +33,9 @@ class Polls:
     _calls: Calls
     _asked: int = 0
     """How many polls were ours."""
-    _early: list[tuple[int, int, Poll, float]] = field(default_factory=list)
-    """Polls on ops of which the client has yet to say how they ended under a former daemon:
-    (asker, number, poll, when it came)."""
+    _early: dict[tuple[int, int], tuple[Poll, float]] = field(default_factory=dict)
+    """Polls on ops of which the client has yet to say how they ended under a former daemon, and
+    when they came; by asker and number."""
 
     def must_wait_to_ask(self, op: Op) -> bool:
         """Whether others may know that *op* completed, and cannot be asked now.
@@ -80,7 +80,7 @@ class Polls:
     def polled(self, asker: int, seq: int, poll: Poll, now: float) -> None:
         """A poll came by: answer it, or wait for a client that is about to say the answer."""
         if self._caller.will_resubmit(seq):
-            self._early.append((asker, seq, poll, now))
+            self._early[asker, seq] = poll, now
         elif asker == self._session.view.rank:
             self._decide(seq, poll)
         else:
@@ -92,15 +92,15 @@ class Polls:
             op = self._calls.op(seq, now)
             if op.has_result:
                 completed = True
-            elif not op.ended:
+            elif not op.ended and len(op.polls) < op.size:  # one of each rank
                 op.polls.add(poll.poll_id)
         self._relay(asker, seq, Poll(poll.poll_id, completed))
 
     def answer_early(self) -> None:
         """Answer the polls of which the client has said what it knows, or never will."""
         if self._early:
-            early, self._early = self._early, []
-            for asker, seq, poll, now in early:
+            early, self._early = self._early, {}
+            for (asker, seq), (poll, now) in early.items():
                 self.polled(asker, seq, poll, now)
 
     def suspend(self) -> None:

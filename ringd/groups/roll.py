@@ -11,6 +11,7 @@ on it. A member that is counted on in a session without being in it says so.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -22,9 +23,11 @@ from ringd.groups.actions import Broadcast, Dropped
 from ringd.groups.channels import Channel
 from ringd.groups.mail import Mail
 from ringd.groups.op import Op
+from ringd.groups.quota import MOST_HEARD, cost
 from ringd.groups.seat import Seat
-from ringd.groups.session import Part, Peers, Place, expected, peers
+from ringd.groups.session import Part, Peers, Place, expected, peers, session_number
 from ringd.groups.words import client_on, shorten, which_of
+from ringd.wire.link.bounds import MAX_CHANNELS, MAX_MEMBERS
 from ringd.wire.link.control import Closed, Done, Joined, Left, Opened
 
 
@@ -58,6 +61,23 @@ class Roll:
     """Likewise, of formed sessions, by rank."""
     winding_up: dict[int, Seat] = field(default_factory=dict)
     """Those whose client left, by join id."""
+    _heard: Counter[int] = field(default_factory=Counter)
+    """Bytes that it costs to know of the programs that are present, by member."""
+
+    def full(self, member: int, message: Joined) -> bool:
+        """Whether *member* has as many programs in groups as are kept, and no room for another."""
+        return self._heard[member] + cost(message) > MOST_HEARD
+
+    def _put(self, group: Group, place: Place, message: Joined) -> None:
+        """Keep *message* as the word on the program at *place*."""
+        known = group.present.get(place)
+        self._heard[place[0]] += cost(message) - (0 if known is None else cost(known))
+        group.present[place] = message
+
+    def _drop(self, group: Group, place: Place) -> None:
+        known = group.present.pop(place, None)
+        if known is not None:
+            self._heard[place[0]] -= cost(known)
 
     def _group(self, name: str) -> Group:
         group = self.groups.get(name)
@@ -114,7 +134,8 @@ class Roll:
         names = self.mail.ring.names
         if not part.members:
             return "all members"
-        return ", ".join(names[member] for member in part.members if member < len(names))
+        shown = part.members[:MAX_MEMBERS]  # by rank there may be thousands
+        return ", ".join(names[member] for member in shown if member < len(names))
 
     # --- local clients ----------------------------------------------------------------
 
@@ -134,7 +155,8 @@ class Roll:
             self._try_form(group, seat)
 
     def _note_present(self, group: Group, seat: Seat) -> None:
-        group.present[self.mail.ring.rank, seat.session.part.local_rank] = seat.session.joined
+        place = self.mail.ring.rank, seat.session.part.local_rank
+        self._put(group, place, seat.session.joined)
 
     def _replace_holder(self, seat: Seat) -> None:
         """The client of *seat* takes the place of any other with its local rank in its group."""
@@ -159,7 +181,7 @@ class Roll:
         group = self.groups.get(seat.group)
         if group is not None and group.local.get(part.local_rank) is seat:
             del group.local[part.local_rank]
-            group.present.pop((self.mail.ring.rank, part.local_rank), None)
+            self._drop(group, (self.mail.ring.rank, part.local_rank))
             self._tidy(group)
 
     def give_up(self, seat: Seat, message: str) -> None:
@@ -228,14 +250,16 @@ class Roll:
         own = session.join_ids[1 - rank]
         seat = self.seats.get(own)
         if seat is not None and seat.left is None:
-            seat.knocks[gid] = 1 - rank, origin  # our client has yet to open it
+            if len(seat.knocks) < MAX_CHANNELS:
+                seat.knocks[gid] = 1 - rank, origin  # our client has yet to open it
             self.answer_knocks(seat)
             return
         left = self.absences.last_words(own) if seat is None else seat.left
         if left is not None:
             self._close(gid, 1 - rank, origin, (left.code, left.message))
             return
-        notice = self.absences.counted_on(message.group, session, 1 - rank, None, None, now)
+        number = session_number(message.group, session.join_ids)
+        notice = self.absences.counted_on(message.group, session, number, 1 - rank, None, None, now)
         self._say_gone(notice)
 
     def answer_knocks(self, seat: Seat) -> None:
@@ -276,6 +300,7 @@ class Roll:
     def ring_down(self) -> None:
         """The ring broke: of the other members nothing is known any more."""
         self.up = False
+        self._heard.clear()
         for group in list(self.groups.values()):
             group.present.clear()
             for seat in group.local.values():
@@ -292,8 +317,11 @@ class Roll:
         if session is None or not Part.of(message).sound(self.mail.ring.size):
             self.mail.out.append(Dropped("a session that cannot be"))
             return
+        if self.full(origin, message):
+            self.mail.out.append(Dropped("more programs of one member than are kept"))
+            return
         group = self._group(message.group)
-        group.present[origin, message.local_rank] = message
+        self._put(group, (origin, message.local_rank), message)
         if session:
             self._check_absent(group, session, now)
         for seat in list(group.local.values()):
@@ -322,12 +350,16 @@ class Roll:
 
         They would wait for good otherwise, as only this daemon can tell that its client is gone.
         """
+        gid = 0
         for local_rank, rank in enumerate(session.on(self.mail.ring.rank)):
             if session.join_ids[rank] not in self.seats:
+                gid = gid or session_number(group.name, session.join_ids)
                 local = group.local.get(local_rank)
                 before = None if local is None else local.before
                 self._say_gone(
-                    self.absences.counted_on(group.name, session, rank, local_rank, before, now)
+                    self.absences.counted_on(
+                        group.name, session, gid, rank, local_rank, before, now
+                    )
                 )
 
     def give_up_absent(self, now: float, reason: str) -> None:
@@ -353,15 +385,17 @@ class Roll:
         """
         self.absences.peer_left(origin, message)
         group = self._group(message.group)
+        # By key, as there may be tens of thousands.
+        submitted_there = {(a, b, tag): number for a, b, tag, number in message.channels}
         for place, there in list(group.present.items()):
             if place[0] == origin and there.join_id == message.join_id:
-                del group.present[place]
+                self._drop(group, place)
         for seat in list(self.seats.values()):
             rank = seat.session.peers.rank_of(message.join_id, origin)
             if rank is None or rank == seat.session.view.rank:
                 continue
             if isinstance(seat, Channel):
-                seat.end_with(rank, message)
+                seat.end_with(rank, message, submitted_there.get(seat.key, 0))
             else:
                 submitted = message.submitted if seat.session.gid == gid else 0
                 self._part(group, seat, rank, submitted, message)
@@ -385,7 +419,8 @@ class Roll:
         given_up = seat.session.peers
         for place, there in list(group.present.items()):
             if there.session == given_up.join_ids:
-                group.present[place] = msgspec.structs.replace(there, session=(), places=())
+                free = msgspec.structs.replace(there, session=(), places=())
+                self._put(group, place, free)
         self._forget_session(seat)
         seat.unform()
         seat.introduce()

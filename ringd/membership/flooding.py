@@ -12,10 +12,8 @@ from dataclasses import dataclass
 
 from ringd.membership.actions import MemberView, Send, Side
 from ringd.membership.linkstate import LinkTable
+from ringd.wire.link.bounds import MAX_ERROR, clean
 from ringd.wire.link.control import LinkState, News
-
-MAX_ERROR = 300
-"""Characters of each error text that travels in a link state."""
 
 MAX_DIAL_ERRORS = 64
 """Addresses with their errors that are kept: a name may resolve to another one each time."""
@@ -224,19 +222,18 @@ class Flooding:
             left_up=self.up("left") or alone,
             right_up=self.up("right") or alone,
             generation=self._generation,
-            address=self._links["right"].address,
+            address=clean(self._links["right"].address, MAX_ERROR),
             left_error=self._complaint("left"),
             right_error=self._complaint("right"),
-            disk_error=f"state file: {self._disk_error}"[:MAX_ERROR] if self._disk_error else "",
+            disk_error=_told("state file", self._disk_error),
             draining=self._draining,
             epoch=self._epoch,
-            disk_slow=f"state file: {self._disk_slow}"[:MAX_ERROR] if self._disk_slow else "",
+            disk_slow=_told("state file", self._disk_slow),
             right_instance=self.instance("right"),
         )
 
     def _complaint(self, side: Side) -> str:
-        error = self._links[side].error
-        return f"{side} neighbour {self.neighbour(side)}: {error}"[:MAX_ERROR] if error else ""
+        return _told(f"{side} neighbour {self.neighbour(side)}", self._links[side].error)
 
     def _note_errors(self, rank: int, now: float) -> None:
         """Remember since when there are errors about *rank* and its neighbours, and these words."""
@@ -247,3 +244,8 @@ class Flooding:
             elif near not in self._missed or self._errors[near][0] != text:
                 self._missed.setdefault(near, now)
                 self._errors[near] = (text, now)
+
+
+def _told(what: str, error: str) -> str:
+    """Return *error* as the others are told of it: within the bounds, as it comes back as it is."""
+    return clean(f"{what}: {error}", MAX_ERROR) if error else ""

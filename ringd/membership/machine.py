@@ -57,6 +57,7 @@ from ringd.membership.linkstate import is_newer
 from ringd.membership.objections import objection
 from ringd.membership.states import TRANSITIONS, Event, State
 from ringd.membership.storage import StableStorage
+from ringd.wire.link.bounds import counted_on
 from ringd.wire.link.control import Commit, LinkState, MembershipMessage, News, Propose
 
 __all__ = [
@@ -238,7 +239,7 @@ class Machine:
         """Take a neighbour's message; one that no neighbour could send costs it the link."""
         if not self._flooding.up(side):
             return []
-        reason = objection(self.rank, self.size, side, message)
+        reason = objection(self.rank, self.size, side, message, self._storage.wanted)
         if reason:
             self._drop((side,), f"protocol error: {reason}", now)
             self._interrupt(Event.LINK_LOST, f"to {self._flooding.neighbour(side)}: {reason}")
@@ -323,7 +324,7 @@ class Machine:
     def _take_news(self, side: Side, news: News, now: float) -> None:
         own = self._flooding.own
         for state in news.states:
-            self._seen = max(self._seen, state.generation)
+            self._hear_of(state.generation)
             if state.rank == self.rank and is_newer(state, own):
                 self._raise_incarnation(state)
         sends, moved = self._flooding.received(side, news.states, now)
@@ -333,8 +334,13 @@ class Machine:
             self._interrupt(Event.NEWS, f"{self._names[moved.rank]}: {moved.error or otherwise}")
         self._keep_out(now)
 
+    def _hear_of(self, generation: int) -> None:
+        """Count on from *generation*, which another member names, unless it must be a lie."""
+        if counted_on(generation, self._storage.wanted.generation):
+            self._seen = max(self._seen, generation)
+
     def _take_propose(self, propose: Propose) -> None:
-        self._seen = max(self._seen, propose.generation)
+        self._hear_of(propose.generation)
         if self.rank == 0:
             current = self._round
             if (

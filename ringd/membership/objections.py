@@ -1,20 +1,29 @@
-"""Messages that no neighbour could send, however late or out of date it is."""
+"""Messages that no neighbour could send, however late or out of date it is.
+
+That numbers are within their bounds, the decoder sees to (:mod:`ringd.wire.link.bounds`).
+"""
 
 from __future__ import annotations
 
-from ringd.membership.actions import Side
+from ringd.membership.actions import Persist, Side
+from ringd.wire.link.bounds import NEARBY, counted_on
 from ringd.wire.link.control import MembershipMessage, News, Propose
 
-MAX_GENERATION = 1 << 63
-"""Far beyond any that counting can reach, and still below what frames can carry."""
 
+def objection(rank: int, size: int, side: Side, message: MembershipMessage, own: Persist) -> str:
+    """Return what is impossible about *message*, come from *side* to *rank*; else nothing.
 
-def objection(rank: int, size: int, side: Side, message: MembershipMessage) -> str:
-    """Return what is impossible about *message*, come from *side* to *rank*; else nothing."""
+    *own*: what this member has on disk, or is about to have.
+    """
     if isinstance(message, News):
         for state in message.states:
-            if not (0 <= state.rank < size and 0 <= state.generation < MAX_GENERATION):
-                return f"news of rank {state.rank} in generation {state.generation}"
+            if state.rank >= size:
+                return f"news of rank {state.rank}"
+            if state.rank == rank and not counted_on(state.incarnation, own.incarnation):
+                return (
+                    f"news of incarnation {state.incarnation} of this member, which no count of "
+                    "starts reaches; restart the daemons that believe it"
+                )
         return ""
     kind = type(message).__name__
     if side != "left":
@@ -23,6 +32,7 @@ def objection(rank: int, size: int, side: Side, message: MembershipMessage) -> s
     passed = rank if isinstance(message, Propose) and rank else size
     if len(message.incarnations) != passed:
         return f"{kind} with {len(message.incarnations)} incarnations instead of {passed}"
-    if not 0 <= message.generation < MAX_GENERATION:
-        return f"{kind} of generation {message.generation}"
+    # The others may have believed what is a little further ahead of this member's own number.
+    if not counted_on(message.generation - NEARBY, own.generation):
+        return f"{kind} of generation {message.generation}, which no count of rings reaches"
     return ""

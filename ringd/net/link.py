@@ -44,6 +44,12 @@ TURN_SECONDS = 0.01
 GATHER = 32
 """Control frames in one system call at most."""
 
+MAX_WAITING = 256 << 20
+"""Bytes of control frames that wait for a peer that reads too slowly; beyond, it is given up."""
+
+EACH = 64
+"""Bytes that one of them costs beside its own, about."""
+
 JOIN_BELOW = 16 * 1024
 """Payloads below this are copied next to their header; larger ones are written at once."""
 
@@ -134,6 +140,7 @@ class Link:
             deliver=self._deliver,
         )
         self._control: deque[bytes] = deque()
+        self._waiting = 0  # bytes that these cost
         self._out: list[Payload] = []  # begun, exactly the bytes still to go
         self._out_size = 0
         self._out_data: Header | None = None  # of the DATA frame at the end of _out
@@ -183,8 +190,13 @@ class Link:
         if len(payload) != header.length:
             raise ValueError(f"{len(payload)} bytes of payload, {header.length} announced")
         if len(payload) < JOIN_BELOW or self._out or self._writing or self._control:
-            self._control.append(self._writer.whole(header, payload))
-            if not (self._flush_queued or self._blocked):
+            frame = self._writer.whole(header, payload)
+            self._control.append(frame)
+            self._waiting += len(frame) + EACH
+            if self._waiting > MAX_WAITING:
+                text = f"it does not read, and {MAX_WAITING >> 20} MiB of messages wait for it"
+                self._lost(text, "silent")
+            elif not (self._flush_queued or self._blocked):
                 self._flush_queued = True
                 self._loop.call_soon(self._flush)
             return
@@ -225,12 +237,18 @@ class Link:
         if self._closed:
             return
         self.cause = cause
-        if goodbye and not self._mute:
-            text = capped(reason, frames.MAX_LENGTH[FrameType.BYE])
-            bye = self._writer.whole(Header(FrameType.BYE, len(text)), text)
-            with contextlib.suppress(OSError):
-                self._sock.sendmsg([*self._out, b"".join(self._control), bye])
+        if goodbye:
+            self._say_goodbye(reason)
         self._shut()
+
+    def _say_goodbye(self, reason: str) -> None:
+        """Tell the peer why, if the socket takes that at once."""
+        if self._mute or self._waiting > TURN:  # it would not come to read it
+            return
+        text = capped(reason, frames.MAX_LENGTH[FrameType.BYE])
+        bye = self._writer.whole(Header(FrameType.BYE, len(text)), text)
+        with contextlib.suppress(OSError):
+            self._sock.sendmsg([*self._out, b"".join(self._control), bye])
 
     # --- life -------------------------------------------------------------------------
 
@@ -242,7 +260,7 @@ class Link:
         try:
             self._incoming.advance(0)  # what came behind the handshake
         except FrameError as error:
-            self._lost(f"protocol error: {error}", "protocol")
+            self._broken(error)
 
     def _beat(self, header: Header) -> None:
         if not (self._blocked or self._mute):  # else the peer has bytes of ours to read
@@ -250,6 +268,13 @@ class Link:
 
     def _silent(self, reason: str) -> None:
         self._lost(reason, "silent")
+
+    def _broken(self, error: FrameError) -> None:
+        """The peer broke the protocol: tell it how, and end the link."""
+        if not self._closed:
+            reason = f"protocol error: {error}"
+            self._say_goodbye(reason)
+            self._lost(reason, "protocol")
 
     def _lost(self, reason: str, cause: Cause) -> None:
         if self._closed:
@@ -287,7 +312,7 @@ class Link:
         try:
             self._read_turn()
         except FrameError as error:
-            self._lost(f"protocol error: {error}", "protocol")
+            self._broken(error)
 
     def _read_turn(self) -> None:
         incoming = self._incoming
@@ -392,6 +417,7 @@ class Link:
             frame = control.popleft()
             out.append(frame)
             size += len(frame)
+            self._waiting -= len(frame) + EACH
         if not control:
             pulled = self._handler.next_data(self)
             last = pulled is None

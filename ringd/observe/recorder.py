@@ -6,12 +6,11 @@ clock seconds, so that the records of several members can be laid side by side.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Optional
 
 import msgspec
 
@@ -22,6 +21,12 @@ _LONGEST_CALL = 100
 
 KEPT = 4096
 """Events; the oldest go first."""
+
+MAX_EVENTS = 4 * KEPT
+"""Events that another member's dump may have: those that it keeps, and its open calls."""
+
+OPS = ("op", "op begun")
+"""What events of calls are called."""
 
 SCHEMA_VERSION = 1
 
@@ -53,6 +58,45 @@ class OpEvent(msgspec.Struct, frozen=True, gc=False):
     """Empty while it is open."""
 
 
+class _Shown(msgspec.Struct, gc=False):
+    """What an event must have for the commands that show it."""
+
+    at: Annotated[float, msgspec.Meta(ge=0, le=1e11)]
+    what: str
+    group: Optional[str] = None
+    seq: Optional[int] = None
+    call: Optional[str] = None
+    bytes: Optional[int] = None
+    submitted: Optional[float] = None
+    started: Optional[float] = None
+    outcome: Optional[str] = None
+
+    @property
+    def sound(self) -> bool:
+        """Whether it can be shown."""
+        needed = (self.group, self.seq, self.call, self.bytes, self.submitted, self.outcome)
+        return self.what not in OPS or None not in needed
+
+
+class _Dump(msgspec.Struct):
+    node: str
+    events: list[_Shown]
+
+
+_decoder = msgspec.json.Decoder(_Dump)
+
+
+def can_be_shown(dump: bytes, node: str) -> bool:
+    """Whether *dump*, which came from the member *node*, is what its recorder could say."""
+    if dump.count(b'"at":') > MAX_EVENTS:  # each event has one; the rest of a lie is not even read
+        return False
+    try:
+        said = _decoder.decode(dump)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return said.node == node and all(event.sound for event in said.events)
+
+
 class Recorder:
     """See the module's docstring."""
 
@@ -81,7 +125,7 @@ class Recorder:
             "now": time.time(),
             "events": events,
         }
-        return json.dumps(body).encode()
+        return msgspec.json.encode(body, enc_hook=str)
 
 
 def _plain(event: Event | OpEvent, shift: float) -> dict[str, Any]:
@@ -89,7 +133,7 @@ def _plain(event: Event | OpEvent, shift: float) -> dict[str, Any]:
         return {"at": event.at + shift, "what": event.what, **event.details}
     return {
         "at": event.at + shift,
-        "what": "op" if event.outcome else "op begun",
+        "what": OPS[0] if event.outcome else OPS[1],
         "group": event.group,
         "seq": event.seq,
         "call": str(event.call)[:_LONGEST_CALL],

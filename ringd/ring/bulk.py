@@ -24,8 +24,9 @@ from ringd.collective.plan import MAX_PASSING
 from ringd.collective.reduction import Array, Reduction
 from ringd.collective.transfer import ScratchPool, Transfer, TransferError
 from ringd.collective.view import Side, View
+from ringd.host.machine import share_of_memory
 from ringd.observe.counters import FOR_NO_CALL, Counters
-from ringd.ring.lane import Lane
+from ringd.ring.lane import Key, Lane
 from ringd.wire.link import frames
 from ringd.wire.link.frames import FrameError, FrameType, Header
 
@@ -34,9 +35,6 @@ _INSTRUCTIONS = 20_000
 
 FAR = MAX_PASSING
 """Chunks that may be under way to a member that is no neighbour."""
-
-Key = tuple[int, int]
-"""Of an op: (gid, sequence number)."""
 
 OPPOSITE: dict[Side, Side] = {"left": "right", "right": "left"}
 
@@ -102,6 +100,8 @@ class Bulk:
         self._lanes: dict[Side, Lane] = {"left": Lane(self._next), "right": Lane(self._next)}
         self._passing: dict[Side, memoryview] = {}
         """What is being received from a neighbour for a member further on."""
+        self._most_passing = share_of_memory()
+        """Bytes that such chunks may cost until they are sent on to one neighbour."""
         self.generation = 0
         """Stamped on every chunk."""
         self.passed: Counter[Side] = Counter()
@@ -191,6 +191,7 @@ class Bulk:
             self._counters.dropped_frames[FOR_NO_CALL] += 1
             return None
         if header.until != self._member:
+            self._check_passing(self._lanes[OPPOSITE[side]], header)
             buffer = self._passing[side] = memoryview(bytearray(header.length))
             return buffer
         flow = self._flows.get((header.group, header.seq))
@@ -201,6 +202,15 @@ class Bulk:
             return flow.transfer.receive_buffer(header.index, header.length)
         except TransferError as error:
             raise FrameError(str(error)) from None
+
+    def _check_passing(self, lane: Lane, header: Header) -> None:
+        """Object to a chunk that keeps to no credit: its receiver grants FAR of an op at a time."""
+        if header.length > self._chunk_bytes:
+            raise FrameError(f"a chunk of {header.length} bytes, of {self._chunk_bytes} at most")
+        if lane.passing[header.group, header.seq] >= FAR:
+            raise FrameError(f"more than {FAR} chunks of one op are to pass here")
+        if lane.passing_bytes + header.length > self._most_passing:
+            raise FrameError(f"chunks of {self._most_passing >> 20} MiB are to pass here already")
 
     def received(self, side: Side, header: Header) -> Side | None:
         """Take the chunk that is now complete; return for which neighbour there is more now."""

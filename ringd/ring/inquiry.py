@@ -2,28 +2,35 @@
 
 A question goes out over both links and is passed on from neighbour to neighbour; each answer
 goes back the way its question came. In a whole ring everyone is reached twice and answers once.
+Questions that come faster than anybody asks are left alone, and an answer that no recorder could
+have given is none.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ringd.loop import Loop, Timer
 from ringd.membership.machine import Side
+from ringd.observe.allowance import Allowance
+from ringd.observe.recorder import can_be_shown
 from ringd.wire.link.control import Ask, Inquiry, Told
-from ringd.wire.link.frames import FrameError
 
 PATIENCE = 1.0
 """Seconds after which the answers that came are all there are."""
 
 _REMEMBERED = 256
-_MAX_BODY = 8 << 20
+_MAX_BODY = 4 << 20
 """Bytes of an answer once it is unpacked."""
 
 _MAX_TOLD = 900 << 10
 """Bytes of an answer on a link, which takes no frame over 1 MiB."""
+
+BURST, PAUSE = 32, 0.125
+"""Questions of others that are taken at once, and seconds until one more is: an answer costs some
+10 ms, and who asks waits for all answers, or PATIENCE."""
 
 Answers = dict[int, bytes]
 """By rank, the JSON that each member said."""
@@ -36,7 +43,7 @@ class Inquiries:
 
     Args:
         rank: This member's.
-        size: Members of the ring.
+        names: Of all members, by rank.
         send: Sends a message over the link on a side, if there is one.
         answer: Returns this member's answer, as JSON.
     """
@@ -45,13 +52,13 @@ class Inquiries:
         self,
         loop: Loop,
         rank: int,
-        size: int,
+        names: Sequence[str],
         send: Callable[[Side, Inquiry], None],
         answer: Callable[[], bytes],
     ) -> None:
         self._loop = loop
         self._rank = rank
-        self._size = size
+        self._names = names
         self._send = send
         self._answer = answer
         self._number = int(loop.now() * 1e6)  # not one of a former life
@@ -59,6 +66,8 @@ class Inquiries:
         self._waiters: list[Done] = []  # for those; none while no question is open
         self._timer: Timer | None = None
         self._seen: deque[tuple[int, int]] = deque(maxlen=_REMEMBERED)
+        self._allowance = Allowance.full(BURST, PAUSE, loop.now())
+        """For questions of others."""
 
     def ask(self, done: Done) -> None:
         """Ask everybody; call *done* with the answers, this member's included.
@@ -79,31 +88,30 @@ class Inquiries:
     def received(self, side: Side, message: Inquiry) -> None:
         """A neighbour asks, passes on a question, or passes back an answer.
 
-        Raises:
-            FrameError: No member can have said this.
+        Those that are named in it are members of the ring.
         """
-        if not 0 <= message.origin < self._size:
-            raise FrameError(f"an inquiry of rank {message.origin}")
         onward: Side = "left" if side == "right" else "right"
         if isinstance(message, Ask):
             key = (message.origin, message.number)
             if message.origin == self._rank or key in self._seen:
                 return
             self._seen.append(key)
-            body = zlib.compress(self._answer())
+            if not self._allowance.take(self._loop.now()):
+                return
+            body = zlib.compress(self._answer(), level=1)
             if len(body) <= _MAX_TOLD:
                 self._send(side, Told(message.origin, message.number, self._rank, body))
             self._send(onward, message)
         elif message.origin != self._rank:
             self._send(onward, message)
-        elif self._waiters and message.number == self._number and message.rank < self._size:
+        elif self._waiters and message.number == self._number:
             body = _unpack(message.body)
-            if body:
+            if message.rank not in self._answers and can_be_shown(body, self._names[message.rank]):
                 self._answers[message.rank] = body
                 self._check()
 
     def _check(self) -> None:
-        if len(self._answers) == self._size:
+        if len(self._answers) == len(self._names):
             self._close()
 
     def _close(self) -> None:

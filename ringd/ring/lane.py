@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Optional, Union
 
 from ringd.wire.link.frames import Header
 
 Chunk = tuple[Header, memoryview]
+Key = tuple[int, int]
+"""Of an op: (gid, sequence number)."""
+
+EACH = 512
+"""Bytes that a chunk costs here beside its own, about."""
+
 NextChunk = Callable[[int, int], Optional[Chunk]]
 """Given an op, as (gid, sequence number), returns its next chunk, or None for now."""
 
@@ -65,6 +71,10 @@ class Lane:
         self._ops: dict[int, _Ops] = {}  # by gid
         self._passing: dict[int, _Passing] = {}  # by gid
         self._turns: deque[tuple[int, Union[_Ops, _Passing]]] = deque()
+        self.passing: Counter[Key] = Counter()
+        """Chunks that are to pass, by their op."""
+        self.passing_bytes = 0
+        """What these cost."""
 
     def queue(self, gid: int, seq: int) -> None:
         """Let an op have its turn: it may have something to send."""
@@ -81,6 +91,14 @@ class Lane:
             passing = self._passing[header.group] = _Passing()
             self._turns.append((header.group, passing))
         passing.chunks.append((header, chunk))
+        self._count(header, chunk, 1)
+
+    def _count(self, header: Header, chunk: memoryview, change: int) -> None:
+        key = header.group, header.seq
+        self.passing[key] += change
+        if not self.passing[key]:
+            del self.passing[key]
+        self.passing_bytes += change * (len(chunk) + EACH)
 
     def next(self) -> Chunk | None:
         """Return the next chunk, of the group whose turn it is; None if there is none."""
@@ -89,6 +107,8 @@ class Lane:
             gid, queue = turns[0]
             chunk = queue.next()
             if chunk is not None:
+                if isinstance(queue, _Passing):
+                    self._count(*chunk, -1)
                 turns.rotate(-1)
                 return chunk
             turns.popleft()
@@ -102,3 +122,5 @@ class Lane:
         """Forget what was to pass: the ring broke."""
         for passing in self._passing.values():
             passing.chunks.clear()
+        self.passing.clear()
+        self.passing_bytes = 0

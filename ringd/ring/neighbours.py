@@ -35,10 +35,10 @@ from ringd.ring.state import State as Stored
 from ringd.ring.state import StateFile
 from ringd.ring.statewriter import StateWriter
 from ringd.wire.link import control, frames
+from ringd.wire.link.bounds import MAX_INSTANCE
 from ringd.wire.link.control import Ask, GroupMessage, Inquiry, MembershipMessage, Poll, Told
 from ringd.wire.link.frames import FrameError, FrameType, Header
 from ringd.wire.link.handshake import Peer
-from ringd.wire.link.hello import MAX_INSTANCE
 
 
 class RingUser(Protocol):
@@ -109,7 +109,7 @@ class Neighbours:
         self.on_state: Callable[[str], None] = lambda _text: None
         """Told in words whenever the ring's state changes."""
         self.links: dict[Side, Link] = {}
-        self.inquiries = Inquiries(loop, self.rank, self.size, self._send, recorder.dump)
+        self.inquiries = Inquiries(loop, self.rank, self.names, self._send, recorder.dump)
         """Questions to all members that can be reached."""
         self.namesakes: dict[Side, Namesake] = {}
         """Machines that were turned away last as others bear their names, by side."""
@@ -180,7 +180,7 @@ class Neighbours:
             self._reach.renew()
 
     def reload(self, config: Config) -> None:
-        """Use *config* from now on; the links are made anew if members' addresses changed.
+        """Use *config* from now on; the links are made anew if the key or addresses changed.
 
         Raises:
             RingError: A new address of this member cannot be bound; the old config stays.
@@ -494,7 +494,9 @@ class Neighbours:
                 now = self._loop.now()
                 self._perform(self.machine.received(link.side, message, now))
             elif header.type is FrameType.INQUIRY:
-                self.inquiries.received(link.side, control.decode_inquiry(payload))
+                inquiry = control.decode_inquiry(payload)
+                self._check(inquiry)
+                self.inquiries.received(link.side, inquiry)
             elif header.type is FrameType.CREDIT:
                 self._credit(link, header)
             else:
@@ -519,15 +521,23 @@ class Neighbours:
             return
         message = control.decode_group(payload[: header.index])
         data = bytes(payload[header.index :])
+        self._check(message)
+        if len(data) > self._config.ops.eager_limit:
+            raise FrameError(f"{len(data)} bytes of tensor in a message")
         if not isinstance(message, Poll):  # a poll changes on its way and comes back
-            if header.origin == self.rank:
-                raise FrameError("a group message of our own came back")
+            if header.origin in (self.rank, header.until):
+                raise FrameError("a group message that goes round to its sender")
             onward = self.links.get(OPPOSITE[link.side])
             if onward is not None and header.until != self.rank:
                 onward.send(header, payload)
         self._user.group_message(
             header.origin, header.rank, header.group, header.seq, message, data
         )
+
+    def _check(self, message: Inquiry | GroupMessage) -> None:
+        """Object to what no member can have said, before it is passed on."""
+        if reason := control.objection(message, self.size):
+            raise FrameError(reason)
 
     def _catch_up(self) -> None:
         """Take what the others said in this generation before it was on the disk here."""
@@ -553,7 +563,7 @@ class Neighbours:
 
     def _check_way(self, header: Header) -> None:
         """Object to a frame that no member would take off the ring."""
-        if header.until >= self.size or header.origin == self.rank:
+        if header.until >= self.size or header.origin in (self.rank, header.until):
             raise FrameError(f"a {header.type.name} frame that no member takes")
 
     def data_buffer(self, link: Link, header: Header) -> memoryview | None:

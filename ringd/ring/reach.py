@@ -148,7 +148,10 @@ class Reach:
         self._knock()
 
     def reload(self, config: Config) -> bool:
-        """Use *config*; return whether addresses of members changed, so that links are stale.
+        """Use *config*; return whether the links are stale.
+
+        They are if addresses of members have changed, or the key: who knew only the old one proved
+        to be a member with that.
 
         Raises:
             RingError: A new address of this member cannot be bound; the old config stays.
@@ -173,9 +176,10 @@ class Reach:
             self._dialer.start()
         else:
             self.homing.reload()
-        return [member.addresses for member in config.ring.members] != [
-            member.addresses for member in old.ring.members
-        ]
+        addresses, before = (
+            [member.addresses for member in which.ring.members] for which in (config, old)
+        )
+        return addresses != before or config.ring.key != old.ring.key
 
     def forget_said(self) -> None:
         """Log again what was logged before: the circumstances have changed."""

@@ -3,12 +3,15 @@
 One small JSON file, replaced as a whole: written beside, flushed, renamed, and the directory
 flushed, so that a crash at any instant leaves the old state or the new. A damaged file is
 set aside and reported, and the member begins anew; the ring tells it the generation, and its
-own higher incarnation if others remember one. A lock keeps a second daemon out of the directory;
-where somebody removes both, they are made anew.
+own higher incarnation if others remember one. Numbers that no member would believe are damage, and
+are not written either. A lock keeps a second daemon out of the directory; where somebody removes
+both, they are made anew. No file here is followed if it is a link, or believed if another user
+could have written it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -21,15 +24,19 @@ from types import TracebackType
 from ringd.errors import RingError
 from ringd.host.disk import flush
 from ringd.host.holder import Holder
+from ringd.host.ownfile import check_directory, open_own
+from ringd.wire.link.bounds import MAX_COUNT
 
 STATE_NAME = "state.json"
 LOCK_NAME = "lock"
-_MAX_U64 = (1 << 64) - 1
+
+_LARGEST = 65536
+"""Bytes that are read of a state file; one has some 100."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The highest generation this member took part in and its count of starts; u64 both."""
+    """The highest generation this member took part in, and its count of starts."""
 
     generation: int = 0
     incarnation: int = 0
@@ -80,12 +87,17 @@ class StateFile:
         Raises:
             OSError: It could not be written (a full disk, for instance): the old state stands.
         """
+        if max(state.generation, state.incarnation) > MAX_COUNT:
+            text = "the numbers are used up; run ringd-cli reset-state on all members"
+            raise OSError(errno.ERANGE, text)
         if not self._locked():
             self._take_lock()
         host = socket.gethostname()
         text = json.dumps({"node": self.node, "host": host, **asdict(state)}) + "\n"
         beside = self.directory / (STATE_NAME + ".new")
-        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with contextlib.suppress(FileNotFoundError):  # of a save that a crash interrupted
+            beside.unlink()
+        fd = open_own(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         with os.fdopen(fd, "w", encoding="ascii") as file:
             file.write(text)
             file.flush()
@@ -125,7 +137,8 @@ class StateFile:
 
     def _take_lock(self) -> None:
         self.directory.mkdir(mode=0o750, parents=True, exist_ok=True)
-        fd = os.open(self.directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        check_directory(self.directory)
+        fd = open_own(self.directory / LOCK_NAME, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             Holder.here(self.node).write(fd)
@@ -141,12 +154,17 @@ class StateFile:
 
     def _read(self) -> None:
         try:
-            text = self.path.read_bytes()
+            fd = open_own(self.path, os.O_RDONLY)
         except FileNotFoundError:
             return
+        with os.fdopen(fd, "rb") as file:
+            text = file.read(_LARGEST)
         try:
             content = json.loads(text)
-            self.state = State(_u64(content["generation"]), _u64(content["incarnation"]))
+            self.state = State(
+                _number(content["generation"], MAX_COUNT),
+                _number(content["incarnation"], MAX_COUNT - 1),  # this start is one more
+            )
             node, host = content.get("node"), content.get("host")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             self.state = State()
@@ -168,11 +186,7 @@ class StateFile:
             )
 
     def _set_aside(self) -> str:
-        number = 1
-        while (aside := self.path.with_name(f"{STATE_NAME}.damaged-{number}")).exists():
-            number += 1
-        self.path.rename(aside)
-        return f"set aside as {aside.name}, beginning anew"
+        return f"set aside as {set_aside(self.path).name}, beginning anew"
 
     def _flush_directory(self) -> None:
         fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -182,9 +196,37 @@ class StateFile:
             os.close(fd)
 
 
-def _u64(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_U64:
-        raise ValueError(f"{value!r} is not a number from 0 to 2^64-1")
+def reset(directory: Path) -> Path | None:
+    """Set the state in *directory* aside; return its new name, None where there was none.
+
+    Raises:
+        RingError: A daemon uses it, or it cannot be renamed.
+    """
+    try:
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(FileNotFoundError):  # no daemon has ever run there
+                lock = open_own(directory / LOCK_NAME, os.O_RDWR, uid=directory.stat().st_uid)
+                held.callback(os.close, lock)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path = directory / STATE_NAME
+            return set_aside(path, "reset") if os.path.lexists(path) else None
+    except BlockingIOError:
+        raise RingError(f"{directory}: a daemon uses it; stop that first") from None
+    except OSError as error:
+        raise RingError(f"{error.filename or directory}: {error.strerror}") from None
+
+
+def set_aside(path: Path, why: str = "damaged") -> Path:
+    """Rename the state file *path*, and return its new name."""
+    number = 1
+    while (aside := path.with_name(f"{STATE_NAME}.{why}-{number}")).exists():
+        number += 1
+    return path.rename(aside)
+
+
+def _number(value: object, most: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise ValueError(f"{value!r} is not a number from 0 to {most}")
     return value
 
 

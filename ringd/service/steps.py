@@ -55,11 +55,13 @@ def run(*argv: str, remedy: str = "", optional: bool = False, tries: int = 1) ->
 def config_steps(service: Service, key: Path | None) -> list[Step]:
     """Return the steps that make the config's directory, and let the daemon read the *key* there.
 
-    Neither config nor key is written; *key* is None where there is none yet.
+    It cannot write to either. Neither config nor key is written; *key* is None where there is none
+    yet.
     """
     steps: list[Step] = [run("install", "-d", "-m", "0755", str(service.config.parent))]
     if service.user and key is not None:
-        steps.append(run("chown", f"{service.user}:{service.user}", str(key)))
+        steps.append(run("chown", f"root:{service.user}", str(key)))
+        steps.append(run("chmod", "0640", str(key)))
     return steps
 
 

@@ -6,16 +6,41 @@ Three families travel inside link frames (:mod:`ringd.wire.link.frames`):
 * *inquiries*, passed on both ways as far as links reach, and their answers back;
 * *group* messages, broadcast rightwards round the ring by the member that they come from.
 
-Encoding is MessagePack through msgspec: typed, validated, never code.
+Encoding is MessagePack through msgspec: typed, validated, never code. Every field is bounded by its
+type (:mod:`ringd.wire.link.bounds`), and what people may get to see is cleaned as it is decoded.
 """
 
 from __future__ import annotations
 
-from typing import Optional, Union
+from collections import Counter
+from typing import Annotated, Optional, TypeVar, Union
 
 import msgspec
+from msgspec.structs import replace
 
-from ringd.collective.call import Call
+from ringd.collective.call import MAX_LOCAL_SIZE, Call
+from ringd.wire.link.bounds import (
+    MAX_CHANNELS,
+    MAX_ERROR,
+    MAX_MEMBERS,
+    Code,
+    Count,
+    Counts,
+    GroupName,
+    Instance,
+    JoinId,
+    JoinIds,
+    LocalRank,
+    LocalSize,
+    Member,
+    Places,
+    Rank,
+    Sequence,
+    Tag,
+    Text,
+    Trouble,
+    clean,
+)
 
 # --- membership -----------------------------------------------------------------------
 
@@ -26,29 +51,29 @@ class LinkState(msgspec.Struct, frozen=True, array_like=True):
     The newest wins: ordered by ``(incarnation, version)``.
     """
 
-    rank: int
-    incarnation: int
-    version: int
+    rank: Member
+    incarnation: Count
+    version: Count
     left_up: bool
     right_up: bool
-    generation: int
+    generation: Count
     """The highest generation this member has persisted."""
-    address: str
+    address: Trouble
     """The right neighbour's address in use, or the one last tried."""
-    left_error: str = ""
+    left_error: Trouble = ""
     """Why the left link is down, in words; empty while it is up, as with the others."""
-    right_error: str = ""
-    disk_error: str = ""
+    right_error: Trouble = ""
+    disk_error: Trouble = ""
     """Why nothing can be persisted."""
     draining: bool = False
-    epoch: int = 0
+    epoch: Count = 0
     """Rises with every change that ends a ring (a link up, down or replaced, a full disk).
 
     A link that flaps may be seen from afar only in its last state, "up": the epoch tells.
     """
-    disk_slow: str = ""
+    disk_slow: Trouble = ""
     """That a write is under way which takes long; no fault, but what others may wait for."""
-    right_instance: int = 0
+    right_instance: Instance = 0
     """The process that the right link leads to; 0 without one."""
 
     @property
@@ -60,24 +85,24 @@ class LinkState(msgspec.Struct, frozen=True, array_like=True):
 class News(msgspec.Struct, frozen=True, array_like=True, tag="news"):
     """Link states that the receiver may not have yet."""
 
-    states: tuple[LinkState, ...]
+    states: Annotated[tuple[LinkState, ...], msgspec.Meta(max_length=MAX_MEMBERS)]
 
 
 class Propose(msgspec.Struct, frozen=True, array_like=True, tag="propose"):
     """First round: rank 0 asks for everyone's highest generation."""
 
-    attempt: int
-    generation: int
-    incarnations: tuple[int, ...]
+    attempt: Count
+    generation: Count
+    incarnations: Counts
     """Of rank 0 up to the sender."""
 
 
 class Commit(msgspec.Struct, frozen=True, array_like=True, tag="commit"):
     """Second round: the ring's new generation, to be persisted and then used."""
 
-    attempt: int
-    generation: int
-    incarnations: tuple[int, ...]
+    attempt: Count
+    generation: Count
+    incarnations: Counts
     """Of all members, in rank order."""
 
 
@@ -90,17 +115,17 @@ MembershipMessage = Union[News, Propose, Commit]
 class Ask(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
     """*origin* asks everybody it can reach for their flight recorder; passed on both ways."""
 
-    origin: int
-    number: int
+    origin: Member
+    number: Sequence
     """Tells the questions of one origin apart."""
 
 
 class Told(msgspec.Struct, frozen=True, array_like=True, tag="told"):
     """The answer of *rank*, on its way back to *origin*."""
 
-    origin: int
-    number: int
-    rank: int
+    origin: Member
+    number: Sequence
+    rank: Member
     body: bytes
     """JSON, compressed with zlib."""
 
@@ -114,17 +139,17 @@ Inquiry = Union[Ask, Told]
 class Joined(msgspec.Struct, frozen=True, array_like=True, tag="joined"):
     """A client of the sender takes part in a group, under a number of its own choosing."""
 
-    group: str
-    join_id: int
-    session: tuple[int, ...]
+    group: GroupName
+    join_id: JoinId
+    session: JoinIds
     """The join ids, by rank, of the session that the client is in; empty before one formed."""
-    places: tuple[int, ...] = ()
+    places: Places = ()
     """The members on which these are; empty: each on the member of its number."""
-    local_rank: int = 0
+    local_rank: LocalRank = 0
     """Which one of the group's programs on its member the client is."""
-    local_size: int = 1
+    local_size: LocalSize = 1
     """How many there are."""
-    members: tuple[int, ...] = ()
+    members: Places = ()
     """The members that take part; empty for all. If *ordered*, by rank, as often as each has
     programs."""
     ordered: bool = False
@@ -136,12 +161,14 @@ class Left(msgspec.Struct, frozen=True, array_like=True, tag="left"):
     Calls below *submitted* were handed over and can still complete.
     """
 
-    group: str
-    join_id: int
-    submitted: int
-    code: str
-    message: str
-    channels: tuple[tuple[int, int, int, int], ...] = ()
+    group: GroupName
+    join_id: JoinId
+    submitted: Sequence
+    code: Code
+    message: Text
+    channels: Annotated[
+        tuple[tuple[Rank, Rank, Tag, Sequence], ...], msgspec.Meta(max_length=MAX_CHANNELS)
+    ] = ()
     """Likewise of those of its channels: (sender's rank, receiver's rank, tag, submitted)."""
 
 
@@ -150,10 +177,10 @@ class Opened(msgspec.Struct, frozen=True, array_like=True, tag="opened"):
 
     answer: bool
     """It heard so of the other end, and need not hear it again."""
-    group: str
-    join_ids: tuple[int, int]
+    group: GroupName
+    join_ids: tuple[JoinId, JoinId]
     """Of the stays of the sending and the receiving rank."""
-    place: int
+    place: Member
     """The member of the other end."""
 
 
@@ -163,9 +190,9 @@ class Closed(msgspec.Struct, frozen=True, array_like=True, tag="closed"):
     Calls below *submitted* were handed over and can still complete.
     """
 
-    submitted: int
-    code: str
-    message: str
+    submitted: Sequence
+    code: Code
+    message: Text
     forgotten: bool = False
     """Nothing is left of it: it needs nothing any more."""
 
@@ -174,15 +201,15 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
     """A member's part in the op ``(frame.group, frame.seq)``; small payloads follow at once."""
 
     call: Call
-    done: int
+    done: Sequence
     """The sender has an outcome for every op of the session below this number."""
     eager: bool
     """The payload rides with this message."""
     prompt: bool
     """The sender waits for everyone's :class:`Done` before it completes the call."""
-    outcome: str
+    outcome: Code
     """Empty while open; ``"ok"``, or the code of the error that ended the op at the sender."""
-    message: str
+    message: Text
     """The error's message, when *outcome* is one."""
 
     @property
@@ -194,8 +221,8 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
 class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
     """The sender has an outcome for every op of the session below *floor*, and for *finished*."""
 
-    floor: int
-    finished: Optional[int] = None
+    floor: Sequence
+    finished: Optional[Sequence] = None
 
 
 class Computed(msgspec.Struct, frozen=True, array_like=True, tag="computed"):
@@ -205,16 +232,16 @@ class Computed(msgspec.Struct, frozen=True, array_like=True, tag="computed"):
 class Poll(msgspec.Struct, frozen=True, array_like=True, tag="poll"):
     """First half of a cancellation: hold your completion, and say whether you had completed."""
 
-    poll_id: int
+    poll_id: Sequence
     completed: bool
 
 
 class Verdict(msgspec.Struct, frozen=True, array_like=True, tag="verdict"):
     """Second half: the op ends with this error everywhere, or goes on (empty *code*)."""
 
-    poll_id: int
-    code: str
-    message: str
+    poll_id: Sequence
+    code: Code
+    message: Text
 
 
 GroupMessage = Union[Joined, Left, Opened, Closed, Offer, Done, Computed, Poll, Verdict]
@@ -229,14 +256,14 @@ DecodeError = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def encode(message: MembershipMessage | Inquiry | GroupMessage) -> bytes:
-    """Return the MessagePack form of *message*."""
-    return _encoder.encode(message)
+    """Return the MessagePack form of *message*, whose texts are brought within their bounds."""
+    return _encoder.encode(_cleaned(message))
 
 
 def decode_membership(data: bytes | memoryview) -> MembershipMessage:
     """Return the membership message in *data*; raises :data:`DecodeError`."""
     message: MembershipMessage = _membership_decoder.decode(data)
-    return message
+    return _cleaned(message)
 
 
 def decode_inquiry(data: bytes | memoryview) -> Inquiry:
@@ -248,4 +275,61 @@ def decode_inquiry(data: bytes | memoryview) -> Inquiry:
 def decode_group(data: bytes | memoryview) -> GroupMessage:
     """Return the group message in *data*; raises :data:`DecodeError`."""
     message: GroupMessage = _group_decoder.decode(data)
+    return _cleaned(message)
+
+
+def objection(message: Inquiry | GroupMessage, size: int) -> str:
+    """Return what is impossible about *message* in a ring of *size* members; empty if nothing is.
+
+    Asked before it is passed on, so it needs nothing that only some members know.
+    """
+    if isinstance(message, (Ask, Told)):
+        member = max(message.origin, getattr(message, "rank", 0))
+        return "" if member < size else f"an inquiry of rank {member}"
+    if isinstance(message, Offer):  # every call
+        if not message.call.bounded:
+            return f"an offer of {clean(str(message.call.cut()), MAX_ERROR)}"
+        return "" if message.outcome.isprintable() else f"an outcome {message.outcome!r}"
+    if isinstance(message, (Done, Computed, Poll)):
+        return ""
+    if isinstance(message, Joined) and (reason := _objection_to_join(message, size)):
+        return reason
+    if isinstance(message, Opened) and message.place >= size:
+        return f"a channel to member {message.place}, which there is not"
+    words = getattr(message, "group", "") + getattr(message, "code", "")
+    return "" if words.isprintable() else f"a name or code {words!r}"
+
+
+def _objection_to_join(message: Joined, size: int) -> str:
+    if len(message.session) > MAX_LOCAL_SIZE * size:
+        return f"a session of {len(message.session)} programs"
+    for places in (message.places, message.members):
+        if max(places, default=0) >= size:
+            return f"a program of group {message.group!r} on a member that there is not"
+        if len(places) > MAX_LOCAL_SIZE < max(Counter(places).values()):
+            return f"more than {MAX_LOCAL_SIZE} programs of a group on one member"
+    return ""
+
+
+_M = TypeVar("_M", bound=msgspec.Struct)
+
+
+def _cleaned(message: _M) -> _M:
+    """Return *message* with texts that people may get to see."""
+    if isinstance(message, (Offer, Left, Closed, Verdict)):
+        text = message.message
+        return replace(message, message=clean(text)) if text else message
+    if isinstance(message, News):
+        return replace(message, states=tuple(map(_cleaned_state, message.states)))
     return message
+
+
+def _cleaned_state(state: LinkState) -> LinkState:
+    return replace(
+        state,
+        address=clean(state.address, MAX_ERROR),
+        left_error=clean(state.left_error, MAX_ERROR),
+        right_error=clean(state.right_error, MAX_ERROR),
+        disk_error=clean(state.disk_error, MAX_ERROR),
+        disk_slow=clean(state.disk_slow, MAX_ERROR),
+    )

@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Union
 import msgspec
 
 from ringd.wire.link.agreement import SECRET_SIZE, Protection, Secrets
+from ringd.wire.link.bounds import Count, Instance
 
 MAGIC = b"RNGD"
 VERSION = 4
@@ -25,7 +26,6 @@ MAX_TEXT = 400
 """Characters of a refusal that are shown."""
 MAX_NAME = 255
 MAX_SETTINGS = 1024
-MAX_INSTANCE = 1 << 62
 
 PREFIX = struct.Struct("<4sBBH")
 
@@ -137,9 +137,9 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     target: _Name
     purpose: Purpose
     nonce: Annotated[bytes, msgspec.Meta(min_length=NONCE_SIZE, max_length=NONCE_SIZE)]
-    incarnation: Annotated[int, msgspec.Meta(ge=0)]
+    incarnation: Count
     settings: Annotated[str, msgspec.Meta(max_length=MAX_SETTINGS)]
-    instance: Annotated[int, msgspec.Meta(ge=0, lt=MAX_INSTANCE)]
+    instance: Instance
     share: Annotated[bytes, msgspec.Meta(max_length=SECRET_SIZE)]
     """The public half of an X25519 key, new in each hello; empty where nothing is sealed."""
     fast_aes: bool
