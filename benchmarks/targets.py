@@ -82,13 +82,12 @@ def rows(targets: Iterable[Target], results: Results) -> list[tuple[str, ...]]:
 def table_of(targets: Sequence[Target], results: Results) -> str:
     """Return the table in Markdown, and what is not in it as nothing of it was measured."""
     said = table(("what", "n", "target", "measured", "reached"), rows(targets, results))
-    left = [
-        f"{target.what} (n = {n})"
-        for target in targets
-        for n in target.goals
-        if target.farthest(results, n) is None
-    ]
-    return f"{said}\nNot measured in this run: {'; '.join(left)}.\n" if left else said
+    left = []
+    for target in targets:
+        members = [str(n) for n in target.goals if target.farthest(results, n) is None]
+        if members:
+            left.append(f"* {target.what} (n = {', '.join(members)})\n")
+    return f"{said}\nNot measured in this run:\n\n{''.join(left)}" if left else said
 
 
 def speed(
