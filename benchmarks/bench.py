@@ -46,7 +46,7 @@ from measures import (
     system_calls,
     token,
 )
-from targets import LOOPBACK, NETWORK, WIRE, Target
+from targets import LOOPBACK, NETWORK, WIRE, Target, table_of
 
 _PAGES = Path(__file__).parents[1] / "docs" / "benchmarks"
 _SIZES = "4B,1KiB,4KiB,16KiB,64KiB,256KiB,1MiB,4MiB,16MiB,64MiB,256MiB"
@@ -286,7 +286,7 @@ def main() -> None:
         rounds=profile.rounds,
         facts=facts,
     )
-    print(f"\n{page.table_of(profile.targets, results)}\nwritten to {path}")
+    print(f"\n{table_of(profile.targets, results)}", *results.notes, f"written to {path}", sep="\n")
     if results.wrong:
         sys.exit(f"{results.wrong} WRONG ELEMENTS")
 

@@ -121,9 +121,13 @@ def _plots(path: Path, results: Results, n: int) -> list[str]:
     return shown
 
 
+_SINGLE_HEAD = (
+    *("size", "count", "system", "time (µs)", "spread", "cpu (µs)", "s/GB"),
+    *("algbw (GB/s)", "busbw (GB/s)", "#wrong", "x Gloo"),
+)
+
+
 def _single_calls(results: Results, n: int) -> str:
-    head = ("size", "count", "system", "time (µs)", "spread", "cpu (µs)", "s/GB")
-    head += ("algbw (GB/s)", "busbw (GB/s)", "#wrong", "x Gloo")
     rows = []
     for key, series in results.rows(single_calls.WHAT, n):
         seconds, cpu = series.median, samples.median(series.cpu)
@@ -142,7 +146,7 @@ def _single_calls(results: Results, n: int) -> str:
                 _speedup(results, key),
             )
         )
-    return table(head, rows)
+    return table(_SINGLE_HEAD, rows)
 
 
 def _speedup(results: Results, key: Key) -> str:
@@ -172,8 +176,7 @@ def _other_calls(results: Results, n: int) -> str:
     for what in (in_flight.WHAT, apart.WHAT, *halves.DTYPES):
         rows = [_other_row(key, series, results) for key, series in results.rows(what, n)]
         if rows:
-            head = ("size", "system", "time (µs)", "calls/s", "cpu (µs)", "#wrong", "x Gloo")
-            parts.append(f"{what[0].upper()}{what[1:]}:\n\n{table(head, rows)}")
+            parts.append(f"{what[0].upper()}{what[1:]}:\n\n{table(_OTHER_HEAD, rows)}")
     tokens = [
         (MODES[key.mode].title, f"{beyond * 1e3:.2f}", str(series.wrong))
         for key, series in results.rows(token.WHAT, n)
@@ -181,9 +184,12 @@ def _other_calls(results: Results, n: int) -> str:
     ]
     if tokens:
         about = "A token, 48 calls of 16 KiB with 0.5 ms of work before each:"
-        head = ("system", "beyond the work (ms)", "#wrong")
-        parts.append(f"{about}\n\n{table(head, tokens)}")
+        said = table(("system", "beyond the work (ms)", "#wrong"), tokens)
+        parts.append(f"{about}\n\n{said}")
     return "\n".join(parts)
+
+
+_OTHER_HEAD = ("size", "system", "time (µs)", "calls/s", "cpu (µs)", "#wrong", "x Gloo")
 
 
 def _other_row(key: Key, series: Series, results: Results) -> tuple[str, ...]:

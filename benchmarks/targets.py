@@ -1,7 +1,8 @@
 """What is to be reached, and what was: each row says how it follows from what was measured. Pure.
 
 A figure that compares is a ratio of medians of the same run, more than 1 where ringd is faster. One
-that is about several sizes is that of the size at which it is farthest from its goal.
+that is about several sizes is that of the size at which it is farthest from its goal. What needs
+features that are not there yet has no row: it comes with them.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Target:
 
 def rows(targets: Iterable[Target], results: Results) -> list[tuple[str, ...]]:
     """Return what the table says of all that was measured."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for target in targets:
         for n, goal in target.goals.items():
             measured = target.farthest(results, n)
