@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from instrument import samples
@@ -23,7 +23,8 @@ from measures import (
     system_calls,
     token,
 )
-from targets import Target, table_of
+from profiles import Profile
+from targets import table_of
 
 _PEER = "gloo"
 """The system that tables compare the others with."""
@@ -46,25 +47,17 @@ def busbw(key: Key, seconds: float) -> float:
     return key.nbytes / seconds / 1e9 * 2 * (key.n - 1) / key.n
 
 
-def write(
-    path: Path,
-    title: str,
-    results: Results,
-    *,
-    targets: Sequence[Target],
-    rounds: int,
-    facts: dict[str, str],
-) -> None:
+def write(path: Path, profile: Profile, results: Results, facts: dict[str, str]) -> None:
     """Write the page to *path*, and its plots beside it."""
     known = ", ".join(f"{name} {value}" for name, value in facts.items())
     text = [
-        f"# {title}\n",
-        _COLUMNS.format(rounds=rounds),
+        f"# {profile.title}\n",
+        _COLUMNS.format(rounds=profile.rounds),
         f"Machine: {known}.\n",
         *(f"* {note}" for note in results.notes),
         "\n## Targets\n",
         "Where a row is about several sizes or peers, the one farthest from its target is named.\n",
-        table_of(targets, results),
+        table_of(profile.targets, results),
     ]
     for n in results.members(single_calls.WHAT):
         text += [f"## n = {n}\n", *_plots(path, results, n), _single_calls(results, n)]
