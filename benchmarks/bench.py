@@ -15,7 +15,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import page
@@ -46,10 +46,10 @@ from measures import (
     system_calls,
     token,
 )
-from targets import LOOPBACK, NETWORK, WIRE, Target
+from profiles import FULL, QUICK, SHAPED, Profile
+from targets import WIRE, table_of
 
 _PAGES = Path(__file__).parents[1] / "docs" / "benchmarks"
-_SIZES = "4B,1KiB,4KiB,16KiB,64KiB,256KiB,1MiB,4MiB,16MiB,64MiB,256MiB"
 _START_SECONDS = 6.0
 """To start the teams, for each member."""
 _COUNTING_SECONDS = 20.0
@@ -58,44 +58,6 @@ _MEMORY_SECONDS = 5.0
 _BESIDE_SECONDS = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """One way to run the benchmark."""
-
-    name: str
-    """Of its page."""
-    title: str
-    targets: Sequence[Target]
-    sizes: str
-    rounds: int
-    budget: float
-    """Seconds that a batch may take."""
-    rate: float | None = None
-    """Bits per second of the links; None: loopback."""
-    thorough: bool = False
-    """With all that is no comparison of calls, and takes long."""
-
-
-FULL = Profile(
-    "loopback", "All-reduce over loopback", LOOPBACK, _SIZES, rounds=7, budget=0.15, thorough=True
-)
-QUICK = Profile(
-    "quick",
-    "All-reduce over loopback, in three minutes",
-    LOOPBACK,
-    "4B,16KiB,1MiB,16MiB",
-    rounds=5,
-    budget=0.04,
-)
-SHAPED = Profile(
-    "network",
-    "All-reduce over links of 1 Gbit/s",
-    NETWORK,
-    "4B,16KiB,256KiB,1MiB,4MiB,16MiB,64MiB",
-    rounds=7,
-    budget=0.15,
-    rate=1e9,
-)
 _FAR = 8
 """Members of the network with which one size is measured, and what with."""
 _FAR_SIZE = 16 << 10
@@ -232,14 +194,20 @@ def options() -> tuple[Profile, argparse.Namespace]:
     how.add_argument("--network", action="store_true", help="over links of 1 Gbit/s")
     parser.add_argument("--before", type=Path, help="a former build: its Python, or its source")
     parser.add_argument("--size", default="2,4", help="daemons per ring; default %(default)s")
-    parser.add_argument("--sizes", help=f"of the tensor; default {_SIZES}")
+    parser.add_argument("--sizes", help=f"of the tensor; default {FULL.sizes}")
     parser.add_argument("--rounds", type=int, help="the median counts; default 7, or 5 if quick")
     parser.add_argument("--modes", default=",".join(EVERY), help="default: %(default)s")
     parser.add_argument(
-        "--output", type=Path, default=_PAGES, help="for page and plots; default: docs/benchmarks"
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="for page and plots; default: docs/benchmarks, if everything is measured",
     )
     parser.add_argument("--results", type=Path, help="write all samples there, too, as JSON")
     chosen = parser.parse_args()
+    everything = ("size", "sizes", "rounds", "modes")
+    if all(vars(chosen)[name] == parser.get_default(name) for name in everything):
+        chosen.output = chosen.output or _PAGES
     profile = QUICK if chosen.quick else SHAPED if chosen.network else FULL
     rounds = chosen.rounds or profile.rounds
     try:
@@ -263,7 +231,6 @@ def main() -> None:
     end_on_sigterm()
     profile, chosen = options()
     facts = machine.facts()
-    chosen.output.mkdir(parents=True, exist_ok=True)
     print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
     whole, others = Run(profile, chosen), machine.Others()
     print(f"about {clock_text(whole.progress.total)} in all", flush=True)
@@ -277,16 +244,12 @@ def main() -> None:
         results.notes.append(f"other processes used {share:.0%} of the processors meanwhile")
     if chosen.results:
         results.save(chosen.results)
-    path = chosen.output / f"{profile.name}.md"
-    page.write(
-        path,
-        profile.title,
-        results,
-        targets=profile.targets,
-        rounds=profile.rounds,
-        facts=facts,
-    )
-    print(f"\n{page.table_of(profile.targets, results)}\nwritten to {path}")
+    print(f"\n{table_of(profile.targets, results)}", *results.notes, sep="\n")
+    if chosen.output:
+        chosen.output.mkdir(parents=True, exist_ok=True)
+        path = chosen.output / f"{profile.name}.md"
+        page.write(path, profile, results, facts)
+        print(f"written to {path}")
     if results.wrong:
         sys.exit(f"{results.wrong} WRONG ELEMENTS")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from instrument import samples
@@ -23,7 +23,8 @@ from measures import (
     system_calls,
     token,
 )
-from targets import Target, table_of
+from profiles import Profile
+from targets import table_of
 
 _PEER = "gloo"
 """The system that tables compare the others with."""
@@ -46,25 +47,17 @@ def busbw(key: Key, seconds: float) -> float:
     return key.nbytes / seconds / 1e9 * 2 * (key.n - 1) / key.n
 
 
-def write(
-    path: Path,
-    title: str,
-    results: Results,
-    *,
-    targets: Sequence[Target],
-    rounds: int,
-    facts: dict[str, str],
-) -> None:
+def write(path: Path, profile: Profile, results: Results, facts: dict[str, str]) -> None:
     """Write the page to *path*, and its plots beside it."""
     known = ", ".join(f"{name} {value}" for name, value in facts.items())
     text = [
-        f"# {title}\n",
-        _COLUMNS.format(rounds=rounds),
+        f"# {profile.title}\n",
+        _COLUMNS.format(rounds=profile.rounds),
         f"Machine: {known}.\n",
         *(f"* {note}" for note in results.notes),
         "\n## Targets\n",
         "Where a row is about several sizes or peers, the one farthest from its target is named.\n",
-        table_of(targets, results),
+        table_of(profile.targets, results),
     ]
     for n in results.members(single_calls.WHAT):
         text += [f"## n = {n}\n", *_plots(path, results, n), _single_calls(results, n)]
@@ -121,9 +114,13 @@ def _plots(path: Path, results: Results, n: int) -> list[str]:
     return shown
 
 
+_SINGLE_HEAD = (
+    *("size", "count", "system", "time (µs)", "spread", "cpu (µs)", "s/GB"),
+    *("algbw (GB/s)", "busbw (GB/s)", "#wrong", "x Gloo"),
+)
+
+
 def _single_calls(results: Results, n: int) -> str:
-    head = ("size", "count", "system", "time (µs)", "spread", "cpu (µs)", "s/GB")
-    head += ("algbw (GB/s)", "busbw (GB/s)", "#wrong", "x Gloo")
     rows = []
     for key, series in results.rows(single_calls.WHAT, n):
         seconds, cpu = series.median, samples.median(series.cpu)
@@ -142,7 +139,7 @@ def _single_calls(results: Results, n: int) -> str:
                 _speedup(results, key),
             )
         )
-    return table(head, rows)
+    return table(_SINGLE_HEAD, rows)
 
 
 def _speedup(results: Results, key: Key) -> str:
@@ -172,8 +169,7 @@ def _other_calls(results: Results, n: int) -> str:
     for what in (in_flight.WHAT, apart.WHAT, *halves.DTYPES):
         rows = [_other_row(key, series, results) for key, series in results.rows(what, n)]
         if rows:
-            head = ("size", "system", "time (µs)", "calls/s", "cpu (µs)", "#wrong", "x Gloo")
-            parts.append(f"{what[0].upper()}{what[1:]}:\n\n{table(head, rows)}")
+            parts.append(f"{what[0].upper()}{what[1:]}:\n\n{table(_OTHER_HEAD, rows)}")
     tokens = [
         (MODES[key.mode].title, f"{beyond * 1e3:.2f}", str(series.wrong))
         for key, series in results.rows(token.WHAT, n)
@@ -181,9 +177,12 @@ def _other_calls(results: Results, n: int) -> str:
     ]
     if tokens:
         about = "A token, 48 calls of 16 KiB with 0.5 ms of work before each:"
-        head = ("system", "beyond the work (ms)", "#wrong")
-        parts.append(f"{about}\n\n{table(head, tokens)}")
+        said = table(("system", "beyond the work (ms)", "#wrong"), tokens)
+        parts.append(f"{about}\n\n{said}")
     return "\n".join(parts)
+
+
+_OTHER_HEAD = ("size", "system", "time (µs)", "calls/s", "cpu (µs)", "#wrong", "x Gloo")
 
 
 def _other_row(key: Key, series: Series, results: Results) -> tuple[str, ...]:

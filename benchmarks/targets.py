@@ -1,7 +1,8 @@
 """What is to be reached, and what was: each row says how it follows from what was measured. Pure.
 
 A figure that compares is a ratio of medians of the same run, more than 1 where ringd is faster. One
-that is about several sizes is that of the size at which it is farthest from its goal.
+that is about several sizes is that of the size at which it is farthest from its goal. What needs
+features that are not there yet has no row: it comes with them.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Target:
 
 def rows(targets: Iterable[Target], results: Results) -> list[tuple[str, ...]]:
     """Return what the table says of all that was measured."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for target in targets:
         for n, goal in target.goals.items():
             measured = target.farthest(results, n)
@@ -82,13 +83,12 @@ def rows(targets: Iterable[Target], results: Results) -> list[tuple[str, ...]]:
 def table_of(targets: Sequence[Target], results: Results) -> str:
     """Return the table in Markdown, and what is not in it as nothing of it was measured."""
     said = table(("what", "n", "target", "measured", "reached"), rows(targets, results))
-    left = [
-        f"{target.what} (n = {n})"
-        for target in targets
-        for n in target.goals
-        if target.farthest(results, n) is None
-    ]
-    return f"{said}\nNot measured in this run: {'; '.join(left)}.\n" if left else said
+    left = []
+    for target in targets:
+        members = [str(n) for n in target.goals if target.farthest(results, n) is None]
+        if members:
+            left.append(f"* {target.what} (n = {', '.join(members)})\n")
+    return f"{said}\nNot measured in this run:\n\n{''.join(left)}" if left else said
 
 
 def speed(

@@ -13,6 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import page
+import profiles
 import targets
 from instrument import daemons, markdown, patterns, plan, progress, samples
 from instrument.batch import Batch, Failure, Outcome
@@ -189,7 +190,7 @@ def test_a_page_has_the_columns_of_nccl_tests(tmp_path: Path) -> None:
     filled(results, single_calls.WHAT, 4, MIB, "gloo", 2e-3)
     results.set_figure("other", 4, 1.0)
     path = tmp_path / "page.md"
-    page.write(path, "Page", results, targets=targets.LOOPBACK, rounds=1, facts={"cores": "2"})
+    page.write(path, profiles.FULL, results, facts={"cores": "2"})
     rows = [line for line in path.read_text().splitlines() if line.startswith("| 1 MiB")]
     assert rows[0] == (
         "| 1 MiB | 262144 | ringd | 1000.0 | 0% | 250.0 | 0.95 | 1.049 | 1.573 | 0 | 2.00 |"

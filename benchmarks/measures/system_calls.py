@@ -11,7 +11,7 @@ from instrument.modes import MODES
 from instrument.results import Results
 
 SIZES = (4, 16 << 10)
-_CALLS = 100
+_CALLS = 50
 
 
 def name(mode: str, nbytes: int) -> str:

@@ -31,7 +31,7 @@ class Ringd:
     """Modes that end in ``-empty`` take arrays made by ``ring.empty``, the others ordinary ones."""
 
     def __init__(self, rank: int, size: int, place: Place) -> None:
-        several = {}
+        several: dict[str, Any] = {}
         if place.local_size > 1:
             several = {"local_rank": place.local_rank, "local_size": place.local_size}
         self._ring = ringd.connect(place.socket, group=place.group, timeout=PATIENCE, **several)
