@@ -58,6 +58,7 @@ class Node:
         self.port = port
         self.socket = cluster.directory / f"{name}.sock"
         self.state_dir = cluster.directory / f"{name}.state"
+        self.config = cluster.config
         self.log_path = cluster.directory / f"{name}.log"
         self.delay_path = cluster.directory / f"{name}.delay"
         self.process: subprocess.Popen[bytes] | None = None
@@ -66,7 +67,7 @@ class Node:
         """Start the daemon; returns at once."""
         assert self.process is None or self.process.poll() is not None
         command = [sys.executable, str(LAUNCHER), str(self.delay_path)]
-        command += ["--config", str(self.cluster.config), "--node", self.name]
+        command += ["--config", str(self.config), "--node", self.name]
         command += ["--socket", str(self.socket), "--state-dir", str(self.state_dir)]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(

@@ -224,7 +224,7 @@ format = 3
 """)
     key = path.parent / "gone.key"
     assert said(path, "c") == [
-        "colour: unknown key; known here: ring, join, ipc, ops, log",
+        "colour: unknown key; known here: ring, join, ipc, ops, log, metrics",
         'ring.nmae: unknown key; did you mean "name"?',
         'ring.name: missing; write name = "..."',
         (

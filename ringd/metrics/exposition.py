@@ -17,7 +17,7 @@ from ringd.observe.counters import Histogram
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-FRESH = 1.0
+FRESH = 0.25
 """Seconds for which a text is used again: whoever asks often costs the ring no more for that."""
 
 

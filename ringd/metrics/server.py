@@ -27,7 +27,7 @@ MOST = 16
 WITHIN = 5.0
 """Seconds that one may last."""
 
-BURST, PAUSE = 32, 0.01
+BURST, PAUSE = 32, 0.002
 """So many connections are taken at once, and then one more in each so many seconds."""
 
 LOOK_EVERY = 10.0

@@ -12,7 +12,7 @@ from typing import Literal, Union
 
 from ringd.collective.view import Side
 from ringd.metrics.reading import LinkReading, Reading
-from ringd.observe.counters import Counters, Histogram
+from ringd.observe.counters import FOR_NO_CALL, Counters, Histogram
 
 PREFIX = "ringd_"
 
@@ -32,7 +32,23 @@ RESULTS = (
     "refused",
     "resource_exhausted",
 )
-"""How calls end as a rule: known before the first one does, so that its rise is seen."""
+"""How calls end as a rule. Like the other words here it stands in the metrics before the first one
+ends so: Prometheus sees no rise in what is new."""
+
+LOSSES = ("silent", "broken", "closed", "goodbye", "protocol")
+ENDS = (*LOSSES, "replaced", "dropped")
+DROPPED_FRAMES = ("of another generation", "chunk while the ring is broken", FOR_NO_CALL)
+DROPPED_MESSAGES = (
+    "of a session unknown here",
+    "of a rank that is none of the others in its session",
+    "submitted twice",
+    "a channel that cannot be",
+    "a session that cannot be",
+)
+REFUSALS = (
+    *("protocol", "version", "ring", "roster", "target", "neighbour", "settings", "key"),
+    *("namesake", "silent", "closed", "crowded"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +72,25 @@ def _one(read: Callable[[Reading], float]) -> Callable[[Reading], Samples]:
     return lambda reading: [((), read(reading))]
 
 
-def _by_reason(pick: Callable[[Counters], Mapping[str, int]]) -> Callable[[Reading], Samples]:
-    return lambda reading: [((reason,), n) for reason, n in pick(reading.counters).items()]
-
-
-def _by_side_and_reason(
-    pick: Callable[[Counters], Mapping[tuple[Side, str], int]],
+def _by_reason(
+    pick: Callable[[Counters], Mapping[str, int]], *known: str
 ) -> Callable[[Reading], Samples]:
-    return lambda reading: pick(reading.counters).items()
+    nothing = dict.fromkeys(known, 0)
+    return lambda reading: [
+        ((reason,), n) for reason, n in {**nothing, **pick(reading.counters)}.items()
+    ]
+
+
+def _by_end(
+    pick: Callable[[Counters], Mapping[tuple[Side, str], int]], *known: str
+) -> Callable[[Reading], Samples]:
+    """Return how to read what is counted by side and reason."""
+
+    def read(reading: Reading) -> Samples:
+        nothing = {(side, reason): 0 for side in reading.links for reason in known}
+        return {**nothing, **pick(reading.counters)}.items()
+
+    return read
 
 
 def _of_links(
@@ -185,14 +212,14 @@ METRICS = (
         "counter",
         "links_lost_total",
         "Links that were lost, by why.",
-        _by_side_and_reason(lambda counters: counters.links_lost),
+        _by_end(lambda counters: counters.links_lost, *LOSSES),
         ("side", "reason"),
     ),
     Metric(
         "counter",
         "link_reconnects_total",
         "Links that were made anew, by why the one before had ended.",
-        _by_side_and_reason(lambda counters: counters.reconnects),
+        _by_end(lambda counters: counters.reconnects, *ENDS),
         ("side", "reason"),
     ),
     Metric(
@@ -249,35 +276,35 @@ METRICS = (
         "counter",
         "refused_connections_total",
         "Connections of other machines that were turned away, by why.",
-        _by_reason(lambda counters: counters.refused_connections),
+        _by_reason(lambda counters: counters.refused_connections, *REFUSALS),
         ("reason",),
     ),
     Metric(
         "counter",
         "refused_programs_total",
         "Connections of programs and commands here that were turned away, by which limit.",
-        _by_reason(lambda counters: counters.refused_programs),
+        _by_reason(lambda counters: counters.refused_programs, "open files", "programs"),
         ("reason",),
     ),
     Metric(
         "counter",
         "refused_requests_total",
         "Connections for metrics or probes that were hung up on, by why.",
-        _by_reason(lambda counters: counters.refused_requests),
+        _by_reason(lambda counters: counters.refused_requests, "crowded", "slow"),
         ("reason",),
     ),
     Metric(
         "counter",
         "dropped_frames_total",
         "Frames of other members that were of no use, by why.",
-        _by_reason(lambda counters: counters.dropped_frames),
+        _by_reason(lambda counters: counters.dropped_frames, *DROPPED_FRAMES),
         ("reason",),
     ),
     Metric(
         "counter",
         "dropped_messages_total",
         "Messages between programs' groups that were of no use, by why.",
-        _by_reason(lambda counters: counters.dropped_messages),
+        _by_reason(lambda counters: counters.dropped_messages, *DROPPED_MESSAGES),
         ("reason",),
     ),
     Metric(
