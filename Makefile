@@ -10,8 +10,8 @@ BENCH_READY := .venv/.bench-ready
 FACES_READY := .venv/.faces-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-as-macos test-faces test-system chaos lint format types bench \
-	wheel deb sample \
+.PHONY: help setup demo test test-as-macos test-faces test-system test-metrics chaos lint format \
+	types bench wheel deb sample \
 	install-service uninstall-service clean distclean
 
 help: ## Show this list
@@ -96,6 +96,9 @@ test-as-macos: $(READY) ## Run the tests with the macOS branches, wherever Linux
 
 test-system: $(READY) deb ## Boot three machines with systemd, and have the package live on them (root, Debian)
 	$(BIN)/pytest -x tests/system/life.py $(ARGS)
+
+test-metrics: $(READY) ## Have a real Prometheus scrape a ring under load (Debian; root if it lacks that)
+	$(BIN)/pytest -x tests/prometheus/scraped.py $(ARGS)
 
 clean: ## Remove what was built and cached
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
