@@ -171,6 +171,7 @@ def test_a_daemon_that_some_programs_cannot_find_says_so(tmp_path, monkeypatch):
     settings = SimpleNamespace(
         ipc=SimpleNamespace(socket=None, reserve=64),
         log=SimpleNamespace(level="info", format="text"),
+        metrics=SimpleNamespace(wanted=False),
         node="n0",
     )
     monkeypatch.setattr(daemon_main.load, "load", lambda *_: settings)

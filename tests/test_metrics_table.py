@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import get_args
 
 import pytest
+import tomli
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.utils import floatToGoString
 
@@ -16,7 +18,14 @@ from ringd.metrics import exposition, table
 from ringd.metrics.exposition import Exposition
 from ringd.metrics.reading import LinkReading, Reading
 from ringd.net.link import Cause
-from ringd.observe.counters import BYTES, FOR_NO_CALL, UNKNOWN_KIND, Counters, Histogram
+from ringd.observe.counters import (
+    BYTES,
+    FOR_NO_CALL,
+    SECONDS,
+    UNKNOWN_KIND,
+    Calls,
+    Counters,
+)
 from ringd.wire.link.hello import Code
 
 ROOT = Path(__file__).parent.parent
@@ -74,6 +83,22 @@ def test_the_page_shows_the_table():
     assert table.as_markdown() in text
 
 
+def test_the_pages_first_lines(place):
+    """What is typed first does to the sample what it says."""
+    [line] = re.findall(r"sed -i '(.+)' /etc/ringd/ringd.toml", PAGE.read_text())
+    path = place / "ringd.toml"
+    path.write_text((ROOT / "etc" / "ringd.toml").read_text())
+    subprocess.run(["sed", "-i.old", line, path], check=True)
+    assert tomli.loads(path.read_text())["metrics"] == {"listen": "127.0.0.1:5690"}
+
+
+def test_the_page_names_the_alerts():
+    """All, and no others."""
+    page = re.findall(r"^\| `(Ringd\w+)` \|", PAGE.read_text(), re.MULTILINE)
+    alerts = (ROOT / "packaging" / "grafana" / "alerts.yml").read_text()
+    assert page == re.findall(r"- alert: (\w+)", alerts)
+
+
 def test_names_and_units_are_prometheus_own():
     """What only rises ends in _total, and nothing else does; the names are all different."""
     for metric in table.METRICS:
@@ -86,7 +111,7 @@ def test_names_and_units_are_prometheus_own():
 def test_every_metric_is_there_from_the_start():
     """Those by kind once there was a call of that kind; all others with a first value."""
     counters = Counters()
-    counters.of_kind("all_reduce").results["ok"] += 1
+    counters.of_kind("all_reduce").completed(0.1, 8)
     names = {re.sub("_(bucket|count|sum)$", "", name) for name, *_ in shown(reading(counters))}
     assert names == {metric.full_name for metric in table.METRICS}
 
@@ -116,7 +141,6 @@ def test_a_histogram_is_cumulative_and_its_bounds_belong_to_what_is_below():
     """As Prometheus has it: "le" is "less or equal"."""
     counters = Counters()
     calls = counters.of_kind("barrier")
-    calls.results["ok"] += 4
     for nbytes in (0, 64, 65, 1 << 40):
         calls.completed(0.002, nbytes)
     values = shown(reading(counters))
@@ -135,7 +159,7 @@ def test_what_programs_make_up_makes_no_metrics():
     """A kind that there is not is counted among the unknown, whatever it is called."""
     counters = Counters()
     for number in range(100):
-        counters.of_kind(f"kind {number}").results["refused"] += 1
+        counters.of_kind(f"kind {number}").errors["refused"] += 1
     assert set(counters.calls) == {*KINDS, UNKNOWN_KIND}
     values = shown(reading(counters))
     assert values["ringd_calls_total", ("kind", UNKNOWN_KIND), ("result", "refused")] == 100
@@ -175,9 +199,14 @@ def test_a_text_is_used_again_for_a_moment():
     assert exposition.FRESH == 0.25
 
 
-def test_a_histogram_counts():
-    """Each value once."""
-    histogram = Histogram((1.0, 10.0))
-    for value in (0.5, 1, 2, 10, 11):
-        histogram.add(value)
-    assert (histogram.counts, histogram.total) == ([2, 2, 1], 24.5)
+def test_calls_are_counted():
+    """Each once: one that completed by its seconds, another by its error."""
+    calls = Calls()
+    calls.errors["mismatch"] += 2
+    for number in range(5):
+        calls.completed(SECONDS[number], BYTES[number] + 1)
+    assert calls.seconds.counts[:6] == [1, 1, 1, 1, 1, 0]
+    assert calls.nbytes.counts[:7] == [0, 1, 1, 1, 1, 1, 0]
+    assert calls.seconds.total == pytest.approx(sum(SECONDS[:5]))
+    assert calls.results == {"ok": 5, "mismatch": 2}
+    assert Calls().results == {}

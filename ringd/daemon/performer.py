@@ -303,11 +303,10 @@ class Performer:
         submitted = now if buffers is None else buffers.submitted
         calls = self._counters.of_kind(submission.call.kind)
         if code == OK:
-            calls.results[OK] += 1
             calls.completed(now - submitted, nbytes)
         else:
             # A wrong program, on any machine, may have made its code up, and each time another.
-            calls.results[errors.from_code(code, "").code] += 1
+            calls.errors[errors.from_code(code, "").code] += 1
         self._recorder.op(
             OpEvent(
                 at=now,

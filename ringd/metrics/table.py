@@ -107,9 +107,9 @@ def _of_links(
 
 def _calls(reading: Reading) -> Samples:
     for kind, calls in reading.counters.calls.items():
-        if calls.results:
-            for result in dict.fromkeys((*RESULTS, *calls.results)):
-                yield (kind, result), calls.results[result]
+        if results := calls.results:
+            for result in dict.fromkeys((*RESULTS, *results)):
+                yield (kind, result), results[result]
 
 
 def _seconds(reading: Reading) -> Samples:

@@ -18,11 +18,13 @@ UNKNOWN_KIND = "unknown"
 
 FOR_NO_CALL = "chunk of no call here"
 
-SECONDS = (
+OK = "ok"
+
+SECONDS: tuple[float, ...] = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1),
     *(0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
 )
-BYTES = tuple(float(1 << bits) for bits in range(6, 31, 2))  # 64 B to 1 GiB
+BYTES: tuple[int, ...] = tuple(1 << bits for bits in range(6, 31, 2))  # 64 B to 1 GiB
 
 
 @dataclass(slots=True)
@@ -39,27 +41,37 @@ class Histogram:
     def __post_init__(self) -> None:
         self.counts = [0] * (len(self.bounds) + 1)
 
-    def add(self, value: float) -> None:
-        """Count *value*."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
+    @property
+    def count(self) -> int:
+        """How many values there were."""
+        return sum(self.counts)
 
 
 @dataclass(slots=True)
 class Calls:
     """The calls of one kind that have ended here."""
 
-    results: Counter[str] = field(default_factory=Counter)
-    """By outcome: ``"ok"``, or an error's code."""
+    errors: Counter[str] = field(default_factory=Counter)
+    """Those that did not complete, by the error's code."""
     seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
     """Of those that completed, from when the daemon had them."""
     nbytes: Histogram = field(default_factory=lambda: Histogram(BYTES))
     """Of those that completed: of the input or of the result, whichever has more."""
 
     def completed(self, seconds: float, nbytes: int) -> None:
-        """Count one that did."""
-        self.seconds.add(seconds)
-        self.nbytes.add(nbytes)
+        """Count one that did; as fast as it can be, since that is done for every call."""
+        histogram = self.seconds
+        histogram.counts[bisect_left(SECONDS, seconds)] += 1
+        histogram.total += seconds
+        histogram = self.nbytes
+        histogram.counts[bisect_left(BYTES, nbytes)] += 1
+        histogram.total += nbytes
+
+    @property
+    def results(self) -> Counter[str]:
+        """How many ended how: ``"ok"``, or with an error's code."""
+        completed = self.seconds.count
+        return Counter({OK: completed} if completed else {}) + self.errors
 
 
 @dataclass(slots=True)

@@ -42,8 +42,10 @@ class Scene:
         self.promtool = found["promtool"]
         self.cluster = Cluster(place, 3, settings=HASTY)
         self.ports = free_ports(2)
-        self.textfile = place / "files" / "ringd.prom"
-        self.textfile.parent.mkdir()
+        self.textfile = place / "ringd.prom"
+        collected = place / "collected"
+        collected.mkdir()
+        (collected / "ringd.prom").symlink_to(self.textfile)  # as docs/metrics.md has it
         settings = [f'listen = "127.0.0.1:{port}"' for port in self.ports]
         settings.append(f'textfile = "{self.textfile}"\ninterval = "1s"')
         shared = self.cluster.config.read_text()
@@ -52,7 +54,7 @@ class Scene:
             node.config.write_text(f"{shared}\n[metrics]\n{setting}\n")
         self.cluster.start().wait_ready()
         self.servers: list[Server] = []
-        exporter = node_exporter(found["prometheus-node-exporter"], place, self.textfile.parent)
+        exporter = node_exporter(found["prometheus-node-exporter"], place, collected)
         self.servers.append(exporter)
         addresses = [f"127.0.0.1:{port}" for port in self.ports]
         jobs = {"ringd": addresses, "node": [exporter.url.removeprefix("http://")]}
