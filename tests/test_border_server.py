@@ -2,6 +2,7 @@
 
 import os
 import struct
+from functools import partial
 from pathlib import Path
 
 import zmq
@@ -117,3 +118,27 @@ def test_a_daemon_that_reads_nothing_does_not_serve(daemon, monkeypatch):
     with Raw(daemon) as raw:
         assert isinstance(raw.ask(raw.submit(), struct.pack("<2f", 1, 2)), border.Completed)
     assert server.counters.denied_messages == 0
+
+
+def test_a_proof_that_is_asked_for_comes_when_it_was_read(daemon, monkeypatch):
+    """Not from one that reads nothing; and who asks for proof does not starve the watchdog."""
+    server, told = daemon.server, []
+
+    def prove(word) -> None:
+        daemon.run(lambda: server.prove(partial(told.append, word)))
+
+    prove("first")
+    wait_until(lambda: told == ["first"])
+    assert daemon.run(lambda: (server.serves(), server.prove(lambda: None))[0])
+    wait_until(lambda: daemon.run(lambda: not server._provers))
+    assert daemon.run(lambda: (server.prove(lambda: None), server.serves())[1])
+    with monkeypatch.context() as deaf:
+        deaf.setattr(server, "_receive", lambda: None)
+        wait_until(lambda: not daemon.run(server.serves))
+        given_up = partial(told.append, "given up")
+        daemon.run(lambda: server.prove(given_up))
+        prove("late")
+        daemon.run(lambda: server.forget(given_up))
+        assert told == ["first"]
+    wait_until(lambda: told == ["first", "late"])
+    daemon.run(lambda: server.forget(given_up))

@@ -164,3 +164,34 @@ def test_insecure_sample():
         "insecure": True,
         "members": [{"name": "a", "addresses": ["h:1"], "listen": ["0.0.0.0:1"]}],
     }
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("listen", "", ""),
+        ("listen", "127.0.0.1:5690", ""),
+        ("listen", "[::1]:5690", ""),
+        ("listen", "localhost:5690", ""),
+        ("listen", "/run/ringd/metrics.sock", ""),
+        ("listen", "10.0.0.1:5690", "not a loopback address"),
+        ("listen", "0.0.0.0:5690", "not a loopback address"),
+        ("listen", "studio.local:5690", "not a loopback address"),
+        ("listen", "metrics.sock", "or the full path of a socket"),
+        ("listen", "/" + "a" * 200, "too long for a socket"),
+        ("listen", 5690, "not a text"),
+        ("textfile", "", ""),
+        ("textfile", "/run/ringd/ringd.prom", ""),
+        ("textfile", "ringd.prom", "not a full path"),
+        ("textfile", "/run/ringd/ringd.txt", 'ends in ".prom"'),
+        ("interval", "0s", "out of range"),
+    ],
+)
+def test_places_of_metrics(key, value, problem):
+    """Off this machine nobody can read them; what cannot be a place is refused with the remedy."""
+    parse = settings_of(MetricsSettings)[key].parse
+    if problem:
+        with pytest.raises(ValueError, match=re.escape(problem)):
+            parse(value)
+    else:
+        assert parse(value) == value

@@ -15,8 +15,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import ringd
+from ringd.cli.ask import ask
 from ringd.errors import Mismatch
 from ringd.metrics.server import MOST
+from ringd.wire.border.messages import AskReload
 from tests.cluster import Cluster, Node, wait_until
 from tests.ringkit import HASTY, Call, connected, everywhere
 
@@ -148,6 +150,18 @@ def test_a_member_that_goes_and_comes(ring_of_two: tuple[Cluster, list[Scraper]]
     after = scraper.values("ringd_link_received_bytes_total")
     assert all(after[labels] > before[labels] for labels in before)
     assert not any(other.values("ringd_link_reconnects_total").values())  # it began anew itself
+
+
+def test_another_place_needs_a_restart(ring_of_two: tuple[Cluster, list[Scraper]]) -> None:
+    """The reload says so, and the old one stays."""
+    cluster, (scraper, _) = ring_of_two
+    text = cluster[0].config.read_text()
+    cluster[0].config.write_text(text.replace(".metrics", ".elsewhere"))
+    refused = ask(cluster[0].socket, AskReload)["refused"]
+    cluster[0].config.write_text(text)
+    assert refused == "[metrics] changed: restart ringd to use the new values"
+    assert ask(cluster[0].socket, AskReload)["refused"] is None
+    assert scraper.get("/livez") == (200, "ok")
 
 
 def test_one_that_hangs_is_not_alive(ring_of_two: tuple[Cluster, list[Scraper]]) -> None:

@@ -147,7 +147,10 @@ def _scrape_place(value: object) -> str:
         if len(os.fsencode(text)) > _LONGEST_SOCKET:
             raise ValueError(f"too long for a socket; write at most {_LONGEST_SOCKET} bytes")
         return text
-    host, _ = parse_address(text)
+    try:
+        host, _ = parse_address(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, or the full path of a socket") from None
     if not is_loopback(host):
         raise ValueError(
             "not a loopback address, and anybody who reaches another one could read it; write one "
