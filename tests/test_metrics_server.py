@@ -265,6 +265,24 @@ def test_a_file_in_its_place_stays(loop, place):
     assert (place / "m").read_text() == "precious"
 
 
+def test_one_that_cannot_be_put_there_leaves_nothing(loop, place, monkeypatch):
+    """However often that is tried."""
+
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(serving, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(Path, "rename", refuse)
+    before = len(list(Path("/dev/fd").iterdir()))
+    stand = Stand(loop, str(place / "m"))
+    loop.call_later(0.1, loop.stop)
+    loop.run()
+    assert len(stand.said) == 1
+    assert list(place.iterdir()) == []
+    assert len(list(Path("/dev/fd").iterdir())) == before
+    stand.server.close()
+
+
 def test_what_is_left_of_a_dead_daemon_is_replaced(loop, place):
     """Nobody answers there."""
     with socket.socket(socket.AF_UNIX) as old:

@@ -44,7 +44,12 @@ class Place:
         beside = self._path + ".new"
         listener = listen_at(beside, _SETTING, mode=self._mode, gid=self._gid)
         self._made = identity(beside)
-        Path(beside).rename(self._path)
+        try:
+            Path(beside).rename(self._path)
+        except OSError:  # another user's file is there, and the directory is like /tmp
+            listener.close()
+            remove_socket(beside)
+            raise
         return listener
 
     @property
