@@ -123,10 +123,8 @@ class Server:
         if self._allowance.take(self.loop.now()) and not self._open_files.refusal(share=SHARE):
             try:
                 sock, _ = listener.accept()
-            except BlockingIOError:
+            except (BlockingIOError, ConnectionError):  # it is gone again
                 return
-            except ConnectionError:
-                return  # gone again
             except OSError:  # out of descriptors, or of memory
                 self._wait(listener)
             else:

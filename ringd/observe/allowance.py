@@ -1,4 +1,4 @@
-"""How many lines may be logged: a number at once, and then so many in a time (a token bucket)."""
+"""How often something may happen: a number at once, then so many in a time (a token bucket)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Allowance:
-    """Lines that may be logged, and those that were not since they were last told of."""
+    """How often it may happen, and how often it was held back since that was last told."""
 
     burst: int
-    """Lines at once."""
+    """Times at once."""
     pause: float
-    """Seconds in which one more line is allowed."""
+    """Seconds in which one more is allowed."""
     left: float
-    """Lines allowed at the moment :attr:`since`."""
+    """Times allowed at the moment :attr:`since`."""
     since: float
     held_back: int = 0
 
@@ -24,7 +24,7 @@ class Allowance:
         return cls(burst, pause, burst, now)
 
     def take(self, now: float) -> bool:
-        """Return whether a line may be logged *now*; count it if not."""
+        """Return whether it may happen *now*; count it if not."""
         self.left = min(self.burst, self.left + (now - self.since) / self.pause)
         self.since = now
         if self.left < 1:
