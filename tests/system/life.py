@@ -130,7 +130,8 @@ def machines(request: pytest.FixtureRequest) -> Iterator[Machines]:
             for number, name in enumerate(NAMES, 1):
                 machine = Machine(base, place, netns, name, number)
                 shutil.copy(package(), machine.root / "srv" / "ringd.deb")
-                shutil.copy(Path(__file__).with_name("program.py"), machine.root / "srv")
+                for script in ("program.py", "scrape.py"):
+                    shutil.copy(Path(__file__).with_name(script), machine.root / "srv")
                 made.append(machine)
             built = newer(package(), place)
             for machine in made:
@@ -224,6 +225,28 @@ def test_the_sandbox_holds_and_lets_work(machines: Machines) -> None:
     with machines.call_under_way("sandbox", machines[2]):
         shown = machine.said("ringd-cli", "status", "--json")
         assert re.search(r'"shared_memory": [1-9]\d{6}', shown), shown
+
+
+def test_metrics_from_within_the_sandbox(machines: Machines) -> None:
+    """A socket for the group, and a file for all; both go with the setting."""
+    machine = machines[0]
+    places = {"listen": "/run/ringd/metrics.sock", "textfile": "/run/ringd/ringd.prom"}
+    text = machines.config
+    for key, place in places.items():
+        text = text.replace(f'#{key} = ""\n', f'{key} = "{place}"\n')
+    machine.write("/etc/ringd/ringd.toml", text)
+    machine.said("systemctl", "restart", "ringd")
+    machines.wait_ready()
+    ask = (PYTHON, "/srv/scrape.py", places["listen"])
+    assert machine.said(*ask, "/readyz", user=MEMBER) == "ok\n"
+    assert 'ringd_info{node="alpha"' in machine.said(*ask, "/metrics", user=MEMBER)
+    assert "PermissionError" in machine.said(*ask, "/metrics", user=STRANGER, check=False)
+    assert 'ringd_info{node="alpha"' in machine.said("cat", places["textfile"], user=STRANGER)
+    machine.write("/etc/ringd/ringd.toml", machines.config)
+    machine.said("systemctl", "restart", "ringd")
+    machines.wait_ready()
+    there = machine.said("ls", "/run/ringd").split()
+    assert not {Path(place).name for place in places.values()} & set(there)
 
 
 def test_whoever_is_not_in_the_group_is_told_which(machines: Machines) -> None:
