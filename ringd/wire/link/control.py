@@ -283,15 +283,15 @@ def objection(message: Inquiry | GroupMessage, size: int) -> str:
 
     Asked before it is passed on, so it needs nothing that only some members know.
     """
-    if isinstance(message, (Ask, Told)):
-        member = max(message.origin, getattr(message, "rank", 0))
-        return "" if member < size else f"an inquiry of rank {member}"
-    if isinstance(message, Offer):  # every call
+    if isinstance(message, Offer):  # of every call, as is Done
         if not message.call.bounded:
             return f"an offer of {clean(str(message.call.cut()), MAX_ERROR)}"
         return "" if message.outcome.isprintable() else f"an outcome {message.outcome!r}"
-    if isinstance(message, (Done, Computed, Poll)):
+    if isinstance(message, Done):
         return ""
+    if isinstance(message, (Ask, Told)):
+        member = max(message.origin, getattr(message, "rank", 0))
+        return "" if member < size else f"an inquiry of rank {member}"
     if isinstance(message, Joined) and (reason := _objection_to_join(message, size)):
         return reason
     if isinstance(message, Opened) and message.place >= size:
@@ -316,9 +316,10 @@ _M = TypeVar("_M", bound=msgspec.Struct)
 
 def _cleaned(message: _M) -> _M:
     """Return *message* with texts that people may get to see."""
+    if isinstance(message, Done) or (isinstance(message, Offer) and not message.message):
+        return message  # of every call
     if isinstance(message, (Offer, Left, Closed, Verdict)):
-        text = message.message
-        return replace(message, message=clean(text)) if text else message
+        return replace(message, message=clean(message.message))
     if isinstance(message, News):
         return replace(message, states=tuple(map(_cleaned_state, message.states)))
     return message
