@@ -7,7 +7,7 @@ import typing
 import msgspec
 import pytest
 
-from ringd.collective.call import MAX_AXES, MAX_CALL_NAME, MAX_COUNTS, Call
+from ringd.collective.call import MAX_AXES, MAX_CALL_NAME, MAX_COUNTS, MAX_WORD, Call
 from ringd.config import settings
 from ringd.wire.link import bounds, control
 from ringd.wire.link.bounds import MAX_COUNT, MAX_SEQUENCE, MAX_TEXT
@@ -114,7 +114,7 @@ def test_every_message_is_tried():
         {"shape": (1,) * (MAX_AXES + 1)},
         {"name": "x" * (MAX_CALL_NAME + 1)},
         {"counts": (1,) * (MAX_COUNTS + 1)},
-        {"kind": "k" * 100},
+        {"kind": "k" * (4 * MAX_WORD)},
         {"dtype": "float\x1b[2J"},
         {"reduction": "sum\n"},
     ],
