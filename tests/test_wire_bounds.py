@@ -93,6 +93,9 @@ def out_of_bounds(message):
 def test_every_field_is_bounded(message):
     """What is out of bounds is not decoded, whatever the field; what is within them is."""
     assert decode(message) == message
+    if isinstance(message, (Left, Closed)):  # calls that end have an error
+        with pytest.raises(DecodeError):
+            decode(msgspec.structs.replace(message, code=""))
     for wrong in out_of_bounds(message):
         with pytest.raises(DecodeError):
             decode(wrong)
@@ -143,6 +146,8 @@ def test_calls_are_bounded(changes):
         Left("g", 1, 0, "lost\x1b", ""),
         Closed(0, "lost\x1b", ""),
         Verdict(0, "lost\x1b", ""),
+        *(kind(0, "ok", "") for kind in (Closed, Verdict)),
+        Left("g", 1, 0, "ok", ""),
         Offer(CALL, 0, False, False, "lost\x1b", ""),
     ],
     ids=str,

@@ -33,6 +33,7 @@ from ringd.wire.link.bounds import (
     LocalRank,
     LocalSize,
     Member,
+    Outcome,
     Places,
     Rank,
     Sequence,
@@ -207,7 +208,7 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
     """The payload rides with this message."""
     prompt: bool
     """The sender waits for everyone's :class:`Done` before it completes the call."""
-    outcome: Code
+    outcome: Outcome
     """Empty while open; ``"ok"``, or the code of the error that ended the op at the sender."""
     message: Text
     """The error's message, when *outcome* is one."""
@@ -240,7 +241,7 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True, tag="verdict"):
     """Second half: the op ends with this error everywhere, or goes on (empty *code*)."""
 
     poll_id: Sequence
-    code: Code
+    code: Outcome
     message: Text
 
 
@@ -296,8 +297,10 @@ def objection(message: Inquiry | GroupMessage, size: int) -> str:
         return reason
     if isinstance(message, Opened) and message.place >= size:
         return f"a channel to member {message.place}, which there is not"
-    words = getattr(message, "group", "") + getattr(message, "code", "")
-    return "" if words.isprintable() else f"a name or code {words!r}"
+    group, code = getattr(message, "group", ""), getattr(message, "code", "")
+    if code == "ok":  # a call would end well that was not computed
+        return f"a {type(message).__name__} with the code of no error"
+    return "" if (group + code).isprintable() else f"a name or code {group + code!r}"
 
 
 def _objection_to_join(message: Joined, size: int) -> str:
