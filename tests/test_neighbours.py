@@ -71,7 +71,7 @@ class Home:
         self.config, self.recorder = load(path, "a"), Recorder("a")
         self.neighbours = Neighbours(loop, self.config, store, self.recorder)
         self.user = User()
-        self.neighbours.attach(self.user, None)
+        self.neighbours.attach(self.user, None, None)
         self.reasons = []
         """Why links were lost."""
         lost = self.neighbours.machine.link_down

@@ -346,7 +346,7 @@ def test_who_waits_is_let_in_when_somebody_is_there():
     ("offset", "data", "last", "rule"),
     [
         (0, bytes(SEGMENT), False, "where 100 was granted"),
-        (50, bytes(51), True, "where 100 was granted"),
+        (50, bytes(52), True, "where 100 was granted"),
         (60, b"x", False, "behind its end"),
     ],
 )
@@ -355,7 +355,7 @@ def test_who_breaks_the_rules_is_found_out(offset, data, last, rule):
     end = End(1, 0, window=100)
     assert end.came(0, Data(last=False), memoryview(bytes(59)))
     if "end" in rule:
-        assert end.came(59, Data(last=True), NOTHING)
+        assert end.came(59, Data(last=True), memoryview(b"\0"))
     with pytest.raises(StreamError, match=rule):
         end.came(offset, Data(last), memoryview(data))
 

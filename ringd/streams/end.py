@@ -20,13 +20,17 @@ JOIN_BELOW = 16 << 10
 """Bytes: what has come is joined to what came before as long as that is shorter."""
 
 
+END = b"\0"
+"""Stands for the end of a direction."""
+
+
 class StreamError(Exception):
     """The other end broke the rules; the text says which."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Bytes of one direction, and perhaps its end."""
+    """Bytes of one direction, or its end."""
 
     offset: int
     data: bytes
@@ -35,7 +39,7 @@ class Segment:
     @property
     def behind(self) -> int:
         """The offset that follows."""
-        return self.offset + len(self.data) + self.last
+        return self.offset + len(self.data)
 
 
 class End:
@@ -94,7 +98,7 @@ class End:
         """The program has said all; it may still listen."""
         if not self.closed:
             self.closed = True
-            self._keep(Segment(self._written, b"", last=True))
+            self._keep(Segment(self._written, END, last=True))
 
     def taken(self, count: int) -> None:
         """The program has taken *count* bytes of the inbox."""
@@ -172,15 +176,15 @@ class End:
         Raises:
             StreamError: They are more than was granted, or come behind the end.
         """
-        size = len(data)
-        behind = offset + size + message.last
+        behind = offset + len(data)
         if offset > self._received or behind <= self._received:
             return False  # what was lost before it comes again, and this behind it; or it was here
-        if offset + size > self._granted:
-            raise StreamError(f"it sent up to {offset + size} where {self._granted} was granted")
+        end = behind - message.last
+        if end > self._granted:
+            raise StreamError(f"it sent up to {end} where {self._granted} was granted")
         if self.other_closed:
             raise StreamError("it sent more behind its end")
-        new = data[self._received - offset :]
+        new = data[self._received - offset : end - offset]
         if new:
             inbox = self.inbox
             if inbox and len(inbox[-1]) < JOIN_BELOW:

@@ -150,6 +150,12 @@ class Table:
             self._remember(end.number, word)
             self._say(end, word)
 
+    def close(self, reason: str) -> None:
+        """End all streams."""
+        for end, outlet in list(self._ends.values()):
+            self.reset(end, reason)
+            outlet.reset(reason)
+
     def flush(self) -> None:
         """Tell other ends what they are to be told, and forget those ends that are through."""
         due, self._due = self._due, {}

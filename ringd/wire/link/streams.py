@@ -1,9 +1,9 @@
 """What the two ends of a stream send each other, over any members between them.
 
 A stream has a number, chosen at random by the end that connects; a STREAM frame bears it as its
-``group``. Offsets count the bytes of one direction from 0; behind the last one, the end of that
-direction takes an offset too, as if it were a byte. All that is said of offsets is cumulative, so a
-message that is lost with a link is made up for by the next one.
+``group``. Offsets count the bytes of one direction from 0; behind the last one there is one more,
+which stands for the end of that direction. All that is said of offsets is cumulative, so a message
+that is lost with a link is made up for by the next one.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Data(msgspec.Struct, frozen=True, array_like=True, tag="data"):
     """Bytes from offset ``frame.seq`` on; they follow the message."""
 
     last: bool
-    """Behind them this direction ends."""
+    """The last one stands for the end of this direction."""
 
 
 class Reset(msgspec.Struct, frozen=True, array_like=True, tag="reset"):

@@ -1,0 +1,134 @@
+"""All streams of one process, with the connections at their ends."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from errno import EINPROGRESS
+
+from ringd.forward.connection import LOOPBACK, Connection
+from ringd.loop import Loop
+from ringd.streams.end import End
+from ringd.streams.table import Refusal, Send, Table
+
+RETRY_AFTER = 1.0
+"""Seconds, until it is looked again for somebody who was not there."""
+
+_TCP = "tcp:"
+
+
+def service_of(port: int) -> str:
+    """Return the name of the service that is whoever listens on *port*."""
+    return f"{_TCP}{port}"
+
+
+def port_of(service: str) -> int | None:
+    """Return the port that *service* stands for; None if it is something else."""
+    digits = service.removeprefix(_TCP)
+    if digits == service or not (digits.isdecimal() and digits.isascii() and len(digits) < 6):
+        return None
+    return int(digits)
+
+
+class Forwarder:
+    """See the module's docstring.
+
+    Args:
+        loop: Where it runs.
+        send: Sends a message to another member's end.
+        dial: Returns the port that another member's stream to a service leads to, or raises
+            :class:`~ringd.streams.table.Refusal`.
+        on_reset: Told why a stream was ended at its other end.
+        in_program: Whether this is in a program, and no daemon.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        *,
+        send: Send,
+        dial: Callable[[int, str], int],
+        on_reset: Callable[[str], None],
+        in_program: bool,
+    ) -> None:
+        self._loop = loop
+        self._dial = dial
+        self._on_reset = on_reset
+        self.table = Table(
+            send,
+            self._accept,
+            in_program=in_program,
+            wake=lambda: loop.call_soon(self.table.flush),
+        )
+        self._retrying = False
+
+    def connect(
+        self,
+        sock: socket.socket,
+        member: int,
+        service: str,
+        *,
+        on_wait: Callable[[str], None] | None = None,
+        on_gone: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Carry what comes through *sock* to *service* on *member*, and back.
+
+        Args:
+            sock: Connected; it is the forwarder's from now on.
+            member: The other end's.
+            service: What is to be reached there.
+            on_wait: Told why nobody is there yet; None: the connection is reset then.
+            on_gone: Called when *sock* is closed.
+
+        Raises:
+            Refusal: There are too many streams; *sock* is closed.
+        """
+
+        def waits(reason: str) -> None:
+            if on_wait is not None:
+                on_wait(reason)
+            self._retry_later()
+
+        connection = Connection(
+            self._loop,
+            self.table,
+            sock,
+            on_wait=None if on_wait is None else waits,
+            on_reset=self._on_reset,
+            on_gone=on_gone,
+        )
+        try:
+            end = self.table.connect(secrets.randbits(63), member, service, connection)
+        except Refusal:
+            sock.close()
+            raise
+        connection.begin(end)
+
+    def _accept(self, end: End, service: str) -> Connection:
+        port = self._dial(end.member, service)
+        refused = f"nothing takes connections on port {port}"
+        try:
+            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        except OSError as error:
+            raise Refusal(f"port {port} cannot be dialed: {error.strerror}") from error
+        sock.setblocking(False)
+        number = sock.connect_ex((LOOPBACK, port))
+        if number not in (0, EINPROGRESS):
+            sock.close()
+            raise Refusal(f"{refused}: {os.strerror(number)}")
+        connection = Connection(
+            self._loop, self.table, sock, dialing=refused, on_reset=self._on_reset
+        )
+        connection.begin(end)
+        return connection
+
+    def _retry_later(self) -> None:
+        if not self._retrying:
+            self._retrying = True
+            self._loop.call_later(RETRY_AFTER, self._retry)
+
+    def _retry(self) -> None:
+        self._retrying = False
+        self.table.retry()
