@@ -311,9 +311,7 @@ def _members(report: _Report, tables: object) -> tuple[Member, ...]:
     return tuple(members)
 
 
-def _streams(
-    report: _Report, tables: object, members: Iterable[Member]
-) -> tuple[StreamRule, ...]:
+def _streams(report: _Report, tables: object, members: Iterable[Member]) -> tuple[StreamRule, ...]:
     if not isinstance(tables, list):
         report.add("streams", "not a list of tables; write [[streams]]", tables)
         return ()
@@ -359,9 +357,7 @@ def _stream(
     return StreamRule(to, port, tuple(dict.fromkeys(sources)), listen)
 
 
-def _member_port(
-    report: _Report, key: str, value: object, names: Sequence[str]
-) -> tuple[str, int]:
+def _member_port(report: _Report, key: str, value: object, names: Sequence[str]) -> tuple[str, int]:
     name, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
     if not (colon and port.isascii() and port.isdecimal() and _is_port(int(port[:6]))):
         example = f"{names[0] if names else 'studio'}:5000"

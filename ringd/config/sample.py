@@ -51,9 +51,9 @@ _MEMBERS = """\
 """
 
 _STREAMS = """
-# Connections that go through the ring (docs/streams.md): a table for each port that may be reached,
-# with "to", the member and a port of its loopback; "from", the members from which, all others if it
-# is left out; and "listen", if the daemons of those shall listen for it on a port of their loopback:
+# Connections that go through the ring (docs/streams.md): a table for each port to be reached, with
+# "to", the member and a port of its loopback; "from", the members from which, all others if it is
+# left out; and "listen", if the daemons of those are to listen for it on a port of their loopback:
 # [[streams]]
 # to = "studio:5000"
 # from = ["mini"]

@@ -18,14 +18,14 @@ from ringd.forward.door import Door
 from ringd.forward.forwarder import Forwarder, port_of, service_of
 from ringd.host import limits
 from ringd.host.users import group_id, is_in_group
-from ringd.loop import Loop
+from ringd.loop import Loop, Timer
 from ringd.observe.oncelog import OnceLog
 from ringd.ring.neighbours import Neighbours
 from ringd.streams.table import Refusal
 from ringd.wire.link import streams as wire
 from ringd.wire.link.streams import StreamMessage
 
-LISTEN_AGAIN = 5.0
+LISTEN_AGAIN = 2.0
 """Seconds until a port that another program had is tried again."""
 
 
@@ -49,7 +49,7 @@ class Streams:
         self._doors: dict[StreamRule, Door] = {}
         self.trouble: dict[StreamRule, str] = {}
         """Why this daemon does not listen where it should."""
-        self._closed = False
+        self._again: Timer | None = None
 
     def __len__(self) -> int:
         return len(self._forwarder.table)
@@ -59,7 +59,6 @@ class Streams:
     def start(self) -> None:
         """Listen where the config says so."""
         self._open_doors()
-        self._listen_again()
 
     def reload(self, config: Config) -> None:
         """Use *config* from now on; streams that there are go on."""
@@ -70,7 +69,8 @@ class Streams:
 
     def close(self, reason: str) -> None:
         """End all streams, and listen no more."""
-        self._closed = True
+        if self._again is not None:
+            self._again.cancel()
         self._forwarder.table.close(reason)
         for door in self._doors.values():
             door.close()
@@ -80,9 +80,7 @@ class Streams:
     def rules(self) -> list[StreamRule]:
         """Those by which this daemon listens."""
         rules = self._config.streams
-        return [
-            rule for rule in rules if rule.listen is not None and self._node in rule.sources
-        ]
+        return [rule for rule in rules if rule.listen is not None and self._node in rule.sources]
 
     # --- in and out -------------------------------------------------------------------
 
@@ -102,13 +100,12 @@ class Streams:
             except RingError as error:
                 self.trouble[rule] = str(error)
                 self._say("no streams", f"port {rule.listen}", str(error))
+        if self.trouble and self._again is None:
+            self._again = self._loop.call_later(LISTEN_AGAIN, self._listen_again)
 
     def _listen_again(self) -> None:
-        if self._closed:
-            return
-        if self.trouble:
-            self._open_doors()
-        self._loop.call_later(LISTEN_AGAIN, self._listen_again)
+        self._again = None
+        self._open_doors()
 
     def _entered(self, rule: StreamRule, sock: socket.socket) -> None:
         if refusal := limits.OWN.refusal():

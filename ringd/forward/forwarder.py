@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
 from collections.abc import Callable
@@ -16,20 +17,18 @@ from ringd.streams.table import Refusal, Send, Table
 RETRY_AFTER = 1.0
 """Seconds, until it is looked again for somebody who was not there."""
 
-_TCP = "tcp:"
+_TCP = re.compile(r"tcp:(\d{1,5})", re.ASCII)
 
 
 def service_of(port: int) -> str:
     """Return the name of the service that is whoever listens on *port*."""
-    return f"{_TCP}{port}"
+    return f"tcp:{port}"
 
 
 def port_of(service: str) -> int | None:
     """Return the port that *service* stands for; None if it is something else."""
-    digits = service.removeprefix(_TCP)
-    if digits == service or not (digits.isdecimal() and digits.isascii() and len(digits) < 6):
-        return None
-    return int(digits)
+    found = _TCP.fullmatch(service)
+    return None if found is None else int(found[1])
 
 
 class Forwarder:

@@ -499,7 +499,9 @@ class Neighbours:
         """Return the shorter way to *member*; if both are as long, the one by which it sends."""
         rightwards = (member - self.rank) % self.size
         shorter = 2 * rightwards < self.size
-        return "right" if shorter or (2 * rightwards == self.size and self.rank < member) else "left"
+        return (
+            "right" if shorter or (2 * rightwards == self.size and self.rank < member) else "left"
+        )
 
     def _carry(self, side: Side, header: Header, payload: bytes) -> None:
         link = self.links.get(side)
