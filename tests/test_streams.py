@@ -315,6 +315,33 @@ def test_an_end_whose_other_end_is_gone_for_good_is_reset():
     assert program.reason == "nothing is known of this stream here any more"
 
 
+def test_what_has_arrived_is_heard_though_the_other_end_is_forgotten():
+    """A slow reader is not reset for a stream of which nothing is missing."""
+    world = World(4)
+    there, back = world.sides
+    back.speech = None
+    world.both_up()
+    program = there.connect(1, b"x" * 10)
+    world.settle(lambda: program.closed and back.programs and back.programs[0].end.other_closed)
+    reader = back.programs[0]
+    reader.end.close()
+    back.table.proceed(reader.end)
+    world.settle(lambda: not len(there.table) and reader.end.settled)
+    world.cut()
+    world.sides[0] = Side(0, world.random)
+    world.both_up()
+    while back.control:
+        world.deliver(1)
+    while world.sides[0].control:
+        world.deliver(0)
+    assert reader.reason is None
+    assert bytes(reader.end.inbox[0]) == b"x" * 10
+    reader.end.taken(10)
+    back.table.proceed(reader.end)
+    back.flush()
+    assert not len(back.table)
+
+
 def test_a_refused_stream_is_reset_with_the_reason():
     """Both know what was wrong."""
     world = World(5)

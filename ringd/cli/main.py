@@ -8,6 +8,8 @@ import click
 
 from ringd import __version__
 from ringd.cli.demo import demo
+from ringd.cli.forward import forward
+from ringd.cli.run import run
 from ringd.cli.service import service
 from ringd.cli.setup import init, keygen
 from ringd.cli.trace import trace
@@ -40,6 +42,8 @@ main.add_command(health)
 main.add_command(rejoin)
 main.add_command(reload)
 main.add_command(demo)
+main.add_command(forward)
+main.add_command(run)
 main.add_command(trace)
 main.add_command(service)
 

@@ -100,6 +100,7 @@ class Daemon:
             loop,
             lock,
             handler=self._programs,
+            holders=self._streams,
             answers={
                 AskStatus: self._status,
                 AskRejoin: self._rejoin,

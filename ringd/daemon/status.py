@@ -103,6 +103,15 @@ def status(
         "groups": [_group(programs, name, now) for name in sorted(programs.engine.roll.groups)],
         "streams": {
             "open": len(streams),
+            "programs": [
+                {
+                    "pid": holder.client.pid,
+                    "program": holder.client.program,
+                    "serves": list(holder.serves),
+                    "open": len(holder.ends),
+                }
+                for holder in streams.holders
+            ],
             "listens": [
                 {
                     "port": rule.listen,

@@ -1,17 +1,21 @@
-"""The streams of this member: what its config lets in and out, and the way round the ring.
+"""The streams of this member: what its config lets in and out, and who has their ends.
 
 ``[[streams]]`` says at which ports this daemon listens, and which of this machine's ports other
-members may reach. The bytes go with everything else over the links.
+members may reach. Programs (:class:`Holder`) may have ends as well, in the place of the daemon;
+then it passes on what they and the other ends say, and keeps nothing of it.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+from collections import OrderedDict
+from dataclasses import dataclass, field
 from functools import partial
 
 import structlog
 
+from ringd.border.client import Client
 from ringd.config.settings import Config, IpcSettings, StreamRule
 from ringd.errors import RingError
 from ringd.forward.door import Door
@@ -21,12 +25,30 @@ from ringd.host.users import group_id, is_in_group
 from ringd.loop import Loop, Timer
 from ringd.observe.oncelog import OnceLog
 from ringd.ring.neighbours import Neighbours
-from ringd.streams.table import Refusal
+from ringd.streams.table import MOST_ENDS, Refusal
+from ringd.wire.border.messages import Carry, Held, Hold, Over, RingState
 from ringd.wire.link import streams as wire
-from ringd.wire.link.streams import StreamMessage
+from ringd.wire.link.control import DecodeError
+from ringd.wire.link.streams import Connect, Data, Reset, State, StreamMessage
+
+_ALLOW = "add it to [[streams]], on all members"
+_REMEMBERED = 4096  # ends of a program that are over
 
 LISTEN_AGAIN = 2.0
 """Seconds until a port that another program had is tried again."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Holder:
+    """A program that has ends of streams."""
+
+    client: Client
+    serves: tuple[str, ...]
+    """The services to which others' streams lead there."""
+    ends: dict[int, int] = field(default_factory=dict)
+    """By the stream's number, the member of the other end."""
+    over: OrderedDict[int, int] = field(default_factory=OrderedDict)
+    """Those that ended lately: the other end may not have heard all."""
 
 
 class Streams:
@@ -50,6 +72,12 @@ class Streams:
         self.trouble: dict[StreamRule, str] = {}
         """Why this daemon does not listen where it should."""
         self._again: Timer | None = None
+        self._holders: dict[Client, Holder] = {}
+        self._held: dict[int, Holder] = {}
+        """By the stream's number, who has the end here."""
+        self._missed: dict[int, Carry | None] = {}
+        """Streams of which an end is missed here, and may come back with its program; with what the
+        other end asked last."""
 
     def __len__(self) -> int:
         return len(self._forwarder.table)
@@ -128,7 +156,7 @@ class Streams:
             raise Refusal(f"nobody on {self._node!r} serves {service!r} yet", absent=True)
         if not self.allows(name, self._node, port):
             text = f"the config of {self._node!r} does not let {name!r} reach port {port}"
-            raise Refusal(f"{text}; add it to [[streams]]")
+            raise Refusal(f"{text}; {_ALLOW}")
         if refusal := limits.OWN.refusal():
             raise Refusal(f"{self._node!r} takes no more streams: {refusal}")
         return port
@@ -140,21 +168,141 @@ class Streams:
             for rule in self._config.streams
         )
 
+    # --- programs that have ends ------------------------------------------------------
+
+    @property
+    def holders(self) -> list[Holder]:
+        """They, the oldest first."""
+        return list(self._holders.values())
+
+    def hold(self, client: Client, message: Hold) -> str:
+        """A program wants to have ends; return why it may not, empty if it may."""
+        own, names = self._node, self._neighbours.names
+        for service in message.serves:
+            port = port_of(service)
+            if port is not None and not any(self.allows(name, own, port) for name in names):
+                return f"the config lets nobody reach port {port} of {own!r}; {_ALLOW}"
+            if (holder := self._server(service)) is not None:
+                other = f"{holder.client.program} (pid {holder.client.pid})"
+                return f"{service!r} is served on {own!r} already, by {other}; end that first"
+        for name, service in message.reaches:
+            port = port_of(service)
+            if name not in names or name == own:
+                return f"no other member is named {name!r}; there are {', '.join(names)}"
+            if port is not None and not self.allows(own, name, port):
+                return f"the config does not let {own!r} reach port {port} of {name!r}; {_ALLOW}"
+        self._holders[client] = Holder(client, message.serves)
+        client.tell(Held(self._neighbours.rank, names))
+        client.tell(self._ring_state())
+        for asked in self._missed.values():
+            if asked is not None:  # of what is over, which a program need not ask about itself
+                client.tell(asked)
+        return ""
+
+    def carried(self, client: Client, message: Carry, payload: memoryview | None) -> None:
+        """A program says something to another end."""
+        machine, neighbours = self._neighbours.machine, self._neighbours
+        holder, number, member = self._holders[client], message.number, message.member
+        if not machine.in_ring or message.generation != machine.generation:
+            return  # it is told, or about to be, that the way is a new one
+        known = self._held.get(number, holder)
+        if member >= neighbours.size or member == neighbours.rank or known is not holder:
+            return
+        try:
+            said = wire.decode(message.body)
+        except DecodeError:
+            return
+        if isinstance(said, Connect):
+            port, name = port_of(said.service), neighbours.names[member]
+            if port is not None and not self.allows(self._node, name, port):
+                text = f"the config does not let {self._node!r} reach port {port} of {name!r}"
+                body = wire.encode(Reset(f"{text}; {_ALLOW}"))
+                client.tell(Carry(number, member, message.generation, 0, body))
+                return
+        self._has(holder, number, member)
+        data = b"" if payload is None or not isinstance(said, Data) else payload
+        neighbours.send_stream(member, number, message.offset, message.body, data)
+
+    def over(self, client: Client, message: Over) -> None:
+        """An end of a program is over; only its last word may be asked for again."""
+        holder, number = self._holders[client], message.number
+        if number in holder.ends:
+            holder.over[number] = holder.ends.pop(number)
+            if len(holder.over) > _REMEMBERED:
+                forgotten, _ = holder.over.popitem(last=False)
+                del self._held[forgotten]
+
+    def holder_gone(self, client: Client) -> None:
+        """A program is gone, with its ends; unless it has only lost its connection."""
+        holder = self._holders.pop(client)
+        patience = 0.0 if client.died or client.parted else self._config.ops.reattach
+        for number in (*holder.ends, *holder.over):
+            del self._held[number]
+        for number, member in holder.ends.items():
+            self._reset_unless_held(number, member, None, patience)
+
+    def _has(self, holder: Holder, number: int, member: int) -> None:
+        if number not in self._held and len(holder.ends) < 2 * MOST_ENDS:
+            self._held[number] = holder
+            holder.ends[number] = member
+
+    def _server(self, service: str) -> Holder | None:
+        """Return the program to which streams to *service* lead, if there is one."""
+        return next((holder for holder in self.holders if service in holder.serves), None)
+
+    def _reset_unless_held(
+        self, number: int, member: int, asked: Carry | None, patience: float
+    ) -> None:
+        """Reset the other end of a stream whose end here is not back within *patience* seconds."""
+
+        def decide() -> None:
+            del self._missed[number]
+            if number not in self._held:
+                reason = f"the program on {self._node!r} that had the other end is gone"
+                self._send(member, number, 0, Reset(reason), b"")
+
+        if number not in self._missed:
+            self._loop.call_later(patience, decide)
+        self._missed[number] = asked
+
+    def _ring_state(self) -> RingState:
+        machine = self._neighbours.machine
+        return RingState("ready" if machine.in_ring else "forming", machine.generation)
+
     # --- the ring's side --------------------------------------------------------------
 
     def ring_up(self) -> None:
         """The ring formed."""
         self._forwarder.table.up()
+        for holder in self.holders:
+            holder.client.tell(self._ring_state())
 
     def ring_down(self) -> None:
         """The ring broke."""
         self._forwarder.table.down()
+        for holder in self.holders:
+            holder.client.tell(self._ring_state())
 
     def stream_message(
         self, origin: int, number: int, offset: int, head: memoryview, data: memoryview
     ) -> None:
         """A message of a stream's other end came."""
-        self._forwarder.table.received(origin, number, offset, wire.decode(head), data)
+        table, message = self._forwarder.table, wire.decode(head)
+        holder = self._held.get(number)
+        if holder is None and isinstance(message, Connect) and not table.knows(number):
+            holder = self._server(message.service)
+            if holder is not None:
+                self._has(holder, number, origin)
+        generation = self._neighbours.machine.generation
+        if holder is not None:
+            carry = Carry(number, origin, generation, offset, bytes(head))
+            holder.client.tell(carry, data or None)
+        elif isinstance(message, State) and message.to_program and not table.knows(number):
+            if message.ask:
+                carry = Carry(number, origin, generation, offset, bytes(head))
+                self._reset_unless_held(number, origin, carry, self._config.ops.reattach)
+        else:
+            table.received(origin, number, offset, message, data)
 
     def _send(
         self, member: int, number: int, offset: int, message: StreamMessage, data: bytes

@@ -41,6 +41,7 @@ class Forwarder:
             :class:`~ringd.streams.table.Refusal`.
         on_reset: Told why a stream was ended at its other end.
         in_program: Whether this is in a program, and no daemon.
+        on_over: Told the number of each stream that is over here.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Forwarder:
         dial: Callable[[int, str], int],
         on_reset: Callable[[str], None],
         in_program: bool,
+        on_over: Callable[[int], None] = lambda _number: None,
     ) -> None:
         self._loop = loop
         self._dial = dial
@@ -60,6 +62,7 @@ class Forwarder:
             self._accept,
             in_program=in_program,
             wake=lambda: loop.call_soon(self.table.flush),
+            on_over=on_over,
         )
         self._retrying = False
 

@@ -144,11 +144,14 @@ class End:
         return State(self._received, self._granted, ask, in_program, self.to_program)
 
     @property
+    def settled(self) -> bool:
+        """Whether both have said all, and all has arrived: the other end is needed no more."""
+        return self.closed and not self._kept and self.other_closed
+
+    @property
     def complete(self) -> bool:
-        """Whether both have said all, all has arrived and the other end was told of that."""
-        nothing_left = self.closed and not self._kept
-        heard_all = self.other_closed and not self.inbox
-        return nothing_left and heard_all and self._told[0] == self._received
+        """Whether besides all was taken, and the other end was told that all has arrived."""
+        return self.settled and not self.inbox and self._told[0] == self._received
 
     # --- from the other end -----------------------------------------------------------
 

@@ -61,6 +61,7 @@ class Table:
             :class:`Refusal`.
         in_program: Whether this is in a program, and no daemon.
         wake: Called when :meth:`flush` is to be called soon.
+        on_over: Told the number of each end that is over.
     """
 
     def __init__(
@@ -70,11 +71,13 @@ class Table:
         *,
         in_program: bool,
         wake: Callable[[], None],
+        on_over: Callable[[int], None] = lambda _number: None,
     ) -> None:
         self._send = send
         self._accept = accept
         self._in_program = in_program
         self._wake = wake
+        self._on_over = on_over
         self._way = False
         self._ends: dict[int, tuple[End, Outlet]] = {}
         self._due: dict[int, End] = {}  # those whose other end may have to be told something
@@ -114,7 +117,10 @@ class Table:
         return bool(waiting)
 
     def _greet(self, end: End) -> None:
-        if end.heard:
+        if end.settled:  # the other end may have forgotten it; what is here is yet to be taken
+            self._say(end, end.state(self.window, in_program=self._in_program))
+            self._owes(end)
+        elif end.heard:
             self._say(end, end.state(self.window, in_program=self._in_program, ask=True))
         elif end.connect is not None:
             self._say(end, end.connect)
@@ -147,8 +153,8 @@ class Table:
         """End a stream, whatever is under way."""
         if self._ends.pop(end.number, None) is not None:
             word = Reset(printable(reason, MAX_REASON))
-            self._remember(end.number, word)
             self._say(end, word)
+            self._remember(end.number, word)
 
     def close(self, reason: str) -> None:
         """End all streams."""
@@ -185,6 +191,7 @@ class Table:
         self._over[number] = word
         if len(self._over) > _REMEMBERED:
             self._over.popitem(last=False)
+        self._on_over(number)
 
     # --- from the other ends ----------------------------------------------------------
 
@@ -224,6 +231,8 @@ class Table:
         outlet.more()
 
     def _was_reset(self, end: End, outlet: Outlet, message: Reset) -> None:
+        if end.settled:  # it is over there, as it will be here when the rest is taken
+            return
         reason = printable(message.reason, MAX_REASON)
         if message.absent and not end.heard and outlet.waits(reason):
             self._waiting.add(end.number)
@@ -237,7 +246,7 @@ class Table:
             return
         if isinstance(message, (Connect, State)) and number in self._over:
             self._send(member, number, 0, self._over[number], b"")
-        elif isinstance(message, State):
+        elif isinstance(message, State) and not self._in_program:  # its daemon knows whether others
             text = "nothing is known of this stream here any more"
             self._send(member, number, 0, Reset(text), b"")
         elif isinstance(message, Connect):

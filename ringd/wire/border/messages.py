@@ -31,6 +31,9 @@ TOKEN_BYTES = 16
 MAX_LOSS = 512
 """Characters of what a client says of its former stay; the daemon remembers many such texts."""
 
+MAX_CARRIED = 260 << 10
+"""Bytes of a stream's message, with those of the stream."""
+
 SEAL = struct.Struct("<QQ")
 """Join id and sequence number, written by the daemon behind a finished result.
 
@@ -198,8 +201,57 @@ class AskTrace(msgspec.Struct, frozen=True, array_like=True, tag="trace"):
     version: int
 
 
+class Hold(msgspec.Struct, frozen=True, array_like=True, tag="hold"):
+    """Have ends of streams in this program; over the call socket of a connection without groups.
+
+    Answered by :class:`Held` and :class:`RingState`, or by :class:`Denied`.
+    """
+
+    version: int
+    program: str
+    serves: tuple[str, ...]
+    """The services of this machine to which others' streams are to lead here."""
+    reaches: tuple[tuple[str, str], ...]
+    """Member and service of those that streams from here are to lead to."""
+
+
+class Carry(msgspec.Struct, frozen=True, array_like=True, tag="carry"):
+    """A message between the two ends of a stream, one of which is in this program.
+
+    The bytes of the stream are the payload. To the daemon and from it.
+    """
+
+    number: int
+    """The stream's."""
+    member: int
+    """Where the other end is."""
+    generation: int
+    """Of the ring; the daemon drops those of another one."""
+    offset: int
+    body: bytes
+    """The message, as it goes from daemon to daemon."""
+
+
+class Over(msgspec.Struct, frozen=True, array_like=True, tag="over"):
+    """An end of a stream, which was in this program, is over."""
+
+    number: int
+
+
 Request = Union[
-    Attach, Open, Submit, Ack, Detach, AskAwaited, AskStatus, AskRejoin, AskReload, AskTrace
+    Attach,
+    Open,
+    Submit,
+    Ack,
+    Detach,
+    AskAwaited,
+    AskStatus,
+    AskRejoin,
+    AskReload,
+    AskTrace,
+    Hold,
+    Carry,
+    Over,
 ]
 
 
@@ -305,6 +357,15 @@ class RingState(msgspec.Struct, frozen=True, array_like=True, tag="ring"):
     """Why the ring broke, if it did."""
 
 
+class Held(msgspec.Struct, frozen=True, array_like=True, tag="held"):
+    """The program may have ends of streams."""
+
+    rank: int
+    """This member's place in the ring."""
+    nodes: tuple[str, ...]
+    """The members' names, by rank."""
+
+
 class Denied(msgspec.Struct, frozen=True, array_like=True, tag="denied"):
     """The request as a whole was refused (a malformed one has join id 0)."""
 
@@ -329,6 +390,8 @@ Reply = Union[
     Detached,
     Awaited,
     RingState,
+    Held,
+    Carry,
     Denied,
     Answer,
 ]

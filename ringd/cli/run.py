@@ -1,0 +1,176 @@
+"""``ringd-cli run``: a program, with the ends of its streams beside it.
+
+They are in this command, and not in the daemon: so when the daemon is killed, restarted or upgraded
+the program's connections stay, and notice only that it takes a while.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import click
+
+from ringd.cli.ask import fail, find_socket, socket_option
+from ringd.cli.holding import MAX_PORT, Forward, Holding, forwards, say
+from ringd.errors import RingError
+from ringd.loop import Loop
+
+NOT_FOUND, NOT_RUNNABLE = 127, 126
+"""Exit codes for a command that there is not, or that cannot be run: as of a shell."""
+
+BY_SIGNAL = 128
+"""Added to the number of the signal that ended the program: likewise."""
+
+LINGER = 10.0
+"""Seconds that what the program has said gets to arrive after its end."""
+
+_LOOK = 0.02  # seconds
+_PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_OF_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
+
+
+class Child:
+    """The program, from :meth:`start` to its end.
+
+    Args:
+        loop: Where it runs.
+        command: The program and its arguments.
+        environ: Its environment.
+    """
+
+    def __init__(self, loop: Loop, command: tuple[str, ...], environ: Mapping[str, str]) -> None:
+        self.code: int | None = None
+        """Its exit code, or that of a shell; None while it runs."""
+        self._loop = loop
+        self._command = command
+        self._environ = environ
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; if that is not possible, that is its end."""
+        name = self._command[0]
+        try:
+            self._process = subprocess.Popen(self._command, env=self._environ)  # noqa: S603 - the user's own
+        except FileNotFoundError:
+            say(f"{name}: there is no such command")
+            self.code = NOT_FOUND
+        except OSError as error:
+            say(f"{name}: cannot be run: {error.strerror}")
+            self.code = NOT_RUNNABLE
+
+    def reap(self) -> None:
+        """See whether it has ended."""
+        code = None if self._process is None else self._process.poll()
+        if code is not None:
+            self.code = code if code >= 0 else BY_SIGNAL - code
+
+    def pass_on(self, signum: int) -> None:
+        """Send it a signal that came here; before its start, that is its end."""
+        if self._process is None:
+            self.code = BY_SIGNAL + signum
+            self._loop.stop()
+        elif not (signum in _OF_TERMINAL and _has_terminal()):  # which has sent it there as well
+            self._process.send_signal(signum)
+
+
+def pass_signals_on(loop: Loop, child: Child) -> None:
+    """Have signals that are sent here go to *child* as well."""
+    for signum in (*_PASSED_ON, *_OF_TERMINAL):
+        loop.on_signal(signum, partial(child.pass_on, signum))
+
+
+def _has_terminal() -> bool:
+    try:
+        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def wait_for(loop: Loop, child: Child, holding: Holding) -> None:
+    """Run *loop* until *child* has ended and what it has said has arrived."""
+
+    def ended() -> None:
+        child.reap()
+        if child.code is not None:
+            holding.listen_no_more()
+            linger(loop.now() + LINGER)
+
+    def linger(latest: float) -> None:
+        if holding.open and loop.now() < latest:
+            loop.call_later(_LOOK, lambda: linger(latest))
+            return
+        if holding.open:
+            say(f"{holding.open} connections were still open {LINGER:g} s after the program's end")
+        loop.stop()
+
+    loop.on_signal(signal.SIGCHLD, ended)
+    loop.run()
+    holding.close("the program has ended")
+    loop.close()
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.option(
+    "--forward",
+    "ports",
+    metavar="[PORT=]MEMBER:PORT",
+    multiple=True,
+    callback=forwards,
+    help="A port of loopback here that leads to one on another member; any number of times.",
+)
+@click.option(
+    "--serve",
+    "serves",
+    type=click.IntRange(1, MAX_PORT),
+    metavar="PORT",
+    multiple=True,
+    help="A port of the program that other members reach; any number of times.",
+)
+@socket_option
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(
+    ports: tuple[Forward, ...],
+    serves: tuple[int, ...],
+    socket: Path | None,
+    command: tuple[str, ...],
+) -> None:
+    """Run COMMAND, whose connections through the ring survive also the daemon's end.
+
+    The config has to allow those ports. Signals are passed on; the exit code is the command's.
+
+    \b
+    Example: ringd-cli run --forward 15000=studio:5000 -- ./client --port 15000
+    """  # noqa: D301  click wants the backspace itself
+    loop = Loop()
+    try:
+        path = find_socket(socket)
+    except RingError as error:
+        fail(error)
+    child = Child(loop, command, os.environ)
+
+    def ready() -> None:
+        child.start()
+        if child.code is not None:
+            loop.stop()
+
+    holding = Holding(
+        loop,
+        path,
+        f"ringd-cli run {command[0]}",
+        forwards=ports,
+        serves=serves,
+        on_ready=ready,
+        tell=say,
+    )
+    pass_signals_on(loop, child)
+    loop.call_soon(holding.start)
+    wait_for(loop, child, holding)
+    if holding.error is not None:
+        fail(holding.error)
+    sys.exit(child.code)
