@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import struct
@@ -21,6 +22,7 @@ from tests.ringkit import HASTY, Call, connected
 from tests.streamkit import Server, ask, connect, digest, echo, hear, say
 
 MIB = 1 << 20
+PAGE = Path(__file__).parents[1] / "docs" / "streams.md"
 
 
 def table(to: str, port: int, listen: int | None = None, sources: list[str] | None = None) -> str:
@@ -32,10 +34,11 @@ def table(to: str, port: int, listen: int | None = None, sources: list[str] | No
 
 @contextmanager
 def ring(directory: Path, port: int) -> Iterator[tuple[Cluster, int]]:
-    """Give a ring of two whose n0 listens for *port* of n1, and where."""
+    """Give a ring of two whose n0 listens for *port* of n1, as the page has it; and where."""
     (listen,) = free_ports(1)
-    text = HASTY + table("n1", port, listen, ["n0"])
-    with Cluster(directory, 2, settings=text) as cluster:
+    text = re.findall(r"```toml\n(.*?)```", PAGE.read_text(), re.DOTALL)[0]
+    text = text.replace("studio:5000", f"n1:{port}").replace("15000", str(listen))
+    with Cluster(directory, 2, settings=HASTY + text) as cluster:
         cluster.start().wait_ready()
         yield cluster, listen
 

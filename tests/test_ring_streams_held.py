@@ -10,10 +10,14 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
+from borderkit import Raw
 
 from ringd.host.ports import free_ports
+from ringd.wire.border import messages as border
+from ringd.wire.link import streams as wire
 from tests.cluster import PATIENCE, Cluster, Node, wait_until
 from tests.ringkit import HASTY
 from tests.streamkit import Server, ask, connect, echo, hear
@@ -118,7 +122,7 @@ HALF = """
 def test_run_survives_the_death_of_every_daemon(ring: Cluster, ports: list[int]) -> None:
     """In the midst of two speeches, both ways: programs on both sides notice nothing."""
     server, here, _ = ports
-    size = str(10 * MIB)
+    size = str(8 * MIB)
     serve = ("run", "--serve", str(server), "--", *program(HALF), "2", size, str(server))
     reach = ("run", "--forward", f"{here}=n2:{server}", *program(HALF), "1", size, str(here))
     with Command(ring[2], *serve) as serving:
@@ -248,3 +252,72 @@ def test_signals_are_passed_on(ring: Cluster) -> None:
             assert command.process.stdout.readline() == "ready\n"
             command.process.send_signal(number)
             assert command.end()[0] == code
+
+
+class Vandal(Raw):
+    """A program that speaks to a real daemon as it likes."""
+
+    def __init__(self, node: Node, **fields: object) -> None:
+        super().__init__(SimpleNamespace(path=str(node.socket)), attach=False, call_socket=True)
+        hold = {"version": border.VERSION, "program": "vandal", "serves": (), "reaches": ()}
+        self.call(border.Hold(**{**hold, **fields}))
+        self.first = self.receive()
+
+    def carry(self, body: bytes, payload: bytes | None = None, **fields: int) -> None:
+        """Send a stream's message."""
+        carry = {"number": 7, "member": 2, "generation": 0, "offset": 0, "body": body}
+        self.call(border.Carry(**{**carry, **fields}), payload)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"version": 99}, "version 99"),
+        ({"program": "x" * 2000}, "name is too long"),
+        ({"serves": ("x",) * 257}, "256 services"),
+        ({"serves": ("",)}, "printable"),
+        ({"serves": ("\x1b[2J",)}, "printable"),
+        ({"reaches": (("n2", "x" * 2000),)}, "printable"),
+        ({"reaches": (("n9", "x"),)}, "no other member is named 'n9'"),
+    ],
+)
+def test_what_no_program_may_hold(ring: Cluster, fields: dict[str, object], words: str) -> None:
+    """Is denied in words."""
+    vandal = Vandal(ring[0], **fields)
+    assert isinstance(vandal.first, border.Denied)
+    assert words in vandal.first.message
+    vandal.close()
+
+
+def test_a_program_cannot_harm_the_links_or_others_streams(ring: Cluster, ports: list[int]) -> None:
+    """Whatever it sends; nor can it get beyond what the config allows."""
+    server, here, _ = ports
+    vandal = Vandal(ring[0])
+    assert isinstance(vandal.first, border.Held)
+    generation = vandal.receive().generation
+    now = {"generation": generation}
+    with (
+        Server(echo, server),
+        Command(ring[0], "forward", f"{here}=n2:{server}"),
+        connect(here) as client,
+    ):
+        assert ask(client, b"hello") == b"hello"
+        vandal.carry(b"garbage", **now)
+        vandal.carry(b"garbage", b"x" * 200_000, **now)
+        state = wire.encode(wire.State(0, 1 << 40, True, True, False))
+        for member in (0, 3, 65535):
+            vandal.carry(state, member=member, **now)
+        vandal.carry(state, generation=generation + 1)
+        vandal.carry(wire.encode(wire.Data(last=False)), b"x", **now)
+        vandal.call(border.Over(12345))
+        vandal.carry(wire.encode(wire.Connect("tcp:22", 5, True)), number=9, **now)
+        refusal = vandal.receive()
+        assert (refusal.number, refusal.member) == (9, 2)
+        assert "does not let 'n0' reach port 22" in wire.decode(refusal.body).reason
+        vandal.carry(wire.encode(wire.Connect("no such service", 5, True)), number=10, **now)
+        assert wire.decode(vandal.receive().body).absent
+        vandal.carry(state, number=1 << 63, offset=1 << 63, **now)
+        assert isinstance(vandal.receive(), border.Denied)
+        assert ask(client, b"still there?") == b"still there?"
+    vandal.close()
+    assert ring.wait_ready() == generation
