@@ -13,7 +13,7 @@ from ringd.daemon.streams import may_use
 from ringd.errors import RingError
 from ringd.forward.door import Door
 from ringd.forward.forwarder import port_of, service_of
-from ringd.host.tcppeer import LINUX, peer_user
+from ringd.host.tcptable import LINUX, is_listened_to, peer_user
 from ringd.host.users import group_id, is_in_group
 from ringd.loop import Loop
 
@@ -39,6 +39,36 @@ def test_the_system_tells_who_connected(pair) -> None:
 def test_macos_does_not_tell(pair) -> None:
     """So whoever is on the machine may connect there."""
     assert peer_user(pair[1], linux=False) is None
+
+
+@pytest.mark.skipif(not LINUX, reason="only Linux tells")
+def test_a_program_may_connect_from_a_socket_of_ipv6() -> None:
+    """As torch and Java do."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.socket(socket.AF_INET6) as client,
+    ):
+        client.connect(("::ffff:127.0.0.1", listener.getsockname()[1]))
+        accepted, _ = listener.accept()
+        with accepted:
+            assert peer_user(accepted) == os.geteuid()
+
+
+@pytest.mark.skipif(not LINUX, reason="only Linux tells")
+@pytest.mark.parametrize(
+    ("family", "host"),
+    [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, ""), (socket.AF_INET6, "::")],
+)
+def test_whether_somebody_listens(family: int, host: str) -> None:
+    """Is told without connecting."""
+    with socket.socket(family) as listener:
+        listener.bind((host, 0))
+        port = listener.getsockname()[1]
+        assert is_listened_to(port) is False
+        listener.listen()
+        assert is_listened_to(port) is True
+    assert is_listened_to(port) is False
+    assert is_listened_to(port, linux=False) is None
 
 
 @pytest.mark.skipif(not LINUX, reason="only Linux tells")

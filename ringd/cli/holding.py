@@ -12,12 +12,15 @@ from pathlib import Path
 
 import click
 
+from ringd.cli.mlx import Chain
 from ringd.errors import Refused, RingError
 from ringd.forward.attachment import Attachment
+from ringd.forward.connection import Target
 from ringd.forward.door import Door
 from ringd.forward.forwarder import port_of, service_of
 from ringd.loop import Loop
-from ringd.streams.table import Refusal
+from ringd.streams.end import End
+from ringd.streams.table import Outlet, Refusal
 
 MAX_PORT = 65535
 
@@ -65,6 +68,7 @@ class Holding:
         program: Its name, for people.
         forwards: The ports at which it listens.
         serves: The ports of this machine to which other members' streams are to lead through it.
+        chain: Both neighbours of an MLX program, if it is one.
         on_ready: Called once, when it listens and the daemon has taken it in.
         tell: Says to the user what they should know.
     """
@@ -77,6 +81,7 @@ class Holding:
         *,
         forwards: Sequence[Forward],
         serves: Sequence[int],
+        chain: Chain | None = None,
         on_ready: Callable[[], None],
         tell: Callable[[str], None],
     ) -> None:
@@ -84,6 +89,7 @@ class Holding:
         """Why it cannot be done."""
         self._loop = loop
         self._forwards = forwards
+        self._chain = chain
         self._on_ready = on_ready
         self._tell = tell
         self._doors: list[Door] = []
@@ -93,9 +99,9 @@ class Holding:
             loop,
             path,
             program,
-            serves=tuple(map(service_of, serves)),
+            serves=(*map(service_of, serves), *(() if chain is None else chain.services)),
             reaches=tuple((forward.to, service_of(forward.port)) for forward in forwards),
-            dial=_dial,
+            accepts=self._accepts,
             on_held=self._held,
             on_trouble=self._trouble,
             on_reset=lambda reason: tell(f"a connection was reset: {reason}"),
@@ -115,6 +121,8 @@ class Holding:
         for door in self._doors:
             door.close()
         self._doors.clear()
+        if self._chain is not None:
+            self._chain.close()
 
     def close(self, reason: str) -> None:
         """End what is open, and part with the daemon."""
@@ -122,7 +130,7 @@ class Holding:
         self._attachment.forwarder.table.close(reason)
         self._attachment.close()
 
-    def _held(self, names: tuple[str, ...], _rank: int) -> None:
+    def _held(self, names: tuple[str, ...], rank: int) -> None:
         if self._said:
             self._tell("the daemon is there again")
             self._said = ""
@@ -140,6 +148,8 @@ class Holding:
                         on_refused=self._tell,
                     )
                 )
+            if self._chain is not None:
+                self._chain.begin(self._attachment.forwarder, names, rank)
         except RingError as error:
             self._fail(error)
             return
@@ -165,10 +175,11 @@ class Holding:
         self._attachment.close()
         self._loop.stop()
 
-
-def _dial(_member: int, service: str) -> int:
-    """Return the port of a service; the daemon has seen to it that it is one of ours."""
-    port = port_of(service)
-    if port is None:
-        raise Refusal(f"there is no service {service!r} here")
-    return port
+    def _accepts(self, end: End, service: str) -> Target | Outlet:
+        """Return what a service leads to; the daemon has seen to it that it is one of ours."""
+        port = port_of(service)
+        if port is not None:
+            return Target(port)
+        if self._chain is None:
+            raise Refusal(f"there is no service {service!r} here")
+        return self._chain.accepts(end, service)

@@ -9,6 +9,7 @@ import click
 from ringd import __version__
 from ringd.cli.demo import demo
 from ringd.cli.forward import forward
+from ringd.cli.mlx import mlx_hostfile
 from ringd.cli.run import run
 from ringd.cli.service import service
 from ringd.cli.setup import init, keygen
@@ -44,6 +45,7 @@ main.add_command(reload)
 main.add_command(demo)
 main.add_command(forward)
 main.add_command(run)
+main.add_command(mlx_hostfile)
 main.add_command(trace)
 main.add_command(service)
 

@@ -7,6 +7,7 @@ the program's connections stay, and notice only that it takes a while.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import click
 
 from ringd.cli.ask import fail, find_socket, socket_option
 from ringd.cli.holding import MAX_PORT, Forward, Holding, forwards, say
+from ringd.cli.mlx import MAX_FIRST_PORT, Chain
 from ringd.errors import RingError
 from ringd.loop import Loop
 
@@ -30,6 +32,8 @@ BY_SIGNAL = 128
 LINGER = 10.0
 """Seconds that what the program has said gets to arrive after its end."""
 
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,40}", re.ASCII)
+
 _LOOK = 0.02  # seconds
 _PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _OF_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
@@ -41,22 +45,20 @@ class Child:
     Args:
         loop: Where it runs.
         command: The program and its arguments.
-        environ: Its environment.
     """
 
-    def __init__(self, loop: Loop, command: tuple[str, ...], environ: Mapping[str, str]) -> None:
+    def __init__(self, loop: Loop, command: tuple[str, ...]) -> None:
         self.code: int | None = None
         """Its exit code, or that of a shell; None while it runs."""
         self._loop = loop
         self._command = command
-        self._environ = environ
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start it; if that is not possible, that is its end."""
+    def start(self, environ: Mapping[str, str]) -> None:
+        """Start it, with *environ* beside what is here; if that fails, that is its end."""
         name = self._command[0]
         try:
-            self._process = subprocess.Popen(self._command, env=self._environ)  # noqa: S603 - the user's own
+            self._process = subprocess.Popen(self._command, env={**os.environ, **environ})  # noqa: S603 - the user's own
         except FileNotFoundError:
             say(f"{name}: there is no such command")
             self.code = NOT_FOUND
@@ -115,6 +117,12 @@ def wait_for(loop: Loop, child: Child, holding: Holding) -> None:
     loop.close()
 
 
+def _name(_context: click.Context, _option: click.Parameter, value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise click.BadParameter("1 to 40 letters, digits and . _ - make a name")
+    return value
+
+
 @click.command(context_settings={"allow_interspersed_args": False})
 @click.option(
     "--forward",
@@ -132,11 +140,36 @@ def wait_for(loop: Loop, child: Child, holding: Holding) -> None:
     multiple=True,
     help="A port of the program that other members reach; any number of times.",
 )
+@click.option("--mlx", is_flag=True, help="It is an MLX program: be its neighbours (docs/mlx.md).")
+@click.option(
+    "--name",
+    default="default",
+    callback=_name,
+    show_default=True,
+    help="Of the MLX job, the same on all machines; several at a time have names.",
+)
+@click.option(
+    "--connections",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Between two ranks of MLX, the same on all machines.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(1, MAX_FIRST_PORT),
+    help="MLX's first port, as in mlx-hostfile; default: ports that are free.",
+)
 @socket_option
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
+    *,
     ports: tuple[Forward, ...],
     serves: tuple[int, ...],
+    mlx: bool,
+    name: str,
+    connections: int,
+    port: int | None,
     socket: Path | None,
     command: tuple[str, ...],
 ) -> None:
@@ -145,17 +178,32 @@ def run(
     The config has to allow those ports. Signals are passed on; the exit code is the command's.
 
     \b
-    Example: ringd-cli run --forward 15000=studio:5000 -- ./client --port 15000
+    Examples:
+      ringd-cli run --forward 15000=studio:5000 -- ./client --port 15000
+      ringd-cli run --mlx -- python generate.py
     """  # noqa: D301  click wants the backspace itself
     loop = Loop()
     try:
         path = find_socket(socket)
     except RingError as error:
         fail(error)
-    child = Child(loop, command, os.environ)
+    child = Child(loop, command)
+
+    def conflict(reason: str) -> None:
+        say(reason)
+        child.pass_on(signal.SIGTERM)
+
+    chain = Chain(
+        loop,
+        name=name,
+        connections=connections,
+        first_port=port,
+        tell=say,
+        on_conflict=conflict,
+    )
 
     def ready() -> None:
-        child.start()
+        child.start(chain.environ)
         if child.code is not None:
             loop.stop()
 
@@ -165,6 +213,7 @@ def run(
         f"ringd-cli run {command[0]}",
         forwards=ports,
         serves=serves,
+        chain=chain if mlx else None,
         on_ready=ready,
         tell=say,
     )

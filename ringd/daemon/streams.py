@@ -18,6 +18,7 @@ import structlog
 from ringd.border.client import Client
 from ringd.config.settings import Config, IpcSettings, StreamRule
 from ringd.errors import RingError
+from ringd.forward.connection import Target
 from ringd.forward.door import Door
 from ringd.forward.forwarder import Forwarder, port_of, service_of
 from ringd.host import limits
@@ -25,6 +26,7 @@ from ringd.host.users import group_id, is_in_group
 from ringd.loop import Loop, Timer
 from ringd.observe.oncelog import OnceLog
 from ringd.ring.neighbours import Neighbours
+from ringd.streams.end import End
 from ringd.streams.table import MOST_ENDS, Refusal
 from ringd.wire.border.messages import Carry, Held, Hold, Over, RingState
 from ringd.wire.link import streams as wire
@@ -64,7 +66,7 @@ class Streams:
         self._forwarder = Forwarder(
             loop,
             send=self._send,
-            dial=self._dial,
+            accepts=self._accepts,
             on_reset=partial(self._say, "stream reset", "a stream"),
             in_program=False,
         )
@@ -149,9 +151,9 @@ class Streams:
     def _say(self, event: str, where: str, reason: str) -> None:
         self._once.warning(event, cause=where, where=where, reason=reason)
 
-    def _dial(self, member: int, service: str) -> int:
-        """Return the port that a stream of *member* leads to, if the config allows that."""
-        port, name = port_of(service), self._neighbours.names[member]
+    def _accepts(self, end: End, service: str) -> Target:
+        """Return the port that a stream leads to, if the config allows that."""
+        port, name = port_of(service), self._neighbours.names[end.member]
         if port is None:
             raise Refusal(f"nobody on {self._node!r} serves {service!r} yet", absent=True)
         if not self.allows(name, self._node, port):
@@ -159,7 +161,7 @@ class Streams:
             raise Refusal(f"{text}; {_ALLOW}")
         if refusal := limits.OWN.refusal():
             raise Refusal(f"{self._node!r} takes no more streams: {refusal}")
-        return port
+        return Target(port)
 
     def allows(self, source: str, to: str, port: int) -> bool:
         """Whether programs on the member *source* may reach *port* on *to*."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ringd.border.callsocket import CallSocket
-from ringd.forward.forwarder import Forwarder
+from ringd.forward.forwarder import Accepts, Forwarder
 from ringd.host.streampair import silence
 from ringd.loop import EVENT_READ, Loop
 from ringd.wire.border import lifeline
@@ -65,7 +65,7 @@ class Attachment:
         program: Its name, for people.
         serves: The services to which others' streams are to lead here.
         reaches: (member, service) of those that streams are to lead to.
-        dial: As for :class:`~ringd.forward.forwarder.Forwarder`.
+        accepts: As for :class:`~ringd.forward.forwarder.Forwarder`.
         on_held: Called with the members' names each time that a daemon has taken this in.
         on_trouble: Told why there is no daemon, or why it has denied what is asked for. It is tried
             again.
@@ -80,7 +80,7 @@ class Attachment:
         *,
         serves: tuple[str, ...],
         reaches: tuple[tuple[str, str], ...],
-        dial: Callable[[int, str], int],
+        accepts: Accepts,
         on_held: Callable[[tuple[str, ...], int], None],
         on_trouble: Trouble,
         on_reset: Callable[[str], None],
@@ -88,7 +88,7 @@ class Attachment:
         self.forwarder = Forwarder(
             loop,
             send=self._send,
-            dial=dial,
+            accepts=accepts,
             on_reset=on_reset,
             in_program=True,
             on_over=self._over,

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ringd.loop import EVENT_READ, EVENT_WRITE, Loop
 from ringd.streams.end import End
-from ringd.streams.table import Table
+from ringd.streams.table import Refusal, Table
 
 LOOPBACK = "127.0.0.1"
+
+LOOK_AGAIN = 0.05
+"""Seconds."""
 
 _RST_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A port of loopback that a stream leads to."""
+
+    port: int
+    may_dial: Callable[[], bool] | None = None
+    """Asked every :data:`LOOK_AGAIN` until it is true and somebody listens; it raises
+    :class:`~ringd.streams.table.Refusal` when that is in vain. None: dial once, at once."""
+
+
 class Connection:
-    """The outlet of one end, which :meth:`begin` is given; owns *sock*.
+    """The outlet of one end, which :meth:`begin` or :meth:`dial` is given.
 
     It is read only as far as the other end's program takes what was read, and its own slowness
     is told to the other end the same way.
@@ -26,9 +41,6 @@ class Connection:
     Args:
         loop: Where it runs.
         table: The end's.
-        sock: Connected, or (*dialing*) about to be.
-        dialing: Why the stream is over if it cannot be connected, less the system's word; empty
-            for one that is connected.
         on_wait: Told, again and again, why nobody is there yet at the other end; None: the
             connection is reset then.
         on_reset: Told why the stream was ended at its other end.
@@ -39,9 +51,7 @@ class Connection:
         self,
         loop: Loop,
         table: Table,
-        sock: socket.socket,
         *,
-        dialing: str = "",
         on_wait: Callable[[str], None] | None = None,
         on_reset: Callable[[str], None],
         on_gone: Callable[[], None] = lambda: None,
@@ -49,28 +59,71 @@ class Connection:
         self.end: End
         self._loop = loop
         self._table = table
-        self._sock = sock
-        self._dialing = dialing
+        self._sock: socket.socket | None = None
+        self._target: Target | None = None  # until it is connected to that
         self._on_wait = on_wait
         self._on_reset = on_reset
         self._on_gone = on_gone
         self._events = 0  # that the loop watches for
         self._shut = False  # the program was told that nothing more comes
         self._open = True
+
+    def begin(self, end: End, sock: socket.socket) -> None:
+        """Serve as the outlet of *end* with *sock*, which is connected."""
+        self.end = end
+        self._own(sock)
+        self._watch()
+
+    def dial(self, end: End, target: Target) -> None:
+        """Serve as the outlet of *end*, with a connection to *target*."""
+        self.end = end
+        self._target = target
+        self._loop.call_soon(self._dial)
+
+    def _own(self, sock: socket.socket) -> None:
+        self._sock = sock
         sock.setblocking(False)
         with contextlib.suppress(OSError):  # it is gone already
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def begin(self, end: End) -> None:
-        """Serve as the outlet of *end* from now on."""
-        self.end = end
-        self._watch()
+    def _dial(self) -> None:
+        target = self._target
+        if target is None or not self._open:
+            return
+        try:
+            if target.may_dial is not None and not target.may_dial():
+                self._loop.call_later(LOOK_AGAIN, self._dial)
+                return
+            self._own(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+        except Refusal as refusal:
+            self.abort(str(refusal))
+            return
+        except OSError as error:
+            self.abort(f"port {target.port} cannot be dialed: {error.strerror}")
+            return
+        assert self._sock is not None  # noqa: S101 - it is owned
+        number = self._sock.connect_ex((LOOPBACK, target.port))
+        if number in (0, errno.EINPROGRESS):
+            self._watch()
+        else:
+            self._not_connected(number)
+
+    def _not_connected(self, number: int) -> None:
+        """Dialing has failed, with this number of the system's."""
+        target = self._target
+        assert target is not None  # noqa: S101 - it is what was dialed
+        if target.may_dial is None or number != errno.ECONNREFUSED:
+            text = f"nothing takes connections on port {target.port}: {os.strerror(number)}"
+            self.abort(text)
+            return
+        self._let_go()
+        self._loop.call_later(LOOK_AGAIN, self._dial)
 
     # --- as the outlet ----------------------------------------------------------------
 
     def more(self) -> None:
         """Give the program what has come."""
-        if self._open and not self._dialing:
+        if self._open and self._target is None:
             self._give()
             self._watch()
 
@@ -94,8 +147,13 @@ class Connection:
         self._close(abruptly=True)
 
     def _ready(self, events: int) -> None:
-        if self._dialing:
-            self._connected()
+        sock = self._sock
+        if self._target is not None and sock is not None:
+            number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if number:
+                self._not_connected(number)
+                return
+            self._target = None
         if events & EVENT_WRITE and self._open:
             self._give()
         if events & EVENT_READ and self._open:
@@ -103,20 +161,14 @@ class Connection:
         if self._open:
             self._watch()
 
-    def _connected(self) -> None:
-        number = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        dialing, self._dialing = self._dialing, ""
-        if number:
-            self.abort(f"{dialing}: {os.strerror(number)}")
-
     def _take(self) -> None:
         """Read what the program says, as far as there is room for it."""
-        end = self.end
+        end, sock = self.end, self._sock
         room = end.room
-        if room <= 0:
+        if room <= 0 or sock is None:
             return
         try:
-            data = self._sock.recv(room)
+            data = sock.recv(room)
         except BlockingIOError:
             return
         except OSError as error:
@@ -130,10 +182,12 @@ class Connection:
 
     def _give(self) -> None:
         """Write what came for the program, as far as it takes it."""
-        end, given = self.end, 0
+        end, sock, given = self.end, self._sock, 0
+        if sock is None:
+            return
         try:
             while end.inbox:
-                sent = self._sock.send(end.inbox[0])
+                sent = sock.send(end.inbox[0])
                 end.taken(sent)
                 given += sent
         except BlockingIOError:
@@ -146,7 +200,7 @@ class Connection:
         if end.other_closed and not (end.inbox or self._shut):
             self._shut = True
             with contextlib.suppress(OSError):  # it is gone, which is found out elsewhere
-                self._sock.shutdown(socket.SHUT_WR)
+                sock.shutdown(socket.SHUT_WR)
 
     def _watch(self) -> None:
         """Watch for what can be done next, or close the socket when nothing can."""
@@ -154,11 +208,11 @@ class Connection:
         if end.closed and self._shut:
             self._close(abruptly=False)
             return
-        if self._dialing:
+        if self._target is not None:
             events = EVENT_WRITE
         else:
             events = (EVENT_READ if end.room > 0 else 0) | (EVENT_WRITE if end.inbox else 0)
-        if events == self._events:
+        if events == self._events or self._sock is None:
             return
         if not events:
             self._loop.remove(self._sock)
@@ -168,14 +222,21 @@ class Connection:
             self._loop.add(self._sock, events, self._ready)
         self._events = events
 
-    def _close(self, *, abruptly: bool) -> None:
-        if not self._open:
+    def _let_go(self, *, abruptly: bool = False) -> None:
+        """Close the socket, if there is one."""
+        sock, self._sock = self._sock, None
+        if sock is None:
             return
-        self._open = False
         if self._events:
-            self._loop.remove(self._sock)
+            self._events = 0
+            self._loop.remove(sock)
         if abruptly:
             with contextlib.suppress(OSError):  # macOS: of one that is gone
-                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
-        self._sock.close()
-        self._on_gone()
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
+        sock.close()
+
+    def _close(self, *, abruptly: bool) -> None:
+        if self._open:
+            self._open = False
+            self._let_go(abruptly=abruptly)
+            self._on_gone()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from ringd.errors import RingError
 from ringd.forward.connection import LOOPBACK
-from ringd.host.tcppeer import peer_user
+from ringd.host.tcptable import peer_user
 from ringd.loop import EVENT_READ, Loop
 
 _BACKLOG = 128

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import socket
 from collections.abc import Callable
-from errno import EINPROGRESS
+from typing import Union
 
-from ringd.forward.connection import LOOPBACK, Connection
+from ringd.forward.connection import Connection, Target
+from ringd.forward.question import Question
 from ringd.loop import Loop
 from ringd.streams.end import End
-from ringd.streams.table import Refusal, Send, Table
+from ringd.streams.table import Outlet, Refusal, Send, Table
 
 RETRY_AFTER = 1.0
 """Seconds, until it is looked again for somebody who was not there."""
+
+Accepts = Callable[[End, str], Union[Target, Outlet]]
 
 _TCP = re.compile(r"tcp:(\d{1,5})", re.ASCII)
 
@@ -37,8 +39,8 @@ class Forwarder:
     Args:
         loop: Where it runs.
         send: Sends a message to another member's end.
-        dial: Returns the port that another member's stream to a service leads to, or raises
-            :class:`~ringd.streams.table.Refusal`.
+        accepts: Returns what another member's stream to a service leads to, given its end and the
+            service's name, or raises :class:`~ringd.streams.table.Refusal`.
         on_reset: Told why a stream was ended at its other end.
         in_program: Whether this is in a program, and no daemon.
         on_over: Told the number of each stream that is over here.
@@ -49,13 +51,13 @@ class Forwarder:
         loop: Loop,
         *,
         send: Send,
-        dial: Callable[[int, str], int],
+        accepts: Accepts,
         on_reset: Callable[[str], None],
         in_program: bool,
         on_over: Callable[[int], None] = lambda _number: None,
     ) -> None:
         self._loop = loop
-        self._dial = dial
+        self._accepts = accepts
         self._on_reset = on_reset
         self.table = Table(
             send,
@@ -96,7 +98,6 @@ class Forwarder:
         connection = Connection(
             self._loop,
             self.table,
-            sock,
             on_wait=None if on_wait is None else waits,
             on_reset=self._on_reset,
             on_gone=on_gone,
@@ -106,25 +107,32 @@ class Forwarder:
         except Refusal:
             sock.close()
             raise
-        connection.begin(end)
+        connection.begin(end, sock)
 
-    def _accept(self, end: End, service: str) -> Connection:
-        port = self._dial(end.member, service)
-        refused = f"nothing takes connections on port {port}"
+    def ask(self, member: int, service: str, on_answer: Callable[[bytes], None]) -> None:
+        """Have *on_answer* called, once, with what *service* on *member* answers.
+
+        It is asked until there is an answer: see :class:`~ringd.forward.question.Answer`.
+        """
+
+        def again() -> None:
+            self._loop.call_later(RETRY_AFTER, lambda: self.ask(member, service, on_answer))
+
+        question = Question(self.table, on_answer, on_wait=self._retry_later, on_reset=again)
         try:
-            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        except OSError as error:
-            raise Refusal(f"port {port} cannot be dialed: {error.strerror}") from error
-        sock.setblocking(False)
-        number = sock.connect_ex((LOOPBACK, port))
-        if number not in (0, EINPROGRESS):
-            sock.close()
-            raise Refusal(f"{refused}: {os.strerror(number)}")
-        connection = Connection(
-            self._loop, self.table, sock, dialing=refused, on_reset=self._on_reset
-        )
-        connection.begin(end)
-        return connection
+            end = self.table.connect(secrets.randbits(63), member, service, question)
+        except Refusal:
+            again()
+        else:
+            question.begin(end)
+
+    def _accept(self, end: End, service: str) -> Outlet:
+        found = self._accepts(end, service)
+        if isinstance(found, Target):
+            connection = Connection(self._loop, self.table, on_reset=self._on_reset)
+            connection.dial(end, found)
+            return connection
+        return found
 
     def _retry_later(self) -> None:
         if not self._retrying:

@@ -1,4 +1,4 @@
-"""torch's own store over a stream: a real client and a real server that know nothing of the ring."""
+"""The store of torch over a stream: its client and server know nothing of the ring."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def test_a_store_on_another_machine(tmp_path_factory: pytest.TempPathFactory) ->
     with Cluster(tmp_path_factory.mktemp("ring"), 3, settings=settings) as cluster:
         generation = cluster.start().wait_ready()
         server = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
-        (n0, n2) = (TCPStore("127.0.0.1", listen, timeout=WITHIN) for _ in range(2))
+        n0, n2, third = (TCPStore("127.0.0.1", listen, timeout=WITHIN) for _ in range(3))
         n0.set("large", "x" * 5_000_000)
         assert n2.get("large") == b"x" * 5_000_000
-        waiting = Call(lambda: n2.get("late"))
+        waiting = Call(lambda: third.get("late"))
         for _ in range(2):
             cluster[1].rejoin()
             assert n0.add("count", 1) == n2.add("count", 1) - 1
