@@ -19,7 +19,7 @@ from ringd.host.ports import free_ports
 from tests.cluster import PATIENCE, Cluster, wait_until
 from tests.proxy import Proxy
 from tests.ringkit import HASTY, Call, connected
-from tests.streamkit import Server, ask, connect, digest, echo, hear, say
+from tests.streamkit import PIECE, Server, ask, connect, digest, echo, hear, say
 
 MIB = 1 << 20
 PAGE = Path(__file__).parents[1] / "docs" / "streams.md"
@@ -233,6 +233,27 @@ def test_a_reset_goes_through(scene: Scene) -> None:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         wait_until(lambda: errors, "the reset")
     assert isinstance(errors[0], ConnectionResetError)
+    scene.settled()
+
+
+def test_what_came_before_a_reset_is_heard(scene: Scene) -> None:
+    """As with TCP: also by a reader that has not come to it yet."""
+    come = b"x" * MIB
+    heard = bytearray()
+
+    def serve(connection: socket.socket) -> None:
+        connection.recv(1)
+        time.sleep(0.5)
+        with suppress(ConnectionResetError):
+            while data := connection.recv(PIECE):
+                heard.extend(data)
+
+    with Server(serve, scene.port):
+        with connect(scene.listen) as client:
+            client.sendall(b"!" + come)
+            time.sleep(0.2)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        wait_until(lambda: len(heard) == len(come))
     scene.settled()
 
 

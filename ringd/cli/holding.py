@@ -108,9 +108,9 @@ class Holding:
         )
 
     @property
-    def open(self) -> int:
-        """How many streams there are."""
-        return len(self._attachment.forwarder.table)
+    def unsaid(self) -> int:
+        """How many streams there are of which something may have yet to arrive."""
+        return self._attachment.forwarder.table.unsaid
 
     def start(self) -> None:
         """Attach to the daemon, and listen when that has taken it in."""
@@ -165,9 +165,10 @@ class Holding:
     def _trouble(self, reason: str, *, denied: bool) -> None:
         if denied and not self._ready:
             self._fail(Refused(reason))
-        elif reason != self._said:
+        elif denied or not self._said:
+            if reason != self._said:
+                self._tell(f"{reason}; what is open goes on when it is back")
             self._said = reason
-            self._tell(f"{reason}; what is open goes on when it is back")
 
     def _fail(self, error: RingError) -> None:
         self.error = error

@@ -149,6 +149,7 @@ class Chain:
         if self._file is not None:
             self._file.unlink(missing_ok=True)
             self._file = None
+            self._forwarder.table.give_up_waiting("the program has ended")
 
     # --- from the left ----------------------------------------------------------------
 

@@ -104,11 +104,12 @@ def wait_for(loop: Loop, child: Child, holding: Holding) -> None:
             linger(loop.now() + LINGER)
 
     def linger(latest: float) -> None:
-        if holding.open and loop.now() < latest:
+        if holding.unsaid and loop.now() < latest:
             loop.call_later(_LOOK, lambda: linger(latest))
             return
-        if holding.open:
-            say(f"{holding.open} connections were still open {LINGER:g} s after the program's end")
+        if holding.unsaid:
+            count = f"of {holding.unsaid} connections"
+            say(f"{count} not all has arrived {LINGER:g} s after the program's end; they are reset")
         loop.stop()
 
     loop.on_signal(signal.SIGCHLD, ended)

@@ -65,6 +65,7 @@ class Connection:
         self._on_reset = on_reset
         self._on_gone = on_gone
         self._events = 0  # that the loop watches for
+        self._over = False  # the stream is; what came of it may have yet to be taken
         self._shut = False  # the program was told that nothing more comes
         self._open = True
 
@@ -128,9 +129,13 @@ class Connection:
             self._watch()
 
     def reset(self, reason: str) -> None:
-        """Reset the program's connection; for the reason a socket has no words."""
+        """Reset the program's connection, once it has taken what came before that."""
         self._on_reset(reason)
-        self._close(abruptly=True)
+        self._over = True
+        if self._open and self._target is None and self.end.inbox:
+            self._watch()
+        else:
+            self._close(abruptly=True)
 
     def waits(self, reason: str) -> bool:
         """Whether to wait for somebody to be at the other end."""
@@ -195,7 +200,7 @@ class Connection:
         except OSError as error:
             self.abort(f"the program's connection broke: {error.strerror}")
             return
-        if given:
+        if given and not self._over:
             self._table.proceed(end)
         if end.other_closed and not (end.inbox or self._shut):
             self._shut = True
@@ -205,13 +210,14 @@ class Connection:
     def _watch(self) -> None:
         """Watch for what can be done next, or close the socket when nothing can."""
         end = self.end
-        if end.closed and self._shut:
-            self._close(abruptly=False)
+        if (end.closed and self._shut) or (self._over and not end.inbox):
+            self._close(abruptly=not self._shut)
             return
         if self._target is not None:
             events = EVENT_WRITE
         else:
-            events = (EVENT_READ if end.room > 0 else 0) | (EVENT_WRITE if end.inbox else 0)
+            reads = end.room > 0 and not self._over
+            events = (EVENT_READ if reads else 0) | (EVENT_WRITE if end.inbox else 0)
         if events == self._events or self._sock is None:
             return
         if not events:

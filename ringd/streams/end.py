@@ -144,9 +144,14 @@ class End:
         return State(self._received, self._granted, ask, in_program, self.to_program)
 
     @property
+    def arrived(self) -> bool:
+        """Whether the program has said all, and all of that has arrived."""
+        return self.closed and not self._kept
+
+    @property
     def settled(self) -> bool:
-        """Whether both have said all, and all has arrived: the other end is needed no more."""
-        return self.closed and not self._kept and self.other_closed
+        """Whether the same is true of the other end: that is needed no more."""
+        return self.arrived and self.other_closed
 
     @property
     def complete(self) -> bool:

@@ -89,6 +89,11 @@ class Table:
         return len(self._ends)
 
     @property
+    def unsaid(self) -> int:
+        """How many there are of which something may have yet to arrive at the other end."""
+        return sum(not end.arrived for end, _ in self._ends.values())
+
+    @property
     def window(self) -> int:
         """Bytes that may wait at each end."""
         return max(_LEAST_WINDOW, min(_WINDOW, _ALL_WINDOWS // max(1, len(self._ends))))
@@ -161,6 +166,13 @@ class Table:
         for end, outlet in list(self._ends.values()):
             self.reset(end, reason)
             outlet.reset(reason)
+
+    def give_up_waiting(self, reason: str) -> None:
+        """End those whose other end was never there."""
+        for end, outlet in list(self._ends.values()):
+            if not end.heard:
+                self.reset(end, reason)
+                outlet.reset(reason)
 
     def flush(self) -> None:
         """Tell other ends what they are to be told, and forget those ends that are through."""
