@@ -19,9 +19,10 @@ from ringd.loop import Loop
 )
 @socket_option
 def forward(ports: tuple[Forward, ...], socket: Path | None) -> None:
-    """Have ports of this machine's loopback lead to ports of other members' loopback.
+    """Have ports here lead to ports of other members.
 
-    For as long as this runs; only you, and root, can connect. The config has to allow it.
+    From this machine's loopback to theirs, for as long as this runs; only you, and root, can
+    connect. The config has to allow it.
 
     \b
     Example: ringd-cli forward 15000=studio:5000

@@ -223,10 +223,11 @@ class Chain:
 )
 @click.argument("path", required=False, type=click.Path(dir_okay=False, path_type=Path))
 def mlx_hostfile(socket: Path | None, connections: int, port: int, path: Path | None) -> None:
-    """Write the hostfile that MLX programs have under `ringd-cli run --mlx --port`.
+    """Write the hostfile of `run --mlx --port`.
 
-    To PATH, or to standard output. It is the same on all machines: each rank finds its neighbours
-    on its own loopback. `run --mlx` without --port has ports that are free, and writes its own.
+    For MLX programs, to PATH, or to standard output. It is the same on all machines: each rank
+    finds its neighbours on its own loopback. `run --mlx` without --port has ports that are free,
+    and writes its own.
     """
     try:
         size = ask(find_socket(socket), AskStatus)["size"]

@@ -174,9 +174,10 @@ def run(
     socket: Path | None,
     command: tuple[str, ...],
 ) -> None:
-    """Run COMMAND, whose connections through the ring survive also the daemon's end.
+    """Run a program whose connections survive the daemon.
 
-    The config has to allow those ports. Signals are passed on; the exit code is the command's.
+    COMMAND's connections through the ring, that is; the config has to allow those ports. Signals
+    are passed on; the exit code is the command's.
 
     \b
     Examples:

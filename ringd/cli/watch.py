@@ -44,7 +44,7 @@ def status(socket: Path | None, *, as_json: bool) -> None:
 @daemon_options
 @click.option("--wait", metavar="DURATION", help='Wait until the ring is ready, such as "30s".')
 def health(socket: Path | None, *, as_json: bool, wait: str | None) -> None:
-    """Say in one line, and by the exit code, whether the ring is ready.
+    """Say in a line, and by the exit code, whether the ring is up.
 
     \b
     Exit codes: 0 ready, 1 error, 3 no daemon, 4 running but not ready.
