@@ -36,9 +36,11 @@ def test_the_system_tells_who_connected(pair) -> None:
     assert peer_user(pair[1]) == os.geteuid()
 
 
-def test_macos_does_not_tell(pair) -> None:
+def test_some_systems_do_not_tell(pair, tmp_path) -> None:
     """So whoever is on the machine may connect there."""
     assert peer_user(pair[1], linux=False) is None
+    assert peer_user(pair[1], linux=True, net=tmp_path) is None
+    assert is_listened_to(5, linux=True, net=tmp_path) is None
 
 
 @pytest.mark.skipif(not LINUX, reason="only Linux tells")

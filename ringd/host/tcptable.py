@@ -23,12 +23,12 @@ LINUX = sys.platform == "linux"
 def peer_user(sock: socket.socket, *, linux: bool = LINUX, net: Path = _NET) -> int | None:
     """Return the number of the user whose process connected *sock*, an IPv4 connection.
 
-    None where the system does not tell (macOS).
+    None where the system does not tell: macOS, and a Linux without its tables.
 
     Raises:
-        OSError: The process has closed its end already, or the system's table cannot be read.
+        OSError: The process has closed its end already, or a table cannot be read.
     """
-    if not linux:
+    if not (linux and (net / "tcp").exists()):
         return None
     peer, own = sock.getpeername(), sock.getsockname()
     for table, form in (("tcp", _as_ipv4), ("tcp6", _as_ipv6)):
@@ -44,7 +44,7 @@ def is_listened_to(port: int, *, linux: bool = LINUX, net: Path = _NET) -> bool 
 
     Found out without connecting, which the one who listens would notice.
     """
-    if not linux:
+    if not (linux and (net / "tcp").exists()):
         return None
     any4, any6 = "00000000", "0" * 32
     places = (
