@@ -279,6 +279,14 @@ def flat(data: Any, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     return np.frombuffer(data, np.uint8).view(dtype) if len(data) else np.empty(0, dtype)
 
 
+class NoStreams:
+    """Lets no program hold ends of streams."""
+
+    def hold(self, _client, _message):
+        """Say so."""
+        return "a fake daemon carries no streams"
+
+
 class FakeDaemon:
     """The fake daemon in a thread of this process; everything else goes through :meth:`run`."""
 
@@ -292,6 +300,7 @@ class FakeDaemon:
             self.loop,
             SocketLock(path, node="fake"),
             handler=self.handler,
+            holders=NoStreams(),
             answers=self.handler.answers,
             log=structlog.get_logger(),
             counters=Counters(),
@@ -372,6 +381,7 @@ def main() -> None:
         loop,
         SocketLock(options.socket, node="fake"),
         handler=handler,
+        holders=NoStreams(),
         answers=handler.answers,
         log=structlog.get_logger(),
         counters=Counters(),

@@ -73,7 +73,7 @@ class Home:
         self.counters = Counters()
         self.neighbours = Neighbours(loop, self.config, store, self.recorder, self.counters)
         self.user = User()
-        self.neighbours.attach(self.user, None)
+        self.neighbours.attach(self.user, None, None)
         self.reasons = []
         """Why links were lost."""
         lost = self.neighbours.machine.link_down

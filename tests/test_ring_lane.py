@@ -150,3 +150,25 @@ def test_a_break_takes_what_was_to_pass_and_nothing_else():
     assert sender.empty()
     sender.pass_on(OTHER, 1, seq=4)
     assert sender.take() == [(OTHER, 4)]
+
+
+def test_all_streams_together_have_the_turn_of_one_group():
+    """And take turns among themselves."""
+    sender = Sender()
+    sender.give(OWN, 0, 3)
+    for number in (100, 101, 102):
+        for index in range(2):
+            header = Header(FrameType.STREAM, 1, group=number, index=index)
+            sender.lane.carry(header, memoryview(b"x"))
+    left = [group for group, _ in sender.take()]
+    assert left == [OWN, 100, OWN, 101, OWN, 102, 100, 101, 102]
+    assert sender.empty()
+
+
+def test_what_streams_say_is_forgotten_with_the_ring():
+    """It is said again when there is a new one."""
+    sender = Sender()
+    sender.lane.carry(Header(FrameType.STREAM, 1, group=5), memoryview(b"x"))
+    sender.lane.clear_passing()
+    assert sender.take() == []
+    assert sender.empty()

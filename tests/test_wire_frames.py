@@ -25,12 +25,15 @@ u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
 
 
+WITH_MESSAGE = (FrameType.GROUP, FrameType.STREAM)
+
+
 @st.composite
 def headers(draw):
     """Headers that are allowed."""
     kind = draw(st.sampled_from(FrameType))
     length = draw(st.integers(0, MAX_LENGTH[kind]))
-    index = draw(st.integers(0, length) if kind is FrameType.GROUP else u32)
+    index = draw(st.integers(0, length) if kind in WITH_MESSAGE else u32)
     flags = draw(st.sampled_from([0, CHECKSUM]))
     ring, group, seq = draw(u64), draw(u64), draw(u64)
     origin, until, rank = draw(u16), draw(u16), draw(u16)
@@ -85,7 +88,7 @@ def test_believable_garbage(kind, length, index, flags):
     except FrameError:
         return
     assert header.length <= MAX_LENGTH[header.type]
-    assert header.type is not FrameType.GROUP or header.index <= header.length
+    assert header.type not in WITH_MESSAGE or header.index <= header.length
     assert frames.pack(header) == packed
 
 
@@ -103,6 +106,8 @@ def test_believable_garbage(kind, length, index, flags):
         (raw(length=(4 << 20) + 1), "a DATA frame of 4194305 bytes is over the limit of 4194304"),
         (raw(flags=0x8000), "unknown flags 0x8000"),
         (raw(kind=3, length=4, index=5), "a message of 5 bytes in a payload of 4"),
+        (raw(kind=8, length=4, index=5), "a message of 5 bytes in a payload of 4"),
+        (raw(kind=8, length=266241), "a STREAM frame of 266241 bytes is over the limit of 266240"),
     ],
 )
 def test_reasons(packed, reason):

@@ -10,7 +10,18 @@ from ringd.border.lifeline import Lifeline
 from ringd.border.unread import Unread
 from ringd.loop import Loop, Timer
 from ringd.wire.border import lifeline
-from ringd.wire.border.messages import Completed, Failed, Lost, Ref, Released, Reply
+from ringd.wire.border.messages import (
+    Carry,
+    Completed,
+    Failed,
+    Held,
+    Lost,
+    Ref,
+    Released,
+    Reply,
+    RingState,
+    parts,
+)
 
 _ALL = 1 << 64
 """In the place of a number of ops: more than there are."""
@@ -43,6 +54,7 @@ class Client:
         "alive",
         "calls",
         "channels",
+        "holds",
         "pid",
         "program",
         "routing_id",
@@ -58,6 +70,8 @@ class Client:
         self.calls = calls
         self.uses_call_socket = False
         """Whether it is spoken to over its call socket, and not over ZeroMQ."""
+        self.holds = False
+        """Whether ends of streams are in this program."""
         self._outbox = outbox
         self._lifeline = lifeline
         self._loop = loop
@@ -130,6 +144,11 @@ class Client:
     def _is_in(self, number: int) -> bool:
         """Whether it has that stay, or end of a channel."""
         return number in self.stays or number in self.channels
+
+    def tell(self, reply: Held | RingState | Carry, payload: memoryview | None = None) -> None:
+        """Send *reply* to a program that holds ends of streams; *payload* is copied."""
+        if self.alive:
+            self.calls.send(parts(reply, payload))
 
     def enters(self, join_id: int, group: str, former: int) -> None:
         """It joins *group*, in the place of its stay *former*, if it had that."""

@@ -42,12 +42,15 @@ from ringd.wire.border.messages import (
     AskAwaited,
     Attach,
     Awaited,
+    Carry,
     DecodeError,
     Denied,
     Detach,
     Detached,
+    Hold,
     Open,
     Order,
+    Over,
     Question,
     Reply,
     Request,
@@ -131,6 +134,22 @@ class BorderHandler(Protocol):
         """
 
 
+class StreamHolders(Protocol):
+    """What the daemon does with messages of programs that hold ends of streams."""
+
+    def hold(self, client: Client, message: Hold) -> str:
+        """*client* wants to hold some; return why it may not, empty if it may."""
+
+    def carried(self, client: Client, message: Carry, payload: memoryview | None) -> None:
+        """A message of an end that *client* holds; *payload* stays valid while referenced."""
+
+    def over(self, client: Client, message: Over) -> None:
+        """An end that *client* held is over."""
+
+    def holder_gone(self, client: Client) -> None:
+        """*client*, which holds ends, is gone."""
+
+
 Answerer = Callable[[Any, Callable[[bytes], None]], None]
 """Answers a question, of the type that it is for, by calling its second argument with JSON, at once
 or later."""
@@ -159,6 +178,7 @@ class BorderServer:
         lock: SocketLock,
         *,
         handler: BorderHandler,
+        holders: StreamHolders,
         answers: Mapping[type[Question], Answerer],
         log: FilteringBoundLogger,
         counters: Counters,
@@ -181,6 +201,7 @@ class BorderServer:
         self.counters = counters
         self._loop = loop
         self._handler = handler
+        self._holders = holders
         self._answers = answers
         self._alert = True  # the router may have messages
         self._asked: OrderedDict[bytes, int] = OrderedDict()
@@ -373,6 +394,8 @@ class BorderServer:
     def _dispatch(self, routing_id: bytes, message: Request, payload: memoryview | None) -> None:
         if isinstance(message, Attach):
             self._attach(routing_id, message)
+        elif isinstance(message, (Hold, Carry, Over)):
+            self._deny(routing_id, 0, "this belongs on a call socket")
         elif not isinstance(message, _OF_CLIENT):
             self._answer(routing_id, message)
         elif (client := self._by_routing_id.get(routing_id)) is not None:
@@ -392,7 +415,9 @@ class BorderServer:
             fault: str | None = f"not a message of this protocol: {error}"
         else:
             fault = fault_of(message, None if payload is None else len(payload))
-            if client.routing_id is None or not client.uses_call_socket:
+            if isinstance(message, (Hold, Carry, Over)):
+                fault = fault or self._of_holder(client, message, payload)
+            elif client.routing_id is None or not client.uses_call_socket:
                 fault = "attach to a group over ZeroMQ first, and say that the call socket is used"
             elif fault is not None:
                 pass
@@ -406,6 +431,26 @@ class BorderServer:
             self._count_denied(client, fault)
             denied = Denied(getattr(message, "join_id", 0), errors.Refused.code, fault)
             client.calls.send(parts(denied))
+
+    def _of_holder(
+        self, client: Client, message: Hold | Carry | Over, payload: memoryview | None
+    ) -> str | None:
+        """Take a message of a program that holds ends of streams; return what is wrong with it."""
+        if isinstance(message, Hold):
+            if client.routing_id is not None or client.holds:
+                return "a connection is in groups, or holds ends of streams, once"
+            if refusal := self._holders.hold(client, message):
+                return refusal
+            client.program = message.program
+            client.holds = True
+            self._waiting.pop(client).cancel()
+        elif not client.holds:
+            return "say first that this connection holds ends of streams"
+        elif isinstance(message, Carry):
+            self._holders.carried(client, message, payload)
+        else:
+            self._holders.over(client, message)
+        return None
 
     def _hear(self, client: Client, message: OfClient, payload: memoryview | None) -> None:
         if isinstance(message, (Submit, Ack)):
@@ -453,7 +498,7 @@ class BorderServer:
             self._log.debug("message of a former client", what=type(message).__name__)
             self._remember(routing_id)  # there may be calls behind it
             return
-        if client is None or holder not in (None, client):
+        if client is None or client.holds or holder not in (None, client):
             self._deny(
                 routing_id, message.join_id, "the token is not one that a lifeline was given"
             )
@@ -639,7 +684,7 @@ class BorderServer:
         """
         if reason:
             self._loop.call_soon(lambda: self._gone(client, reason))
-        elif client.uses_call_socket:
+        elif client.uses_call_socket or client.holds:
             text = "it closed its call socket"
             self._loop.call_later(_END_WITHIN, lambda: self._gone(client, text))
 
@@ -665,6 +710,8 @@ class BorderServer:
         client.alive = False
         if client.stays:
             self._handler.client_gone(client, reason)
+        if client.holds:
+            self._holders.holder_gone(client)
         # After the others have been told: to give a large client's memory back takes a while.
         self._loop.call_soon(client.hang_up)
 

@@ -16,6 +16,7 @@ from ringd.collective.call import (
     Call,
 )
 from ringd.wire.border.messages import (
+    MAX_CARRIED,
     MAX_LOSS,
     ROOM_FOR_HEADERS,
     SEAL,
@@ -23,7 +24,9 @@ from ringd.wire.border.messages import (
     Ack,
     AskAwaited,
     Attach,
+    Carry,
     Detach,
+    Hold,
     Open,
     Ref,
     Request,
@@ -36,6 +39,7 @@ _MAX_U64 = (1 << 64) - 1
 _MAX_NUMBER = 1 << 62
 """Of an op. Far from where 64 bits end, so that one may count on from any of them."""
 _MAX_TEXT = 1024
+_MAX_SERVICES = 256
 _UNKNOWN = 0
 _NO_TIMEOUT = "a timeout is a finite number of seconds"
 
@@ -51,6 +55,8 @@ def fault_of(message: Request, payload_bytes: int | None) -> str | None:
     """
     if isinstance(message, Submit):
         return _submit_fault(message)
+    if isinstance(message, Carry):
+        return _carry_fault(message, payload_bytes or 0)
     if payload_bytes is not None:
         return "a payload came where none belongs"
     if isinstance(message, Attach):
@@ -62,6 +68,8 @@ def fault_of(message: Request, payload_bytes: int | None) -> str | None:
         return _numbers_fault(message.join_id, message.acked)
     if isinstance(message, AskAwaited):
         return _numbers_fault(message.join_id)
+    if isinstance(message, Hold):
+        return _hold_fault(message)
     version = getattr(message, "version", VERSION)
     if version != VERSION:
         return _version_fault(version)
@@ -120,6 +128,33 @@ def _numbers_fault(join_id: int, *numbers: int) -> str | None:
     for number in numbers:
         if not 0 <= number <= _MAX_NUMBER:
             return "a sequence number lies between 0 and 2**62"
+    return None
+
+
+def _hold_fault(message: Hold) -> str | None:
+    if message.version != VERSION:
+        return _version_fault(message.version)
+    if len(message.program) > _MAX_TEXT:
+        return "the program's name is too long"
+    if max(len(message.serves), len(message.reaches)) > _MAX_SERVICES:
+        return f"a program serves and reaches up to {_MAX_SERVICES} services"
+    words = (*message.serves, *(word for pair in message.reaches for word in pair))
+    if not all(0 < len(word) <= _MAX_TEXT and word.isprintable() for word in words):
+        return f"a service's name has 1 to {_MAX_TEXT} printable characters"
+    return None
+
+
+def _carry_fault(message: Carry, payload_bytes: int) -> str | None:
+    numbers = (message.number, message.generation)
+    if (
+        not all(0 <= number <= _MAX_U64 for number in numbers)
+        or not 0 <= message.member <= _MAX_U16
+    ):
+        return "a stream, a generation or a member has an impossible number"
+    if not 0 <= message.offset <= _MAX_NUMBER:
+        return "an offset lies between 0 and 2**62"
+    if len(message.body) + payload_bytes > MAX_CARRIED:
+        return f"a stream's message has up to {MAX_CARRIED} bytes"
     return None
 
 

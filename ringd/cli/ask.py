@@ -40,7 +40,13 @@ class _Told(DaemonUnavailable):
 
 def daemon_options(command: _Command) -> _Command:
     """Add ``--socket`` and ``--json`` to *command*."""
-    command = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")(command)
+    return socket_option(
+        click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")(command)
+    )
+
+
+def socket_option(command: _Command) -> _Command:
+    """Add ``--socket`` to *command*."""
     return click.option(
         "--socket",
         # Whether it may be used is found out by using it, and said in our own words.

@@ -13,6 +13,9 @@ from ringd.cli.completion import completion
 from ringd.cli.demo import demo
 from ringd.cli.doctor import doctor
 from ringd.cli.exchange import export, import_
+from ringd.cli.forward import forward
+from ringd.cli.mlx import mlx_hostfile
+from ringd.cli.run import run
 from ringd.cli.service import service
 from ringd.cli.setup import init, keygen
 from ringd.cli.state import reset_state
@@ -59,6 +62,9 @@ main.add_command(bugreport)
 main.add_command(bench)
 main.add_command(reset_state)
 main.add_command(demo)
+main.add_command(forward)
+main.add_command(run)
+main.add_command(mlx_hostfile)
 main.add_command(trace)
 main.add_command(service)
 main.add_command(completion)

@@ -31,6 +31,7 @@ from ringd.config.settings import (
     Member,
     Protection,
     RingSettings,
+    StreamRule,
     is_loopback,
     settings_of,
 )
@@ -40,8 +41,10 @@ from ringd.wire.border.messages import ROOM_FOR_HEADERS
 from ringd.wire.text import printable
 
 MAX_ADDRESSES = 16
+MAX_PORT = 65535
 RING_KEYS = ("name", "key_file", "protect", "insecure", "members")
 MEMBER_KEYS = ("name", "addresses", "listen")
+STREAM_KEYS = ("to", "from", "listen")
 
 _NUMBERED = re.compile(r"(.+)-([2-9]|[1-9][0-9])", re.ASCII)  # by the network: two had one name
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
@@ -179,8 +182,9 @@ def _read(report: _Report, node: str | None, hostname: str | None) -> Config | N
     document = _parse(report)
     if document is None:
         return None
-    report.unknown_keys("", document, ("ring", *SECTIONS))
+    report.unknown_keys("", document, ("ring", "streams", *SECTIONS))
     ring = _ring(report, document.get("ring"))
+    streams = _streams(report, document.get("streams", []), ring.members)
     sections = {name: _section(report, name, document.get(name, {})) for name in SECTIONS}
     me = ""
     names = [member.name for member in ring.members if member.name]
@@ -192,7 +196,7 @@ def _read(report: _Report, node: str | None, hostname: str | None) -> Config | N
             report.add("ring.members", error)
         except ValueError as error:
             report.add("ring.members", error)
-    return Config(ring=ring, path=report.path, node=me, **sections)
+    return Config(ring=ring, path=report.path, node=me, streams=streams, **sections)
 
 
 def _parse(report: _Report) -> dict[str, Any] | None:
@@ -339,6 +343,73 @@ def _members(report: _Report, tables: object) -> tuple[Member, ...]:
             _check_double(report, key + ".name", name, name.casefold(), names)
         members.append(Member(name, own, listen))
     return tuple(members)
+
+
+def _streams(report: _Report, tables: object, members: Iterable[Member]) -> tuple[StreamRule, ...]:
+    if not isinstance(tables, list):
+        report.add("streams", "not a list of tables; write [[streams]]", tables)
+        return ()
+    names = [member.name for member in members if member.name]
+    rules = []
+    taken: dict[str, str] = {}
+    for index, table in enumerate(tables):
+        key = f"streams[{index}]"
+        if not isinstance(table, dict):
+            report.add(key, "not a table; write [[streams]]", table)
+            continue
+        report.unknown_keys(key + ".", table, STREAM_KEYS)
+        rule = _stream(report, key, table, names)
+        if rule is None:
+            continue
+        for source in rule.sources if rule.listen is not None else ():
+            canonical = f"{source} {rule.listen}"
+            _check_double(report, key + ".listen", f"{rule.listen} on {source}", canonical, taken)
+        rules.append(rule)
+    return tuple(rules)
+
+
+def _stream(
+    report: _Report, key: str, table: Mapping[str, Any], names: Sequence[str]
+) -> StreamRule | None:
+    """Return what a table of streams says; None if that is wrong, which is reported."""
+    before = len(report.lines)
+    to, port = _member_port(report, key + ".to", table.get("to"), names)
+    sources = table.get("from", [name for name in names if name != to])
+    if not isinstance(sources, list) or not sources:
+        report.add(key + ".from", "write a list of members, or omit this for all others", sources)
+        sources = []
+    for source in sources:
+        if source == to:
+            report.add(key + ".from", "a machine needs no stream to itself; leave it out", to)
+        elif source not in names:
+            report.add(key + ".from", _no_member(source, names), source)
+    listen = table.get("listen")
+    if listen is not None and not _is_port(listen):
+        report.add(key + ".listen", f"not a port; write a number from 1 to {MAX_PORT}", listen)
+    if len(report.lines) > before:
+        return None
+    return StreamRule(to, port, tuple(dict.fromkeys(sources)), listen)
+
+
+def _member_port(report: _Report, key: str, value: object, names: Sequence[str]) -> tuple[str, int]:
+    name, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if not (colon and port.isascii() and port.isdecimal() and _is_port(int(port[:6]))):
+        example = f"{names[0] if names else 'studio'}:5000"
+        report.add(key, f'write a member and a port of its loopback: "{example}"', value)
+    elif name not in names:
+        report.add(key, _no_member(name, names), value)
+    else:
+        return name, int(port)
+    return "", 0
+
+
+def _no_member(name: object, names: Sequence[str]) -> str:
+    hint = _did_you_mean(name, names) if isinstance(name, str) else ""
+    return f"no member is named so{hint}; members: {', '.join(names)}"
+
+
+def _is_port(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_PORT
 
 
 def _addresses(

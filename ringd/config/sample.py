@@ -56,6 +56,16 @@ MEMBERS = """\
 # "listen" names what it binds instead of every interface: listen = ["10.0.0.1:5680"].
 """
 
+STREAMS = """
+# Connections that go through the ring (docs/streams.md): a table for each port to be reached, with
+# "to", the member and a port of its loopback; "from", the members from which, all others if it is
+# left out; and "listen", if the daemons of those are to listen for it on a port of their loopback:
+# [[streams]]
+# to = "studio:5000"
+# from = ["mini"]
+# listen = 15000
+"""
+
 SECTION_HEADS = {
     "join": "How the members find each other, and how soon they notice that one is gone.",
     "ipc": "Between the programs of a machine and its daemon.",
@@ -86,7 +96,7 @@ def render(
             lines.append(assign("listen", list(member.listen)))
         lines.append("\n")
     sections = (_section(section, settings_of(SECTIONS[section])) for section in SECTIONS)
-    return "".join(lines) + "\n".join(sections)
+    return "".join(lines) + "\n".join(sections) + STREAMS
 
 
 def _section(name: str, settings: dict[str, Setting]) -> str:

@@ -213,6 +213,20 @@ class RingSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamRule:
+    """A table of ``[[streams]]``: connections that members may have to a port of another one."""
+
+    to: str
+    """The member on which the port is."""
+    port: int
+    """On its loopback."""
+    sources: tuple[str, ...]
+    """The members whose programs may reach it."""
+    listen: int | None = None
+    """The loopback port at which the daemons of these listen for that; None: they do not."""
+
+
+@dataclass(frozen=True, slots=True)
 class JoinSettings:
     """``[join]``: how members find each other and notice each other's loss. Seconds."""
 
@@ -389,6 +403,7 @@ class Config:
     metrics: MetricsSettings
     path: Path
     node: str
+    streams: tuple[StreamRule, ...] = ()
 
     @property
     def rank(self) -> int:

@@ -19,6 +19,7 @@ from ringd.daemon.notify import ServiceManager
 from ringd.daemon.programs import Programs
 from ringd.daemon.status import open_ops, status
 from ringd.daemon.statusline import StatusLine
+from ringd.daemon.streams import Streams
 from ringd.errors import RingError
 from ringd.host import heap
 from ringd.loop import Loop, Timer
@@ -110,7 +111,8 @@ class Daemon:
         self._programs = Programs(
             loop, config, view, self._neighbours, self._recorder, counters=counters
         )
-        self._neighbours.attach(self._programs, self._programs.performer.bulk)
+        self._streams = Streams(loop, config, self._neighbours)
+        self._neighbours.attach(self._programs, self._streams, self._programs.performer.bulk)
         self._recorder.open_ops = lambda: open_ops(self._programs)
         self._line = StatusLine(
             loop,
@@ -122,6 +124,7 @@ class Daemon:
             loop,
             lock,
             handler=self._programs,
+            holders=self._streams,
             answers={
                 AskStatus: self._status,
                 AskRejoin: self._rejoin,
@@ -149,6 +152,7 @@ class Daemon:
         try:
             self._line.show("forming: the daemon has just started")
             self._neighbours.start()
+            self._streams.start()
             self._started = loop.now()  # it listens from here on
             for signum in (signal.SIGTERM, signal.SIGINT):
                 loop.on_signal(signum, self._drain)
@@ -175,6 +179,7 @@ class Daemon:
             heap.settle()
             loop.run()
         finally:
+            self._streams.close(self._ends)
             self._neighbours.stop("the daemon stops")
             if not self._neighbours.disk.finish():
                 self._log.warning("stopping although the disk has not taken the state yet")
@@ -184,6 +189,10 @@ class Daemon:
             border.close()
             loop.close()
         self._log.info("ringd stopped")
+
+    @property
+    def _ends(self) -> str:
+        return f"the daemon on {self._config.node!r} stops"
 
     # --- signals ----------------------------------------------------------------------
 
@@ -196,6 +205,7 @@ class Daemon:
         self._line.show("draining")
         self._recorder.note("stopping")
         self._programs.drain()
+        self._streams.close(self._ends)
         self._neighbours.drain()
         self._when_idle(self._loop.stop, self._loop.now() + DRAIN)
 
@@ -222,6 +232,7 @@ class Daemon:
             _check_reload(self._config, config)
             self._neighbours.reload(config)
             self._programs.reload(config)
+            self._streams.reload(config)
         except RingError as error:
             self._log.error("reload refused, the old settings stay", reason=str(error))
             self._reload_error = (str(error), self._loop.now())
@@ -240,6 +251,7 @@ class Daemon:
             self._config,
             self._neighbours,
             self._programs,
+            self._streams,
             self._counters,
             started=self._started,
             reload_error=self._reload_error,

@@ -11,6 +11,7 @@ from ringd import __version__
 from ringd.collective.view import View
 from ringd.config.settings import Config
 from ringd.daemon.programs import Programs
+from ringd.daemon.streams import Streams
 from ringd.groups.channels import Channel
 from ringd.groups.seat import Seat
 from ringd.host import limits
@@ -29,6 +30,7 @@ def status(
     config: Config,
     neighbours: Neighbours,
     programs: Programs,
+    streams: Streams,
     counters: Counters,
     *,
     started: float,
@@ -106,6 +108,26 @@ def status(
         ],
         "black_hole": _black_hole(view, neighbours, now),
         "groups": [_group(programs, name, now) for name in sorted(programs.engine.roll.groups)],
+        "streams": {
+            "open": len(streams),
+            "programs": [
+                {
+                    "pid": holder.client.pid,
+                    "program": holder.client.program,
+                    "serves": list(holder.serves),
+                    "open": len(holder.ends),
+                }
+                for holder in streams.holders
+            ],
+            "listens": [
+                {
+                    "port": rule.listen,
+                    "to": f"{rule.to}:{rule.port}",
+                    "trouble": streams.trouble.get(rule),
+                }
+                for rule in streams.rules
+            ],
+        },
         "clients": [
             {"pid": client.pid, "program": client.program, "shared_memory": client.segment_bytes}
             for client in programs.clients

@@ -238,12 +238,18 @@ class Bulk:
 
     # --- to a neighbour ---------------------------------------------------------------
 
+    def carry(self, side: Side, header: Header, data: memoryview) -> None:
+        """Send bytes of a stream, beside the chunks."""
+        self._lanes[side].carry(header, data)
+
     def next_chunk(self, side: Side) -> tuple[Header, memoryview] | None:
         """Return the next chunk to send, of the group whose turn it is."""
         return self._lanes[side].next()
 
     def sent(self, header: Header) -> None:
         """The chunk has left, its memory is free."""
+        if header.type is not FrameType.DATA:  # bytes of a stream, which are nobody else's
+            return
         key = (header.group, header.seq)
         flow = self._flows.get(key)
         if flow is not None and header.origin == self._member:

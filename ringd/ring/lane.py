@@ -56,11 +56,36 @@ class _Passing:
         return self.chunks.popleft() if self.chunks else None
 
 
+class _Streams:
+    """Bytes of streams, which take turns among themselves."""
+
+    __slots__ = ("_turns",)
+
+    def __init__(self) -> None:
+        self._turns: dict[int, deque[Chunk]] = {}
+
+    def add(self, header: Header, data: memoryview) -> None:
+        self._turns.setdefault(header.group, deque()).append((header, data))
+
+    def next(self) -> Chunk | None:
+        for number, chunks in self._turns.items():
+            chunk = chunks.popleft()
+            del self._turns[number]
+            if chunks:
+                self._turns[number] = chunks  # it is the last one now
+            return chunk
+        return None
+
+    def clear(self) -> None:
+        self._turns.clear()
+
+
 class Lane:
     """Chunks for one neighbour.
 
-    Invariant: groups take turns chunk by chunk, so none waits for another; within a group the
-    oldest op that can send goes first, so that ops end in order.
+    Invariant: groups take turns chunk by chunk, so none waits for another, and all streams together
+    have the turn of one group; within a group the oldest op that can send goes first, so that ops
+    end in order.
 
     Args:
         next_chunk: asks an op for what it has to send.
@@ -70,7 +95,9 @@ class Lane:
         self._next_chunk = next_chunk
         self._ops: dict[int, _Ops] = {}  # by gid
         self._passing: dict[int, _Passing] = {}  # by gid
-        self._turns: deque[tuple[int, Union[_Ops, _Passing]]] = deque()
+        self._streams = _Streams()
+        self._streams_turn = False  # whether they have one
+        self._turns: deque[tuple[int, Union[_Ops, _Passing, _Streams]]] = deque()
         self.passing: Counter[Key] = Counter()
         """Chunks that are to pass, by their op."""
         self.passing_bytes = 0
@@ -100,6 +127,13 @@ class Lane:
             del self.passing[key]
         self.passing_bytes += change * (len(chunk) + EACH)
 
+    def carry(self, header: Header, data: memoryview) -> None:
+        """Send bytes of a stream."""
+        self._streams.add(header, data)
+        if not self._streams_turn:
+            self._streams_turn = True
+            self._turns.append((0, self._streams))
+
     def next(self) -> Chunk | None:
         """Return the next chunk, of the group whose turn it is; None if there is none."""
         turns = self._turns
@@ -114,13 +148,16 @@ class Lane:
             turns.popleft()
             if isinstance(queue, _Ops):
                 del self._ops[gid]
-            else:
+            elif isinstance(queue, _Passing):
                 del self._passing[gid]
+            else:
+                self._streams_turn = False
         return None
 
     def clear_passing(self) -> None:
-        """Forget what was to pass: the ring broke."""
+        """Forget what was to pass, and what streams say: the ring broke."""
         for passing in self._passing.values():
             passing.chunks.clear()
         self.passing.clear()
         self.passing_bytes = 0
+        self._streams.clear()

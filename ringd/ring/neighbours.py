@@ -59,6 +59,24 @@ class RingUser(Protocol):
         """A message of *rank* in session *gid*, which is on member *origin*, came round."""
 
 
+class StreamUser(Protocol):
+    """Who has ends of streams here. Told after the groups."""
+
+    def ring_up(self) -> None:
+        """The ring formed."""
+
+    def ring_down(self) -> None:
+        """The ring broke; nothing sent before will arrive any more."""
+
+    def stream_message(
+        self, origin: int, number: int, offset: int, head: memoryview, data: memoryview
+    ) -> None:
+        """A message of a stream's other end came; valid only during the call.
+
+        Raises one of :data:`ringd.wire.link.control.DecodeError` if *head* is none.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Namesake:
     """A machine that was turned away, as another one bears its name."""
@@ -95,6 +113,7 @@ class Neighbours:
         self.black_hole = BlackHole()
         """What the right links that were lost point to."""
         self._user: RingUser
+        self._streams: StreamUser
         self._bulk: Bulk
         self.rank = config.rank
         self.size = config.size
@@ -131,9 +150,10 @@ class Neighbours:
                 counters=counters,
             )
 
-    def attach(self, user: RingUser, bulk: Bulk) -> None:
+    def attach(self, user: RingUser, streams: StreamUser, bulk: Bulk) -> None:
         """Say who uses the ring."""
         self._user = user
+        self._streams = streams
         self._bulk = bulk
 
     # --- life -------------------------------------------------------------------------
@@ -361,10 +381,12 @@ class Neighbours:
                 self._bulk.generation = action.generation
                 self._counters.rings += 1
                 self._user.ring_up(action.generation)
+                self._streams.ring_up()
                 self._catch_up()
             elif isinstance(action, membership.Broken):
                 self._bulk.broke()
                 self._user.ring_down(self._suspect(action.reason))
+                self._streams.ring_down()
             elif isinstance(action, membership.Changed):
                 self._paced.info(
                     "ring " + action.new.value,
@@ -486,8 +508,52 @@ class Neighbours:
         )
         link.send(header, payload)
 
+    def send_stream(
+        self, until: int, number: int, offset: int, head: bytes, data: bytes | memoryview
+    ) -> None:
+        """Send a message of a stream's end to the member *until*, the shorter way round.
+
+        One without *data* overtakes those with some. Lost in a broken ring.
+        """
+        link = self.links.get(side := self._way(until))
+        if link is None or not self.machine.in_ring:
+            return
+        whole = self._config.ops.checksum and bool(data)
+        payload = head + data if data else head
+        header = Header(
+            FrameType.STREAM,
+            length=len(payload),
+            generation=self.machine.generation,
+            group=number,
+            seq=offset,
+            index=len(head),
+            origin=self.rank,
+            until=until,
+            flags=frames.CHECKSUM if whole else frames.MESSAGE_CHECKSUM,
+            payload_crc=frames.checksum(payload if whole else head),
+        )
+        self._carry(side, header, payload)
+
+    def _way(self, member: int) -> Side:
+        """Return the shorter way to *member*; if both are as long, the one by which it sends."""
+        rightwards = (member - self.rank) % self.size
+        shorter = 2 * rightwards < self.size
+        return (
+            "right" if shorter or (2 * rightwards == self.size and self.rank < member) else "left"
+        )
+
+    def _carry(self, side: Side, header: Header, payload: bytes) -> None:
+        link = self.links.get(side)
+        if link is None:
+            return
+        if header.length > header.index:
+            self._bulk.carry(side, header, memoryview(payload))
+            link.kick()
+        else:
+            link.send(header, payload)
+
     def frame_received(self, link: Link, header: Header, payload: memoryview) -> None:
-        """Take a membership or group frame from a neighbour."""
+        """Take a membership, group or stream frame from a neighbour."""
         try:
             if header.type is FrameType.MEMBERSHIP:
                 message = control.decode_membership(payload)
@@ -499,6 +565,8 @@ class Neighbours:
                 self.inquiries.received(link.side, inquiry)
             elif header.type is FrameType.CREDIT:
                 self._credit(link, header)
+            elif header.type is FrameType.STREAM:
+                self._stream_frame(link, header, payload)
             else:
                 self._group_frame(link, header, payload)
         except control.DecodeError as error:
@@ -507,17 +575,7 @@ class Neighbours:
     def _group_frame(self, link: Link, header: Header, payload: memoryview) -> None:
         if header.origin >= self.size or header.until >= self.size:
             raise FrameError("a group message of or to a member that there is not")
-        if header.generation == self.machine.entering:
-            # Others were faster to write it down. What they say now would be kept in any case.
-            if not self._early.keep(link, header, payload):
-                self._lose(
-                    link,
-                    f"more than {MOST >> 20} MiB came for generation {header.generation} before "
-                    f"it was on the disk ({self._store.path})",
-                )
-            return
-        if not self.machine.in_ring or header.generation != self.machine.generation:
-            self._counters.dropped_frames["of another generation"] += 1
+        if not self._is_of_now(link, header, payload):
             return
         message = control.decode_group(payload[: header.index])
         data = bytes(payload[header.index :])
@@ -539,6 +597,32 @@ class Neighbours:
         if reason := control.objection(message, self.size):
             raise FrameError(reason)
 
+    def _is_of_now(self, link: Link, header: Header, payload: memoryview) -> bool:
+        """Whether a frame is of the ring's generation; one of the next one is kept for that."""
+        if header.generation == self.machine.entering:
+            # Others were faster to write it down. What they say now would be kept in any case.
+            if not self._early.keep(link, header, payload):
+                self._lose(
+                    link,
+                    f"more than {MOST >> 20} MiB came for generation {header.generation} before "
+                    f"it was on the disk ({self._store.path})",
+                )
+            return False
+        if not self.machine.in_ring or header.generation != self.machine.generation:
+            self._counters.dropped_frames["of another generation"] += 1
+            return False
+        return True
+
+    def _stream_frame(self, link: Link, header: Header, payload: memoryview) -> None:
+        self._check_way(header)
+        if not self._is_of_now(link, header, payload):
+            return
+        if header.until != self.rank:
+            self._carry(OPPOSITE[link.side], header, bytes(payload))
+            return
+        head, data = payload[: header.index], payload[header.index :]
+        self._streams.stream_message(header.origin, header.group, header.seq, head, data)
+
     def _catch_up(self) -> None:
         """Take what the others said in this generation before it was on the disk here."""
         for early in self._early.take():
@@ -549,8 +633,8 @@ class Neighbours:
             ):
                 return
             try:
-                self._group_frame(link, header, memoryview(early.payload))
-            except (FrameError, *control.DecodeError) as error:
+                self.frame_received(link, header, memoryview(early.payload))
+            except FrameError as error:
                 self._lose(link, f"protocol error: {error}")
                 return
 

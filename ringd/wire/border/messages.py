@@ -31,6 +31,9 @@ TOKEN_BYTES = 16
 MAX_LOSS = 512
 """Characters of what a client says of its former stay; the daemon remembers many such texts."""
 
+MAX_CARRIED = 260 << 10
+"""Bytes of a stream's message, with those of the stream."""
+
 SEAL = struct.Struct("<QQ")
 """Join id and sequence number, written by the daemon behind a finished result.
 
@@ -234,13 +237,50 @@ class AskLogLevel(msgspec.Struct, frozen=True, array_like=True, tag="log level")
     """As in :class:`AskRejoin`."""
 
 
+class Hold(msgspec.Struct, frozen=True, array_like=True, tag="hold"):
+    """Have ends of streams in this program; over the call socket of a connection without groups.
+
+    Answered by :class:`Held` and :class:`RingState`, or by :class:`Denied`.
+    """
+
+    version: int
+    program: str
+    serves: tuple[str, ...]
+    """The services of this machine to which others' streams are to lead here."""
+    reaches: tuple[tuple[str, str], ...]
+    """Member and service of those that streams from here are to lead to."""
+
+
+class Carry(msgspec.Struct, frozen=True, array_like=True, tag="carry"):
+    """A message between the two ends of a stream, one of which is in this program.
+
+    The bytes of the stream are the payload. To the daemon and from it.
+    """
+
+    number: int
+    """The stream's."""
+    member: int
+    """Where the other end is."""
+    generation: int
+    """Of the ring; the daemon drops those of another one."""
+    offset: int
+    body: bytes
+    """The message, as it goes from daemon to daemon."""
+
+
+class Over(msgspec.Struct, frozen=True, array_like=True, tag="over"):
+    """An end of a stream, which was in this program, is over."""
+
+    number: int
+
+
 Order = Union[AskRejoin, AskReload, AskDrain, AskResume, AskLogLevel]
 """What disturbs: not everybody who may use the ring may ask for that."""
 
 Question = Union[AskStatus, AskTrace, AskLog, Order]
 """What needs no attachment; answered by :class:`Answer`."""
 
-Request = Union[Attach, Open, Submit, Ack, Detach, AskAwaited, Question]
+Request = Union[Attach, Open, Submit, Ack, Detach, AskAwaited, Hold, Carry, Over, Question]
 
 
 # --- daemon to client -----------------------------------------------------------------
@@ -345,6 +385,15 @@ class RingState(msgspec.Struct, frozen=True, array_like=True, tag="ring"):
     """Why the ring broke, if it did."""
 
 
+class Held(msgspec.Struct, frozen=True, array_like=True, tag="held"):
+    """The program may have ends of streams."""
+
+    rank: int
+    """This member's place in the ring."""
+    nodes: tuple[str, ...]
+    """The members' names, by rank."""
+
+
 class Denied(msgspec.Struct, frozen=True, array_like=True, tag="denied"):
     """The request as a whole was refused (a malformed one has join id 0)."""
 
@@ -369,6 +418,8 @@ Reply = Union[
     Detached,
     Awaited,
     RingState,
+    Held,
+    Carry,
     Denied,
     Answer,
 ]

@@ -29,7 +29,7 @@ CHECKSUM = 1
 """Flag: ``payload_crc`` is the CRC-32 of the payload, to be verified by the receiver."""
 
 MESSAGE_CHECKSUM = 2
-"""Flag of a GROUP frame: ``payload_crc`` is that of the message, the first ``index`` bytes."""
+"""Flag of GROUP and STREAM frames: ``payload_crc`` is that of the message, ``index`` bytes."""
 
 _KNOWN_FLAGS = CHECKSUM | MESSAGE_CHECKSUM
 
@@ -57,6 +57,8 @@ class FrameType(enum.IntEnum):
     """How many chunks of an op may have been sent by now: ``index``."""
     INQUIRY = 6
     """A question to all members that can be reached, or an answer on its way back."""
+    STREAM = 8
+    """``index`` bytes of a message of a stream's other end, then bytes of that stream."""
 
 
 MAX_LENGTH = {
@@ -67,6 +69,7 @@ MAX_LENGTH = {
     FrameType.BYE: 256,
     FrameType.INQUIRY: 1 << 20,
     FrameType.CREDIT: 0,
+    FrameType.STREAM: 260 << 10,
 }
 """The longest payload of each type, in bytes."""
 
@@ -83,7 +86,7 @@ class Header(msgspec.Struct, frozen=True, gc=False):
     group: int = 0
     seq: int = 0
     index: int = 0
-    """DATA: the chunk's number. GROUP: bytes of message before the tensor bytes."""
+    """DATA: the chunk's number. GROUP, STREAM: bytes of message before the others."""
     origin: int = 0
     """The member that the frame comes from."""
     until: int = 0
@@ -101,6 +104,8 @@ _GUARDED = _BODY.size
 
 HEADER_SIZE = _WHOLE.size
 """52."""
+
+_WITH_MESSAGE = (int(FrameType.GROUP), int(FrameType.STREAM))
 
 _TYPES = {int(kind): (kind, cap) for kind, cap in MAX_LENGTH.items()}
 
@@ -184,6 +189,6 @@ def checked(kind: int, length: int, index: int) -> FrameType:
         raise FrameError(
             f"a {known[0].name} frame of {length} bytes is over the limit of {known[1]}"
         )
-    if kind == FrameType.GROUP and index > length:
+    if kind in _WITH_MESSAGE and index > length:
         raise FrameError(f"a message of {index} bytes in a payload of {length}")
     return known[0]

@@ -1,0 +1,186 @@
+"""Ends of streams in a command, in the place of the daemon: for ``forward`` and ``run``."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import click
+
+from ringd.cli.mlx import Chain
+from ringd.errors import Refused, RingError
+from ringd.forward.attachment import Attachment
+from ringd.forward.connection import Target
+from ringd.forward.door import Door
+from ringd.forward.forwarder import port_of, service_of
+from ringd.loop import Loop
+from ringd.streams.end import End
+from ringd.streams.table import Outlet, Refusal
+
+MAX_PORT = 65535
+
+_FORWARD = re.compile(r"(?:(\d{1,5})=)?([^=]+):(\d{1,5})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A port of this machine's loopback that leads to one on another member."""
+
+    listen: int
+    to: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"127.0.0.1:{self.listen} leads to port {self.port} of {self.to!r}"
+
+
+def forwards(
+    _context: click.Context, _option: click.Parameter, values: tuple[str, ...]
+) -> tuple[Forward, ...]:
+    """Read ``[PORT=]MEMBER:PORT``, as often as it is there."""
+    found = []
+    for value in values:
+        match = _FORWARD.fullmatch(value)
+        listen, to, port = ("0", "", "0") if match is None else match.groups()
+        forward = Forward(int(listen or port), to, int(port))
+        if not (0 < forward.listen <= MAX_PORT and 0 < forward.port <= MAX_PORT):
+            raise click.BadParameter(f'"{value}" is not like 15000=studio:5000, or studio:5000')
+        found.append(forward)
+    return tuple(found)
+
+
+def say(text: str) -> None:
+    """Print a line for the user, beside what a program prints."""
+    click.echo(f"ringd-cli: {text}", err=True)
+
+
+class Holding:
+    """The streams of one command.
+
+    Args:
+        loop: Where it runs; stopped when there is an :attr:`error`.
+        path: Of the daemon's socket.
+        program: Its name, for people.
+        forwards: The ports at which it listens.
+        serves: The ports of this machine to which other members' streams are to lead through it.
+        chain: Both neighbours of an MLX program, if it is one.
+        on_ready: Called once, when it listens and the daemon has taken it in.
+        tell: Says to the user what they should know.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        path: Path,
+        program: str,
+        *,
+        forwards: Sequence[Forward],
+        serves: Sequence[int],
+        chain: Chain | None = None,
+        on_ready: Callable[[], None],
+        tell: Callable[[str], None],
+    ) -> None:
+        self.error: RingError | None = None
+        """Why it cannot be done."""
+        self._loop = loop
+        self._forwards = forwards
+        self._chain = chain
+        self._on_ready = on_ready
+        self._tell = tell
+        self._doors: list[Door] = []
+        self._ready = False
+        self._said = ""
+        self._attachment = Attachment(
+            loop,
+            path,
+            program,
+            serves=(*map(service_of, serves), *(() if chain is None else chain.services)),
+            reaches=tuple((forward.to, service_of(forward.port)) for forward in forwards),
+            accepts=self._accepts,
+            on_held=self._held,
+            on_trouble=self._trouble,
+            on_reset=lambda reason: tell(f"a connection was reset: {reason}"),
+        )
+
+    @property
+    def unsaid(self) -> int:
+        """How many streams there are of which something may have yet to arrive."""
+        return self._attachment.forwarder.table.unsaid
+
+    def start(self) -> None:
+        """Attach to the daemon, and listen when that has taken it in."""
+        self._attachment.start()
+
+    def listen_no_more(self) -> None:
+        """Begin no more streams from here."""
+        for door in self._doors:
+            door.close()
+        self._doors.clear()
+        if self._chain is not None:
+            self._chain.close()
+
+    def close(self, reason: str) -> None:
+        """End what is open, and part with the daemon."""
+        self.listen_no_more()
+        self._attachment.forwarder.table.close(reason)
+        self._attachment.close()
+
+    def _held(self, names: tuple[str, ...], rank: int) -> None:
+        if self._said:
+            self._tell("the daemon is there again")
+            self._said = ""
+        if self._ready:
+            return
+        try:
+            for forward in self._forwards:
+                member = names.index(forward.to)
+                self._doors.append(
+                    Door(
+                        self._loop,
+                        forward.listen,
+                        may_enter=lambda uid: uid in (0, os.geteuid()),
+                        on_connection=partial(self._entered, member, service_of(forward.port)),
+                        on_refused=self._tell,
+                    )
+                )
+            if self._chain is not None:
+                self._chain.begin(self._attachment.forwarder, names, rank)
+        except RingError as error:
+            self._fail(error)
+            return
+        self._ready = True
+        self._on_ready()
+
+    def _entered(self, member: int, service: str, sock: socket.socket) -> None:
+        try:
+            self._attachment.forwarder.connect(sock, member, service)
+        except Refusal as refusal:
+            self._tell(str(refusal))
+
+    def _trouble(self, reason: str, *, denied: bool) -> None:
+        if denied and not self._ready:
+            self._fail(Refused(reason))
+        elif denied or not self._said:
+            if reason != self._said:
+                self._tell(f"{reason}; what is open goes on when it is back")
+            self._said = reason
+
+    def _fail(self, error: RingError) -> None:
+        self.error = error
+        self.listen_no_more()
+        self._attachment.close()
+        self._loop.stop()
+
+    def _accepts(self, end: End, service: str) -> Target | Outlet:
+        """Return what a service leads to; the daemon has seen to it that it is one of ours."""
+        port = port_of(service)
+        if port is not None:
+            return Target(port)
+        if self._chain is None:
+            raise Refusal(f"there is no service {service!r} here")
+        return self._chain.accepts(end, service)

@@ -1,0 +1,243 @@
+"""Both neighbours of an MLX program, on the loopback of its own machine.
+
+MLX's ring backend has no handshake and little patience: a program whose neighbour is not there
+within half a minute dies, and one that is let in spins until all are there. So its neighbours are
+here. Connections that it makes are taken at once, and led to the machine on the right; those that
+come from the left are made when the program listens. Programs accept before they connect, but for
+the last rank: so each lets the next one in, when it has come to that itself, and rank 0 is held
+back until all have.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import mkstemp
+
+import click
+
+from ringd.cli.ask import ask, fail, find_socket, socket_option
+from ringd.errors import RingError
+from ringd.forward.connection import LOOPBACK, Target
+from ringd.forward.door import Door
+from ringd.forward.forwarder import Forwarder
+from ringd.forward.question import Answer
+from ringd.host.ports import free_ports
+from ringd.host.tcptable import is_listened_to
+from ringd.loop import Loop
+from ringd.streams.end import End
+from ringd.streams.table import Outlet, Refusal
+from ringd.wire.border.messages import AskStatus
+
+FIRST_PORT = 32323
+"""MLX's own first port."""
+
+MAX_FIRST_PORT = 60000
+
+LOOK_EVERY = 0.25
+"""Seconds between looks whether the program listens."""
+
+SAY_AFTER = 3.0
+"""Seconds after which it is said who is missing, and how often that is looked at again."""
+
+
+def ports_of(rank: int, connections: int, first: int = FIRST_PORT) -> list[int]:
+    """Return the ports at which *rank* listens, on the loopback of whichever machine."""
+    begin = first + rank * connections
+    return list(range(begin, begin + connections))
+
+
+def hostfile(ports: Sequence[Sequence[int]]) -> str:
+    """Return the text of a hostfile for MLX, of the ports of each rank."""
+    return json.dumps([[f"{LOOPBACK}:{port}" for port in own] for own in ports])
+
+
+class Chain:
+    """See the module's docstring.
+
+    Args:
+        loop: Where it runs.
+        name: Of the job, the same on all machines.
+        connections: Between two ranks, likewise.
+        first_port: As for :func:`ports_of`; None for ports that are free.
+        tell: Says to the user what they should know.
+        on_conflict: Told what makes it impossible.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        *,
+        name: str,
+        connections: int,
+        first_port: int | None,
+        tell: Callable[[str], None],
+        on_conflict: Callable[[str], None],
+    ) -> None:
+        self.environ: dict[str, str] = {}
+        """What the program is to have in its environment, once :meth:`begin` was called."""
+        self._loop = loop
+        self._prefix = f"mlx:{name}:"
+        self._connections = connections
+        self._first_port = first_port
+        self._tell = tell
+        self._on_conflict = on_conflict
+        self._rank = 0
+        self._own: list[int] = []
+        self._doors: list[Door] = []
+        self._file: Path | None = None
+        self._missing: list[str] = []
+        self._said: list[str] = []
+        self._came = False  # the program has come to where it wants neighbours
+        self._wanted: set[int] = set()  # connections from the left that are, or are to be, made
+        self._let_in = False  # the program has been given one
+        self._ended = False
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """What it serves: connections from the left, and whether the program is there."""
+        return tuple(f"{self._prefix}{i}" for i in (*range(self._connections), "here"))
+
+    def begin(self, forwarder: Forwarder, names: tuple[str, ...], rank: int) -> None:
+        """Listen, and look for the others.
+
+        Raises:
+            RingError: A port cannot be had.
+            OSError: There is no room for the hostfile, or there are no free ports.
+        """
+        size, count = len(names), self._connections
+        if size == 1:
+            return  # MLX makes a group of one by itself
+        self._rank, right = rank, (rank + 1) % size
+        ports = [ports_of(other, count, self._first_port or FIRST_PORT) for other in range(size)]
+        if self._first_port is None:
+            free = free_ports(2 * count)
+            ports[rank], ports[right] = free[:count], free[count:]
+        self._own = ports[rank]
+        for index, port in enumerate(ports[right]):
+            door = Door(
+                self._loop,
+                port,
+                may_enter=lambda uid: uid in (0, os.geteuid()),
+                on_connection=partial(self._connected, forwarder, right, index),
+                on_refused=self._tell,
+            )
+            self._doors.append(door)
+        descriptor, path = mkstemp(prefix="ringd-mlx-", suffix=".json")
+        self._file = Path(path)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(hostfile(ports))
+        self.environ = {"MLX_RANK": str(rank), "MLX_HOSTFILE": path}
+        self._forwarder = forwarder
+        self._missing = [name for name in names if name != names[rank]]
+        for member, name in enumerate(names):
+            if member != rank:
+                forwarder.ask(member, f"{self._prefix}here", partial(self._is_there, name))
+        self._look()
+        self._loop.call_later(SAY_AFTER, self._say_who_is_missing)
+
+    def close(self) -> None:
+        """The program has ended: take no more of it, and leave nothing behind."""
+        self._ended = True
+        for door in self._doors:
+            door.close()
+        self._doors.clear()
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+            self._file = None
+            self._forwarder.table.give_up_waiting("the program has ended")
+
+    # --- from the left ----------------------------------------------------------------
+
+    def accepts(self, end: End, service: str) -> Target | Outlet:
+        """Return what a stream from another member leads to."""
+        what = service.removeprefix(self._prefix)
+        former = self._let_in if what == "here" else int(what) in self._wanted
+        if former or self._ended:
+            raise Refusal("its program there is that of an earlier run", absent=True)
+        if what == "here":
+            if not self._came:
+                raise Refusal("its program has not come to mx.distributed.init yet", absent=True)
+            return Answer(self._forwarder.table, end, str(self._connections).encode())
+        index = int(what)
+        self._wanted.add(index)
+        return Target(self._own[index], self._may_dial)
+
+    def _may_dial(self) -> bool:
+        if self._ended:
+            raise Refusal("the program has ended")
+        self._let_in = self._rank > 0 or not self._missing
+        return self._let_in
+
+    # --- from the program -------------------------------------------------------------
+
+    def _connected(self, forwarder: Forwarder, right: int, index: int, sock: socket.socket) -> None:
+        self._came = True
+        self._doors[index].close()  # MLX takes one connection at each, too
+        try:
+            forwarder.connect(sock, right, f"{self._prefix}{index}", on_wait=lambda _reason: None)
+        except Refusal as refusal:
+            self._tell(str(refusal))
+
+    def _look(self) -> None:
+        """See whether the program listens; where the system does not tell, believe it."""
+        if not (self._came or self._ended):
+            self._came = is_listened_to(self._own[0]) is not False
+            self._loop.call_later(LOOK_EVERY, self._look)
+
+    # --- the others -------------------------------------------------------------------
+
+    def _is_there(self, name: str, answer: bytes) -> None:
+        theirs = answer.decode(errors="replace")
+        if theirs != str(self._connections):
+            self._on_conflict(
+                f"{name!r} runs with --connections {theirs}, and this machine with "
+                f"{self._connections}; say the same on all"
+            )
+        self._missing.remove(name)
+        if self._said and not self._missing:
+            self._tell("all are there")
+
+    def _say_who_is_missing(self) -> None:
+        if self._ended or self._let_in or not self._missing:
+            return
+        if self._missing != self._said:
+            self._said = list(self._missing)
+            self._tell(f"waiting for the programs on {', '.join(self._missing)}")
+        self._loop.call_later(SAY_AFTER, self._say_who_is_missing)
+
+
+@click.command("mlx-hostfile")
+@socket_option
+@click.option("--connections", type=click.IntRange(1, 64), default=1, help="Between two ranks.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, MAX_FIRST_PORT),
+    default=FIRST_PORT,
+    show_default=True,
+    help="The first port.",
+)
+@click.argument("path", required=False, type=click.Path(dir_okay=False, path_type=Path))
+def mlx_hostfile(socket: Path | None, connections: int, port: int, path: Path | None) -> None:
+    """Write the hostfile of `run --mlx --port`.
+
+    For MLX programs, to PATH, or to standard output. It is the same on all machines: each rank
+    finds its neighbours on its own loopback. `run --mlx` without --port has ports that are free,
+    and writes its own.
+    """
+    try:
+        size = ask(find_socket(socket), AskStatus)["size"]
+    except RingError as error:
+        fail(error)
+    text = hostfile([ports_of(rank, connections, port) for rank in range(size)])
+    if path is None:
+        click.echo(text)
+        return
+    try:
+        path.write_text(text + "\n")
+    except OSError as error:
+        raise click.ClickException(f"{path}: {error.strerror}") from None

@@ -1,0 +1,248 @@
+"""A program's TCP connection, whose bytes go through a stream."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ringd.loop import EVENT_READ, EVENT_WRITE, Loop
+from ringd.streams.end import End
+from ringd.streams.table import Refusal, Table
+
+LOOPBACK = "127.0.0.1"
+
+LOOK_AGAIN = 0.05
+"""Seconds."""
+
+_RST_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A port of loopback that a stream leads to."""
+
+    port: int
+    may_dial: Callable[[], bool] | None = None
+    """Asked every :data:`LOOK_AGAIN` until it is true and somebody listens; it raises
+    :class:`~ringd.streams.table.Refusal` when that is in vain. None: dial once, at once."""
+
+
+class Connection:
+    """The outlet of one end, which :meth:`begin` or :meth:`dial` is given.
+
+    It is read only as far as the other end's program takes what was read, and its own slowness
+    is told to the other end the same way.
+
+    Args:
+        loop: Where it runs.
+        table: The end's.
+        on_wait: Told, again and again, why nobody is there yet at the other end; None: the
+            connection is reset then.
+        on_reset: Told why the stream was ended at its other end.
+        on_gone: Called once, when the socket is closed.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        table: Table,
+        *,
+        on_wait: Callable[[str], None] | None = None,
+        on_reset: Callable[[str], None],
+        on_gone: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.end: End
+        self._loop = loop
+        self._table = table
+        self._sock: socket.socket | None = None
+        self._target: Target | None = None  # until it is connected to that
+        self._on_wait = on_wait
+        self._on_reset = on_reset
+        self._on_gone = on_gone
+        self._events = 0  # that the loop watches for
+        self._over = False  # the stream is; what came of it may have yet to be taken
+        self._shut = False  # the program was told that nothing more comes
+        self._open = True
+
+    def begin(self, end: End, sock: socket.socket) -> None:
+        """Serve as the outlet of *end* with *sock*, which is connected."""
+        self.end = end
+        self._own(sock)
+        self._watch()
+
+    def dial(self, end: End, target: Target) -> None:
+        """Serve as the outlet of *end*, with a connection to *target*."""
+        self.end = end
+        self._target = target
+        self._loop.call_soon(self._dial)
+
+    def _own(self, sock: socket.socket) -> None:
+        self._sock = sock
+        sock.setblocking(False)
+        with contextlib.suppress(OSError):  # it is gone already
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def _dial(self) -> None:
+        target = self._target
+        if target is None or not self._open:
+            return
+        try:
+            if target.may_dial is not None and not target.may_dial():
+                self._loop.call_later(LOOK_AGAIN, self._dial)
+                return
+            self._own(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+        except Refusal as refusal:
+            self.abort(str(refusal))
+            return
+        except OSError as error:
+            self.abort(f"port {target.port} cannot be dialed: {error.strerror}")
+            return
+        assert self._sock is not None  # noqa: S101 - it is owned
+        number = self._sock.connect_ex((LOOPBACK, target.port))
+        if number in (0, errno.EINPROGRESS):
+            self._watch()
+        else:
+            self._not_connected(number)
+
+    def _not_connected(self, number: int) -> None:
+        """Dialing has failed, with this number of the system's."""
+        target = self._target
+        assert target is not None  # noqa: S101 - it is what was dialed
+        if target.may_dial is None or number != errno.ECONNREFUSED:
+            text = f"nothing takes connections on port {target.port}: {os.strerror(number)}"
+            self.abort(text)
+            return
+        self._let_go()
+        self._loop.call_later(LOOK_AGAIN, self._dial)
+
+    # --- as the outlet ----------------------------------------------------------------
+
+    def more(self) -> None:
+        """Give the program what has come."""
+        if self._open and self._target is None:
+            self._give()
+            self._watch()
+
+    def reset(self, reason: str) -> None:
+        """Reset the program's connection, once it has taken what came before that."""
+        self._on_reset(reason)
+        self._over = True
+        if self._open and self._target is None and self.end.inbox:
+            self._watch()
+        else:
+            self._close(abruptly=True)
+
+    def waits(self, reason: str) -> bool:
+        """Whether to wait for somebody to be at the other end."""
+        if self._on_wait is None:
+            return False
+        self._on_wait(reason)
+        return True
+
+    # --- the socket -------------------------------------------------------------------
+
+    def abort(self, reason: str) -> None:
+        """End the stream at both ends."""
+        self._table.reset(self.end, reason)
+        self._close(abruptly=True)
+
+    def _ready(self, events: int) -> None:
+        sock = self._sock
+        if self._target is not None and sock is not None:
+            number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if number:
+                self._not_connected(number)
+                return
+            self._target = None
+        if events & EVENT_WRITE and self._open:
+            self._give()
+        if events & EVENT_READ and self._open:
+            self._take()
+        if self._open:
+            self._watch()
+
+    def _take(self) -> None:
+        """Read what the program says, as far as there is room for it."""
+        end, sock = self.end, self._sock
+        room = end.room
+        if room <= 0 or sock is None:
+            return
+        try:
+            data = sock.recv(room)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.abort(f"the program's connection broke: {error.strerror}")
+            return
+        if data:
+            end.write(data)
+        else:
+            end.close()
+        self._table.proceed(end)
+
+    def _give(self) -> None:
+        """Write what came for the program, as far as it takes it."""
+        end, sock, given = self.end, self._sock, 0
+        if sock is None:
+            return
+        try:
+            while end.inbox:
+                sent = sock.send(end.inbox[0])
+                end.taken(sent)
+                given += sent
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self.abort(f"the program's connection broke: {error.strerror}")
+            return
+        if given and not self._over:
+            self._table.proceed(end)
+        if end.other_closed and not (end.inbox or self._shut):
+            self._shut = True
+            with contextlib.suppress(OSError):  # it is gone, which is found out elsewhere
+                sock.shutdown(socket.SHUT_WR)
+
+    def _watch(self) -> None:
+        """Watch for what can be done next, or close the socket when nothing can."""
+        end = self.end
+        if (end.closed and self._shut) or (self._over and not end.inbox):
+            self._close(abruptly=not self._shut)
+            return
+        if self._target is not None:
+            events = EVENT_WRITE
+        else:
+            reads = end.room > 0 and not self._over
+            events = (EVENT_READ if reads else 0) | (EVENT_WRITE if end.inbox else 0)
+        if events == self._events or self._sock is None:
+            return
+        if not events:
+            self._loop.remove(self._sock)
+        elif self._events:
+            self._loop.modify(self._sock, events)
+        else:
+            self._loop.add(self._sock, events, self._ready)
+        self._events = events
+
+    def _let_go(self, *, abruptly: bool = False) -> None:
+        """Close the socket, if there is one."""
+        sock, self._sock = self._sock, None
+        if sock is None:
+            return
+        if self._events:
+            self._events = 0
+            self._loop.remove(sock)
+        if abruptly:
+            with contextlib.suppress(OSError):  # macOS: of one that is gone
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
+        sock.close()
+
+    def _close(self, *, abruptly: bool) -> None:
+        if self._open:
+            self._open = False
+            self._let_go(abruptly=abruptly)
+            self._on_gone()

@@ -1,0 +1,144 @@
+"""All streams of one process, with the connections at their ends."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import socket
+from collections.abc import Callable
+from typing import Union
+
+from ringd.forward.connection import Connection, Target
+from ringd.forward.question import Question
+from ringd.loop import Loop
+from ringd.streams.end import End
+from ringd.streams.table import Outlet, Refusal, Send, Table
+
+RETRY_AFTER = 1.0
+"""Seconds, until it is looked again for somebody who was not there."""
+
+Accepts = Callable[[End, str], Union[Target, Outlet]]
+
+_TCP = re.compile(r"tcp:(\d{1,5})", re.ASCII)
+
+
+def service_of(port: int) -> str:
+    """Return the name of the service that is whoever listens on *port*."""
+    return f"tcp:{port}"
+
+
+def port_of(service: str) -> int | None:
+    """Return the port that *service* stands for; None if it is something else."""
+    found = _TCP.fullmatch(service)
+    return None if found is None else int(found[1])
+
+
+class Forwarder:
+    """See the module's docstring.
+
+    Args:
+        loop: Where it runs.
+        send: Sends a message to another member's end.
+        accepts: Returns what another member's stream to a service leads to, given its end and the
+            service's name, or raises :class:`~ringd.streams.table.Refusal`.
+        on_reset: Told why a stream was ended at its other end.
+        in_program: Whether this is in a program, and no daemon.
+        on_over: Told the number of each stream that is over here.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        *,
+        send: Send,
+        accepts: Accepts,
+        on_reset: Callable[[str], None],
+        in_program: bool,
+        on_over: Callable[[int], None] = lambda _number: None,
+    ) -> None:
+        self._loop = loop
+        self._accepts = accepts
+        self._on_reset = on_reset
+        self.table = Table(
+            send,
+            self._accept,
+            in_program=in_program,
+            wake=lambda: loop.call_soon(self.table.flush),
+            on_over=on_over,
+        )
+        self._retrying = False
+
+    def connect(
+        self,
+        sock: socket.socket,
+        member: int,
+        service: str,
+        *,
+        on_wait: Callable[[str], None] | None = None,
+        on_gone: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Carry what comes through *sock* to *service* on *member*, and back.
+
+        Args:
+            sock: Connected; it is the forwarder's from now on.
+            member: The other end's.
+            service: What is to be reached there.
+            on_wait: Told why nobody is there yet; None: the connection is reset then.
+            on_gone: Called when *sock* is closed.
+
+        Raises:
+            Refusal: There are too many streams; *sock* is closed.
+        """
+
+        def waits(reason: str) -> None:
+            if on_wait is not None:
+                on_wait(reason)
+            self._retry_later()
+
+        connection = Connection(
+            self._loop,
+            self.table,
+            on_wait=None if on_wait is None else waits,
+            on_reset=self._on_reset,
+            on_gone=on_gone,
+        )
+        try:
+            end = self.table.connect(secrets.randbits(63), member, service, connection)
+        except Refusal:
+            sock.close()
+            raise
+        connection.begin(end, sock)
+
+    def ask(self, member: int, service: str, on_answer: Callable[[bytes], None]) -> None:
+        """Have *on_answer* called, once, with what *service* on *member* answers.
+
+        It is asked until there is an answer: see :class:`~ringd.forward.question.Answer`.
+        """
+
+        def again() -> None:
+            self._loop.call_later(RETRY_AFTER, lambda: self.ask(member, service, on_answer))
+
+        question = Question(self.table, on_answer, on_wait=self._retry_later, on_reset=again)
+        try:
+            end = self.table.connect(secrets.randbits(63), member, service, question)
+        except Refusal:
+            again()
+        else:
+            question.begin(end)
+
+    def _accept(self, end: End, service: str) -> Outlet:
+        found = self._accepts(end, service)
+        if isinstance(found, Target):
+            connection = Connection(self._loop, self.table, on_reset=self._on_reset)
+            connection.dial(end, found)
+            return connection
+        return found
+
+    def _retry_later(self) -> None:
+        if not self._retrying:
+            self._retrying = True
+            self._loop.call_later(RETRY_AFTER, self._retry)
+
+    def _retry(self) -> None:
+        self._retrying = False
+        self.table.retry()
