@@ -56,7 +56,8 @@ $(BEFORE_READY): $(READY)
 	@$(BIN)/python -m pip freeze --exclude-editable > .venv-before/constraints.txt
 	@$(BEFORE_BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	@$(BEFORE_BIN)/python -m pip install --quiet --force-reinstall \
-	--constraint .venv-before/constraints.txt "git+file://$(CURDIR)@$(BEFORE)"
+	--constraint .venv-before/constraints.txt "git+file://$(CURDIR)@$(BEFORE)" || { \
+	echo "$(BEFORE) is needed from this repository's history: git fetch --unshallow" >&2; exit 1; }
 	@touch $@
 
 $(FACES_READY): $(READY)

@@ -21,13 +21,17 @@ from ringd.ring.bulk import Bulk
 from ringd.ring.neighbours import Neighbours
 from ringd.ring.state import StateFile
 from ringd.wire.link import frames
-from ringd.wire.link.control import Ask, Commit, Joined, News, Propose, Told
+from ringd.wire.link.control import Ask, Commit, GroupMessage, Joined, News, Offer, Propose, Told
 from ringd.wire.link.frames import FrameType, Header
 from tests.cluster import Node
 
 
 class Liar:
-    """The member *node*, in a thread; ``heard`` are the joins of other members' programs."""
+    """The member *node*, in a thread.
+
+    ``heard`` are the joins of other members' programs, by member and group; ``offered`` the last
+    offer of each session, with its number and payload.
+    """
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -47,6 +51,7 @@ class Liar:
         )
         self.neighbours.attach(self, self._bulk)
         self.heard: dict[tuple[int, str], Joined] = {}
+        self.offered: dict[int, tuple[int, Offer, bytes]] = {}
         self.reasons: list[str] = []
         """Why the others ended links, in their words."""
         lost = self.neighbours.machine.link_down
@@ -91,10 +96,14 @@ class Liar:
         """Nobody minds."""
         return True
 
-    def group_message(self, origin: int, *words: Any) -> None:
-        """Keep who has joined."""
-        if isinstance(words[-2], Joined):
-            self.heard[origin, words[-2].group] = words[-2]
+    def group_message(
+        self, origin: int, _rank: int, gid: int, seq: int, message: GroupMessage, payload: bytes
+    ) -> None:
+        """Keep who has joined, and what is called."""
+        if isinstance(message, Joined):
+            self.heard[origin, message.group] = message
+        elif isinstance(message, Offer):
+            self.offered[gid] = seq, message, payload
 
     # --- what it says ---------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from ringd import errors
 from ringd.border.endpoint import Endpoint
 from ringd.border.listening import group_id
 from ringd.border.lock import SocketLock
+from ringd.host import holder
 from ringd.host.credentials import MAX_SOCKET_PATH
 
 FAKE = Path(__file__).with_name("fake_daemon.py")
@@ -283,3 +284,12 @@ def test_what_mends_by_itself_is_no_fault_of_the_config(place, monkeypatch, numb
         SocketLock(place / "s", node="n")
     assert isinstance(caught.value, errors.ConfigError) != passing
     assert str(place / "s") in str(caught.value)
+
+
+def test_a_lock_that_all_can_write_is_not_taken(tmp_path):
+    """Somebody else could hold it, and keep the daemon from its socket."""
+    lock = tmp_path / ("s" + holder.SUFFIX)
+    lock.touch()
+    lock.chmod(0o666)
+    with pytest.raises(errors.ConfigError, match="can be written by all users"):
+        SocketLock(tmp_path / "s", node="a")

@@ -76,12 +76,13 @@ def test_a_neighbour_on_both_sides() -> None:
 def test_rates_are_of_one_link() -> None:
     """From two looks; a link that is new between them, or seen first, has carried nothing yet."""
     meter = Meter()
-    assert meter.rates(BODY, 100.0) == {"right": (0, 0)}
-    later = {"links": {"right": LINK | {"up_for": 12.0, "bytes_in": 12 << 20}}}
-    assert meter.rates(later, 102.0) == {"right": (1 << 20, 0.0)}
-    anew = {"links": {"right": LINK | {"up_for": 0.1, "bytes_in": 5}}}
-    assert meter.rates(anew, 103.0) == {"right": (0, 0)}
-    assert meter.rates({"links": {}}, 104.0) == {}
+    assert meter.rates(BODY | {"uptime": 100.0}) == {"right": (0, 0)}
+    later = LINK | {"up_for": 12.0, "bytes_in": 12 << 20}
+    assert meter.rates({"uptime": 102.0, "links": {"right": later}}) == {"right": (1 << 20, 0.0)}
+    anew = LINK | {"up_for": 0.1, "bytes_in": 5}
+    assert meter.rates({"uptime": 103.0, "links": {"right": anew}}) == {"right": (0, 0)}
+    assert meter.rates({"uptime": 1.0, "links": {"right": anew}}) == {"right": (0, 0)}
+    assert meter.rates({"uptime": 2.0, "links": {}}) == {}
 
 
 def test_the_picture() -> None:

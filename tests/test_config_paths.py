@@ -169,6 +169,7 @@ def test_a_place_that_only_the_environment_leads_to_is_told(tmp_path):
 def test_a_daemon_that_some_programs_cannot_find_says_so(tmp_path, monkeypatch):
     """As it starts, unless its socket was named."""
     settings = SimpleNamespace(
+        ring=SimpleNamespace(key=b""),
         ipc=SimpleNamespace(socket=None, reserve=64),
         log=SimpleNamespace(level="info", format="text"),
         metrics=SimpleNamespace(wanted=False),

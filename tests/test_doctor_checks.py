@@ -108,6 +108,10 @@ FAULTS = {
         config('f: ring.key_file = "k": cannot be read: Permission denied; let the user own it'),
         ("note", "key", "cannot be read: Permission denied", "run this as root"),
     ),
+    "a config that only the daemon may read": (
+        config("f: cannot be read: Permission denied; name a readable file with --config"),
+        ("note", "config", "f: cannot be read: Permission denied", "run this as root"),
+    ),
     "port taken": (
         replace(WELL, config=replace(WELL.config, obstacles=("cannot listen; stop the program",))),
         ("serious", "port", "cannot listen", "stop the program"),

@@ -76,6 +76,8 @@ def test_help_has_exit_codes_and_an_example(path: str) -> None:
     if path != "ringd-cli service":  # whose commands have them
         assert "Exit codes: 0 " in text
     assert path in text.partition("Example")[2]
+    shown = COMMANDS[path].command.get_help(COMMANDS[path])
+    assert max(map(len, shown.splitlines())) <= 80  # as a terminal has
 
 
 def test_the_page_of_the_config_says_what_the_sample_says() -> None:

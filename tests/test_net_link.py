@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
+from dataclasses import replace
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from netkit import control, data, framed, make_link, run_until, tcp_pair
+from netkit import PEER, control, data, framed, make_link, run_until, secrets, tcp_pair
 
 from ringd.loop import Loop
 from ringd.net.incoming import READ_BUFFER
 from ringd.net.link import TURN_SECONDS
 from ringd.wire.link.frames import HEADER_SIZE
+from ringd.wire.link.sealing import SealedWriter
 
 SIZES = [0, 1, 51, 52, 8140, 8192, 8193, 16383, 16384, 16385, 40_000, 262_144, 1 << 20]
 
@@ -145,6 +148,28 @@ def test_divert_receiving(loop, raw_link):
     far.sendall(b"x" * 5000 + framed(*data(1, b"end", group=3, seq=4), 1))
     run_until(loop, lambda: recorder.received == [1])
     assert target.count(b"x") == 5000
+
+
+@pytest.mark.parametrize("protect", ["integrity", "encrypt"])
+def test_divert_receiving_sealed(loop, protect):
+    """Nothing of a sealed chunk reaches memory that was taken away meanwhile."""
+    near, far = secrets(protect)
+    writer = SealedWriter(near)
+    sock, sender = tcp_pair()
+    link, recorder = make_link(loop, sock, peer=replace(PEER, secrets=far))
+    target = bytearray(10_000)
+    recorder.buffers = {0: memoryview(target), 1: memoryview(bytearray(3))}
+    first = writer.whole(*data(0, b"x" * 10_000, group=3, seq=4))
+    sender.sendall(first[:5000])
+    run_until(loop, lambda: link.bytes_in == 5000)
+    link.divert(3, 4)
+    recorder.buffers[0] = None
+    target += b"the memory can be taken away"  # impossible while it is exported
+    sender.sendall(first[5000:] + writer.whole(*data(1, b"end", group=3, seq=4)))
+    run_until(loop, lambda: recorder.received == [1])
+    assert target.count(b"x") == 0
+    link.close("over")
+    sender.close()
 
 
 def test_divert_sending(loop, link_pair):

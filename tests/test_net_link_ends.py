@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from netkit import control, data, framed, make_link, open_fds, run_until, tcp_pair
 
 from ringd.loop import Loop
+from ringd.net import link as link_module
 from ringd.net import link as links
 from ringd.wire.link import frames
 from ringd.wire.link.frames import CHECKSUM, HEADER_SIZE, FrameError, FrameType, Header
@@ -211,3 +212,17 @@ def test_it_is_known_whether_somebody_said_why(loop, raw_link, last, cause, expl
     far.shutdown(socket.SHUT_WR)
     run_until(loop, lambda: recorder.lost)
     assert (link.cause, link.explained) == (cause, explained)
+
+
+def test_who_does_not_read_is_given_up(loop, raw_link, monkeypatch):
+    """What waits for a peer is bounded, so that a slow one costs no more than that."""
+    monkeypatch.setattr(link_module, "MAX_WAITING", 1 << 20)
+    link, recorder, _ = raw_link
+    payload = bytes(1000)
+    for _ in range(20_000):
+        link.send(control(payload), payload)
+        loop._iterate(0.0)
+        if recorder.lost:
+            break
+    run_until(loop, lambda: recorder.lost)
+    assert recorder.lost[0].startswith("it does not read")

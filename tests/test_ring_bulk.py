@@ -377,7 +377,7 @@ def test_a_break_takes_what_was_to_pass():
 def chunk(**fields):
     """Return the header of a chunk that goes by member 1."""
     fields = {"generation": 3, "group": 1, "seq": 0, "origin": 0, "until": 2, **fields}
-    return Header(FrameType.DATA, 8, **fields)
+    return Header(FrameType.DATA, **{"length": 8, **fields})
 
 
 def test_a_chunk_of_another_generation_passes_nobody():
@@ -410,6 +410,34 @@ def test_a_chunk_passes_as_it_came():
         header, data = bulk.next_chunk(goes)
         assert (header, bytes(data)) == (chunk(index=5), b"chunk 05")
         assert bulk.next_chunk(goes) is None
+
+
+def test_no_more_of_an_op_passes_than_its_receiver_grants():
+    """Who keeps to no credit loses the link; other ops, and what has left, do not count."""
+    bulk = Members(4).bulks[1]
+    for seq in (0, 1):
+        for index in range(FAR):
+            bulk.buffer("left", chunk(seq=seq, index=index))
+            bulk.received("left", chunk(seq=seq, index=index))
+    with pytest.raises(FrameError, match=f"more than {FAR} chunks of one op"):
+        bulk.buffer("left", chunk(index=FAR))
+    assert bulk.next_chunk("right") is not None
+    assert bulk.buffer("left", chunk(index=FAR)) is not None
+
+
+def test_what_passes_is_bounded_as_a_whole():
+    """In bytes, however many ops there are; and no chunk is longer than all are."""
+    bulk = Members(4).bulks[1]
+    bulk._most_passing = 4096
+    for seq in range(8):
+        bulk.buffer("left", chunk(seq=seq))
+        bulk.received("left", chunk(seq=seq))
+    with pytest.raises(FrameError, match="are to pass here already"):
+        bulk.buffer("left", chunk(seq=8, length=CHUNK))
+    with pytest.raises(FrameError, match=f"of {CHUNK} at most"):
+        bulk.buffer("left", chunk(length=CHUNK + 1))
+    bulk.broke()
+    assert bulk.buffer("left", chunk(seq=200)) is not None
 
 
 @pytest.mark.parametrize(

@@ -93,13 +93,13 @@ def test_another_log_level_for_a_while(place: Path) -> None:
         done = cli(cluster, 0, "log-level", "debug", "--for", "10m")
         assert (done.returncode, done.stdout) == (0, "Logging from debug on, for 10m.\n")
         assert level() == "debug"
-        assert "the log has level 'debug' for 10.0 min more" in cli(cluster, 0, "status").stdout
+        assert "! the log has level 'debug' for " in cli(cluster, 0, "status").stdout
         assert cli(cluster, 0, "reload").returncode == 0
         assert level() is None
         assert cli(cluster, 0, "log-level", "debug", "--for", "100ms").returncode == 0
         wait_until(lambda: level() is None, "the old level is back")
-        assert cli(cluster, 0, "log-level", "loud").returncode == 2
-        assert cli(cluster, 0, "log-level", "debug", "--for", "soon").returncode == 2
+        for words in (["loud"], ["debug", "--for", "soon"]):
+            assert CliRunner().invoke(main, ["log-level", *words]).exit_code == 2
         too_long = cli(cluster, 0, "log-level", "debug", "--for", "25h")
         assert (too_long.returncode, "for up to a day" in too_long.stderr) == (1, True)
 

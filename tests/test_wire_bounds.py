@@ -7,7 +7,7 @@ import typing
 import msgspec
 import pytest
 
-from ringd.collective.call import MAX_AXES, MAX_CALL_NAME, MAX_COUNTS, Call
+from ringd.collective.call import MAX_AXES, MAX_CALL_NAME, MAX_COUNTS, MAX_WORD, Call
 from ringd.config import settings
 from ringd.wire.link import bounds, control
 from ringd.wire.link.bounds import MAX_COUNT, MAX_SEQUENCE, MAX_TEXT
@@ -93,6 +93,9 @@ def out_of_bounds(message):
 def test_every_field_is_bounded(message):
     """What is out of bounds is not decoded, whatever the field; what is within them is."""
     assert decode(message) == message
+    if isinstance(message, (Left, Closed)):  # calls that end have an error
+        with pytest.raises(DecodeError):
+            decode(msgspec.structs.replace(message, code=""))
     for wrong in out_of_bounds(message):
         with pytest.raises(DecodeError):
             decode(wrong)
@@ -114,7 +117,7 @@ def test_every_message_is_tried():
         {"shape": (1,) * (MAX_AXES + 1)},
         {"name": "x" * (MAX_CALL_NAME + 1)},
         {"counts": (1,) * (MAX_COUNTS + 1)},
-        {"kind": "k" * 100},
+        {"kind": "k" * (4 * MAX_WORD)},
         {"dtype": "float\x1b[2J"},
         {"reduction": "sum\n"},
     ],
@@ -143,6 +146,8 @@ def test_calls_are_bounded(changes):
         Left("g", 1, 0, "lost\x1b", ""),
         Closed(0, "lost\x1b", ""),
         Verdict(0, "lost\x1b", ""),
+        *(kind(0, "ok", "") for kind in (Closed, Verdict)),
+        Left("g", 1, 0, "ok", ""),
         Offer(CALL, 0, False, False, "lost\x1b", ""),
     ],
     ids=str,

@@ -15,6 +15,7 @@ from ringd import errors
 from ringd.host import holder
 from ringd.host.credentials import check_socket_path
 from ringd.host.holder import Holder
+from ringd.host.ownfile import open_own
 from ringd.host.place import FILE, what_is_at
 from ringd.wire.border.lifeline import SUFFIX
 
@@ -70,10 +71,9 @@ class SocketLock:
             ConfigError: the place cannot be used.
             RingError: it cannot be used now.
         """
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             Path(self.path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            fd = os.open(self.path, flags, 0o644)
+            fd = open_own(Path(self.path), os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise self._unusable(error) from error
         try:

@@ -22,7 +22,7 @@ def completion(context: click.Context, shell: str) -> None:
 
     \b
     Exit codes: 0 printed, 2 wrong usage.
-    Example: ringd-cli completion bash > ~/.local/share/bash-completion/completions/ringd-cli
+    Example: ringd-cli completion bash | sudo tee /etc/bash_completion.d/ringd-cli
     Example: ringd-cli completion zsh > ~/.zfunc/_ringd-cli
     Example: ringd-cli completion fish > ~/.config/fish/completions/ringd-cli.fish
     """  # noqa: D301  click wants the backspace itself

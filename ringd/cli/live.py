@@ -24,31 +24,37 @@ if TYPE_CHECKING:
 EVERY = 1.0
 """Seconds between two looks."""
 
+_EQUAL = 1e-3  # seconds, for two times that were calculated
+
 _STATES = {"self": "green", "up": "green", "down": "red", "unknown": "yellow"}
 
 Look = Callable[[], dict[str, Any]]
 
 
 class Meter:
-    """Turns what each link has carried so far into rates."""
+    """Turns what each link has carried so far into rates, by the daemon's own clock."""
 
     def __init__(self) -> None:
-        self._before: dict[str, tuple[float, float, float, float]] = {}
+        self._before: Mapping[str, Any] = {"uptime": 0.0, "links": {}}
 
-    def rates(self, body: Mapping[str, Any], now: float) -> Rates:
-        """Return the rates since the last call; 0 of a link that is new since then."""
-        rates = {}
-        after = {}
-        for side, link in body["links"].items():
-            since = now - link["up_for"]
-            here = (now, since, float(link["bytes_in"]), float(link["bytes_out"]))
-            then, old, received, sent = self._before.get(side, here)
-            same = abs(since - old) < EVERY / 2 and now > then
-            span = now - then if same else 1.0
-            rates[side] = ((here[2] - received) / span, (here[3] - sent) / span) if same else (0, 0)
-            after[side] = here
-        self._before = after
-        return rates
+    def rates(self, body: Mapping[str, Any]) -> Rates:
+        """Return the rates since the last call; 0 of a link that was not there then."""
+        before, self._before = self._before, body
+        span = body["uptime"] - before["uptime"]
+        return {
+            side: _rate(link, before["links"].get(side), span)
+            for side, link in body["links"].items()
+        }
+
+
+def _rate(
+    link: Mapping[str, Any], before: Mapping[str, Any] | None, span: float
+) -> tuple[float, float]:
+    # Of the same link, as that came up at the same time.
+    if before is None or span <= 0 or abs(link["up_for"] - before["up_for"] - span) > _EQUAL:
+        return 0.0, 0.0
+    received, sent = (link[key] - before[key] for key in ("bytes_in", "bytes_out"))
+    return received / span, sent / span
 
 
 def show(look: Look, *, as_json: bool) -> None:
@@ -89,8 +95,7 @@ def _draw(look: Look) -> None:
             except DaemonUnavailable as error:
                 live.update(Text(f"! {error}", style="bold red"), refresh=True)
             else:
-                rates = meter.rates(body, time.monotonic())
-                live.update(picture(body, rates), refresh=True)
+                live.update(picture(body, meter.rates(body)), refresh=True)
             time.sleep(EVERY)
 
 

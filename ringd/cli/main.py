@@ -37,7 +37,7 @@ def main() -> None:
     """Set up, watch and steer the ring of daemons.
 
     \b
-    Exit codes: 0 well, 1 error, 2 wrong usage, 3 no daemon answers, 4 running but not ready.
+    Exit codes: 0 well, 1 error, 2 wrong usage, 3 no daemon, 4 not ready.
     Example: ringd-cli status --watch
     """  # noqa: D301  click wants the backspace itself
 

@@ -140,7 +140,7 @@ def status(*, user: bool, as_json: bool) -> None:
     How the ring is says `ringd-cli status`.
 
     \b
-    Exit codes: 0 it runs, 1 error, 2 wrong usage, 3 it does not run, or is not installed.
+    Exit codes: 0 it runs, 1 error, 2 wrong usage, 3 not running or not installed.
     Example: ringd-cli service status --json | jq .pid
     """  # noqa: D301
     try:

@@ -48,8 +48,11 @@ def init(path: Path, members: tuple[Member, ...], name: str, insecure: bool, for
 
     \b
     Exit codes: 0 written, 1 error, 2 wrong usage.
-    Example: ringd-cli init ringd.toml --member studio=10.0.0.1:5680,studio.local:5680 \\
-                                       --member mini=10.0.0.2:5680
+
+    \b
+    Example:
+      ringd-cli init ringd.toml --member studio=10.0.0.1:5680,studio.local:5680 \\
+                                --member mini=10.0.0.2:5680
     """  # noqa: D301  click wants the backspace itself
     lines = ring_problems(path, name, members)
     if lines:
@@ -82,7 +85,10 @@ def keygen(path: Path) -> None:
 
     \b
     Exit codes: 0 written, 1 error, 2 wrong usage.
-    Example: ringd-cli keygen ring.key
+
+    \b
+    Example:
+      ringd-cli keygen ring.key
     """  # noqa: D301  click wants the backspace itself
     try:
         create_key(path)

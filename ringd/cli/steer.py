@@ -57,7 +57,7 @@ def reload(socket: Path | None, *, as_json: bool) -> None:
     the settings that need a restart are named.
 
     \b
-    Exit codes: 0 the new settings are in use, 1 refused, 2 wrong usage, 3 no daemon.
+    Exit codes: 0 they are in use, 1 refused, 2 wrong usage, 3 no daemon.
     Example: ringd --check-config && sudo ringd-cli reload
     """  # noqa: D301
     body = _order(socket, AskReload, RELOAD_WITHIN)
@@ -79,7 +79,7 @@ def drain(socket: Path | None, *, as_json: bool) -> None:
 
     \b
     Exit codes: 0 drained, 1 error or not allowed, 2 wrong usage, 3 no daemon.
-    Example: sudo ringd-cli drain && sudo ip link set eth0 mtu 9000 && sudo ringd-cli resume
+    Example: sudo ringd-cli drain && sudo ip link set eth0 mtu 9000
     """  # noqa: D301
     body = _order(socket, AskDrain, DRAIN_WITHIN)
     left = body["unfinished"]

@@ -31,7 +31,7 @@ def status(socket: Path | None, *, as_json: bool, watch: bool) -> None:
     --json there is a line of JSON for each second.
 
     \b
-    Exit codes: 0 ready, 1 error, 2 wrong usage, 3 no daemon, 4 running but not ready.
+    Exit codes: 0 ready, 1 error, 2 wrong usage, 3 no daemon, 4 not ready.
     Example: ringd-cli status --watch
     Example: ringd-cli status --json | jq .generation
     """  # noqa: D301  click wants the backspace itself
@@ -57,7 +57,7 @@ def health(socket: Path | None, *, as_json: bool, wait: str | None) -> None:
     """Say in one line whether the ring is ready.
 
     \b
-    Exit codes: 0 ready, 1 error, 2 wrong usage, 3 no daemon, 4 running but not ready.
+    Exit codes: 0 ready, 1 error, 2 wrong usage, 3 no daemon, 4 not ready.
     Example: ringd-cli health --wait 30s && python train.py
     """  # noqa: D301
     _say_when_ready(socket, _seconds(wait, "--wait") if wait is not None else 0.0, as_json=as_json)
@@ -72,7 +72,7 @@ def wait(socket: Path | None, *, as_json: bool, timeout: str | None) -> None:
     """Wait until there is a daemon, and its ring is ready.
 
     \b
-    Exit codes: 0 ready, 1 error, 2 wrong usage, 3 no daemon in time, 4 not ready in time.
+    Exit codes: 0 ready, 1 error, 2 wrong usage, 3 no daemon, 4 not ready in time.
     Example: ringd-cli wait --timeout 5m && python train.py
     """  # noqa: D301
     limit = math.inf if timeout is None else _seconds(timeout, "--timeout")

@@ -51,13 +51,13 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
     @property
     def bounded(self) -> bool:
         """Whether every field is as short as one can be, and words are safe to print."""
-        words = self.kind + self.reduction + self.dtype + self.wire
+        words = f"{self.kind}{self.reduction}{self.dtype}{self.wire}"
         return (
-            len(self.shape) <= MAX_AXES
+            len(words) <= MAX_WORD * 4
+            and words.isprintable()
+            and len(self.shape) <= MAX_AXES
             and len(self.name) <= MAX_CALL_NAME
             and len(self.counts) <= MAX_COUNTS
-            and len(words) <= MAX_WORD * 4
-            and words.isprintable()
         )
 
     def cut(self) -> Call:

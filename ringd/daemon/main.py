@@ -97,8 +97,8 @@ def main(
     its configuration again.
 
     \b
-    Exit codes: 0 ended as asked, 1 error, 2 wrong usage, 75 worth another try, 78 the configuration
-    must be changed.
+    Exit codes: 0 ended as asked, 1 error, 2 wrong usage, 75 worth another try,
+                78 the configuration must be changed.
     Example: ringd --config ringd.toml --node studio
     """  # noqa: D301  click wants the backspace itself
     path = config or paths.find_config()

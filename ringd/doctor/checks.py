@@ -66,7 +66,7 @@ def examine(facts: Facts) -> list[Finding]:
 def _config(config: ConfigFacts) -> Iterator[Finding]:
     for problem in config.problems:
         subject = "key" if ": ring.key_file" in problem else "config"
-        if subject == "key" and "Permission denied" in problem:
+        if "Permission denied" in problem:  # the daemon's user may well have it
             text, _ = _split(problem)
             yield Finding("note", subject, text, "run this as root, or as the daemon's user")
             continue

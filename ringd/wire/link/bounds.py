@@ -64,7 +64,8 @@ LocalRank = Annotated[int, msgspec.Meta(ge=0, lt=MAX_LOCAL_SIZE)]
 LocalSize = Annotated[int, msgspec.Meta(ge=1, le=MAX_LOCAL_SIZE)]
 
 GroupName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_PART_NAME)]
-Code = Annotated[str, msgspec.Meta(max_length=MAX_WORD)]
+Code = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_WORD)]
+Outcome = Annotated[str, msgspec.Meta(max_length=MAX_WORD)]
 Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]
 Trouble = Annotated[str, msgspec.Meta(max_length=MAX_ERROR)]
 

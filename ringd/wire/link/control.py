@@ -33,6 +33,7 @@ from ringd.wire.link.bounds import (
     LocalRank,
     LocalSize,
     Member,
+    Outcome,
     Places,
     Rank,
     Sequence,
@@ -207,7 +208,7 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
     """The payload rides with this message."""
     prompt: bool
     """The sender waits for everyone's :class:`Done` before it completes the call."""
-    outcome: Code
+    outcome: Outcome
     """Empty while open; ``"ok"``, or the code of the error that ended the op at the sender."""
     message: Text
     """The error's message, when *outcome* is one."""
@@ -240,7 +241,7 @@ class Verdict(msgspec.Struct, frozen=True, array_like=True, tag="verdict"):
     """Second half: the op ends with this error everywhere, or goes on (empty *code*)."""
 
     poll_id: Sequence
-    code: Code
+    code: Outcome
     message: Text
 
 
@@ -283,21 +284,23 @@ def objection(message: Inquiry | GroupMessage, size: int) -> str:
 
     Asked before it is passed on, so it needs nothing that only some members know.
     """
-    if isinstance(message, (Ask, Told)):
-        member = max(message.origin, getattr(message, "rank", 0))
-        return "" if member < size else f"an inquiry of rank {member}"
-    if isinstance(message, Offer):  # every call
+    if isinstance(message, Offer):  # of every call, as is Done
         if not message.call.bounded:
             return f"an offer of {clean(str(message.call.cut()), MAX_ERROR)}"
         return "" if message.outcome.isprintable() else f"an outcome {message.outcome!r}"
-    if isinstance(message, (Done, Computed, Poll)):
+    if isinstance(message, Done):
         return ""
+    if isinstance(message, (Ask, Told)):
+        member = max(message.origin, getattr(message, "rank", 0))
+        return "" if member < size else f"an inquiry of rank {member}"
     if isinstance(message, Joined) and (reason := _objection_to_join(message, size)):
         return reason
     if isinstance(message, Opened) and message.place >= size:
         return f"a channel to member {message.place}, which there is not"
-    words = getattr(message, "group", "") + getattr(message, "code", "")
-    return "" if words.isprintable() else f"a name or code {words!r}"
+    group, code = getattr(message, "group", ""), getattr(message, "code", "")
+    if code == "ok":  # a call would end well that was not computed
+        return f"a {type(message).__name__} with the code of no error"
+    return "" if (group + code).isprintable() else f"a name or code {group + code!r}"
 
 
 def _objection_to_join(message: Joined, size: int) -> str:
@@ -316,9 +319,10 @@ _M = TypeVar("_M", bound=msgspec.Struct)
 
 def _cleaned(message: _M) -> _M:
     """Return *message* with texts that people may get to see."""
+    if isinstance(message, Done) or (isinstance(message, Offer) and not message.message):
+        return message  # of every call
     if isinstance(message, (Offer, Left, Closed, Verdict)):
-        text = message.message
-        return replace(message, message=clean(text)) if text else message
+        return replace(message, message=clean(message.message))
     if isinstance(message, News):
         return replace(message, states=tuple(map(_cleaned_state, message.states)))
     return message
