@@ -24,7 +24,8 @@ from instrument.batch import Failure
 from instrument.builds import Build, build_at
 from instrument.counters import can_count_system_calls
 from instrument.line_up import LineUp
-from instrument.modes import EVERY, IN_FLIGHT, MODES, team_names
+from instrument.modes import IN_FLIGHT, MODES, team_names
+from instrument.patterns import MOST_RANKS
 from instrument.plan import Panel
 from instrument.processes import end_on_sigterm
 from instrument.progress import Progress, clock_text
@@ -89,9 +90,9 @@ class Run:
         for n in self._members:
             with self._site(n) as site:
                 self._measure_site(site, self._panels(), thorough=profile.thorough)
-        if profile.rate is not None:
+        if far := self._far_panels():
             with self._site(_FAR) as site:
-                self._measure_site(site, self._far_panels(), thorough=False)
+                self._measure_site(site, far, thorough=False)
         if profile.thorough and "ringd" in self._modes:
             growth.measure(self.results, profile.rounds, self.progress)
             one_machine.measure(self.results, profile.rounds, self.progress)
@@ -154,7 +155,11 @@ class Run:
         return [mode for mode in modes if mode in self._modes or mode == "nothing"]
 
     def _far_panels(self) -> list[Panel]:
-        return single_calls.panels(self._of(_FAR_MODES), [_FAR_SIZE], self._profile.budget)
+        """Return what is compared with so many members of a network."""
+        modes = self._of(_FAR_MODES)
+        if self._profile.rate is None or not modes:
+            return []
+        return single_calls.panels(modes, [_FAR_SIZE], self._profile.budget)
 
     def _forecast(self) -> float:
         """Return about how many seconds all of it takes."""
@@ -163,8 +168,8 @@ class Run:
         if profile.thorough:
             each += _COUNTING_SECONDS + _IDLE_SECONDS + _MEMORY_SECONDS + _BESIDE_SECONDS
         total = sum(each + _START_SECONDS * n for n in self._members)
-        if profile.rate is not None:
-            total += _START_SECONDS * _FAR + forecast(self._far_panels(), profile.rounds)
+        if far := self._far_panels():
+            total += _START_SECONDS * _FAR + forecast(far, profile.rounds)
         if profile.thorough:
             total += len(growth.MEMBERS) * forecast(growth.panels(), profile.rounds)
             total += forecast(one_machine.panels(), profile.rounds)
@@ -196,7 +201,7 @@ def options() -> tuple[Profile, argparse.Namespace]:
     parser.add_argument("--size", default="2,4", help="daemons per ring; default %(default)s")
     parser.add_argument("--sizes", help=f"of the tensor; default {FULL.sizes}")
     parser.add_argument("--rounds", type=int, help="the median counts; default 7, or 5 if quick")
-    parser.add_argument("--modes", default=",".join(EVERY), help="default: %(default)s")
+    parser.add_argument("--modes", help=f"of {', '.join(MODES)}; see profiles.py")
     parser.add_argument(
         "--output",
         type=Path,
@@ -216,11 +221,13 @@ def options() -> tuple[Profile, argparse.Namespace]:
         chosen.before = chosen.before and build_at(chosen.before)
     except (ValueError, Failure) as error:
         parser.error(str(error))
-    chosen.modes = tuple(chosen.modes.split(","))
+    chosen.modes = tuple(chosen.modes.split(",") if chosen.modes else profile.modes)
     if unknown := set(chosen.modes) - set(MODES):
         parser.error(f"no such mode: {', '.join(unknown)}; there are {', '.join(MODES)}")
     if min(chosen.size) < 2:  # noqa: PLR2004 - a ring of one has nothing to send
         parser.error("a ring has at least 2 daemons here")
+    if max(chosen.size) > MOST_RANKS and any(MODES[mode].wire for mode in chosen.modes):
+        parser.error(f"with a wire sums are exact up to {MOST_RANKS} daemons: name other --modes")
     if rounds < 1:
         parser.error("at least one round counts")
     return replace(profile, rounds=rounds), chosen

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from instrument import samples
 from instrument.markdown import table
-from instrument.modes import MODES
+from instrument.modes import EVERY, MODES
 from instrument.plot import plot
 from instrument.results import Key, Results, Series
 from instrument.sizes import human
@@ -38,7 +38,9 @@ of the tensor. Every result was checked: #wrong counts elements. x Gloo is the s
 `floor: bytes over TCP` sends and receives as many bytes over as many connections, with nothing
 added and no Python on the way, always the same buffer, as iperf3 does; `floor: memory over TCP`
 from the whole of one tensor into the whole of another. `floor: relay` passes them from a program
-over a Unix socket to a bare daemon, to the others and back.
+over a Unix socket to a bare daemon, to the others and back. `ringd` has default settings, so its
+links are sealed for integrity; `protect off` and `encrypt` are rings with another `ring.protect`,
+`bfloat16` and `int8` calls with that `wire`.
 """
 
 
@@ -72,7 +74,8 @@ def _plots(path: Path, results: Results, n: int) -> list[str]:
     what = single_calls.WHAT
     by_mode: dict[str, list[tuple[int, float]]] = {}
     for key, series in results.rows(what, n):
-        by_mode.setdefault(key.mode, []).append((key.nbytes, series.median))
+        if key.mode in EVERY:
+            by_mode.setdefault(key.mode, []).append((key.nbytes, series.median))
     if len(results.sizes(what, n)) < 2:  # noqa: PLR2004 - no line goes through one point
         return []
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from instrument.modes import BFLOAT16, ENCRYPT, EVERY, INT8, OFF
 from targets import LOOPBACK, NETWORK, Target
 
-_EVERY = "4B,1KiB,4KiB,16KiB,64KiB,256KiB,1MiB,4MiB,16MiB,64MiB,256MiB"
+_SIZES = "4B,1KiB,4KiB,16KiB,64KiB,256KiB,1MiB,4MiB,16MiB,64MiB,256MiB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,8 @@ class Profile:
     """Of its page."""
     title: str
     targets: Sequence[Target]
+    modes: Sequence[str]
+    """What single calls are measured with, of which other benchmarks take what they are about."""
     sizes: str
     rounds: int
     budget: float
@@ -29,12 +32,20 @@ class Profile:
 
 
 FULL = Profile(
-    "loopback", "All-reduce over loopback", LOOPBACK, _EVERY, rounds=7, budget=0.15, thorough=True
+    "loopback",
+    "All-reduce over loopback",
+    LOOPBACK,
+    (*EVERY, *OFF, *ENCRYPT),
+    _SIZES,
+    rounds=7,
+    budget=0.15,
+    thorough=True,
 )
 QUICK = Profile(
     "quick",
     "All-reduce over loopback, in three minutes",
     LOOPBACK,
+    EVERY,
     "4B,16KiB,1MiB,16MiB",
     rounds=5,
     budget=0.04,
@@ -43,6 +54,7 @@ SHAPED = Profile(
     "network",
     "All-reduce over links of 1 Gbit/s",
     NETWORK,
+    (*EVERY, *ENCRYPT, *BFLOAT16, *INT8),
     "4B,16KiB,256KiB,1MiB,4MiB,16MiB,64MiB",
     rounds=7,
     budget=0.15,

@@ -1,8 +1,7 @@
 """What is to be reached, and what was: each row says how it follows from what was measured. Pure.
 
 A figure that compares is a ratio of medians of the same run, more than 1 where ringd is faster. One
-that is about several sizes is that of the size at which it is farthest from its goal. What needs
-features that are not there yet has no row: it comes with them.
+that is about several sizes is that of the size at which it is farthest from its goal.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from instrument.markdown import table
-from instrument.modes import MODES
+from instrument.modes import BFLOAT16, ENCRYPT, INT8, MODES, OFF, RINGD
 from instrument.results import Results
 from instrument.sizes import human
 from measures import (
@@ -135,6 +134,25 @@ def time_by_floor(what: str, floor: str) -> Finder:
         ]
 
     return find
+
+
+def speed_left(modes: Sequence[str]) -> Finder:
+    """Return what finds the speed of *modes*, by kind of array, by that without protection."""
+    each = [speed(mode, [off], MIB) for mode, off in zip(modes, OFF, strict=True)]
+    return lambda results, n: [found for find in each for found in find(results, n)]
+
+
+def _more_time(results: Results, n: int) -> list[Found]:
+    """Return how many microseconds more a small call takes with protection."""
+    return [
+        Found((mine - its) * 1e6, f"{human(nbytes)}, {MODES[mode].title}")
+        for nbytes in results.sizes(single_calls.WHAT, n)
+        if nbytes <= SMALL[1]
+        for modes in (RINGD, ENCRYPT)
+        for mode, off in zip(modes, OFF, strict=True)
+        if (mine := results.median(single_calls.WHAT, n, nbytes, mode))
+        if (its := results.median(single_calls.WHAT, n, nbytes, off))
+    ]
 
 
 def figure(name: str, factor: float = 1.0) -> Finder:
@@ -291,29 +309,72 @@ LOOPBACK = (
         {1: 0.6},
         _one_machine,
     ),
+    Target(
+        '`protect = "integrity"`, 1 MiB and up, against "off"',
+        {2: 0.97, 4: 0.97},
+        speed_left(RINGD),
+    ),
+    Target(
+        '`protect = "encrypt"`, 1 MiB and up, against "off"',
+        {2: 0.85, 4: 0.85},
+        speed_left(ENCRYPT),
+    ),
+    Target(
+        "a small call with protection, µs more than without",
+        {2: 15.0, 4: 15.0},
+        _more_time,
+        at_least=False,
+    ),
 )
 """What `make bench` measures."""
 
-
-def _wire(results: Results, n: int) -> list[Found]:
-    payload = results.figure(WIRE, n)
-    if payload is None:
-        return []
-    return [
-        Found(2 * (n - 1) / n * nbytes / payload / seconds, human(nbytes))
-        for nbytes in results.sizes(single_calls.WHAT, n)
-        if nbytes >= 4 * MIB
-        if (seconds := results.median(single_calls.WHAT, n, nbytes, "ringd"))
-    ]
-
-
 WIRE = "bytes of tensors that a link carries in a second"
+
+
+def by_wire_limit(modes: Sequence[str], least: int) -> Finder:
+    """Return what finds the wire limit's time by that of *modes*, for tensors of *least* and up.
+
+    The limit is the time in which a link carries each byte once, uncompressed: 2(n-1)/n S/B.
+    """
+
+    def find(results: Results, n: int) -> list[Found]:
+        payload = results.figure(WIRE, n)
+        if payload is None:
+            return []
+        return [
+            Found(
+                2 * (n - 1) / n * nbytes / payload / seconds,
+                f"{human(nbytes)}, {MODES[mode].title}",
+            )
+            for nbytes in results.sizes(single_calls.WHAT, n)
+            if nbytes >= least
+            for mode in modes
+            if (seconds := results.median(single_calls.WHAT, n, nbytes, mode))
+        ]
+
+    return find
+
 
 NETWORK = (
     Target(
         "shaped links, 4 MiB and up, against the wire limit 2(n-1)/n S/B",
         {2: 0.98, 4: 0.98},
-        _wire,
+        by_wire_limit(["ringd"], 4 * MIB),
+    ),
+    Target(
+        '`wire="bfloat16"`, shaped links, 16 MiB and up, against the uncompressed wire limit',
+        {2: 1.9, 4: 1.9},
+        by_wire_limit(BFLOAT16, 16 * MIB),
+    ),
+    Target(
+        '`wire="int8"`, shaped links, 16 MiB and up, against the uncompressed wire limit',
+        {2: 3.5, 4: 3.5},
+        by_wire_limit(INT8, 16 * MIB),
+    ),
+    Target(
+        '`protect = "encrypt"`, shaped links, 4 MiB and up, against the wire limit',
+        {2: 0.97, 4: 0.97},
+        by_wire_limit(ENCRYPT, 4 * MIB),
     ),
     Target(
         "16 KiB at n = 8, one network namespace each, shaped links, against fd44b4d",

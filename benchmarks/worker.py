@@ -20,7 +20,8 @@ from multiprocessing.connection import Connection
 import numpy as np
 from instrument.batch import Batch
 from instrument.counters import sleeps
-from instrument.patterns import Array, count_wrong_sums, expected, fill, offset_of
+from instrument.modes import MODES
+from instrument.patterns import Array, Pattern, expected, pattern_of
 from peers.slots import Slot, System
 
 SYSTEMS = {
@@ -82,14 +83,15 @@ def _count(batch: Batch, size: int) -> int:
 def _timed(
     pipe: Connection, batch: Batch, slots: list[Slot], rank: int
 ) -> tuple[float, float, float, list[Array]]:
+    pattern = _pattern(batch)
     warm = []  # kept as those that are timed, for which there is memory then
     for index in range(batch.warm_up):
         # Filled anew each time: Gloo works in place.
-        fill(slots[index].input, rank)
+        pattern.fill(slots[index].input, rank)
         warm.append(slots[index].call())
     warm.clear()
     for index, slot in enumerate(slots):
-        fill(slot.input, _offset(batch, index) + rank)
+        pattern.fill(slot.input, _offset(batch, index) + rank)
     pipe.send(True)
     start = pipe.recv()
     slept = sleeps(os.getpid())
@@ -149,7 +151,7 @@ def _compute(seconds: float) -> None:
 def _count_wrong(batch: Batch, rank: int, size: int, index: int, result: Array) -> int:
     offset = _offset(batch, index)
     if batch.kind == "all_reduce":
-        return count_wrong_sums(result, size, offset)
+        return _pattern(batch).count_wrong_sums(result, size, offset)
     if batch.kind == "nothing":
         return 0
     count = len(result) if batch.kind == "pass_on" else _count(batch, size)
@@ -158,7 +160,11 @@ def _count_wrong(batch: Batch, rank: int, size: int, index: int, result: Array) 
 
 def _offset(batch: Batch, index: int) -> int:
     # Calls that only pass their input on share its memory.
-    return offset_of(batch.dtype, batch.salt + (0 if batch.kind == "pass_on" else index))
+    return _pattern(batch).offset(batch.salt + (0 if batch.kind == "pass_on" else index))
+
+
+def _pattern(batch: Batch) -> Pattern:
+    return pattern_of(batch.dtype, MODES[batch.mode].wire)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from instrument.sizes import human, sizes_of
 from instrument.starts import line_up
 from measures import single_calls, token
 
+from ringd.collective.codec import CODECS, WIRES, stretches
 from ringd.config.load import load
 
 MIB = 1 << 20
@@ -79,6 +80,22 @@ def test_a_panel_has_those_that_say_something_for_its_size() -> None:
     assert set(EVERY) - large == {"relay", "relay-spin"}
 
 
+def test_what_is_to_be_reached_is_measured() -> None:
+    """A target that is about settings names modes that its profile has."""
+    for profile in (profiles.FULL, profiles.SHAPED):
+        results = Results()
+        for mode in profile.modes:
+            for nbytes in sizes_of(profile.sizes):
+                for n in (2, 4):
+                    filled(results, single_calls.WHAT, n, nbytes, mode, 1.0)
+                    results.set_figure(targets.WIRE, n, 1.0)
+        about = [each for each in profile.targets if "protect" in each.what or "wire=" in each.what]
+        assert len(about) == 3
+        for target in about:
+            for n in target.goals:
+                assert target.farthest(results, n), target.what
+
+
 def test_what_the_floor_does_is_checked_as_such() -> None:
     """It passes its input on, and sums nothing."""
     (panel,) = single_calls.panels(["floor", "ringd"], [MIB], 0.1)
@@ -90,16 +107,33 @@ def test_what_the_floor_does_is_checked_as_such() -> None:
 def test_sums_are_exact_and_each_wrong_element_is_counted(dtype: np.dtype) -> None:
     """Of the largest ring and the largest inputs that benchmarks have, with every dtype."""
     size, count = 4, 300_000
-    offset = max(patterns.offset_of(dtype.name, number) for number in range(5000))
+    pattern = patterns.pattern_of(dtype.name, wire=None)
+    offset = max(pattern.offset(number) for number in range(5000))
     inputs = [np.empty(count, dtype) for _ in range(size)]
     for rank, array in enumerate(inputs):
-        patterns.fill(array, offset + rank)
+        pattern.fill(array, offset + rank)
     total = np.sum([array.astype(np.float64) for array in inputs], axis=0)
     result = total.astype(dtype)
     assert np.array_equal(result.astype(np.float64), total)
-    assert patterns.count_wrong_sums(result, size, offset) == 0
+    assert pattern.count_wrong_sums(result, size, offset) == 0
     result[[0, 200_000, -1]] += dtype.type(1)
-    assert patterns.count_wrong_sums(result, size, offset) == 3
+    assert pattern.count_wrong_sums(result, size, offset) == 3
+
+
+@pytest.mark.parametrize("wire", WIRES)
+def test_what_travels_narrow_is_exact_too(wire: str) -> None:
+    """Of the largest ring with which a wire is measured: what was decoded is the sum itself."""
+    pattern, size = patterns.pattern_of("float32", wire), patterns.MOST_RANKS
+    offset = pattern.offsets - 1
+    inputs = np.empty((size, 100_000), np.float32)
+    for rank, array in enumerate(inputs):
+        pattern.fill(array, offset + rank)
+    total, codec = inputs.sum(axis=0), CODECS[wire]
+    encoded, decoded = np.empty(codec.nbytes(total.size), np.uint8), np.empty_like(total)
+    for values, data in stretches(codec, total.size):
+        codec.encode(total[values], encoded[data])
+        codec.decode(encoded[data], decoded[values])
+    assert pattern.count_wrong_sums(decoded, size, offset) == 0
 
 
 def test_what_other_calls_must_give() -> None:
@@ -167,6 +201,32 @@ def test_an_upper_bound_is_judged_by_the_largest() -> None:
     assert targets.rows([target], results) == [("small", "4", "≤ 0.45", "0.25 (4 B)", "yes")]
 
 
+def test_a_seal_is_judged_with_either_kind_of_array() -> None:
+    """Each beside the same without one; large calls by their speed, small ones by their time."""
+    results = Results()
+    times = {"ringd": 1.0, "ringd-off": 1.0, "ringd-empty": 1.0, "ringd-off-empty": 0.9}
+    times |= {"ringd-encrypt": 1.0, "ringd-encrypt-empty": 1.2}
+    for mode, seconds in times.items():
+        filled(results, single_calls.WHAT, 2, MIB, mode, seconds)
+        filled(results, single_calls.WHAT, 2, 4, mode, seconds * 1e-4)
+    found = [row[3:] for row in targets.rows(targets.LOOPBACK, results) if "protect" in row[0]]
+    assert found == [
+        ("0.9 (1 MiB, ringd, protect off, ring.empty)", "**no**"),
+        ("0.75 (1 MiB, ringd, protect off, ring.empty)", "**no**"),
+        ("30 (4 B, ringd, encrypt, ring.empty)", "**no**"),
+    ]
+
+
+def test_a_wire_is_judged_by_what_the_links_carry() -> None:
+    """Each byte once, uncompressed: with four members, one and a half times the tensor."""
+    results = Results()
+    results.set_figure(targets.WIRE, 4, 16.0 * MIB)
+    for nbytes, seconds in ((4 * MIB, 9.0), (16 * MIB, 0.75), (64 * MIB, 2.0)):
+        filled(results, single_calls.WHAT, 4, nbytes, "ringd-int8", seconds)
+    find = targets.by_wire_limit(["ringd-int8", "ringd-int8-empty"], 16 * MIB)
+    assert [each.value for each in find(results, 4)] == [2.0, 3.0]
+
+
 def test_a_target_of_which_nothing_was_measured_is_named_as_such() -> None:
     """It is neither reached nor missed."""
     said = targets.table_of(targets.LOOPBACK, Results())
@@ -219,14 +279,18 @@ def test_sizes_are_written_and_read_alike() -> None:
         sizes_of("6B")
 
 
-def test_daemons_take_the_config(tmp_path: Path) -> None:
-    """Its members are at the places that were given."""
+@pytest.mark.parametrize(
+    ("protect", "loaded"), [(None, "integrity"), ("off", "off"), ("encrypt", "encrypt")]
+)
+def test_daemons_take_the_config(tmp_path: Path, protect: str | None, loaded: str) -> None:
+    """Its members are at the places that were given, and its links protected as was asked."""
     path = tmp_path / "ringd.toml"
-    path.write_text(daemons.config(["10.0.0.1:20001", "10.0.0.2:20002"]))
+    path.write_text(daemons.config(["10.0.0.1:20001", "10.0.0.2:20002"], protect))
     (tmp_path / "ring.key").write_text("00" * 32)
     (tmp_path / "ring.key").chmod(0o600)
     config = load(path, node="rank1")
     assert config.rank == 1
+    assert config.ring.protect == loaded
     assert config.member("rank0").addresses == ("10.0.0.1:20001",)
 
 

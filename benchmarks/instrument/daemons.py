@@ -40,22 +40,33 @@ class Daemons:
         )
 
 
-def config(addresses: list[str]) -> str:
-    """Return the config of a ring with a member at each address; any build can read it."""
+def config(addresses: list[str], protect: str | None = None) -> str:
+    """Return the config of a ring with a member at each address.
+
+    *protect*: the setting ``ring.protect``; without it any build can read the config.
+    """
+    ring = ["[ring]", 'name = "bench"', 'key_file = "ring.key"']
+    if protect is not None:
+        ring.append(f'protect = "{protect}"')
     members = [
         f'[[ring.members]]\nname = "rank{rank}"\naddresses = ["{address}"]\nlisten = ["{address}"]'
         for rank, address in enumerate(addresses)
     ]
-    return "\n".join(['[ring]\nname = "bench"\nkey_file = "ring.key"', *members, ""])
+    return "\n".join([*ring, *members, ""])
 
 
 @contextlib.contextmanager
-def running(site: Site, directory: Path, build: Build) -> Iterator[Daemons]:
-    """Start a daemon with default settings at each place; end them, by pid, on the way out."""
+def running(
+    site: Site, directory: Path, build: Build, protect: str | None = None
+) -> Iterator[Daemons]:
+    """Start a daemon at each place; end them, by pid, on the way out.
+
+    Their settings are the default ones, but for ``ring.protect`` if *protect* is given.
+    """
     names = [f"rank{rank}" for rank in range(site.size)]
     ports = free_ports(site.size)
     addresses = [f"{host}:{port}" for host, port in zip(site.addresses, ports, strict=True)]
-    (directory / "ringd.toml").write_text(config(addresses))
+    (directory / "ringd.toml").write_text(config(addresses, protect))
     create_key(directory / "ring.key")
     daemons = Daemons(
         [directory / f"{name}.sock" for name in names],

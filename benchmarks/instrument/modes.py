@@ -18,15 +18,30 @@ class Mode:
     least: int = 0
     """Bytes of the smallest tensor for which it says something; and of the largest."""
     most: int = 1 << 62
+    wire: str | None = None
+    """The format in which its tensors travel; None: as they are."""
 
     def takes(self, nbytes: int) -> bool:
         """Whether it says something for tensors of that size."""
         return self.least <= nbytes <= self.most
 
 
+_SETTINGS_MOST = 64 << 20
+"""Bytes of a tensor with other settings: all programs keep theirs while others are measured."""
+
 MODES = {
     "ringd": Mode("ringd", "ringd"),
     "ringd-empty": Mode("ringd, ring.empty", "ringd"),
+    "ringd-off": Mode("ringd, protect off", "ringd-off", most=_SETTINGS_MOST),
+    "ringd-off-empty": Mode("ringd, protect off, ring.empty", "ringd-off", most=_SETTINGS_MOST),
+    "ringd-encrypt": Mode("ringd, encrypt", "ringd-encrypt", most=_SETTINGS_MOST),
+    "ringd-encrypt-empty": Mode("ringd, encrypt, ring.empty", "ringd-encrypt", most=_SETTINGS_MOST),
+    "ringd-bfloat16": Mode("ringd, bfloat16", "ringd", least=1 << 20, wire="bfloat16"),
+    "ringd-bfloat16-empty": Mode(
+        "ringd, bfloat16, ring.empty", "ringd", least=1 << 20, wire="bfloat16"
+    ),
+    "ringd-int8": Mode("ringd, int8", "ringd", least=1 << 20, wire="int8"),
+    "ringd-int8-empty": Mode("ringd, int8, ring.empty", "ringd", least=1 << 20, wire="int8"),
     "before": Mode("fd44b4d", "before"),
     "before-empty": Mode("fd44b4d, ring.empty", "before"),
     "gloo": Mode("Gloo", "gloo"),
@@ -42,7 +57,13 @@ RINGD = ("ringd", "ringd-empty")
 PEERS = ("before", "gloo", "mlx", "mpi")
 FLOORS = ("floor", "floor-memory", "relay", "relay-spin")
 EVERY = (*RINGD, *PEERS, *FLOORS)
-"""What single calls of all sizes are measured with."""
+"""What single calls are measured with everywhere, and what plots show."""
+OFF = ("ringd-off", "ringd-off-empty")
+ENCRYPT = ("ringd-encrypt", "ringd-encrypt-empty")
+"""As :data:`RINGD` with another ``ring.protect`` than its default, integrity."""
+BFLOAT16 = ("ringd-bfloat16", "ringd-bfloat16-empty")
+INT8 = ("ringd-int8", "ringd-int8-empty")
+"""As :data:`RINGD` with a ``wire``."""
 IN_FLIGHT = ("ringd", "gloo")
 """What many calls at a time are measured with: others have no such call, or one at a time."""
 

@@ -67,10 +67,15 @@ def missing(name: str, site: Site, before: Build | None) -> str:
     return ""
 
 
-def start_ring(made: LineUp, name: str, build: Build, on_each: int = 1) -> Team:
-    """Start daemons of *build*, and so many programs beside each."""
-    ring = made.stack.enter_context(daemons.running(made.site, made.own_directory(name), build))
-    made.rings[name] = ring
+def start_ring(
+    made: LineUp, name: str, build: Build, on_each: int = 1, protect: str | None = None
+) -> Team:
+    """Start daemons of *build*, and so many programs beside each.
+
+    *protect*: their ``ring.protect``; None: the default.
+    """
+    running = daemons.running(made.site, made.own_directory(name), build, protect)
+    ring = made.rings[name] = made.stack.enter_context(running)
     return start_programs(made, name, ring, build, on_each=on_each)
 
 
@@ -153,6 +158,8 @@ def _start_before(made: LineUp) -> Team:
 
 _STARTS: dict[str, Callable[[LineUp], Team]] = {
     "ringd": lambda made: start_ring(made, "ringd", Build()),
+    "ringd-off": lambda made: start_ring(made, "ringd-off", Build(), protect="off"),
+    "ringd-encrypt": lambda made: start_ring(made, "ringd-encrypt", Build(), protect="encrypt"),
     "before": _start_before,
     "gloo": start_gloo,
     "mlx": _start_mlx,

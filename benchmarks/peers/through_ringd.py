@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from instrument.batch import Batch
+from instrument.modes import MODES
 
 import ringd
 from peers.slots import PATIENCE, Slot, ping_pong
@@ -51,10 +52,13 @@ class Ringd:
             receive = functools.partial(ring.recv, result, other, timeout=PATIENCE)
             return ping_pong(ring.rank, array, result, send, receive)
         begin = getattr(ring, f"{batch.kind}_async")
+        how: dict[str, Any] = {"timeout": PATIENCE}
+        if (wire := MODES[batch.mode].wire) is not None:
+            how["wire"] = wire
         return Slot(
             array,
-            functools.partial(getattr(ring, batch.kind), array, timeout=PATIENCE),
-            lambda: begin(array, timeout=PATIENCE).wait,
+            functools.partial(getattr(ring, batch.kind), array, **how),
+            lambda: begin(array, **how).wait,
         )
 
     def close(self) -> None:
