@@ -258,3 +258,56 @@ def test_out_where_there_is_no_result(rings):
     """A rank that is given nothing needs no memory for it."""
     with pytest.raises(ValueError, match="this rank has no result"):
         rings[1].reduce(np.ones(2), 0, out=np.ones(2))
+
+
+WRONG = {
+    "root": lambda ring: ring.reduce(1.0, root=99),
+    "op": lambda ring: ring.all_reduce(1.0, "no such"),
+    "out": lambda ring: ring.broadcast(np.zeros(3), out=np.zeros(4)),
+    "nothing here": lambda ring: ring.gather(1.0, root=0, out=np.zeros(3)),
+    "axis": lambda ring: ring.reduce_scatter(np.zeros(4)),
+    "counts": lambda ring: ring.all_to_all(np.zeros(3), [1, 1, 2], [1, 1, 1]),
+    "dtype": lambda ring: ring.all_gather(np.array(["a"])),
+    "timeout": lambda ring: ring.barrier(timeout=-1),
+    "bytes": lambda ring: ring.all_gather_bytes("a"),
+    "color": lambda ring: ring.split(1.5),
+}
+RIGHT = {
+    "bytes": lambda ring: ring.all_gather_bytes(b"a"),
+    "color": lambda ring: ring.split(1),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_call_that_one_rank_makes_wrongly_ends_for_all(
+    rings: list[ringd.Ring], what: str
+) -> None:
+    """At once, with the rank and the reason; all are in step afterwards."""
+
+    def call(ring: ringd.Ring) -> str:
+        right = RIGHT.get(what, lambda ring: ring.all_reduce(np.zeros(3)))
+        try:
+            (WRONG[what] if ring.rank == 1 else right)(ring)
+        except (TypeError, ValueError, ringd.Refused) as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    said = everywhere(rings, call)
+    assert not said[1].startswith("Refused")
+    reason = said[1].split(": ", 1)[1]
+    for rank in (0, 2):
+        assert said[rank].startswith("Refused: rank 1, on 'n1', called ")
+        assert said[rank].endswith(reason)
+    assert everywhere(rings, lambda ring: ring.all_reduce(ring.rank).item()) == [3, 3, 3]
+
+
+def test_what_all_make_wrongly_costs_a_call_each(rings: list[ringd.Ring]) -> None:
+    """So does each of many that are made without waiting."""
+
+    def call(ring: ringd.Ring) -> int:
+        for _ in range(300):
+            with pytest.raises(ValueError, match="not 7"):
+                ring.reduce_async(1.0, root=7)
+        return ring.all_reduce(ring.rank).item()
+
+    assert everywhere(rings, call) == [3, 3, 3]

@@ -111,6 +111,10 @@ class Group:
         """When the daemon may be asked for our place again."""
         self.ends: dict[int, Group] = {}
         """Its ends of channels, by number."""
+        self.ends_by_key: dict[tuple[int, int, int], Group] = {}
+        """The last one of each: by sender's rank, receiver's rank, tag."""
+        self.sending: dict[Group, None] = {}
+        """Those that may have messages on their way."""
         self.lost_messages: Counter[tuple[int, int]] = Counter()
         """How many that nobody waits for were lost with a session, which the user does not know
         yet; by the receiver's rank and the tag."""

@@ -77,11 +77,6 @@ class End(Group):
         return self.watch and not self.waits
 
     @property
-    def unreceived(self) -> int:
-        """Bytes of messages that are not known to be received."""
-        return sum(op.length for op in list(self.session.ops.values()) if not op.ended)
-
-    @property
     def sends_on(self) -> int:
         """How many messages of this program are not known to be received."""
         place = self._parent.place
@@ -173,6 +168,9 @@ class End(Group):
         if lost := self.lost:
             self._parent.lost_messages[self.key.to, self.key.tag] += lost
         self._parent.ends.pop(self.session.join_id, None)
+        self._parent.sending.pop(self, None)
+        if self._parent.ends_by_key.get(self.key) is self:
+            del self._parent.ends_by_key[self.key]
         self._groups.remove(self)
         self.ended = True
 
@@ -235,12 +233,12 @@ def open_line(stay: Stay, key: Key, until: float | None, *, watch: bool = False)
 def _end_of(stay: Stay, key: Key) -> End:
     """Return the end that is there, which an interrupt may have kept from being opened."""
     group, groups = stay.group, stay.connection.groups
-    known = (end for end in ends_of(stay) if end.key == key)
-    end = next((end for end in known if end.of is group.session), None)
-    if end is None:
+    end = group.ends_by_key.get(key)
+    if not isinstance(end, End) or end.ended or end.of is not group.session:
         end = End(group, key, groups)
-        group.ends[end.session.join_id] = end  # first: there must not be two of them
+        group.ends_by_key[key] = end  # first: there must not be two of them
     if end not in groups:
+        group.ends[end.session.join_id] = end
         groups.add(end)
         end.push()
     return end
@@ -327,4 +325,11 @@ def linger(stay: Stay, seconds: float) -> str:
 
 def unreceived(stay: Stay) -> int:
     """Return how many bytes of messages are not known to be received, in all channels."""
-    return sum(end.unreceived for end in ends_of(stay))
+    sending = stay.group.sending
+    total = 0
+    for end in list(sending):
+        if end.session.over or not end.session.unfinished:
+            sending.pop(end, None)
+        else:
+            total += end.session.unfinished
+    return total

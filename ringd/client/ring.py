@@ -81,7 +81,7 @@ def connect(
             same on all of them.
         local_rank: which one of the group's programs on this machine this is, from 0 to
             ``local_size - 1``.
-        local_size: how many there are, up to 4096; other machines may have more or fewer.
+        local_size: how many there are, up to 1000; other machines may have more or fewer.
 
     Raises:
         DaemonUnavailable: no daemon there in time; says where it was looked for.
@@ -616,12 +616,15 @@ class Ring:
         waits: bool,
     ) -> Work[T]:
         """Begin to gather *data*, of which *made* makes the result."""
-        stay = self._stay
+        stay, kind = self._stay, "all_gather_bytes"
         stay.check_call()
-        mine = arguments.raw(data, "data")
-        wire_timeout, until = self._deadline(timeout)
+        try:
+            mine, name = arguments.raw(data, "data"), tensors.call_name(name)
+            wire_timeout, until = self._deadline(timeout)
+        except (TypeError, ValueError) as error:
+            self._count_wrong(kind, error, 1 if waits else 2)
+            raise
         size = stay.place(until).size
-        kind, name = "all_gather_bytes", tensors.call_name(name)
         length = np.array([len(mine)], LENGTH)
         first = make_op(
             Call(kind, "", LENGTH.name, (1,), name),
@@ -829,7 +832,12 @@ class Ring:
         self, color: int | str | None, key: int, timeout: float | None, *, waits: bool
     ) -> Work[Ring | None]:
         stay, connection = self._stay, self._connection
-        mine = Choice(arguments.color(color), arguments.whole(key, "key"))
+        stay.check_call()
+        try:
+            mine = Choice(arguments.color(color), arguments.whole(key, "key"))
+        except (TypeError, ValueError) as error:
+            self._count_wrong("split", error, 1 if waits else 2)
+            raise
 
         def join(everyone: list[bytes], op: Op) -> Ring | None:
             until = self._deadline(timeout)[1]
@@ -937,8 +945,41 @@ class Ring:
 
         *counts* are those for so many ranks. Where they matter, they are waited for.
         """
+        self._stay.check_call()
+        try:
+            return self._begin_sound(kind, x, op, root, counts, out, name, wire, timeout)
+        except (TypeError, ValueError) as error:
+            self._count_wrong(kind, error)
+            raise
+
+    def _count_wrong(self, kind: str, error: Exception, calls: int = 1) -> None:
+        """Hand over that a call cannot be made as it was, which ends it for all ranks.
+
+        So they hear of it at once, and the next call of each is again the same one.
+        """
+        stay, node = self._stay, self._connection.latest.node
+        place = stay.group.place
+        who = f"the client on {node!r}" if place is None else f"rank {place.rank}, on {node!r},"
+        text = f"{who} called {kind} with what cannot be: {error}"
+        for _ in range(calls):
+            wrong = Op(Call("barrier", "", "", (), ""), 0, None)
+            wrong.fail(errors.Refused(text))
+            stay.submit(wrong, 0.0, None)
+
+    def _begin_sound(  # noqa: PLR0917 - as of _begin, which is called by name
+        self,
+        kind: str,
+        x: npt.ArrayLike,
+        op: str,
+        root: SupportsIndex,
+        counts: Callable[[int], tuple[int, ...]],
+        out: Array | None,
+        name: str,
+        wire: str | None,
+        timeout: float | None,
+    ) -> Work[Any]:
+        """As :meth:`_begin`, for arguments that go together."""
         stay = self._stay
-        stay.check_call()
         row = kinds.KINDS[kind]
         array = tensors.plain_array(x)
         if row.rows and array.ndim == 0:
@@ -1032,6 +1073,7 @@ class Ring:
 
         def submit() -> Stay:
             line.submit(work_op, wire_timeout, until)
+            stay.group.sending[line.end] = None
             if buffer:
                 line.end.buffered.append(work_op)
             return line

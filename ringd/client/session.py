@@ -55,6 +55,7 @@ class Op:
         "kept",
         "left",
         "length",
+        "length_made",
         "memory_made",
         "payload",
         "reply",
@@ -113,6 +114,8 @@ class Op:
         self.seq = -1
         self.memory_made = 0
         """Bytes of shared memory that the ops of its session up to this one had."""
+        self.length_made = 0
+        """Bytes of their inputs, wherever these stood."""
         self.ended = False
         """Last of what an outcome sets, as it is looked at without the lock."""
         self.error: errors.RingError | None = None
@@ -240,7 +243,7 @@ class Op:
 class Session:
     """One stay in a group, known by its join id."""
 
-    def __init__(self, after: Session | None = None) -> None:
+    def __init__(self, after: Session | None = None) -> None:  # noqa: PLR0915 - one line each
         self.join_id = secrets.randbits(63) + 1
         self.asked = False
         """Whether a daemon has ever been asked for it."""
@@ -276,6 +279,10 @@ class Session:
         """Bytes of shared memory that all ops so far had."""
         self.memory_acked = 0
         """Likewise those below :attr:`acked`."""
+        self.length_made = 0
+        """Bytes of all inputs so far."""
+        self.length_acked = 0
+        """Likewise."""
         self.ack_wanted = 0
         """Somebody waits to hear of ops below that they have their outcome here."""
         self.ack_sent = 0
@@ -303,6 +310,11 @@ class Session:
         return self.memory_made - self.memory_acked
 
     @property
+    def unfinished(self) -> int:
+        """Bytes of the inputs of these ops."""
+        return self.length_made - self.length_acked
+
+    @property
     def end(self) -> int:
         """The number below which daemons have been handed all calls that are not lost."""
         return self.handed if self.limit is None else min(self.handed, self.limit)
@@ -321,13 +333,14 @@ class Session:
         """Count *op*, which has the next number, and *then* the one that belongs to it."""
         last = op if then is None else then
         op.memory_made = last.memory_made = self.memory_made + op.memory
+        op.length_made = last.length_made = self.length_made + op.length
         if then is not None:
             self.incomplete[then.seq] = then
         # Stores that nothing can come between: it is made, or it is not.
         self.ops[op.seq] = op
         self.ops[last.seq] = last
         self.next_seq = last.seq + 1
-        self.memory_made = op.memory_made
+        self.memory_made, self.length_made = op.memory_made, op.length_made
 
     def complete(self) -> None:
         """Complete what can be completed by now, in order."""
@@ -381,4 +394,4 @@ class Session:
         """Find what :attr:`acked` has become; once more is harmless."""
         while (op := self.ops.get(self.acked)) is not None and op.ended:
             self.acked += 1
-            self.memory_acked = op.memory_made
+            self.memory_acked, self.length_acked = op.memory_made, op.length_made
