@@ -26,8 +26,31 @@ from tests.test_ring_streams import MIB, table
 CLI = [sys.executable, "-m", "ringd.cli.main"]
 
 
+started: list[Command] = []
+
+
+def end_all() -> None:
+    """Leave none of the commands behind, nor what they run."""
+    while started:
+        process = started.pop().process
+        if process.poll() is None:
+            process.terminate()  # which is passed on
+            try:
+                process.communicate(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        process.communicate()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """End what a test has started."""
+    yield
+    end_all()
+
+
 class Command:
-    """``ringd-cli`` with *arguments*, at *node*'s daemon."""
+    """``ringd-cli`` with *arguments*, at *node*'s daemon; :func:`end_all` ends it."""
 
     def __init__(self, node: Node, *arguments: str) -> None:
         self.process = subprocess.Popen(
@@ -38,13 +61,13 @@ class Command:
             stderr=subprocess.PIPE,
             text=True,
         )
+        started.append(self)
 
     def __enter__(self) -> Command:  # noqa: PYI034 - Self is newer than Python 3.10
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.process.kill()
-        self.process.communicate()
+        end_all()
 
     def end(self, timeout: float = PATIENCE) -> tuple[int, str, str]:
         """Wait for its end; return its exit code, and what it printed."""
