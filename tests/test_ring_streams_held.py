@@ -32,14 +32,7 @@ started: list[Command] = []
 def end_all() -> None:
     """Leave none of the commands behind, nor what they run."""
     while started:
-        process = started.pop().process
-        if process.poll() is None:
-            process.terminate()  # which is passed on
-            try:
-                process.communicate(timeout=5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        process.communicate()
+        started.pop().stop()
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +60,17 @@ class Command:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        end_all()
+        self.stop()
+
+    def stop(self) -> None:
+        """End it, and what it runs, if that is still to be done."""
+        if self.process.poll() is None:
+            self.process.terminate()  # which is passed on
+            try:
+                self.process.communicate(timeout=5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.process.communicate()
 
     def end(self, timeout: float = PATIENCE) -> tuple[int, str, str]:
         """Wait for its end; return its exit code, and what it printed."""

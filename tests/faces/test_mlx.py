@@ -172,8 +172,8 @@ def test_training_in_a_compiled_step(scene: tuple[Cluster, list[Proxy]]) -> None
 def test_a_program_that_is_killed(scene: tuple[Cluster, list[Proxy]]) -> None:
     """What it does to the others is what it does without us, and the next run is right.
 
-    That is an error in their next call, or (in a quarter of the runs of MLX 0.32.4 by itself) a wait
-    without end; so they are ended, too.
+    That is an error in their next call, or (in a quarter of the runs of MLX 0.32.4 by itself) a
+    wait without end; so they are ended, too.
     """
     commands = {rank: run(scene[0], rank, SUMS, "100000") for rank in range(3)}
     for command in commands.values():
