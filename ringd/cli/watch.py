@@ -151,6 +151,10 @@ def render(body: dict[str, Any]) -> str:
         if not link.get("preferred", True):
             why = link["preferred_error"]
             lines.append(f"    not over the preferred address{f' ({why})' if why else ''}")
+    streams = body.get("streams", {"open": 0, "programs": ()})
+    carried = streams["open"] + sum(program["open"] for program in streams["programs"])
+    if carried:
+        lines.append(f"streams: {carried} open")
     for group in body["groups"]:
         lines.append("")
         line = f"group {group['name']!r}: {', '.join(group['present']) or 'nobody'} present"
@@ -188,6 +192,11 @@ def _warnings(body: dict[str, Any]) -> list[str]:
         for member in body["members"]
         if member.get("disk_slow") and member["state"] != "self"
         if member["name"] not in body["waiting_for"]
+    ]
+    lines += [
+        f"streams to {listen['to']}: {listen['trouble']}"
+        for listen in body.get("streams", {}).get("listens", ())
+        if listen["trouble"] is not None
     ]
     hole = body.get("black_hole")
     if hole is not None:
