@@ -201,9 +201,9 @@ def test_streams_and_collectives_share_a_link(scene: Scene) -> None:
         while stream.running:
             for call in [Call(lambda ring=ring: ring.all_reduce(x)) for ring in rings]:
                 assert call.result()[0] == 4
-            done += 1
+            done += stream.running
         stream.result()
-    assert done > 1
+    assert done
 
 
 def test_each_direction_ends_on_its_own(scene: Scene) -> None:
