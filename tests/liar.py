@@ -16,6 +16,7 @@ import msgspec
 
 from ringd.config.load import load
 from ringd.loop import Loop
+from ringd.observe.counters import Counters
 from ringd.observe.recorder import Recorder
 from ringd.ring.bulk import Bulk
 from ringd.ring.neighbours import Neighbours
@@ -24,6 +25,19 @@ from ringd.wire.link import frames
 from ringd.wire.link.control import Ask, Commit, GroupMessage, Joined, News, Offer, Propose, Told
 from ringd.wire.link.frames import FrameType, Header
 from tests.cluster import Node
+
+
+class _NoStreams:
+    """Has ends of no streams."""
+
+    def ring_up(self) -> None:
+        """Nobody waits for that."""
+
+    def ring_down(self) -> None:
+        """Nor for that."""
+
+    def stream_message(self, *_: object) -> None:
+        """It is for nobody."""
 
 
 class Liar:
@@ -39,7 +53,8 @@ class Liar:
         self.rank, self.size = config.rank, config.size
         self._store = StateFile(node.state_dir, node.name)
         self._loop = Loop()
-        self.neighbours = Neighbours(self._loop, config, self._store, Recorder(node.name))
+        counters = Counters()
+        self.neighbours = Neighbours(self._loop, config, self._store, Recorder(node.name), counters)
         self._bulk = Bulk(
             config.rank,
             chunk_bytes=config.ops.chunk,
@@ -48,8 +63,9 @@ class Liar:
             on_finished=lambda _gid, _seq: None,
             send=self.neighbours.send_credit,
             defer=self._loop.call_soon,
+            counters=counters,
         )
-        self.neighbours.attach(self, self._bulk)
+        self.neighbours.attach(self, _NoStreams(), self._bulk)
         self.heard: dict[tuple[int, str], Joined] = {}
         self.offered: dict[int, tuple[int, Offer, bytes]] = {}
         self.reasons: list[str] = []

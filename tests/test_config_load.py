@@ -253,7 +253,7 @@ format = 3
 """)
     key = path.parent / "gone.key"
     assert said(path, "c") == [
-        "colour: unknown key; known here: ring, join, ipc, ops, log, metrics",
+        "colour: unknown key; known here: ring, streams, join, ipc, ops, log, metrics",
         'ring.nmae: unknown key; did you mean "name"?',
         'ring.name: missing; write name = "..."',
         (

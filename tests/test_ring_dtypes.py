@@ -147,6 +147,6 @@ def test_length_of_what_rides_with_an_offer_is_checked_where_the_dtype_is_known(
 ) -> None:
     """What can reach numpy has the right length; with and without ml_dtypes."""
     call = Call("all_reduce", "sum", dtype, (3,), "")
-    assert _fits(call, nbytes, 0, 3) is expected
+    assert _fits(1024, call, nbytes, 0, 3) is expected
     monkeypatch.delitem(reduction._BY_NAME, "bfloat16")
-    assert _fits(call, nbytes, 0, 3) is expected
+    assert _fits(1024, call, nbytes, 0, 3) is expected

@@ -14,7 +14,7 @@ import pytest
 from tests.cluster import Cluster, wait_until
 from tests.ringkit import BOUNDED
 from tests.streamkit import connect
-from tests.test_ring_streams_held import Command, program
+from tests.test_ring_streams_held import Command, end_all, program
 
 LIKE_MLX = """
     import json, os, socket, sys, time
@@ -64,6 +64,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Give the directory for hostfiles; nothing is left there."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     yield tmp_path
+    end_all()
     wait_until(lambda: not list(tmp_path.iterdir()), "hostfiles are removed")
 
 

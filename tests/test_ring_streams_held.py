@@ -26,8 +26,24 @@ from tests.test_ring_streams import MIB, table
 CLI = [sys.executable, "-m", "ringd.cli.main"]
 
 
+started: list[Command] = []
+
+
+def end_all() -> None:
+    """Leave none of the commands behind, nor what they run."""
+    while started:
+        started.pop().stop()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """End what a test has started."""
+    yield
+    end_all()
+
+
 class Command:
-    """``ringd-cli`` with *arguments*, at *node*'s daemon."""
+    """``ringd-cli`` with *arguments*, at *node*'s daemon; :func:`end_all` ends it."""
 
     def __init__(self, node: Node, *arguments: str) -> None:
         self.process = subprocess.Popen(
@@ -38,12 +54,22 @@ class Command:
             stderr=subprocess.PIPE,
             text=True,
         )
+        started.append(self)
 
     def __enter__(self) -> Command:  # noqa: PYI034 - Self is newer than Python 3.10
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.process.kill()
+        self.stop()
+
+    def stop(self) -> None:
+        """End it, and what it runs, if that is still to be done."""
+        if self.process.poll() is None:
+            self.process.terminate()  # which is passed on
+            try:
+                self.process.communicate(timeout=5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
         self.process.communicate()
 
     def end(self, timeout: float = PATIENCE) -> tuple[int, str, str]:

@@ -157,7 +157,8 @@ def test_round_trip(protect, cipher, plan):
     writer, reader = ends(protect, cipher)
     for header, longest, apart in plan:
         length = min(longest, MAX_LENGTH[header.type])
-        index = min(header.index, length) if header.type is FrameType.GROUP else header.index
+        has_message = header.type in {FrameType.GROUP, FrameType.STREAM}
+        index = min(header.index, length) if has_message else header.index
         fields = (header.generation, header.group, header.seq, index)
         sent = Header(header.type, length, *fields, header.origin, header.until, header.rank)
         payload = random.Random(length).randbytes(length)

@@ -25,6 +25,7 @@ def forward(ports: tuple[Forward, ...], socket: Path | None) -> None:
     connect. The config has to allow it.
 
     \b
+    Exit codes: 0 ended by a signal, 1 error, 2 wrong usage, 3 no daemon.
     Example: ringd-cli forward 15000=studio:5000
     """  # noqa: D301  click wants the backspace itself
     loop = Loop()

@@ -221,14 +221,20 @@ class Chain:
     show_default=True,
     help="The first port.",
 )
-@click.argument("path", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.argument(
+    "path", required=False, type=click.Path(dir_okay=False, path_type=Path, readable=False)
+)
 def mlx_hostfile(socket: Path | None, connections: int, port: int, path: Path | None) -> None:
     """Write the hostfile of `run --mlx --port`.
 
     For MLX programs, to PATH, or to standard output. It is the same on all machines: each rank
     finds its neighbours on its own loopback. `run --mlx` without --port has ports that are free,
     and writes its own.
-    """
+
+    \b
+    Exit codes: 0 done, 1 error, 2 wrong usage, 3 no daemon.
+    Example: ringd-cli mlx-hostfile hosts.json
+    """  # noqa: D301  click wants the backspace itself
     try:
         size = ask(find_socket(socket), AskStatus)["size"]
     except RingError as error:

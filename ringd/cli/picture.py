@@ -107,6 +107,10 @@ def render(body: Mapping[str, Any]) -> str:
             f"  {side} link to {link['peer']}: up for {age(link['up_for'])}, "
             f"{size(link['bytes_in'])} in, {size(link['bytes_out'])} out"
         )
+    streams = body.get("streams", {"open": 0, "programs": ()})
+    carried = streams["open"] + sum(program["open"] for program in streams["programs"])
+    if carried:
+        lines.append(f"  streams: {carried} open")
     for group in body["groups"]:
         lines += ["", *group_lines(group)]
     programs = body.get("clients", ())
@@ -175,6 +179,11 @@ def warnings(body: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f"the {side} link to {link['peer']} is not over the preferred address{why}"
             )
+    lines += [
+        f"streams to {listen['to']}: {listen['trouble']}"
+        for listen in body.get("streams", {}).get("listens", ())
+        if listen["trouble"] is not None
+    ]
     hole = body.get("black_hole")
     if hole is not None:
         lines.append(f"the way to {hole['peer']}: {hole['reason']} ({age(hole['age'])} ago)")

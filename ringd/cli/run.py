@@ -177,9 +177,12 @@ def run(
     """Run a program whose connections survive the daemon.
 
     COMMAND's connections through the ring, that is; the config has to allow those ports. Signals
-    are passed on; the exit code is the command's.
+    are passed on.
 
     \b
+    Exit codes: 0 and others as the command, 126 it cannot be run, 127 there is
+    none such, 1 error, 2 wrong usage, 3 no daemon.
+
     Examples:
       ringd-cli run --forward 15000=studio:5000 -- ./client --port 15000
       ringd-cli run --mlx -- python generate.py

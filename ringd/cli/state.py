@@ -27,6 +27,8 @@ def reset_state(state_dir: Path | None) -> None:
     know. Where all members name numbers that cannot be, stop all, run this on each, and start them.
 
     \b
+    Exit codes: 0 done, 1 error, 2 wrong usage.
+
     Example:
       sudo systemctl stop ringd
       sudo ringd-cli reset-state

@@ -252,6 +252,13 @@ class Streams:
         """Return the program to which streams to *service* lead, if there is one."""
         return next((holder for holder in self.holders if service in holder.serves), None)
 
+    def _server_for(self, member: int, service: str) -> Holder | None:
+        """Return the same for a stream of *member*; None also if the config does not allow that."""
+        port = port_of(service)
+        if port is None or self.allows(self._neighbours.names[member], self._node, port):
+            return self._server(service)
+        return None
+
     def _reset_unless_held(
         self, number: int, member: int, asked: Carry | None, patience: float
     ) -> None:
@@ -292,7 +299,7 @@ class Streams:
         table, message = self._forwarder.table, wire.decode(head)
         holder = self._held.get(number)
         if holder is None and isinstance(message, Connect) and not table.knows(number):
-            holder = self._server(message.service)
+            holder = self._server_for(origin, message.service)
             if holder is not None:
                 self._has(holder, number, origin)
         generation = self._neighbours.machine.generation

@@ -44,6 +44,8 @@ DROPPED_MESSAGES = (
     "submitted twice",
     "a channel that cannot be",
     "a session that cannot be",
+    "of a call beyond the window",
+    "more programs of one member than are kept",
 )
 REFUSALS = (
     *("protocol", "version", "ring", "roster", "target", "neighbour", "settings", "key"),

@@ -14,7 +14,7 @@ import pytest
 from tests.cluster import Cluster
 from tests.proxy import Proxy
 from tests.ringkit import HASTY
-from tests.test_ring_streams_held import Command, program
+from tests.test_ring_streams_held import Command, end_all, program
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("mlx") is None, reason="MLX's wheels for CPUs are for Linux"
@@ -90,6 +90,13 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, l
         proxy.close()
 
 
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """End what a test has started."""
+    yield
+    end_all()
+
+
 def run(cluster: Cluster, rank: int, text: str, *words: str) -> Command:
     """Start a program of MLX beside a daemon."""
     return Command(cluster[rank], "run", "--mlx", "--", "nice", "-n", "5", *program(text), *words)
@@ -163,15 +170,23 @@ def test_training_in_a_compiled_step(scene: tuple[Cluster, list[Proxy]]) -> None
 
 
 def test_a_program_that_is_killed(scene: tuple[Cluster, list[Proxy]]) -> None:
-    """Its neighbours are told as they would be without us, and the next run is right."""
+    """What it does to the others is what it does without us, and the next run is right.
+
+    That is an error in their next call, or (in a quarter of the runs of MLX 0.32.4 by itself) a
+    wait without end; so they are ended, too.
+    """
     commands = {rank: run(scene[0], rank, SUMS, "100000") for rank in range(3)}
     for command in commands.values():
         assert command.process.stdout.readline().startswith("in ")
     commands[1].process.send_signal(signal.SIGTERM)
     assert commands[1].end()[0] == 128 + signal.SIGTERM
     for rank in (0, 2):
-        code, _, err = commands[rank].end()
-        assert code != 0, err
+        said = commands[rank].process.stderr.readline()
+        while "Too many send/recv errors" not in said:
+            assert said
+            said = commands[rank].process.stderr.readline()
+        commands[rank].process.send_signal(signal.SIGTERM)
+        assert commands[rank].end()[0] in {1, 128 + signal.SIGTERM}
     end({rank: run(scene[0], rank, SUMS, "3") for rank in (2, 1, 0)})
 
 
