@@ -179,7 +179,7 @@ class Chain:
         self._came = True
         self._doors[index].close()  # MLX takes one connection at each, too
         try:
-            forwarder.connect(sock, right, f"{self._prefix}{index}", on_wait=lambda _reason: None)
+            forwarder.connect(sock, right, f"{self._prefix}{index}", patient=True)
         except Refusal as refusal:
             self._tell(str(refusal))
 

@@ -41,10 +41,9 @@ class Connection:
     Args:
         loop: Where it runs.
         table: The end's.
-        on_wait: Told, again and again, why nobody is there yet at the other end; None: the
-            connection is reset then.
+        on_wait: Called when nobody is there yet at the other end; None: the connection is reset
+            then.
         on_reset: Told why the stream was ended at its other end.
-        on_gone: Called once, when the socket is closed.
     """
 
     def __init__(
@@ -52,9 +51,8 @@ class Connection:
         loop: Loop,
         table: Table,
         *,
-        on_wait: Callable[[str], None] | None = None,
+        on_wait: Callable[[], None] | None = None,
         on_reset: Callable[[str], None],
-        on_gone: Callable[[], None] = lambda: None,
     ) -> None:
         self.end: End
         self._loop = loop
@@ -63,7 +61,6 @@ class Connection:
         self._target: Target | None = None  # until it is connected to that
         self._on_wait = on_wait
         self._on_reset = on_reset
-        self._on_gone = on_gone
         self._events = 0  # that the loop watches for
         self._over = False  # the stream is; what came of it may have yet to be taken
         self._shut = False  # the program was told that nothing more comes
@@ -137,11 +134,11 @@ class Connection:
         else:
             self._close(abruptly=True)
 
-    def waits(self, reason: str) -> bool:
+    def waits(self, reason: str) -> bool:  # noqa: ARG002 - a socket has no words for it
         """Whether to wait for somebody to be at the other end."""
         if self._on_wait is None:
             return False
-        self._on_wait(reason)
+        self._on_wait()
         return True
 
     # --- the socket -------------------------------------------------------------------
@@ -245,4 +242,3 @@ class Connection:
         if self._open:
             self._open = False
             self._let_go(abruptly=abruptly)
-            self._on_gone()

@@ -69,13 +69,7 @@ class Forwarder:
         self._retrying = False
 
     def connect(
-        self,
-        sock: socket.socket,
-        member: int,
-        service: str,
-        *,
-        on_wait: Callable[[str], None] | None = None,
-        on_gone: Callable[[], None] = lambda: None,
+        self, sock: socket.socket, member: int, service: str, *, patient: bool = False
     ) -> None:
         """Carry what comes through *sock* to *service* on *member*, and back.
 
@@ -83,24 +77,16 @@ class Forwarder:
             sock: Connected; it is the forwarder's from now on.
             member: The other end's.
             service: What is to be reached there.
-            on_wait: Told why nobody is there yet; None: the connection is reset then.
-            on_gone: Called when *sock* is closed.
+            patient: Whether to wait for somebody to be there; else the connection is reset.
 
         Raises:
             Refusal: There are too many streams; *sock* is closed.
         """
-
-        def waits(reason: str) -> None:
-            if on_wait is not None:
-                on_wait(reason)
-            self._retry_later()
-
         connection = Connection(
             self._loop,
             self.table,
-            on_wait=None if on_wait is None else waits,
+            on_wait=self._retry_later if patient else None,
             on_reset=self._on_reset,
-            on_gone=on_gone,
         )
         try:
             end = self.table.connect(secrets.randbits(63), member, service, connection)

@@ -1,0 +1,166 @@
+"""Connections and questions between the streams of two processes, in one loop, no daemons."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from ringd.forward import connection, forwarder
+from ringd.forward.connection import Target
+from ringd.forward.forwarder import Forwarder
+from ringd.forward.question import Answer
+from ringd.loop import Loop
+from ringd.streams.end import End
+from ringd.streams.table import Outlet, Refusal
+
+
+class Pair:
+    """Two forwarders, whose messages reach each other."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.accepts: Callable[[End, str], Target | Outlet] | None = None
+        self.resets: list[str] = []
+        self.sides = [self._side(number) for number in (0, 1)]
+        for side in self.sides:
+            side.table.up()
+
+    def _side(self, number: int) -> Forwarder:
+        return Forwarder(
+            self.loop,
+            send=partial(self._send, number),
+            accepts=self._accept,
+            on_reset=self.resets.append,
+            in_program=False,
+        )
+
+    def _accept(self, end: End, service: str) -> Target | Outlet:
+        return self.accepts(end, service)
+
+    def _send(self, source: int, member: int, *message: object) -> None:
+        *message, data = message
+        received = self.sides[member].table.received
+        self.loop.call_soon(partial(received, source, *message, memoryview(data)))
+
+    def connect(self, *, patient: bool = False) -> socket.socket:
+        """Return a program's connection, which is led to the other side."""
+        ours, theirs = socket.socketpair()
+        self.sides[0].connect(theirs, 1, "service", patient=patient)
+        ours.settimeout(10)
+        return ours
+
+    def run_until(self, done: Callable[[], object]) -> None:
+        """Run the loop until *done* comes true, for a while."""
+        tries = 0
+
+        def look() -> None:
+            nonlocal tries
+            tries += 1
+            assert tries < 1000
+            if done():
+                self.loop.stop()
+            else:
+                self.loop.call_later(0.005, look)
+
+        self.loop.call_soon(look)
+        self.loop.run()
+
+
+@pytest.fixture
+def pair(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> Pair:
+    """Give one that loses no time."""
+    monkeypatch.setattr(forwarder, "RETRY_AFTER", 0.01)
+    monkeypatch.setattr(connection, "LOOK_AGAIN", 0.01)
+    return Pair(loop)
+
+
+def received(sock: socket.socket) -> bytes:
+    """Return what can be read without waiting."""
+    try:
+        return sock.recv(1000, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return b""
+
+
+def test_a_target_is_dialed_when_it_may_be_and_listens(pair: Pair) -> None:
+    """Until then what was said for it waits."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    allowed: list[bool] = []
+    pair.accepts = lambda _end, _service: Target(port, lambda: bool(allowed))
+    with pair.connect() as ours:
+        ours.sendall(b"hello")
+        pair.run_until(lambda: len(pair.sides[1].table) == 1)
+        allowed.append(True)
+        with socket.create_server(("127.0.0.1", port)) as listener:
+            listener.setblocking(False)
+            found: list[socket.socket] = []
+
+            def accepted() -> bool:
+                try:
+                    found.append(listener.accept()[0])
+                except BlockingIOError:
+                    return False
+                return True
+
+            pair.run_until(accepted)
+            with found[0] as theirs:
+                pair.run_until(lambda: received(theirs) == b"hello")
+    assert pair.resets == []
+
+
+def test_a_target_that_is_in_vain(pair: Pair) -> None:
+    """Resets the other end, with the reason."""
+
+    def in_vain() -> bool:
+        raise Refusal("the program has ended")
+
+    pair.accepts = lambda _end, _service: Target(1, in_vain)
+    with pair.connect() as ours:
+        pair.run_until(lambda: pair.resets)
+        assert ours.recv(1) == b""
+    assert pair.resets == ["the program has ended"]
+    assert [len(side.table) for side in pair.sides] == [0, 0]
+
+
+def test_who_is_patient_waits_for_somebody_to_be_there(pair: Pair) -> None:
+    """Others are told at once that there is nobody."""
+    answers: list[str] = []
+
+    def absent(_end: End, _service: str) -> Target:
+        answers.append("absent")
+        raise Refusal("nobody is there yet", absent=True)
+
+    pair.accepts = absent
+    with pair.connect() as hasty:
+        pair.run_until(lambda: pair.resets)
+        assert hasty.recv(1) == b""
+    with pair.connect(patient=True) as ours, socket.create_server(("127.0.0.1", 0)) as listener:
+        pair.run_until(lambda: len(answers) > 3)
+        pair.accepts = lambda _end, _service: Target(listener.getsockname()[1])
+        ours.sendall(b"hello")
+        pair.run_until(lambda: len(pair.sides[1].table) == 1)
+        with listener.accept()[0] as theirs:
+            pair.run_until(lambda: received(theirs) == b"hello")
+    assert pair.resets == ["nobody is there yet"]
+
+
+def test_a_question_is_asked_until_there_is_an_answer(pair: Pair) -> None:
+    """Which comes once, and leaves nothing behind."""
+    asked: list[str] = []
+    told: list[bytes] = []
+
+    def accepts(end: End, service: str) -> Outlet:
+        asked.append(service)
+        if len(asked) < 3:
+            raise Refusal("not yet", absent=len(asked) == 1)
+        return Answer(pair.sides[1].table, end, b"here")
+
+    pair.accepts = accepts
+    pair.sides[0].ask(1, "who?", told.append)
+    pair.run_until(lambda: told and not any(len(side.table) for side in pair.sides))
+    assert told == [b"here"]
+    assert asked == ["who?"] * 3
