@@ -118,8 +118,15 @@ class Node:
 
     def slow_disk(self, seconds: float) -> None:
         """Have each flush of the state file last *seconds* longer from now on; a save has two."""
+        self._set_disk(str(seconds))
+
+    def fill_disk(self) -> None:
+        """Have each flush fail for want of room, until :meth:`slow_disk`."""
+        self._set_disk("full")
+
+    def _set_disk(self, how: str) -> None:
         beside = self.delay_path.with_suffix(".new")
-        beside.write_text(str(seconds))
+        beside.write_text(how)
         beside.rename(self.delay_path)
 
     def status(self) -> dict | None:

@@ -1,12 +1,14 @@
 """``ringd`` on a machine whose disk takes its time: ``launcher.py DELAY_FILE [ringd's options]``.
 
-Every flush lasts as many seconds longer as the file says at that instant; without the file it is
-the daemon as it is. Run as a script, in the place of ``-m ringd.daemon.main``. Other programs of
+Every flush lasts as many seconds longer as the file says at that instant; if it says "full", there
+is no room. Without the file it is the daemon as it is. Run as a script, in the place of ``-m ringd.daemon.main``. Other programs of
 its user may look at it, as the tests do.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import time
 from pathlib import Path
@@ -22,10 +24,12 @@ def slow_flush(delay: Path) -> None:
 
     def flush(fd: int) -> None:
         try:
-            seconds = float(delay.read_text() or 0)
+            text = delay.read_text()
         except FileNotFoundError:
-            seconds = 0.0
-        time.sleep(seconds)
+            text = ""
+        if text == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        time.sleep(float(text or 0))
         _flush(fd)
 
     state.flush = flush

@@ -110,11 +110,13 @@ def test_one_run_right_after_the_other(ring: Cluster) -> None:
     commands = [run(ring, rank, until=True) for rank in range(3)]
     for command in commands:
         wait_until(lambda command=command: line(command) == "in")
+    commands[2].process.send_signal(signal.SIGTERM)
+    assert commands[2].end()[0] == 128 + signal.SIGTERM
     next_ones = [run(ring, 2)]
     time.sleep(0.5)  # it finds the programs of the first run
-    for command in commands:
+    for command in commands[:2]:
         command.process.send_signal(signal.SIGTERM)
-    for command in commands:
+    for command in commands[:2]:
         assert command.end()[0] == 128 + signal.SIGTERM
     next_ones += [run(ring, 0), run(ring, 1)]
     for command in next_ones:

@@ -102,8 +102,7 @@ def test_full_disk(place: Path) -> None:
     with Cluster(place, 2, settings=HASTY) as cluster:
         generation = cluster.start().wait_ready()
         with connected(cluster) as rings:
-            full = cluster[1].state_dir / (STATE + ".new")
-            full.symlink_to("/dev/full")  # a disk without room, for whatever is written there
+            cluster[1].fill_disk()
             cluster[0].rejoin()
             wait_until(lambda: reasons(cluster, 1, "state not saved"), "the news in the log")
             wait_state(cluster[0], "forming")
@@ -112,7 +111,7 @@ def test_full_disk(place: Path) -> None:
                 "the other member knows why",
             )
             calls = begin(rings, lambda ring: ring.all_reduce(tensor(ring.rank, 300_000)))
-            full.unlink()
+            cluster[1].slow_disk(0.0)
             for call in calls:
                 np.testing.assert_array_equal(call.result(), total(2, 300_000))
             assert cluster.wait_ready(beyond=generation) > generation
