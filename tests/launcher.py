@@ -1,8 +1,8 @@
 """``ringd`` on a machine whose disk takes its time: ``launcher.py DELAY_FILE [ringd's options]``.
 
 Every flush lasts as many seconds longer as the file says at that instant; if it says "full", there
-is no room. Without the file it is the daemon as it is. Run as a script, in the place of ``-m ringd.daemon.main``. Other programs of
-its user may look at it, as the tests do.
+is no room. Without the file it is the daemon as it is. Run as a script, in the place of
+``-m ringd.daemon.main``. Other programs of its user may look at it, as the tests do.
 """
 
 from __future__ import annotations

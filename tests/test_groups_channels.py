@@ -9,7 +9,7 @@ from ringd.collective.view import View
 from ringd.errors import GroupLost, PeerLost, Refused
 from ringd.groups import actions
 from ringd.groups.channels import Key, Opening, pair
-from ringd.wire.link.control import Opened
+from ringd.wire.link.control import Closed, Opened
 
 KEY = Key(0, 1, 5)
 
@@ -131,6 +131,20 @@ def test_a_receiver_that_waits_for_any_message_is_told_of_a_loss_at_once(asks):
     bench.attach(1, 21, on_loss="fail")
     bench.settle()
     assert [a.code for a in bench.did(2, actions.TellLost)] == [PeerLost.code]
+
+
+def test_a_channel_whose_other_end_has_left_cannot_be_opened_again():
+    """Its end may be heard before that of the stay, which goes the other way round the ring."""
+    bench = ready()
+    for rank in (0, 1):
+        open_end(bench, rank)
+    engine = bench.engines[1]
+    gid = engine.roll.seats[101].session.gid
+    left = Closed(0, GroupLost.code, "the client on 'a' left the group")
+    bench.do(1, engine.received(0, 0, gid, 0, left, b"", bench.now))
+    open_end(bench, 1, number=200)
+    denied = bench.did(1, actions.Deny)[-1]
+    assert (denied.join_id, denied.code, denied.message) == (201, left.code, left.message)
 
 
 def test_a_receiver_whose_message_has_come_waits_for_nothing():

@@ -237,6 +237,15 @@ def test_a_reset_goes_through(scene: Scene) -> None:
     scene.settled()
 
 
+def unread(client: socket.socket) -> int:
+    """Return how many bytes of *client* its peer has not read, in the kernel's word (Linux)."""
+    ends = f":{client.getpeername()[1]:04X}", f":{client.getsockname()[1]:04X}"
+    lines = Path("/proc/net/tcp").read_text().splitlines()
+    rows = [line.split() for line in lines]
+    [row] = [row for row in rows if row[1].endswith(ends[0]) and row[2].endswith(ends[1])]
+    return int(row[4].partition(":")[2], 16)
+
+
 def test_what_came_before_a_reset_is_heard(scene: Scene) -> None:
     """As with TCP: also by a reader that has not come to it yet."""
     come = b"x" * MIB
@@ -252,7 +261,7 @@ def test_what_came_before_a_reset_is_heard(scene: Scene) -> None:
     with Server(serve, scene.port):
         with connect(scene.listen) as client:
             client.sendall(b"!" + come)
-            time.sleep(0.2)
+            wait_until(lambda: unread(client) == 0, "the daemon reads it all")
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         wait_until(lambda: len(heard) == len(come))
     scene.settled()

@@ -122,8 +122,12 @@ class Engine:
             return self._finish(now)
         if seat.calls.limit is not None:  # also where it has left
             return self._deny(client, opening.channel_id, *seat.calls.loss, now)
+        former = seat.channels.get(opening.key)
+        if former is not None and former.calls.limit is not None:
+            # Its other end has left, of which the stay itself may hear later: the way is longer.
+            return self._deny(client, opening.channel_id, *former.calls.loss, now)
         text = opening.objection(seat.session.view)
-        if not text and (known is not None or opening.key in seat.channels):
+        if not text and (known is not None or former is not None):
             text = f"channel {tuple(opening.key)} is open already, or its number in use"
         if text:
             return self._deny(client, opening.channel_id, Refused.code, text, now)
