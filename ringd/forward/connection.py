@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ringd.host.tcp import unacknowledged
 from ringd.loop import EVENT_READ, EVENT_WRITE, Loop
 from ringd.streams.end import End
 from ringd.streams.table import Refusal, Table
@@ -18,6 +19,9 @@ LOOPBACK = "127.0.0.1"
 
 LOOK_AGAIN = 0.05
 """Seconds."""
+
+TAKE_WITHIN = 5.0
+"""Seconds, that a program's system gets to take in what came before a reset."""
 
 _RST_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time
 
@@ -63,6 +67,7 @@ class Connection:
         self._on_reset = on_reset
         self._events = 0  # that the loop watches for
         self._over = False  # the stream is; what came of it may have yet to be taken
+        self._over_at = 0.0  # when that was
         self._shut = False  # the program was told that nothing more comes
         self._open = True
 
@@ -128,8 +133,8 @@ class Connection:
     def reset(self, reason: str) -> None:
         """Reset the program's connection, once it has taken what came before that."""
         self._on_reset(reason)
-        self._over = True
-        if self._open and self._target is None and self.end.inbox:
+        self._over, self._over_at = True, self._loop.now()
+        if self._open and self._target is None:
             self._watch()
         else:
             self._close(abruptly=True)
@@ -207,8 +212,11 @@ class Connection:
     def _watch(self) -> None:
         """Watch for what can be done next, or close the socket when nothing can."""
         end = self.end
-        if (end.closed and self._shut) or (self._over and not end.inbox):
-            self._close(abruptly=not self._shut)
+        if self._over and not end.inbox:
+            self._reset_when_taken()
+            return
+        if end.closed and self._shut:
+            self._close(abruptly=False)
             return
         if self._target is not None:
             events = EVENT_WRITE
@@ -224,6 +232,22 @@ class Connection:
         else:
             self._loop.add(self._sock, events, self._ready)
         self._events = events
+
+    def _reset_when_taken(self) -> None:
+        """Reset the connection once its other side has what was written: what it lacks is dropped.
+
+        As with TCP, what stands there it can still read.
+        """
+        if self._sock is None or not self._open:
+            return
+        if self._events:
+            self._events = 0
+            self._loop.remove(self._sock)
+        late = self._loop.now() >= self._over_at + TAKE_WITHIN
+        if late or not unacknowledged(self._sock):
+            self._close(abruptly=not self._shut)
+        else:
+            self._loop.call_later(LOOK_AGAIN, self._reset_when_taken)
 
     def _let_go(self, *, abruptly: bool = False) -> None:
         """Close the socket, if there is one."""
