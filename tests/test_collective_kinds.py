@@ -250,11 +250,11 @@ def test_a_call_that_cannot_be_is_refused(call, size, message):
 @pytest.mark.parametrize("count", [0, 1, 700])
 def test_a_message_arrives_as_it_was_sent(places, count):
     """Between two machines, and on one: the sender is rank 0, wherever it is, and is given none."""
-    call = Call("send", "", "int32", (count,), "")
+    call = Call("message", "", "int32", (count,), "")
     sent = np.arange(count, dtype=np.int32)
     arrived = np.full(count, -1, np.int32)
     nothing = np.empty(0, np.int32)
-    KINDS["send"].compute(Inputs([sent, nothing], [call] * 2, 1, None), arrived)
+    KINDS["message"].compute(Inputs([sent, nothing], [call] * 2, 1, None), arrived)
     assert arrived.tolist() == sent.tolist()
     ring = Party([call] * 2, [sent, nothing], places=places).run(count)
     assert ring.targets[1].tolist() == sent.tolist()
@@ -263,4 +263,4 @@ def test_a_message_arrives_as_it_was_sent(places, count):
 def test_a_message_is_a_call_of_two():
     """In a group of another size it is refused."""
     with pytest.raises(ValueError, match="a call of two ranks, not of 3"):
-        kinds.check(Call("send", "", "int32", (3,), ""), 3)
+        kinds.check(Call("message", "", "int32", (3,), ""), 3)

@@ -480,7 +480,7 @@ def test_a_credit_for_messages_goes_back_the_way_that_they_came(places, side):
     bulk = Members(3).bulks[places[1]]
     bulk._send = lambda *credit: sent.append(credit)
     view = pair(View(("a", "b"), 1, places, 3), Key(0, 1, 0))
-    calls = [Call("send", "", "uint8", (CHUNK * count,), "")] * 2
+    calls = [Call("message", "", "uint8", (CHUNK * count,), "")] * 2
     empty, target = np.empty(0, np.uint8), np.empty(CHUNK * count, np.uint8)
     bulk.start((1, 0), view, Layout.of(places, places[1]), calls, None, [empty], [target])
     for index in range(FAR):

@@ -1120,6 +1120,6 @@ def _as_it_is(everyone: list[bytes], _op: Op) -> list[bytes]:
 
 def _message(dtype: np.dtype[Any], shape: tuple[int, ...], name: str) -> Call:
     """Return the call of a message, as its sender and its receiver make it."""
-    call = Call("send", "", dtype_name(dtype), shape, tensors.call_name(name))
+    call = Call("message", "", dtype_name(dtype), shape, tensors.call_name(name))
     kinds.check(call, kinds.PAIR)
     return call

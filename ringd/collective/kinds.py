@@ -484,6 +484,6 @@ KINDS: dict[str, Kind] = {
         counts=2,
         conflict=_counts_of_pairs,
     ),
-    "send": Kind(_at_root(_whole), _elsewhere(_whole), _send, point_to_point, pair=True),
+    "message": Kind(_at_root(_whole), _elsewhere(_whole), _send, point_to_point, pair=True),
     "barrier": Kind(_none, _none, _barrier, _no_plan, data=False),
 }
