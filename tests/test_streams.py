@@ -253,6 +253,31 @@ def test_a_slow_reader_costs_a_window_and_holds_up_no_other():
     assert total >= 5 << 20
 
 
+def test_a_grant_beyond_all_bounds_costs_a_window():
+    """The sending end keeps what the other one has not received, and trusts no word on how much."""
+    world = World(1)
+    there, back = world.sides
+    world.both_up()
+    back.speech = None
+    program = there.connect(1, None)
+    world.settle(lambda: program.end.live)
+    liar = State(0, 1 << 61, ask=False, in_program=False, to_program=False)
+    there.table.received(1, 1, 0, liar, NOTHING)
+    total = 0
+    while room := program.end.room:
+        program.end.write(bytes(room))
+        total += room
+    assert total == there.table.window
+    there.table.received(1, 1, 0, State(100, 1 << 61, False, False, False), NOTHING)
+    assert program.end.room == 0  # a piece is kept until all of it has been received
+    received = State(SEGMENT, 1 << 61, False, False, False)
+    there.table.received(1, 1, 0, received, NOTHING)
+    assert program.end.room == SEGMENT
+    for number in range(2, 200):  # which share what may be kept
+        there.connect(number, None)
+    assert program.end.room == 0
+
+
 def test_many_streams_share_what_may_wait():
     """A thousand idle readers do not cost a thousand times two megabytes."""
     world = World(1)
@@ -379,7 +404,7 @@ def test_who_waits_is_let_in_when_somebody_is_there():
 )
 def test_who_breaks_the_rules_is_found_out(offset, data, last, rule):
     """Nobody can fill a member's memory, or go on behind an end."""
-    end = End(1, 0, window=100)
+    end = End(1, 0, window=lambda: 100)
     assert end.came(0, Data(last=False), memoryview(bytes(59)))
     if "end" in rule:
         assert end.came(59, Data(last=True), memoryview(b"\0"))

@@ -9,6 +9,7 @@ and raises that as its program takes them.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ringd.wire.link.streams import SEGMENT, Connect, Data, State
@@ -48,12 +49,18 @@ class End:
     Args:
         number: The stream's.
         member: Where the other end is.
-        window: Bytes that may wait here, to begin with.
+        window: Returns how many bytes of each direction may wait here from now on; what was granted
+            before stays so.
         connect: What is to be said to begin the stream; None where the other end did.
     """
 
     def __init__(
-        self, number: int, member: int, *, window: int, connect: Connect | None = None
+        self,
+        number: int,
+        member: int,
+        *,
+        window: Callable[[], int],
+        connect: Connect | None = None,
     ) -> None:
         self.number = number
         self.member = member
@@ -76,8 +83,9 @@ class End:
         """What came and the program has not taken; for :meth:`taken`."""
         self._received = 0
         self._taken = 0
-        self._granted = window
-        self._told = (0, window)  # what the other end knows of the two
+        self._window = window
+        self._granted = window()
+        self._told = (0, self._granted)  # what the other end knows of the two
         self.other_closed = False
         """Whether the other end's program has said all, and all of it is here."""
 
@@ -85,10 +93,14 @@ class End:
 
     @property
     def room(self) -> int:
-        """How many bytes the program may hand over now."""
+        """How many bytes the program may hand over now.
+
+        Whatever the other end grants, no more than a window is kept for it.
+        """
         if self.closed or len(self._kept) >= MOST_SEGMENTS:
             return 0
-        return min(SEGMENT, self._allowed - self._written)
+        kept = self._written - self._kept[0].offset if self._kept else 0
+        return max(0, min(SEGMENT, self._allowed - self._written, self._window() - kept))
 
     def write(self, data: bytes) -> None:
         """Take 1 to :attr:`room` bytes of the program."""
@@ -124,22 +136,23 @@ class End:
         self._next += 1
         return self._kept[self._next - 1]
 
-    def owes_state(self, window: int) -> bool:
-        """Whether the other end is to be told something; *window* as for :meth:`state`."""
+    @property
+    def owes_state(self) -> bool:
+        """Whether the other end is to be told something."""
         received, granted = self._told
+        window = self._window()
         limit = self._taken + window
         used_up = limit > granted and self._received >= granted
         return self._received > received or used_up or limit - granted >= window // 4
 
-    def state(self, window: int, *, in_program: bool, ask: bool = False) -> State:
+    def state(self, *, in_program: bool, ask: bool = False) -> State:
         """Return what to tell the other end, which is counted as told.
 
         Args:
-            window: Bytes that may wait here from now on; what was granted stays so.
             in_program: Where this end is.
             ask: Whether what was under way may be lost.
         """
-        self._granted = max(self._granted, self._taken + window)
+        self._granted = max(self._granted, self._taken + self._window())
         self._told = self._received, self._granted
         return State(self._received, self._granted, ask, in_program, self.to_program)
 

@@ -123,10 +123,10 @@ class Table:
 
     def _greet(self, end: End) -> None:
         if end.settled:  # the other end may have forgotten it; what is here is yet to be taken
-            self._say(end, end.state(self.window, in_program=self._in_program))
+            self._say(end, end.state(in_program=self._in_program))
             self._owes(end)
         elif end.heard:
-            self._say(end, end.state(self.window, in_program=self._in_program, ask=True))
+            self._say(end, end.state(in_program=self._in_program, ask=True))
         elif end.connect is not None:
             self._say(end, end.connect)
 
@@ -139,9 +139,8 @@ class Table:
             Refusal: There are too many.
         """
         self._check_room()
-        window = self.window
-        begin = Connect(service, window, self._in_program)
-        end = End(number, member, window=window, connect=begin)
+        begin = Connect(service, self.window, self._in_program)
+        end = End(number, member, window=lambda: self.window, connect=begin)
         self._ends[number] = end, outlet
         if self._way:
             self._greet(end)
@@ -180,11 +179,11 @@ class Table:
         for number, end in due.items():
             if number not in self._ends:
                 continue
-            if end.live and end.owes_state(self.window):
-                self._say(end, end.state(self.window, in_program=self._in_program))
+            if end.live and end.owes_state:
+                self._say(end, end.state(in_program=self._in_program))
             if end.complete:
                 del self._ends[number]
-                self._remember(number, end.state(self.window, in_program=self._in_program))
+                self._remember(number, end.state(in_program=self._in_program))
 
     def _owes(self, end: End) -> None:
         if not self._due:
@@ -238,7 +237,7 @@ class Table:
     def _answered(self, end: End, outlet: Outlet, message: State | Connect) -> None:
         end.answered(message)
         if isinstance(message, Connect) or message.ask:
-            self._say(end, end.state(self.window, in_program=self._in_program))
+            self._say(end, end.state(in_program=self._in_program))
         self.proceed(end)
         outlet.more()
 
@@ -265,7 +264,7 @@ class Table:
             self._begun(member, number, message)
 
     def _begun(self, member: int, number: int, message: Connect) -> None:
-        end = End(number, member, window=self.window)
+        end = End(number, member, window=lambda: self.window)
         try:
             self._check_room()
             outlet = self._accept(end, message.service)
