@@ -1,12 +1,19 @@
 """The daemon's end of a call socket, and who may say what there."""
 
+import socket
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from borderkit import EIGHT, Raw
 from fake_daemon import FakeDaemon, eventually
 
 from ringd.border import callsocket
+from ringd.border import client as clients
+from ringd.border.callsocket import CallSocket
+from ringd.border.client import Client
 from ringd.border.server import Limits
+from ringd.loop import EVENT_READ
 from ringd.wire.border import messages as border
 from ringd.wire.border.stream import LENGTH
 
@@ -70,6 +77,54 @@ def test_who_does_not_read_is_kept_and_loses_nothing(daemon):
             raw.call(raw.submit(seq=seq, call=call), large.tobytes())
         eventually(lambda: len(daemon.handler.submitted) == 50)
         assert [raw.receive().seq for _ in range(50)] == list(range(50))
+
+
+@pytest.fixture
+def holder(loop, monkeypatch):
+    """Give a program for which 100,000 bytes of streams wait, its socket, and why it was ended."""
+    monkeypatch.setattr(clients, "MOST_UNREAD", 100_000)
+    ours, theirs = socket.socketpair()
+    ended = []
+    calls = CallSocket(loop, ours, max_message=0, on_message=print, on_end=ended.append)
+    credentials = SimpleNamespace(pid=1, uid=1)
+    lifeline = SimpleNamespace(token=b"", credentials=credentials)
+    with theirs:
+        yield Client(None, lifeline, calls, loop), theirs, ended
+    calls.close()
+
+
+CARRY = border.Carry(1, 2, 3, 4, b"head")
+
+
+def test_a_holder_of_streams_that_does_not_read_is_ended_at_a_bound_in_bytes(holder):
+    """Whatever it granted the other ends."""
+    client, _, ended = holder
+    sent = 0
+    while not ended:
+        client.tell(CARRY, memoryview(bytes(5000)))
+        sent += 5000
+        assert client.calls._waiting <= 100_000
+    assert ended == ["it does not read what the daemon sends"]
+    assert sent > 100_000
+    assert client.calls._waiting == 0
+
+
+def test_a_holder_of_streams_that_reads_is_never_ended(holder, loop):
+    """What it has read counts no more."""
+    client, theirs, ended = holder
+    for _ in range(5):
+        while client.calls._waiting < 90_000:
+            client.tell(CARRY, memoryview(bytes(5000)))
+
+        def read(_events):
+            theirs.recv(1 << 20)
+            if not client.calls._waiting:
+                loop.remove(theirs)
+                loop.stop()
+
+        loop.add(theirs, EVENT_READ, read)
+        loop.run()
+    assert ended == []
 
 
 @pytest.mark.parametrize("length", [100_001, 2**32 - 1])

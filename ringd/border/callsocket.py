@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -54,6 +55,8 @@ class CallSocket:
         """Messages that have arrived are to be taken in soon."""
         self._out: deque[bytes | memoryview] = deque()
         """What the socket has had no room for."""
+        self._waiting = 0
+        """Bytes of that."""
         self._events = EVENT_READ
         self._open = True
         connection.setblocking(False)
@@ -65,7 +68,7 @@ class CallSocket:
             self._open = False
             self._loop.remove(self._socket)
             self._socket.close()
-            self._out.clear()
+            self._drop()
             self._on_message = self._on_end = _ignore  # they know the client, which knows us
 
     def _end(self, reason: str) -> None:
@@ -134,17 +137,21 @@ class CallSocket:
 
     # --- out --------------------------------------------------------------------------
 
-    def send(self, parts: tuple[Part, ...]) -> None:
+    def send(self, parts: tuple[Part, ...], *, most_waiting: float = math.inf) -> None:
         """Send the message that *parts* make, which are copied if they have to wait.
 
         Once the other side is gone it is dropped: of that the lifeline tells.
+
+        Args:
+            parts: of one message.
+            most_waiting: bytes that may wait, for one that does not read; beyond that, this ends.
         """
         if not self._open:
             return
         parts = (LENGTH.pack(sum(map(len, parts))), *parts)
         if self._out:
-            self._out.append(b"".join(parts))
-            if len(self._out) > _MOST_QUEUED:
+            self._wait(b"".join(parts))
+            if len(self._out) > _MOST_QUEUED or self._waiting > most_waiting:
                 self._end("it does not read what the daemon sends")
             return
         try:
@@ -154,14 +161,23 @@ class CallSocket:
         except OSError:
             return
         if sent < sum(map(len, parts)):
-            self._out.append(memoryview(b"".join(parts))[sent:])
+            self._wait(memoryview(b"".join(parts))[sent:])
             self._watch(EVENT_READ | EVENT_WRITE)
+
+    def _wait(self, message: Part) -> None:
+        self._out.append(message)
+        self._waiting += len(message)
+
+    def _drop(self) -> None:
+        self._out.clear()
+        self._waiting = 0
 
     def _flush(self) -> None:
         out = self._out
         try:
             while out:
                 sent = self._socket.send(out[0])
+                self._waiting -= sent
                 if sent < len(out[0]):
                     out[0] = memoryview(out[0])[sent:]
                     return
@@ -169,7 +185,7 @@ class CallSocket:
         except BlockingIOError:
             return
         except OSError:
-            out.clear()
+            self._drop()
         self._watch(EVENT_READ)
 
     def _watch(self, events: int) -> None:

@@ -29,6 +29,9 @@ _ALL = 1 << 64
 NUDGE_AFTER = 0.05
 """Seconds until a client is woken that does not acknowledge what somebody waits for."""
 
+MOST_UNREAD = 128 << 20
+"""Bytes of streams that wait for a program that does not read: twice what those share that it has
+granted. Beyond that its connection ends; it may come back, and its streams go on."""
 
 _MOST_TURNED_AWAY = 4096
 
@@ -146,9 +149,12 @@ class Client:
         return number in self.stays or number in self.channels
 
     def tell(self, reply: Held | RingState | Carry, payload: memoryview | None = None) -> None:
-        """Send *reply* to a program that holds ends of streams; *payload* is copied."""
+        """Send *reply* to a program that holds ends of streams; *payload* is copied.
+
+        Bounded here: what comes for it from other members is bounded only by what it granted them.
+        """
         if self.alive:
-            self.calls.send(parts(reply, payload))
+            self.calls.send(parts(reply, payload), most_waiting=MOST_UNREAD)
 
     def enters(self, join_id: int, group: str, former: int) -> None:
         """It joins *group*, in the place of its stay *former*, if it had that."""
