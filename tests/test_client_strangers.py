@@ -15,7 +15,10 @@ from fake_daemon import FakeDaemon
 import ringd
 from ringd.cli.ask import ERROR
 from ringd.cli.main import main
+from ringd.forward.attachment import Attachment
+from ringd.forward.connection import Target
 from ringd.host import trust
+from ringd.loop import Loop
 
 LONG = 60.0
 """Seconds that nobody is to wait for here."""
@@ -56,6 +59,38 @@ def test_a_place_that_all_can_write_to_is_no_place(daemon: FakeDaemon) -> None:
     place.chmod(0o1777)  # as /tmp, where nobody can remove what is another's
     with ringd.connect(daemon.path, timeout=LONG) as ring:
         assert ring.node
+
+
+def test_streams_are_handed_to_no_stranger(
+    daemon: FakeDaemon, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when one takes the place of the daemon that was there before: it is heard no more."""
+    troubles: list[tuple[str, bool]] = []
+
+    def trouble(reason: str, *, denied: bool) -> None:
+        troubles.append((reason, denied))
+        loop.stop()
+
+    attachment = Attachment(
+        loop,
+        Path(daemon.path),
+        "program",
+        serves=(),
+        reaches=(),
+        accepts=lambda *_: Target(1),
+        on_held=lambda *_: None,
+        on_trouble=trouble,
+        on_reset=lambda _: None,
+    )
+    attachment.start()
+    loop.run()
+    assert troubles.pop() == ("a fake daemon carries no streams", True)
+    monkeypatch.setattr(trust, "trusted_users", lambda: {54321})
+    loop.run()
+    attachment.close()
+    ((reason, denied),) = troubles
+    assert f"user {os.geteuid()} answers there" in reason
+    assert not denied  # which it would be, had it been asked
 
 
 def test_the_services_user_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:

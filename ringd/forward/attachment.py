@@ -15,6 +15,7 @@ from typing import Protocol
 from ringd.border.callsocket import CallSocket
 from ringd.forward.forwarder import Accepts, Forwarder
 from ringd.host.streampair import silence
+from ringd.host.trust import StrangerError, check_daemon
 from ringd.loop import EVENT_READ, Loop
 from ringd.wire.border import lifeline
 from ringd.wire.border.messages import (
@@ -116,6 +117,11 @@ class Attachment:
         connection.settimeout(_CONNECT_WITHIN)
         try:
             connection.connect(str(self._path) + lifeline.SUFFIX)
+            check_daemon(connection, self._path)  # each time: another one may be in its place
+        except StrangerError as stranger:
+            connection.close()
+            self._lost(str(stranger.strerror))
+            return
         except OSError as error:
             connection.close()
             self._lost(f"no daemon at {self._path}: {error.strerror or error}")
