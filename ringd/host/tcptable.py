@@ -23,13 +23,15 @@ LINUX = sys.platform == "linux"
 def peer_user(sock: socket.socket, *, linux: bool = LINUX, net: Path = _NET) -> int | None:
     """Return the number of the user whose process connected *sock*, an IPv4 connection.
 
-    None where the system does not tell: macOS, and a Linux without its tables.
+    None where the system does not tell, as macOS.
 
     Raises:
-        OSError: The process has closed its end already, or a table cannot be read.
+        OSError: The process has closed its end already, or Linux's table cannot be read.
     """
-    if not (linux and (net / "tcp").exists()):
+    if not linux:
         return None
+    if not (net / "tcp").exists():
+        raise OSError(f"{net / 'tcp'} is not there; mount /proc")
     peer, own = sock.getpeername(), sock.getsockname()
     for table, form in (("tcp", _as_ipv4), ("tcp6", _as_ipv6)):
         for fields in _lines(net / table, f"{form(*peer)} {form(*own)} "):
