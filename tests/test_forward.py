@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ import pytest
 from ringd.config.settings import IpcSettings
 from ringd.daemon.streams import may_use
 from ringd.errors import RingError
+from ringd.forward import doorkeeper
 from ringd.forward.door import Door
+from ringd.forward.doorkeeper import KEPT, REST, Doorkeeper
 from ringd.forward.forwarder import port_of, service_of
 from ringd.host.tcptable import LINUX, is_listened_to, peer_user
 from ringd.host.users import group_id, is_in_group
@@ -96,7 +99,7 @@ def entered(loop: Loop, *, may: bool) -> tuple[list[socket.socket], list[str]]:
     door = Door(
         loop,
         0,
-        may_enter=lambda uid: asked.append(uid) or may,
+        keeper=Doorkeeper(loop, lambda uid: asked.append(uid) or may),
         on_connection=lambda sock: stop(came, sock),
         on_refused=lambda why: stop(refused, why),
     )
@@ -122,6 +125,68 @@ def test_a_door_turns_other_users_away(loop: Loop) -> None:
     assert f"user {os.geteuid()} may not use port" in why
 
 
+class Clock:
+    """In the place of a loop; it stands still."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def now(self) -> float:
+        """Return the time."""
+        return self.seconds
+
+
+@pytest.mark.skipif(not LINUX, reason="only Linux tells")
+def test_who_connects_again_and_again_has_a_fifth_of_the_loop(pair) -> None:
+    """However long the system takes to say who it is, and whether they may."""
+    clock = Clock()
+
+    def ask(uid: int) -> bool:
+        clock.seconds += 0.5  # over the network
+        asked.append(uid)
+        return True
+
+    asked: list[int] = []
+    keeper = Doorkeeper(clock, ask)
+    assert keeper.rests_for <= 0
+    assert keeper.refusal(pair[1], 5) == ""
+    assert keeper.rests_for == REST * 0.5
+    clock.seconds += REST * 0.5
+    assert keeper.refusal(pair[1], 5) == ""
+    assert keeper.rests_for <= 0
+    assert len(asked) == 1  # what was said is kept
+    clock.seconds += KEPT
+    keeper.refusal(pair[1], 5)
+    assert len(asked) == 2
+
+
+def test_doors_of_one_keeper_wait_for_one_another(loop: Loop, monkeypatch) -> None:
+    """All who came are let in all the same."""
+    monkeypatch.setattr(doorkeeper, "REST", 20)
+    came: list[socket.socket] = []
+    at_once: list[bool] = []
+
+    def enter(sock: socket.socket) -> None:
+        at_once.append(keeper.rests_for > 0)
+        came.append(sock)
+        if len(came) == 6:
+            loop.stop()
+
+    keeper = Doorkeeper(loop, lambda _: True)
+    doors = [
+        Door(loop, 0, keeper=keeper, on_connection=enter, on_refused=pytest.fail) for _ in range(2)
+    ]
+    with contextlib.ExitStack() as stack:
+        for door in doors * 3:
+            stack.enter_context(socket.create_connection(("127.0.0.1", door.port)))
+        loop.run()
+        for sock in came:
+            sock.close()
+    for door in doors:
+        door.close()
+    assert all(at_once) or not LINUX
+
+
 def test_a_port_that_is_taken(loop: Loop) -> None:
     """Is an error that says what to do."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -130,7 +195,7 @@ def test_a_port_that_is_taken(loop: Loop) -> None:
             Door(
                 loop,
                 port,
-                may_enter=bool,
+                keeper=Doorkeeper(loop, bool),
                 on_connection=socket.socket.close,
                 on_refused=lambda _: None,
             )

@@ -17,6 +17,7 @@ from ringd.errors import Refused, RingError
 from ringd.forward.attachment import Attachment
 from ringd.forward.connection import Target
 from ringd.forward.door import Door
+from ringd.forward.doorkeeper import Doorkeeper
 from ringd.forward.forwarder import port_of, service_of
 from ringd.loop import Loop
 from ringd.streams.end import End
@@ -92,6 +93,7 @@ class Holding:
         self._chain = chain
         self._on_ready = on_ready
         self._tell = tell
+        self._doorkeeper = Doorkeeper(loop, lambda uid: uid in (0, os.geteuid()))
         self._doors: list[Door] = []
         self._ready = False
         self._said = ""
@@ -143,7 +145,7 @@ class Holding:
                     Door(
                         self._loop,
                         forward.listen,
-                        may_enter=lambda uid: uid in (0, os.geteuid()),
+                        keeper=self._doorkeeper,
                         on_connection=partial(self._entered, member, service_of(forward.port)),
                         on_refused=self._tell,
                     )

@@ -24,6 +24,7 @@ from ringd.cli.ask import ask, fail, find_socket, socket_option
 from ringd.errors import RingError
 from ringd.forward.connection import LOOPBACK, Target
 from ringd.forward.door import Door
+from ringd.forward.doorkeeper import Doorkeeper
 from ringd.forward.forwarder import Forwarder
 from ringd.forward.question import Answer
 from ringd.host.ports import free_ports
@@ -118,11 +119,12 @@ class Chain:
             free = free_ports(2 * count)
             ports[rank], ports[right] = free[:count], free[count:]
         self._own = ports[rank]
+        keeper = Doorkeeper(self._loop, lambda uid: uid in (0, os.geteuid()))
         for index, port in enumerate(ports[right]):
             door = Door(
                 self._loop,
                 port,
-                may_enter=lambda uid: uid in (0, os.geteuid()),
+                keeper=keeper,
                 on_connection=partial(self._connected, forwarder, right, index),
                 on_refused=self._tell,
             )
@@ -155,6 +157,8 @@ class Chain:
 
     def accepts(self, end: End, service: str) -> Target | Outlet:
         """Return what a stream from another member leads to."""
+        if service not in self.services:
+            raise Refusal(f"there is no service {service!r} here")
         what = service.removeprefix(self._prefix)
         former = self._let_in if what == "here" else int(what) in self._wanted
         if former or self._ended:

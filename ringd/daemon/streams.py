@@ -20,6 +20,7 @@ from ringd.config.settings import Config, IpcSettings, StreamRule
 from ringd.errors import RingError
 from ringd.forward.connection import Target
 from ringd.forward.door import Door
+from ringd.forward.doorkeeper import Doorkeeper
 from ringd.forward.forwarder import Forwarder, port_of, service_of
 from ringd.host import limits
 from ringd.host.users import group_id, is_in_group
@@ -70,6 +71,7 @@ class Streams:
             on_reset=partial(self._say, "stream reset", "a stream"),
             in_program=False,
         )
+        self._doorkeeper = Doorkeeper(loop, lambda uid: may_use(self._config.ipc, uid))
         self._doors: dict[StreamRule, Door] = {}
         self.trouble: dict[StreamRule, str] = {}
         """Why this daemon does not listen where it should."""
@@ -123,7 +125,7 @@ class Streams:
                 self._doors[rule] = Door(
                     self._loop,
                     rule.listen,
-                    may_enter=partial(may_use, self._config.ipc),
+                    keeper=self._doorkeeper,
                     on_connection=partial(self._entered, rule),
                     on_refused=partial(self._say, "stream refused", f"port {rule.listen}"),
                 )

@@ -8,11 +8,10 @@ from collections.abc import Callable
 
 from ringd.errors import RingError
 from ringd.forward.connection import LOOPBACK
-from ringd.host.tcptable import peer_user
+from ringd.forward.doorkeeper import Doorkeeper
 from ringd.loop import EVENT_READ, Loop
 
 _BACKLOG = 128
-_ACCEPTS_PER_EVENT = 16
 _ACCEPT_PAUSE = 0.5  # seconds, when descriptors have run out
 
 
@@ -22,8 +21,7 @@ class Door:
     Args:
         loop: Where it runs.
         port: The port; 0 for any that is free.
-        may_enter: Whether the user of this number may connect. It is asked where the system tells
-            who connects, which is on Linux.
+        keeper: Knows who may enter; the same for all doors.
         on_connection: Takes each connection.
         on_refused: Told why somebody was turned away.
 
@@ -36,12 +34,12 @@ class Door:
         loop: Loop,
         port: int,
         *,
-        may_enter: Callable[[int], bool],
+        keeper: Doorkeeper,
         on_connection: Callable[[socket.socket], None],
         on_refused: Callable[[str], None],
     ) -> None:
         self._loop = loop
-        self._may_enter = may_enter
+        self._keeper = keeper
         self._on_connection = on_connection
         self._on_refused = on_refused
         self._listener = _listen(port)
@@ -57,36 +55,28 @@ class Door:
         self._listener.close()
 
     def _accept(self, _events: int) -> None:
-        for _ in range(_ACCEPTS_PER_EVENT):
-            if self._closed:
-                return
-            try:
-                sock, _ = self._listener.accept()
-            except BlockingIOError:
-                return
-            except ConnectionError:
-                continue
-            except OSError:
-                # Out of descriptors: the newcomer stays in the backlog, and would wake the loop
-                # without end.
-                self._pause()
-                self._loop.call_later(_ACCEPT_PAUSE, self._resume)
-                return
-            if refusal := self._refusal(sock):
-                sock.close()
-                self._on_refused(refusal)
-            else:
-                self._on_connection(sock)
-
-    def _refusal(self, sock: socket.socket) -> str:
-        """Return why whoever connected is turned away; empty if they are not."""
+        if (rests_for := self._keeper.rests_for) > 0:
+            self._wait(rests_for)
+            return
         try:
-            uid = peer_user(sock)
-        except OSError as error:
-            return f"who connected to port {self.port} cannot be found out: {error}"
-        if uid is None or self._may_enter(uid):
-            return ""
-        return f"user {uid} may not use port {self.port}"
+            sock, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionError):  # it is gone again
+            return
+        except OSError:
+            # Out of descriptors: the newcomer stays in the backlog, and would wake the loop
+            # without end.
+            self._wait(_ACCEPT_PAUSE)
+            return
+        if refusal := self._keeper.refusal(sock, self.port):
+            sock.close()
+            self._on_refused(refusal)
+        else:
+            self._on_connection(sock)
+
+    def _wait(self, seconds: float) -> None:
+        """Accept nobody for a moment; those who come wait in the system."""
+        self._pause()
+        self._loop.call_later(seconds, self._resume)
 
     def _pause(self) -> None:
         if self._watching:
