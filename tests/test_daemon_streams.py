@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from ringd.config.load import load
+from ringd.daemon import streams
 from ringd.daemon.streams import Streams
 from ringd.loop import Loop
 from ringd.wire.border.messages import VERSION, Carry, Held, Hold, RingState
@@ -149,3 +150,45 @@ def test_a_dead_programs_ends_are_reset_at_once(member: Member) -> None:
     member.loop.run()
     (reset,) = [said for _, _, said in member.sent if isinstance(said, Reset)]
     assert reset.reason == "the program on 'n2' that had the other end is gone"
+
+
+def test_no_member_gets_to_what_it_may_not_name(member: Member) -> None:
+    """Not even with the number of a stream that leads to a program already."""
+    program = member.program("tcp:5000", "other")
+    member.hear(N0, 7, Connect("other", 100, in_program=True))
+    assert program.told.pop().number == 7
+    for service in ("tcp:22", "nonsense"):
+        member.hear(N0, 7, Connect(service, 100, in_program=True))
+        member.hear(N1, 7, Connect("tcp:5000", 100, in_program=True))
+        assert program.told == []
+        assert isinstance(member.sent.pop()[2], Reset)
+    member.hear(N0, 7, Connect("other", 100, in_program=True))  # as it has not been heard
+    assert program.told.pop().number == 7
+
+
+@pytest.mark.parametrize("serves", [True, False])
+def test_a_service_has_a_name_that_the_links_carry(member: Member, *, serves: bool) -> None:
+    """A longer one would be waited for in vain."""
+    for length in (64, 65):
+        name = "x" * length
+        hold = Hold(
+            VERSION, "program", (name,) if serves else (), () if serves else (("n0", name),)
+        )
+        refusal = member.streams.hold(Program(), hold)
+        assert refusal == ("" if length == 64 else "a service's name has up to 64 characters")
+
+
+def test_what_others_ask_for_in_vain_is_bounded(
+    member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each question waits for a program to come back; a member that lies asks any number."""
+    monkeypatch.setattr(streams, "_MOST_MISSED", 100)
+    ask = State(0, 100, ask=True, in_program=True, to_program=True)
+    for number in range(300):
+        member.hear(N0, number, ask)
+    assert len(member.streams._missed) == 100
+    member.wait()
+    assert len(member.sent) == 100
+    member.hear(N0, 300, ask)
+    member.wait()
+    assert len(member.sent) == 101

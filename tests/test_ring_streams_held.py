@@ -303,7 +303,8 @@ class Vandal(Raw):
         ({"serves": ("x",) * 257}, "256 services"),
         ({"serves": ("",)}, "printable"),
         ({"serves": ("\x1b[2J",)}, "printable"),
-        ({"reaches": (("n2", "x" * 2000),)}, "printable"),
+        ({"serves": ("x" * 65,)}, "up to 64 characters"),
+        ({"reaches": (("n2", "x" * 65),)}, "up to 64 characters"),
         ({"reaches": (("n9", "x"),)}, "no other member is named 'n9'"),
     ],
 )

@@ -36,6 +36,7 @@ from ringd.wire.link.streams import Connect, Data, Reset, State, StreamMessage
 
 _ALLOW = "add it to [[streams]], on all members"
 _REMEMBERED = 4096  # ends of a program that are over
+_MOST_MISSED = 4 * MOST_ENDS  # ends that others ask for, and a program may come back with
 
 LISTEN_AGAIN = 2.0
 """Seconds until a port that another program had is tried again."""
@@ -182,6 +183,9 @@ class Streams:
     def hold(self, client: Client, message: Hold) -> str:
         """A program wants to have ends; return why it may not, empty if it may."""
         own, names = self._node, self._neighbours.names
+        services = (*message.serves, *(service for _, service in message.reaches))
+        if max(map(len, services), default=0) > wire.MAX_SERVICE:  # the links carry no longer one
+            return f"a service's name has up to {wire.MAX_SERVICE} characters"
         for service in message.serves:
             port = port_of(service)
             if port is not None and not any(self.allows(name, own, port) for name in names):
@@ -300,7 +304,8 @@ class Streams:
         """A message of a stream's other end came."""
         table, message = self._forwarder.table, wire.decode(head)
         holder = self._held.get(number)
-        if holder is None and isinstance(message, Connect) and not table.knows(number):
+        if isinstance(message, Connect) and not table.knows(number):
+            # Each one, also of a number that is known: no member gets to what it may not name.
             holder = self._server_for(origin, message.service)
             if holder is not None:
                 self._has(holder, number, origin)
@@ -309,7 +314,7 @@ class Streams:
             carry = Carry(number, origin, generation, offset, bytes(head))
             holder.client.tell(carry, data or None)
         elif isinstance(message, State) and message.to_program and not table.knows(number):
-            if message.ask:
+            if message.ask and len(self._missed) < _MOST_MISSED:
                 carry = Carry(number, origin, generation, offset, bytes(head))
                 self._reset_unless_held(number, origin, carry, self._config.ops.reattach)
         else:
