@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -192,3 +193,18 @@ def test_what_others_ask_for_in_vain_is_bounded(
     member.hear(N0, 300, ask)
     member.wait()
     assert len(member.sent) == 101
+
+
+def test_a_daemon_that_stops_listens_no_more(member: Member, tmp_path: Path) -> None:
+    """Not even when it is told to reload while it waits for the ops under way."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    path = tmp_path / "ringd.toml"
+    path.write_text(f'{CONFIG}[[streams]]\nto = "n0:5001"\nlisten = {port}\n')
+    config = load(path, "n2")
+    member.streams.reload(config)
+    socket.create_connection(("127.0.0.1", port)).close()
+    member.streams.close("it stops")
+    member.streams.reload(config)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))

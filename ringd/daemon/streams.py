@@ -77,6 +77,7 @@ class Streams:
         self.trouble: dict[StreamRule, str] = {}
         """Why this daemon does not listen where it should."""
         self._again: Timer | None = None
+        self._closed = False
         self._holders: dict[Client, Holder] = {}
         self._held: dict[int, Holder] = {}
         """By the stream's number, who has the end here."""
@@ -101,7 +102,8 @@ class Streams:
         self._open_doors()
 
     def close(self, reason: str) -> None:
-        """End all streams, and listen no more."""
+        """End all streams, and listen no more, whatever is reloaded."""
+        self._closed = True
         if self._again is not None:
             self._again.cancel()
         self._forwarder.table.close(reason)
@@ -118,6 +120,8 @@ class Streams:
     # --- in and out -------------------------------------------------------------------
 
     def _open_doors(self) -> None:
+        if self._closed:
+            return
         self.trouble.clear()
         for rule in self.rules:
             if rule in self._doors or rule.listen is None:
