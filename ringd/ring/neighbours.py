@@ -646,8 +646,9 @@ class Neighbours:
         link.close(reason, "protocol", goodbye=True)
 
     def _check_way(self, header: Header) -> None:
-        """Object to a frame that no member would take off the ring."""
-        if header.until >= self.size or header.origin in (self.rank, header.until):
+        """Object to a frame that no member sent, or would take off the ring."""
+        there_is = max(header.origin, header.until) < self.size
+        if not there_is or header.origin in (self.rank, header.until):
             raise FrameError(f"a {header.type.name} frame that no member takes")
 
     def data_buffer(self, link: Link, header: Header) -> memoryview | None:
