@@ -24,6 +24,7 @@ from ringd.ring.state import StateFile
 from ringd.wire.link import frames
 from ringd.wire.link.control import Ask, Commit, GroupMessage, Joined, News, Offer, Propose, Told
 from ringd.wire.link.frames import FrameType, Header
+from ringd.wire.link.streams import Connect, Data, Reset, State
 from tests.cluster import Node
 
 
@@ -162,7 +163,8 @@ class Liar:
         elif isinstance(message, (Ask, Told)):
             kind = FrameType.INQUIRY
         else:
-            kind = FrameType.GROUP
+            of_stream = isinstance(message, (Connect, State, Data, Reset))
+            kind = FrameType.STREAM if of_stream else FrameType.GROUP
             generation = self.neighbours.machine.generation
             until = (self.rank - 1) % self.size
             fields |= {"index": len(body), "generation": generation}

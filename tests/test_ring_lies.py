@@ -35,10 +35,12 @@ from ringd.wire.link.control import (
     Verdict,
 )
 from ringd.wire.link.frames import FrameType, Header
+from ringd.wire.link.streams import Connect, Data, Reset, State
 from tests.cluster import Cluster, wait_until
 from tests.liar import Liar
 from tests.ringkit import Call as Under
 from tests.ringkit import everywhere, tensor, total
+from tests.streamkit import Server, echo
 
 SETTINGS = """
 [ops]
@@ -46,6 +48,12 @@ timeout = "60s"
 [join]
 backoff_first = "10ms"
 backoff_max = "100ms"
+"""
+
+STREAMS = """
+[[streams]]
+to = "n0:{port}"
+from = ["n2"]
 """
 
 HONEST = ["n0", "n1"]
@@ -59,10 +67,13 @@ CALL = Call("all_reduce", "sum", "float32", (4,), "")
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Give two daemons, and the place of a third for a liar."""
-    with Cluster(tmp_path, 3, settings=SETTINGS) as cluster:
-        cluster.start([0, 1])
-        yield cluster
+    """Give two daemons, and the place of a third for a liar, which may reach a port of n0."""
+    with Server(echo) as server:
+        settings = SETTINGS + STREAMS.format(port=server.port)
+        with Cluster(tmp_path, 3, settings=settings) as cluster:
+            cluster.port_of_n0 = server.port
+            cluster.start([0, 1])
+            yield cluster
 
 
 @contextmanager
@@ -103,8 +114,11 @@ def honest_end(cluster):
         Offer(msgspec.structs.replace(CALL, shape=(2,) * 300_000), 0, False, False, "", ""),
         Joined("\x1b[2J", 1, ()),
         Done(-1),
+        Connect("x" * 65, 0, in_program=False),
+        State(-1, 0, ask=True, in_program=False, to_program=True),
+        State(0, 1 << 62, ask=True, in_program=False, to_program=True),
     ],
-    ids=["generation", "incarnation", "shape", "name", "floor"],
+    ids=["generation", "incarnation", "shape", "name", "floor", "service", "received", "limit"],
 )
 def test_nonsense_costs_the_link_and_goes_no_further(cluster, message):
     """The neighbour says why in its log, the liar is told, and the next member never hears it."""
@@ -158,11 +172,15 @@ TEXTS = ["", "x" * 33, "x" * 5000, "\x1b[2J\nx", "\u2028ü", "all_reduce", "barr
 SHAPES = [(), (0,), (1 << 62,) * 64, (2,) * 65, (2,) * 200_000, (1,) * 128_000, (3, 1 << 40)]
 
 
+BARE = [getattr(FrameType, name) for name in ("DATA", "CREDIT", "GROUP", "MEMBERSHIP", "STREAM")]
+
+
 class Fuzz:
     """Lies at random from a seed: each field of each message, at its extremes."""
 
-    def __init__(self, liar, seed):
+    def __init__(self, liar, seed, port):
         self.liar = liar
+        self.port = port  # of n0, which it may reach
         self.random = random.Random(seed)
         self.said = 0
 
@@ -187,6 +205,33 @@ class Fuzz:
             Poll(5, False),
             Verdict(5, "", ""),
         ]
+
+    def lie_of_streams(self):
+        """Say something of a stream: of few numbers, so that some of it belongs together."""
+        pick = self.random.choice
+        service = pick([f"tcp:{self.port}"] * 3 + ["tcp:22", "tcp:99999", "nobody"])
+        flags = self.random.choices([True, False], k=3)
+        message = pick(
+            [
+                *(Connect(service, pick([0, 1000, (1 << 62) - 1]), pick([True, False])),) * 2,
+                State(pick([0, 0, 100, 1 << 53]), (1 << 62) - 1, *flags),
+                *(Data(False),) * 2,
+                Data(True),
+                Reset("\x1b[2J" * 50, pick([True, False])),
+            ]
+        )
+        if self.random.random() < 0.3:
+            message = self.twisted(message)
+        data = pick([b"", b"x", b"x" * 100, b"x" * 200_000, b"x" * 270_000])
+        self.liar.say(
+            pick(["right", "left"]),
+            message,
+            data if isinstance(message, Data) or self.random.random() < 0.1 else b"",
+            group=pick([1, 2, 3, 4, (1 << 64) - 1]),
+            seq=pick([0, 0, 0, 1, 100, 101, 200_000, 1 << 62, (1 << 64) - 1]),
+            origin=pick([2] * 9 + [3]),
+            until=pick([0, 0, 0, 1, 1, 3]),
+        )
 
     def offer(self, gid):
         """Return what TRIO offers now, or else a call of our own."""
@@ -242,10 +287,13 @@ class Fuzz:
         pick = self.random.choice
         side = pick(["right", "right", "left"])
         self.said += 1
+        if self.random.random() < 0.2:
+            self.lie_of_streams()
+            return
         if self.random.random() < 0.15:
             length = pick([0, 8, 4096, 1 << 20])
             header = Header(
-                pick([FrameType.DATA, FrameType.CREDIT, FrameType.GROUP, FrameType.MEMBERSHIP]),
+                pick(BARE),
                 0,
                 pick([0, self.liar.neighbours.machine.generation, (1 << 64) - 1]),
                 pick([0, gid, (1 << 64) - 1]),
@@ -333,7 +381,7 @@ def fuzz(cluster, seed, seconds):
         node.slow_disk(0.02 if seed % 2 else 0.0)
     with lying(cluster) as liar:
         load = Load(cluster)
-        lies = Fuzz(liar, seed)
+        lies = Fuzz(liar, seed, cluster.port_of_n0)
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if lies.random.random() < 0.8:

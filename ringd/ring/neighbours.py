@@ -35,6 +35,7 @@ from ringd.ring.state import State as Stored
 from ringd.ring.state import StateFile
 from ringd.ring.statewriter import StateWriter
 from ringd.wire.link import control, frames
+from ringd.wire.link import streams as wire
 from ringd.wire.link.bounds import MAX_INSTANCE
 from ringd.wire.link.control import Ask, GroupMessage, Inquiry, MembershipMessage, Poll, Told
 from ringd.wire.link.frames import FrameError, FrameType, Header
@@ -617,10 +618,11 @@ class Neighbours:
         self._check_way(header)
         if not self._is_of_now(link, header, payload):
             return
+        head, data = payload[: header.index], payload[header.index :]
         if header.until != self.rank:
+            wire.decode(head)  # nonsense costs its sender the link, and nobody between
             self._carry(OPPOSITE[link.side], header, bytes(payload))
             return
-        head, data = payload[: header.index], payload[header.index :]
         self._streams.stream_message(header.origin, header.group, header.seq, head, data)
 
     def _catch_up(self) -> None:
