@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from ringd.config.load import load
+from ringd.daemon import streams
 from ringd.daemon.streams import Streams
 from ringd.loop import Loop
 from ringd.wire.border.messages import VERSION, Carry, Held, Hold, RingState
@@ -56,8 +57,7 @@ class Member:
 
     def hear(self, member: int, number: int, message: wire.StreamMessage) -> None:
         """Have a message come from another member."""
-        head = memoryview(wire.encode(message))
-        self.streams.stream_message(member, number, 0, head, NOTHING)
+        self.streams.stream_message(member, number, 0, message, NOTHING)
 
     def program(self, *serves: str) -> Program:
         """Return a program that holds ends."""
@@ -125,6 +125,22 @@ def test_what_a_program_held_waits_for_it_to_come_back(member: Member) -> None:
     assert resets == [7]
     member.hear(N0, 8, ask)
     assert again.told[-1].number == 8
+
+
+def test_a_program_that_has_all_its_ends_refuses_more_and_takes_new_ones_when_some_are_over(
+    member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it refused itself is over, too: else a server would have no room left some day."""
+    monkeypatch.setattr(streams, "MOST_ENDS", 1)
+    program = member.program("tcp:5000")
+    for number in (7, 8, 9):
+        member.hear(N0, number, Connect("tcp:5000", 100, in_program=False))
+    assert [reply.number for reply in program.told] == [7, 8]
+    ((to, number, refusal),) = member.sent
+    assert (to, number, isinstance(refusal, Reset)) == (N0, 9, True)
+    member.streams.carried(program, Carry(7, N0, 5, 0, wire.encode(Reset("no room"))), None)
+    member.hear(N0, 10, Connect("tcp:5000", 100, in_program=False))
+    assert program.told[-1].number == 10
 
 
 def test_who_asks_for_what_a_program_held_is_answered_when_it_is_back(member: Member) -> None:

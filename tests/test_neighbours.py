@@ -243,7 +243,12 @@ def inside(home, monkeypatch):
 
 @pytest.mark.parametrize(
     "way",
-    [{"origin": 1, "until": 2}, {"origin": 0, "until": 1}, {"origin": 1, "until": 1}],
+    [
+        {"origin": 1, "until": 2},
+        {"origin": 0, "until": 1},
+        {"origin": 1, "until": 1},
+        {"origin": 500, "until": 0},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -254,6 +259,8 @@ def test_what_would_go_round_for_good_costs_the_link(inside, side, way):
         neighbours.data_buffer(link, Header(FrameType.DATA, 8, generation=5, **way))
     with pytest.raises(FrameError, match="no member takes"):
         neighbours.frame_received(link, Header(FrameType.CREDIT, generation=5, **way), b"")
+    with pytest.raises(FrameError, match="no member takes"):
+        neighbours.frame_received(link, Header(FrameType.STREAM, generation=5, **way), b"")
     header, payload = early(**way)
     with pytest.raises(FrameError, match="a group message"):
         neighbours.frame_received(link, header, payload)
