@@ -1,7 +1,7 @@
 """How fast is all-reduce through the daemons, beside what others offer and the machine carries?
 
     python benchmarks/bench.py [--quick | --network] [--before PYTHON_OR_SOURCE]
-    python benchmarks/bench.py --size 2 --sizes 4B,1MiB --modes ringd,gloo --output /tmp/figures
+    python benchmarks/bench.py --size 2 --sizes 4B,1MiB --modes ringd,gloo --output figures
 
 Rings of 2 and 4 daemons on loopback, f32 sums from 4 B to 256 MiB; see measures/ for each thing
 that is measured, and targets.py for what is to be reached. --network does it over links of 1

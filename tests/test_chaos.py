@@ -567,6 +567,15 @@ def test_a_part_is_lost_with_who_left_it_and_its_daemon(told, parted, daemon, ki
     assert told.ledger.splits == {"g": 1}
 
 
+def test_an_error_is_judged_once_all_were_heard_up_to_it(told):
+    """The deadline of another program's call may have passed, which has said so, and is unread."""
+    told.form(0.5)
+    told.say("1 began 0 1.1 0.5", "1 late 0 1.55 1.1 - why")
+    told.ledger.settle(1.5)
+    told.say("0 began 0 1.0 0.5")
+    assert told.kinds() == []
+
+
 def test_a_part_may_be_lost_before_its_leaver_is_heard(told):
     """What programs say is read one program after the other."""
     told.form(0.5)

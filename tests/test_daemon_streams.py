@@ -58,8 +58,7 @@ class Member:
 
     def hear(self, member: int, number: int, message: wire.StreamMessage) -> None:
         """Have a message come from another member."""
-        head = memoryview(wire.encode(message))
-        self.streams.stream_message(member, number, 0, head, NOTHING)
+        self.streams.stream_message(member, number, 0, message, NOTHING)
 
     def program(self, *serves: str) -> Program:
         """Return a program that holds ends."""
@@ -129,6 +128,22 @@ def test_what_a_program_held_waits_for_it_to_come_back(member: Member) -> None:
     assert again.told[-1].number == 8
 
 
+def test_a_program_that_has_all_its_ends_refuses_more_and_takes_new_ones_when_some_are_over(
+    member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it refused itself is over, too: else a server would have no room left some day."""
+    monkeypatch.setattr(streams, "MOST_ENDS", 1)
+    program = member.program("tcp:5000")
+    for number in (7, 8, 9):
+        member.hear(N0, number, Connect("tcp:5000", 100, in_program=False))
+    assert [reply.number for reply in program.told] == [7, 8]
+    ((to, number, refusal),) = member.sent
+    assert (to, number, isinstance(refusal, Reset)) == (N0, 9, True)
+    member.streams.carried(program, Carry(7, N0, 5, 0, wire.encode(Reset("no room"))), None)
+    member.hear(N0, 10, Connect("tcp:5000", 100, in_program=False))
+    assert program.told[-1].number == 10
+
+
 def test_who_asks_for_what_a_program_held_is_answered_when_it_is_back(member: Member) -> None:
     """Also of an end that it does not ask about itself, as that is over."""
     ask = State(0, 100, ask=True, in_program=True, to_program=True)
@@ -177,22 +192,6 @@ def test_a_service_has_a_name_that_the_links_carry(member: Member, *, serves: bo
         )
         refusal = member.streams.hold(Program(), hold)
         assert refusal == ("" if length == 64 else "a service's name has up to 64 characters")
-
-
-def test_what_others_ask_for_in_vain_is_bounded(
-    member: Member, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each question waits for a program to come back; a member that lies asks any number."""
-    monkeypatch.setattr(streams, "_MOST_MISSED", 100)
-    ask = State(0, 100, ask=True, in_program=True, to_program=True)
-    for number in range(300):
-        member.hear(N0, number, ask)
-    assert len(member.streams._missed) == 100
-    member.wait()
-    assert len(member.sent) == 100
-    member.hear(N0, 300, ask)
-    member.wait()
-    assert len(member.sent) == 101
 
 
 def test_a_daemon_that_stops_listens_no_more(member: Member, tmp_path: Path) -> None:

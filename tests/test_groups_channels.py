@@ -9,6 +9,7 @@ from ringd.collective.view import View
 from ringd.errors import GroupLost, PeerLost, Refused
 from ringd.groups import actions
 from ringd.groups.channels import Key, Opening, pair
+from ringd.groups.seat import Before
 from ringd.wire.link.control import Closed, Opened
 
 KEY = Key(0, 1, 5)
@@ -145,6 +146,30 @@ def test_a_channel_whose_other_end_has_left_cannot_be_opened_again():
     open_end(bench, 1, number=200)
     denied = bench.did(1, actions.Deny)[-1]
     assert (denied.join_id, denied.code, denied.message) == (201, left.code, left.message)
+
+
+@pytest.mark.parametrize("first", ["ring", "client"])
+def test_who_joined_anew_beside_a_restarted_daemon_is_not_waited_for(first):
+    """By who has joined anew, too, and has nothing of the former stay left but a message."""
+    bench = ready()
+    for rank in (0, 1):
+        open_end(bench, rank)
+    message(bench, 0, 0)
+    bench.gone(2)
+    bench.settle()
+    bench.attach(0, 20, before=Before(10, "c died"))
+    bench.settle()
+    assert 10 not in bench.engines[0].roll.seats
+    assert outcomes(bench, 0) == []
+    bench.restart(1)
+    if first == "ring":
+        bench.up()
+    bench.attach(1, 21, before=Before(11, "c died"))
+    if first == "client":
+        bench.up()
+    bench.settle()
+    assert outcomes(bench, 0) == [(0, GroupLost.code)]
+    assert bench.message(0) == "c died"
 
 
 def test_a_receiver_whose_message_has_come_waits_for_nothing():

@@ -15,7 +15,8 @@ BEYOND = "idle: wake-ups of a daemon per second beyond heartbeats"
 _HEARTBEAT = 1.0  # seconds; join.heartbeat's default
 _LINKS = 2
 _WAKES_OF_HEARTBEAT = 2
-"""At each end of a link: its timer and an answer, or two of the three frames."""
+"""At each end of a link, when one end begins: its timer and an answer, or two of the three frames.
+On a busy machine both ends begin, which doubles it: then more is counted as beyond than is."""
 
 
 def measure(made: LineUp, seconds: float, results: Results) -> None:

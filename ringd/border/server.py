@@ -408,6 +408,8 @@ class BorderServer:
 
     def _called(self, client: Client, frame: bytes) -> None:
         """A message came over a client's call socket."""
+        if not client.alive:  # it is being seen off
+            return
         message = None
         try:
             message, payload = unpack_request(frame)

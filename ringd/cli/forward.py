@@ -10,6 +10,7 @@ import click
 from ringd.cli.ask import fail, find_socket, socket_option
 from ringd.cli.holding import Forward, Holding, forwards, say
 from ringd.errors import RingError
+from ringd.host.limits import raise_open_files
 from ringd.loop import Loop
 
 
@@ -28,6 +29,7 @@ def forward(ports: tuple[Forward, ...], socket: Path | None) -> None:
     Exit codes: 0 ended by a signal, 1 error, 2 wrong usage, 3 no daemon.
     Example: ringd-cli forward 15000=studio:5000
     """  # noqa: D301  click wants the backspace itself
+    raise_open_files()
     loop = Loop()
     try:
         path = find_socket(socket)

@@ -155,6 +155,9 @@ class Holding:
         except RingError as error:
             self._fail(error)
             return
+        except OSError as error:  # no ports, or no room for the hostfile
+            self._fail(RingError(f"cannot begin: {error}"))
+            return
         self._ready = True
         self._on_ready()
 

@@ -36,7 +36,6 @@ from ringd.wire.link.streams import Connect, Data, Reset, State, StreamMessage
 
 _ALLOW = "add it to [[streams]], on all members"
 _REMEMBERED = 4096  # ends of a program that are over
-_MOST_MISSED = 4 * MOST_ENDS  # ends that others ask for, and a program may come back with
 
 LISTEN_AGAIN = 2.0
 """Seconds until a port that another program had is tried again."""
@@ -231,7 +230,14 @@ class Streams:
                 body = wire.encode(Reset(f"{text}; {_ALLOW}"))
                 client.tell(Carry(number, member, message.generation, 0, body))
                 return
-        self._has(holder, number, member)
+        if isinstance(said, Reset):
+            self._held.pop(number, None)
+            holder.ends.pop(number, None)
+            holder.over.pop(number, None)
+        elif not self._claim(holder, number, member):
+            body = wire.encode(Reset(f"a program has up to {2 * MOST_ENDS} ends of streams"))
+            client.tell(Carry(number, member, message.generation, 0, body))
+            return
         data = b"" if payload is None or not isinstance(said, Data) else payload
         neighbours.send_stream(member, number, message.offset, message.body, data)
 
@@ -253,10 +259,14 @@ class Streams:
         for number, member in holder.ends.items():
             self._reset_unless_held(number, member, None, patience)
 
-    def _has(self, holder: Holder, number: int, member: int) -> None:
-        if number not in self._held and len(holder.ends) < 2 * MOST_ENDS:
+    def _claim(self, holder: Holder, number: int, member: int) -> bool:
+        """Have *holder* hold the end of that number, unless another does; False if it is full."""
+        if number not in self._held:
+            if len(holder.ends) >= 2 * MOST_ENDS:
+                return False
             self._held[number] = holder
             holder.ends[number] = member
+        return True
 
     def _server(self, service: str) -> Holder | None:
         """Return the program to which streams to *service* lead, if there is one."""
@@ -281,6 +291,8 @@ class Streams:
                 self._send(member, number, 0, Reset(reason), b"")
 
         if number not in self._missed:
+            if len(self._missed) >= 2 * MOST_ENDS:  # nobody has so many to come back to
+                patience = 0.0
             self._loop.call_later(patience, decide)
         self._missed[number] = asked
 
@@ -303,23 +315,25 @@ class Streams:
             holder.client.tell(self._ring_state())
 
     def stream_message(
-        self, origin: int, number: int, offset: int, head: memoryview, data: memoryview
+        self, origin: int, number: int, offset: int, message: StreamMessage, data: memoryview
     ) -> None:
         """A message of a stream's other end came."""
-        table, message = self._forwarder.table, wire.decode(head)
+        table = self._forwarder.table
         holder = self._held.get(number)
         if isinstance(message, Connect) and not table.knows(number):
             # Each one, also of a number that is known: no member gets to what it may not name.
             holder = self._server_for(origin, message.service)
-            if holder is not None:
-                self._has(holder, number, origin)
+            if holder is not None and not self._claim(holder, number, origin):
+                full = f"the program that serves it on {self._node!r} has all the ends it may have"
+                self._send(origin, number, 0, Reset(full), b"")
+                return
         generation = self._neighbours.machine.generation
         if holder is not None:
-            carry = Carry(number, origin, generation, offset, bytes(head))
+            carry = Carry(number, origin, generation, offset, wire.encode(message))
             holder.client.tell(carry, data or None)
         elif isinstance(message, State) and message.to_program and not table.knows(number):
-            if message.ask and len(self._missed) < _MOST_MISSED:
-                carry = Carry(number, origin, generation, offset, bytes(head))
+            if message.ask:
+                carry = Carry(number, origin, generation, offset, wire.encode(message))
                 self._reset_unless_held(number, origin, carry, self._config.ops.reattach)
         else:
             table.received(origin, number, offset, message, data)

@@ -24,6 +24,7 @@ TAKE_WITHIN = 5.0
 """Seconds, that a program's system gets to take in what came before a reset."""
 
 _RST_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time
+_FIN_ON_CLOSE = struct.pack("ii", 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,8 @@ class Connection:
     def _own(self, sock: socket.socket) -> None:
         self._sock = sock
         sock.setblocking(False)
+        # Whatever ends this process, nobody takes a part of a stream for the whole.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
         with contextlib.suppress(OSError):  # it is gone already
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -157,6 +160,8 @@ class Connection:
         sock = self._sock
         if self._target is not None and sock is not None:
             number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if not number and _is_its_own_peer(sock):
+                number = errno.ECONNREFUSED
             if number:
                 self._not_connected(number)
                 return
@@ -257,12 +262,20 @@ class Connection:
         if self._events:
             self._events = 0
             self._loop.remove(sock)
-        if abruptly:
+        if not abruptly:
             with contextlib.suppress(OSError):  # macOS: of one that is gone
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FIN_ON_CLOSE)
         sock.close()
 
     def _close(self, *, abruptly: bool) -> None:
         if self._open:
             self._open = False
             self._let_go(abruptly=abruptly)
+
+
+def _is_its_own_peer(sock: socket.socket) -> bool:
+    """Whether *sock*, which had the port that it dialed by chance, is connected to itself."""
+    try:
+        return bool(sock.getsockname() == sock.getpeername())
+    except OSError:  # it has ended already
+        return False

@@ -108,7 +108,8 @@ class Absences:
         return [
             self._replaced(other, absent, before)
             for other, absent in list(self.absent.items())
-            if absent.group == group and absent.local_rank == local_rank
+            if absent.group == group
+            and (absent.local_rank == local_rank or other == before.join_id)
         ]
 
     def _replaced(self, join_id: int, absent: Absent, successor: Before) -> Notice:

@@ -258,9 +258,14 @@ class Roll:
         if left is not None:
             self._close(gid, 1 - rank, origin, (left.code, left.message))
             return
+        # Of a stay that is over elsewhere its channels alone may be left to ask for ours.
+        group = self.groups.get(message.group)
+        here = () if group is None else group.local.values()
+        before = next((local.before for local in here if local.before.join_id == own), None)
         number = session_number(message.group, session.join_ids)
-        notice = self.absences.counted_on(message.group, session, number, 1 - rank, None, None, now)
-        self._say_gone(notice)
+        self._say_gone(
+            self.absences.counted_on(message.group, session, number, 1 - rank, None, before, now)
+        )
 
     def answer_knocks(self, seat: Seat) -> None:
         """Tell those who wait for a channel that our client can open no more: its stay is over.

@@ -242,6 +242,10 @@ class Bulk:
         """Send bytes of a stream, beside the chunks."""
         self._lanes[side].carry(header, data)
 
+    def carries_too_much(self, side: Side) -> bool:
+        """Whether more bytes of streams wait for a neighbour than all of their windows have."""
+        return self._lanes[side].stream_bytes > self._most_passing
+
     def next_chunk(self, side: Side) -> tuple[Header, memoryview] | None:
         """Return the next chunk to send, of the group whose turn it is."""
         return self._lanes[side].next()

@@ -97,6 +97,8 @@ class Lane:
         self._passing: dict[int, _Passing] = {}  # by gid
         self._streams = _Streams()
         self._streams_turn = False  # whether they have one
+        self.stream_bytes = 0
+        """What the bytes of streams cost that wait here."""
         self._turns: deque[tuple[int, Union[_Ops, _Passing, _Streams]]] = deque()
         self.passing: Counter[Key] = Counter()
         """Chunks that are to pass, by their op."""
@@ -130,6 +132,7 @@ class Lane:
     def carry(self, header: Header, data: memoryview) -> None:
         """Send bytes of a stream."""
         self._streams.add(header, data)
+        self.stream_bytes += len(data) + EACH
         if not self._streams_turn:
             self._streams_turn = True
             self._turns.append((0, self._streams))
@@ -143,6 +146,8 @@ class Lane:
             if chunk is not None:
                 if isinstance(queue, _Passing):
                     self._count(*chunk, -1)
+                elif isinstance(queue, _Streams):
+                    self.stream_bytes -= len(chunk[1]) + EACH
                 turns.rotate(-1)
                 return chunk
             turns.popleft()
@@ -159,5 +164,5 @@ class Lane:
         for passing in self._passing.values():
             passing.chunks.clear()
         self.passing.clear()
-        self.passing_bytes = 0
+        self.passing_bytes = self.stream_bytes = 0
         self._streams.clear()

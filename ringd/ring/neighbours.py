@@ -34,12 +34,12 @@ from ringd.ring.reach import Reach
 from ringd.ring.state import State as Stored
 from ringd.ring.state import StateFile
 from ringd.ring.statewriter import StateWriter
-from ringd.wire.link import control, frames
-from ringd.wire.link import streams as wire
+from ringd.wire.link import control, frames, streams
 from ringd.wire.link.bounds import MAX_INSTANCE
 from ringd.wire.link.control import Ask, GroupMessage, Inquiry, MembershipMessage, Poll, Told
 from ringd.wire.link.frames import FrameError, FrameType, Header
 from ringd.wire.link.handshake import Peer
+from ringd.wire.link.streams import StreamMessage
 
 
 class RingUser(Protocol):
@@ -70,12 +70,9 @@ class StreamUser(Protocol):
         """The ring broke; nothing sent before will arrive any more."""
 
     def stream_message(
-        self, origin: int, number: int, offset: int, head: memoryview, data: memoryview
+        self, origin: int, number: int, offset: int, message: StreamMessage, data: memoryview
     ) -> None:
-        """A message of a stream's other end came; valid only during the call.
-
-        Raises one of :data:`ringd.wire.link.control.DecodeError` if *head* is none.
-        """
+        """A message of a stream's other end came; *data* is valid only during the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -488,12 +485,7 @@ class Neighbours:
             return
         head = control.encode(message)
         payload = head + data if data else head
-        flags = crc = 0
-        if not self._config.ring.sealed:
-            # A garbled message could end an op wrongly; a garbled tensor is the setting's business.
-            whole = self._config.ops.checksum or not data
-            flags = frames.CHECKSUM if whole else frames.MESSAGE_CHECKSUM
-            crc = frames.checksum(payload if whole else head)
+        flags, crc = self._guard(head, payload)
         header = Header(
             FrameType.GROUP,
             length=len(payload),
@@ -519,8 +511,8 @@ class Neighbours:
         link = self.links.get(side := self._way(until))
         if link is None or not self.machine.in_ring:
             return
-        whole = self._config.ops.checksum and bool(data)
         payload = head + data if data else head
+        flags, crc = self._guard(head, payload)
         header = Header(
             FrameType.STREAM,
             length=len(payload),
@@ -530,10 +522,21 @@ class Neighbours:
             index=len(head),
             origin=self.rank,
             until=until,
-            flags=frames.CHECKSUM if whole else frames.MESSAGE_CHECKSUM,
-            payload_crc=frames.checksum(payload if whole else head),
+            flags=flags,
+            payload_crc=crc,
         )
         self._carry(side, header, payload)
+
+    def _guard(self, head: bytes, payload: bytes) -> tuple[int, int]:
+        """Return the flags and the checksum of a frame whose *payload* begins with *head*.
+
+        A garbled message could end an op wrongly; garbled bytes are the setting's business.
+        """
+        if self._config.ring.sealed:
+            return 0, 0
+        if self._config.ops.checksum or len(payload) == len(head):
+            return frames.CHECKSUM, frames.checksum(payload)
+        return frames.MESSAGE_CHECKSUM, frames.checksum(head)
 
     def _way(self, member: int) -> Side:
         """Return the shorter way to *member*; if both are as long, the one by which it sends."""
@@ -618,12 +621,15 @@ class Neighbours:
         self._check_way(header)
         if not self._is_of_now(link, header, payload):
             return
-        head, data = payload[: header.index], payload[header.index :]
-        if header.until != self.rank:
-            wire.decode(head)  # nonsense costs its sender the link, and nobody between
-            self._carry(OPPOSITE[link.side], header, bytes(payload))
+        message = streams.decode(payload[: header.index])  # what is none goes no further
+        if header.until == self.rank:
+            data = payload[header.index :]
+            self._streams.stream_message(header.origin, header.group, header.seq, message, data)
             return
-        self._streams.stream_message(header.origin, header.group, header.seq, head, data)
+        side = OPPOSITE[link.side]
+        if self._bulk.carries_too_much(side):
+            raise FrameError("more bytes of streams are to pass here than their ends may send")
+        self._carry(side, header, bytes(payload))
 
     def _catch_up(self) -> None:
         """Take what the others said in this generation before it was on the disk here."""
@@ -648,9 +654,11 @@ class Neighbours:
         link.close(reason, "protocol", goodbye=True)
 
     def _check_way(self, header: Header) -> None:
-        """Object to a frame that no member sent, or would take off the ring."""
-        there_is = max(header.origin, header.until) < self.size
-        if not there_is or header.origin in (self.rank, header.until):
+        """Object to a frame that no member would take off the ring."""
+        if max(header.origin, header.until) >= self.size or header.origin in (
+            self.rank,
+            header.until,
+        ):
             raise FrameError(f"a {header.type.name} frame that no member takes")
 
     def data_buffer(self, link: Link, header: Header) -> memoryview | None:

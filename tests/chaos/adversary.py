@@ -78,7 +78,9 @@ class Adversary:
         ledger.watch(healed, self.recovered[SEVERAL if count > 1 else chosen[0].name], self._brisk)
         self.await_progress(healed)
         known = len(ledger.violations)
-        ledger.settle()
+        now = time.monotonic()
+        self._stage.programs.catch_up()
+        ledger.settle(now)
         if len(ledger.violations) > known:  # before the flight recorders have forgotten it
             self._stage.record(f"set-{number}")
         names = ", ".join(kind.name for kind in chosen)

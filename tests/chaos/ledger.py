@@ -151,10 +151,11 @@ class Ledger:
             group.floor = 0  # the next programs begin anew
         self.settle()
 
-    def settle(self) -> None:
-        """Find the causes of all errors that were heard of so far."""
+    def settle(self, until: float = math.inf) -> None:
+        """Find the causes of all errors up to that moment, up to which all programs were heard."""
         self.breaks.read()
-        claims, self._claims = self._claims, []
+        claims = [claim for claim in self._claims if claim.moment <= until]
+        self._claims = [claim for claim in self._claims if claim.moment > until]
         for claim in claims:
             self.judge.judge(claim)
         splits, self._splits = self._splits, []

@@ -121,9 +121,16 @@ class Programs:
         program = self._leaving.get((group, rank))
         return program is None or program.process.poll() is not None
 
-    def pump(self, timeout: float) -> None:
-        """Take in what the programs say, for at most *timeout* seconds."""
-        for key, _events in self._selector.select(timeout):
+    def catch_up(self) -> None:
+        """Take in all that they have said by now: some of it stands in pipes for a while."""
+        behind = set(self._selector.get_map())
+        while behind:
+            behind &= self.pump(0.0)
+
+    def pump(self, timeout: float) -> set[int]:
+        """Take in what the programs say, for at most *timeout* seconds; return whose pipes."""
+        ready = self._selector.select(timeout)
+        for key, _events in ready:
             program = key.data
             lines, more = program.lines()
             for line in lines:
@@ -133,6 +140,7 @@ class Programs:
                 program.life.gone = time.monotonic()
                 self._selector.unregister(program.fd)
                 self._ended(program)
+        return {key.fd for key, _events in ready}
 
     def _ended(self, program: Program) -> None:
         code = program.process.wait()
