@@ -14,7 +14,7 @@ from ringd.daemon.streams import may_use
 from ringd.errors import RingError
 from ringd.forward import doorkeeper
 from ringd.forward.door import Door
-from ringd.forward.doorkeeper import KEPT, REST, Doorkeeper
+from ringd.forward.doorkeeper import BURST, KEPT, SHARE, Doorkeeper
 from ringd.forward.forwarder import port_of, service_of
 from ringd.host.tcptable import LINUX, is_listened_to, peer_user
 from ringd.host.users import group_id, is_in_group
@@ -136,33 +136,48 @@ class Clock:
         return self.seconds
 
 
-@pytest.mark.skipif(not LINUX, reason="only Linux tells")
-def test_who_connects_again_and_again_has_a_fifth_of_the_loop(pair) -> None:
-    """However long the system takes to say who it is, and whether they may."""
+def test_who_connects_again_and_again_has_a_fifth_of_the_loop(monkeypatch) -> None:
+    """However long the system takes to say who it is; but a few are let in at once."""
     clock = Clock()
 
-    def ask(uid: int) -> bool:
-        clock.seconds += 0.5  # over the network
-        asked.append(uid)
-        return True
+    def look(_sock: socket.socket) -> int:
+        clock.seconds += 0.03
+        return 5
 
-    asked: list[int] = []
-    keeper = Doorkeeper(clock, ask)
-    assert keeper.rests_for <= 0
-    assert keeper.refusal(pair[1], 5) == ""
-    assert keeper.rests_for == REST * 0.5
-    clock.seconds += REST * 0.5
-    assert keeper.refusal(pair[1], 5) == ""
-    assert keeper.rests_for <= 0
-    assert len(asked) == 1  # what was said is kept
+    monkeypatch.setattr(doorkeeper, "peer_user", look)
+    keeper = Doorkeeper(clock, lambda _: True)
+    begun, let_in, at_once = clock.seconds, 0, 0
+    while clock.seconds < begun + 60:
+        if (rests_for := keeper.rests_for) > 0:
+            at_once = at_once or let_in
+            clock.seconds += rests_for
+        assert keeper.refusal(None, 5) == ""
+        let_in += 1
+    assert at_once == 4
+    assert 0.9 * 60 * SHARE < let_in * 0.03 < 60 * SHARE + BURST + 0.03
+    clock.seconds += 3600  # nobody comes: no more is saved than that
+    for _ in range(4):
+        assert keeper.rests_for <= 0
+        keeper.refusal(None, 5)
+    assert keeper.rests_for > 0
+
+
+def test_what_is_said_of_a_user_is_kept_for_a_moment(monkeypatch) -> None:
+    """To ask may take the network."""
+    clock, asked = Clock(), []
+    monkeypatch.setattr(doorkeeper, "peer_user", lambda _sock: 5)
+    keeper = Doorkeeper(clock, lambda uid: bool(asked.append(uid)))
+    for _ in range(3):
+        assert keeper.refusal(None, 80) == "user 5 may not use port 80"
+    assert asked == [5]
     clock.seconds += KEPT
-    keeper.refusal(pair[1], 5)
-    assert len(asked) == 2
+    keeper.refusal(None, 80)
+    assert asked == [5, 5]
 
 
 def test_doors_of_one_keeper_wait_for_one_another(loop: Loop, monkeypatch) -> None:
     """All who came are let in all the same."""
-    monkeypatch.setattr(doorkeeper, "REST", 20)
+    monkeypatch.setattr(doorkeeper, "BURST", 0.0)
     came: list[socket.socket] = []
     at_once: list[bool] = []
 

@@ -2,8 +2,8 @@
 
 To find that out takes time that anybody on the machine can have it cost: the system goes through
 all of its connections, of which any user can have many, and asking for a user's groups may take the
-network. So all doors of one keeper together have a fifth of the loop's time at most, and what was
-said of a user is kept for a moment.
+network. So all doors of one keeper together have a tenth of a second of the loop at once, and then
+a fifth of its time; and what was said of a user is kept for a moment.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Callable
 from ringd.host.tcptable import peer_user
 from ringd.loop import Loop
 
-REST = 4
-"""Times as long as it took to look at one, nobody else is looked at."""
+BURST, SHARE = 0.1, 0.2
+"""Seconds that looking at them may take at once; and then in each second."""
 
 KEPT = 5.0
 """Seconds for which it is kept whether a user may enter."""
@@ -38,12 +38,13 @@ class Doorkeeper:
         self._known: dict[int, bool] = {}
         """By the user's number, what was said lately."""
         self._known_since = 0.0
-        self._rests_until = 0.0
+        self._left = BURST  # seconds; below 0: what was taken too much
+        self._left_at = loop.now()
 
     @property
     def rests_for(self) -> float:
         """Seconds for which nobody is to be let in yet; 0 or less: somebody may."""
-        return self._rests_until - self._loop.now()
+        return self._left_at - self._left / SHARE - self._loop.now()
 
     def refusal(self, sock: socket.socket, port: int) -> str:
         """Return why whoever connected *sock* is turned away; empty if they are not."""
@@ -56,7 +57,9 @@ class Doorkeeper:
             return f"who connected to port {port} cannot be found out: {error}"
         finally:
             now = self._loop.now()
-            self._rests_until = now + REST * (now - begun)
+            earned = SHARE * (now - self._left_at)
+            self._left = min(BURST, self._left + earned) - (now - begun)
+            self._left_at = now
         return f"user {uid} may not use port {port}"
 
     def _lets_in(self, uid: int) -> bool:
