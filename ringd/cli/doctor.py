@@ -108,7 +108,8 @@ def gather(socket: Path | None, path: Path | None, node: str | None) -> Facts:
     daemon = _daemon(socket)
     status = daemon.status or {}
     path = path or Path(status.get("config") or paths.find_config())
-    config, problems = load.look(path, status.get("node") or node)
+    uid = Path(daemon.socket).stat().st_uid if daemon.socket else None  # of the daemon's user
+    config, problems = load.look(path, status.get("node") or node, uid)
     ways: tuple[Way, ...] = ()
     blocked: list[str] = []
     if config is not None:
