@@ -58,7 +58,7 @@ def reload(socket: Path | None, *, as_json: bool) -> None:
 
     \b
     Exit codes: 0 they are in use, 1 refused, 2 wrong usage, 3 no daemon.
-    Example: ringd --check-config && sudo ringd-cli reload
+    Example: sudo ringd --check-config && sudo ringd-cli reload
     """  # noqa: D301
     body = _order(socket, AskReload, RELOAD_WITHIN)
     refused = body["refused"]

@@ -35,7 +35,8 @@ def read_key(path: Path, uid: int | None = None) -> bytes:
         ) from None
     except OSError as error:
         raise ValueError(
-            f"cannot be read: {error.strerror}; let the user that runs ringd own {path}"
+            f"cannot be read: {error.strerror}: {path}; run this as root or as the daemon's user, "
+            "and let that user own the file, or root, with that user's group to read it"
         ) from None
     try:
         _check_access(path, os.fstat(fd), os.geteuid() if uid is None else uid)

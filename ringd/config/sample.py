@@ -29,7 +29,8 @@ HEAD = """\
 
 WITH_KEY = """\
 # The file with the shared key, beside this one or with its full path: "ringd-cli keygen" makes
-# it. Copy it to every machine; only the user that runs ringd may read it.
+# it. Copy it to every machine; only the user that runs ringd may read it, or its group, if root
+# owns it.
 """
 
 PROTECT = """\
