@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import stat
 import sys
 import tarfile
 import time
@@ -82,10 +83,12 @@ def bugreport(
     Example: sudo ringd-cli bugreport -o report.tar.gz
     """  # noqa: D301  click wants the backspace itself
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    # Others can guess that name, and may be able to write here: nothing of theirs is opened.
+    flags = os.O_EXCL | os.O_NOFOLLOW if output is None else os.O_TRUNC
     output = output or Path(f"ringd-bugreport-{stamp}.tar.gz")
     files = {name: scrubbed(text) for name, text in collect(socket, config)}
     try:
-        _write(output, f"ringd-bugreport-{stamp}", files)
+        _write(output, flags, f"ringd-bugreport-{stamp}", files)
     except OSError as error:
         raise click.ClickException(f"{output} cannot be written: {error.strerror}") from None
     if as_json:
@@ -166,9 +169,11 @@ def _logs_of_the_service() -> Iterator[tuple[str, str]]:
             yield f"service-log{'-of-user' * user}.txt", text
 
 
-def _write(path: Path, folder: str, files: dict[str, str]) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+def _write(path: Path, flags: int, folder: str, files: dict[str, str]) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
     with os.fdopen(descriptor, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):  # one from before may be open to others
+            os.fchmod(descriptor, 0o600)
         for name, text in files.items():
             data = text.encode(errors="replace")
             entry = tarfile.TarInfo(f"{folder}/{name}")
