@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 import shutil
 import subprocess
@@ -78,6 +79,12 @@ def test_help_has_exit_codes_and_an_example(path: str) -> None:
     assert path in text.partition("Example")[2]
     shown = COMMANDS[path].command.get_help(COMMANDS[path])
     assert max(map(len, shown.splitlines())) <= 80  # as a terminal has
+    roff = "\n".join(manual.paragraphs(text)).splitlines()
+    lines = inspect.cleandoc(text).splitlines()
+    for line in lines[lines.index(next(line for line in lines if "Example" in line)) :]:
+        if line.strip(" \b"):  # the example's lines stay lines
+            assert f"  {line}" in shown.splitlines()
+            assert manual.escaped(line) in roff
 
 
 def test_the_page_of_the_config_says_what_the_sample_says() -> None:
