@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from ringd.cli.main import main as ringd_cli
+from ringd.config.sample import STREAMS
 from ringd.config.settings import SECTIONS, settings_of
 from ringd.daemon.main import main as ringd
 
@@ -92,6 +93,12 @@ def test_the_page_of_the_config_says_what_the_sample_says() -> None:
     page = plain(manual.PAGES["ringd.toml.5"]())
     sample = (ROOT / "etc" / "ringd.toml").read_text()
     assert " ".join(words(sample)) in page
+    for default in re.findall(r"^#((?:protect|insecure) = .*)$", sample, re.MULTILINE):
+        assert f"{default} W" in page  # "What is done to ...", "Whether to do ..."
+    about, _, table = STREAMS.partition("# [[streams]]\n")
+    keys = " ".join(table.replace("#", "").split())
+    told = f"[[streams]] {' '.join(about.replace('#', '').split())} [[streams]] {keys}"
+    assert told in page.partition("EXAMPLE")[0]
     for section, settings in SECTIONS.items():
         assert f"[{section}]" in page
         for key, setting in settings_of(settings).items():
