@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import tarfile
 import time
 from pathlib import Path
 
 import pytest
+import tomli
 from click.testing import CliRunner
 
-from ringd.cli.bugreport import HIDDEN, scrubbed
+from ringd.cli.bugreport import HIDDEN, PACKAGES, scrubbed
 from ringd.cli.main import main
 from ringd.client.ring import connect
 from ringd.config.keyfile import read_key
@@ -57,6 +59,14 @@ def test_what_is_in_it(place: Path) -> None:
     urlsafe = base64.urlsafe_b64encode(key).decode()
     for form in (text, text.rstrip("="), urlsafe, key.hex(), key.hex().upper(), repr(key)[2:-1]):
         assert form not in whole
+
+
+def test_it_names_all_that_ringd_depends_on() -> None:
+    """Also what comes with an extra."""
+    project = tomli.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    needed = [*project["dependencies"], *(line for extra in extras for line in extra)]
+    assert {re.split(r"\W", line)[0] for line in needed} <= set(PACKAGES)
 
 
 def test_without_a_daemon(place: Path) -> None:

@@ -40,17 +40,21 @@ HIDDEN = "[hidden: it looks like a key]"
 
 _CAPITALS_OF_A_PATH = 4
 _LIKE_A_KEY = re.compile(r"[A-Za-z0-9+/_-]{43,}={0,2}|[0-9A-Fa-f]{64,}")
-_PACKAGES = (
-    "pyzmq",
-    "numpy",
-    "structlog",
+PACKAGES = (
     "click",
+    "cryptography",
     "msgspec",
+    "numpy",
+    "pyzmq",
+    "structlog",
     "tomli",
     "ml_dtypes",
+    "prometheus_client",
+    "rich",
     "torch",
     "mlx",
 )
+"""All that ringd depends on, or can be used with."""
 _VARIABLES = re.compile(r"RINGD_|XDG_|LANG$|LC_|HOME$|PATH$|JOURNAL_STREAM$|NOTIFY_SOCKET$")
 
 
@@ -151,7 +155,7 @@ def _system() -> str:
     told = [
         f"ringd {__version__}, {sys.executable}, Python {sys.version}",
         f"{platform.platform()}, {os.cpu_count()} processors, uid {os.geteuid()}",
-        *(f"{package} {version(package)}" for package in _PACKAGES),
+        *(f"{package} {version(package)}" for package in PACKAGES),
         *(
             f"{name}={value}"
             for name, value in sorted(os.environ.items())
