@@ -23,7 +23,7 @@ from tests.test_ring_commands import cli, run
 
 LINK = {
     "peer": "mini",
-    "protection": "integrity, AES-256-GCM",
+    "protection": "off",
     "preferred": False,
     "preferred_error": "10.0.0.2:1: timed out",
     "round_trip": 0.0004,
@@ -60,8 +60,7 @@ def test_what_is_wrong_comes_first() -> None:
         "     member  state  address                     round trip  in         out",
         "  0  studio  self   10.0.0.1:1",
         "  1  mini    up     10.1.0.2:1 (not preferred)  0.40 ms     1.0 MiB/s  2.0 MiB/s",
-        "  right link to mini: up for 10.0 s, 10.0 MiB in, 20.0 MiB out; "
-        "protection: integrity, AES-256-GCM",
+        "  right link to mini: up for 10.0 s, 10.0 MiB in, 20.0 MiB out; protection: off",
         "",
         "program train.py (pid 7): 1.0 MiB of shared memory",
     ]

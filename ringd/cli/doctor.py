@@ -137,6 +137,10 @@ def _daemon(socket: Path | None) -> DaemonFacts:
     try:
         found = find_socket(socket)
         status = ask(found, AskStatus)
+    except RingError as error:
+        return replace(facts, trouble=str(error))
+    facts = replace(facts, socket=str(found), access=_access(found), status=status)
+    try:
         trace = ask(found, AskTrace)
     except RingError as error:
         return replace(facts, trouble=str(error))
@@ -151,14 +155,7 @@ def _daemon(socket: Path | None) -> DaemonFacts:
         )
         for member in trace["members"]
     )
-    return replace(
-        facts,
-        socket=str(found),
-        access=_access(found),
-        status=status,
-        members=members,
-        silent=tuple(trace["silent"]),
-    )
+    return replace(facts, members=members, silent=tuple(trace["silent"]))
 
 
 def _access(path: Path) -> str:
