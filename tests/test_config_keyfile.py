@@ -156,7 +156,7 @@ def test_unreadable(key_file, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(ValueError, match="cannot be read: Permission denied: .*; run this as root"):
+    with pytest.raises(ValueError, match=r"cannot be read: Permission denied: .*run this as root"):
         read_key(key_file)
 
 

@@ -38,8 +38,6 @@ TRACE_WITHIN = 30.0
 
 HIDDEN = "[hidden: it looks like a key]"
 
-_CAPITALS_OF_A_PATH = 4
-_LIKE_A_KEY = re.compile(r"[A-Za-z0-9+/_-]{43,}={0,2}|[0-9A-Fa-f]{64,}")
 PACKAGES = (
     "click",
     "cryptography",
@@ -55,6 +53,9 @@ PACKAGES = (
     "mlx",
 )
 """All that ringd depends on, or can be used with."""
+
+_CAPITALS_OF_A_PATH = 4
+_LIKE_A_KEY = re.compile(r"[A-Za-z0-9+/_-]{43,}={0,2}|[0-9A-Fa-f]{64,}")
 _VARIABLES = re.compile(r"RINGD_|XDG_|LANG$|LC_|HOME$|PATH$|JOURNAL_STREAM$|NOTIFY_SOCKET$")
 
 
