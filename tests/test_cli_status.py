@@ -117,7 +117,7 @@ def test_what_watch_needs(monkeypatch: pytest.MonkeyPatch) -> None:
         show(dict, as_json=False)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setitem(sys.modules, "rich.live", None)
-    with pytest.raises(RingError, match=r"pip install 'ringd\[watch\]', or use --watch --json"):
+    with pytest.raises(RingError, match=r"pip install '\.\[watch\]', or use --watch --json"):
         show(dict, as_json=False)
 
 
