@@ -59,10 +59,13 @@ def _rate(
 
 
 def show(look: Look, *, as_json: bool) -> None:
-    """Show what *look* returns, once a second, until Ctrl-C; a daemon may come and go.
+    """Show what *look* returns, once a second, until Ctrl-C.
+
+    In the picture a daemon may come and go. The lines, for scripts, end where there is none.
 
     Raises:
         RingError: The picture cannot be drawn, or the daemon may not be asked.
+        DaemonUnavailable: There is none, with *as_json*.
     """
     with contextlib.suppress(KeyboardInterrupt):
         if as_json:
