@@ -133,7 +133,7 @@ test-metrics: $(READY) ## Have a real Prometheus scrape a ring under load (Debia
 
 clean: ## Remove what was built and cached
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
-	find ringd tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	find ringd tests examples benchmarks packaging -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## Remove .venv and .venv-before, too
 	rm -rf .venv .venv-before

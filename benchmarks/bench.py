@@ -74,6 +74,7 @@ class Run:
         self._sizes: list[int] = chosen.sizes
         self._members: list[int] = chosen.size
         self._before: Build | None = chosen.before
+        self._far: bool = chosen.far
         self._can_count = can_count_system_calls()
         self.results = Results()
         self.progress = Progress(self._forecast())
@@ -155,9 +156,9 @@ class Run:
         return [mode for mode in modes if mode in self._modes or mode == "nothing"]
 
     def _far_panels(self) -> list[Panel]:
-        """Return what is compared with so many members of a network."""
+        """Return what is compared with so many members of a network, unless others are named."""
         modes = self._of(_FAR_MODES)
-        if self._profile.rate is None or not modes:
+        if self._profile.rate is None or not self._far or not modes:
             return []
         return single_calls.panels(modes, [_FAR_SIZE], self._profile.budget)
 
@@ -213,6 +214,7 @@ def options() -> tuple[Profile, argparse.Namespace]:
     everything = ("size", "sizes", "rounds", "modes")
     if all(vars(chosen)[name] == parser.get_default(name) for name in everything):
         chosen.output = chosen.output or _PAGES
+    chosen.far = all(vars(chosen)[name] == parser.get_default(name) for name in ("size", "sizes"))
     profile = QUICK if chosen.quick else SHAPED if chosen.network else FULL
     rounds = chosen.rounds or profile.rounds
     try:

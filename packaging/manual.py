@@ -126,18 +126,21 @@ def tool_page() -> str:
 def config_page() -> str:
     """Return ringd.toml(5): every setting with its default, and the sample."""
     head = _uncommented(sample.HEAD.partition("\n\n[ring]")[0])
+    protect, _, protect_default = sample.PROTECT.rpartition("#")
+    insecure, _, insecure_default = sample.NEED_KEY.rpartition("#")
     ring = {
         "name": _uncommented(sample.HEAD.partition("[ring]\n")[2]),
         "key_file": _uncommented(sample.WITH_KEY),
-        "protect": _uncommented(sample.PROTECT.rpartition("#")[0]),
-        "insecure": _uncommented(sample.WITHOUT_KEY),
+        protect_default.strip(): _uncommented(protect),
+        insecure_default.strip(): _uncommented(insecure + sample.WITHOUT_KEY),
     }
+    streams, table, stream = sample.STREAMS.partition("# [[streams]]\n")
     lines = [
         *_head("ringd.toml", 5, "configuration of ringd"),
         ".SH DESCRIPTION",
         *(f".PP\n{escaped(paragraph)}" for paragraph in head.split("\n\n")),
         ".SH [ring]",
-        *(f".TP\n\\fB{key}\\fR\n{escaped(text)}" for key, text in ring.items()),
+        *(f".TP\n\\fB{escaped(key)}\\fR\n{escaped(text)}" for key, text in ring.items()),
         f".SH [[ring.members]]\n{escaped(_uncommented(sample.MEMBERS))}",
     ]
     for section, settings in SECTIONS.items():
@@ -145,6 +148,8 @@ def config_page() -> str:
         for key, setting in settings_of(settings).items():
             default = sample.assign(key, setting.default).strip()
             lines.append(f".TP\n\\fB{escaped(default)}\\fR\n{escaped(setting.help)}")
+    lines.append(f".SH [[streams]]\n{escaped(_uncommented(streams))}")
+    lines.append(f".PP\n.nf\n{escaped((table + stream).replace('# ', ''))}.fi")
     lines.append(f".SH EXAMPLE\n.nf\n{escaped(sample.example())}.fi")
     lines.append(".SH SEE ALSO\n.BR ringd\\-cli (1),\n.BR ringd (8)")
     return "\n".join(lines) + "\n"

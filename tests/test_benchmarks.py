@@ -12,6 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import bench
 import page
 import profiles
 import targets
@@ -20,7 +21,7 @@ from instrument.batch import Batch, Failure, Outcome
 from instrument.line_up import LineUp
 from instrument.modes import EVERY, MODES
 from instrument.results import Key, Results
-from instrument.sites import loopback
+from instrument.sites import loopback, shaped
 from instrument.sizes import human, sizes_of
 from instrument.starts import line_up
 from measures import single_calls, token
@@ -269,6 +270,25 @@ def test_the_remaining_time_follows_the_pace_so_far() -> None:
     assert progress.remaining(done=0.0, total=60.0, elapsed=0.0) == 60.0
     assert progress.remaining(done=995.0, total=1995.0, elapsed=1995.0) == 2000.0
     assert progress.clock_text(125.4) == "2:05"
+
+
+def test_shaped_links_without_the_tools_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing is named in a line."""
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(Failure, match="need ip, of iproute2"), shaped(2, 1e9):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("words", "far"), [([], True), (["--size", "2"], False), (["--sizes", "16MiB"], False)]
+)
+def test_eight_members_are_measured_unless_others_are_named(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], far: bool
+) -> None:
+    """So a command that names its sizes measures these alone."""
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--network", "--modes", "ringd", *words])
+    run = bench.Run(*bench.options())
+    assert bool(run._far_panels()) == far
 
 
 def test_sizes_are_written_and_read_alike() -> None:

@@ -23,6 +23,7 @@ from tests.test_ring_commands import cli, run
 
 LINK = {
     "peer": "mini",
+    "protection": "off",
     "preferred": False,
     "preferred_error": "10.0.0.2:1: timed out",
     "round_trip": 0.0004,
@@ -59,7 +60,7 @@ def test_what_is_wrong_comes_first() -> None:
         "     member  state  address                     round trip  in         out",
         "  0  studio  self   10.0.0.1:1",
         "  1  mini    up     10.1.0.2:1 (not preferred)  0.40 ms     1.0 MiB/s  2.0 MiB/s",
-        "  right link to mini: up for 10.0 s, 10.0 MiB in, 20.0 MiB out",
+        "  right link to mini: up for 10.0 s, 10.0 MiB in, 20.0 MiB out; protection: off",
         "",
         "program train.py (pid 7): 1.0 MiB of shared memory",
     ]
@@ -116,7 +117,7 @@ def test_what_watch_needs(monkeypatch: pytest.MonkeyPatch) -> None:
         show(dict, as_json=False)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setitem(sys.modules, "rich.live", None)
-    with pytest.raises(RingError, match=r"pip install 'ringd\[watch\]', or use --watch --json"):
+    with pytest.raises(RingError, match=r"pip install '\.\[watch\]', or use --watch --json"):
         show(dict, as_json=False)
 
 

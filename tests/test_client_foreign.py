@@ -114,7 +114,7 @@ def test_other_dtypes_are_numpy_s_business(kind):
 def test_without_ml_dtypes_it_says_what_to_install(monkeypatch, kind):
     """The package is named, and the extra that brings it."""
     monkeypatch.delitem(reduction._BY_NAME, "bfloat16")
-    with pytest.raises(TypeError, match=r"ml_dtypes.*pip install 'ringd\[bf16\]'"):
+    with pytest.raises(TypeError, match=r"ml_dtypes.*pip install '\.\[bf16\]'"):
         tensors.plain_array(kind(BFLOATS))
 
 

@@ -109,7 +109,7 @@ def test_bfloat16_without_ml_dtypes_says_what_to_install(monkeypatch):
     """A member that lacks the package learns its name."""
     known = {name: dtype for name, dtype in module._BY_NAME.items() if name != "bfloat16"}
     monkeypatch.setattr(module, "_BY_NAME", known)
-    with pytest.raises(TypeError, match=r"ml_dtypes.*pip install 'ringd\[bf16\]'"):
+    with pytest.raises(TypeError, match=r"ml_dtypes.*pip install '\.\[bf16\]'"):
         dtype_from_name("bfloat16")
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 
+from ringd.cli import doctor
 from ringd.cli.doctor import lines
 from ringd.doctor.checks import FEW_FILES, LITTLE_MEMORY, Finding, examine
 from ringd.doctor.facts import About, ConfigFacts, DaemonFacts, Facts, MachineFacts, Way
+from ringd.errors import RingError
+from ringd.wire.border.messages import AskTrace
 
 STATUS: dict[str, Any] = {
     "state": "ready",
@@ -94,6 +98,7 @@ def test_what_is_well_is_said_to_be() -> None:
 
 NAMESAKE = {"name": "mini", "address": "10.0.0.9:1", "reason": "another machine bears the name"}
 HOLE = {"peer": "mini", "reason": "perhaps small packets pass"}
+LISTEN = {"port": 15000, "to": "mini:5000", "trouble": None}
 
 FAULTS = {
     "config": (
@@ -152,6 +157,14 @@ FAULTS = {
     "reload refused": (
         status(reload_error={"reason": "bad"}),
         ("note", "config", "the last reload was refused: bad", "ringd-cli reload"),
+    ),
+    "a port that streams cannot have": (
+        status(streams={"listens": [LISTEN | {"trouble": "cannot listen: in use"}, LISTEN]}),
+        ("note", "streams", "streams to mini:5000: cannot listen: in use", "[[streams]]"),
+    ),
+    "no trace": (
+        daemon(members=(), trouble="it hangs; see its log"),
+        ("note", "version", "what the members say of themselves is not to be had: it", "its log"),
     ),
     "slow disk": (status(disk={"slow": True}), ("note", "disk", "more than a second", "state-dir")),
     "few files left": (
@@ -235,6 +248,22 @@ def test_each_fault(fault: str) -> None:
     assert all(word in found[0].remedy for word in remedy)
     assert all(finding.remedy for finding in bad)
     assert bad == found or not facts.daemon.socket  # without a daemon there are two
+
+
+def test_a_status_without_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the daemon says of itself stands, also where it cannot say what the others say."""
+
+    def ask(_socket: Path, question: type, *_: object) -> dict[str, Any]:
+        if question is AskTrace:
+            raise RingError("it takes too long")
+        return STATUS
+
+    monkeypatch.setattr(doctor, "find_socket", lambda path: path)
+    monkeypatch.setattr(doctor, "ask", ask)
+    (tmp_path / "s").touch()
+    known = doctor.gather(tmp_path / "s", tmp_path / "none.toml", None).daemon
+    assert (known.status, known.trouble) == (STATUS, "it takes too long")
+    assert known.socket == str(tmp_path / "s")
 
 
 def test_an_address_too_many() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from ringd.cli.main import main as ringd_cli
+from ringd.config.sample import STREAMS
 from ringd.config.settings import SECTIONS, settings_of
 from ringd.daemon.main import main as ringd
 
@@ -78,6 +80,12 @@ def test_help_has_exit_codes_and_an_example(path: str) -> None:
     assert path in text.partition("Example")[2]
     shown = COMMANDS[path].command.get_help(COMMANDS[path])
     assert max(map(len, shown.splitlines())) <= 80  # as a terminal has
+    roff = "\n".join(manual.paragraphs(text)).splitlines()
+    lines = inspect.cleandoc(text).splitlines()
+    for line in lines[lines.index(next(line for line in lines if "Example" in line)) :]:
+        if line.strip(" \b"):  # the example's lines stay lines
+            assert f"  {line}" in shown.splitlines()
+            assert manual.escaped(line) in roff
 
 
 def test_the_page_of_the_config_says_what_the_sample_says() -> None:
@@ -85,6 +93,12 @@ def test_the_page_of_the_config_says_what_the_sample_says() -> None:
     page = plain(manual.PAGES["ringd.toml.5"]())
     sample = (ROOT / "etc" / "ringd.toml").read_text()
     assert " ".join(words(sample)) in page
+    for default in re.findall(r"^#((?:protect|insecure) = .*)$", sample, re.MULTILINE):
+        assert f"{default} W" in page  # "What is done to ...", "Whether to do ..."
+    about, _, table = STREAMS.partition("# [[streams]]\n")
+    keys = " ".join(table.replace("#", "").split())
+    told = f"[[streams]] {' '.join(about.replace('#', '').split())} [[streams]] {keys}"
+    assert told in page.partition("EXAMPLE")[0]
     for section, settings in SECTIONS.items():
         assert f"[{section}]" in page
         for key, setting in settings_of(settings).items():

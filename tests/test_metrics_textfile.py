@@ -38,3 +38,16 @@ def test_a_place_that_is_not_there_is_said_once(loop, place):
     path.parent.mkdir()
     run_until(loop, path.exists)
     file.close()
+
+
+def test_no_link_is_followed_to_a_file_that_would_be_overwritten(loop, place):
+    """Who can write to the directory has no other file of this user's changed or opened."""
+    other, path = place / "other", place / "r.prom"
+    other.write_text("precious\n")
+    other.chmod(0o600)
+    (place / "r.prom.new").symlink_to(other)
+    file, said = made(loop, path, lambda: b"x\n")
+    run_until(loop, lambda: said or path.exists())
+    assert (said, path.read_text(), path.is_symlink()) == ([], "x\n", False)
+    assert (other.read_text(), other.stat().st_mode & 0o777) == ("precious\n", 0o600)
+    file.close()

@@ -68,7 +68,17 @@ def test_what_root_installs_is_named_by_its_hash():
     project = (ROOT / "pyproject.toml").read_text()
     depends = re.search(r"^dependencies = \[(.*?)\]", project, re.MULTILINE | re.DOTALL)
     needed = set(re.findall(r'"(\w+)', depends[1]))
-    assert needed | {"ml_dtypes"} <= pinned
+    assert needed | {"ml_dtypes", "prometheus_client", "rich"} <= pinned
+
+
+@pytest.mark.parametrize(
+    "way", ["README.md", "packaging/debian/build.sh", "packaging/homebrew/ringd.rb"]
+)
+def test_each_way_to_install_a_daemon_brings_the_same_extras(way):
+    """As the one above does, whose packages are named by their hashes."""
+    assert re.findall(r"\[([\w,]*bf16,[\w,]*)\]", (ROOT / way).read_text()) == [
+        "bf16,metrics,watch"
+    ]
 
 
 def test_make_help_lists_every_target():

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
+import tomli
+from click.testing import CliRunner
 
-from ringd.cli.bugreport import HIDDEN, scrubbed
+from ringd.cli.bugreport import HIDDEN, PACKAGES, scrubbed
+from ringd.cli.main import main
 from ringd.client.ring import connect
 from ringd.config.keyfile import read_key
 from tests.cluster import Cluster
@@ -56,6 +61,14 @@ def test_what_is_in_it(place: Path) -> None:
         assert form not in whole
 
 
+def test_it_names_all_that_ringd_depends_on() -> None:
+    """Also what comes with an extra."""
+    project = tomli.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    needed = [*project["dependencies"], *(line for extra in extras for line in extra)]
+    assert {re.split(r"\W", line)[0] for line in needed} <= set(PACKAGES)
+
+
 def test_without_a_daemon(place: Path) -> None:
     """There is less in it, and it says why."""
     archive = place / "report.tar.gz"
@@ -71,6 +84,25 @@ def test_without_a_daemon(place: Path) -> None:
     assert run("ringd-cli", "bugreport", "-o", str(place), *words).returncode == 2
     gone = str(place / "gone" / "report")
     assert run("ringd-cli", "bugreport", "-o", gone, *words).returncode == 1
+
+
+def test_a_link_under_the_name_that_others_can_guess(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not followed, as where root types the command in a directory of another user."""
+    other = place / "other"
+    other.write_text("precious")
+    monkeypatch.setattr(time, "strftime", lambda *_: "NOW")
+    monkeypatch.chdir(place)
+    Path("ringd-bugreport-NOW.tar.gz").symlink_to(other)
+    words = ["--socket", str(place / "none"), "--config", str(place / "ringd.toml")]
+    done = CliRunner().invoke(main, ["bugreport", *words])
+    assert (done.exit_code, other.read_text()) == (1, "precious")
+    assert "ringd-bugreport-NOW.tar.gz cannot be written: File exists" in done.stderr
+    other.chmod(0o644)
+    assert CliRunner().invoke(main, ["bugreport", "-o", "other", *words]).exit_code == 0
+    assert other.stat().st_mode & 0o777 == 0o600  # though it was there
+    assert "system.txt" in contents(other)
 
 
 @pytest.mark.parametrize(

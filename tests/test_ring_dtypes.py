@@ -77,7 +77,7 @@ def test_member_without_ml_dtypes_is_named_by_all(
             assert isinstance(error, ringd.Refused)
             assert "'n1'" in str(error)
             assert "ml_dtypes" in str(error)
-            assert "ringd[bf16]" in str(error)
+            assert "'.[bf16]'" in str(error)
         assert len({str(error) for error in errors}) == 1
         check_whole(lacking, rings)
 

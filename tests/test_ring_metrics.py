@@ -232,4 +232,4 @@ def test_without_the_library(place: Path) -> None:
         cluster[0].start()
         assert cluster[0].process is not None
         assert cluster[0].process.wait(30) == 78
-        assert "pip install 'ringd[metrics]'" in cluster[0].log_path.read_text()
+        assert "pip install '.[metrics]'" in cluster[0].log_path.read_text()

@@ -14,8 +14,10 @@ from click.testing import CliRunner, Result
 
 import ringd
 from ringd.cli.main import main
+from ringd.host.ports import free_ports
 from tests.cluster import Cluster, Node, wait_until
-from tests.ringkit import begin, connected, everywhere
+from tests.proxy import Proxy
+from tests.ringkit import Call, begin, connected, everywhere, tensor, total
 from tests.test_client_forbidden import NOBODY, ordinary_user
 from tests.test_ring_commands import cli
 
@@ -24,10 +26,20 @@ SHORT = """
 timeout = "60s"
 """
 
+PATIENT = """
+[join]
+lost_after = "30s"
+"""
+
 
 def state(node: Node) -> str:
     """Return the ring's state as that daemon sees it."""
     return str((node.status() or {}).get("state"))
+
+
+def said(node: Node, event: str) -> int:
+    """Return how often that daemon has logged *event*."""
+    return sum(entry["event"] == event for entry in node.log())
 
 
 def test_drain_and_resume(place: Path) -> None:
@@ -58,6 +70,39 @@ def test_drain_and_resume(place: Path) -> None:
             assert [call.result()[0] for call in calls] == [3.0] * 3
             assert cli(cluster, 1, "resume").returncode == 0  # which changes nothing
             assert state(cluster[1]) == "ready"
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_resume_ends_a_drain_that_waits_for_calls(place: Path, again: bool) -> None:
+    """The machine stays in its ring; a drain after that counts anew."""
+    (port, own), count = free_ports(2), 2_000_000
+    with (
+        Proxy(port) as proxy,
+        Cluster(place, 2, settings=PATIENT, ports=[port, own], dial={"n0": proxy.port}) as cluster,
+    ):
+        generation = cluster.start().wait_ready()
+        with connected(cluster) as rings:
+            everywhere(rings, lambda ring: ring.barrier())
+            proxy.stall_after(count)  # bytes: a part of the call's
+            calls = begin(rings, lambda ring: ring.all_reduce(tensor(ring.rank, count)))
+            assert proxy.stalled.wait(30)
+            drain = Call(lambda: cli(cluster, 1, "drain"))
+            wait_until(lambda: said(cluster[1], "draining, as asked"), "it is asked to drain")
+            assert drain.running
+            assert cli(cluster, 1, "resume").stdout == "Resuming.\n"
+            second = Call(lambda: cli(cluster, 1, "drain")) if again else None
+            if again:
+                wait_until(lambda: said(cluster[1], "draining, as asked") == 2, "asked again")
+            proxy.resume()
+            done = drain.result()
+            assert (done.returncode, "not drained: it was resumed" in done.stderr) == (1, True)
+            for call in calls:
+                np.testing.assert_array_equal(call.result(), total(2, count))
+            if second is not None:
+                assert second.result().returncode == 0
+                assert state(cluster[1]) == "draining"
+            else:
+                assert (state(cluster[1]), cluster.wait_ready()) == ("ready", generation)
 
 
 def test_a_drained_daemon_stops_and_starts(place: Path) -> None:

@@ -282,7 +282,7 @@ def test_accounts_that_are_there_are_left_alone(
         assert ("dscl", ".", "-create", "/Users/_ringd", "PrimaryGroupID", gid) in words
 
 
-def test_only_the_owner_of_a_key_changes() -> None:
+def test_only_who_may_read_a_key_changes() -> None:
     """Neither config nor key is written; a user's own key is left as it is."""
     key = Path("/etc/ringd/ring.key")
     directory = run("install", "-d", "-m", "0755", "/etc/ringd")

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from instrument.batch import Failure
+
 _NETWORK = "10.213.77"
 _BRIDGE = "ringd-bridge"
 _INTERFACE = "eth0"
@@ -53,8 +55,7 @@ def shaped(size: int, rate: float) -> Iterator[Site]:
     Linux, root. A member's link is shaped to *rate* bits per second in either direction, by tbf.
 
     Raises:
-        subprocess.CalledProcessError: ``ip`` or ``tc`` says why not.
-        FileNotFoundError: They are not there.
+        Failure: ``ip`` or ``tc`` is not here, or has said why not.
     """
     hub = f"ringd-{os.getpid()}"
     names = [f"{hub}-{rank}" for rank in range(size)]
@@ -97,4 +98,9 @@ def _shape(namespace: str, interface: str, rate: float) -> None:
 
 
 def _run(*command: str) -> None:
-    subprocess.run(command, check=True)
+    try:
+        subprocess.run(command, check=True)
+    except FileNotFoundError:
+        raise Failure(f"shaped links need {command[0]}, of iproute2, which is not here") from None
+    except subprocess.CalledProcessError:
+        raise Failure(f"shaped links need root; this failed: {' '.join(command)}") from None

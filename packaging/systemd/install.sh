@@ -17,7 +17,7 @@ fail() {
     exit 1
 }
 
-[ "$(uname -s)" = Linux ] || fail "this is for Linux; on macOS: pipx install . && sudo ringd-cli service install"
+[ "$(uname -s)" = Linux ] || fail "this is for Linux; on macOS: sudo pipx install --global '.[bf16,metrics,watch]' && sudo ringd-cli service install"
 command -v systemctl >/dev/null || fail "no systemctl here; run ringd under this system's own service manager"
 [ "$(id -u)" = 0 ] || fail "root is needed; run: sudo make install-service"
 "$python" -I -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||

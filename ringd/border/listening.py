@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import grp
 import os
 import socket
 from pathlib import Path
 
 from ringd import errors
+from ringd.host import users
 from ringd.host.place import SOCKET, what_is_at
 
 _BACKLOG = 512
@@ -89,7 +89,7 @@ def group_id(group: str) -> int | None:
     if not group:
         return None
     try:
-        return int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+        return users.group_id(group)
     except KeyError:
         raise errors.ConfigError(
             f"ipc.group: there is no group {group!r} here; create it (groupadd --system {group}) "

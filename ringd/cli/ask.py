@@ -132,9 +132,9 @@ def _ask(path: Path, question: Question, timeout: float) -> dict[str, Any]:
     if isinstance(reply, border.Answer):
         answer: dict[str, Any] = json.loads(reply.body)
         return answer
-    raise RingError(
-        reply.message if isinstance(reply, border.Denied) else f"unexpected answer {reply}"
-    )
+    if isinstance(reply, border.Denied):
+        raise RingError(reply.message)
+    raise RingError(f"unexpected answer {reply}")
 
 
 def _knock(path: Path, timeout: float) -> socket.socket:

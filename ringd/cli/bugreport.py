@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import stat
 import sys
 import tarfile
 import time
@@ -37,19 +38,24 @@ TRACE_WITHIN = 30.0
 
 HIDDEN = "[hidden: it looks like a key]"
 
-_CAPITALS_OF_A_PATH = 4
-_LIKE_A_KEY = re.compile(r"[A-Za-z0-9+/_-]{43,}={0,2}|[0-9A-Fa-f]{64,}")
-_PACKAGES = (
-    "pyzmq",
-    "numpy",
-    "structlog",
+PACKAGES = (
     "click",
+    "cryptography",
     "msgspec",
+    "numpy",
+    "pyzmq",
+    "structlog",
     "tomli",
     "ml_dtypes",
+    "prometheus_client",
+    "rich",
     "torch",
     "mlx",
 )
+"""All that ringd depends on, or can be used with."""
+
+_CAPITALS_OF_A_PATH = 4
+_LIKE_A_KEY = re.compile(r"[A-Za-z0-9+/_-]{43,}={0,2}|[0-9A-Fa-f]{64,}")
 _VARIABLES = re.compile(r"RINGD_|XDG_|LANG$|LC_|HOME$|PATH$|JOURNAL_STREAM$|NOTIFY_SOCKET$")
 
 
@@ -82,10 +88,12 @@ def bugreport(
     Example: sudo ringd-cli bugreport -o report.tar.gz
     """  # noqa: D301  click wants the backspace itself
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    # Others can guess that name, and may be able to write here: nothing of theirs is opened.
+    flags = os.O_EXCL | os.O_NOFOLLOW if output is None else os.O_TRUNC
     output = output or Path(f"ringd-bugreport-{stamp}.tar.gz")
     files = {name: scrubbed(text) for name, text in collect(socket, config)}
     try:
-        _write(output, f"ringd-bugreport-{stamp}", files)
+        _write(output, flags, f"ringd-bugreport-{stamp}", files)
     except OSError as error:
         raise click.ClickException(f"{output} cannot be written: {error.strerror}") from None
     if as_json:
@@ -148,7 +156,7 @@ def _system() -> str:
     told = [
         f"ringd {__version__}, {sys.executable}, Python {sys.version}",
         f"{platform.platform()}, {os.cpu_count()} processors, uid {os.geteuid()}",
-        *(f"{package} {version(package)}" for package in _PACKAGES),
+        *(f"{package} {version(package)}" for package in PACKAGES),
         *(
             f"{name}={value}"
             for name, value in sorted(os.environ.items())
@@ -166,9 +174,11 @@ def _logs_of_the_service() -> Iterator[tuple[str, str]]:
             yield f"service-log{'-of-user' * user}.txt", text
 
 
-def _write(path: Path, folder: str, files: dict[str, str]) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+def _write(path: Path, flags: int, folder: str, files: dict[str, str]) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
     with os.fdopen(descriptor, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):  # one from before may be open to others
+            os.fchmod(descriptor, 0o600)
         for name, text in files.items():
             data = text.encode(errors="replace")
             entry = tarfile.TarInfo(f"{folder}/{name}")

@@ -108,7 +108,8 @@ def gather(socket: Path | None, path: Path | None, node: str | None) -> Facts:
     daemon = _daemon(socket)
     status = daemon.status or {}
     path = path or Path(status.get("config") or paths.find_config())
-    config, problems = load.look(path, status.get("node") or node)
+    uid = Path(daemon.socket).stat().st_uid if daemon.socket else None  # of the daemon's user
+    config, problems = load.look(path, status.get("node") or node, uid)
     ways: tuple[Way, ...] = ()
     blocked: list[str] = []
     if config is not None:
@@ -136,6 +137,10 @@ def _daemon(socket: Path | None) -> DaemonFacts:
     try:
         found = find_socket(socket)
         status = ask(found, AskStatus)
+    except RingError as error:
+        return replace(facts, trouble=str(error))
+    facts = replace(facts, socket=str(found), access=_access(found), status=status)
+    try:
         trace = ask(found, AskTrace)
     except RingError as error:
         return replace(facts, trouble=str(error))
@@ -150,14 +155,7 @@ def _daemon(socket: Path | None) -> DaemonFacts:
         )
         for member in trace["members"]
     )
-    return replace(
-        facts,
-        socket=str(found),
-        access=_access(found),
-        status=status,
-        members=members,
-        silent=tuple(trace["silent"]),
-    )
+    return replace(facts, members=members, silent=tuple(trace["silent"]))
 
 
 def _access(path: Path) -> str:

@@ -1,6 +1,7 @@
 """``status --watch``: the status as it changes, with what comes and goes in a second.
 
-The picture is rich's, which is an extra: ``pip install 'ringd[watch]'``. Lines of JSON need none.
+The picture is rich's, which is an extra: in ringd's checkout, ``pip install '.[watch]'``. Lines of
+JSON need none.
 """
 
 from __future__ import annotations
@@ -58,10 +59,13 @@ def _rate(
 
 
 def show(look: Look, *, as_json: bool) -> None:
-    """Show what *look* returns, once a second, until Ctrl-C; a daemon may come and go.
+    """Show what *look* returns, once a second, until Ctrl-C.
+
+    In the picture a daemon may come and go. The lines, for scripts, end where there is none.
 
     Raises:
         RingError: The picture cannot be drawn, or the daemon may not be asked.
+        DaemonUnavailable: There is none, with *as_json*.
     """
     with contextlib.suppress(KeyboardInterrupt):
         if as_json:
@@ -84,8 +88,8 @@ def _draw(look: Look) -> None:
         from rich.text import Text  # noqa: PLC0415
     except ModuleNotFoundError:
         raise RingError(
-            "--watch draws with rich, which is not here: pip install 'ringd[watch]', or use "
-            "--watch --json"
+            "--watch draws with rich, which is not here: in ringd's checkout, pip install "
+            "'.[watch]', or use --watch --json"
         ) from None
     meter = Meter()
     with Live(auto_refresh=False, screen=True) as live:

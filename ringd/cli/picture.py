@@ -105,7 +105,8 @@ def render(body: Mapping[str, Any]) -> str:
     for side, link in body["links"].items():
         lines.append(
             f"  {side} link to {link['peer']}: up for {age(link['up_for'])}, "
-            f"{size(link['bytes_in'])} in, {size(link['bytes_out'])} out"
+            f"{size(link['bytes_in'])} in, {size(link['bytes_out'])} out; "
+            f"protection: {link.get('protection', '?')}"
         )
     streams = body.get("streams", {"open": 0, "programs": ()})
     carried = streams["open"] + sum(program["open"] for program in streams["programs"])

@@ -183,6 +183,7 @@ def run(
     Exit codes: 0 and others as the command, 126 it cannot be run, 127 there is
     none such, 1 error, 2 wrong usage, 3 no daemon.
 
+    \b
     Examples:
       ringd-cli run --forward 15000=studio:5000 -- ./client --port 15000
       ringd-cli run --mlx -- python generate.py

@@ -100,7 +100,8 @@ def keygen(path: Path) -> None:
     except OSError as error:
         raise click.ClickException(f"{path} cannot be written: {error.strerror}") from None
     click.echo(
-        f"Wrote {path}. Copy it to every machine; the user that runs ringd, or root, must own it."
+        f"Wrote {path}. Copy it to every machine; the user that runs ringd must own it, or root, "
+        "with that user's group to read it."
     )
 
 

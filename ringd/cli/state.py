@@ -29,6 +29,7 @@ def reset_state(state_dir: Path | None) -> None:
     \b
     Exit codes: 0 done, 1 error, 2 wrong usage.
 
+    \b
     Example:
       sudo systemctl stop ringd
       sudo ringd-cli reset-state

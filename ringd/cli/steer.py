@@ -58,7 +58,7 @@ def reload(socket: Path | None, *, as_json: bool) -> None:
 
     \b
     Exit codes: 0 they are in use, 1 refused, 2 wrong usage, 3 no daemon.
-    Example: ringd --check-config && sudo ringd-cli reload
+    Example: sudo ringd --check-config && sudo ringd-cli reload
     """  # noqa: D301
     body = _order(socket, AskReload, RELOAD_WITHIN)
     refused = body["refused"]
@@ -82,9 +82,14 @@ def drain(socket: Path | None, *, as_json: bool) -> None:
     Example: sudo ringd-cli drain && sudo ip link set eth0 mtu 9000
     """  # noqa: D301
     body = _order(socket, AskDrain, DRAIN_WITHIN)
+    drained = body.get("drained", True)  # a daemon from before an upgrade does not say
+    if not drained and not as_json:
+        fail(RingError("not drained: it was resumed before the calls under way had finished"))
     left = body["unfinished"]
     text = f" Not finished, and run again later: {left} calls." if left else ""
     _say(body, f"Drained. {RESUME}{text}", as_json=as_json)
+    if not drained:
+        sys.exit(ERROR)
 
 
 RESUME = '"ringd-cli resume" brings this machine back.'

@@ -127,5 +127,5 @@ def _bfloat16() -> np.dtype[Any]:
     except TypeError:
         raise TypeError(
             "bfloat16 needs the package ml_dtypes, here and where each member's daemon is "
-            "installed: pip install 'ringd[bf16]'; or convert x to float32"
+            "installed: in ringd's checkout, pip install '.[bf16]'; or convert x to float32"
         ) from None

@@ -128,8 +128,8 @@ def dtype_from_name(name: str) -> np.dtype[Any]:
         return dtype
     if name == _BFLOAT16_NAME:
         raise TypeError(
-            "dtype bfloat16 needs the package ml_dtypes, which it does not have: "
-            "pip install 'ringd[bf16]' where it is installed, and restart it"
+            "dtype bfloat16 needs the package ml_dtypes, which it does not have: in ringd's "
+            "checkout, pip install '.[bf16]' in its environment, and restart it"
         )
     raise TypeError(f"unknown dtype {name!r}; the supported dtypes are {', '.join(DTYPE_NAMES)}")
 

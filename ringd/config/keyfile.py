@@ -18,8 +18,8 @@ _LARGEST_FILE = 4096
 _FORBIDDEN_MODE = stat.S_IWGRP | stat.S_IXGRP | stat.S_IRWXO
 
 
-def read_key(path: Path) -> bytes:
-    """Return the key in the file at *path*.
+def read_key(path: Path, uid: int | None = None) -> bytes:
+    """Return the key in the file at *path*, for a daemon of the user *uid*: this process's if None.
 
     Raises:
         ValueError: The file is missing, unreadable, open to other users, or holds no good key;
@@ -35,10 +35,11 @@ def read_key(path: Path) -> bytes:
         ) from None
     except OSError as error:
         raise ValueError(
-            f"cannot be read: {error.strerror}; let the user that runs ringd own {path}"
+            f"cannot be read: {error.strerror}: {path}; run this as root or as the daemon's user, "
+            "and let that user own the file, or root, with that user's group to read it"
         ) from None
     try:
-        _check_access(path, os.fstat(fd))
+        _check_access(path, os.fstat(fd), os.geteuid() if uid is None else uid)
         text = os.read(fd, _LARGEST_FILE + 1)
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror}: {path}") from None
@@ -75,19 +76,21 @@ def is_key_text(text: str) -> bool:
         return False
 
 
-def _check_access(path: Path, status: os.stat_result) -> None:
+def _check_access(path: Path, status: os.stat_result, uid: int) -> None:
     mode = stat.S_IMODE(status.st_mode)
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path} is not a regular file; name the file that keygen made")
-    if status.st_uid not in (0, os.geteuid()):
+    if status.st_uid not in (0, uid):
         raise ValueError(
             f"belongs to user {status.st_uid}, who could replace the key; let root own it, or the "
             f"user that runs ringd: {path}"
         )
     if mode & _FORBIDDEN_MODE:
         raise ValueError(f'open to others (mode {mode:04o}); run "chmod 600 {path}"')
-    # Root's own file is open to the group that root chose: the service's, as a rule.
-    if mode & stat.S_IRGRP and status.st_uid and status.st_gid != os.getegid():
+    # Root's own file is open to the group that root chose: the service's, as a rule. Which group a
+    # daemon of another user has is not known here; it has looked itself.
+    own_group = uid != os.geteuid() or status.st_gid == os.getegid()
+    if mode & stat.S_IRGRP and status.st_uid and not own_group:
         raise ValueError(
             f"readable by a group that is not the daemon's own (mode {mode:04o}, group "
             f'{status.st_gid}); run "chmod 600 {path}"'

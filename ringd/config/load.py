@@ -73,30 +73,26 @@ def load(path: str | Path, node: str | None = None, *, hostname: str | None = No
     Raises:
         ConfigError: With one line for each problem; UnknownHost if the host's name is the only one.
     """
-    config, problems, unknown_host = _load(Path(path), node, hostname)
+    report = _Report(Path(path))
+    config, problems = _read(report, node, hostname), report.lines
     text = "\n".join(problems)
-    if config is not None and unknown_host and len(problems) == 1:
+    if config is not None and report.unknown_host and len(problems) == 1:
         raise UnknownHost(text, config)
     if config is None or problems:
         raise ConfigError(text)
     return config
 
 
-def look(path: str | Path, node: str | None = None) -> tuple[Config | None, list[str]]:
+def look(
+    path: str | Path, node: str | None = None, uid: int | None = None
+) -> tuple[Config | None, list[str]]:
     """Return what the file at *path* says as far as it is good, and all that is wrong with it.
 
     None of a file of which nothing can be read. Its node is empty while no member bears this
-    host's name.
+    host's name. *uid* is the user whose daemon it is for; None for this process's.
     """
-    config, problems, _ = _load(Path(path), node, None)
-    return config, problems
-
-
-def _load(
-    path: Path, node: str | None, hostname: str | None
-) -> tuple[Config | None, list[str], bool]:
-    report = _Report(path)
-    return _read(report, node, hostname), report.lines, report.unknown_host
+    report = _Report(Path(path), uid)
+    return _read(report, node, None), report.lines
 
 
 def ring_problems(path: str | Path, name: str, members: Iterable[Member]) -> list[str]:
@@ -159,8 +155,10 @@ def _numbered(names: Sequence[str], label: str) -> list[str]:
 class _Report:
     """Collects the problems of one file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, uid: int | None = None) -> None:
         self.path = path
+        self.uid = uid
+        """Of the daemon that is to read the key; None for this process's."""
         self.lines: list[str] = []
         self.unknown_host = False
         """Whether no member bears this host's name."""
@@ -285,7 +283,7 @@ def _key(report: _Report, value: object) -> bytes:
         report.add("ring.key_file", 'looks like a key; write the name of its file: "ring.key"')
     else:
         try:
-            return read_key(report.path.parent / value)
+            return read_key(report.path.parent / value, report.uid)
         except ValueError as error:
             report.add("ring.key_file", error, value)
     return b""

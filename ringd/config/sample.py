@@ -29,7 +29,8 @@ HEAD = """\
 
 WITH_KEY = """\
 # The file with the shared key, beside this one or with its full path: "ringd-cli keygen" makes
-# it. Copy it to every machine; only the user that runs ringd may read it.
+# it. Copy it to every machine; only the user that runs ringd may read it, or its group, if root
+# owns it.
 """
 
 PROTECT = """\
@@ -71,8 +72,8 @@ SECTION_HEADS = {
     "ipc": "Between the programs of a machine and its daemon.",
     "ops": "The collective calls.",
     "log": "What the daemon writes to standard error.",
-    "metrics": "For Prometheus, and for probes; needs prometheus_client (pip install "
-    "'ringd[metrics]').",
+    "metrics": "For Prometheus, and for probes; needs prometheus_client (in ringd's checkout, pip "
+    "install '.[metrics]').",
 }
 
 
@@ -100,13 +101,14 @@ def render(
 
 
 def _section(name: str, settings: dict[str, Setting]) -> str:
-    lines = [f"# {SECTION_HEADS[name]}\n[{name}]\n"]
+    lines = [f"{_comment(SECTION_HEADS[name])}\n[{name}]\n"]
     for key, setting in settings.items():
-        lines.append(
-            textwrap.fill(setting.help, _WIDTH, initial_indent="# ", subsequent_indent="# ")
-        )
-        lines.append(f"\n#{assign(key, setting.default)}")
+        lines.append(f"{_comment(setting.help)}\n#{assign(key, setting.default)}")
     return "".join(lines)
+
+
+def _comment(text: str) -> str:
+    return textwrap.fill(text, _WIDTH, initial_indent="# ", subsequent_indent="# ")
 
 
 def assign(key: str, value: Any) -> str:

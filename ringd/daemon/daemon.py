@@ -69,6 +69,7 @@ class Daemon:
         self._manager = ServiceManager()
         self._reload_error: tuple[str, float] | None = None  # the last reload's, and when
         self._unreachable = False
+        self._resumes = 0
         # In the place of the config's, until the timer's time.
         self._log_level: tuple[str, Timer] | None = None
 
@@ -289,20 +290,23 @@ class Daemon:
 
     def _asked_to_drain(self, _order: AskDrain, answer: Answer) -> None:
         """Leave the ring once what is under way is done; a stop on the way is not held up."""
-        began = self._loop.now()
+        began, resumes = self._loop.now(), self._resumes
         self._log.info("draining, as asked", ops_under_way=len(self._programs.performer.bulk))
 
         def leave() -> None:
             unfinished = len(self._programs.performer.bulk)
-            if not self._programs.draining:
+            drained = self._resumes == resumes
+            if drained and not self._programs.draining:
                 self._neighbours.leave()
-            answer(_json(unfinished=unfinished, took=self._loop.now() - began))
+            took = self._loop.now() - began
+            answer(_json(drained=drained, unfinished=unfinished, took=took))
 
         self._when_idle(leave, began + DRAIN)
 
     def _asked_to_resume(self, _order: AskResume, answer: Answer) -> None:
         if not self._programs.draining:  # else it stops, and nothing brings it back
             self._log.info("resuming, as asked")
+            self._resumes += 1  # so a drain that still waits for calls is off
             self._neighbours.resume()
         answer(_json(state=self._neighbours.machine.state.value))
 

@@ -196,9 +196,9 @@ def _check_library(settings: Config) -> None:
     """
     if settings.metrics.wanted and importlib.util.find_spec("prometheus_client") is None:
         raise ConfigError(
-            f"{settings.path}: metrics: needs prometheus_client; install it in ringd's "
-            "environment (pip install 'ringd[metrics]'), or leave metrics.listen and "
-            "metrics.textfile empty"
+            f"{settings.path}: metrics: needs prometheus_client; install it in the daemon's "
+            "environment (in ringd's checkout, pip install '.[metrics]'), or leave metrics.listen "
+            "and metrics.textfile empty"
         )
 
 

@@ -86,6 +86,9 @@ def _daemon(daemon: DaemonFacts) -> Iterator[Finding]:
     looked = f"looked at {', '.join(daemon.looked)} ({runtime})"
     if daemon.socket:
         yield Finding("good", "socket", f"{daemon.socket}: {daemon.access}; {looked}")
+        if daemon.trouble:
+            text = f"what the members say of themselves is not to be had: {daemon.trouble}"
+            yield _parted("note", "version", text, "run this again")
     else:
         # The trouble comes with a remedy, which is the one to follow where there is a line to type.
         trouble, _, line = daemon.trouble.partition(": type ")
@@ -112,6 +115,7 @@ def _ring(daemon: DaemonFacts) -> Iterator[Finding]:
             "and with --node",
         )
     yield from _links(status)
+    yield from _streams(status)
     yield from _resources(status)
 
 
@@ -124,6 +128,13 @@ def _links(status: Mapping[str, Any]) -> Iterator[Finding]:
             why = link["preferred_error"] or "it was not reachable"
             text = f"the {side} link to {link['peer']} is not over its preferred address: {why}"
             yield Finding("note", "route", text, "mend that network, or list the addresses anew")
+
+
+def _streams(status: Mapping[str, Any]) -> Iterator[Finding]:
+    for listen in status.get("streams", {}).get("listens", ()):
+        if (trouble := listen["trouble"]) is not None:
+            remedy = "free that port, or write another one in [[streams]], then ringd-cli reload"
+            yield _parted("note", "streams", f"streams to {listen['to']}: {trouble}", remedy)
 
 
 def _resources(status: Mapping[str, Any]) -> Iterator[Finding]:

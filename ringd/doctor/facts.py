@@ -86,7 +86,7 @@ class DaemonFacts:
     Attributes:
         socket: Where it was found; empty if it was not.
         access: Mode and group of that, in words.
-        trouble: Why it was not found.
+        trouble: Why it was not found; else why it did not say what the members say.
         looked: The places that were looked at.
         runtime_dir: What XDG_RUNTIME_DIR is; empty where it is not set.
         status: What it says; empty if it was not found.

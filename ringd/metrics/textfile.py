@@ -1,11 +1,12 @@
 """The metrics in a file, for node_exporter's textfile collector.
 
 It is replaced at once, so nobody reads a part of it; and removed at the end, as nothing would tell
-its last values from live ones.
+its last values from live ones. No link is followed that others put in its directory.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
 
+from ringd.host.ownfile import open_own
 from ringd.loop import Loop
 
 _MODE = 0o644  # there is no secret in it, and others are to read it
@@ -74,8 +76,11 @@ class TextFile:
         failed = None
         beside = self._path.with_name(self._path.name + ".new")
         try:
-            beside.write_bytes(text)
-            beside.chmod(_MODE)
+            beside.unlink(missing_ok=True)  # of a daemon that was killed; or another's link
+            fd = open_own(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            with os.fdopen(fd, "wb") as file:
+                file.write(text)
+                os.fchmod(fd, _MODE)
             beside.replace(self._path)
         except OSError as error:
             failed = error

@@ -169,7 +169,7 @@ def install(
             run(
                 *("sudo", "-u", service.user, str(service.program), "--version"),
                 remedy=f"the user {service.user} cannot run {service.program}: install ringd where "
-                "all users can run it, such as with `sudo pipx install --global ringd`",
+                "all users can run it, such as with `sudo pipx install --global .` in a checkout",
             )
         )
         steps.append(Write(NEWSYSLOG, newsyslog(service)))

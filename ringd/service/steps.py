@@ -55,8 +55,8 @@ def run(*argv: str, remedy: str = "", optional: bool = False, tries: int = 1) ->
 def config_steps(service: Service, key: Path | None) -> list[Step]:
     """Return the steps that make the config's directory, and let the daemon read the *key* there.
 
-    It cannot write to either. Neither config nor key is written; *key* is None where there is none
-    yet.
+    The daemon can write to neither. Config and key are not written here; *key* is None where there
+    is none yet.
     """
     steps: list[Step] = [run("install", "-d", "-m", "0755", str(service.config.parent))]
     if service.user and key is not None:
