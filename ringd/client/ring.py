@@ -618,12 +618,8 @@ class Ring:
         """Begin to gather *data*, of which *made* makes the result."""
         stay, kind = self._stay, "all_gather_bytes"
         stay.check_call()
-        try:
-            mine, name = arguments.raw(data, "data"), tensors.call_name(name)
-            wire_timeout, until = self._deadline(timeout)
-        except (TypeError, ValueError) as error:
-            self._count_wrong(kind, error, 1 if waits else 2)
-            raise
+        mine, name = arguments.raw(data, "data"), tensors.call_name(name)
+        wire_timeout, until = self._deadline(timeout)
         size = stay.place(until).size
         length = np.array([len(mine)], LENGTH)
         first = make_op(
@@ -832,12 +828,7 @@ class Ring:
         self, color: int | str | None, key: int, timeout: float | None, *, waits: bool
     ) -> Work[Ring | None]:
         stay, connection = self._stay, self._connection
-        stay.check_call()
-        try:
-            mine = Choice(arguments.color(color), arguments.whole(key, "key"))
-        except (TypeError, ValueError) as error:
-            self._count_wrong("split", error, 1 if waits else 2)
-            raise
+        mine = Choice(arguments.color(color), arguments.whole(key, "key"))
 
         def join(everyone: list[bytes], op: Op) -> Ring | None:
             until = self._deadline(timeout)[1]
@@ -945,41 +936,8 @@ class Ring:
 
         *counts* are those for so many ranks. Where they matter, they are waited for.
         """
-        self._stay.check_call()
-        try:
-            return self._begin_sound(kind, x, op, root, counts, out, name, wire, timeout)
-        except (TypeError, ValueError) as error:
-            self._count_wrong(kind, error)
-            raise
-
-    def _count_wrong(self, kind: str, error: Exception, calls: int = 1) -> None:
-        """Hand over that a call cannot be made as it was, which ends it for all ranks.
-
-        So they hear of it at once, and the next call of each is again the same one.
-        """
-        stay, node = self._stay, self._connection.latest.node
-        place = stay.group.place
-        who = f"the client on {node!r}" if place is None else f"rank {place.rank}, on {node!r},"
-        text = f"{who} called {kind} with what cannot be: {error}"
-        for _ in range(calls):
-            wrong = Op(Call("barrier", "", "", (), ""), 0, None)
-            wrong.fail(errors.Refused(text))
-            stay.submit(wrong, 0.0, None)
-
-    def _begin_sound(  # noqa: PLR0917 - as of _begin, which is called by name
-        self,
-        kind: str,
-        x: npt.ArrayLike,
-        op: str,
-        root: SupportsIndex,
-        counts: Callable[[int], tuple[int, ...]],
-        out: Array | None,
-        name: str,
-        wire: str | None,
-        timeout: float | None,
-    ) -> Work[Any]:
-        """As :meth:`_begin`, for arguments that go together."""
         stay = self._stay
+        stay.check_call()
         row = kinds.KINDS[kind]
         array = tensors.plain_array(x)
         if row.rows and array.ndim == 0:
