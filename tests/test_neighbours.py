@@ -267,6 +267,17 @@ def test_what_would_go_round_for_good_costs_the_link(inside, side, way):
     assert inside.user.told == []
 
 
+@pytest.mark.parametrize("full", [True, False])
+def test_a_program_that_heeds_no_grant_fills_no_memory(inside, monkeypatch, full):
+    """Its bytes go nowhere once too many wait; what is said of other streams goes on."""
+    neighbours, carried = inside.neighbours, []
+    neighbours._bulk = SimpleNamespace(carries_too_much=lambda _side: full)
+    monkeypatch.setattr(neighbours, "_carry", lambda *frame: carried.append(frame[-1]))
+    neighbours.send_stream(1, 7, 0, b"head", b"bytes")
+    neighbours.send_stream(1, 7, 0, b"head", b"")
+    assert carried == ([b"head"] if full else [b"headbytes", b"head"])
+
+
 @pytest.mark.parametrize("generation", [4, 6])
 def test_what_is_of_another_generation_goes_nowhere(inside, generation):
     """It is counted."""

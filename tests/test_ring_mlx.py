@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from ringd.cli.mlx import Chain
+from ringd.loop import Loop
+from ringd.streams.end import End
+from ringd.streams.table import Refusal
 from tests.cluster import Cluster, wait_until
 from tests.ringkit import BOUNDED
 from tests.streamkit import connect
@@ -154,3 +158,13 @@ def test_a_ring_of_one_and_a_hostfile(tmp_path_factory: pytest.TempPathFactory) 
             code, out, _ = command.end()
         assert code == 0
         assert json.loads(out) == [["127.0.0.1:32323", "127.0.0.1:32324"]]
+
+
+@pytest.mark.parametrize("service", ["mlx:job:x", "mlx:job:2", "mlx:job:-1", "mlx:other:0", "x"])
+def test_what_others_name_that_it_does_not_serve_is_refused(loop: Loop, service: str) -> None:
+    """Whatever a member says."""
+    chain = Chain(
+        loop, name="job", connections=2, first_port=None, tell=print, on_conflict=pytest.fail
+    )
+    with pytest.raises(Refusal, match="no service"):
+        chain.accepts(End(1, 0, window=lambda: 1), service)

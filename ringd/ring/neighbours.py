@@ -506,10 +506,13 @@ class Neighbours:
     ) -> None:
         """Send a message of a stream's end to the member *until*, the shorter way round.
 
-        One without *data* overtakes those with some. Lost in a broken ring.
+        One without *data* overtakes those with some. Lost in a broken ring; and bytes also where so
+        many wait as only a program here can have sent that heeds no grant.
         """
         link = self.links.get(side := self._way(until))
         if link is None or not self.machine.in_ring:
+            return
+        if data and self._bulk.carries_too_much(side):
             return
         payload = head + data if data else head
         flags, crc = self._guard(head, payload)
