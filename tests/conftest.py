@@ -25,6 +25,9 @@ from ringd.net.link import Link
 from tests.cluster import Cluster
 from tests.ringkit import BOUNDED, connected
 
+# A shell has what it starts in the background ignore it, and so would what tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # The default deadline of 200 ms for each example says only how busy the machine is.
 hypothesis.settings.register_profile("ringd", deadline=None)
 hypothesis.settings.load_profile("ringd")

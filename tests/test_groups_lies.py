@@ -126,7 +126,7 @@ def lies(seed, count):
     member = Member()
     heard = {(place, TRIO): Joined(TRIO, IDS[place], ()) for place in (0, 1)}
     liar = SimpleNamespace(heard=heard, offered={})
-    fuzz, pick = Fuzz(liar, seed), random.Random(seed).choice
+    fuzz, pick = Fuzz(liar, seed, 1), random.Random(seed).choice
     for step in range(count):
         member.now += 0.01
         seat = member.engine.roll.seats.get(member.join_id)
