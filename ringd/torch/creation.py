@@ -26,5 +26,7 @@ def _meet(options: Any) -> Meeting:
     world, ranks = dist.group.WORLD, list(options.global_ranks_in_group)
     timeout = options.timeout.total_seconds()
     if ranks and isinstance(world, RingProcessGroup):
-        return meet_as_part(world.seats.part(options.group_id, ranks), timeout)
+        which = options.group_id, tuple(ranks)
+        world.parts[which] += 1
+        return meet_as_part(world.seats.part(options.group_id, ranks, world.parts[which]), timeout)
     return meet_in_store(options.store, options.group_rank, options.group_size, timeout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import msgspec
 from torch import distributed as dist
 
+from ringd import errors
 from ringd.client.ring import Ring, connect
 from ringd.torch.seats import Claim, Seats, ranks_of
 
@@ -46,7 +48,7 @@ def meet_in_ring(group: str, claim: Claim, timeout: float, **place: Any) -> Meet
     """
     ring = connect(group=group, timeout=_for_daemon(timeout), **place)
     try:
-        said = ring.all_gather_bytes(msgspec.msgpack.encode(claim), timeout=timeout)
+        said = _hear_all(ring, msgspec.msgpack.encode(claim), timeout)
         claims = [msgspec.msgpack.decode(one, type=Claim) for one in said]
         ranks = ranks_of(claims, ring.nodes)
         nodes = [ring.nodes[ranks.index(rank)] for rank in range(ring.size)]
@@ -56,6 +58,20 @@ def meet_in_ring(group: str, claim: Claim, timeout: float, **place: Any) -> Meet
     except BaseException:
         ring.close()
         raise
+
+
+def _hear_all(ring: Ring, mine: bytes, timeout: float) -> list[bytes]:
+    """Return what all programs say, of whom some may have yet to leave the group's former life.
+
+    Who meets one of these is told that it left, and meets the others then.
+    """
+    until = time.monotonic() + timeout
+    while True:
+        try:
+            return ring.all_gather_bytes(mine, timeout=max(0.1, until - time.monotonic()))
+        except errors.GroupLost:
+            if time.monotonic() >= until:
+                raise
 
 
 def meet_in_store(store: Any, rank: int, size: int, timeout: float) -> Meeting:

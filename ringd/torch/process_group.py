@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -43,6 +44,8 @@ class RingProcessGroup(dist.ProcessGroup):
         """
         super().__init__(seats.rank, seats.size)
         self.seats = seats
+        self.parts: Counter[tuple[str, tuple[int, ...]]] = Counter()
+        """How many parts it has had, by the name that torch gives them and their ranks."""
         self._rings = rings
         self._team = Team(rings[-1], seats.rank, seats.size)
         self._timeout = timeout

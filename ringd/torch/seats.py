@@ -80,13 +80,17 @@ class Seats:
         places = [self.members.index(node) for node in self.nodes]
         return places == sorted(places)
 
-    def part(self, name: str, ranks: Sequence[int]) -> Seats:
+    def part(self, name: str, ranks: Sequence[int], times: int) -> Seats:
         """Return the seats of a part, which torch calls *name*, of these *ranks* with this one.
 
-        Parts without a rank in common may have the same name.
+        Parts without a rank in common may have the same name, and so may one that follows upon
+        another: *times* says how many of that name these ranks have made. A rank that has yet to
+        leave the former one must not be met in the next.
         """
         nodes = tuple(self.nodes[rank] for rank in ranks)
         members = tuple(member for member in self.members if member in nodes)
-        digest = blake2b(f"{self.group} {name} {list(ranks)}".encode(), digest_size=6).hexdigest()
+        digest = blake2b(
+            f"{self.group} {name} {list(ranks)} {times}".encode(), digest_size=6
+        ).hexdigest()
         group = f"{self.group[: _SHOWN[0]]}/{name[: _SHOWN[1]]}-{digest}"
         return Seats(group, ranks.index(self.rank), nodes, members)

@@ -404,8 +404,9 @@ def test_seats() -> None:
     """Where a part's ranks are; like names of parts without a common rank do not meet."""
     seats = Seats("job", 2, ("b", "a", "b", "a"), ("a", "b"))
     assert (seats.local_rank, seats.local_size, seats.in_ring_order) == (1, 2, False)
-    part = seats.part("1", [1, 2])
+    part = seats.part("1", [1, 2], 1)
     assert part == Seats(part.group, 1, ("a", "b"), ("a", "b"))
     assert part.in_ring_order
     assert part.group.startswith("job/1-")
-    assert part.group != seats.part("1", [2, 3]).group
+    assert part.group != seats.part("1", [2, 3], 1).group
+    assert part.group != seats.part("1", [1, 2], 2).group

@@ -528,7 +528,7 @@ def check_groups() -> None:
             dist.barrier(group=group)
             dist.destroy_process_group(group)
     members = [0, 1] if rank < 2 else [2, 3]
-    for _ in range(2):  # under the same name again
+    for _ in range(10):  # under the same name again
         group = dist.new_group(members, use_local_synchronization=True)
         total = torch.tensor([rank])
         dist.all_reduce(total, group=group)
