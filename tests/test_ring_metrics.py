@@ -190,7 +190,8 @@ def test_bad_scrapers_cost_the_ring_nothing(ring_of_two: tuple[Cluster, list[Scr
 
     bad = [scraper.connect() for _ in range(2 * MOST + 4)]
     for number, sock in enumerate(bad):
-        sock.sendall(b"GET /metrics HTTP/1.1\r\n" + (b"\r\n" if number % 2 else b""))
+        with contextlib.suppress(ConnectionError):  # those that are too many are hung up on
+            sock.sendall(b"GET /metrics HTTP/1.1\r\n" + (b"\r\n" if number % 2 else b""))
     files = cluster[0].open_files()
     flooding = threading.Thread(target=flood)
     flooding.start()
@@ -209,7 +210,7 @@ def test_bad_scrapers_cost_the_ring_nothing(ring_of_two: tuple[Cluster, list[Scr
     assert cluster.wait_ready() == generation
 
     def let_in() -> bool:
-        with contextlib.suppress(BlockingIOError):  # as long as what is left of the flood waits
+        with contextlib.suppress(OSError):  # as long as what is left of the flood waits
             return scraper.get("/livez") == (200, "ok")
         return False
 
