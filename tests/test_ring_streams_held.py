@@ -339,7 +339,9 @@ def test_a_program_cannot_harm_the_links_or_others_streams(ring: Cluster, ports:
         vandal.call(border.Over(12345))
         vandal.carry(wire.encode(wire.Connect("tcp:22", 5, True)), number=9, **now)
         refusal = vandal.receive()
-        assert (refusal.number, refusal.member) == (9, 2)
+        while refusal.number != 9:  # the other ends of what it never had may ask it, too
+            refusal = vandal.receive()
+        assert refusal.member == 2
         assert "does not let 'n0' reach port 22" in wire.decode(refusal.body).reason
         vandal.carry(wire.encode(wire.Connect("no such service", 5, True)), number=10, **now)
         assert wire.decode(vandal.receive().body).absent
