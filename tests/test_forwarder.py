@@ -149,18 +149,19 @@ def test_who_is_patient_waits_for_somebody_to_be_there(pair: Pair) -> None:
 
 
 def test_a_question_is_asked_until_there_is_an_answer(pair: Pair) -> None:
-    """Which comes once, and leaves nothing behind."""
+    """Which comes once, and leaves nothing behind; who answers has heard the word by then."""
     asked: list[str] = []
+    heard: list[bytes] = []
     told: list[bytes] = []
 
     def accepts(end: End, service: str) -> Outlet:
         asked.append(service)
         if len(asked) < 3:
             raise Refusal("not yet", absent=len(asked) == 1)
-        return Answer(pair.sides[1].table, end, b"here")
+        return Answer(pair.sides[1].table, end, b"here", heard.append)
 
     pair.accepts = accepts
-    pair.sides[0].ask(1, "who?", told.append)
+    pair.sides[0].ask(1, "who?", b"me", told.append)
     pair.run_until(lambda: told and not any(len(side.table) for side in pair.sides))
-    assert told == [b"here"]
+    assert (heard, told) == ([b"me"], [b"here"])
     assert asked == ["who?"] * 3

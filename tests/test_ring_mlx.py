@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,6 +107,36 @@ def test_programs_come_minutes_apart(ring: Cluster) -> None:
         code, out, err = command.end()
         assert code == 0, err
         assert out.endswith(f"in\ndone {rank}\n")
+
+
+def test_one_run_right_after_the_other(ring: Cluster) -> None:
+    """Also where a machine is faster, and begins the next one while others end the first."""
+    commands = [run(ring, rank, until=True) for rank in range(3)]
+    for command in commands:
+        wait_until(lambda command=command: line(command) == "in")
+    commands[2].process.send_signal(signal.SIGTERM)
+    assert commands[2].end()[0] == 128 + signal.SIGTERM
+    next_ones = [run(ring, 2)]
+    time.sleep(0.5)  # it finds the programs of the first run
+    for command in commands[:2]:
+        command.process.send_signal(signal.SIGTERM)
+    for command in commands[:2]:
+        assert command.end()[0] == 128 + signal.SIGTERM
+    next_ones += [run(ring, 0), run(ring, 1)]
+    for command in next_ones:
+        code, out, err = command.end()
+        assert code == 0, err
+        assert "done" in out
+
+
+def test_members_that_disagree(ring: Cluster) -> None:
+    """On how many connections there are: both are told."""
+    with run(ring, 1) as one, run(ring, 0, "--connections", "3") as three:
+        code, _, err = three.end()
+        assert code == 128 + signal.SIGTERM
+        assert "'n1' runs with --connections 1, and this machine with 3; say the same on all" in err
+        one.process.send_signal(signal.SIGTERM)
+        one.end()
 
 
 def test_a_stranger_at_the_port(ring: Cluster) -> None:

@@ -33,6 +33,7 @@ from ringd.loop import Loop
 from ringd.streams.end import End
 from ringd.streams.table import Outlet, Refusal
 from ringd.wire.border.messages import AskStatus
+from ringd.wire.text import printable
 
 FIRST_PORT = 32323
 """MLX's own first port."""
@@ -41,6 +42,8 @@ MAX_FIRST_PORT = 60000
 
 LOOK_EVERY = 0.25
 """Seconds between looks whether the program listens."""
+
+_LONGEST_WORD = 40  # characters of what another machine says
 
 SAY_AFTER = 3.0
 """Seconds after which it is said who is missing, and how often that is looked at again."""
@@ -88,6 +91,7 @@ class Chain:
         self._tell = tell
         self._on_conflict = on_conflict
         self._rank = 0
+        self._names: tuple[str, ...] = ()
         self._own: list[int] = []
         self._doors: list[Door] = []
         self._file: Path | None = None
@@ -97,6 +101,7 @@ class Chain:
         self._wanted: set[int] = set()  # connections from the left that are, or are to be, made
         self._let_in = False  # the program has been given one
         self._ended = False
+        self._conflict = False  # it has been said
 
     @property
     def services(self) -> tuple[str, ...]:
@@ -113,7 +118,7 @@ class Chain:
         size, count = len(names), self._connections
         if size == 1:
             return  # MLX makes a group of one by itself
-        self._rank, right = rank, (rank + 1) % size
+        self._names, self._rank, right = names, rank, (rank + 1) % size
         ports = [ports_of(other, count, self._first_port or FIRST_PORT) for other in range(size)]
         if self._first_port is None:
             free = free_ports(2 * count)
@@ -138,7 +143,9 @@ class Chain:
         self._missing = [name for name in names if name != names[rank]]
         for member, name in enumerate(names):
             if member != rank:
-                forwarder.ask(member, f"{self._prefix}here", partial(self._is_there, name))
+                forwarder.ask(
+                    member, f"{self._prefix}here", self._word, partial(self._is_there, name)
+                )
         self._look()
         self._loop.call_later(SAY_AFTER, self._say_who_is_missing)
 
@@ -166,7 +173,8 @@ class Chain:
         if what == "here":
             if not self._came:
                 raise Refusal("its program has not come to mx.distributed.init yet", absent=True)
-            return Answer(self._forwarder.table, end, str(self._connections).encode())
+            name = self._names[end.member]
+            return Answer(self._forwarder.table, end, self._word, partial(self._compare, name))
         index = int(what)
         self._wanted.add(index)
         return Target(self._own[index], self._may_dial)
@@ -195,13 +203,23 @@ class Chain:
 
     # --- the others -------------------------------------------------------------------
 
-    def _is_there(self, name: str, answer: bytes) -> None:
-        theirs = answer.decode(errors="replace")
-        if theirs != str(self._connections):
+    @property
+    def _word(self) -> bytes:
+        """What is said to the others, and must be the same on all machines."""
+        return str(self._connections).encode()
+
+    def _compare(self, name: str, word: bytes) -> None:
+        """Object to a machine that says another word: who asks and who answers hear of it."""
+        if word != self._word and not self._conflict:
+            self._conflict = True
+            theirs = printable(word.decode(errors="replace"), _LONGEST_WORD)
             self._on_conflict(
                 f"{name!r} runs with --connections {theirs}, and this machine with "
                 f"{self._connections}; say the same on all"
             )
+
+    def _is_there(self, name: str, answer: bytes) -> None:
+        self._compare(name, answer)
         self._missing.remove(name)
         if self._said and not self._missing:
             self._tell("all are there")

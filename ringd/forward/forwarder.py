@@ -95,16 +95,18 @@ class Forwarder:
             raise
         connection.begin(end, sock)
 
-    def ask(self, member: int, service: str, on_answer: Callable[[bytes], None]) -> None:
-        """Have *on_answer* called, once, with what *service* on *member* answers.
+    def ask(
+        self, member: int, service: str, word: bytes, on_answer: Callable[[bytes], None]
+    ) -> None:
+        """Have *on_answer* called, once, with what *service* on *member* answers to *word*.
 
         It is asked until there is an answer: see :class:`~ringd.forward.question.Answer`.
         """
 
         def again() -> None:
-            self._loop.call_later(RETRY_AFTER, lambda: self.ask(member, service, on_answer))
+            self._loop.call_later(RETRY_AFTER, lambda: self.ask(member, service, word, on_answer))
 
-        question = Question(self.table, on_answer, on_wait=self._retry_later, on_reset=again)
+        question = Question(self.table, word, on_answer, on_wait=self._retry_later, on_reset=again)
         try:
             end = self.table.connect(secrets.randbits(63), member, service, question)
         except Refusal:

@@ -1,4 +1,4 @@
-"""Short streams between processes of the ring: the question is a service's name."""
+"""Short streams between processes of the ring: one says a word to a service, and is answered."""
 
 from __future__ import annotations
 
@@ -9,19 +9,34 @@ from ringd.streams.table import Table
 
 
 class Answer:
-    """The outlet of an end that gives an answer, and ends."""
+    """The outlet of an end that hears a word, gives an answer, and ends.
 
-    def __init__(self, table: Table, end: End, answer: bytes) -> None:
+    Args:
+        table: The end's.
+        end: Where the word comes.
+        answer: What is said to it, by which time the word has been heard.
+        on_word: Called with it.
+    """
+
+    def __init__(
+        self, table: Table, end: End, answer: bytes, on_word: Callable[[bytes], None]
+    ) -> None:
         self._table = table
         self._end = end
         self._answer = answer
+        self._on_word = on_word
 
     def more(self) -> None:
-        """Say it, once there is room for it."""
-        if not self._end.closed and self._end.room >= len(self._answer):
-            self._end.write(self._answer)
-            self._end.close()
-            self._table.proceed(self._end)
+        """Take the word when all of it is there, and answer once there is room for that."""
+        end = self._end
+        if not end.other_closed or end.closed or end.room < len(self._answer):
+            return
+        word = b"".join(end.inbox)
+        end.taken(len(word))
+        end.write(self._answer)
+        end.close()
+        self._table.proceed(end)
+        self._on_word(word)
 
     def reset(self, reason: str) -> None:
         """Nobody wants it any more."""
@@ -32,10 +47,11 @@ class Answer:
 
 
 class Question:
-    """The outlet of an end that waits for an answer.
+    """The outlet of an end that says a word, and waits for an answer.
 
     Args:
         table: The end's.
+        word: What is said.
         on_answer: Called with the answer.
         on_wait: Called when nobody is there yet who would answer.
         on_reset: Called when there will be no answer.
@@ -44,6 +60,7 @@ class Question:
     def __init__(
         self,
         table: Table,
+        word: bytes,
         on_answer: Callable[[bytes], None],
         *,
         on_wait: Callable[[], None],
@@ -51,6 +68,7 @@ class Question:
     ) -> None:
         self._end: End
         self._table = table
+        self._word = word
         self._on_answer = on_answer
         self._on_wait = on_wait
         self._on_reset = on_reset
@@ -59,11 +77,14 @@ class Question:
     def begin(self, end: End) -> None:
         """Ask by *end*."""
         self._end = end
-        end.close()
 
     def more(self) -> None:
-        """Take the answer when all of it is there."""
+        """Say the word, once there is room for it; take the answer when all of it is there."""
         end = self._end
+        if not end.closed and end.room >= len(self._word):
+            end.write(self._word)
+            end.close()
+            self._table.proceed(end)
         if end.other_closed and not self._answered:
             self._answered = True
             answer = b"".join(end.inbox)
