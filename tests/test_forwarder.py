@@ -112,6 +112,72 @@ def test_a_target_is_dialed_when_it_may_be_and_listens(pair: Pair) -> None:
     assert pair.resets == []
 
 
+def test_what_came_before_a_reset_reaches_a_target_that_was_still_dialed(pair: Pair) -> None:
+    """As with TCP, a connection that has ended can still be read to where it did."""
+    allowed: list[bool] = []
+    ends: list[End] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener, pair.connect() as ours:
+
+        def accepts(end: End, _service: str) -> Target:
+            ends.append(end)
+            return Target(listener.getsockname()[1], lambda: bool(allowed))
+
+        pair.accepts = accepts
+        ours.sendall(b"hello")
+        pair.run_until(lambda: ends and ends[0].inbox)
+        pair.sides[0].table.close("the program has ended")
+        pair.run_until(lambda: not len(pair.sides[1].table))
+        allowed.append(True)
+        listener.setblocking(False)
+        found: list[socket.socket] = []
+
+        def accepted() -> bool:
+            try:
+                found.append(listener.accept()[0])
+            except BlockingIOError:
+                return False
+            return True
+
+        pair.run_until(accepted)
+        with found[0] as theirs:
+            pair.run_until(lambda: received(theirs) == b"hello")
+            with pytest.raises(ConnectionResetError):
+                pair.run_until(lambda: received(theirs) is None)
+
+
+def test_a_program_that_never_listens_is_not_dialed_for_ever_after_a_reset(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came for it is dropped when its time is up."""
+    monkeypatch.setattr(connection, "TAKE_WITHIN", 0.05)
+    monkeypatch.setattr(connection, "LOOK_AGAIN", 0.001)
+    asked: list[None] = []
+    ends: list[End] = []
+
+    def may_dial() -> bool:
+        asked.append(None)
+        return False
+
+    def accepts(end: End, _service: str) -> Target:
+        ends.append(end)
+        return Target(1, may_dial)
+
+    pair.accepts = accepts
+    with pair.connect() as ours:
+        ours.sendall(b"hello")
+        pair.run_until(lambda: ends and ends[0].inbox)
+        pair.sides[0].table.close("the program has ended")
+        pair.run_until(lambda: not len(pair.sides[1].table))
+        before = -1
+
+        def at_rest() -> bool:
+            nonlocal before
+            before, last = len(asked), before
+            return before == last
+
+        pair.run_until(at_rest)
+
+
 def test_a_target_that_is_in_vain(pair: Pair) -> None:
     """Resets the other end, with the reason."""
 

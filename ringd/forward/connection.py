@@ -96,6 +96,9 @@ class Connection:
         target = self._target
         if target is None or not self._open:
             return
+        if self._over and self._late():
+            self._close(abruptly=True)
+            return
         try:
             if target.may_dial is not None and not target.may_dial():
                 self._loop.call_later(LOOK_AGAIN, self._dial)
@@ -137,7 +140,7 @@ class Connection:
         """Reset the program's connection, once it has taken what came before that."""
         self._on_reset(reason)
         self._over, self._over_at = True, self._loop.now()
-        if self._open and self._target is None:
+        if self._open and (self._target is None or self.end.inbox):
             self._watch()
         else:
             self._close(abruptly=True)
@@ -248,11 +251,14 @@ class Connection:
         if self._events:
             self._events = 0
             self._loop.remove(self._sock)
-        late = self._loop.now() >= self._over_at + TAKE_WITHIN
-        if late or not unacknowledged(self._sock):
+        if self._late() or not unacknowledged(self._sock):
             self._close(abruptly=not self._shut)
         else:
             self._loop.call_later(LOOK_AGAIN, self._reset_when_taken)
+
+    def _late(self) -> bool:
+        """Whether the program has had its time to take what came before the reset."""
+        return self._loop.now() >= self._over_at + TAKE_WITHIN
 
     def _let_go(self, *, abruptly: bool = False) -> None:
         """Close the socket, if there is one."""
