@@ -125,6 +125,28 @@ def test_a_door_turns_other_users_away(loop: Loop) -> None:
     assert f"user {os.geteuid()} may not use port" in why
 
 
+def test_a_door_that_closes_lets_in_those_who_stand_there(loop: Loop) -> None:
+    """They have connected, and may have said all that they wanted to say."""
+    came: list[socket.socket] = []
+    door = Door(
+        loop,
+        0,
+        keeper=Doorkeeper(loop, lambda _: True),
+        on_connection=came.append,
+        on_refused=pytest.fail,
+    )
+    where = ("127.0.0.1", door.port)
+    with socket.create_connection(where) as one, socket.create_connection(where):
+        one.sendall(b"hello")
+        door.close_behind()
+        assert len(came) == 2
+        assert came[0].recv(10) == b"hello"
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(where)
+        for sock in came:
+            sock.close()
+
+
 class Clock:
     """In the place of a loop; it stands still."""
 

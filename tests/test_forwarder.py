@@ -214,6 +214,53 @@ def test_who_is_patient_waits_for_somebody_to_be_there(pair: Pair) -> None:
     assert pair.resets == ["nobody is there yet"]
 
 
+def test_what_is_under_way_arrives_though_nothing_is_waited_for_any_more(pair: Pair) -> None:
+    """A program may end before its last connection was heard of; what it said by it is not lost."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        pair.accepts = lambda _end, _service: Target(listener.getsockname()[1])
+        with pair.connect(patient=True) as ours:
+            ours.sendall(b"hello")
+        assert pair.sides[0].table.unsaid == 1
+        pair.sides[0].wait_no_more("the program has ended")
+        pair.run_until(lambda: not pair.sides[0].table.unsaid)
+        with listener.accept()[0] as theirs:
+            pair.run_until(lambda: received(theirs) == b"hello")
+    assert pair.resets == []
+
+
+@pytest.mark.parametrize("tried", [False, True])
+def test_who_waits_no_more_gives_up_those_that_nobody_is_there_for(
+    pair: Pair, *, tried: bool
+) -> None:
+    """Whether that is known already, or found out when they are tried once more."""
+    refused: list[str] = []
+
+    def absent(_end: End, service: str) -> Target:
+        refused.append(service)
+        raise Refusal("nobody is there yet", absent=True)
+
+    pair.accepts = absent
+    with pair.connect(patient=True) as ours:
+        pair.sides[0].ask(1, "who?", b"me", pytest.fail)
+        if tried:
+            pair.run_until(lambda: len(refused) > 3)
+        pair.sides[0].wait_no_more("the program has ended")
+        pair.sides[0].ask(1, "who?", b"me", pytest.fail)
+        pair.run_until(lambda: not len(pair.sides[0].table))
+        assert ours.recv(1) == b""
+    assert len(pair.resets) == 1
+
+
+def test_who_waits_no_more_does_not_wait_for_a_way(pair: Pair) -> None:
+    """Nobody knows when there is one."""
+    pair.accepts = pytest.fail
+    pair.sides[0].table.down()
+    with pair.connect(patient=True) as ours:
+        pair.sides[0].wait_no_more("the program has ended")
+        assert ours.recv(1) == b""
+    assert pair.resets == ["the program has ended"]
+
+
 def test_a_question_is_asked_until_there_is_an_answer(pair: Pair) -> None:
     """Which comes once, and leaves nothing behind; who answers has heard the word by then."""
     asked: list[str] = []

@@ -50,9 +50,14 @@ LIKE_MLX = """
         go.sendall(bytes([rank, number]) * 100_000)
         expected = bytes([(rank - 1) % size, number]) * 100_000
         assert come.recv(len(expected), socket.MSG_WAITALL) == expected
+        come.sendall(b"!")
+        assert go.recv(1) == b"!"
     print("done", rank, flush=True)
 """
-"""Accepts and connects in the order of MLX's ring backend, and as often."""
+"""Accepts and connects in the order of MLX's ring backend, and as often.
+
+None ends before its right one has heard it: that is so behind any all-reduce.
+"""
 
 
 @pytest.fixture(scope="module")

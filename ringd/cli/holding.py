@@ -121,7 +121,7 @@ class Holding:
     def listen_no_more(self) -> None:
         """Begin no more streams from here."""
         for door in self._doors:
-            door.close()
+            door.close_behind()
         self._doors.clear()
         if self._chain is not None:
             self._chain.close()

@@ -153,12 +153,12 @@ class Chain:
         """The program has ended: take no more of it, and leave nothing behind."""
         self._ended = True
         for door in self._doors:
-            door.close()
+            door.close_behind()
         self._doors.clear()
         if self._file is not None:
             self._file.unlink(missing_ok=True)
             self._file = None
-            self._forwarder.table.give_up_waiting("the program has ended")
+            self._forwarder.wait_no_more("the program has ended")
 
     # --- from the left ----------------------------------------------------------------
 

@@ -46,8 +46,8 @@ class Connection:
     Args:
         loop: Where it runs.
         table: The end's.
-        on_wait: Called when nobody is there yet at the other end; None: the connection is reset
-            then.
+        on_wait: Called when nobody is there yet at the other end; returns whether to wait for
+            that. None: never.
         on_reset: Told why the stream was ended at its other end.
     """
 
@@ -56,7 +56,7 @@ class Connection:
         loop: Loop,
         table: Table,
         *,
-        on_wait: Callable[[], None] | None = None,
+        on_wait: Callable[[], bool] | None = None,
         on_reset: Callable[[str], None],
     ) -> None:
         self.end: End
@@ -147,10 +147,7 @@ class Connection:
 
     def waits(self, reason: str) -> bool:  # noqa: ARG002 - a socket has no words for it
         """Whether to wait for somebody to be at the other end."""
-        if self._on_wait is None:
-            return False
-        self._on_wait()
-        return True
+        return self._on_wait is not None and self._on_wait()
 
     # --- the socket -------------------------------------------------------------------
 

@@ -54,24 +54,38 @@ class Door:
         self._pause()
         self._listener.close()
 
+    def close_behind(self) -> None:
+        """Close, behind those who stand there already: they think that they are in."""
+        for _ in range(_BACKLOG):  # others may come without end
+            if self._closed or not self._let_one_in():
+                break
+        self.close()
+
     def _accept(self, _events: int) -> None:
         if (rests_for := self._keeper.rests_for) > 0:
             self._wait(rests_for)
-            return
+        else:
+            self._let_one_in()
+
+    def _let_one_in(self) -> bool:
+        """Let in, or turn away, whoever stands there first; return whether there was anybody."""
         try:
             sock, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionError):  # it is gone again
-            return
+        except BlockingIOError:
+            return False
+        except ConnectionError:  # it is gone again
+            return True
         except OSError:
             # Out of descriptors: the newcomer stays in the backlog, and would wake the loop
             # without end.
             self._wait(_ACCEPT_PAUSE)
-            return
+            return False
         if refusal := self._keeper.refusal(sock, self.port):
             sock.close()
             self._on_refused(refusal)
         else:
             self._on_connection(sock)
+        return True
 
     def _wait(self, seconds: float) -> None:
         """Accept nobody for a moment; those who come wait in the system."""

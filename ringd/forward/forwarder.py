@@ -67,6 +67,8 @@ class Forwarder:
             on_over=on_over,
         )
         self._retrying = False
+        self._patient = True
+        self._asking: set[End] = set()
 
     def connect(
         self, sock: socket.socket, member: int, service: str, *, patient: bool = False
@@ -102,17 +104,41 @@ class Forwarder:
 
         It is asked until there is an answer: see :class:`~ringd.forward.question.Answer`.
         """
+        if not self._patient:
+            return
 
-        def again() -> None:
+        def later() -> None:
             self._loop.call_later(RETRY_AFTER, lambda: self.ask(member, service, word, on_answer))
 
-        question = Question(self.table, word, on_answer, on_wait=self._retry_later, on_reset=again)
+        def unanswered() -> None:
+            self._asking.discard(end)
+            later()
+
+        def answered(answer: bytes) -> None:
+            self._asking.discard(end)
+            on_answer(answer)
+
+        question = Question(
+            self.table, word, answered, on_wait=self._retry_later, on_reset=unanswered
+        )
         try:
             end = self.table.connect(secrets.randbits(63), member, service, question)
         except Refusal:
-            again()
+            later()
         else:
+            self._asking.add(end)
             question.begin(end)
+
+    def wait_no_more(self, reason: str) -> None:
+        """Ask nothing more, and give up those connections that nobody is there for.
+
+        Those that are under way to somebody go on: what was said by them has yet to arrive.
+        """
+        self._patient = False
+        for end in self._asking:
+            self.table.reset(end, reason)
+        self._asking.clear()
+        self.table.give_up_waiting(reason)
 
     def _accept(self, end: End, service: str) -> Outlet:
         found = self._accepts(end, service)
@@ -122,10 +148,11 @@ class Forwarder:
             return connection
         return found
 
-    def _retry_later(self) -> None:
-        if not self._retrying:
+    def _retry_later(self) -> bool:
+        if self._patient and not self._retrying:
             self._retrying = True
             self._loop.call_later(RETRY_AFTER, self._retry)
+        return self._patient
 
     def _retry(self) -> None:
         self._retrying = False

@@ -53,7 +53,7 @@ class Question:
         table: The end's.
         word: What is said.
         on_answer: Called with the answer.
-        on_wait: Called when nobody is there yet who would answer.
+        on_wait: Called when nobody is there yet who would answer; returns whether to wait for that.
         on_reset: Called when there will be no answer.
     """
 
@@ -63,7 +63,7 @@ class Question:
         word: bytes,
         on_answer: Callable[[bytes], None],
         *,
-        on_wait: Callable[[], None],
+        on_wait: Callable[[], bool],
         on_reset: Callable[[], None],
     ) -> None:
         self._end: End
@@ -97,7 +97,6 @@ class Question:
         if not self._answered:
             self._on_reset()
 
-    def waits(self, reason: str) -> bool:  # noqa: ARG002 - it is asked until there is one
-        """Wait for somebody to be there."""
-        self._on_wait()
-        return True
+    def waits(self, reason: str) -> bool:  # noqa: ARG002 - whoever asked decides
+        """Whether to wait for somebody to be there."""
+        return self._on_wait()

@@ -167,9 +167,10 @@ class Table:
             outlet.reset(reason)
 
     def give_up_waiting(self, reason: str) -> None:
-        """End those whose other end was never there."""
-        for end, outlet in list(self._ends.values()):
-            if not end.heard:
+        """End those that nobody was there for, or that there is no way to find out of."""
+        waiting, self._waiting = self._waiting, set()
+        for number, (end, outlet) in list(self._ends.items()):
+            if number in waiting or not (self._way or end.heard):
                 self.reset(end, reason)
                 outlet.reset(reason)
 
