@@ -97,6 +97,8 @@ class Proxy:
         self._closed = True
         self._wake()
         self._thread.join()
+        os.close(self._wake_read)  # not in the thread, which may end before it is woken
+        os.close(self._wake_write)
 
     # --- the thread -------------------------------------------------------------------
 
@@ -127,8 +129,6 @@ class Proxy:
             self._reset(sock)
         self._selector.close()
         self._listener.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
 
     def _accept(self) -> None:
         near, _ = self._listener.accept()
