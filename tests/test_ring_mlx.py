@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,7 +121,7 @@ def test_one_run_right_after_the_other(ring: Cluster) -> None:
     commands[2].process.send_signal(signal.SIGTERM)
     assert commands[2].end()[0] == 128 + signal.SIGTERM
     next_ones = [run(ring, 2)]
-    time.sleep(0.5)  # it finds the programs of the first run
+    assert "waiting for the programs on n0" in next_ones[0].process.stderr.readline()
     for command in commands[:2]:
         command.process.send_signal(signal.SIGTERM)
     for command in commands[:2]:
