@@ -17,11 +17,24 @@ EIGHT = bytes(8)
 class Raw:
     """A client made of bare sockets; one with *call_socket* is spoken to there."""
 
-    def __init__(self, daemon, *, attach=True, group="g", with_lifeline=True, call_socket=False):
+    def __init__(
+        self,
+        daemon,
+        *,
+        attach=True,
+        group="g",
+        with_lifeline=True,
+        call_socket=False,
+        rcvhwm=1000,
+        routing_id=None,
+    ):
         self.daemon = daemon
         self.context = zmq.Context.instance()
         self.dealer = self.context.socket(zmq.DEALER)
         self.dealer.setsockopt(zmq.LINGER, 0)
+        self.dealer.setsockopt(zmq.RCVHWM, rcvhwm)
+        if routing_id is not None:
+            self.dealer.setsockopt(zmq.ROUTING_ID, routing_id)
         self.dealer.connect(f"ipc://{daemon.path}")
         self.lifeline = self.call_end = None
         self.token = b""

@@ -10,7 +10,7 @@ import pytest
 from fake_daemon import FakeDaemon
 
 import ringd
-from ringd.border.server import Limits
+from ringd.border.limits import Limits
 
 FAKE = Path(__file__).with_name("fake_daemon.py")
 INLINE_LIMIT = 1024  # bytes; small, so that small arrays go through shared memory too

@@ -18,7 +18,7 @@ from fake_daemon import FakeDaemon
 from netkit import PEER, Recorder, make_link, secrets, tcp_pair
 
 import ringd
-from ringd.border.server import Limits
+from ringd.border.limits import Limits
 from ringd.host import ports
 from ringd.loop import Loop
 from ringd.net.link import Link

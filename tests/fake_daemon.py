@@ -24,8 +24,10 @@ from typing import Any
 import numpy as np
 import structlog
 
+from ringd.border.client import Client
+from ringd.border.limits import Limits
 from ringd.border.lock import SocketLock
-from ringd.border.server import BorderServer, Client, Limits
+from ringd.border.server import BorderServer
 from ringd.collective import kinds
 from ringd.collective.reduction import Reduction, dtype_from_name
 from ringd.errors import RingError
@@ -155,9 +157,9 @@ class Handler:
         elif not self.hold:
             self.complete(call)
 
-    def submit_failed(self, client: Client, message: border.Submit, text: str) -> None:
+    def submit_failed(self, client: Client, message: border.Submit, error: RingError) -> None:
         """Fail the call."""
-        client.send(border.Failed(message.join_id, message.seq, 0, "refused", text))
+        client.send(border.Failed(message.join_id, message.seq, 0, error.code, str(error)))
 
     def ack(self, client: Client, message: border.Ack) -> None:
         """Note it."""

@@ -10,9 +10,10 @@ from fake_daemon import FakeDaemon, eventually
 
 from ringd.border import callsocket
 from ringd.border import client as clients
+from ringd.border.accounts import unlimited
 from ringd.border.callsocket import CallSocket
 from ringd.border.client import Client
-from ringd.border.server import Limits
+from ringd.border.limits import Limits
 from ringd.loop import EVENT_READ
 from ringd.wire.border import messages as border
 from ringd.wire.border.stream import LENGTH
@@ -85,9 +86,16 @@ def holder(loop, monkeypatch):
     monkeypatch.setattr(clients, "MOST_UNREAD", 100_000)
     ours, theirs = socket.socketpair()
     ended = []
-    calls = CallSocket(loop, ours, max_message=0, on_message=print, on_end=ended.append)
+    calls = CallSocket(
+        loop,
+        ours,
+        max_message=0,
+        messages=unlimited(),
+        on_message=print,
+        on_end=ended.append,
+    )
     credentials = SimpleNamespace(pid=1, uid=1)
-    lifeline = SimpleNamespace(token=b"", credentials=credentials)
+    lifeline = SimpleNamespace(token=b"", credentials=credentials, account=None)
     with theirs:
         yield Client(None, lifeline, calls, loop), theirs, ended
     calls.close()

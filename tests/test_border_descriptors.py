@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from borderkit import Raw
+from borderkit import EIGHT, Raw
 from fake_daemon import FakeDaemon, eventually
 from structlog.testing import capture_logs
 from test_host_limits import Fake
@@ -81,7 +81,8 @@ def test_program_that_waits_gets_in_when_there_is_room(daemon, files):
     """To be refused is not the end of a connect that has time."""
     files.jump(950)
     attempts = []
-    daemon.server._lifelines._refusal = lambda: attempts.append(1) or daemon.server._refusal()
+    enter = daemon.server._lifelines._on_connection
+    daemon.server._lifelines._on_connection = lambda new: attempts.append(1) or enter(new)
     call = Call(lambda: ringd.connect(daemon.path, timeout=10))
     eventually(lambda: len(attempts) > 2)
     files.jump(10)
@@ -113,16 +114,21 @@ def test_shortage_that_has_passed_is_over_for_the_same_segment_too(daemon, files
         assert daemon.run(lambda: sum(c.segment_bytes for c in daemon.server.clients)) > 0
 
 
-def test_newcomers_count_before_their_second_connection(daemon, files):
-    """A burst of newcomers is not let in on descriptors that are promised to those before."""
-    files.jump(890)
+def test_those_that_are_for_nothing_yet_are_the_first_to_go(daemon, files):
+    """A burst of newcomers leaves room for their own ZeroMQ connections, and for who is in."""
+    files.given_back = lambda count: files.jump(files.used - count)
     with ExitStack() as stack:
-        tokens = []
-        for _ in range(8):
-            raw = stack.enter_context(Raw(daemon, attach=False))
-            tokens.append(raw.token)
-            files.used += 2  # its lifeline and its call socket
-    assert tokens.index(bytes(border.TOKEN_BYTES)) == 3
+        inside = stack.enter_context(Raw(daemon, group="inside"))
+        files.jump(890)
+        newcomers = []
+        for _ in range(5):
+            newcomers.append(stack.enter_context(Raw(daemon, attach=False)))
+            files.jump(files.used + 2)  # its lifeline and its call socket
+        for early in newcomers[:3]:
+            assert early.hung_up()
+        late = newcomers[-1]
+        assert isinstance(late.ask(late.attach(join_id=7)), border.Attached)
+        assert inside.ask(inside.submit(), EIGHT) == border.Completed(5, 0, 1, 7)
 
 
 @pytest.fixture

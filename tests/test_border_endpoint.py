@@ -18,6 +18,7 @@ from ringd.border.lock import SocketLock
 from ringd.host import holder
 from ringd.host.credentials import MAX_SOCKET_PATH
 
+SOCKETS = ("s", "s.life", "s.zmq")
 FAKE = Path(__file__).with_name("fake_daemon.py")
 
 
@@ -30,6 +31,7 @@ def shut(opened):
     """Close an endpoint and its sockets."""
     opened.socket.close()
     opened.lifeline_socket.close()
+    opened.inner_socket.close()
     opened.close()
 
 
@@ -57,7 +59,7 @@ def test_mode_is_right_before_anyone_can_connect(tmp_path, monkeypatch, mode, gr
         assert os.umask(0o022) == 0o022
     finally:
         os.umask(umask)
-    assert seen == [mode, mode]
+    assert seen == [mode, mode, 0o600]  # the last one is for the daemon itself
 
 
 @pytest.mark.parametrize("group", ["", str(os.getgid())])
@@ -66,7 +68,7 @@ def test_socket_is_in_its_place_only_when_it_listens(tmp_path, monkeypatch, grou
     real_listen, real_chown, there = socket.socket.listen, os.chown, []
 
     def look():
-        there.extend(path for path in (tmp_path / "s", tmp_path / "s.life") if path.exists())
+        there.extend(path for path in map(tmp_path.__truediv__, SOCKETS) if path.exists())
 
     def listen(self, backlog):
         look()
@@ -81,8 +83,8 @@ def test_socket_is_in_its_place_only_when_it_listens(tmp_path, monkeypatch, grou
     monkeypatch.setattr(os, "chown", chown)
     opened = make(tmp_path / "s", group=group)
     assert there == []
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["s", "s.life", "s.lock"]
-    for suffix in ("", ".life"):
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s", "s.life", "s.lock", "s.zmq"]
+    for suffix in ("", ".life", ".zmq"):
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(opened.path + suffix)
     shut(opened)
@@ -96,9 +98,16 @@ def refuse(*_):
 FAILURES = [(os, "chown"), (socket.socket, "listen"), (socket, "socket"), (Path, "rename")]
 
 
-@pytest.mark.parametrize(("owner", "name"), FAILURES, ids=[name for _, name in FAILURES])
-@pytest.mark.parametrize("removed", ["s", "s.life", None])
-def test_failure_leaves_all_as_it_was(tmp_path, monkeypatch, owner, name, removed):
+@pytest.mark.parametrize(
+    ("removed", "owner", "name"),
+    [
+        pytest.param(removed, owner, name, id=f"{removed}-{name}")
+        for removed in (*SOCKETS, None)
+        for owner, name in FAILURES
+        if (removed, name) != ("s.zmq", "chown")  # it has no group
+    ],
+)
+def test_failure_leaves_all_as_it_was(tmp_path, monkeypatch, removed, owner, name):
     """What works goes on to, what is lost is known to be, and the next try makes it."""
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, refuse)
@@ -106,7 +115,7 @@ def test_failure_leaves_all_as_it_was(tmp_path, monkeypatch, owner, name, remove
             make(tmp_path / "s", group=str(os.getgid()))
     assert [path.name for path in tmp_path.iterdir()] == ["s.lock"]
     opened = make(tmp_path / "s", group=str(os.getgid()))
-    sockets = (opened.socket, opened.lifeline_socket)
+    sockets = (opened.socket, opened.lifeline_socket, opened.inner_socket)
     if removed is not None:
         (tmp_path / removed).unlink()
     lost, fds = opened.lost(), open_fds()
@@ -114,16 +123,16 @@ def test_failure_leaves_all_as_it_was(tmp_path, monkeypatch, owner, name, remove
         patch.setattr(owner, name, refuse)
         with pytest.raises(errors.ConfigError, match="not permitted"):
             opened.renew(*([] if removed else [opened.path]))
-    assert (opened.socket, opened.lifeline_socket) == sockets
+    assert (opened.socket, opened.lifeline_socket, opened.inner_socket) == sockets
     assert (opened.lost(), open_fds()) == (lost, fds)
-    left = {"s", "s.life", "s.lock"} - {removed}
+    left = {*SOCKETS, "s.lock"} - {removed}
     assert {path.name for path in tmp_path.iterdir()} == left
     for path in left - {"s.lock"}:
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(tmp_path / path))
     opened.renew()
     assert opened.lost() == []
-    for listener in {*sockets, opened.socket, opened.lifeline_socket}:
+    for listener in {*sockets, opened.socket, opened.lifeline_socket, opened.inner_socket}:
         listener.close()
     opened.close()
 
@@ -135,14 +144,14 @@ def test_socket_that_nobody_listens_on_is_not_left_in_its_place(tmp_path, monkey
     def rename_one(path, target):
         return refuse() if str(target).endswith(".life") else rename(path, target)
 
-    sockets = (opened.socket, opened.lifeline_socket)
-    for name in ("s", "s.life"):
+    sockets = (opened.socket, opened.lifeline_socket, opened.inner_socket)
+    for name in SOCKETS:
         (tmp_path / name).unlink()
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", rename_one)
         with pytest.raises(errors.ConfigError):
             opened.renew()
-    assert opened.lost() == [opened.path, opened.path + ".life"]
+    assert opened.lost() == [str(tmp_path / name) for name in SOCKETS]
     assert [path.name for path in tmp_path.iterdir()] == ["s.lock"]
     opened.renew()
     for listener in sockets:
@@ -199,7 +208,7 @@ def test_second_daemon_process_leaves_the_first_at_work(tmp_path):
 
 def test_stale_sockets_are_replaced(tmp_path):
     """What a killed daemon left behind is no obstacle."""
-    for name in ("s", "s.life"):
+    for name in SOCKETS:
         with socket.socket(socket.AF_UNIX) as old:
             old.bind(str(tmp_path / name))
     (tmp_path / "s.lock").write_text("99999 gone\n")

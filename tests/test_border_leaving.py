@@ -1,18 +1,18 @@
 """A client leaves or dies: noticed at once, told once, after all that it had said."""
 
+import select
 import socket
 import subprocess
 import sys
 import threading
 
 import pytest
-import zmq
 from borderkit import EIGHT, Raw
 from fake_daemon import FakeDaemon, eventually, mapped
 from structlog.testing import capture_logs
 
 from ringd.border import lifeline as lifeline_module
-from ringd.border import server
+from ringd.border import limits, server
 from ringd.wire.border import lifeline
 from ringd.wire.border import messages as border
 
@@ -96,13 +96,14 @@ def test_one_that_joins_anew_has_left_its_former_stay(daemon):
         assert client.stays == {19: "g"}
 
 
-def test_groups_of_one_connection_are_bounded(daemon, monkeypatch):
+def test_groups_of_one_connection_are_bounded(tmp_path, monkeypatch):
     """One more is refused with the bound, and the others go on."""
-    monkeypatch.setattr(server, "_MAX_STAYS", 3)
-    with Raw(daemon) as raw:
+    monkeypatch.setattr(limits, "MAX_STAYS", 3)
+    with FakeDaemon(tmp_path / "s") as daemon, Raw(daemon) as raw:
         replies = [raw.ask(raw.attach(join_id=i, group=f"g{i}")) for i in range(6, 9)]
         assert [type(reply) for reply in replies] == [border.Attached] * 2 + [border.Denied]
         assert replies[2].code == "resource_exhausted"
+        assert "beside the 3 that this program has" in replies[2].message
         raw.leave(6)
         assert isinstance(raw.ask(raw.attach(join_id=8, group="g8")), border.Attached)
 
@@ -157,9 +158,11 @@ def test_what_was_handed_over_before_death_still_counts(daemon):
         mapping[:8] = b"handover"
 
         def hold():
-            """In the daemon's thread: until the call is in its queue and the client gone."""
+            """In the daemon's thread: until the call has arrived and the client is gone."""
             held.set()
-            eventually(lambda: daemon.server._router.getsockopt(zmq.EVENTS) & zmq.POLLIN)
+            (relay,) = daemon.server._gate._relays.values()
+            near = relay._program.sock
+            assert select.select([near], [], [], 10)[0]
             raw.lifeline.close()
             closed.set()
 

@@ -8,9 +8,10 @@ import pytest
 from borderkit import EIGHT, Raw
 from fake_daemon import FakeDaemon, eventually, mapped, open_fds
 
+from ringd.border import acceptor
 from ringd.border import lifeline as lifeline_module
 from ringd.border import server as server_module
-from ringd.border.server import Limits
+from ringd.border.limits import Limits
 from ringd.host import memory
 from ringd.wire.border import lifeline
 from ringd.wire.border import messages as border
@@ -176,22 +177,22 @@ def test_lifeline_alone_is_dropped_after_a_while(daemon, monkeypatch):
         assert daemon.handler.gone == []
 
 
-def test_too_many_lifelines_are_turned_away(daemon, monkeypatch):
-    """There is a cap; who comes beyond it is told so."""
-    monkeypatch.setattr(lifeline_module, "MAX_LIFELINES", 1)
-    with Raw(daemon) as raw:
+def test_too_many_connections_are_turned_away(tmp_path):
+    """There is a limit; who comes beyond it is told so, with the setting."""
+    limits = Limits(connections=3)  # of which one user may have two
+    with FakeDaemon(tmp_path / "s", limits=limits) as daemon, Raw(daemon) as raw:
         with socket.socket(socket.AF_UNIX) as other:
             other.settimeout(10)
             other.connect(daemon.path + lifeline.SUFFIX)
             assert other.recv(border.TOKEN_BYTES) == lifeline.REFUSED
-            assert b"1 programs are connected, which is the most" in other.recv(1000)
+            assert b"ipc.connections = 3" in other.recv(1000)
             assert other.recv(1) == b""
         assert raw.ask(raw.submit(), EIGHT) == border.Completed(5, 0, 1, 7)
 
 
 def test_lack_of_descriptors_pauses_accepting(daemon, monkeypatch):
     """Out of descriptors the daemon neither spins nor stops: it accepts again later."""
-    monkeypatch.setattr(lifeline_module, "_ACCEPT_PAUSE", 0.05)
+    monkeypatch.setattr(acceptor, "_ACCEPT_PAUSE", 0.05)
     listener = daemon.server._lifelines
     attempts = []
 

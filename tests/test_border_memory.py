@@ -1,6 +1,8 @@
 """Shared memory between two processes: made, checked, mapped, viewed, given back."""
 
+import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import socket
@@ -16,9 +18,11 @@ from fake_daemon import eventually, open_fds
 
 from ringd import errors
 from ringd.border import segments
+from ringd.border.limits import Limits
 from ringd.border.segments import MAX_SEGMENTS, SegmentAbuse, SegmentTable
 from ringd.host import memory, process
 from ringd.host.credentials import MAX_SOCKET_PATH, check_socket_path, peer_credentials
+from ringd.host.limits import OpenFiles
 from ringd.host.paths import MACOS
 from ringd.host.process import ending
 from ringd.wire.border.messages import Ref
@@ -204,9 +208,15 @@ def test_unsealed_file_is_refused_where_seals_exist(tmp_path, monkeypatch):
                 memory.check_segment(plain.fileno(), 4096)
 
 
+def table_of(budget):
+    """Return the table of a client that may have *budget* bytes."""
+    limits = Limits(segment_budget=budget, segment_total=4 * budget)
+    return SegmentTable(limits.accounts(OpenFiles()).open(os.getuid()))
+
+
 def test_views_show_and_change_the_range():
     """A view covers exactly the bytes of its reference, and is writable only if asked for."""
-    table = SegmentTable(1 << 20)
+    table = table_of(1 << 20)
     fd = memory.create_segment(8192)
     table.add(7, 8192, fd)
     os.close(fd)
@@ -221,7 +231,7 @@ def test_views_show_and_change_the_range():
 @pytest.mark.parametrize("ref", [Ref(1, 0, 8193), Ref(1, -1, 4), Ref(1, 8192, 1), Ref(1, 4, -2)])
 def test_range_outside_is_refused(ref):
     """No reference reaches beyond its segment."""
-    table = SegmentTable(1 << 20)
+    table = table_of(1 << 20)
     fd = memory.create_segment(8192)
     table.add(1, 8192, fd)
     os.close(fd)
@@ -231,23 +241,23 @@ def test_range_outside_is_refused(ref):
 
 def test_dropped_segment_lives_as_long_as_its_views():
     """Dropping frees the memory when the last view is gone, not before."""
-    table = SegmentTable(1 << 20)
+    table = table_of(1 << 20)
     fd = memory.create_segment(8192)
     table.add(1, 8192, fd)
     os.close(fd)
     array = np.frombuffer(table.view(Ref(1, 0, 8), writable=True), np.uint8)
     table.drop(1)
     array[:] = 5
-    assert (array.tolist(), table.mapped_bytes) == ([5] * 8, 8192)
+    assert (array.tolist(), table._account.memory.used) == ([5] * 8, 8192)
     with pytest.raises(errors.Refused, match="never passed"):
         table.view(Ref(1, 0, 1), writable=False)
     del array
-    assert (table.mapped_bytes, len(table)) == (0, 0)
+    assert (table._account.memory.used, len(table)) == (0, 0)
 
 
 def test_budget_counts_what_is_still_viewed():
     """A client cannot get beyond its budget by dropping what is in use."""
-    table = SegmentTable(16384)
+    table = table_of(16384)
     fds = [memory.create_segment(8192) for _ in range(3)]
     for number, fd in enumerate(fds):
         table.add(number, 8192, fd)
@@ -265,9 +275,40 @@ def test_budget_counts_what_is_still_viewed():
         os.close(fd)
 
 
+@pytest.mark.skipif(not memory.SEALED_MEMORY, reason="only Linux can forbid it")
+def test_memory_that_could_grow_is_refused():
+    """Else the daemon, which maps a page of it, would keep whatever is put behind that."""
+    fd = os.memfd_create("grows", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, 4096)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    table = table_of(1 << 20)
+    table.add(1, 4096, fd)
+    os.close(fd)
+    with pytest.raises(errors.Refused, match="not sealed against growing"):
+        table.view(Ref(1, 0, 1), writable=False)
+
+
+@pytest.mark.skipif(not memory.SEALED_MEMORY, reason="only Linux has memory files")
+def test_what_is_reserved_behind_the_end_counts():
+    """A segment of a page may keep a megabyte, which is what its program is charged with."""
+    fd = os.memfd_create("reserves", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, 4096)
+    keep_size = 1  # FALLOC_FL_KEEP_SIZE
+    assert ctypes.CDLL(None).fallocate(fd, keep_size, ctypes.c_long(0), ctypes.c_long(1 << 20)) == 0
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    table = table_of(2 << 20)
+    table.add(1, 4096, fd)
+    assert table._account.memory.used == 1 << 20
+    tight = table_of(1 << 19)
+    tight.add(1, 4096, fd)
+    os.close(fd)
+    with pytest.raises(errors.ResourceExhausted, match=r"ipc\.segment_budget = 524288"):
+        tight.view(Ref(1, 0, 1), writable=False)
+
+
 def test_lost_descriptor_names_the_limit():
     """A descriptor that the kernel could not deliver is an error of that segment alone."""
-    table = SegmentTable(1 << 20)
+    table = table_of(1 << 20)
     table.add(1, 8192, None)
     with pytest.raises(errors.ResourceExhausted, match="open files"):
         table.view(Ref(1, 0, 1), writable=False)
@@ -276,7 +317,7 @@ def test_lost_descriptor_names_the_limit():
 
 def test_segment_that_was_refused_is_tried_again_when_it_is_added_again(make):
     """What was missing may be there by now, or something else may be missing."""
-    table = SegmentTable(8192)
+    table = table_of(8192)
     table.add(1, 8192, make(8192))
     table.add(2, 8192, make(8192))
     table.add(2, 8192, None)
@@ -285,13 +326,13 @@ def test_segment_that_was_refused_is_tried_again_when_it_is_added_again(make):
     table.drop(1)
     table.add(2, 8192, make(8192))
     assert len(table.view(Ref(2, 0, 8192), writable=False)) == 8192
-    assert (table.mapped_bytes, len(table)) == (8192, 1)
+    assert (table._account.memory.used, len(table)) == (8192, 1)
 
 
 @pytest.mark.parametrize("size", [0, 1 << 62])
 def test_absurd_sizes_are_refused(size):
     """A size that cannot be is an error of that segment alone."""
-    table = SegmentTable(1 << 63)
+    table = table_of(1 << 63)
     fd = memory.create_segment(4096)
     table.add(1, size, fd)
     os.close(fd)
@@ -301,7 +342,7 @@ def test_absurd_sizes_are_refused(size):
 
 def test_rules_of_numbers():
     """Numbers are used once at a time, and only so many of them; the same again is harmless."""
-    table = SegmentTable(1 << 30)
+    table = table_of(1 << 30)
     table.drop(1)
     fd = memory.create_segment(4096)
     table.add(1, 4096, fd)
@@ -388,7 +429,7 @@ def test_memory_of_the_gone_is_given_back_beside_the_loop(make, monkeypatch):
     unmap = segments._unmap
     noting = lambda mappings: (unmap(mappings), where.append(threading.get_ident()))  # noqa: E731
     monkeypatch.setattr(segments, "_unmap", noting)
-    table = SegmentTable(1 << 20)
+    table = table_of(1 << 20)
     table.add(1, 8192, make(8192))
     mapping = table._mappings[1]
     table.clear()
@@ -399,7 +440,7 @@ def test_memory_of_the_gone_is_given_back_beside_the_loop(make, monkeypatch):
 
 def test_memory_that_a_call_looks_into_outlives_its_client(make):
     """What the dead had handed over is completed for the others."""
-    table = SegmentTable(1 << 20)
+    table = table_of(1 << 20)
     fd = make(8192)
     memory.map_segment(fd, 8192)[:3] = b"abc"
     table.add(1, 8192, fd)

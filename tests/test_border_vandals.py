@@ -8,9 +8,9 @@ import msgspec
 import zmq
 from borderkit import EIGHT, Raw
 from fake_daemon import FakeDaemon, eventually
+from structlog.testing import capture_logs
 
-from ringd.border import server as server_module
-from ringd.border.server import MAX_QUESTIONS, Limits
+from ringd.border.limits import Limits
 from ringd.wire.border import lifeline
 from ringd.wire.border import messages as border
 
@@ -31,7 +31,6 @@ def test_frames_that_are_no_message_are_denied(daemon):
         [framed(msgspec.msgpack.encode(["submit", "not a number"]))],
         [framed(b"\x92\xa6st\xddtus\x01")],
         [framed(b"\x93\xa6status\x01" + b"\x91" * 16000)],
-        [framed(msgspec.msgpack.encode(["status", *[1] * border.MAX_REQUEST]))],
         [framed(good[:-5], length=2**32 - 1)],
         [framed(good[:-5], has_payload=2)],
         [b"extra" + good],
@@ -171,26 +170,26 @@ def test_a_lifeline_that_is_not_read_holds_what_hundreds_of_groups_are_told(daem
         assert daemon.handler.gone == ["it does not read what the daemon sends"]
 
 
-def test_who_asks_and_asks_without_reading_is_answered_so_often(daemon):
-    """An answer may have a megabyte, and nobody tells the daemon what is read."""
+def test_who_asks_and_asks_without_reading_is_hung_up_on(tmp_path):
+    """An answer may have a megabyte; what is read counts no more."""
     body = b"x" * 100_000
-    daemon.run(lambda: daemon.server._answers.update({border.AskTrace: lambda _, say: say(body)}))
-    with Raw(daemon) as raw, Raw(daemon, group="other") as other:
-        for _ in range(1000):
-            raw.dealer.send(border.pack(border.AskTrace(border.VERSION)))
-        answers = [border.unpack_reply(raw.dealer.recv())[0] for _ in range(1000)]
-        told = [reply for reply in answers if isinstance(reply, border.Answer)]
-        assert len(told) == MAX_QUESTIONS
-        assert {reply.message for reply in answers[MAX_QUESTIONS:]} == {
-            f"{MAX_QUESTIONS} questions for a connection; open another"
-        }
+    limits = Limits(message_total=4 << 20)
+    with (
+        capture_logs() as logged,
+        FakeDaemon(tmp_path / "s", limits=limits) as daemon,
+        Raw(daemon, group="other") as other,
+        Raw(daemon, attach=False, with_lifeline=False) as raw,
+    ):
+        answer = {border.AskTrace: lambda _, say: say(body)}
+        daemon.run(lambda: daemon.server._answers.update(answer))
+        for _ in range(200):
+            assert raw.ask(border.AskTrace(border.VERSION)) == border.Answer(body)
+        assert daemon.run(daemon.server.accounts.messages.used) == 0
+        with Raw(daemon, attach=False, with_lifeline=False, rcvhwm=1) as deaf:
+            for _ in range(200):
+                deaf.send(border.AskTrace(border.VERSION))
+            said = "a connection does not read its answers"
+            eventually(lambda: [line["event"] for line in logged].count(said) == 1)
+            assert "ipc.message_total = 4194304" in logged[-1]["reason"]
         assert isinstance(other.ask(border.AskTrace(border.VERSION)), border.Answer)
-
-
-def test_those_that_asked_are_not_remembered_for_ever(daemon, monkeypatch):
-    """ZeroMQ does not say who is gone; the daemon's memory stays bounded."""
-    monkeypatch.setattr(server_module, "_REMEMBERED_ASKERS", 3)
-    for _ in range(10):
-        with Raw(daemon, attach=False, with_lifeline=False) as raw:
-            raw.ask(border.AskStatus(border.VERSION))
-    assert daemon.run(lambda: len(daemon.server._asked)) == 3
+        eventually(lambda: daemon.run(daemon.server.accounts.messages.used) == 0)

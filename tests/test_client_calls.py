@@ -8,7 +8,7 @@ from clientkit import LARGE, SMALL, fake, pool_of, tell
 from fake_daemon import eventually
 
 import ringd
-from ringd.border.server import Limits
+from ringd.border.limits import Limits
 from ringd.wire.border import messages as border
 
 

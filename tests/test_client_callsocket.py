@@ -16,7 +16,7 @@ from clientkit import fake, tell
 from fake_daemon import eventually
 
 import ringd
-from ringd.border.server import Limits
+from ringd.border.limits import Limits
 from ringd.client import pump as pump_module
 from ringd.client.callsocket import CallSocket
 from ringd.wire.border import messages as border

@@ -12,7 +12,7 @@ from clientkit import INLINE_LIMIT, SMALL, fake, pool_of, session_of
 from fake_daemon import FakeDaemon, eventually
 
 import ringd
-from ringd.border.server import Limits
+from ringd.border.limits import Limits
 from ringd.client import stay as stay_module
 from tests.ringkit import Call, everywhere, outcomes
 

@@ -32,7 +32,7 @@ from clientkit import BOTH, INLINE_LIMIT, LARGE, fake, pool_of, session_of
 from fake_daemon import FakeDaemon, eventually, open_fds
 
 import ringd
-from ringd.border.server import Limits
+from ringd.border.limits import Limits
 from ringd.client.channel import Channel
 from ringd.client.keeper import Keeper
 from ringd.client.pump import Pump

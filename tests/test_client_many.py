@@ -28,7 +28,7 @@ from clientkit import BOTH, INLINE_LIMIT, LARGE, SMALL
 from fake_daemon import FakeDaemon, eventually, mapped, open_fds
 
 import ringd
-from ringd.border.server import Limits
+from ringd.border.limits import Limits
 from ringd.client.group import Group
 from ringd.client.session import Session
 from ringd.client.stay import Stay

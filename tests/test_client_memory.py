@@ -11,7 +11,7 @@ from clientkit import INLINE_LIMIT, fake, pool_of
 from fake_daemon import eventually, mapped
 
 import ringd
-from ringd.border.server import Limits
+from ringd.border.limits import Limits
 from ringd.client import pool as pool_module
 from ringd.client.retention import Retention
 

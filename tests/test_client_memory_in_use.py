@@ -7,7 +7,7 @@ from clientkit import INLINE_LIMIT, LARGE, fake, session_of, tell
 from fake_daemon import FakeDaemon, eventually
 
 import ringd
-from ringd.border.server import Limits
+from ringd.border.limits import Limits
 from ringd.client import stay as stay_module
 from ringd.wire.border import messages as border
 

@@ -18,7 +18,7 @@ from clientkit import INLINE_LIMIT, SMALL, fake
 from fake_daemon import FakeDaemon, eventually
 
 import ringd
-from ringd.border.server import Limits
+from ringd.border.limits import Limits
 from ringd.client import stay as stay_module
 from ringd.client.group import Place
 from ringd.wire.border import messages as border

@@ -8,7 +8,7 @@ from clientkit import BOTH, INLINE_LIMIT, LARGE, SMALL, fake, session_of, tell
 from fake_daemon import FakeDaemon, eventually, open_fds
 
 import ringd
-from ringd.border.server import Limits
+from ringd.border.limits import Limits
 from ringd.wire.border import messages as border
 
 

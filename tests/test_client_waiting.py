@@ -14,7 +14,7 @@ import pytest
 from clientkit import INLINE_LIMIT, SMALL, fake
 
 import ringd
-from ringd.border.server import Limits
+from ringd.border.limits import Limits
 from ringd.client.keeper import Keeper
 from ringd.client.session import Op
 from ringd.collective.call import Call

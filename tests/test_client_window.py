@@ -8,7 +8,7 @@ from clientkit import INLINE_LIMIT, fake
 from fake_daemon import eventually
 
 import ringd
-from ringd.border.server import Limits
+from ringd.border.limits import Limits
 from tests.cluster import Cluster
 from tests.ringkit import BOUNDED, Call, connected
 

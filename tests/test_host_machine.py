@@ -5,8 +5,9 @@ import os
 import pytest
 
 from ringd.config.settings import IpcSettings
-from ringd.daemon.performer import segment_budget
+from ringd.daemon.limits import limits
 from ringd.host import machine
+from ringd.host.limits import OpenFiles
 
 GIB = 1 << 30
 
@@ -65,13 +66,34 @@ def test_the_tightest_cgroup_decides(cgroup, lines, limits, expected):
 
 def test_budget_follows_the_machine_unless_it_is_set(cgroup):
     """Half of the memory; never so little that the smallest call in shared memory cannot fit."""
-    assert segment_budget(IpcSettings()) == 8 * GIB
+
+    def budget(**settings):
+        return limits(IpcSettings(**settings), 2).segment_budget
+
+    assert budget() == 8 * GIB
     cgroup("0::/\n", memory_dot_max=GIB)
-    assert segment_budget(IpcSettings()) == GIB // 2
+    assert budget() == GIB // 2
     cgroup("0::/\n", memory_dot_max=1 << 20)
-    assert segment_budget(IpcSettings()) == machine.LEAST_SHARE
-    assert segment_budget(IpcSettings(inline_limit=GIB)) == 2 * GIB
-    assert segment_budget(IpcSettings(segment_budget=5 << 20)) == 5 << 20
+    assert budget() == machine.LEAST_SHARE
+    assert budget(inline_limit=GIB) == 2 * GIB
+    assert budget(segment_budget=5 << 20) == 5 << 20
+
+
+def test_what_all_programs_have_follows_the_machine_unless_it_is_set(cgroup):
+    """And suffices for one program, which may have what one may, on the smallest machine too."""
+    auto = limits(IpcSettings(), 2)
+    assert (auto.segment_total, auto.message_total, auto.connections) == (16 * GIB, 2 * GIB, 2048)
+    cgroup("0::/\n", memory_dot_max=64 << 20)
+    for settings in (IpcSettings(), IpcSettings(segment_budget=8 * GIB, max_message=4 * GIB)):
+        small = limits(settings, 64)
+        accounts = small.accounts(OpenFiles())
+        program = accounts.open(501)
+        assert not program.memory.refusal(small.segment_budget)
+        assert not program.messages.refusal(small.max_message)
+        assert (small.connections, small.groups) == (64, 2340)
+    settings = IpcSettings(segment_total=5 * GIB, message_total=3 * GIB, connections=9)
+    given = limits(settings, 2)
+    assert (given.segment_total, given.message_total, given.connections) == (5 * GIB, 3 * GIB, 9)
 
 
 def test_memory_of_this_very_machine():

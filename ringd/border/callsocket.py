@@ -7,12 +7,15 @@ import socket
 from collections import deque
 from collections.abc import Callable
 
+from ringd.border.accounts import Share
 from ringd.loop import EVENT_READ, EVENT_WRITE, Loop
+from ringd.wire.border.messages import MAX_TAIL
 from ringd.wire.border.stream import LENGTH, missing
 
 _READ = 100 << 10  # bytes in one system call: a message of 64 KiB and some
 _BATCH = 8  # messages of one client taken in one go, then the others and the links have their turn
 _READS = 8  # likewise, of messages that are not complete
+_LARGE = 1 << 20  # bytes; messages that have more count in the account before they are here
 _MOST_QUEUED = 1 << 18  # messages, for one that does not read; those of calls are counted
 
 Part = bytes | memoryview
@@ -26,7 +29,10 @@ class CallSocket:
         loop: the daemon's.
         connection: a stream.
         max_message: bytes of one message at most.
-        on_message: called with each one.
+        messages: the account in which count the bytes of a large message that is arriving, and of
+            those that wait for the other side to read.
+        on_message: called with each one; or, when there was no room for one, with its end alone,
+            up to :data:`MAX_TAIL` bytes, and why.
         on_end: called once, when it is closed: with the reason, if the other side broke the rules
             or reads nothing; with none if that has closed its end.
     """
@@ -37,12 +43,14 @@ class CallSocket:
         connection: socket.socket,
         *,
         max_message: int,
-        on_message: Callable[[bytes], None],
+        messages: Share,
+        on_message: Callable[[bytes, str], None],
         on_end: Callable[[str], None],
     ) -> None:
         self._loop = loop
         self._socket = connection
         self._max_message = max_message
+        self._messages = messages
         self._on_message = on_message
         self._on_end = on_end
         self._stream = _NOTHING
@@ -51,6 +59,10 @@ class CallSocket:
         """What has arrived behind that, of a message that is not complete."""
         self._arrived = 0
         """Bytes of both."""
+        self._reserved = 0
+        """Bytes that count in the account, of the message that is arriving."""
+        self._cut: _Cut | None = None
+        """In its place, a message for which there is no room."""
         self._going_on = False
         """Messages that have arrived are to be taken in soon."""
         self._out: deque[bytes | memoryview] = deque()
@@ -69,6 +81,8 @@ class CallSocket:
             self._loop.remove(self._socket)
             self._socket.close()
             self._drop()
+            self._messages.give(self._reserved)
+            self._reserved = 0
             self._on_message = self._on_end = _ignore  # they know the client, which knows us
 
     def _end(self, reason: str) -> None:
@@ -90,16 +104,24 @@ class CallSocket:
                     return False
                 short = len(self._read()) < _READ
                 reads += 1
-            self._on_message(message)
+            self._on_message(*message)
         return True
 
-    def _first(self) -> bytes | None:
-        """Return the first message that has arrived; None when it is not complete."""
+    def _first(self) -> tuple[bytes, str] | None:
+        """Return the first message that has arrived, as for ``on_message``; None if none has."""
+        if (cut := self._cut) is not None:
+            if cut.left:
+                return None
+            self._cut = None
+            return cut.tail(), cut.reason
         stream = self._stream
         if not stream:
             return None
         size = missing(stream)
         if LENGTH.size < size <= len(stream):
+            if self._reserved:
+                self._messages.give(self._reserved)
+                self._reserved = 0
             rest = stream[size:]
             if not rest:
                 self._stream = _NOTHING
@@ -107,12 +129,28 @@ class CallSocket:
                 self._stream = memoryview(bytes(rest)) if size > _READ else rest
             self._arrived -= size
             # Copied: its payload, which is in front, is aligned then, and stays with the call.
-            return bytes(stream[LENGTH.size : size])
+            return bytes(stream[LENGTH.size : size]), ""
         if size - LENGTH.size > self._max_message and self._open:
             self._end(f"it sent a message of more than {self._max_message} bytes")
         elif size == LENGTH.size <= len(stream) and self._open:
             self._end("it sent an empty message")  # which would never be complete
+        elif size > _LARGE and not self._reserved and self._open:
+            self._expect(size)
         return None
+
+    def _expect(self, size: int) -> None:
+        """Have a message of *size* bytes, which has begun to arrive, count in the account."""
+        if refusal := self._messages.refusal(size):
+            self._cut = _Cut(size, refusal)
+            self._cut.take(self._stream)
+            for piece in self._pieces:
+                self._cut.take(memoryview(piece))
+            self._stream = _NOTHING
+            self._pieces.clear()
+            self._arrived = 0
+        else:
+            self._reserved = size
+            self._messages.take(size)
 
     def _read(self) -> bytes:
         """Read once; return what there was."""
@@ -125,9 +163,10 @@ class CallSocket:
         if not data:
             self._end("")
             return data
-        self._arrived += len(data)
+        rest = memoryview(data) if self._cut is None else self._cut.take(memoryview(data))
+        self._arrived += len(rest)
         if not self._stream:
-            self._stream = memoryview(data)
+            self._stream = rest
             return data
         self._pieces.append(data)
         if self._arrived >= missing(self._stream):
@@ -150,9 +189,7 @@ class CallSocket:
             return
         parts = (LENGTH.pack(sum(map(len, parts))), *parts)
         if self._out:
-            self._wait(b"".join(parts))
-            if len(self._out) > _MOST_QUEUED or self._waiting > most_waiting:
-                self._end("it does not read what the daemon sends")
+            self._wait(b"".join(parts), most_waiting)
             return
         try:
             sent = self._socket.sendmsg(parts)
@@ -161,15 +198,22 @@ class CallSocket:
         except OSError:
             return
         if sent < sum(map(len, parts)):
-            self._wait(memoryview(b"".join(parts))[sent:])
             self._watch(EVENT_READ | EVENT_WRITE)
+            self._wait(memoryview(b"".join(parts))[sent:], most_waiting)
 
-    def _wait(self, message: Part) -> None:
+    def _wait(self, message: Part, most_waiting: float) -> None:
+        refusal = self._messages.refusal(len(message))
         self._out.append(message)
         self._waiting += len(message)
+        self._messages.take(len(message))
+        if refusal:
+            self._end(f"it does not read what the daemon sends: {refusal}")
+        elif len(self._out) > _MOST_QUEUED or self._waiting > most_waiting:
+            self._end("it does not read what the daemon sends")
 
     def _drop(self) -> None:
         self._out.clear()
+        self._messages.give(self._waiting)
         self._waiting = 0
 
     def _flush(self) -> None:
@@ -178,6 +222,7 @@ class CallSocket:
             while out:
                 sent = self._socket.send(out[0])
                 self._waiting -= sent
+                self._messages.give(sent)
                 if sent < len(out[0]):
                     out[0] = memoryview(out[0])[sent:]
                     return
@@ -205,5 +250,30 @@ class CallSocket:
             self._loop.call_soon(self._go_on)
 
 
-def _ignore(_what: bytes | str) -> None:
+class _Cut:
+    """A message for which there is no room: its end is kept, which says what it is."""
+
+    def __init__(self, size: int, reason: str) -> None:
+        self.left = size
+        """Bytes that have yet to come."""
+        self.reason = reason
+        self._pieces: deque[Part] = deque()
+        self._kept = 0
+
+    def take(self, data: memoryview) -> memoryview:
+        """Take what has arrived, and return what stands behind the message."""
+        piece = data[: self.left]
+        self.left -= len(piece)
+        self._pieces.append(bytes(piece))
+        self._kept += len(piece)
+        while self._kept - len(self._pieces[0]) >= MAX_TAIL:
+            self._kept -= len(self._pieces.popleft())
+        return data[len(piece) :]
+
+    def tail(self) -> bytes:
+        """Return its end."""
+        return b"".join(self._pieces)[-MAX_TAIL:]
+
+
+def _ignore(*_: str | bytes) -> None:
     """It is closed."""

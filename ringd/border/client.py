@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 from ringd import errors
 from ringd.border.callsocket import CallSocket
 from ringd.border.lifeline import Lifeline
+from ringd.border.limits import MAX_ZMQ_MESSAGE, Limits
 from ringd.border.unread import Unread
 from ringd.loop import Loop, Timer
 from ringd.wire.border import lifeline
@@ -39,6 +41,8 @@ _MOST_TURNED_AWAY = 4096
 class Outbox(Protocol):
     """What sends messages to clients."""
 
+    limits: Limits
+
     def send(self, client: Client, reply: Reply, payload: bytes | memoryview | None) -> None:
         """Send *reply* to *client*, with *payload*, which is copied."""
 
@@ -54,6 +58,7 @@ class Client:
         "_outbox",
         "_owed_since",
         "_owes",
+        "account",
         "alive",
         "calls",
         "channels",
@@ -85,6 +90,8 @@ class Client:
         self._nudged = False
         """It was woken and has said nothing since: no need to fill the lifeline of one that is
         stopped."""
+        self.account = lifeline.account
+        """What it has of the daemon."""
         self.token = lifeline.token
         self.routing_id: bytes | None = None
         """Of its ZeroMQ connection; None before it attached."""
@@ -118,9 +125,17 @@ class Client:
         return f"<Client {self.program or '?'} pid={self.pid}>"
 
     @property
+    def limits(self) -> Limits:
+        """What it may have."""
+        limits = self._outbox.limits
+        if self.uses_call_socket:
+            return limits
+        return replace(limits, max_message=min(limits.max_message, MAX_ZMQ_MESSAGE))
+
+    @property
     def segment_bytes(self) -> int:
         """Bytes of this client's segments that are mapped here, dropped ones in use included."""
-        return self._lifeline.segments.mapped_bytes
+        return self.account.memory.used
 
     def send(self, reply: Reply, payload: bytes | memoryview | None = None) -> None:
         """Send *reply*, with *payload*, which is copied before this returns.
@@ -164,16 +179,21 @@ class Client:
                 self.channels[channel] = join_id
         self.leaves(former)
         self.stays[join_id] = group
+        self.account.groups.take()
         self._nudged = False
 
     def opens(self, channel: int, stay: int) -> None:
         """It opens an end of a channel, in a stay of its own."""
         self.turned_away.discard(channel)
-        self.channels.setdefault(channel, stay)
+        if channel not in self.channels:
+            self.channels[channel] = stay
+            self.account.channels.take()
 
     def closes(self, channel: int) -> None:
         """Nothing more is said of that end of a channel."""
         if self.channels.pop(channel, None) is not None:
+            if self.alive:  # else its account is closed
+                self.account.channels.give()
             self._forget(channel)
 
     def group_of(self, number: int) -> str:
@@ -188,7 +208,8 @@ class Client:
 
     def leaves(self, join_id: int) -> None:
         """It has left that group."""
-        self.stays.pop(join_id, None)
+        if self.stays.pop(join_id, None) is not None and self.alive:
+            self.account.groups.give()
         self.turned_away.discard(join_id)
         self._forget(join_id)
         for channel in [c for c, stay in self.channels.items() if stay == join_id]:

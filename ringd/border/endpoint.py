@@ -1,4 +1,4 @@
-"""The two listening sockets, under the lock that makes them one daemon's own.
+"""The listening sockets, under the lock that makes them one daemon's own.
 
 libzmq by itself would delete the socket of a running daemon and take its place, and would
 create the file before anyone can set its mode. So the sockets are made here, under the lock, and
@@ -22,15 +22,18 @@ from ringd.border.listening import (
 from ringd.border.lock import SocketLock, unusable
 from ringd.wire.border.lifeline import SUFFIX
 
-_NEW = (".new0", ".new1")  # no longer than SUFFIX, so they fit where that does
+_INNER_SUFFIX = ".zmq"
+_NEW = (".new0", ".new1", ".new2")  # no longer than SUFFIX, so they fit where that does
+_INNER_MODE = 0o600
 
 _SETTING = "ipc.socket"
 
 
 class Endpoint:
-    """The socket at *path*, the lifeline socket beside it, and the lock beside both.
+    """The socket at *path*, and beside it the lifeline socket, the inner socket and the lock.
 
-    ``socket`` and ``lifeline_socket`` listen; they are their users' to close.
+    ``socket`` and ``lifeline_socket`` are for programs. ``inner_socket`` is for this daemon alone:
+    its gate connects to the ZeroMQ socket there. All listen, and are their users' to close.
     """
 
     def __init__(self, lock: SocketLock, *, mode: int, group: str) -> None:
@@ -38,8 +41,8 @@ class Endpoint:
 
         Args:
             lock: of the path; given back by :meth:`close`.
-            mode: of both sockets, from their first instant, such as 0o660.
-            group: the sockets' group; empty for the process's own.
+            mode: of those for programs, from their first instant, such as 0o660.
+            group: of these; empty for the process's own.
 
         Raises:
             ConfigError: the path, or the group, cannot be used.
@@ -47,10 +50,11 @@ class Endpoint:
         self.path = lock.socket
         self.socket: socket.socket
         self.lifeline_socket: socket.socket
+        self.inner_socket: socket.socket
+        self.inner_path = self.path + _INNER_SUFFIX
         self._lock = lock
         self._mode = mode
-        self._lifeline_path = self.path + SUFFIX
-        self._new_paths = tuple(self.path + suffix for suffix in _NEW)
+        self._paths = (self.path, self.path + SUFFIX, self.inner_path)
         self._made: dict[str, Identity | None] = {}
         try:
             self._gid = group_id(group)
@@ -60,16 +64,14 @@ class Endpoint:
             raise
 
     def lost(self) -> list[str]:
-        """Return which of the three files are not there any more, or are not ours."""
-        paths = (self.path, self._lifeline_path)
-        lost = [path for path in paths if not self._owns(path)]
+        """Return which of the four files are not there any more, or are not ours."""
+        lost = [path for path in self._paths if not self._owns(path)]
         return [*lost, self._lock.path] if self._lock.lost else lost
 
     def renew(self, *replaced: str) -> list[str]:
         """Make what is :meth:`lost`, or to be *replaced*, anew, and return which that was.
 
-        ``socket`` and ``lifeline_socket`` are new ones then; the old ones go on with whom they
-        have accepted, and nobody can reach them any more.
+        The sockets are new ones then; nobody can reach the old ones any more.
 
         Raises:
             Refused: another daemon has taken the path.
@@ -78,8 +80,8 @@ class Endpoint:
         """
         lost = [*self.lost(), *replaced]
         wanted = {
-            path: new
-            for path, new in zip((self.path, self._lifeline_path), self._new_paths, strict=True)
+            path: self.path + new
+            for path, new in zip(self._paths, _NEW, strict=True)
             if path in lost
         }
         made: dict[str, socket.socket] = {}
@@ -90,7 +92,11 @@ class Endpoint:
                 self._lock.take()
             for path, new in wanted.items():
                 check_place(path, _SETTING)
-                made[path] = listen_at(new, _SETTING, mode=self._mode, gid=self._gid)
+                made[path] = (
+                    listen_at(new, _SETTING, mode=_INNER_MODE, gid=None)
+                    if path == self.inner_path
+                    else listen_at(new, _SETTING, mode=self._mode, gid=self._gid)
+                )
             for path, new in wanted.items():
                 made_now = identity(new)
                 Path(new).rename(path)
@@ -105,14 +111,16 @@ class Endpoint:
             if isinstance(error, OSError):
                 raise unusable(self.path, error) from error
             raise
-        self.socket = made.get(self.path) or self.socket
-        self.lifeline_socket = made.get(self._lifeline_path) or self.lifeline_socket
+        outer, lifeline, inner = map(made.get, self._paths)
+        self.socket = outer or self.socket
+        self.lifeline_socket = lifeline or self.lifeline_socket
+        self.inner_socket = inner or self.inner_socket
         self._lock.say("")
         return lost
 
     def close(self) -> None:
         """Remove the socket files and give the lock back; the sockets are their users' to close."""
-        for path in (self.path, self._lifeline_path):
+        for path in self._paths:
             self._remove(path)
         self._lock.close()
 

@@ -7,9 +7,9 @@ import contextlib
 import os
 import secrets
 import socket
-from collections import Counter
 from collections.abc import Callable
 
+from ringd.border.accounts import Account
 from ringd.border.segments import SegmentAbuse, SegmentTable
 from ringd.host.credentials import Credentials, peer_credentials
 from ringd.host.limits import OpenFiles
@@ -19,9 +19,9 @@ from ringd.loop import EVENT_READ, EVENT_WRITE, Loop
 from ringd.wire.border import lifeline as wire
 from ringd.wire.border.messages import TOKEN_BYTES
 
-MAX_LIFELINES = 4096
-_ACCEPTS_PER_EVENT = 64
-_ACCEPT_PAUSE = 0.5  # seconds, when descriptors have run out
+DESCRIPTORS = 2
+"""That a lifeline takes, with the call socket."""
+
 _RECORDS_PER_EVENT = 256  # then the others have their turn
 _RECORDS_PER_CALL = 4096  # more than a socket holds, and than a decent client has to say
 _MOST_UNREAD = 1 << 20  # bytes that wait for a client that is stopped, beside what the socket has
@@ -38,16 +38,17 @@ class Lifeline:
     """
 
     def __init__(
-        self, loop: Loop, connection: socket.socket, budget: int, open_files: OpenFiles
+        self, loop: Loop, connection: socket.socket, account: Account, open_files: OpenFiles
     ) -> None:
-        """Take over *connection*.
+        """Take over *connection*, and *account*, in which its segments count.
 
         Raises:
             OSError: the other side is gone already, or there is no room for more open files.
         """
         self.credentials: Credentials = peer_credentials(connection)
         self.token = secrets.token_bytes(TOKEN_BYTES)
-        self.segments = SegmentTable(budget, open_files)
+        self.account = account
+        self.segments = SegmentTable(account, open_files)
         self.on_end: Callable[[str], None] | None = None
         self.parted = False
         """Whether the other side said that it hangs up and lives on."""
@@ -208,101 +209,8 @@ class Lifeline:
             self._loop.call_soon(lambda: self.on_end(reason) if self.on_end else None)
 
 
-class LifelineListener:
-    """Accepts lifelines on a listening Unix socket and hands them to ``on_lifeline``."""
-
-    def __init__(
-        self,
-        loop: Loop,
-        listener: socket.socket,
-        *,
-        budget: int,
-        on_lifeline: Callable[[Lifeline], None],
-        count: Callable[[], int],
-        refusal: Callable[[], str],
-        open_files: OpenFiles,
-        refused: Counter[str],
-    ) -> None:
-        """Start to listen.
-
-        Args:
-            loop: the daemon's.
-            listener: bound and listening; closed by :meth:`close`.
-            budget: bytes of shared memory for each client.
-            on_lifeline: called with each new one; sets its ``on_end``.
-            count: says how many are open; beyond :data:`MAX_LIFELINES` newcomers are turned away.
-            refusal: says why a newcomer is turned away; empty if it is not.
-            open_files: which segments are also.
-            refused: where those that are turned away are counted, by cause.
-        """
-        self._loop = loop
-        self._listener = listener
-        self._budget = budget
-        self._on_lifeline = on_lifeline
-        self._count = count
-        self._refusal = refusal
-        self._open_files = open_files
-        self._refused = refused
-        self._watching = False
-        self._closed = False
-        listener.setblocking(False)
-        self._resume()
-
-    def close(self) -> None:
-        """Stop listening."""
-        self._closed = True
-        self._pause()
-        self._listener.close()
-
-    def use(self, listener: socket.socket) -> None:
-        """Listen on *listener* from now on, in the place of the old one, which is closed."""
-        self._pause()
-        self._listener.close()
-        self._listener = listener
-        self._resume()
-
-    def _accept(self, _events: int) -> None:
-        for _ in range(_ACCEPTS_PER_EVENT):
-            try:
-                connection, _ = self._listener.accept()
-            except BlockingIOError:
-                return
-            except ConnectionError:
-                continue
-            except OSError:
-                # Out of descriptors: the newcomer stays in the backlog and would wake the
-                # loop without end.
-                self._pause()
-                self._loop.call_later(_ACCEPT_PAUSE, self._resume)
-                return
-            reason, cause = self._refusal(), "open files"
-            if self._count() >= MAX_LIFELINES:
-                reason = f"{MAX_LIFELINES} programs are connected, which is the most; end some"
-                cause = "programs"
-            if reason:
-                self._refused[cause] += 1
-                _turn_away(connection, reason)
-                continue
-            try:
-                lifeline = Lifeline(self._loop, connection, self._budget, self._open_files)
-            except OSError:
-                connection.close()  # gone again
-                continue
-            self._on_lifeline(lifeline)
-
-    def _pause(self) -> None:
-        if self._watching:
-            self._watching = False
-            self._loop.remove(self._listener)
-
-    def _resume(self) -> None:
-        if not (self._watching or self._closed):
-            self._watching = True
-            self._loop.add(self._listener, EVENT_READ, self._accept)
-
-
-def _turn_away(connection: socket.socket, reason: str) -> None:
-    """Say why, if the other side is still there, and hang up."""
+def turn_away(connection: socket.socket, reason: str) -> None:
+    """Tell a newcomer why it gets no lifeline, if it is still there, and hang up."""
     with contextlib.suppress(OSError):
         connection.setblocking(False)
         connection.send(wire.pack_refusal(reason))  # an empty socket takes it

@@ -8,12 +8,13 @@ import threading
 import weakref
 
 from ringd import errors
+from ringd.border.accounts import Account
 from ringd.host.limits import OWN, OpenFiles
-from ringd.host.memory import SegmentError, check_segment, map_segment
+from ringd.host.memory import MAPPING_DESCRIPTORS, SegmentError, check_segment, map_segment
 from ringd.wire.border.messages import Ref
 
 MAX_SEGMENTS = 1024
-"""Per client. Before Python 3.13 each mapping holds a descriptor."""
+"""Per client."""
 
 
 SHARE = 0.5
@@ -32,15 +33,15 @@ class SegmentTable:
     is added again, that is tried again: the reason may have passed.
 
     A dropped segment stays mapped while anything still looks into it: the views keep the
-    mapping alive, and only its end gives the budget back.
+    mapping alive, and only its end gives back what it counts for.
     """
 
-    def __init__(self, budget: int, open_files: OpenFiles = OWN) -> None:
-        self._budget = budget
+    def __init__(self, account: Account, open_files: OpenFiles = OWN) -> None:
+        """*account*: of the client, in which its segments count."""
+        self._account = account
         self._open_files = open_files
         self._mappings: dict[int, mmap.mmap] = {}
         self._refusals: dict[int, errors.RingError] = {}
-        self.mapped_bytes = 0
 
     def __len__(self) -> int:
         return len(self._mappings)
@@ -75,10 +76,8 @@ class SegmentTable:
             mapping = self._map(size, fd)
         except errors.RingError as refusal:
             self._refusals[segment] = refusal
-            return
-        self._mappings[segment] = mapping
-        self.mapped_bytes += size
-        weakref.finalize(mapping, self._unmapped, size).atexit = False
+        else:
+            self._mappings[segment] = mapping
 
     def drop(self, segment: int) -> None:
         """Forget a segment; harmless where there is none of that number."""
@@ -129,26 +128,32 @@ class SegmentTable:
             )
         if size == 0:
             raise errors.Refused("a memory segment of 0 bytes")
-        if self.mapped_bytes + size > self._budget:
-            raise errors.ResourceExhausted(
-                f"a segment of {size} bytes beside {self.mapped_bytes} in use exceeds "
-                f"ipc.segment_budget = {self._budget} bytes; raise it in the daemon's config"
-            )
-        full = self._open_files.refusal(share=SHARE)
-        if full:
-            raise errors.ResourceExhausted(f"the daemon cannot take another memory segment: {full}")
+        account = self._account
         try:
-            check_segment(fd, size)
-            return map_segment(fd, size)
+            memory = check_segment(fd, size)
+            full = (
+                account.memory.refusal(memory)
+                or account.files.refusal(MAPPING_DESCRIPTORS)
+                or self._open_files.refusal(MAPPING_DESCRIPTORS, share=SHARE)
+            )
+            if full:
+                raise errors.ResourceExhausted(f"the daemon cannot take a memory segment: {full}")
+            mapping = map_segment(fd, size)
         except SegmentError as error:
             raise errors.Refused(f"memory segment refused: {error}") from error
         except (OSError, OverflowError, ValueError) as error:
             raise errors.ResourceExhausted(
                 f"the daemon cannot map a segment of {size} bytes: {error}"
             ) from error
+        account.memory.take(memory)
+        account.files.take(MAPPING_DESCRIPTORS)
+        weakref.finalize(mapping, _unmapped, account, memory).atexit = False
+        return mapping
 
-    def _unmapped(self, size: int) -> None:
-        self.mapped_bytes -= size
+
+def _unmapped(account: Account, memory: int) -> None:
+    account.memory.give(memory)
+    account.files.give(MAPPING_DESCRIPTORS)
 
 
 def _unmap(mappings: list[mmap.mmap]) -> None:

@@ -7,6 +7,10 @@ that says so is spoken to there alone, and speaks there once it is attached. Que
 trace, log) need none of these; orders (rejoin, drain, ...) name the token, for the kernel to say
 whose they are.
 
+Before the ROUTER stands a :class:`~ringd.border.gate.Gate`, which gives each connection its name,
+so that nobody speaks or hears in the place of another. What each program has counts in its
+:class:`~ringd.border.accounts.Account`.
+
 Nothing that a client sends raises here: what cannot be used is answered with
 :class:`~ringd.wire.border.messages.Denied`, counted, and forgotten; a call that cannot be run
 fails alone.
@@ -14,10 +18,11 @@ fails alone.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol, Union, get_args
 
 import zmq
@@ -25,10 +30,14 @@ from msgspec.structs import replace
 from structlog.typing import FilteringBoundLogger
 
 from ringd import errors
+from ringd.border import gate, lifeline
+from ringd.border.acceptor import Acceptor
+from ringd.border.admission import Admission
 from ringd.border.callsocket import CallSocket
 from ringd.border.client import Client
 from ringd.border.endpoint import Endpoint
-from ringd.border.lifeline import Lifeline, LifelineListener
+from ringd.border.gate import Gate
+from ringd.border.limits import MAX_ZMQ_MESSAGE, Limits
 from ringd.border.lock import SocketLock
 from ringd.border.selfcheck import SelfCheck
 from ringd.border.validate import call_fault_of, fault_of
@@ -60,7 +69,7 @@ from ringd.wire.border.messages import (
     unpack_request,
 )
 
-__all__ = ["BorderHandler", "BorderServer", "Client", "Limits"]
+__all__ = ["BorderHandler", "BorderServer"]
 
 # As plain numbers: an operator of pyzmq's own flags takes nearly as long as a call of its.
 _POLLIN = int(zmq.POLLIN)
@@ -68,19 +77,13 @@ _NOBLOCK = int(zmq.NOBLOCK)
 _MORE_NOBLOCK = int(zmq.SNDMORE | zmq.NOBLOCK)
 
 _BATCH = 64  # messages taken in one go, then the links have their turn
-_END_WITHIN = 0.5  # seconds, in which the lifeline says how a program ended
+_END_WITHIN = 0.5  # seconds, in which the lifeline says how a program ended, and ZeroMQ the rest
+_LOOK_AGAIN = 0.002  # seconds, until libzmq may have given the rest
 _ATTACH_WITHIN = 10.0  # seconds from the lifeline's opening, or from when the last group was left
-_MAX_STAYS = 4096  # of one connection, at a time
-_MAX_CHANNELS = 65536  # likewise
 _MOST_QUEUED = 1 << 18  # messages, for a connection that does not read; those of calls are counted
+_MOST_READ_AHEAD = 4  # messages of a connection, that libzmq has taken and the daemon has not
 _MOST_LEFT = 1 << 14  # messages, more than a call socket holds
-_REMEMBERED_ASKERS = 1024
 _REMEMBERED_FORMER = 1024
-_DESCRIPTORS = 3  # that a program takes: its lifeline and call socket, soon its ZeroMQ connection
-_ROOM_AGAIN = 4 * _DESCRIPTORS  # else the log would go to and fro with the last one
-
-MAX_QUESTIONS = 32
-"""Of one connection."""
 
 LOOK_EVERY = 10.0
 """Seconds between looks whether the sockets can still be found."""
@@ -115,8 +118,8 @@ class BorderHandler(Protocol):
     def submit(self, client: Client, message: Submit, payload: memoryview | None) -> None:
         """A call was handed over; *payload* (inline input) stays valid while referenced."""
 
-    def submit_failed(self, client: Client, message: Submit, text: str) -> None:
-        """A call came that cannot be run here, for the reason *text*; answer with Failed.
+    def submit_failed(self, client: Client, message: Submit, error: errors.RingError) -> None:
+        """A call came that cannot be run here; answer with Failed.
 
         The message's numbers and timeout are sound; nothing else in it is to be relied on.
         """
@@ -155,20 +158,6 @@ Answerer = Callable[[Any, Callable[[bytes], None]], None]
 or later."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one client may use; told to it when it attaches."""
-
-    inline_limit: int = 65536
-    """Bytes of a tensor that travels inside the message."""
-    max_message: int = 1 << 30
-    """Bytes."""
-    segment_budget: int = 8 << 30
-    """Bytes of shared memory."""
-    window: int = 256
-    """Unreleased ops of a stay in a group."""
-
-
 class BorderServer:
     """Listens at its path from its making to :meth:`close`."""
 
@@ -204,12 +193,9 @@ class BorderServer:
         self._holders = holders
         self._answers = answers
         self._alert = True  # the router may have messages
-        self._asked: OrderedDict[bytes, int] = OrderedDict()
-        """Questions by connection, of those that asked last."""
         self._open_files = open_files
         self._on_unreachable = on_unreachable
         self._group_controls = group_controls
-        self._full = False  # newcomers are turned away
         self._log = log
         self._by_token: dict[bytes, Client] = {}
         self._by_routing_id: dict[bytes, Client] = {}
@@ -226,16 +212,23 @@ class BorderServer:
         self._router = self._context.socket(zmq.ROUTER)
         self._selfcheck = SelfCheck(self._context, self._router, self._proved)
         self._prepare_router()
-        self._lifelines = LifelineListener(
-            loop,
-            self._endpoint.lifeline_socket,
-            budget=self.limits.segment_budget,
-            on_lifeline=self._new_lifeline,
-            count=lambda: len(self._by_token),
-            refusal=self._refusal,
-            open_files=open_files,
-            refused=counters.refused_programs,
+        self.accounts = self.limits.accounts(open_files)
+        """What programs have of the daemon."""
+        self._admission = Admission(
+            self.accounts,
+            open_files,
+            counters.refused_programs,
+            log,
+            to_come=lambda: sum(client.routing_id is None for client in self._waiting),
+            part_with_idle=self._part_with_idle,
         )
+        self._gate = Gate(
+            loop,
+            self._endpoint.socket,
+            self._endpoint.inner_path,
+            admit=self._admission.to_gate,
+        )
+        self._lifelines = Acceptor(loop, self._endpoint.lifeline_socket, self._new_lifeline)
         self._fd = int(self._router.getsockopt(zmq.FD))
         loop.add(self._fd, EVENT_READ, self._readable)
         loop.add_prepare(self._drain)
@@ -257,19 +250,19 @@ class BorderServer:
                 self._does_not_read(client)
             elif client.uses_call_socket:
                 client.calls.send(parts(reply, payload))
-            else:
-                self._send(client.routing_id, pack(reply, payload))
+            elif refusal := self._send(client.routing_id, pack(reply, payload)):
+                self._does_not_read(client, f": {refusal}")
         except zmq.Again:
             self._does_not_read(client)
         except zmq.ZMQError:
             self.counters.dropped_replies += 1  # unroutable: its lifeline is about to tell us why
 
-    def _does_not_read(self, client: Client) -> None:
+    def _does_not_read(self, client: Client, detail: str = "") -> None:
         """Part with one that has not read thousands of messages: it would fill our memory.
 
         Later, for the handler is at work right now.
         """
-        reason = "it does not read what the daemon sends"
+        reason = f"it does not read what the daemon sends{detail}"
         self._loop.call_soon(lambda: self._gone(client, reason))
 
     def prove(self, told: Callable[[], None]) -> None:
@@ -305,6 +298,7 @@ class BorderServer:
         self._by_token.clear()
         self._by_routing_id.clear()
         self._lifelines.close()
+        self._gate.close()
         self._loop.remove(self._fd)
         self._selfcheck.close()
         self._router.close(linger=0)
@@ -317,29 +311,38 @@ class BorderServer:
         router = self._router
         router.setsockopt(zmq.LINGER, 0)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        # Who comes under a name in use takes its place; else libzmq keeps what it sends for ever.
-        # Our clients have names made by libzmq, which nobody else can take.
-        router.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        router.setsockopt(zmq.MAXMSGSIZE, self.limits.max_message)
-        # The window bounds what a decent client has under way in each group; these bound the
-        # others. A full receive queue makes the sender wait, and is never a loss. They stay as they
-        # are: libzmq crashes when the limits of a socket change while connections end.
-        router.setsockopt(zmq.RCVHWM, 2 * self.limits.window)
+        router.setsockopt(zmq.MAXMSGSIZE, min(self.limits.max_message, MAX_ZMQ_MESSAGE))
+        # A full receive queue makes the sender wait, and is never a loss. What is sent counts in
+        # the accounts. These stay as they are: libzmq crashes when the limits of a socket change
+        # while connections end.
+        router.setsockopt(zmq.RCVHWM, _MOST_READ_AHEAD)
         router.setsockopt(zmq.SNDHWM, _MOST_QUEUED)
         self._listen_with(router)
 
     def _listen_with(self, router: zmq.Socket[bytes]) -> None:
         # libzmq owns the descriptor from here on, and leaves the file alone.
-        router.setsockopt(zmq.USE_FD, self._endpoint.socket.detach())
-        router.bind(f"ipc://{self._endpoint.path}")
+        router.setsockopt(zmq.USE_FD, self._endpoint.inner_socket.detach())
+        router.bind(f"ipc://{self._endpoint.inner_path}")
         # By the name that the socket was made under, beside its place: always the same one.
         self._bound = router.getsockopt_string(zmq.LAST_ENDPOINT)
 
-    def _send(self, routing_id: bytes, frame: bytes) -> None:
+    def _send(self, routing_id: bytes, frame: bytes) -> str:
+        """Send *frame*, and return an empty string; else, why there is no room for it.
+
+        Raises:
+            zmq.ZMQError: that connection is gone, or reads nothing.
+        """
+        account = self._gate.account(routing_id)
+        if account is None:
+            raise zmq.ZMQError(zmq.EHOSTUNREACH)
+        if refusal := account.messages.refusal(len(frame)):
+            return refusal
         self._alert = True
         self._router.send(routing_id, _MORE_NOBLOCK)
         # As a copy: for others pyzmq keeps a thread and a context, seven files, for good.
         self._router.send(frame, _NOBLOCK)
+        account.messages.take(len(frame))
+        return ""
 
     def _readable(self, _events: int) -> None:
         self._alert = True
@@ -368,9 +371,13 @@ class BorderServer:
         frame = router.recv(_NOBLOCK, copy=False)
         if self._selfcheck.is_ours(routing_id):
             return
+        self._gate.heard(routing_id, len(frame))
         if frame.more:
-            while router.recv(_NOBLOCK, copy=False).more:
-                pass
+            more = True
+            while more:
+                part = router.recv(_NOBLOCK, copy=False)
+                self._gate.heard(routing_id, len(part))
+                more = part.more
             self._deny(routing_id, 0, "a message has one frame")
             return
         try:
@@ -405,6 +412,14 @@ class BorderServer:
             self._log.debug("message of a former client", what=type(message).__name__)
         else:
             self._deny(routing_id, message.join_id, "attach to a group first")
+
+    def _had_no_room(self, client: Client, end: bytes, refusal: str) -> None:
+        """The *end* of a large message came over a client's call socket: a call, if it is one."""
+        message: Request | None = None
+        with contextlib.suppress(*DecodeError):
+            message, _ = unpack_request(end)
+        if client.alive and client.routing_id is not None and isinstance(message, Submit):
+            self._submit_failed(client, message, errors.ResourceExhausted(refusal))
 
     def _called(self, client: Client, frame: bytes) -> None:
         """A message came over a client's call socket."""
@@ -467,8 +482,10 @@ class BorderServer:
             if message.join_id in client.turned_away:  # it comes again, with its calls
                 client.turn_away(message.channel_id)
                 return
-            if len(client.channels) >= _MAX_CHANNELS and message.channel_id not in client.channels:
-                text = f"this program has {_MAX_CHANNELS} channels, which is the most"
+            if message.channel_id not in client.channels and (
+                full := client.account.channels.refusal()
+            ):
+                text = f"no more channels: {full}"
                 client.send(Denied(message.channel_id, errors.ResourceExhausted.code, text))
                 return
             if message.join_id in client.stays:  # else it is refused
@@ -489,9 +506,12 @@ class BorderServer:
         if fault is None:
             self._handler.submit(client, message, payload)
         else:
-            self._count_denied(client, fault)
-            # The others hear of it, and would take what is out of bounds for nonsense of ours.
-            self._handler.submit_failed(client, replace(message, call=message.call.cut()), fault)
+            self._submit_failed(client, message, errors.Refused(fault))
+
+    def _submit_failed(self, client: Client, message: Submit, error: errors.RingError) -> None:
+        self._count_denied(client, str(error))
+        # The others hear of it, and would take what is out of bounds for nonsense of ours.
+        self._handler.submit_failed(client, replace(message, call=message.call.cut()), error)
 
     def _attach(self, routing_id: bytes, message: Attach) -> None:
         client = self._by_token.get(message.token)
@@ -525,8 +545,9 @@ class BorderServer:
         timer = self._waiting.pop(client, None)
         if timer is not None:
             timer.cancel()
-        if len(client.stays) >= _MAX_STAYS:
-            text = f"this program is in {_MAX_STAYS} groups, which is the most; close some"
+        known = {message.join_id, message.former} & client.stays.keys()
+        if not known and (full := client.account.groups.refusal()):
+            text = f"no more groups: {full}; close some"
             client.send(Denied(message.join_id, errors.ResourceExhausted.code, text))
             return
         client.enters(message.join_id, message.group, message.former)
@@ -542,19 +563,23 @@ class BorderServer:
             self._expect(client)
 
     def _answer(self, routing_id: bytes, question: Question) -> None:
-        # ZeroMQ tells neither what is read nor who is gone. An answer may have a megabyte, and
-        # whoever asks again and again without reading would fill our memory.
-        asked = self._asked.pop(routing_id, 0) + 1
-        self._asked[routing_id] = asked
-        if len(self._asked) > _REMEMBERED_ASKERS:
-            self._asked.popitem(last=False)
-        if asked > MAX_QUESTIONS:
-            self._deny(routing_id, 0, f"{MAX_QUESTIONS} questions for a connection; open another")
+        account = self._gate.account(routing_id)
+        if account is None:
+            return  # it is gone
+        if refusal := account.questions.refusal():
+            self._deny(routing_id, 0, f"no more questions: {refusal}")
             return
         if isinstance(question, _ORDERS) and (refusal := self._refused_order(question)):
             self._deny(routing_id, 0, refusal)
             return
-        self._answers[type(question)](question, lambda body: self._reply(routing_id, Answer(body)))
+        account.questions.take()
+
+        def answer(body: bytes) -> None:
+            if self._gate.account(routing_id) is account:  # else all that it had is given back
+                account.questions.give()
+                self._reply(routing_id, Answer(body))
+
+        self._answers[type(question)](question, answer)
 
     def _refused_order(self, order: Order) -> str:
         """Return why this is not done for whoever asks; empty if it is."""
@@ -594,9 +619,13 @@ class BorderServer:
             client.calls.send(parts(reply))
             return
         try:
-            self._send(routing_id, pack(reply))
-        except zmq.ZMQError:  # gone, or it asks and asks and never reads
+            refusal = self._send(routing_id, pack(reply))
+        except zmq.ZMQError:  # gone
             self.counters.dropped_replies += 1
+        else:
+            if refusal:  # it asks and asks and never reads
+                self._gate.hang_up(routing_id)
+                self._log.warning("a connection does not read its answers", reason=refusal)
 
     # --- the files --------------------------------------------------------------------
 
@@ -605,7 +634,8 @@ class BorderServer:
         self._looking = self._loop.call_later(LOOK_EVERY, self._look)
         lost = self._endpoint.lost()
         # Old ones cost a descriptor each, and can be closed when nobody is left on them.
-        old = [self.path] if self._old_sockets and not (lost or self._by_token) else []
+        unused = self._old_sockets and not (lost or self._by_token)
+        old = [self._endpoint.inner_path] if unused else []
         if not lost and not old:
             self._trouble = ""
             return
@@ -633,51 +663,72 @@ class BorderServer:
     def _renew(self, *replaced: str) -> None:
         if self._by_token and self._old_sockets >= MAX_REMOVALS:
             raise errors.Refused(
-                f"{self.path} was removed {MAX_REMOVALS} times while programs were attached; find "
-                "out what removes it; it is made anew when they have ended"
+                f"{self._endpoint.inner_path} was removed {MAX_REMOVALS} times while programs were "
+                "attached; find out what removes it; it is made anew when they have ended"
             )
         old, old_lifeline = self._endpoint.socket, self._endpoint.lifeline_socket
+        old_inner = self._endpoint.inner_socket
         self._endpoint.renew(*replaced)
-        if self._endpoint.socket is not old:
+        if self._endpoint.inner_socket is not old_inner:
             if self._by_token:
                 self._old_sockets += 1
             else:
                 self._router.unbind(self._bound)  # closes the old ones
                 self._old_sockets = 0
             self._listen_with(self._router)
+        if self._endpoint.socket is not old:
+            self._gate.use(self._endpoint.socket)
         if self._endpoint.lifeline_socket is not old_lifeline:
             self._lifelines.use(self._endpoint.lifeline_socket)
 
     # --- lifelines --------------------------------------------------------------------
 
-    def _refusal(self) -> str:
-        """Return why nobody else is taken in.
-
-        Here, since libzmq ends the process when it accepts a connection and there is no
-        descriptor for it: a program that was turned away here does not come to that.
-        """
-        promised = sum(client.routing_id is None for client in self._waiting)
-        reason = self._open_files.refusal(_DESCRIPTORS, promised=promised)
-        if reason and not self._full:
-            self._full = True
-            self._log.error("near the limit of open files, programs are refused", reason=reason)
-        elif self._full and not reason and self._open_files.room >= _ROOM_AGAIN:
-            self._full = False
-            self._log.info("there is room for programs again")
-        return f"this machine's daemon takes no more programs: {reason}" if reason else ""
-
-    def _new_lifeline(self, lifeline: Lifeline) -> None:
+    def _new_lifeline(self, connection: socket.socket) -> None:
+        account = self._admission.to_lifeline(connection)
+        if isinstance(account, str):
+            lifeline.turn_away(connection, account)
+            return
+        try:
+            line = lifeline.Lifeline(self._loop, connection, account, self._open_files)
+        except OSError:  # gone again
+            connection.close()
+            account.leave(lifeline.DESCRIPTORS)
+            return
         calls = CallSocket(
             self._loop,
-            lifeline.calls,
+            line.calls,
             max_message=self.limits.max_message,
-            on_message=lambda frame: self._called(client, frame),
+            messages=account.messages,
+            on_message=lambda frame, refusal: (
+                self._had_no_room(client, frame, refusal)
+                if refusal
+                else self._called(client, frame)
+            ),
             on_end=lambda reason: self._calls_ended(client, reason),
         )
-        client = Client(self, lifeline, calls, self._loop)
-        lifeline.on_end = lambda reason: self._lifeline_ended(client, reason)
+        client = Client(self, line, calls, self._loop)
+        line.on_end = lambda reason: self._lifeline_ended(client, reason)
         self._by_token[client.token] = client
         self._expect(client)
+
+    def _part_with_idle(self, uid: int) -> int:
+        """Part with the oldest connection of a user that is for nothing yet.
+
+        Returns:
+            How many descriptors that gives back; 0 if there is none.
+        """
+        for client in self._waiting:
+            if client.account.uid == uid and client.routing_id is None:
+                self._forget(client)
+                client.account.leave(lifeline.DESCRIPTORS)
+                client.hang_up()
+                return lifeline.DESCRIPTORS
+        for name, account in self._gate.accounts():
+            attached = name in self._by_routing_id
+            if account.uid == uid and not (attached or account.questions.used):
+                self._gate.hang_up(name)
+                return gate.DESCRIPTORS
+        return 0
 
     def _calls_ended(self, client: Client, reason: str) -> None:
         """Part with a client whose call socket has ended, for *reason* or as it closed that.
@@ -697,13 +748,16 @@ class BorderServer:
         )
 
     def _lifeline_ended(self, client: Client, reason: str) -> None:
-        # What it managed to hand over before it died still counts.
-        self._alert = True
-        for _ in range(self.limits.window // _BATCH + 1):
-            if not self._drain():
-                break
+        """See off a client, after what it managed to hand over before it died."""
         client.calls.drain(_MOST_LEFT)
-        self._gone(client, reason)
+        self._see_off(client, reason, self._loop.now() + _END_WITHIN)
+
+    def _see_off(self, client: Client, reason: str, latest: float) -> None:
+        over_zmq = not client.uses_call_socket and client.routing_id
+        if over_zmq and not self._gate.all_heard(over_zmq) and self._loop.now() < latest:
+            self._loop.call_later(_LOOK_AGAIN, lambda: self._see_off(client, reason, latest))
+        else:
+            self._gone(client, reason)
 
     def _gone(self, client: Client, reason: str) -> None:
         if not client.alive:
@@ -714,6 +768,7 @@ class BorderServer:
             self._handler.client_gone(client, reason)
         if client.holds:
             self._holders.holder_gone(client)
+        client.account.leave(lifeline.DESCRIPTORS)
         # After the others have been told: to give a large client's memory back takes a while.
         self._loop.call_soon(client.hang_up)
 

@@ -523,6 +523,8 @@ def _check_ipc(report: _Report, ipc: IpcSettings) -> None:
         ),
         # A call needs a segment for its input and one for its result.
         ("segment_budget", 2 * ipc.inline_limit, "twice ipc.inline_limit"),
+        ("segment_total", 4 * ipc.inline_limit, "four times ipc.inline_limit"),
+        ("message_total", 4 * ipc.inline_limit, "four times ipc.inline_limit"),
     ):
         size = getattr(ipc, key)
         if size is not None and size < bound:

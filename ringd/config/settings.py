@@ -298,6 +298,24 @@ class IpcSettings:
         'Shared memory that one client may hold; "auto": half of what the machine, or the '
         "daemon's cgroup, has. What is kept follows what calls use.",
     )
+    segment_total: int | None = _setting(
+        "auto",
+        _automatic(_size(_MIB, 1 << 50)),
+        'Shared memory that all programs may hold; "auto": all that the machine, or the daemon\'s '
+        "cgroup, has. A user may have three quarters of what other users leave.",
+    )
+    message_total: int | None = _setting(
+        "auto",
+        _automatic(_size(_MIB, 1 << 50)),
+        'Bytes that may be inside messages of all programs; "auto": an eighth of the memory, and '
+        "one largest message at least. A user may have three quarters of what others leave.",
+    )
+    connections: int | None = _setting(
+        "auto",
+        _automatic(_count(8, 1 << 16)),
+        'Connections of all programs, of which each has two; "auto": one for each 8 MiB of memory, '
+        "up to 8192. A user may have three quarters of what others leave.",
+    )
     window: int = _setting(
         256,
         _count(1, 65536),

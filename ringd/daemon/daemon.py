@@ -11,10 +11,11 @@ import structlog
 
 from ringd import __version__
 from ringd.border.lock import SocketLock
-from ringd.border.server import BorderServer, Limits
+from ringd.border.server import BorderServer
 from ringd.collective.view import View
 from ringd.config import load
 from ringd.config.settings import LOG_LEVELS, Config
+from ringd.daemon.limits import limits
 from ringd.daemon.notify import ServiceManager
 from ringd.daemon.programs import Programs
 from ringd.daemon.status import open_ops, status
@@ -140,15 +141,11 @@ class Daemon:
             counters=counters,
             mode=config.ipc.mode,
             group=config.ipc.group,
-            limits=Limits(
-                inline_limit=config.ipc.inline_limit,
-                max_message=config.ipc.max_message,
-                segment_budget=self._programs.performer.segment_budget,
-                window=config.ipc.window,
-            ),
+            limits=limits(config.ipc, config.size),
             on_unreachable=self._cannot_be_reached,
             group_controls=config.ipc.control == "group",
         )
+        self._accounts = border.accounts
         metrics = None
         try:
             self._line.show("forming: the daemon has just started")
@@ -254,6 +251,7 @@ class Daemon:
             self._programs,
             self._streams,
             self._counters,
+            accounts=self._accounts,
             started=self._started,
             reload_error=self._reload_error,
             log_level=None if level is None else (level[0], level[1].when),

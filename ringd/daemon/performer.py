@@ -12,16 +12,16 @@ import numpy as np
 import structlog
 
 from ringd import errors
+from ringd.border.accounts import Held
 from ringd.border.client import Client
 from ringd.collective import kinds
 from ringd.collective.call import Call
 from ringd.collective.layout import Layout
 from ringd.collective.reduction import Array, Reduction, dtype_from_name
 from ringd.collective.view import View
-from ringd.config.settings import Config, IpcSettings
+from ringd.config.settings import Config
 from ringd.groups import actions as groups
 from ringd.groups.op import OK
-from ringd.host.machine import share_of_memory
 from ringd.loop import Loop
 from ringd.observe.counters import Counters
 from ringd.observe.recorder import OpEvent, Recorder
@@ -43,6 +43,8 @@ class Buffers:
     seal: memoryview | None
     """Behind the target."""
     submitted: float
+    held: Held | None = None
+    """Has the bytes of what travels in messages count in the account of the program."""
     started: float | None = None
     result: Array | None = None
     """An inline result, once there is one."""
@@ -88,8 +90,6 @@ class Performer:
         self.config = config
         """As it was read last."""
         self._view = view
-        self.segment_budget = segment_budget(config.ipc)
-        """Bytes of shared memory that one client may hold."""
         self._neighbours = neighbours
         self._recorder = recorder
         self._counters = counters
@@ -207,6 +207,8 @@ class Performer:
         target = np.empty(kinds.target_count(call, rank, size), dtype)
         if not action.serve and kinds.of(call).target(call, rank, size) is not None:
             buffers.result = target
+            if buffers.held is not None:
+                buffers.held.grow(target.nbytes)
         return target
 
     def _began(self, action: groups.Run) -> None:
@@ -233,7 +235,8 @@ class Performer:
         action.submission.payload = None
 
     def _accept(self, action: groups.Accept) -> None:
-        client, ipc = cast(Client, action.client), self.config.ipc
+        client = cast(Client, action.client)
+        limits = client.limits
         machine = self._neighbours.machine
         client.send(
             border.Attached(
@@ -243,10 +246,10 @@ class Performer:
                 size=self._view.size,
                 state=machine.state.value,
                 generation=machine.generation,
-                inline_limit=ipc.inline_limit,
-                max_message=ipc.max_message,
-                segment_budget=self.segment_budget,
-                window=ipc.window,
+                inline_limit=limits.inline_limit,
+                max_message=limits.max_message,
+                segment_budget=limits.segment_budget,
+                window=limits.window,
                 lost_after=self.config.join.lost_after,
                 timeout=self.config.ops.timeout,
                 nodes=self._view.names,
@@ -346,13 +349,6 @@ class Performer:
 
     def _count_dropped(self, action: groups.Dropped) -> None:
         self._counters.dropped_messages[action.reason] += 1
-
-
-def segment_budget(ipc: IpcSettings) -> int:
-    """Return the bytes of shared memory that one client may hold."""
-    if ipc.segment_budget is not None:
-        return ipc.segment_budget
-    return share_of_memory(least=2 * ipc.inline_limit)  # an input and a result
 
 
 def _arithmetic(call: Call, size: int) -> tuple[np.dtype[Any], Reduction | None]:

@@ -13,6 +13,7 @@ from functools import partial
 import structlog
 
 from ringd import errors
+from ringd.border.accounts import Held
 from ringd.border.client import Client
 from ringd.border.validate import call_fault_of, unfit
 from ringd.collective import kinds
@@ -187,7 +188,7 @@ class Programs:
         try:
             buffers = self._buffers(client, message, payload, now)
         except errors.RingError as error:
-            self._submit_error(client, message, error.code, str(error))
+            self._submit_error(client, message, error)
         else:
             submission = self._submission(message, buffers, now)
             if kinds.of(message.call).sized and self.place(client, message.join_id) is None:
@@ -203,14 +204,18 @@ class Programs:
         text = call_fault_of(message, payload_bytes, (rank, size), max_message=limit)
         return self._refusal(text or "")
 
-    def submit_failed(self, client: Client, message: border.Submit, text: str) -> None:
+    def submit_failed(
+        self, client: Client, message: border.Submit, error: errors.RingError
+    ) -> None:
         """A call came that cannot be run here."""
         if not self.draining:
-            self._submit_error(client, message, errors.Refused.code, text)
+            self._submit_error(client, message, error)
 
-    def _submit_error(self, client: Client, message: border.Submit, code: str, text: str) -> None:
+    def _submit_error(
+        self, client: Client, message: border.Submit, error: errors.RingError
+    ) -> None:
         """End the call here; the others hear of it, so that the group goes on in step."""
-        text = self._refusal(text)
+        code, text = error.code, self._refusal(str(error))
         client.send(border.Failed(message.join_id, message.seq, 0, code, text))
         now = self._loop.now()
         submission = self._submission(message, Buffers(memoryview(b""), None, None, now), now)
@@ -257,7 +262,14 @@ class Programs:
                 message.target.segment, border.seal_offset(message.target), border.SEAL.size
             )
             seal = client.view(place, writable=True)
-        return Buffers(memoryview(b"") if source is None else source, target, seal, now)
+        held = None
+        if payload is not None or target is None:
+            messages = client.account.messages
+            nbytes = 0 if payload is None else payload.nbytes
+            if refusal := messages.refusal(nbytes):
+                raise errors.ResourceExhausted(refusal)
+            held = Held(messages, nbytes)
+        return Buffers(memoryview(b"") if source is None else source, target, seal, now, held)
 
     def _submission(self, message: border.Submit, buffers: Buffers, now: float) -> Submission:
         timeout = message.timeout if message.timeout is not None else self._config.ops.timeout

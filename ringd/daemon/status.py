@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any
 
 from ringd import __version__
+from ringd.border.accounts import Accounts
 from ringd.collective.view import View
 from ringd.config.settings import Config
 from ringd.daemon.programs import Programs
@@ -33,6 +34,7 @@ def status(
     streams: Streams,
     counters: Counters,
     *,
+    accounts: Accounts,
     started: float,
     reload_error: tuple[str, float] | None,
     log_level: tuple[str, float] | None,
@@ -132,6 +134,14 @@ def status(
             {"pid": client.pid, "program": client.program, "shared_memory": client.segment_bytes}
             for client in programs.clients
         ],
+        "accounts": {
+            name: {
+                "used": resource.used(),
+                "total": resource.limit.total,
+                "users": {str(uid): used for uid, used in resource.by_user().items()},
+            }
+            for name, resource in accounts.resources().items()
+        },
         "counters": {
             "calls": dict(counters.results()),
             "dropped_frames": dict(counters.dropped_frames),

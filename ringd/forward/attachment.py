@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from ringd.border.accounts import unlimited
 from ringd.border.callsocket import CallSocket
 from ringd.forward.forwarder import Accepts, Forwarder
 from ringd.host.streampair import silence
@@ -163,7 +164,8 @@ class Attachment:
             self._loop,
             calls,
             max_message=_MAX_MESSAGE,
-            on_message=self._heard,
+            messages=unlimited(),
+            on_message=lambda frame, _refusal: self._heard(frame),
             on_end=lambda _reason: self._lost(f"{self._path}: its daemon hung up"),
         )
         self._calls.send(parts(self._hold))

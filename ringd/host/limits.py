@@ -83,6 +83,12 @@ class OpenFiles:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return 1 << 62 if soft == resource.RLIM_INFINITY else soft
 
+    @property
+    def for_programs(self) -> int:
+        """How many all programs together may have, if nobody else had any."""
+        limit = self.limit
+        return limit - min(self.reserve, limit // 2)
+
     def count(self) -> int:
         """Return how many are open."""
         try:
@@ -93,8 +99,7 @@ class OpenFiles:
     @property
     def room(self) -> int:
         """How many more there is room for above the reserve, as far as is known."""
-        limit = self.limit
-        return limit - min(self.reserve, limit // 2) - self._counted - self._let_in
+        return self.for_programs - self._counted - self._let_in
 
     def refusal(self, wanted: int = 1, *, promised: int = 0, share: float = 1.0) -> str:
         """Return why *wanted* more descriptors cannot be had; empty if they can.
@@ -125,6 +130,10 @@ class OpenFiles:
                 )
         self._let_in += wanted
         return ""
+
+    def given_back(self, count: int) -> None:
+        """So many were closed in favour of those who come now."""
+        self._let_in -= count
 
 
 OWN = OpenFiles()

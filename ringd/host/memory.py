@@ -21,7 +21,11 @@ from pathlib import Path
 SEALED_MEMORY = sys.platform == "linux"
 """Whether segments are sealed memfds; else they are unlinked files."""
 
+MAPPING_DESCRIPTORS = 0 if sys.version_info >= (3, 13) else 1
+"""That a mapping holds."""
+
 _ZEROS = bytes(1 << 20)
+_BLOCK = 512  # bytes, in which a file's blocks are counted
 
 _F_PUNCHHOLE = 99  # of macOS's fcntl.h, with a struct fpunchhole: flags, reserved, offset, length
 _PUNCHHOLE = struct.Struct("=IIqq")
@@ -60,12 +64,16 @@ def create_segment(size: int) -> int:
     return _create_file(size)
 
 
-def check_segment(fd: int, size: int) -> None:
+def check_segment(fd: int, size: int) -> int:
     """Make sure that *fd*, received from another process, can be mapped safely.
 
     Whoever touches a mapping beyond the end of a file dies of SIGBUS, so its owner must be
-    unable to shrink it. Linux can promise that (a seal); macOS cannot, and trusts the group
-    of users that the socket's mode admits.
+    unable to shrink it; and whoever maps it keeps all the memory behind it, so it must not grow.
+    Linux can promise that (seals); macOS cannot, and trusts the group of users that the socket's
+    mode admits.
+
+    Returns:
+        The bytes of memory that may stand behind it.
 
     Raises:
         SegmentError: it is of another size or kind, or can shrink.
@@ -82,6 +90,9 @@ def check_segment(fd: int, size: int) -> None:
             raise SegmentError(f"not a memfd ({error.strerror})") from error
         if not seals & fcntl.F_SEAL_SHRINK:
             raise SegmentError("not sealed against shrinking")
+        if not seals & fcntl.F_SEAL_GROW:
+            raise SegmentError("not sealed against growing")
+    return max(size, status.st_blocks * _BLOCK)  # some may be reserved behind its end
 
 
 def detach(address: int, length: int, fd: int, offset: int) -> None:

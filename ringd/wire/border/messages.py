@@ -436,6 +436,9 @@ ROOM_FOR_HEADERS = 4 << 10
 
 _TRAILER = struct.Struct("<IB")
 
+MAX_TAIL = MAX_REQUEST + _TRAILER.size
+"""Bytes of the end of a message that tell what it is, without its payload."""
+
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder = msgspec.msgpack.Decoder(Request)
 _reply_decoder = msgspec.msgpack.Decoder(Reply)

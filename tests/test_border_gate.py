@@ -1,0 +1,243 @@
+"""The gate before the ZeroMQ socket: names are its own to give, and nobody keeps others out."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+
+import pytest
+import zmq
+from borderkit import EIGHT, Raw
+from fake_daemon import FakeDaemon, eventually, open_fds
+from test_wire_zmtp import DEALER, GREETING, NAME, frame, prop, ready
+
+from ringd.border import admission
+from ringd.border.limits import Limits
+from ringd.host.credentials import Credentials
+from ringd.wire.border import lifeline
+from ringd.wire.border import messages as border
+
+
+@pytest.fixture
+def users(monkeypatch):
+    """Have whoever connects be the user that is set here: the kernel's word, made up."""
+    here = [501]
+    monkeypatch.setattr(admission, "peer_credentials", lambda _: Credentials(1, here[0], 1))
+    return here
+
+
+def names(daemon):
+    """Return the names of the connections that the gate has."""
+    return daemon.run(lambda: [name for name, _ in daemon.server._gate.accounts()])
+
+
+def test_nobody_speaks_or_hears_in_the_place_of_another(daemon):
+    """Who comes in another's name, and knows all its numbers, is a stranger all the same."""
+    daemon.handler.hold = True
+    with Raw(daemon) as victim:
+        victim.send(victim.submit(), struct.pack("<2f", 1, 2))
+        eventually(lambda: daemon.handler.submitted)
+        (name,) = names(daemon)
+        with Raw(daemon, attach=False, routing_id=name) as thief:
+            for message, payload in ((victim.submit(seq=1), EIGHT), (border.Ack(5, 1), None)):
+                denied = border.Denied(5, "refused", "attach to a group first")
+                assert thief.ask(message, payload) == denied
+            thief.send(border.Detach(5, 1))
+            assert isinstance(thief.ask(border.AskStatus(border.VERSION)), border.Answer)
+            assert (daemon.handler.detached, len(daemon.handler.submitted)) == (0, 1)
+            daemon.run(lambda: daemon.handler.complete(daemon.handler.submitted[0]))
+            assert victim.receive() == border.Completed(5, 0, 1, 7)
+            assert victim.payload == struct.pack("<2f", 3, 6)  # of three members
+            assert thief.dealer.poll(100) == 0
+
+
+def test_a_token_that_is_guessed_opens_nothing(daemon):
+    """Only who reads the lifeline knows it."""
+    with Raw(daemon) as victim, Raw(daemon, attach=False, with_lifeline=False) as thief:
+        guess = bytes([victim.token[0] ^ 1]) + victim.token[1:]
+        assert isinstance(thief.ask(victim.attach(token=guess, join_id=9)), border.Denied)
+        assert victim.ask(victim.submit(), EIGHT) == border.Completed(5, 0, 1, 7)
+
+
+def test_an_opening_may_come_a_byte_at_a_time(daemon):
+    """What follows is answered under the name that the gate gave."""
+    question = frame(border.pack(border.AskStatus(border.VERSION)))
+    with socket.socket(socket.AF_UNIX) as slow:
+        slow.settimeout(10)
+        slow.connect(daemon.path)
+        for byte in GREETING + ready(DEALER, prop(b"Identity", NAME)) + question:
+            slow.sendall(bytes([byte]))
+        said = b""
+        while b'{"schema_version": 1}' not in said:
+            data = slow.recv(4096)
+            assert data
+            said += data
+
+
+@pytest.mark.parametrize("said", [b"GET /", GREETING + frame(b"no READY"), GREETING[:10] + b"\1"])
+def test_who_speaks_something_else_is_hung_up_on(daemon, said):
+    """And all that it had is given back."""
+    fds = open_fds()
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.settimeout(10)
+        stranger.connect(daemon.path)
+        stranger.sendall(said)
+        try:
+            while stranger.recv(4096):
+                pass
+        except ConnectionResetError:
+            pass
+    eventually(lambda: open_fds() <= fds)
+    used = daemon.run(
+        lambda: {name: each.used() for name, each in daemon.server.accounts.resources().items()}
+    )
+    assert set(used.values()) == {0}
+
+
+def test_what_was_said_before_the_end_is_heard(daemon):
+    """A program that asks to be let in, and ends at once, has asked."""
+    with Raw(daemon, attach=False) as raw:
+        raw.dealer.setsockopt(zmq.LINGER, 5000)
+        raw.dealer.send(border.pack(raw.attach()))
+        raw.dealer.close()
+        eventually(lambda: daemon.handler.attaches)
+
+
+def test_a_user_who_floods_keeps_nobody_else_out(tmp_path, users):
+    """Neither at the lifeline nor at the ZeroMQ socket; programs that are in notice nothing."""
+    limits = Limits(connections=40)
+    with FakeDaemon(tmp_path / "s", limits=limits) as daemon, Raw(daemon, group="a") as early:
+        users[0] = 666
+        flood = []
+        for _ in range(100):
+            for suffix in ("", lifeline.SUFFIX):
+                sock = socket.socket(socket.AF_UNIX)
+                sock.connect(daemon.path + suffix)
+                flood.append(sock)
+        refused = daemon.server.counters.refused_programs
+        eventually(lambda: refused["programs"] >= 200 - 28)
+        assert daemon.run(lambda: daemon.server.accounts.connections.used(666)) == 28
+        users[0] = 502
+        with Raw(daemon, group="b") as late:
+            for raw in (early, late):
+                assert raw.ask(raw.submit(), EIGHT) == border.Completed(5, 0, 1, 7)
+        for sock in flood:
+            sock.close()
+        eventually(lambda: not daemon.run(lambda: daemon.server.accounts.connections.used(666)))
+
+
+@pytest.mark.usefixtures("users")
+def test_of_a_users_connections_the_first_to_go_is_for_nothing_yet(tmp_path):
+    """So its own next program gets in, too; those that are in groups stay."""
+    limits = Limits(connections=8)  # of which a user may have six
+    with FakeDaemon(tmp_path / "s", limits=limits) as daemon:
+        with Raw(daemon, group="a") as first:
+            idle = []
+            for _ in range(4):
+                sock = socket.socket(socket.AF_UNIX)
+                sock.settimeout(10)
+                sock.connect(daemon.path + lifeline.SUFFIX)
+                assert len(sock.recv(border.TOKEN_BYTES)) == border.TOKEN_BYTES
+                idle.append(sock)
+            with Raw(daemon, group="b") as second:
+                for raw in (first, second):
+                    assert raw.ask(raw.submit(), EIGHT) == border.Completed(5, 0, 1, 7)
+                assert [sock.recv(1) for sock in idle[:2]] == [b"", b""]
+        for sock in idle:
+            sock.close()
+
+
+def test_memory_of_one_user_leaves_some_for_others(tmp_path, users):
+    """Segments beyond its part fail its own calls alone, with the setting in the error."""
+    limits = Limits(segment_budget=64 << 10, segment_total=128 << 10)
+    with FakeDaemon(tmp_path / "s", limits=limits) as daemon:
+        hogs = [Raw(daemon, group=f"hog{n}") for n in range(2)]
+        for hog in hogs:
+            hog.pass_segment(1, 48 << 10).close()
+        hogs[1].pass_segment(2, 4096)
+        failed = hogs[1].ask(hogs[1].submit(source=border.Ref(2, 0, 8)))
+        assert failed.code == "resource_exhausted"
+        assert "programs of user 501" in failed.message
+        assert f"ipc.segment_total = {128 << 10}" in failed.message
+        users[0] = 502
+        with Raw(daemon, group="other") as other:
+            other.pass_segment(1, 16 << 10).close()
+            assert other.ask(
+                other.submit(source=border.Ref(1, 0, 8), target=border.Ref(1, 64, 8))
+            ) == border.Completed(5, 0, 1, 7)
+        for hog in hogs:
+            hog.close()
+        eventually(lambda: not daemon.run(daemon.server.accounts.memory.used))
+
+
+def test_groups_of_one_user_leave_some_for_others(tmp_path, users):
+    """Stays, and ends of channels."""
+    with FakeDaemon(tmp_path / "s", limits=Limits(groups=8)) as daemon, Raw(daemon) as hog:
+        replies = [hog.ask(hog.attach(join_id=i, group=f"g{i}")) for i in range(6, 20)]
+        assert sum(isinstance(reply, border.Attached) for reply in replies) == 5
+        assert "of what the ring keeps = 8" in replies[-1].message
+        users[0] = 502
+        with Raw(daemon, group="other") as other:
+            assert other.ask(other.submit(), EIGHT) == border.Completed(5, 0, 1, 7)
+        hog.leave(6)
+        assert isinstance(hog.ask(hog.attach(join_id=30, group="again")), border.Attached)
+        hog.close()
+        eventually(lambda: not daemon.run(daemon.server.accounts.groups.used))
+
+
+def test_questions_that_wait_for_their_answers_are_bounded(daemon, users):
+    """A trace takes a while; who asks a thousand times is denied, and others are answered."""
+    waiting = []
+    slow = {border.AskTrace: lambda _, say: waiting.append(say)}
+    daemon.run(lambda: daemon.server._answers.update(slow))
+    question = border.AskTrace(border.VERSION)
+    with Raw(daemon, attach=False, with_lifeline=False) as hog:
+        for _ in range(1000):
+            hog.send(question)
+        for _ in range(1000 - 192):
+            assert "no more questions" in hog.receive().message
+        users[0] = 502
+        with Raw(daemon, attach=False, with_lifeline=False) as other:
+            other.send(question)
+            eventually(lambda: len(waiting) == 193)
+            daemon.run(lambda: waiting.pop()(b"for the other"))
+            assert other.receive() == border.Answer(b"for the other")
+    eventually(lambda: not daemon.run(daemon.server.accounts.questions.used))
+    for say in waiting:
+        daemon.run(lambda say=say: say(b"late"))
+    assert daemon.run(daemon.server.accounts.questions.used) == 0
+
+
+def test_a_large_message_for_which_there_is_no_room_fails_its_call_alone(tmp_path):
+    """Its end says whose it is, and the rest is dropped as it comes; the next call is complete."""
+    limits = Limits(message_total=4 << 20)
+    with (
+        FakeDaemon(tmp_path / "s", limits=limits) as daemon,
+        Raw(daemon, call_socket=True) as raw,
+    ):
+        for seq, size in enumerate((5 << 20, 2 << 20, 40 << 20, 8)):
+            call = border.Call("all_reduce", "sum", "float32", (size // 4,), "")
+            message = raw.submit(seq=seq, call=call)
+            sender = threading.Thread(target=raw.call, args=(message, bytes(size)))
+            sender.start()
+            reply = raw.receive()
+            sender.join()
+            if size > 3 << 20:
+                assert (reply.seq, reply.code) == (seq, "resource_exhausted")
+                assert "ipc.message_total = 4194304" in reply.message
+            else:
+                assert reply == border.Completed(5, seq, seq + 1, 7)
+                assert raw.payload == bytes(size)
+        assert [call.message.seq for call in daemon.handler.submitted] == [1, 3]
+        eventually(lambda: not daemon.run(daemon.server.accounts.messages.used))
+
+
+def test_half_a_large_message_counts_until_its_program_is_gone(tmp_path):
+    """What was announced is kept free for it."""
+    with FakeDaemon(tmp_path / "s", limits=Limits(message_total=4 << 20)) as daemon:
+        with Raw(daemon, call_socket=True) as raw:
+            raw.call_end.sendall(struct.pack("<I", 2 << 20) + bytes(100))
+            messages = daemon.server.accounts.messages
+            eventually(lambda: daemon.run(messages.used) == (2 << 20) + 4)
+        eventually(lambda: not daemon.run(messages.used))
