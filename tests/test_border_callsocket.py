@@ -295,3 +295,24 @@ def test_a_message_that_comes_for_long_leaves_the_loop_to_others(tmp_path):
         assert raw.receive().seq == 0
         assert max(turns) <= most
         assert sum(turns) > 100
+
+
+def test_what_is_unread_counts_with_what_all_programs_have(tmp_path):
+    """Results that travel inside messages may be large; who leaves them there is parted with."""
+    limits = Limits(message_total=8 << 20)
+    with (
+        FakeDaemon(tmp_path / "s", limits=limits) as daemon,
+        Raw(daemon, call_socket=True) as raw,
+    ):
+        (client,) = daemon.run(lambda: daemon.server.clients)
+
+        def flood():
+            for seq in range(100):
+                client.send(border.Completed(5, seq, 0, 7), bytes(1 << 20))
+
+        daemon.run(flood)
+        assert raw.hung_up()
+        (reason,) = daemon.handler.gone
+        assert reason.startswith("it does not read what the daemon sends: ")
+        assert reason.endswith("of ipc.message_total = 8388608)")
+        eventually(lambda: not daemon.run(daemon.server.accounts.messages.used))

@@ -184,3 +184,50 @@ def test_daemon_outlives_more_programs_than_it_can_have(node):
         assert ring.all_reduce(np.ones(100_000, np.float32)).sum() == 100_000
     said = [line["event"] for line in node.log()]
     assert (said.count(FULL), said.count(ROOM)) == (1, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux sets another process's limits")
+def test_daemon_outlives_more_connections_over_zeromq_than_it_can_have(node):
+    """They go past the lifeline, and have the daemon accept before it knows who comes."""
+    limit = node.open_files() + 16 + 18
+    resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (limit, limit))
+    with ringd.connect(node.socket, "inside", 10) as ring, ExitStack() as stack:
+        for _ in range(300):
+            late = stack.enter_context(socket.socket(socket.AF_UNIX))
+            late.connect(str(node.socket))
+        ended = wait_until(lambda: late.recv(100) == b"", "hung up on")
+        assert ended
+        assert ring.all_reduce(3.0) == 3.0
+        assert node.open_files() < limit
+    status = wait_until(node.status, "an answer")
+    assert status["counters"]["refused_programs"]["open files"] > 200
+    with ringd.connect(node.socket, "late", 10) as ring:
+        assert ring.all_reduce(np.ones(100_000, np.float32)).sum() == 100_000
+
+
+def test_what_programs_had_is_given_back(node):
+    """All of it, however they end: calls of all sizes, groups, messages, a death in mid-call."""
+
+    def used():
+        return {name: each["used"] for name, each in node.status()["accounts"].items()}
+
+    idle = used()  # of who asks
+    script = (
+        "import os, sys, numpy as np, ringd\n"
+        "ring = ringd.connect(sys.argv[1], timeout=10)\n"
+        "half = ring.split(0)\n"
+        "for count in (1, 1000, 1_000_000):\n"
+        "    half.all_reduce(np.ones(count))\n"
+        "    ring.all_gather(np.ones(count))\n"
+        "ring.all_gather_bytes(b'x' * 1000)\n"
+        "if sys.argv[2:]:\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "ring.close()\n"
+    )
+    for words in ([], ["die"]):
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(node.socket), *words], check=False, timeout=60
+        )
+        assert done.returncode == (-9 if words else 0)
+    wait_until(lambda: used() == idle, lambda: f"{used()}, not {idle}")
+    assert idle["memory"] == idle["messages"] == idle["groups"] == idle["channels"] == 0

@@ -82,7 +82,7 @@ def test_budget_follows_the_machine_unless_it_is_set(cgroup):
 def test_what_all_programs_have_follows_the_machine_unless_it_is_set(cgroup):
     """And suffices for one program, which may have what one may, on the smallest machine too."""
     auto = limits(IpcSettings(), 2)
-    assert (auto.segment_total, auto.message_total, auto.connections) == (16 * GIB, 2 * GIB, 2048)
+    assert (auto.segment_total, auto.message_total, auto.connections) == (14 * GIB, 2 * GIB, 2048)
     cgroup("0::/\n", memory_dot_max=64 << 20)
     for settings in (IpcSettings(), IpcSettings(segment_budget=8 * GIB, max_message=4 * GIB)):
         small = limits(settings, 64)

@@ -301,8 +301,8 @@ class IpcSettings:
     segment_total: int | None = _setting(
         "auto",
         _automatic(_size(_MIB, 1 << 50)),
-        'Shared memory that all programs may hold; "auto": all that the machine, or the daemon\'s '
-        "cgroup, has. A user may have three quarters of what other users leave.",
+        'Shared memory that all programs may hold; "auto": seven eighths of what the machine, or '
+        "the daemon's cgroup, has. A user may have three quarters of what other users leave.",
     )
     message_total: int | None = _setting(
         "auto",

@@ -13,7 +13,8 @@ from ringd.host.machine import memory, share_of_memory
 _MEMORY_PER_CONNECTION = 8 << 20  # bytes: libzmq may take 1.3 MiB for one that floods
 _MOST_CONNECTIONS = 8192
 _LEAST_CONNECTIONS = 64
-_MESSAGES_PART = Fraction(1, 8)  # of the memory
+_SEGMENTS_PART = Fraction(7, 8)  # of the memory; the rest is for the daemon's own work
+_MESSAGES_PART = Fraction(1, 8)
 
 
 def limits(ipc: IpcSettings, members: int) -> Limits:
@@ -31,7 +32,7 @@ def limits(ipc: IpcSettings, members: int) -> Limits:
         segment_budget=budget,
         window=ipc.window,
         connections=ipc.connections or max(connections, _LEAST_CONNECTIONS),
-        segment_total=ipc.segment_total or max(memory(), _for_one(budget)),
+        segment_total=ipc.segment_total or max(int(_SEGMENTS_PART * memory()), _for_one(budget)),
         message_total=ipc.message_total
         or max(int(_MESSAGES_PART * memory()), _for_one(ipc.max_message)),
         groups=MOST_HEARD // (STAY + 2 * PEER * members),

@@ -130,7 +130,7 @@ def machines(request: pytest.FixtureRequest) -> Iterator[Machines]:
             for number, name in enumerate(NAMES, 1):
                 machine = Machine(base, place, netns, name, number)
                 shutil.copy(package(), machine.root / "srv" / "ringd.deb")
-                for script in ("program.py", "scrape.py"):
+                for script in ("program.py", "scrape.py", "flood.py"):
                     shutil.copy(Path(__file__).with_name(script), machine.root / "srv")
                 made.append(machine)
             built = newer(package(), place)
@@ -268,6 +268,23 @@ def test_whoever_is_not_in_the_group_is_told_which(machines: Machines) -> None:
         said = machine.said(*argv, user=STRANGER, timeout=30, check=False)
         assert "it is for group 'ringd'" in said, said
         assert f"type `sudo usermod -aG ringd {STRANGER}`" in said
+
+
+def test_a_user_of_the_group_who_floods(machines: Machines) -> None:
+    """Thousands of connections keep nobody else out, and the daemon is the one that it was."""
+    machine = machines[0]
+    machine.said("usermod", "-aG", "ringd", STRANGER)
+    before = machines.service(machine)["MainPID"]
+    flood = machine.started(PYTHON, "/srv/flood.py", "/run/ringd/ringd.sock", user=STRANGER)
+    try:
+        assert flood.stdout is not None
+        assert flood.stdout.readline() == "6000 connections\n"
+        with machines.call_under_way("flood", machines[2]):
+            assert "open_files" in machine.said("ringd-cli", "status", "--json", user=MEMBER)
+    finally:
+        end(flood)
+        machine.said("gpasswd", "-d", STRANGER, "ringd")
+    assert machines.service(machine)["MainPID"] == before
 
 
 @pytest.mark.parametrize("how", ["restart", "kill", "upgrade", "wiped"])
