@@ -126,3 +126,15 @@ def test_many_threads_give_back_without_a_loss(threads):
     for giver in givers:
         giver.join()
     assert (share.used, things.used(), things.by_user()) == (0, 0, {})
+
+
+def test_what_is_given_back_is_not_piled_up():
+    """A daemon makes calls for years, and few of them need a close look."""
+    things = resource()
+    share = Share(things, 501)
+    for _ in range(1000):
+        assert not share.refusal(1)
+        Held(share, 0)
+        Held(share, 1)
+    assert len(things._given) <= 1
+    assert things.used() == 0

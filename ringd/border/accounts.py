@@ -113,6 +113,7 @@ class Share:
 
     def take(self, amount: int = 1) -> None:
         """Have *amount* more, also beyond a limit."""
+        self._resource._settle()  # noqa: SLF001 - as above; here, so that little waits for it
         self._resource._move(self, amount)  # noqa: SLF001 - as above
 
     def give(self, amount: int = 1) -> None:
