@@ -24,6 +24,7 @@ from ringd.daemon.daemon import EX_TEMPFAIL, Daemon
 from ringd.daemon.notify import ServiceManager
 from ringd.errors import ConfigError, RingError
 from ringd.host import heap, limits, paths
+from ringd.host.container import take_first_place
 from ringd.host.journal import complaint
 from ringd.host.limits import raise_open_files
 from ringd.host.secrecy import keep_memory_private
@@ -101,6 +102,7 @@ def main(
                 78 the configuration must be changed.
     Example: ringd --config ringd.toml --node studio
     """  # noqa: D301  click wants the backspace itself
+    take_first_place()
     path = config or paths.find_config()
     try:
         if check_config:
