@@ -309,8 +309,16 @@ class FakeDaemon:
             limits=self.handler.limits,
             open_files=open_files,
         )
-        self._thread = threading.Thread(target=self.loop.run)
+        self._died: BaseException | None = None
+        self._thread = threading.Thread(target=self._serve)
         self._thread.start()
+
+    def _serve(self) -> None:
+        try:
+            self.loop.run()
+        except BaseException as error:  # noqa: BLE001 - told by stop()
+            self._died = error
+            self.server.close()  # else its sockets' context would wait for them, for ever
 
     def run(self, function: Callable[[], Any], timeout: float = 10) -> Any:
         """Run *function* in the daemon's thread and return what it returns."""
@@ -339,6 +347,8 @@ class FakeDaemon:
             self._thread.join(10)
             self.loop.close()
         assert not self._thread.is_alive()
+        if self._died is not None:
+            raise AssertionError("the daemon's loop ended") from self._died
 
     def __enter__(self) -> FakeDaemon:  # noqa: PYI034 - Self needs Python 3.11
         return self

@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -231,3 +233,26 @@ def test_what_programs_had_is_given_back(node):
         assert done.returncode == (-9 if words else 0)
     wait_until(lambda: used() == idle, lambda: f"{used()}, not {idle}")
     assert idle["memory"] == idle["messages"] == idle["groups"] == idle["channels"] == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what a process has")
+def test_ten_thousand_status_calls(node):
+    """Over one connection, beside a program's calls: nothing is left of them."""
+
+    def resident():
+        return int(Path(f"/proc/{node.pid}/statm").read_text().split()[1]) * 4096
+
+    with ringd.connect(node.socket, "inside", 10) as ring:
+        ring.all_reduce(1)
+        with Raw(SimpleNamespace(path=str(node.socket)), attach=False, with_lifeline=False) as raw:
+            files = None
+            for number in range(100):
+                for _ in range(100):
+                    raw.send(border.AskStatus(border.VERSION))
+                for _ in range(100):
+                    assert isinstance(raw.receive(), border.Answer)
+                assert ring.all_reduce(number) == number
+                if number == 10:
+                    files, before = node.open_files(), resident()
+            assert node.open_files() == files
+            assert resident() - before < 4 << 20

@@ -187,7 +187,9 @@ def test_a_future_has_the_result_or_the_error(tmp_path):
         np.testing.assert_array_equal(good.result(30), 2 * SMALL)
         assert not bad.done()
         text = "the reason"
-        daemon.run(lambda: daemon.handler.submit_failed(second.client, second.message, text))
+        daemon.run(
+            lambda: daemon.handler.submit_failed(second.client, second.message, ringd.Refused(text))
+        )
         assert isinstance(bad.exception(30), ringd.Refused)
 
 

@@ -100,7 +100,11 @@ def refuse(daemon):
     """Let the first call of a fake daemon that holds calls fail."""
     eventually(lambda: daemon.handler.submitted)
     first = daemon.handler.submitted[0]
-    daemon.run(lambda: daemon.handler.submit_failed(first.client, first.message, "the reason"))
+    daemon.run(
+        lambda: daemon.handler.submit_failed(
+            first.client, first.message, ringd.Refused("the reason")
+        )
+    )
 
 
 @pytest.mark.parametrize("behind", [False, True])
