@@ -53,7 +53,7 @@ def test_a_program_may_have_a_limit_of_its_own():
     first, second = Share(things, 501), Share(things, 501)
     assert (grab(first), grab(second)) == (100, 100)
     assert first.refusal(5) == (
-        "5 things beside the 100 that this program has exceed ipc.thing = 100"
+        "this program has 100 things, and may have 100 (ipc.thing), not 5 more"
     )
 
 
@@ -64,10 +64,20 @@ def test_a_refusal_says_whose_the_rest_is():
     share = Share(things, 501)
     share.take(250)
     assert share.refusal(51) == (
-        "51 things beside the 250 that programs of user 501 have are more than three quarters of "
-        "what others leave (600 are theirs, of ipc.things = 1000)"
+        "programs of user 501 have 250 things, and may have 300, not 51 more: three quarters of "
+        "what other users leave of 1000 (ipc.things)"
     )
     assert not share.refusal(50)
+
+
+def test_nothing_can_always_be_had():
+    """Also by one whose part has shrunk, as others came: barriers go on."""
+    things = resource()
+    share = Share(things, 501)
+    grab(share)
+    Share(things, 502).take(200)
+    assert share.refusal(1)
+    assert not share.refusal(0)
 
 
 def test_the_quick_answer_is_the_right_one():

@@ -314,5 +314,5 @@ def test_what_is_unread_counts_with_what_all_programs_have(tmp_path):
         assert raw.hung_up()
         (reason,) = daemon.handler.gone
         assert reason.startswith("it does not read what the daemon sends: ")
-        assert reason.endswith("of ipc.message_total = 8388608)")
+        assert reason.endswith("of 8388608 (ipc.message_total)")
         eventually(lambda: not daemon.run(daemon.server.accounts.messages.used))

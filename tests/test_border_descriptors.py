@@ -6,7 +6,7 @@ import resource
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -121,9 +121,9 @@ def test_those_that_are_for_nothing_yet_are_the_first_to_go(daemon, files):
     files.given_back = lambda count: files.jump(files.used - count)
     with ExitStack() as stack:
         inside = stack.enter_context(Raw(daemon, group="inside"))
-        files.jump(890)
+        files.jump(894)
         newcomers = []
-        for _ in range(5):
+        for _ in range(4):
             newcomers.append(stack.enter_context(Raw(daemon, attach=False)))
             files.jump(files.used + 2)  # its lifeline and its call socket
         for early in newcomers[:3]:
@@ -194,15 +194,16 @@ def test_daemon_outlives_more_connections_over_zeromq_than_it_can_have(node):
     limit = node.open_files() + 16 + 18
     resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (limit, limit))
     with ringd.connect(node.socket, "inside", 10) as ring, ExitStack() as stack:
-        for _ in range(300):
-            late = stack.enter_context(socket.socket(socket.AF_UNIX))
-            late.connect(str(node.socket))
-        ended = wait_until(lambda: late.recv(100) == b"", "hung up on")
-        assert ended
+        flood = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(300)]
+        for sock in flood:
+            sock.settimeout(30)
+            sock.connect(str(node.socket))
+        for sock in flood[:-20]:  # each that finds no room takes the place of the oldest one
+            with suppress(ConnectionError):
+                while sock.recv(100):
+                    pass
         assert ring.all_reduce(3.0) == 3.0
         assert node.open_files() < limit
-    status = wait_until(node.status, "an answer")
-    assert status["counters"]["refused_programs"]["open files"] > 200
     with ringd.connect(node.socket, "late", 10) as ring:
         assert ring.all_reduce(np.ones(100_000, np.float32)).sum() == 100_000
 

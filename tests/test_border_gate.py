@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
@@ -10,7 +11,7 @@ import pytest
 import zmq
 from borderkit import EIGHT, Raw
 from fake_daemon import FakeDaemon, eventually, open_fds
-from test_wire_zmtp import DEALER, GREETING, NAME, frame, prop, ready
+from zmtpkit import DEALER, GREETING, NAME, frame, prop, ready
 
 from ringd.border import admission
 from ringd.border.limits import Limits
@@ -29,7 +30,7 @@ def users(monkeypatch):
 
 def names(daemon):
     """Return the names of the connections that the gate has."""
-    return daemon.run(lambda: [name for name, _ in daemon.server._gate.accounts()])
+    return daemon.run(lambda: list(daemon.server._gate._relays))
 
 
 def test_nobody_speaks_or_hears_in_the_place_of_another(daemon):
@@ -49,7 +50,7 @@ def test_nobody_speaks_or_hears_in_the_place_of_another(daemon):
             daemon.run(lambda: daemon.handler.complete(daemon.handler.submitted[0]))
             assert victim.receive() == border.Completed(5, 0, 1, 7)
             assert victim.payload == struct.pack("<2f", 3, 6)  # of three members
-            assert thief.dealer.poll(100) == 0
+            assert isinstance(thief.ask(border.AskStatus(border.VERSION)), border.Answer)
 
 
 def test_a_token_that_is_guessed_opens_nothing(daemon):
@@ -75,19 +76,29 @@ def test_an_opening_may_come_a_byte_at_a_time(daemon):
             said += data
 
 
-@pytest.mark.parametrize("said", [b"GET /", GREETING + frame(b"no READY"), GREETING[:10] + b"\1"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET / HTTP/1.0",
+        GREETING + frame(b"no READY"),
+        GREETING[:10] + b"\1",
+        GREETING[:9] + b"\0" + b"named by itself",
+        GREETING + ready(DEALER) + 100_000 * frame(b"", 1),
+        GREETING + ready(DEALER) + 10_000 * frame(b"\x04PING\x00\x00", 4),
+    ],
+    ids=["HTTP", "no READY", "ZMTP 1", "ZMTP without a version", "a message without end", "PING"],
+)
 def test_who_speaks_something_else_is_hung_up_on(daemon, said):
     """And all that it had is given back."""
     fds = open_fds()
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.settimeout(10)
         stranger.connect(daemon.path)
-        stranger.sendall(said)
-        try:
+        with contextlib.suppress(ConnectionError):
+            stranger.sendall(said)
             while stranger.recv(4096):
                 pass
-        except ConnectionResetError:
-            pass
+    assert daemon.server.counters.refused_programs == {"protocol": 1}
     eventually(lambda: open_fds() <= fds)
     used = daemon.run(
         lambda: {name: each.used() for name, each in daemon.server.accounts.resources().items()}
@@ -96,12 +107,26 @@ def test_who_speaks_something_else_is_hung_up_on(daemon, said):
 
 
 def test_what_was_said_before_the_end_is_heard(daemon):
-    """A program that asks to be let in, and ends at once, has asked."""
-    with Raw(daemon, attach=False) as raw:
-        raw.dealer.setsockopt(zmq.LINGER, 5000)
-        raw.dealer.send(border.pack(raw.attach()))
+    """All of it, though the daemon is busy, and takes few messages at a time; and in order."""
+    heard = []
+    daemon.handler.on_submit = lambda call: heard.append(call.message.seq)
+    with Raw(daemon) as raw:
+        raw.dealer.setsockopt(zmq.LINGER, 10_000)
+        busy, go_on = threading.Event(), threading.Event()
+
+        def be_busy():
+            busy.set()
+            assert go_on.wait(30)
+
+        daemon.loop.call_threadsafe(be_busy)
+        assert busy.wait(10)
+        for seq in range(800):
+            raw.send(raw.submit(seq=seq), EIGHT)
         raw.dealer.close()
-        eventually(lambda: daemon.handler.attaches)
+        raw.lifeline.close()
+        go_on.set()
+        eventually(lambda: daemon.handler.gone)
+    assert heard == list(range(800))
 
 
 def test_a_user_who_floods_keeps_nobody_else_out(tmp_path, users):
@@ -115,9 +140,12 @@ def test_a_user_who_floods_keeps_nobody_else_out(tmp_path, users):
                 sock = socket.socket(socket.AF_UNIX)
                 sock.connect(daemon.path + suffix)
                 flood.append(sock)
-        refused = daemon.server.counters.refused_programs
-        eventually(lambda: refused["programs"] >= 200 - 28)
-        assert daemon.run(lambda: daemon.server.accounts.connections.used(666)) == 28
+        for sock in flood[:-20]:  # each that finds no room takes the place of the oldest one
+            sock.settimeout(30)
+            with contextlib.suppress(ConnectionError):
+                while sock.recv(100):
+                    pass
+        assert daemon.run(lambda: daemon.server.accounts.connections.used(666)) <= 28
         users[0] = 502
         with Raw(daemon, group="b") as late:
             for raw in (early, late):
@@ -159,7 +187,7 @@ def test_memory_of_one_user_leaves_some_for_others(tmp_path, users):
         failed = hogs[1].ask(hogs[1].submit(source=border.Ref(2, 0, 8)))
         assert failed.code == "resource_exhausted"
         assert "programs of user 501" in failed.message
-        assert f"ipc.segment_total = {128 << 10}" in failed.message
+        assert f"{128 << 10} (ipc.segment_total)" in failed.message
         users[0] = 502
         with Raw(daemon, group="other") as other:
             other.pass_segment(1, 16 << 10).close()
@@ -176,7 +204,7 @@ def test_groups_of_one_user_leave_some_for_others(tmp_path, users):
     with FakeDaemon(tmp_path / "s", limits=Limits(groups=8)) as daemon, Raw(daemon) as hog:
         replies = [hog.ask(hog.attach(join_id=i, group=f"g{i}")) for i in range(6, 20)]
         assert sum(isinstance(reply, border.Attached) for reply in replies) == 5
-        assert "of what the ring keeps = 8" in replies[-1].message
+        assert "of 8 (what other machines keep)" in replies[-1].message
         users[0] = 502
         with Raw(daemon, group="other") as other:
             assert other.ask(other.submit(), EIGHT) == border.Completed(5, 0, 1, 7)
@@ -225,7 +253,7 @@ def test_a_large_message_for_which_there_is_no_room_fails_its_call_alone(tmp_pat
             sender.join()
             if size > 3 << 20:
                 assert (reply.seq, reply.code) == (seq, "resource_exhausted")
-                assert "ipc.message_total = 4194304" in reply.message
+                assert "4194304 (ipc.message_total)" in reply.message
             else:
                 assert reply == border.Completed(5, seq, seq + 1, 7)
                 assert raw.payload == bytes(size)

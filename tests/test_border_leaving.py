@@ -103,7 +103,7 @@ def test_groups_of_one_connection_are_bounded(tmp_path, monkeypatch):
         replies = [raw.ask(raw.attach(join_id=i, group=f"g{i}")) for i in range(6, 9)]
         assert [type(reply) for reply in replies] == [border.Attached] * 2 + [border.Denied]
         assert replies[2].code == "resource_exhausted"
-        assert "beside the 3 that this program has" in replies[2].message
+        assert "this program has 3 groups, and may have 3" in replies[2].message
         raw.leave(6)
         assert isinstance(raw.ask(raw.attach(join_id=8, group="g8")), border.Attached)
 

@@ -6,39 +6,19 @@ import random
 import struct
 
 import pytest
+from zmtpkit import DEALER, GREETING, NAME, frame, prop, ready
 
-from ringd.wire.border.zmtp import Bodies, Opening, ZmtpError
+from ringd.wire.border.zmtp import Program, ZmtpError, from_socket
 
-GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
-NAME = b"\0\0\0\0\0\0\0\0\7"
-
-
-def prop(key: bytes, value: bytes) -> bytes:
-    """Return a property of READY."""
-    return bytes([len(key)]) + key + struct.pack(">I", len(value)) + value
-
-
-def frame(body: bytes, flags: int = 0) -> bytes:
-    """Return a frame, as short as it can be."""
-    if len(body) < 256:
-        return bytes([flags, len(body)]) + body
-    return bytes([flags | 2]) + struct.pack(">Q", len(body)) + body
-
-
-def ready(*properties: bytes) -> bytes:
-    """Return the command READY."""
-    return frame(b"\x05READY" + b"".join(properties), 4)
-
-
-DEALER = prop(b"Socket-Type", b"DEALER")
+MOST = 10_000
 
 
 def passed(data: bytes, seed: random.Random | None = None) -> bytes:
-    """Return what an opening makes of *data*, in one piece or in random ones."""
-    opening, out = Opening(NAME), b""
+    """Return what becomes of *data*, in one piece or in random ones."""
+    program, out = Program(NAME, MOST), b""
     while data:
         cut = len(data) if seed is None else seed.randint(1, 9)
-        out += opening.pass_on(data[:cut])
+        out += program.pass_on(data[:cut])
         data = data[cut:]
     return out
 
@@ -60,13 +40,14 @@ def test_everybody_has_the_name_that_the_gate_gives(own):
 
 def test_greeting_goes_on_at_once_and_the_name_when_it_is_whole():
     """Each side waits for the other's greeting before it says more."""
-    opening = Opening(NAME)
-    assert opening.pass_on(GREETING[:11]) == GREETING[:11]
-    assert opening.pass_on(GREETING[11:]) == GREETING[11:]
+    program = Program(NAME, MOST)
+    assert program.pass_on(GREETING[:11]) == GREETING[:11]
+    assert program.pass_on(GREETING[11:]) == GREETING[11:]
     said = ready(DEALER)
-    assert opening.pass_on(said[:-1]) == b""
-    assert opening.pass_on(said[-1:]).endswith(prop(b"Identity", NAME))
-    assert opening.pass_on(b"anything") == b"anything"
+    assert program.pass_on(said[:-1]) == b""
+    assert program.pass_on(said[-1:]).endswith(prop(b"Identity", NAME))
+    assert program.pass_on(frame(b"anything")) == frame(b"anything")
+    assert program.said == len(b"anything")
 
 
 def test_a_long_command_is_taken_too():
@@ -81,15 +62,21 @@ def test_a_long_command_is_taken_too():
     [
         (b"GET / HTTP/1.0\r\n\r\n", "does not speak"),
         (b"\xff" + bytes(8) + b"\x7f\x01", "it speaks ZMTP 1"),
+        (b"\xff" + bytes(8) + b"\x7e\x03", "or an old one"),  # without a version: its own name
         (GREETING + frame(b"a message"), "not followed by READY"),
         (GREETING + frame(b"\x05HELLO", 4), "not followed by READY"),
         (GREETING + b"\x06" + struct.pack(">Q", 1 << 60), "followed by"),
         (GREETING + ready(DEALER, b"\x08Identity\x00\x00\x00\xff"), "cut short"),
         (GREETING + ready(DEALER, b"\xffId"), "cut short"),
+        (GREETING + ready(DEALER) + frame(b"\x04PING\x00\x00", 4), "a command"),
+        (GREETING + ready(DEALER) + frame(bytes(MOST + 1)), "of up to 10000 bytes"),
+        (GREETING + ready(DEALER) + b"\x02" + struct.pack(">Q", 1 << 62), "of up to 10000"),
+        (GREETING + ready(DEALER) + 9 * frame(b"", 1), "a message has one frame"),
+        (GREETING + ready(DEALER) + 3 * frame(bytes(MOST // 2), 1), "a message has one frame"),
     ],
 )
-def test_what_is_no_opening_is_refused(said, why):
-    """Before it has gone on."""
+def test_what_may_not_be_said_is_refused(said, why):
+    """Before libzmq, which would keep it, or take it for what it is not."""
     with pytest.raises(ZmtpError, match=why):
         passed(said)
     with pytest.raises(ZmtpError, match=why):
@@ -99,17 +86,26 @@ def test_what_is_no_opening_is_refused(said, why):
 def test_bytes_in_messages_are_told_from_the_rest():
     """In any pieces: of greeting, headers and commands none counts."""
     seed = random.Random(5)
-    stream, expected = GREETING + ready(DEALER), 0
+    heard, said, expected = GREETING + ready(DEALER), GREETING + ready(DEALER), 0
     for _ in range(200):
         body = seed.randbytes(seed.choice((0, 1, 5, 255, 256, 5000)))
-        command = seed.random() < 0.3
-        stream += frame(body, 4 if command else 0)
-        expected += 0 if command else len(body)
-    assert Bodies().count(stream) == expected
+        if seed.random() < 0.3:
+            heard += frame(body, 4)
+        else:
+            heard += frame(body)
+            said += frame(body)
+            expected += len(body)
+    assert from_socket().count(heard) == expected
     for most in (1, 7, 1000):
-        bodies, counted, at = Bodies(), 0, 0
-        while at < len(stream):
+        messages, counted, at = from_socket(), 0, 0
+        while at < len(heard):
             step = seed.randint(1, most)
-            counted += bodies.count(stream[at : at + step])
+            counted += messages.count(heard[at : at + step])
             at += step
         assert counted == expected
+        program, at = Program(NAME, MOST), 0
+        while at < len(said):
+            step = seed.randint(1, most)
+            program.pass_on(said[at : at + step])
+            at += step
+        assert program.said == expected

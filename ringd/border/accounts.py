@@ -90,6 +90,8 @@ class Share:
 
     def refusal(self, amount: int = 1) -> str:
         """Return why *amount* more is not to be had, with the setting; empty if it is."""
+        if not amount:
+            return ""
         resource = self._resource
         limit = resource.limit
         if limit.each is None and resource._used + amount <= limit.total // 2:  # noqa: SLF001
@@ -97,18 +99,17 @@ class Share:
         own = self.used
         if limit.each is not None and own + amount > limit.each:
             return (
-                f"{amount} {limit.what} beside the {own} that this program has exceed "
-                f"{limit.each_setting} = {limit.each}"
+                f"this program has {own} {limit.what}, and may have {limit.each} "
+                f"({limit.each_setting}), not {amount} more"
             )
         by_user, everybody = resource.used(self.uid), resource.used()
         allowed = int(USER_PART * (limit.total - everybody + by_user))
         if by_user + amount <= allowed:
             return ""
-        others = everybody - by_user
         return (
-            f"{amount} {limit.what} beside the {by_user} that programs of user {self.uid} have are "
-            f"more than three quarters of what others leave ({others} are theirs, of "
-            f"{limit.setting} = {limit.total})"
+            f"programs of user {self.uid} have {by_user} {limit.what}, and may have {allowed}, not "
+            f"{amount} more: three quarters of what other users leave of {limit.total} "
+            f"({limit.setting})"
         )
 
     def take(self, amount: int = 1) -> None:
@@ -118,7 +119,8 @@ class Share:
 
     def give(self, amount: int = 1) -> None:
         """Give *amount* back; from any thread, also while memory is being freed."""
-        self._resource._given.append((self, amount))  # noqa: SLF001 - as above
+        if amount:
+            self._resource._given.append((self, amount))  # noqa: SLF001 - as above
 
 
 class Held:
@@ -140,7 +142,7 @@ class Held:
         self._share.give(self._amount)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Account:
     """What one program has."""
 

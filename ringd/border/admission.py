@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from structlog.typing import FilteringBoundLogger
 
@@ -16,18 +17,63 @@ from ringd.host.limits import OpenFiles
 _ROOM_AGAIN = 2 * (gate.DESCRIPTORS + lifeline.DESCRIPTORS)
 """Descriptors; else the log would go to and fro with the last one."""
 
+Part = Callable[[], None]
+"""Parts with a connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    cause: str
+    """As it is counted."""
+    reason: str
+    """As it is told."""
+
+
+class _Idle:
+    """Connections of one kind that are for nothing yet."""
+
+    def __init__(self) -> None:
+        self._by_user: dict[int, dict[Account, Part]] = {}
+        """The oldest first."""
+        self._count = 0
+
+    def count(self, uid: int | None = None) -> int:
+        """Return how many there are, of a user or of all."""
+        return self._count if uid is None else len(self._by_user.get(uid, ()))
+
+    def add(self, account: Account, part: Part) -> None:
+        """One has come; *part* parts with it, and has it removed here."""
+        self._by_user.setdefault(account.uid, {})[account] = part
+        self._count += 1
+
+    def remove(self, account: Account) -> None:
+        """It is none of these any more; harmless if it was none."""
+        of_user = self._by_user.get(account.uid, {})
+        if of_user.pop(account, None) is not None:
+            self._count -= 1
+            if not of_user:
+                del self._by_user[account.uid]
+
+    def part(self, uid: int) -> bool:
+        """Part with the oldest one of a user; return whether there was any."""
+        of_user = self._by_user.get(uid)
+        if not of_user:
+            return False
+        next(iter(of_user.values()))()
+        return True
+
 
 class Admission:
-    """Opens accounts.
+    """Opens accounts, and closes them.
+
+    When there is no room for a connection, the oldest one of its user that is for nothing yet
+    makes room. Behind each lifeline that is for nothing yet a ZeroMQ connection is expected.
 
     Args:
         accounts: What everybody has.
         open_files: Of this process.
         refused: Where those that are turned away are counted, by cause.
         log: The border's.
-        to_come: Returns how many of those that have a lifeline have yet to come over ZeroMQ.
-        part_with_idle: Parts with the oldest of a user's connections that are for nothing yet, and
-            returns how many descriptors that gave back.
     """
 
     def __init__(
@@ -36,63 +82,103 @@ class Admission:
         open_files: OpenFiles,
         refused: Counter[str],
         log: FilteringBoundLogger,
-        *,
-        to_come: Callable[[], int],
-        part_with_idle: Callable[[int], int],
     ) -> None:
         self._accounts = accounts
         self._open_files = open_files
         self._refused = refused
         self._log = log
-        self._to_come = to_come
-        self._part_with_idle = part_with_idle
-        self._full = False
+        self._lifelines = _Idle()
+        self._at_gate = _Idle()
+        self._full = False  # of open files
 
-    def to_gate(self, connection: socket.socket) -> Account | None:
+    def to_gate(self, connection: socket.socket, part: Part) -> Account | None:
         """Return the account of one that wants to speak ZeroMQ; None to turn it away."""
-        admitted = self._admit(connection, gate.DESCRIPTORS, lambda: 0)
-        return None if isinstance(admitted, str) else admitted
-
-    def to_lifeline(self, connection: socket.socket) -> Account | str:
-        """Return the account of one that wants a lifeline, or why it gets none."""
-        return self._admit(
-            connection,
-            lifeline.DESCRIPTORS,
-            promised=lambda: (1 + self._to_come()) * gate.DESCRIPTORS,
-        )
-
-    def _admit(
-        self, connection: socket.socket, files: int, promised: Callable[[], int]
-    ) -> Account | str:
-        try:
-            uid = peer_credentials(connection).uid
-        except OSError:
-            return "it is gone"
-        account = self._accounts.open(uid)
-        refusal = self._refusal(account, files, promised())
-        if refusal and (given_back := self._part_with_idle(uid)):
-            self._open_files.given_back(given_back)
-            refusal = self._refusal(account, files, promised())
+        account = self._open(connection)
+        if account is None:
+            return None
+        refusal = self._refusal(account, gate.DESCRIPTORS, expected=0)
+        if refusal and self._at_gate.part(account.uid):
+            self._open_files.given_back(gate.DESCRIPTORS)
+            refusal = self._refusal(account, gate.DESCRIPTORS, expected=0)
+        self._say(refusal)
         if refusal:
-            return f"this machine's daemon takes no more programs: {refusal}"
-        account.enter(files)
+            return None
+        account.enter(gate.DESCRIPTORS)
+        self._at_gate.add(account, part)
         return account
 
-    def _refusal(self, account: Account, files: int, promised: int) -> str:
-        """Return why there is no room for one that takes so many files, if there is none.
-
-        libzmq ends the process when it accepts a connection and there is no descriptor for it.
-        """
-        if refusal := account.connections.refusal() or account.files.refusal(files):
-            self._refused["programs"] += 1
-            return refusal
-        refusal = self._open_files.refusal(files, promised=promised)
+    def to_lifeline(self, connection: socket.socket, part: Part) -> Account | str:
+        """Return the account of one that wants a lifeline, or why it gets none."""
+        account = self._open(connection)
+        if account is None:
+            return "it is gone"
+        refusal = self._refusal_of_lifeline(account)
+        for idle, files in (
+            (self._lifelines, lifeline.DESCRIPTORS),
+            (self._at_gate, gate.DESCRIPTORS),
+        ):
+            if refusal and idle.part(account.uid):
+                self._open_files.given_back(files)
+                refusal = self._refusal_of_lifeline(account)
+        self._say(refusal)
         if refusal:
-            self._refused["open files"] += 1
-        if refusal and not self._full:
+            return f"this machine's daemon takes no more programs: {refusal.reason}"
+        account.enter(lifeline.DESCRIPTORS)
+        self._lifelines.add(account, part)
+        return account
+
+    def is_in_use(self, account: Account) -> None:
+        """It has become what it came for, and makes no room for others."""
+        self._lifelines.remove(account)
+        self._at_gate.remove(account)
+
+    def leave_gate(self, account: Account) -> None:
+        """That connection has ended."""
+        self._at_gate.remove(account)
+        account.leave(gate.DESCRIPTORS)
+
+    def leave_lifeline(self, account: Account) -> None:
+        """That lifeline has ended."""
+        self._lifelines.remove(account)
+        account.leave(lifeline.DESCRIPTORS)
+
+    def _open(self, connection: socket.socket) -> Account | None:
+        try:
+            return self._accounts.open(peer_credentials(connection).uid)
+        except OSError:
+            return None
+
+    def _refusal_of_lifeline(self, account: Account) -> _Refusal | None:
+        uid = account.uid
+        expected = 1 + max(0, self._lifelines.count(uid) - self._at_gate.count(uid))
+        return self._refusal(account, lifeline.DESCRIPTORS, expected)
+
+    def _refusal(self, account: Account, files: int, expected: int) -> _Refusal | None:
+        """Return why a connection that takes so many files cannot be had, if it cannot.
+
+        So many more of the same user are *expected* over ZeroMQ.
+        """
+        if reason := account.connections.refusal(1 + expected):
+            return _Refusal("programs", reason)
+        if reason := account.files.refusal(files + expected * gate.DESCRIPTORS):
+            return _Refusal("open files", reason)
+        of_all = expected and 1 + max(0, self._lifelines.count() - self._at_gate.count())
+        if reason := self._open_files.refusal(files, promised=of_all * gate.DESCRIPTORS):
+            return _Refusal("open files", reason)
+        return None
+
+    def _say(self, refusal: _Refusal | None) -> None:
+        if refusal is None:
+            if self._full and self._open_files.room >= _ROOM_AGAIN:
+                self._full = False
+                self._log.info("there is room for programs again")
+            return
+        self._refused[refusal.cause] += 1
+        count = self._refused[refusal.cause]
+        if refusal.cause == "open files" and not self._full:
             self._full = True
-            self._log.error("near the limit of open files, programs are refused", reason=refusal)
-        elif self._full and not refusal and self._open_files.room >= _ROOM_AGAIN:
-            self._full = False
-            self._log.info("there is room for programs again")
-        return refusal
+            self._log.error(
+                "near the limit of open files, programs are refused", reason=refusal.reason
+            )
+        elif refusal.cause == "programs" and count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th...
+            self._log.warning("programs are refused", reason=refusal.reason, refused_so_far=count)

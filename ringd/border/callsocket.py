@@ -143,10 +143,7 @@ class CallSocket:
         if refusal := self._messages.refusal(size):
             self._cut = _Cut(size, refusal)
             self._cut.take(self._stream)
-            for piece in self._pieces:
-                self._cut.take(memoryview(piece))
             self._stream = _NOTHING
-            self._pieces.clear()
             self._arrived = 0
         else:
             self._reserved = size

@@ -13,6 +13,7 @@ from ringd.border.unread import Unread
 from ringd.loop import Loop, Timer
 from ringd.wire.border import lifeline
 from ringd.wire.border.messages import (
+    ROOM_FOR_HEADERS,
     Carry,
     Completed,
     Failed,
@@ -130,7 +131,9 @@ class Client:
         limits = self._outbox.limits
         if self.uses_call_socket:
             return limits
-        return replace(limits, max_message=min(limits.max_message, MAX_ZMQ_MESSAGE))
+        most = min(limits.max_message, MAX_ZMQ_MESSAGE)
+        inline_limit = min(limits.inline_limit, most - ROOM_FOR_HEADERS)
+        return replace(limits, max_message=most, inline_limit=inline_limit)
 
     @property
     def segment_bytes(self) -> int:

@@ -1,10 +1,11 @@
 """The gate before the ZeroMQ socket: who comes in, and under which name.
 
 libzmq ends the process when it accepts a connection for which there is no descriptor, lets each
-client choose the name by which it is told from others, and says neither who has sent a message nor
-whether one was read. So connections are accepted here, within the accounts of their users by the
-kernel's word, and what they say is relayed to the ZeroMQ socket, which listens where only this
-daemon's user can connect. The gate puts a name of its own into each connection's first words.
+client choose the name by which it is told from others, keeps whatever frames and commands come, and
+says neither who has sent a message nor whether one was read. So connections are accepted here,
+within the accounts of their users by the kernel's word, and what they say is checked and relayed to
+the ZeroMQ socket, which listens where only this daemon's user can connect. The gate puts a name of
+its own into each connection's first words.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable
 from functools import partial
 
 from ringd.border.acceptor import Acceptor
@@ -23,7 +25,10 @@ from ringd.wire.border import zmtp
 DESCRIPTORS = 3
 """That a connection takes: accepted here, made to the ZeroMQ socket, and accepted there."""
 
-_PIECE = 64 << 10  # bytes that are under way in each direction
+_INWARD = 16 << 10  # bytes that are read in one go; each may have a few thousand frames
+_OUTWARD = 64 << 10
+_PER_TURN = 8  # pieces of programs, then all else in the daemon has its turn
+_ENDS_WITHIN = 10.0  # seconds, in which the ZeroMQ socket takes what a program has said at its end
 _REMEMBERED = 1.0  # seconds, for which something of one that has ended may be unheard
 _NAME = struct.Struct(">BQ")  # libzmq's own begin with zero, too
 
@@ -35,7 +40,11 @@ class Gate:
         loop: The daemon's.
         listener: Bound and listening, for programs.
         inner_path: Where the ZeroMQ socket listens.
-        admit: Returns the account of a newcomer, or None if it is turned away.
+        max_message: Bytes.
+        admit: Returns the account of a newcomer, or None if it is turned away. Is given what parts
+            with that connection.
+        leave: Called with the account of one that has ended.
+        refused: Where those that speak something else are counted.
     """
 
     def __init__(
@@ -44,17 +53,28 @@ class Gate:
         listener: socket.socket,
         inner_path: str,
         *,
-        admit: Callable[[socket.socket], Account | None],
+        max_message: int,
+        admit: Callable[[socket.socket, Callable[[], None]], Account | None],
+        leave: Callable[[Account], None],
+        refused: Counter[str],
     ) -> None:
         self._loop = loop
         self._inner_path = inner_path
+        self._max_message = max_message
         self._admit = admit
+        self._leave = leave
+        self._refused = refused
         self._count = 0
         self._relays: dict[bytes, _Relay] = {}
         self._ended: dict[bytes, _Relay] = {}
         """Those that have ended, of which something is unheard."""
+        self._to_read: deque[_Relay] = deque()
+        """Those whose programs have said something, in the order in which they are heard."""
         self._acceptor = Acceptor(loop, listener, self._enter)
-        self.use = self._acceptor.use
+
+    def use(self, listener: socket.socket) -> None:
+        """Listen on *listener* from now on, in the place of the old one, which is closed."""
+        self._acceptor.use(listener)
 
     def close(self) -> None:
         """Hang up on everybody."""
@@ -67,22 +87,17 @@ class Gate:
         relay = self._relays.get(name)
         return None if relay is None else relay.account
 
-    def accounts(self) -> Iterator[tuple[bytes, Account]]:
-        """Give the names and accounts of all connections, the oldest first."""
-        return ((name, relay.account) for name, relay in self._relays.items())
-
     def heard(self, name: bytes, size: int) -> None:
-        """The ZeroMQ socket has given a message of that connection, of *size* bytes."""
+        """The ZeroMQ socket has given a frame of that connection, of *size* bytes."""
         if (relay := self._relays.get(name) or self._ended.get(name)) is not None:
-            relay.unheard -= size
+            relay.heard += size
 
     def all_heard(self, name: bytes) -> bool:
-        """Return whether all that a connection has said is heard; have what is there passed on."""
+        """Return whether all that a connection has said is heard."""
         if (relay := self._relays.get(name)) is not None:
             relay.pass_on()
-        return (relay := self._relays.get(name) or self._ended.get(name)) is None or (
-            relay.unheard <= 0 and not relay.waits
-        )
+        relay = self._relays.get(name) or self._ended.get(name)
+        return relay is None or relay.all_heard
 
     def hang_up(self, name: bytes) -> None:
         """End a connection; harmless if it has."""
@@ -90,30 +105,51 @@ class Gate:
         if relay is not None:
             relay.close()
 
+    def read_soon(self, relay: _Relay) -> None:
+        """Have a piece of what a program has said read when it is its turn."""
+        if not self._to_read:
+            self._loop.call_soon(self._read)
+        self._to_read.append(relay)
+
+    def count_stranger(self) -> None:
+        """Count one that says what it may not."""
+        self._refused["protocol"] += 1
+
+    def _read(self) -> None:
+        for _ in range(min(_PER_TURN, len(self._to_read))):
+            self._to_read.popleft().read()
+        if self._to_read:
+            self._loop.call_soon(self._read)
+
     def _enter(self, connection: socket.socket) -> None:
-        account = self._admit(connection)
+        self._count += 1
+        name = _NAME.pack(0, self._count)
+        account = self._admit(connection, partial(self.hang_up, name))
         if account is None:
             connection.close()
             return
-        inner = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            inner.setblocking(False)
-            inner.connect(self._inner_path)
-        except OSError:  # the backlog is full, or its file is gone; who comes tries again
-            inner.close()
+            inner = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                inner.setblocking(False)
+                inner.connect(self._inner_path)
+            except OSError:
+                inner.close()
+                raise
+        except OSError:  # no descriptor, the backlog is full, its file is gone: it may come again
             connection.close()
-            account.leave(DESCRIPTORS)
+            self._leave(account)
             return
-        self._count += 1
-        name = _NAME.pack(0, self._count)
-
+        program = zmtp.Program(name, self._max_message)
+        forget = partial(self._forget, name)
         self._relays[name] = _Relay(
-            self._loop, connection, inner, name, account, lambda: self._forget(name)
+            self, self._loop, connection, inner, program, account, on_end=forget
         )
 
     def _forget(self, name: bytes) -> None:
         relay = self._relays.pop(name)
-        if relay.unheard > 0:
+        self._leave(relay.account)
+        if not relay.all_heard:
             self._ended[name] = relay
             self._loop.call_later(_REMEMBERED, partial(self._ended.__delitem__, name))
 
@@ -121,52 +157,52 @@ class Gate:
 class _Relay:
     """Carries bytes between a program and the ZeroMQ socket, until either of them hangs up.
 
-    What was said before that still arrives. At most a piece waits here in each direction.
+    What a program has said before that still arrives. At most a piece waits here in each direction.
     """
 
     def __init__(  # noqa: PLR0917 - what one is made of
         self,
+        gate: Gate,
         loop: Loop,
         program: socket.socket,
         inner: socket.socket,
-        name: bytes,
+        said: zmtp.Program,
         account: Account,
+        *,
         on_end: Callable[[], None],
     ) -> None:
         self.account = account
-        self.unheard = 0
-        """Bytes in messages of the program that the ZeroMQ socket has not given yet."""
+        self.heard = 0
+        """Bytes in messages of the program that the ZeroMQ socket has given."""
+        self._gate = gate
         self._loop = loop
+        self._said = said
+        self._answers = zmtp.from_socket()
         self._on_end = on_end
         self._open = True
-        self._opening = zmtp.Opening(name)
-        self._said, self._answered = zmtp.Bodies(), zmtp.Bodies()
-        self._inner, self._program = _End(inner, self._inward), _End(program, self._outward)
-        self._inner.other, self._program.other = self._program, self._inner
-        self._ends = (self._inner, self._program)
+        self._queued = False
+        """Whether it has its turn to read."""
+        self._program, self._inner = _End(program), _End(inner)
         program.setblocking(False)
-        for end in self._ends:
-            self._watch(end)
-
-    def _inward(self, data: bytes) -> bytes:
-        self.unheard += self._said.count(data)
-        return self._opening.pass_on(data)
-
-    def _outward(self, data: bytes) -> bytes:
-        self.account.messages.give(self._answered.count(data))
-        return data
+        self._watch_both()
 
     @property
-    def waits(self) -> bool:
-        """Whether something of the program waits here."""
-        return bool(self._inner.waiting)
+    def all_heard(self) -> bool:
+        """Whether the ZeroMQ socket has given all that the program has said, as far as is known."""
+        return self.heard >= self._said.said and not self._inner.waiting
+
+    def read(self) -> None:
+        """Take in a piece of what the program has said."""
+        self._queued = False
+        if self._open and not self._inner.waiting:
+            self._guarded(self._take_inward)
 
     def pass_on(self) -> None:
         """Pass on what the program has said, as far as there is room for it."""
-        while self._open and not (self.waits or self._program.ended):
-            before = self.unheard
-            self._ready(self._program, EVENT_READ)
-            if self.unheard == before:
+        while self._open and not (self._inner.waiting or self._program.ended):
+            before = self._said.said
+            self._guarded(self._take_inward)
+            if self._said.said == before:
                 return
 
     def close(self) -> None:
@@ -174,72 +210,114 @@ class _Relay:
         if not self._open:
             return
         self._open = False
-        for end in self._ends:
-            if end.watched:
-                self._loop.remove(end.sock)
+        for end in (self._program, self._inner):
+            end.watch(self._loop, 0, None)
             end.sock.close()
         self.account.messages.give(self.account.messages.used)
-        self.account.leave(DESCRIPTORS)
         self._on_end()
 
     def _ready(self, end: _End, events: int) -> None:
-        try:
-            if events & EVENT_WRITE:
-                end.flush()
-            if events & EVENT_READ:
-                end.other.take_from(end)
-        except (OSError, zmtp.ZmtpError):
-            self.close()
-            return
-        if any(end.ended and not end.other.waiting for end in self._ends):
-            self.close()
-            return
-        for each in self._ends:
-            self._watch(each)
+        self._guarded(partial(self._serve, end, events))
 
-    def _watch(self, end: _End) -> None:
-        events = EVENT_WRITE if end.waiting else 0
-        if not (end.other.waiting or end.ended):
-            events |= EVENT_READ
-        if events == end.watched:
-            return
-        if not end.watched:
-            self._loop.add(end.sock, events, lambda ready: self._ready(end, ready))
-        elif events:
-            self._loop.modify(end.sock, events)
+    def _guarded(self, act: Callable[[], None]) -> None:
+        """Act, and hang up if it turns out that this is over."""
+        try:
+            act()
+        except OSError:
+            self.close()
+        except zmtp.ZmtpError:
+            self._gate.count_stranger()
+            self.close()
         else:
-            self._loop.remove(end.sock)
-        end.watched = events
+            self._go_on()
+
+    def _serve(self, end: _End, events: int) -> None:
+        if events & EVENT_WRITE:
+            end.flush()
+        if events & EVENT_READ and end is self._inner:
+            self._take_outward()
+        elif events & EVENT_READ and not self._queued:
+            self._queued = True
+            self._gate.read_soon(self)
+
+    def _take_inward(self) -> None:
+        self._inner.send(self._said.pass_on(self._program.read(_INWARD)))
+
+    def _take_outward(self) -> None:
+        data = self._inner.read(_OUTWARD)
+        self.account.messages.give(self._answers.count(data))
+        self._program.send(data)
+
+    def _go_on(self) -> None:
+        if not self._open:
+            return
+        if self._inner.ended and not self._program.waiting:
+            self.close()
+            return
+        if self._program.ended and not (self._inner.waiting or self._inner.shut):
+            # Not closed: libzmq would not read what it has had no room for.
+            self._inner.shut = True
+            with contextlib.suppress(OSError):
+                self._inner.sock.shutdown(socket.SHUT_WR)
+            self._loop.call_later(_ENDS_WITHIN, self.close)
+        self._watch_both()
+
+    def _watch_both(self) -> None:
+        for end, other in ((self._program, self._inner), (self._inner, self._program)):
+            events = EVENT_WRITE if end.waiting else 0
+            if not (other.waiting or end.ended):
+                events |= EVENT_READ
+            end.watch(self._loop, events, partial(self._ready, end))
 
 
 class _End:
     """One of a relay's two sockets, and what is on its way there."""
 
-    other: _End
-
-    def __init__(self, sock: socket.socket, through: Callable[[bytes], bytes]) -> None:
-        """*through*: gives what of bytes for this end is sent."""
+    def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.waiting = b""
         """What it has had no room for."""
         self.ended = False
         """Whether it says no more."""
-        self.watched = 0
-        """The events that the loop tells of."""
-        self._through = through
+        self.shut = False
+        """Whether nothing more is said to it."""
+        self._watched = 0
 
-    def take_from(self, other: _End) -> None:
-        """Pass on what *other* says; raises OSError, ZmtpError."""
+    def read(self, most: int) -> bytes:
+        """Return what it says, if there is something; raises OSError."""
         try:
-            data = other.sock.recv(_PIECE)
+            data = self.sock.recv(most)
         except BlockingIOError:
-            return
-        other.ended = not data
-        self.waiting += self._through(data)
+            return b""
+        except ConnectionError:
+            data = b""
+        self.ended = not data
+        return data
+
+    def send(self, data: bytes) -> None:
+        """Send *data*, or keep what there is no room for; raises OSError."""
+        self.waiting += data
         self.flush()
 
     def flush(self) -> None:
         """Send what waits, as far as there is room; raises OSError."""
-        if self.waiting:
-            with contextlib.suppress(BlockingIOError):
-                self.waiting = self.waiting[self.sock.send(self.waiting) :]
+        if not self.waiting:
+            return
+        try:
+            self.waiting = self.waiting[self.sock.send(self.waiting) :]
+        except BlockingIOError:
+            pass
+        except ConnectionError:  # what it has said before that is yet to be read
+            self.waiting = b""
+
+    def watch(self, loop: Loop, events: int, ready: Callable[[int], None] | None) -> None:
+        """Have *ready* called for these *events* from now on; for none if there are none."""
+        if events == self._watched:
+            return
+        if not events or ready is None:
+            loop.remove(self.sock)
+        elif self._watched:
+            loop.modify(self.sock, events)
+        else:
+            loop.add(self.sock, events, ready)
+        self._watched = events

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from ringd.border.accounts import Accounts, Limit, Resource
 from ringd.host.limits import OpenFiles
+from ringd.wire.border.messages import MAX_REQUEST
 
-MAX_ZMQ_MESSAGE = 256 << 10
-"""Bytes of a message over ZeroMQ: libzmq takes in a few of each connection, which count nowhere."""
+MAX_ZMQ_MESSAGE = MAX_REQUEST + (64 << 10)
+"""Bytes of a message over ZeroMQ: libzmq takes in two of each connection, which count nowhere."""
 
 MAX_STAYS = 4096
 """Stays in groups of one program."""
@@ -18,6 +19,8 @@ MAX_CHANNELS = 65536
 
 _CHANNELS = 4 * MAX_CHANNELS  # of all
 _QUESTIONS = 256  # that have yet to be answered, of all
+_MOST = "the most"
+_FILES = "the limit of open files, LimitNOFILE= of the service or ulimit -n, less ipc.reserve"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +55,16 @@ class Limits:
         )
         return Accounts(
             connections=Resource(Limit("connections", self.connections, "ipc.connections")),
-            files=Resource(
-                lambda: Limit("open files", open_files.for_programs, "the limit of open files")
-            ),
+            files=Resource(lambda: Limit("open files", open_files.for_programs, _FILES)),
             memory=Resource(memory),
             messages=Resource(Limit("bytes in messages", self.message_total, "ipc.message_total")),
             groups=Resource(
-                Limit("groups", self.groups, "what the ring keeps", MAX_STAYS, "the most")
+                Limit("groups", self.groups, "what other machines keep", MAX_STAYS, _MOST)
             ),
             channels=Resource(
-                Limit("channels", _CHANNELS, "what a daemon keeps", MAX_CHANNELS, "the most")
+                Limit("channels", _CHANNELS, "what a daemon keeps", MAX_CHANNELS, _MOST)
             ),
-            questions=Resource(Limit("questions", _QUESTIONS, "what a daemon answers at a time")),
+            questions=Resource(
+                Limit("open questions", _QUESTIONS, "what a daemon answers at a time")
+            ),
         )

@@ -18,7 +18,6 @@ fails alone.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 from collections import OrderedDict
@@ -30,7 +29,7 @@ from msgspec.structs import replace
 from structlog.typing import FilteringBoundLogger
 
 from ringd import errors
-from ringd.border import gate, lifeline
+from ringd.border import lifeline
 from ringd.border.acceptor import Acceptor
 from ringd.border.admission import Admission
 from ringd.border.callsocket import CallSocket
@@ -81,7 +80,7 @@ _END_WITHIN = 0.5  # seconds, in which the lifeline says how a program ended, an
 _LOOK_AGAIN = 0.002  # seconds, until libzmq may have given the rest
 _ATTACH_WITHIN = 10.0  # seconds from the lifeline's opening, or from when the last group was left
 _MOST_QUEUED = 1 << 18  # messages, for a connection that does not read; those of calls are counted
-_MOST_READ_AHEAD = 4  # messages of a connection, that libzmq has taken and the daemon has not
+_MOST_READ_AHEAD = 1  # messages of a connection, that libzmq has taken and the daemon has not
 _MOST_LEFT = 1 << 14  # messages, more than a call socket holds
 _REMEMBERED_FORMER = 1024
 
@@ -214,19 +213,15 @@ class BorderServer:
         self._prepare_router()
         self.accounts = self.limits.accounts(open_files)
         """What programs have of the daemon."""
-        self._admission = Admission(
-            self.accounts,
-            open_files,
-            counters.refused_programs,
-            log,
-            to_come=lambda: sum(client.routing_id is None for client in self._waiting),
-            part_with_idle=self._part_with_idle,
-        )
+        self._admission = Admission(self.accounts, open_files, counters.refused_programs, log)
         self._gate = Gate(
             loop,
             self._endpoint.socket,
             self._endpoint.inner_path,
+            max_message=min(self.limits.max_message, MAX_ZMQ_MESSAGE),
             admit=self._admission.to_gate,
+            leave=self._admission.leave_gate,
+            refused=counters.refused_programs,
         )
         self._lifelines = Acceptor(loop, self._endpoint.lifeline_socket, self._new_lifeline)
         self._fd = int(self._router.getsockopt(zmq.FD))
@@ -413,16 +408,11 @@ class BorderServer:
         else:
             self._deny(routing_id, message.join_id, "attach to a group first")
 
-    def _had_no_room(self, client: Client, end: bytes, refusal: str) -> None:
-        """The *end* of a large message came over a client's call socket: a call, if it is one."""
-        message: Request | None = None
-        with contextlib.suppress(*DecodeError):
-            message, _ = unpack_request(end)
-        if client.alive and client.routing_id is not None and isinstance(message, Submit):
-            self._submit_failed(client, message, errors.ResourceExhausted(refusal))
+    def _called(self, client: Client, frame: bytes, refusal: str) -> None:
+        """A message came over a client's call socket.
 
-    def _called(self, client: Client, frame: bytes) -> None:
-        """A message came over a client's call socket."""
+        Its end alone, if there was no room for it: *refusal* says why.
+        """
         if not client.alive:  # it is being seen off
             return
         message = None
@@ -439,7 +429,7 @@ class BorderServer:
             elif fault is not None:
                 pass
             elif isinstance(message, _OF_CLIENT):
-                self._hear(client, message, payload)
+                self._hear(client, message, payload, refusal)
             elif isinstance(message, Attach) and message.token == client.token:
                 self._attach(client.routing_id, message)
             else:
@@ -460,6 +450,7 @@ class BorderServer:
                 return refusal
             client.program = message.program
             client.holds = True
+            self._admission.is_in_use(client.account)
             self._waiting.pop(client).cancel()
         elif not client.holds:
             return "say first that this connection holds ends of streams"
@@ -469,13 +460,17 @@ class BorderServer:
             self._holders.over(client, message)
         return None
 
-    def _hear(self, client: Client, message: OfClient, payload: memoryview | None) -> None:
+    def _hear(
+        self, client: Client, message: OfClient, payload: memoryview | None, refusal: str = ""
+    ) -> None:
         if isinstance(message, (Submit, Ack)):
             if message.join_id in client.turned_away:  # it comes again
                 return
             client.acknowledged(message.join_id, message.acked)
             if isinstance(message, Ack):
                 self._handler.ack(client, message)
+            elif refusal:
+                self._submit_failed(client, message, errors.ResourceExhausted(refusal))
             else:
                 self._submit(client, message, payload)
         elif isinstance(message, Open):
@@ -501,7 +496,7 @@ class BorderServer:
             message,
             None if payload is None else len(payload),
             self._handler.place(client, message.join_id),
-            max_message=self.limits.max_message,
+            max_message=client.limits.max_message,
         )
         if fault is None:
             self._handler.submit(client, message, payload)
@@ -528,6 +523,9 @@ class BorderServer:
         if client.routing_id is not None:
             self._by_routing_id.pop(client.routing_id, None)  # its ZeroMQ connection is a new one
         self._former.pop(routing_id, None)
+        self._admission.is_in_use(client.account)
+        if (at_gate := self._gate.account(routing_id)) is not None:
+            self._admission.is_in_use(at_gate)
         client.routing_id = routing_id
         client.program = message.program
         self._by_routing_id[routing_id] = client
@@ -573,6 +571,7 @@ class BorderServer:
             self._deny(routing_id, 0, refusal)
             return
         account.questions.take()
+        self._admission.is_in_use(account)
 
         def answer(body: bytes) -> None:
             if self._gate.account(routing_id) is account:  # else all that it had is given back
@@ -620,12 +619,14 @@ class BorderServer:
             return
         try:
             refusal = self._send(routing_id, pack(reply))
+        except zmq.Again:
+            refusal = f"{_MOST_QUEUED} messages are unread"
         except zmq.ZMQError:  # gone
             self.counters.dropped_replies += 1
-        else:
-            if refusal:  # it asks and asks and never reads
-                self._gate.hang_up(routing_id)
-                self._log.warning("a connection does not read its answers", reason=refusal)
+            return
+        if refusal:  # it asks and asks and never reads
+            self._gate.hang_up(routing_id)
+            self._log.warning("a connection does not read its answers", reason=refusal)
 
     # --- the files --------------------------------------------------------------------
 
@@ -661,7 +662,8 @@ class BorderServer:
                 )
 
     def _renew(self, *replaced: str) -> None:
-        if self._by_token and self._old_sockets >= MAX_REMOVALS:
+        inner_lost = self._endpoint.inner_path in self._endpoint.lost()
+        if inner_lost and self._by_token and self._old_sockets >= MAX_REMOVALS:
             raise errors.Refused(
                 f"{self._endpoint.inner_path} was removed {MAX_REMOVALS} times while programs were "
                 "attached; find out what removes it; it is made anew when they have ended"
@@ -684,7 +686,7 @@ class BorderServer:
     # --- lifelines --------------------------------------------------------------------
 
     def _new_lifeline(self, connection: socket.socket) -> None:
-        account = self._admission.to_lifeline(connection)
+        account = self._admission.to_lifeline(connection, lambda: self._part_with_idle(client))
         if isinstance(account, str):
             lifeline.turn_away(connection, account)
             return
@@ -692,18 +694,14 @@ class BorderServer:
             line = lifeline.Lifeline(self._loop, connection, account, self._open_files)
         except OSError:  # gone again
             connection.close()
-            account.leave(lifeline.DESCRIPTORS)
+            self._admission.leave_lifeline(account)
             return
         calls = CallSocket(
             self._loop,
             line.calls,
             max_message=self.limits.max_message,
             messages=account.messages,
-            on_message=lambda frame, refusal: (
-                self._had_no_room(client, frame, refusal)
-                if refusal
-                else self._called(client, frame)
-            ),
+            on_message=lambda frame, refusal: self._called(client, frame, refusal),
             on_end=lambda reason: self._calls_ended(client, reason),
         )
         client = Client(self, line, calls, self._loop)
@@ -711,24 +709,11 @@ class BorderServer:
         self._by_token[client.token] = client
         self._expect(client)
 
-    def _part_with_idle(self, uid: int) -> int:
-        """Part with the oldest connection of a user that is for nothing yet.
-
-        Returns:
-            How many descriptors that gives back; 0 if there is none.
-        """
-        for client in self._waiting:
-            if client.account.uid == uid and client.routing_id is None:
-                self._forget(client)
-                client.account.leave(lifeline.DESCRIPTORS)
-                client.hang_up()
-                return lifeline.DESCRIPTORS
-        for name, account in self._gate.accounts():
-            attached = name in self._by_routing_id
-            if account.uid == uid and not (attached or account.questions.used):
-                self._gate.hang_up(name)
-                return gate.DESCRIPTORS
-        return 0
+    def _part_with_idle(self, client: Client) -> None:
+        """Part with one that has not attached, at once, for one that comes."""
+        self._forget(client)
+        self._admission.leave_lifeline(client.account)
+        client.hang_up()
 
     def _calls_ended(self, client: Client, reason: str) -> None:
         """Part with a client whose call socket has ended, for *reason* or as it closed that.
@@ -768,7 +753,7 @@ class BorderServer:
             self._handler.client_gone(client, reason)
         if client.holds:
             self._holders.holder_gone(client)
-        client.account.leave(lifeline.DESCRIPTORS)
+        self._admission.leave_lifeline(client.account)
         # After the others have been told: to give a large client's memory back takes a while.
         self._loop.call_soon(client.hang_up)
 

@@ -211,6 +211,19 @@ def call_fault_of(
     return None
 
 
+def inline_result(message: Submit, place: tuple[int, int] | None) -> int:
+    """Return the bytes of the result that will travel inside the reply, as far as that is known.
+
+    Args:
+        message: one of which :func:`call_fault_of` has nothing to say.
+        place: as there.
+    """
+    if message.target is not None:
+        return 0
+    rank, size = place or (0, _UNKNOWN)
+    return _bytes_of(message.call, rank, size)[1] or 0
+
+
 def _overlap(source: Ref, target: Ref) -> str | None:
     if source.segment != target.segment:
         return None

@@ -9,8 +9,9 @@ from ringd.border.limits import Limits
 from ringd.config.settings import IpcSettings
 from ringd.groups.quota import MOST_HEARD, PEER, STAY
 from ringd.host.machine import memory, share_of_memory
+from ringd.wire.border.stream import LENGTH
 
-_MEMORY_PER_CONNECTION = 8 << 20  # bytes: libzmq may take 1.3 MiB for one that floods
+_MEMORY_PER_CONNECTION = 8 << 20  # bytes: libzmq may take 2.2 MiB for one that floods
 _MOST_CONNECTIONS = 8192
 _LEAST_CONNECTIONS = 64
 _SEGMENTS_PART = Fraction(7, 8)  # of the memory; the rest is for the daemon's own work
@@ -34,7 +35,7 @@ def limits(ipc: IpcSettings, members: int) -> Limits:
         connections=ipc.connections or max(connections, _LEAST_CONNECTIONS),
         segment_total=ipc.segment_total or max(int(_SEGMENTS_PART * memory()), _for_one(budget)),
         message_total=ipc.message_total
-        or max(int(_MESSAGES_PART * memory()), _for_one(ipc.max_message)),
+        or max(int(_MESSAGES_PART * memory()), _for_one(ipc.max_message + LENGTH.size)),
         groups=MOST_HEARD // (STAY + 2 * PEER * members),
     )
 

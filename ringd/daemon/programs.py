@@ -15,7 +15,7 @@ import structlog
 from ringd import errors
 from ringd.border.accounts import Held
 from ringd.border.client import Client
-from ringd.border.validate import call_fault_of, unfit
+from ringd.border.validate import call_fault_of, inline_result, unfit
 from ringd.collective import kinds
 from ringd.collective.call import MAX_LOCAL_SIZE, Call
 from ringd.collective.view import View
@@ -193,16 +193,23 @@ class Programs:
             submission = self._submission(message, buffers, now)
             if kinds.of(message.call).sized and self.place(client, message.join_id) is None:
                 nbytes = None if payload is None else payload.nbytes
-                submission.fault = partial(self._late_fault, message, nbytes)
+                submission.fault = partial(self._late_fault, client, message, nbytes)
             self._perform(self.engine.submit(client, message.join_id, submission, now))
 
-    def _late_fault(
-        self, message: border.Submit, payload_bytes: int | None, rank: int, size: int
+    def _late_fault(  # noqa: PLR0917 - the last two come later
+        self,
+        client: Client,
+        message: border.Submit,
+        payload_bytes: int | None,
+        rank: int,
+        size: int,
     ) -> str:
         """Return why a call that came before its group had formed cannot be run, if it cannot."""
-        limit = self._config.ipc.max_message
-        text = call_fault_of(message, payload_bytes, (rank, size), max_message=limit)
-        return self._refusal(text or "")
+        limit, place = client.limits.max_message, (rank, size)
+        text = call_fault_of(message, payload_bytes, place, max_message=limit)
+        if text is None:
+            text = client.account.messages.refusal(inline_result(message, place))
+        return self._refusal(text)
 
     def submit_failed(
         self, client: Client, message: border.Submit, error: errors.RingError
@@ -266,7 +273,8 @@ class Programs:
         if payload is not None or target is None:
             messages = client.account.messages
             nbytes = 0 if payload is None else payload.nbytes
-            if refusal := messages.refusal(nbytes):
+            result = inline_result(message, self.place(client, message.join_id))
+            if refusal := messages.refusal(nbytes + result):
                 raise errors.ResourceExhausted(refusal)
             held = Held(messages, nbytes)
         return Buffers(memoryview(b"") if source is None else source, target, seal, now, held)

@@ -116,7 +116,7 @@ class OpenFiles:
         def lacking() -> bool:
             return self._counted + self._let_in + needed > limit - reserve
 
-        if lacking() or 4 * (self._let_in + needed) > self._room:
+        if lacking() or 4 * (self._let_in + wanted) > self._room:
             now = time.monotonic()
             if not (lacking() and now < self._full_until):
                 self._counted, self._let_in = self.count(), 0

@@ -10,13 +10,15 @@ from __future__ import annotations
 import struct
 
 _GREETING_BYTES = 64
-_SIGNATURE_BEGINS = 0xFF
+_SIGNATURE = {0: 0xFF, 9: 0x7F}  # bytes by place; who has others there speaks ZMTP 1, or no ZMTP
 _VERSION_AT = 10
 _LEAST_VERSION = 3
 
+_MORE = 0x01
 _LONG = 0x02
 _COMMAND = 0x04
 _MAX_READY = 1024  # libzmq's have some 50 bytes
+_MAX_FRAMES = 8  # of a message; ringd's have one, and a socket of another kind adds one
 _READY = b"\x05READY"
 _SHORT_HEADER = struct.Struct(">BB")
 _LONG_HEADER = struct.Struct(">BQ")
@@ -24,25 +26,98 @@ _VALUE_SIZE = struct.Struct(">I")
 
 
 class ZmtpError(Exception):
-    """These bytes do not begin a connection of ZMTP 3; the message says why."""
+    """A program says what it may not; the message says what that is."""
 
 
-class Opening:
-    """What a client says first, with *name* put in the place of the name that it gives itself."""
+class Messages:
+    """Tells, of what one side says, the bytes in messages from greeting, headers and commands.
 
-    def __init__(self, name: bytes) -> None:
+    The user of a ZeroMQ socket sees the former alone.
+
+    Args:
+        opening: bytes that stand before the first frame.
+        most: bytes of a message; None for any number, and for commands too. libzmq bounds neither
+            commands nor the frames of a message, which it keeps until the last one has come.
+    """
+
+    def __init__(self, opening: int, most: int | None) -> None:
+        self._left = opening
+        """Bytes that are to come of what has begun."""
+        self._in_message = False
+        """Whether they count."""
+        self._head = bytearray()
+        """Of a header, what has come."""
+        self._most = most
+        self._frames = 0
+        self._size = 0
+        """Of the message that is not complete."""
+
+    def count(self, data: bytes) -> int:
+        """Return how many bytes of *data*, which is said next, belong to messages.
+
+        Raises:
+            ZmtpError: it is not what may be said.
+        """
+        found = at = 0
+        while at < len(data):
+            if self._left:
+                taken = min(self._left, len(data) - at)
+                self._left -= taken
+                found += taken if self._in_message else 0
+                at += taken
+            elif not self._head and len(data) - at >= _LONG_HEADER.size:
+                layout = _LONG_HEADER if data[at] & _LONG else _SHORT_HEADER
+                flags, self._left = layout.unpack_from(data, at)
+                self._begin(flags, self._left)
+                at += layout.size
+            else:
+                self._head.append(data[at])
+                at += 1
+                if (header := _parse_header(self._head)) is not None:
+                    self._head.clear()
+                    self._left = header[1]
+                    self._begin(*header)
+        return found
+
+    def _begin(self, flags: int, size: int) -> None:
+        self._in_message = not flags & _COMMAND
+        if self._most is None:
+            return
+        self._frames += 1
+        self._size += size
+        if flags & _COMMAND:
+            raise ZmtpError("it sends a command, such as a heartbeat: have it send none")
+        if self._size > self._most or self._frames > _MAX_FRAMES:
+            raise ZmtpError(f"a message has one frame, of up to {self._most} bytes")
+        if not flags & _MORE:
+            self._frames = self._size = 0
+
+
+class Program:
+    """What a program says, with *name* in the place of the name that it gives itself.
+
+    Args:
+        name: of the connection.
+        most: bytes of a message.
+    """
+
+    def __init__(self, name: bytes, most: int) -> None:
         self._name = name
         self._greeting = bytearray()
         self._rest = bytearray()
         self._ready = False
+        self._messages = Messages(0, most)
+        self.said = 0
+        """Bytes of it that are in messages."""
 
     def pass_on(self, data: bytes) -> bytes:
-        """Return what the other side shall have of *data*, which the client has said next.
+        """Return what the other side shall have of *data*, which the program has said next.
 
         Raises:
-            ZmtpError: it speaks another protocol.
+            ZmtpError: it is not what may be said.
         """
         if self._ready:
+            self.said += self._messages.count(data)
             return data
         passed = data[: _GREETING_BYTES - len(self._greeting)]  # each side waits for the other's
         self._greeting += passed
@@ -55,13 +130,14 @@ class Opening:
         if not (flags & _COMMAND and body.startswith(_READY)):
             raise ZmtpError("its greeting is not followed by READY")
         self._ready = True
-        behind = self._rest[len(_header(flags, len(body))) + len(body) :]
-        return passed + self._renamed(body) + behind
+        behind = bytes(self._rest[len(_header(flags, len(body))) + len(body) :])
+        self._rest.clear()
+        return passed + self._renamed(body) + self.pass_on(behind)
 
     def _check_greeting(self) -> None:
         begin = self._greeting
-        if begin[:1] and begin[0] != _SIGNATURE_BEGINS:
-            raise ZmtpError("it does not speak ZeroMQ's protocol")
+        if any(at < len(begin) and begin[at] != byte for at, byte in _SIGNATURE.items()):
+            raise ZmtpError("it does not speak ZeroMQ's protocol, or an old one")
         if len(begin) > _VERSION_AT and begin[_VERSION_AT] < _LEAST_VERSION:
             raise ZmtpError(f"it speaks ZMTP {begin[_VERSION_AT]}, and not {_LEAST_VERSION}")
 
@@ -75,39 +151,9 @@ class Opening:
         return _header(flags, len(body)) + body
 
 
-class Bodies:
-    """Tells, of what one side says, the bytes in messages from greeting, headers and commands.
-
-    The user of a ZeroMQ socket sees the former alone.
-    """
-
-    def __init__(self) -> None:
-        self._skip = _GREETING_BYTES
-        """So many bytes that are next belong to no message."""
-        self._left = 0
-        """And so many behind them to one."""
-        self._head = bytearray()
-
-    def count(self, data: bytes) -> int:
-        """Return how many bytes of *data*, which is said next, belong to messages."""
-        found = at = 0
-        while at < len(data):
-            if self._skip:
-                taken = min(self._skip, len(data) - at)
-                self._skip -= taken
-            elif self._left:
-                taken = min(self._left, len(data) - at)
-                self._left -= taken
-                found += taken
-            else:
-                taken = 1
-                self._head.append(data[at])
-                if (header := _parse_header(self._head)) is not None:
-                    flags, size = header
-                    self._head.clear()
-                    self._skip, self._left = (size, 0) if flags & _COMMAND else (0, size)
-            at += taken
-        return found
+def from_socket() -> Messages:
+    """Return what counts the bytes in messages of what a ZeroMQ socket says."""
+    return Messages(_GREETING_BYTES, None)
 
 
 def _frame(stream: bytearray, most: int) -> tuple[int, bytes] | None:
