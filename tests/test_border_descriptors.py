@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 from test_host_limits import Fake
 
 import ringd
+from ringd.border import lifeline as lifelines
 from ringd.host import limits
 from ringd.wire.border import lifeline
 from ringd.wire.border import messages as border
@@ -121,11 +122,11 @@ def test_those_that_are_for_nothing_yet_are_the_first_to_go(daemon, files):
     files.given_back = lambda count: files.jump(files.used - count)
     with ExitStack() as stack:
         inside = stack.enter_context(Raw(daemon, group="inside"))
-        files.jump(894)
+        files.jump(892)
         newcomers = []
         for _ in range(4):
             newcomers.append(stack.enter_context(Raw(daemon, attach=False)))
-            files.jump(files.used + 2)  # its lifeline and its call socket
+            files.jump(files.used + lifelines.DESCRIPTORS)
         for early in newcomers[:3]:
             assert early.hung_up()
         late = newcomers[-1]

@@ -109,6 +109,7 @@ def test_one_that_may_be_used_is(shut: Path, public: Path, monkeypatch: pytest.M
     with FakeDaemon(public / "own", size=3) as own:
         Path(own.path).chmod(0o666)
         Path(own.path + lifeline.SUFFIX).chmod(0o666)
+        Path(own.path + ".zmq").chmod(0o666)  # its gate is this user, too, for a while
         places = (shut, public / "none", Path(own.path))
         monkeypatch.setattr(ring_module, "socket_candidates", lambda: places)
         monkeypatch.setattr("ringd.host.paths.socket_candidates", lambda: places)
@@ -135,6 +136,7 @@ def test_all_places_are_told(shut: Path, public: Path, monkeypatch: pytest.Monke
 def test_a_daemon_that_is_just_making_its_socket_is_waited_for(public: Path) -> None:
     """Until its group is right, nobody but its owner gets in: that is no refusal."""
     with FakeDaemon(public / "s", size=3) as daemon:
+        Path(daemon.path + ".zmq").chmod(0o666)  # its gate is this user, too, for a while
         ends = [Path(daemon.path + end) for end in ("", lifeline.SUFFIX)]
         for end in ends:
             os.chown(end, NOBODY if os.geteuid() == 0 else -1, -1)

@@ -91,15 +91,19 @@ class Admission:
         self._at_gate = _Idle()
         self._full = False  # of open files
 
-    def to_gate(self, connection: socket.socket, part: Part) -> Account | None:
-        """Return the account of one that wants to speak ZeroMQ; None to turn it away."""
+    def to_gate(self, connection: socket.socket, part: Part, to_accept: int) -> Account | None:
+        """Return the account of one that wants to speak ZeroMQ; None to turn it away.
+
+        libzmq ends the process when it accepts a connection for which there is no descriptor; so
+        many are *to_accept* yet.
+        """
         account = self._open(connection)
         if account is None:
             return None
-        refusal = self._refusal(account, gate.DESCRIPTORS, expected=0)
+        refusal = self._refusal(account, gate.DESCRIPTORS, 0, to_accept)
         if refusal and self._at_gate.part(account.uid):
             self._open_files.given_back(gate.DESCRIPTORS)
-            refusal = self._refusal(account, gate.DESCRIPTORS, expected=0)
+            refusal = self._refusal(account, gate.DESCRIPTORS, 0, to_accept)
         self._say(refusal)
         if refusal:
             return None
@@ -151,19 +155,23 @@ class Admission:
     def _refusal_of_lifeline(self, account: Account) -> _Refusal | None:
         uid = account.uid
         expected = 1 + max(0, self._lifelines.count(uid) - self._at_gate.count(uid))
-        return self._refusal(account, lifeline.DESCRIPTORS, expected)
+        of_all = 1 + max(0, self._lifelines.count() - self._at_gate.count())
+        files = lifeline.DESCRIPTORS
+        return self._refusal(account, files, expected, of_all * gate.DESCRIPTORS)
 
-    def _refusal(self, account: Account, files: int, expected: int) -> _Refusal | None:
+    def _refusal(
+        self, account: Account, files: int, expected: int, promised: int
+    ) -> _Refusal | None:
         """Return why a connection that takes so many files cannot be had, if it cannot.
 
-        So many more of the same user are *expected* over ZeroMQ.
+        So many more of the same user are *expected* over ZeroMQ; and so many files are *promised*
+        to anybody.
         """
         if reason := account.connections.refusal(1 + expected):
             return _Refusal("programs", reason)
         if reason := account.files.refusal(files + expected * gate.DESCRIPTORS):
             return _Refusal("open files", reason)
-        of_all = expected and 1 + max(0, self._lifelines.count() - self._at_gate.count())
-        if reason := self._open_files.refusal(files, promised=of_all * gate.DESCRIPTORS):
+        if reason := self._open_files.refusal(files, promised=promised):
             return _Refusal("open files", reason)
         return None
 

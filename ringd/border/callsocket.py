@@ -55,7 +55,7 @@ class CallSocket:
         self._on_end = on_end
         self._stream = _NOTHING
         """What has arrived, from the beginning of a message on."""
-        self._pieces: list[bytes] = []
+        self._behind = bytearray()
         """What has arrived behind that, of a message that is not complete."""
         self._arrived = 0
         """Bytes of both."""
@@ -165,10 +165,10 @@ class CallSocket:
         if not self._stream:
             self._stream = rest
             return data
-        self._pieces.append(data)
+        self._behind += data
         if self._arrived >= missing(self._stream):
-            self._stream = memoryview(b"".join((self._stream, *self._pieces)))
-            self._pieces.clear()
+            self._stream = memoryview(b"".join((self._stream, self._behind)))
+            self._behind = bytearray()
         return data
 
     # --- out --------------------------------------------------------------------------

@@ -11,6 +11,7 @@ its own into each connection's first words.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import struct
 from collections import Counter, deque
@@ -30,7 +31,7 @@ _OUTWARD = 64 << 10
 _PER_TURN = 8  # pieces of programs, then all else in the daemon has its turn
 _ENDS_WITHIN = 10.0  # seconds, in which the ZeroMQ socket takes what a program has said at its end
 _REMEMBERED = 1.0  # seconds, for which something of one that has ended may be unheard
-_NAME = struct.Struct(">BQ")  # libzmq's own begin with zero, too
+_NUMBER = struct.Struct(">Q")
 
 
 class Gate:
@@ -42,7 +43,7 @@ class Gate:
         inner_path: Where the ZeroMQ socket listens.
         max_message: Bytes.
         admit: Returns the account of a newcomer, or None if it is turned away. Is given what parts
-            with that connection.
+            with that connection, and how many the ZeroMQ socket may have yet to accept.
         leave: Called with the account of one that has ended.
         refused: Where those that speak something else are counted.
     """
@@ -54,7 +55,7 @@ class Gate:
         inner_path: str,
         *,
         max_message: int,
-        admit: Callable[[socket.socket, Callable[[], None]], Account | None],
+        admit: Callable[[socket.socket, Callable[[], None], int], Account | None],
         leave: Callable[[Account], None],
         refused: Counter[str],
     ) -> None:
@@ -64,7 +65,10 @@ class Gate:
         self._admit = admit
         self._leave = leave
         self._refused = refused
+        self._prefix = os.urandom(8)  # so that nobody has a name before its time
         self._count = 0
+        self._ungreeted: set[bytes] = set()
+        """Connections that the ZeroMQ socket may have yet to accept."""
         self._relays: dict[bytes, _Relay] = {}
         self._ended: dict[bytes, _Relay] = {}
         """Those that have ended, of which something is unheard."""
@@ -123,8 +127,9 @@ class Gate:
 
     def _enter(self, connection: socket.socket) -> None:
         self._count += 1
-        name = _NAME.pack(0, self._count)
-        account = self._admit(connection, partial(self.hang_up, name))
+        name = self._prefix + _NUMBER.pack(self._count)
+        to_accept = len(self._ungreeted)
+        account = self._admit(connection, partial(self.hang_up, name), to_accept)
         if account is None:
             connection.close()
             return
@@ -141,13 +146,21 @@ class Gate:
             self._leave(account)
             return
         program = zmtp.Program(name, self._max_message)
-        forget = partial(self._forget, name)
+        self._ungreeted.add(name)
         self._relays[name] = _Relay(
-            self, self._loop, connection, inner, program, account, on_end=forget
+            self,
+            self._loop,
+            connection,
+            inner,
+            program,
+            account,
+            on_greeted=partial(self._ungreeted.discard, name),
+            on_end=partial(self._forget, name),
         )
 
     def _forget(self, name: bytes) -> None:
         relay = self._relays.pop(name)
+        self._ungreeted.discard(name)
         self._leave(relay.account)
         if not relay.all_heard:
             self._ended[name] = relay
@@ -169,6 +182,7 @@ class _Relay:
         said: zmtp.Program,
         account: Account,
         *,
+        on_greeted: Callable[[], None],
         on_end: Callable[[], None],
     ) -> None:
         self.account = account
@@ -178,6 +192,7 @@ class _Relay:
         self._loop = loop
         self._said = said
         self._answers = zmtp.from_socket()
+        self._on_greeted = on_greeted
         self._on_end = on_end
         self._open = True
         self._queued = False
@@ -245,6 +260,7 @@ class _Relay:
 
     def _take_outward(self) -> None:
         data = self._inner.read(_OUTWARD)
+        self._on_greeted()
         self.account.messages.give(self._answers.count(data))
         self._program.send(data)
 

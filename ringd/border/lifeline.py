@@ -19,8 +19,8 @@ from ringd.loop import EVENT_READ, EVENT_WRITE, Loop
 from ringd.wire.border import lifeline as wire
 from ringd.wire.border.messages import TOKEN_BYTES
 
-DESCRIPTORS = 2
-"""That a lifeline takes, with the call socket."""
+DESCRIPTORS = 3
+"""That a lifeline takes, with the call socket and that of a segment that is on its way."""
 
 _RECORDS_PER_EVENT = 256  # then the others have their turn
 _RECORDS_PER_CALL = 4096  # more than a socket holds, and than a decent client has to say
@@ -92,6 +92,9 @@ class Lifeline:
                 self._ended(f"its lifeline broke: {error.strerror}")
                 return
             self._take_fds(ancillary)
+            if len(self._fds) > 1:  # else the descriptors of a record without end would pile up
+                self._end("it broke the lifeline's protocol: two descriptors for one record")
+                return
             self._fd_lost |= bool(flags & socket.MSG_CTRUNC)
             if not data:
                 self._ended("its lifeline ended without a word")
@@ -161,8 +164,8 @@ class Lifeline:
     def _obey(self, operation: int, segment: int, size: int) -> None:
         fds = len(self._fds)
         if operation == wire.ADD:
-            if fds > 1 or (fds == 0 and not self._fd_lost):
-                raise SegmentAbuse(f"a segment came with {fds} descriptors")
+            if fds == 0 and not self._fd_lost:
+                raise SegmentAbuse("a segment came without a descriptor")
             self.segments.add(segment, size, self._fds[0] if fds else None)
         elif fds:
             raise SegmentAbuse("a descriptor came where none belongs")

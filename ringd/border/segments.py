@@ -137,7 +137,7 @@ class SegmentTable:
                 or self._open_files.refusal(MAPPING_DESCRIPTORS, share=SHARE)
             )
             if full:
-                raise errors.ResourceExhausted(f"the daemon cannot take a memory segment: {full}")
+                raise errors.ResourceExhausted(f"no room for a memory segment: {full}")
             mapping = map_segment(fd, size)
         except SegmentError as error:
             raise errors.Refused(f"memory segment refused: {error}") from error

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Union, get_args
 
@@ -39,7 +39,7 @@ from ringd.border.gate import Gate
 from ringd.border.limits import MAX_ZMQ_MESSAGE, Limits
 from ringd.border.lock import SocketLock
 from ringd.border.selfcheck import SelfCheck
-from ringd.border.validate import call_fault_of, fault_of
+from ringd.border.validate import MAX_PROGRAM, call_fault_of, fault_of
 from ringd.host.limits import OWN, OpenFiles
 from ringd.loop import EVENT_READ, Loop, Timer
 from ringd.observe.counters import Counters
@@ -67,6 +67,7 @@ from ringd.wire.border.messages import (
     parts,
     unpack_request,
 )
+from ringd.wire.text import printable
 
 __all__ = ["BorderHandler", "BorderServer"]
 
@@ -83,6 +84,8 @@ _MOST_QUEUED = 1 << 18  # messages, for a connection that does not read; those o
 _MOST_READ_AHEAD = 1  # messages of a connection, that libzmq has taken and the daemon has not
 _MOST_LEFT = 1 << 14  # messages, more than a call socket holds
 _REMEMBERED_FORMER = 1024
+_LONG = 0.002  # seconds, that the answer to a question takes
+_REST = 4  # times what a long one took, nobody else's question is answered
 
 LOOK_EVERY = 10.0
 """Seconds between looks whether the sockets can still be found."""
@@ -196,6 +199,10 @@ class BorderServer:
         self._on_unreachable = on_unreachable
         self._group_controls = group_controls
         self._log = log
+        self._questions: deque[tuple[Question, Callable[[bytes], None]]] = deque()
+        """Those that are to be answered, in the order in which they came."""
+        self._rests_until = 0.0
+        """No question is answered before that."""
         self._by_token: dict[bytes, Client] = {}
         self._by_routing_id: dict[bytes, Client] = {}
         self._former: OrderedDict[bytes, None] = OrderedDict()
@@ -422,22 +429,29 @@ class BorderServer:
             fault: str | None = f"not a message of this protocol: {error}"
         else:
             fault = fault_of(message, None if payload is None else len(payload))
-            if isinstance(message, (Hold, Carry, Over)):
-                fault = fault or self._of_holder(client, message, payload)
-            elif client.routing_id is None or not client.uses_call_socket:
-                fault = "attach to a group over ZeroMQ first, and say that the call socket is used"
-            elif fault is not None:
-                pass
-            elif isinstance(message, _OF_CLIENT):
-                self._hear(client, message, payload, refusal)
-            elif isinstance(message, Attach) and message.token == client.token:
-                self._attach(client.routing_id, message)
-            else:
-                fault = f"a message that belongs on the ZeroMQ socket: {type(message).__name__}"
+            if refusal and not isinstance(message, Submit):
+                fault = refusal
+            fault = fault or self._take(client, message, payload, refusal)
         if fault is not None:
             self._count_denied(client, fault)
             denied = Denied(getattr(message, "join_id", 0), errors.Refused.code, fault)
             client.calls.send(parts(denied))
+
+    def _take(
+        self, client: Client, message: Request, payload: memoryview | None, refusal: str
+    ) -> str | None:
+        """Take a sound message of a call socket; return why it has no place there, if so."""
+        if isinstance(message, (Hold, Carry, Over)):
+            return self._of_holder(client, message, payload)
+        if client.routing_id is None or not client.uses_call_socket:
+            return "attach to a group over ZeroMQ first, and say that the call socket is used"
+        if isinstance(message, _OF_CLIENT):
+            self._hear(client, message, payload, refusal)
+        elif isinstance(message, Attach) and message.token == client.token:
+            self._attach(client.routing_id, message)
+        else:
+            return f"a message that belongs on the ZeroMQ socket: {type(message).__name__}"
+        return None
 
     def _of_holder(
         self, client: Client, message: Hold | Carry | Over, payload: memoryview | None
@@ -448,7 +462,7 @@ class BorderServer:
                 return "a connection is in groups, or holds ends of streams, once"
             if refusal := self._holders.hold(client, message):
                 return refusal
-            client.program = message.program
+            client.program = printable(message.program, MAX_PROGRAM)
             client.holds = True
             self._admission.is_in_use(client.account)
             self._waiting.pop(client).cancel()
@@ -527,7 +541,7 @@ class BorderServer:
         if (at_gate := self._gate.account(routing_id)) is not None:
             self._admission.is_in_use(at_gate)
         client.routing_id = routing_id
-        client.program = message.program
+        client.program = printable(message.program, MAX_PROGRAM)
         self._by_routing_id[routing_id] = client
         if message.call_socket != client.uses_call_socket:
             text = "a connection uses its call socket for all that it says, or for nothing"
@@ -578,7 +592,28 @@ class BorderServer:
                 account.questions.give()
                 self._reply(routing_id, Answer(body))
 
+        self._questions.append((question, answer))
+        if len(self._questions) == 1:
+            self._answer_in(self._rests_until - self._loop.now())
+
+    def _answer_in(self, seconds: float) -> None:
+        if seconds > 0:
+            self._loop.call_later(seconds, self._answer_next)
+        else:
+            self._answer_next()
+
+    def _answer_next(self) -> None:
+        """Answer a question; behind one that takes long, all else has its turn for longer."""
+        if self._closed:
+            return
+        began = self._loop.now()
+        question, answer = self._questions.popleft()
         self._answers[type(question)](question, answer)
+        took = self._loop.now() - began
+        rest = took * _REST if took > _LONG else 0.0
+        self._rests_until = began + took + rest
+        if self._questions:
+            self._loop.call_later(rest, self._answer_next)
 
     def _refused_order(self, order: Order) -> str:
         """Return why this is not done for whoever asks; empty if it is."""

@@ -39,6 +39,9 @@ _MAX_U64 = (1 << 64) - 1
 _MAX_NUMBER = 1 << 62
 """Of an op. Far from where 64 bits end, so that one may count on from any of them."""
 _MAX_TEXT = 1024
+MAX_PROGRAM = _MAX_TEXT
+"""Characters of a program's name."""
+
 _MAX_SERVICES = 256
 _UNKNOWN = 0
 _NO_TIMEOUT = "a timeout is a finite number of seconds"

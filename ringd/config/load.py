@@ -523,8 +523,13 @@ def _check_ipc(report: _Report, ipc: IpcSettings) -> None:
         ),
         # A call needs a segment for its input and one for its result.
         ("segment_budget", 2 * ipc.inline_limit, "twice ipc.inline_limit"),
-        ("segment_total", 4 * ipc.inline_limit, "four times ipc.inline_limit"),
-        ("message_total", 4 * ipc.inline_limit, "four times ipc.inline_limit"),
+        # One user may have three quarters, and one program what one may.
+        (
+            "segment_total",
+            -(-4 * (ipc.segment_budget or 2 * ipc.inline_limit) // 3),
+            "four thirds of ipc.segment_budget",
+        ),
+        ("message_total", 2 * ipc.max_message, "twice ipc.max_message"),
     ):
         size = getattr(ipc, key)
         if size is not None and size < bound:

@@ -268,6 +268,7 @@ class Performer:
     def _deny(self, action: groups.Deny) -> None:
         client = cast(Client, action.client)
         client.send(border.Denied(action.join_id, action.code, action.message))
+        client.closes(action.join_id)  # if that was to be a channel
 
     def _report(self, action: groups.Report) -> None:
         client, submission = cast(Client, action.client), action.submission

@@ -196,7 +196,7 @@ class Programs:
                 submission.fault = partial(self._late_fault, client, message, nbytes)
             self._perform(self.engine.submit(client, message.join_id, submission, now))
 
-    def _late_fault(  # noqa: PLR0917 - the last two come later
+    def _late_fault(
         self,
         client: Client,
         message: border.Submit,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from ringd import __version__
@@ -26,6 +28,10 @@ from ringd.ring.neighbours import Neighbours
 
 SCHEMA_VERSION = 1
 
+MOST_GROUPS = 256
+"""So many are shown, as the loop does nothing else meanwhile; and of each, so many open calls."""
+MOST_OPEN_OPS = 64
+
 
 def status(
     config: Config,
@@ -43,6 +49,7 @@ def status(
     """Return the status as JSON; times are seconds ago."""
     machine, view = neighbours.machine, programs.view
     members = machine.members(now)
+    names = sorted(programs.engine.roll.groups)
     body = {
         "schema_version": SCHEMA_VERSION,
         "version": __version__,
@@ -109,7 +116,8 @@ def status(
             for namesake in neighbours.namesakes.values()
         ],
         "black_hole": _black_hole(view, neighbours, now),
-        "groups": [_group(programs, name, now) for name in sorted(programs.engine.roll.groups)],
+        "groups": [_group(programs, name, now) for name in names[:MOST_GROUPS]],
+        "groups_left_out": len(names[MOST_GROUPS:]),
         "streams": {
             "open": len(streams),
             "programs": [
@@ -229,12 +237,17 @@ def _group(programs: Programs, name: str, now: float) -> dict[str, Any]:
         "op_counts": {}
         if view is None
         else dict(zip(view.described(), seats[0].session.counts, strict=True)),
-        "open_ops": [
-            op
-            for seat in seats
-            for stay in (seat, *seat.channels.values())
-            for op in _open_ops(programs, stay, now)
-        ],
+        "open_ops": list(
+            islice(
+                (
+                    op
+                    for seat in seats
+                    for stay in (seat, *seat.channels.values())
+                    for op in _open_ops(programs, stay, now)
+                ),
+                MOST_OPEN_OPS,
+            )
+        ),
     }
 
 
@@ -243,23 +256,19 @@ def _channel(channel: Channel) -> str:
     return f"rank {source} to rank {to}, tag {tag}"
 
 
-def _open_ops(programs: Programs, seat: Seat, now: float) -> list[dict[str, Any]]:
-    ops = []
+def _open_ops(programs: Programs, seat: Seat, now: float) -> Iterator[dict[str, Any]]:
     for seq, op in sorted(seat.calls.ops.items()):
         if op.ended:
             continue
         progress = programs.performer.bulk.progress(seat.session.gid, seq)
-        ops.append(
-            {
-                "op": seq,
-                "channel": _channel(seat) if isinstance(seat, Channel) else None,
-                "call": None if op.call is None else str(op.call),
-                "age": now - op.since,
-                "phase": op.phase.value,
-                "waiting_for": programs.engine.waiting_for(seat, op)
-                if op.submission
-                else "not submitted here",
-                "progress": None if progress is None else progress[0] / max(1, progress[1]),
-            }
-        )
-    return ops
+        yield {
+            "op": seq,
+            "channel": _channel(seat) if isinstance(seat, Channel) else None,
+            "call": None if op.call is None else str(op.call),
+            "age": now - op.since,
+            "phase": op.phase.value,
+            "waiting_for": programs.engine.waiting_for(seat, op)
+            if op.submission
+            else "not submitted here",
+            "progress": None if progress is None else progress[0] / max(1, progress[1]),
+        }
