@@ -331,3 +331,24 @@ def test_a_programs_name_is_cleaned_before_others_see_it(daemon):
         raw.ask(raw.attach(program="evil\x1b[2J\x07"))
         (client,) = daemon.run(lambda: daemon.server.clients)
         assert client.program == "evil?[2J?"
+
+
+def test_users_take_turns_with_their_questions(daemon, users):
+    """Who asks a hundred times is no reason for others to wait for all of that."""
+    answered = []
+
+    def answer(_question, say):
+        answered.append(1)
+        time.sleep(0.01)
+        say(b"{}")
+
+    daemon.run(lambda: daemon.server._answers.update({border.AskStatus: answer}))
+    question = border.AskStatus(border.VERSION)
+    with Raw(daemon, attach=False, with_lifeline=False) as hog:
+        for _ in range(100):
+            hog.send(question)
+        assert hog.receive() == border.Answer(b"{}")
+        users[0] = 502
+        with Raw(daemon, attach=False, with_lifeline=False) as other:
+            assert other.ask(question) == border.Answer(b"{}")
+            assert len(answered) < 90

@@ -199,8 +199,9 @@ class BorderServer:
         self._on_unreachable = on_unreachable
         self._group_controls = group_controls
         self._log = log
-        self._questions: deque[tuple[Question, Callable[[bytes], None]]] = deque()
-        """Those that are to be answered, in the order in which they came."""
+        self._questions: OrderedDict[int, deque[tuple[Question, Callable[[bytes], None]]]]
+        self._questions = OrderedDict()
+        """Those that are to be answered, by user; users take turns."""
         self._rests_until = 0.0
         """No question is answered before that."""
         self._by_token: dict[bytes, Client] = {}
@@ -592,8 +593,9 @@ class BorderServer:
                 account.questions.give()
                 self._reply(routing_id, Answer(body))
 
-        self._questions.append((question, answer))
-        if len(self._questions) == 1:
+        waiting = bool(self._questions)
+        self._questions.setdefault(account.uid, deque()).append((question, answer))
+        if not waiting:
             self._answer_in(self._rests_until - self._loop.now())
 
     def _answer_in(self, seconds: float) -> None:
@@ -607,7 +609,10 @@ class BorderServer:
         if self._closed:
             return
         began = self._loop.now()
-        question, answer = self._questions.popleft()
+        uid, questions = self._questions.popitem(last=False)
+        question, answer = questions.popleft()
+        if questions:
+            self._questions[uid] = questions  # behind the other users'
         self._answers[type(question)](question, answer)
         took = self._loop.now() - began
         rest = took * _REST if took > _LONG else 0.0
