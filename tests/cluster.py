@@ -18,8 +18,8 @@ from pathlib import Path
 from ringd.cli.ask import ask
 from ringd.config.keyfile import create_key
 from ringd.errors import RingError
-from ringd.host.ports import free_ports
 from ringd.wire.border.messages import AskRejoin, AskStatus, AskTrace
+from tests.ownports import free_ports
 
 PATIENCE = 30.0
 """Seconds after which a condition that tests wait for has failed."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -19,9 +18,9 @@ from netkit import PEER, Recorder, make_link, secrets, tcp_pair
 
 import ringd
 from ringd.border.server import Limits
-from ringd.host import ports
 from ringd.loop import Loop
 from ringd.net.link import Link
+from tests import ownports
 from tests.cluster import Cluster
 from tests.ringkit import BOUNDED, connected
 
@@ -33,11 +32,7 @@ hypothesis.settings.register_profile("ringd", deadline=None)
 hypothesis.settings.load_profile("ringd")
 
 
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-    # Each has ports of its own: one that is free may be that of a daemon which is about to start,
-    # or to come back.
-    of_all = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    ports._CANDIDATES = ports._CANDIDATES[int(worker.removeprefix("gw")) :: of_all]
+ownports.claimed()  # before any test counts its open descriptors
 
 
 def pytest_collection_finish() -> None:

@@ -14,6 +14,7 @@ from ringd.net.backoff import Backoff
 from ringd.net.dialer import Attempt, Dialer
 from ringd.net.listener import Listener
 from ringd.net.resolver import Resolver
+from tests.ownports import free_ports
 
 QUICK = JoinSettings(connect_timeout=0.2, handshake_timeout=0.2)
 
@@ -135,9 +136,9 @@ def address(host, port):
 
 
 def free_port():
-    """Return a port on which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+    """Return a port on which nobody listens, and nobody else will."""
+    (port,) = free_ports(1)
+    return port
 
 
 @contextmanager

@@ -19,9 +19,9 @@ from ringd.config.load import UnknownHost, choose_node, load
 from ringd.config.settings import Config
 from ringd.daemon import main as program
 from ringd.errors import ConfigError, DaemonUnavailable
-from ringd.host.ports import free_ports
 from ringd.observe import logs
 from tests.cluster import wait_until
+from tests.ownports import free_ports
 
 RING = """
 [ring]

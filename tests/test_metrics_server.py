@@ -15,11 +15,11 @@ import pytest
 from netkit import run_until
 
 from ringd.host.limits import OpenFiles
-from ringd.host.ports import free_ports
 from ringd.metrics import server as serving
 from ringd.metrics.http import MAX_HEAD, BadRequest, Response, parse, plain
 from ringd.metrics.place import Place
 from ringd.metrics.server import MOST, Server
+from tests.ownports import free_ports
 
 GET = b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n"
 LARGE = b"ringd 1\n" * (1 << 20)

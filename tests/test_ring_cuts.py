@@ -14,8 +14,8 @@ import pytest
 
 import ringd
 from ringd.cli.picture import render
-from ringd.host.ports import free_ports
 from tests.cluster import Cluster, wait_until
+from tests.ownports import free_ports
 from tests.proxy import Proxy
 from tests.ringkit import (
     HASTY,

@@ -13,8 +13,8 @@ import pytest
 
 import ringd
 from ringd.config.keyfile import create_key
-from ringd.host.ports import free_ports
 from tests.cluster import Cluster, wait_until
+from tests.ownports import free_ports
 from tests.ringkit import BOUNDED, Call, Program, connected, everywhere, tensor, total, wait_state
 
 

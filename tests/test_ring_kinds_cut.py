@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import ringd
-from ringd.host.ports import free_ports
 from tests.cluster import Cluster
+from tests.ownports import free_ports
 from tests.proxy import Proxy
 from tests.ringkit import HASTY, begin, connected, everywhere
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import ringd
-from ringd.host.ports import free_ports
 from tests.cluster import Cluster, wait_until
+from tests.ownports import free_ports
 from tests.proxy import Proxy
 from tests.ringkit import (
     BOUNDED,

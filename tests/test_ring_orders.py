@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 
 import ringd
 from ringd.cli.main import main
-from ringd.host.ports import free_ports
 from tests.cluster import Cluster, Node, wait_until
+from tests.ownports import free_ports
 from tests.proxy import Proxy
 from tests.ringkit import Call, begin, connected, everywhere, tensor, total
 from tests.test_client_forbidden import NOBODY, ordinary_user

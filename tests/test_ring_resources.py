@@ -15,11 +15,11 @@ import pytest
 import zmq
 
 import ringd
-from ringd.host.ports import free_ports
 from ringd.observe.oncelog import BURST
 from ringd.wire.border import messages as border
 from ringd.wire.link.handshake import Dialing, Identity
 from tests.cluster import Cluster, wait_until
+from tests.ownports import free_ports
 from tests.ringkit import (
     BOUNDED,
     HASTY,

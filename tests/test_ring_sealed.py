@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import ringd
-from ringd.host.ports import free_ports
 from ringd.net.ciphers import aes_is_fast
 from tests.cluster import Cluster, wait_until
+from tests.ownports import free_ports
 from tests.proxy import Proxy
 from tests.ringkit import HASTY, begin, connected, everywhere, tensor, total
 

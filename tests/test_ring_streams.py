@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from ringd.cli.watch import render
-from ringd.host.ports import free_ports
 from tests.cluster import PATIENCE, Cluster, wait_until
+from tests.ownports import free_ports
 from tests.proxy import Proxy
 from tests.ringkit import HASTY, Call, connected
 from tests.streamkit import PIECE, Server, ask, connect, digest, echo, hear, say

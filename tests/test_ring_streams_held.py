@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import pytest
 from borderkit import Raw
 
-from ringd.host.ports import free_ports
 from ringd.wire.border import messages as border
 from ringd.wire.link import streams as wire
 from tests.cluster import PATIENCE, Cluster, Node, wait_until
+from tests.ownports import free_ports
 from tests.ringkit import HASTY
 from tests.streamkit import Server, ask, connect, echo, hear
 from tests.test_ring_streams import MIB, table

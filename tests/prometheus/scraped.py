@@ -20,8 +20,8 @@ import pytest
 
 import ringd
 from ringd.errors import Mismatch
-from ringd.host.ports import free_ports
 from tests.cluster import Cluster, wait_until
+from tests.ownports import free_ports
 from tests.prometheus.servers import Prometheus, Server, get, node_exporter, programs
 from tests.ringkit import HASTY, Call, connected, everywhere
 
