@@ -145,8 +145,8 @@ class Node:
         return ask(self.socket, AskTrace, timeout=5.0)
 
     def log(self) -> list[dict]:
-        """Return its log's events so far."""
-        lines = self.log_path.read_text().splitlines()
+        """Return its log's events so far, less one of which it may have written a part."""
+        lines = self.log_path.read_text().rpartition("\n")[0].splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def open_files(self) -> int:
