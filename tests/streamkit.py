@@ -98,13 +98,18 @@ def connect(port: int) -> socket.socket:
     return found
 
 
+def exactly(connection: socket.socket, count: int) -> bytes:
+    """Return the next *count* bytes; MSG_WAITALL gives fewer where there is a timeout."""
+    data = bytearray()
+    while len(data) < count:
+        piece = connection.recv(count - len(data))
+        if not piece:
+            raise ConnectionError(f"{len(data)} bytes of {count}")
+        data += piece
+    return bytes(data)
+
+
 def ask(connection: socket.socket, question: bytes) -> bytes:
     """Send a question, and return as many bytes of answer."""
     connection.sendall(question)
-    answer = bytearray()
-    while len(answer) < len(question):
-        data = connection.recv(len(question) - len(answer))
-        if not data:
-            raise ConnectionError(f"{len(answer)} bytes of {len(question)}")
-        answer += data
-    return bytes(answer)
+    return exactly(connection, len(question))

@@ -20,7 +20,7 @@ from tests.cluster import PATIENCE, Cluster, wait_until
 from tests.ownports import free_ports
 from tests.proxy import Proxy
 from tests.ringkit import HASTY, Call, connected
-from tests.streamkit import PIECE, Server, ask, connect, digest, echo, hear, say
+from tests.streamkit import PIECE, Server, ask, connect, digest, echo, exactly, hear, say
 
 MIB = 1 << 20
 PAGE = Path(__file__).parents[1] / "docs" / "streams.md"
@@ -154,7 +154,7 @@ def test_hundreds_of_streams_with_questions_and_answers(scene: Scene) -> None:
                 scene.proxies[1].cut()
             for number, client in enumerate(clients):
                 expected = struct.pack("<II", round_, number) * 100
-                assert client.recv(len(expected), socket.MSG_WAITALL) == expected
+                assert exactly(client, len(expected)) == expected
         assert scene.open == [300, 0, 300, 0]
     scene.settled()
 
@@ -213,7 +213,7 @@ def test_each_direction_ends_on_its_own(scene: Scene) -> None:
         connect(scene.listen) as client,
     ):
         say(client, 5, 100_000)
-        assert client.recv(1000, socket.MSG_WAITALL).decode() == digest(5, 100_000)
+        assert exactly(client, 128).decode() == digest(5, 100_000)
     scene.settled()
 
 

@@ -20,7 +20,7 @@ from ringd.wire.link import streams as wire
 from tests.cluster import PATIENCE, Cluster, Node, wait_until
 from tests.ownports import free_ports
 from tests.ringkit import HASTY
-from tests.streamkit import Server, ask, connect, echo, hear
+from tests.streamkit import Server, ask, connect, echo, exactly, hear
 from tests.test_ring_streams import MIB, table
 
 CLI = [sys.executable, "-m", "ringd.cli.main"]
@@ -107,7 +107,7 @@ def test_forward(ring: Cluster, ports: list[int]) -> None:
             ring[0].restart()
             client.sendall(b"are you there?")
             ring.wait_ready()
-            assert client.recv(14, socket.MSG_WAITALL) == b"are you there?"
+            assert exactly(client, 14) == b"are you there?"
             command.process.send_signal(signal.SIGTERM)
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
