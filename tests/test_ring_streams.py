@@ -20,7 +20,18 @@ from tests.cluster import PATIENCE, Cluster, wait_until
 from tests.ownports import free_ports
 from tests.proxy import Proxy
 from tests.ringkit import HASTY, Call, connected
-from tests.streamkit import PIECE, Server, ask, connect, digest, echo, exactly, hear, say
+from tests.streamkit import (
+    PIECE,
+    Server,
+    ask,
+    connect,
+    digest,
+    echo,
+    exactly,
+    hear,
+    say,
+    speech,
+)
 
 MIB = 1 << 20
 PAGE = Path(__file__).parents[1] / "docs" / "streams.md"
@@ -61,6 +72,11 @@ class Scene:
         """How many streams each daemon has."""
         return [node.status()["streams"]["open"] for node in self.cluster.nodes]
 
+    @property
+    def carried(self) -> int:
+        """How many bytes all links have carried."""
+        return sum(proxy.forwarded for proxy in self.proxies)
+
     def settled(self) -> None:
         """See that nothing is left of any stream."""
         wait_until(lambda: not any(self.open), lambda: f"{self.open} streams are open")
@@ -82,22 +98,29 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 
 class Exchange:
-    """Two programs that say *size* bytes to each other at the same time."""
+    """Two programs that say *size* bytes to each other at the same time, as far as *until*."""
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.size = self.until = size
         self.heard = ""
+
+    def say(self, connection: socket.socket, seed: int) -> None:
+        """Say it all, and that it is all."""
+        for number, piece in enumerate(speech(seed, self.size)):
+            wait_until(lambda n=number: n * PIECE < self.until, "leave to go on")
+            connection.sendall(piece)
+        connection.shutdown(socket.SHUT_WR)
 
     def serve(self, connection: socket.socket) -> None:
         """As the server."""
-        saying = Call(lambda: say(connection, 2, self.size))
+        saying = Call(lambda: self.say(connection, 2))
         self.heard = hear(connection)
         saying.result()
 
     def run(self, port: int) -> None:
         """As the client; see that each heard what the other one said."""
         with connect(port) as client:
-            saying = Call(lambda: say(client, 1, self.size))
+            saying = Call(lambda: self.say(client, 1))
             assert hear(client) == digest(2, self.size)
             saying.result()
         wait_until(lambda: self.heard, "the other direction")
@@ -131,14 +154,18 @@ def test_streams_survive(scene: Scene, disturb: Callable[[Scene], None]) -> None
     """Not one byte is lost, doubled or moved, both ways at once, whatever becomes of the links."""
     exchange = Exchange(32 * MIB)
     with Server(exchange.serve, scene.port):
-        generation = scene.cluster.wait_ready()
+        generation, before = scene.cluster.wait_ready(), scene.carried
+        exchange.until = 0
         call = Call(lambda: exchange.run(scene.listen))
-        for number in range(2):
-            time.sleep(0.1)
-            assert call.running or number
+        for _ in range(2):
+            exchange.until += exchange.size // 3
+            wait_until(lambda n=before: scene.carried > n + MIB, "bytes on their way")
             disturb(scene)
             if disturb is not pause:
                 generation = scene.cluster.wait_ready(generation)
+            before = scene.carried
+        assert call.running
+        exchange.until = exchange.size
         call.result()
     scene.settled()
 
