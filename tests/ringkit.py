@@ -22,6 +22,15 @@ timeout = "60s"
 """
 """Settings under which a test that would hang fails."""
 
+PATIENT = (
+    BOUNDED
+    + """
+[join]
+lost_after = "15s"
+"""
+)
+"""Nobody is lost but by the fault of a test, however long a busy machine holds up a daemon."""
+
 HASTY = (
     BOUNDED
     + """

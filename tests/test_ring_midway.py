@@ -20,6 +20,7 @@ from tests.ownports import free_ports
 from tests.proxy import Proxy
 from tests.ringkit import (
     BOUNDED,
+    PATIENT,
     begin,
     connected,
     everywhere,
@@ -31,16 +32,6 @@ from tests.ringkit import (
 
 LARGE = 4_000_000
 """Elements of float32; more than the sockets on the way hold."""
-
-
-PATIENT = (
-    BOUNDED
-    + """
-[join]
-lost_after = "15s"
-"""
-)
-"""Nobody is lost but by the fault of a test, however long a busy machine holds up a daemon."""
 
 
 @pytest.fixture(scope="module")

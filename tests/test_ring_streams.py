@@ -19,7 +19,7 @@ from ringd.cli.watch import render
 from tests.cluster import PATIENCE, Cluster, wait_until
 from tests.ownports import free_ports
 from tests.proxy import Proxy
-from tests.ringkit import HASTY, Call, connected
+from tests.ringkit import HASTY, PATIENT, Call, connected
 from tests.streamkit import (
     PIECE,
     Server,
@@ -50,7 +50,7 @@ def ring(directory: Path, port: int) -> Iterator[tuple[Cluster, int]]:
     (listen,) = free_ports(1)
     text = re.findall(r"```toml\n(.*?)```", PAGE.read_text(), re.DOTALL)[0]
     text = text.replace("studio:5000", f"n1:{port}").replace("15000", str(listen))
-    with Cluster(directory, 2, settings=HASTY + text) as cluster:
+    with Cluster(directory, 2, settings=PATIENT + text) as cluster:
         cluster.start().wait_ready()
         yield cluster, listen
 
@@ -328,7 +328,7 @@ def test_a_reload_listens_at_other_ports(tmp_path: Path) -> None:
         with connect(port) as old, Server(echo) as holder:
             assert ask(old, b"one") == b"one"
             text = table("n1", server.port, holder.port, ["n0"])
-            cluster.write_config(HASTY + text)
+            cluster.write_config(PATIENT + text)
             cluster[0].signal(signal.SIGHUP)
 
             def listens() -> dict[str, object]:

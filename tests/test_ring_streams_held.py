@@ -19,7 +19,7 @@ from ringd.wire.border import messages as border
 from ringd.wire.link import streams as wire
 from tests.cluster import PATIENCE, Cluster, Node, wait_until
 from tests.ownports import free_ports
-from tests.ringkit import HASTY
+from tests.ringkit import PATIENT
 from tests.streamkit import Server, ask, connect, echo, exactly, hear
 from tests.test_ring_streams import MIB, table
 
@@ -92,7 +92,7 @@ def ports() -> list[int]:
 @pytest.fixture(scope="module")
 def ring(tmp_path_factory: pytest.TempPathFactory, ports: list[int]) -> Iterator[Cluster]:
     """Give three daemons; n0 may reach the first of *ports* on n2."""
-    text = HASTY + table("n2", ports[0], None, ["n0"])
+    text = PATIENT + table("n2", ports[0], None, ["n0"])
     with Cluster(tmp_path_factory.mktemp("ring"), 3, settings=text) as cluster:
         cluster.start().wait_ready()
         yield cluster
