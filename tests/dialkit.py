@@ -16,7 +16,11 @@ from ringd.net.listener import Listener
 from ringd.net.resolver import Resolver
 from tests.ownports import free_ports
 
+PATIENT = JoinSettings(connect_timeout=60, handshake_timeout=60)
+"""Who answers has all the time that a busy machine takes."""
+
 QUICK = JoinSettings(connect_timeout=0.2, handshake_timeout=0.2)
+"""Who does not answer is soon given up; so may be one who answers, if the machine is busy."""
 
 
 class NoWait(Backoff):
@@ -61,7 +65,7 @@ class Scene:
         self.refused = []
         self.closables = []
 
-    def dialer(self, *addresses, backoff=None, settings=QUICK, **changes):
+    def dialer(self, *addresses, backoff=None, settings=PATIENT, **changes):
         """Return a dialer that was started."""
         values = {
             "identity": identity,
@@ -88,7 +92,7 @@ class Scene:
             bind=[(host, port)],
             identity=lambda: identity(rank),
             key=KEY,
-            settings=QUICK,
+            settings=PATIENT,
             on_link=lambda sock, peer, *_: self.accepted.append((sock, peer)),
             on_knock=self.knocks.append,
             on_refused=lambda address, reason, _cause: self.refused.append((address, reason)),
@@ -106,7 +110,7 @@ class Scene:
             key=KEY,
             target="a",
             addresses=addresses,
-            settings=QUICK,
+            settings=PATIENT,
             resolver=Resolver(self.loop),
             purpose="knock",
             on_link=lambda sock, _peer, address, _leftover: (
