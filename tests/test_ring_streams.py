@@ -31,6 +31,7 @@ from tests.streamkit import (
     hear,
     say,
     speech,
+    unread,
 )
 
 MIB = 1 << 20
@@ -262,15 +263,6 @@ def test_a_reset_goes_through(scene: Scene) -> None:
         wait_until(lambda: errors, "the reset")
     assert isinstance(errors[0], ConnectionResetError)
     scene.settled()
-
-
-def unread(client: socket.socket) -> int:
-    """Return how many bytes of *client* its peer has not read, in the kernel's word (Linux)."""
-    ends = f":{client.getpeername()[1]:04X}", f":{client.getsockname()[1]:04X}"
-    lines = Path("/proc/net/tcp").read_text().splitlines()
-    rows = [line.split() for line in lines]
-    [row] = [row for row in rows if row[1].endswith(ends[0]) and row[2].endswith(ends[1])]
-    return int(row[4].partition(":")[2], 16)
 
 
 def test_what_came_before_a_reset_is_heard(scene: Scene) -> None:

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -198,15 +197,19 @@ def test_what_a_program_has_said_arrives_after_its_end(ring: Cluster, ports: lis
     server, here, _ = ports
     heard: list[str] = []
     text = f"""
-        import socket, time
-        client = socket.create_connection(("127.0.0.1", {here}))
+        import os, sys
+        sys.path.insert(0, os.getcwd())
+        from tests.cluster import wait_until
+        from tests.streamkit import connect, let_in
+        client = connect({here})
         client.sendall(b"x" * 100_000)
-        time.sleep(0.2)  # who hangs up before it was seen who connected is turned away
+        wait_until(lambda: let_in(client, os.getppid()))  # who hangs up before is turned away
+        print("said", flush=True)
     """
     with Server(lambda c: heard.append(hear(c)), server):
         ring[1].kill()
         with Command(ring[0], "run", "--forward", f"{here}=n2:{server}", *program(text)) as command:
-            time.sleep(0.3)
+            assert command.process.stdout.readline() == "said\n"
             ring[1].start()
             code, _, err = command.end()
         assert (code, err) == (0, "")
