@@ -310,8 +310,7 @@ class Fuzz:
             return
         message = self.twisted(pick(self.messages(gid)))
         if isinstance(message, News) and any(
-            state.rank != 2 and COUNTED_ON < state.incarnation <= MAX_COUNT
-            for state in message.states
+            COUNTED_ON < state.incarnation <= MAX_COUNT for state in message.states
         ):
             return  # would be believed until these daemons are started anew: see docs/security.md
         header, data = {}, b""
