@@ -180,7 +180,7 @@ def test_the_next_daemon_is_given_all_groups(daemons, x):
 
 def test_a_silent_daemon_is_a_loss_only_for_who_wants_to_know(daemons):
     """Of two groups of a connection: one is told at once, the other one's call goes on."""
-    process = daemons.start("--lost-after", "0.3")
+    process = daemons.start("--lost-after", "1.5")
     with connect(daemons, "patient") as patient, connect(daemons, "h", on_loss="fail") as hasty:
         process.send_signal(signal.SIGSTOP)
         work = patient.all_reduce_async(LARGE)
@@ -195,7 +195,7 @@ def test_a_silent_daemon_is_a_loss_only_for_who_wants_to_know(daemons):
 
 def test_a_group_that_joins_late_is_watched_as_it_wants(daemons):
     """The thread that sleeps for the others begins to ask for signs of life."""
-    process = daemons.start("--lost-after", "0.3")
+    process = daemons.start("--lost-after", "1.5")
     with connect(daemons, "patient"), connect(daemons, "hasty", on_loss="fail") as hasty:
         process.send_signal(signal.SIGSTOP)
         with pytest.raises(ringd.PeerLost):
