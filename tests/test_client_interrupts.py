@@ -542,21 +542,21 @@ def test_an_interrupt_of_a_wait_while_the_ring_is_closed_leaves_no_descriptor(tm
         pump = ring._connection.pump
         poll, pipe = pump.channel.poll, pump.waker.reader
         begun = os.fstat(pipe)
+        asleep, closing = threading.Event(), threading.Event()
 
         def interrupted_poll(timeout):
-            if poll(timeout):
-                eventually(lambda: pump._closing)  # by the keeper, which has seen the end, too
+            asleep.set()
+            gone = poll(timeout)
+            if closing.is_set():
+                eventually(lambda: pump._closing)
                 raise KeyboardInterrupt
-            return False
+            return gone
 
         pump.channel.poll = interrupted_poll
-        closer = threading.Thread(
-            target=lambda: (eventually(lambda: main_sleeps(pump)), ring.close())
-        )
-        closer.start()
+        closer = Call(lambda: (asleep.wait(30), closing.set(), ring.close()))
         with pytest.raises(KeyboardInterrupt):
-            ring.all_reduce(np.ones(2), timeout=10)
-        closer.join(10)
+            ring.all_reduce(np.ones(2), timeout=30)
+        closer.result()
         with contextlib.suppress(OSError):
             assert not os.path.samestat(os.fstat(pipe), begun)
 
