@@ -48,8 +48,8 @@ def ring(tmp_path):
 
 
 def main_sleeps(pump):
-    """Whether the main thread sleeps on the sockets, and not another one."""
-    return pump._sleeper == threading.main_thread().ident
+    """Whether the main thread sleeps on the sockets, and not another one; or is about to."""
+    return pump._sleeper == threading.main_thread().ident and not pump._inside
 
 
 def usable(ring, x):
