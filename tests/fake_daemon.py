@@ -310,8 +310,11 @@ class FakeDaemon:
         self._thread = threading.Thread(target=self.loop.run)
         self._thread.start()
 
-    def run(self, function: Callable[[], Any], timeout: float = 10) -> Any:
-        """Run *function* in the daemon's thread and return what it returns."""
+    def run(self, function: Callable[[], Any], timeout: float = 30) -> Any:
+        """Run *function* in the daemon's thread and return what it returns.
+
+        What came to its sockets before is read before.
+        """
         done = threading.Event()
         box: list[Any] = []
 
@@ -321,7 +324,7 @@ class FakeDaemon:
             finally:
                 done.set()
 
-        self.loop.call_threadsafe(call)
+        self.loop.call_threadsafe(lambda: self.loop.call_later(0, call))
         assert done.wait(timeout)
         return box[0]
 
