@@ -3,6 +3,7 @@
 import contextlib
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +78,8 @@ def session_of(ring):
 def pool_of(ring):
     """Return the ring's pool."""
     return ring._connection.pool
+
+
+def main_sleeps(pump):
+    """Whether the main thread sleeps on the sockets, and not another one; or is about to."""
+    return pump._sleeper == threading.main_thread().ident and not pump._inside

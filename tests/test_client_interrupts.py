@@ -28,7 +28,7 @@ from alarms import (
     no_alarm_left,  # noqa: F401
     swallowed,
 )
-from clientkit import BOTH, INLINE_LIMIT, LARGE, fake, pool_of, session_of
+from clientkit import BOTH, INLINE_LIMIT, LARGE, fake, main_sleeps, pool_of, session_of
 from fake_daemon import FakeDaemon, eventually, open_fds
 
 import ringd
@@ -45,11 +45,6 @@ def ring(tmp_path):
     """A ring of a fake daemon."""
     with fake(tmp_path) as (_, ring):
         yield ring
-
-
-def main_sleeps(pump):
-    """Whether the main thread sleeps on the sockets, and not another one; or is about to."""
-    return pump._sleeper == threading.main_thread().ident and not pump._inside
 
 
 def usable(ring, x):
