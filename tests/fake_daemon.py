@@ -266,7 +266,7 @@ def mapped() -> int:
     return maps.read_text().count(SEGMENT) if maps.exists() else 0
 
 
-def eventually(condition: Callable[[], Any], timeout: float = 30.0) -> None:
+def eventually(condition: Callable[[], Any], timeout: float = 120.0) -> None:
     """Wait until *condition* holds."""
     deadline = time.monotonic() + timeout
     while not condition():

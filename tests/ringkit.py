@@ -162,7 +162,7 @@ def say(*words):
 def hear():
     sys.stdin.readline()
 
-ring = ringd.connect({socket!r}, {group!r}, timeout=30)
+ring = ringd.connect({socket!r}, {group!r}, timeout=100)
 say("connected")
 """
 

@@ -210,7 +210,7 @@ def test_a_flood_is_taken_a_few_at_a_time(stand):
     thread = threading.Thread(target=flood)
     thread.start()
     began = stand.loop.now()
-    run_until(stand.loop, lambda: stand.loop.now() - began > 0.5 and len(taken) > serving.BURST, 30)
+    run_until(stand.loop, lambda: stand.loop.now() - began > 0.5 and len(taken) > serving.BURST)
     stop.set()
     stand.server.close()
     thread.join()

@@ -36,7 +36,7 @@ from ringd.wire.link.control import (
 )
 from ringd.wire.link.frames import FrameType, Header
 from ringd.wire.link.streams import Connect, Data, Reset, State
-from tests.cluster import PATIENCE, Cluster, wait_until
+from tests.cluster import Cluster, wait_until
 from tests.liar import Liar
 from tests.ringkit import Call as Under
 from tests.ringkit import everywhere, tensor, total
@@ -397,7 +397,7 @@ def fuzz(cluster, seed, seconds):
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if lies.random.random() < 0.8:  # it says nothing wrong meanwhile
-                wait_until(lambda: liar.ready, "the ring back", 2 * PATIENCE)
+                wait_until(lambda: liar.ready, "the ring back")
             gid = lies.enter()
             for _ in range(lies.random.choice([1, 3, 10])):
                 lies.lie(gid)
