@@ -253,9 +253,8 @@ class Fuzz:
 
     def ids(self):
         """Return the join ids of TRIO, as far as they are heard."""
-        heard = self.liar.heard
-        known = [heard[place, TRIO].join_id for place in (0, 1) if (place, TRIO) in heard]
-        return [*known, OURS]
+        known = [self.liar.heard.get((place, TRIO)) for place in (0, 1)]
+        return [*(joined.join_id for joined in known if joined is not None), OURS]
 
     def enter(self):
         """Take part in TRIO; return its session's number, 0 while the others are not there."""
