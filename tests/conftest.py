@@ -22,7 +22,7 @@ from ringd.loop import Loop
 from ringd.net.link import Link
 from tests import ownports
 from tests.cluster import Cluster
-from tests.ringkit import BOUNDED, connected
+from tests.ringkit import PATIENT, connected
 
 # A shell has what it starts in the background ignore it, and so would what tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -50,7 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def calm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Give three daemons that nobody disturbs, for all tests of a module."""
-    with Cluster(tmp_path_factory.mktemp("ring"), 3, settings=BOUNDED) as cluster:
+    with Cluster(tmp_path_factory.mktemp("ring"), 3, settings=PATIENT) as cluster:
         cluster.start().wait_ready()
         yield cluster
 
