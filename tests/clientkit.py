@@ -55,7 +55,7 @@ def fake(tmp_path, *, on_loss="wait", **options):
     options.setdefault("limits", Limits(inline_limit=INLINE_LIMIT))
     with (
         FakeDaemon(tmp_path / "s", **options) as daemon,
-        ringd.connect(daemon.path, timeout=10, on_loss=on_loss) as ring,
+        ringd.connect(daemon.path, timeout=60, on_loss=on_loss) as ring,
     ):
         yield daemon, ring
 

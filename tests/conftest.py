@@ -72,7 +72,7 @@ def daemon(place: Path) -> Iterator[FakeDaemon]:
 @pytest.fixture
 def ring(daemon: FakeDaemon) -> Iterator[ringd.Ring]:
     """Give a ring of that daemon."""
-    with ringd.connect(daemon.path, timeout=10) as ring:
+    with ringd.connect(daemon.path, timeout=60) as ring:
         yield ring
 
 

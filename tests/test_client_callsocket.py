@@ -312,7 +312,7 @@ except ConnectionError:
 def test_a_daemon_that_is_gone_is_an_error_and_no_signal():
     """Also in a program that has SIGPIPE end it, as tools for pipes have."""
     done = subprocess.run(
-        [sys.executable, "-c", PIPE], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", PIPE], capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stdout) == (0, "told\n")
 

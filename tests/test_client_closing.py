@@ -123,7 +123,7 @@ def test_program_that_just_ends_does_not_hang(tmp_path):
             [sys.executable, "-c", code, daemon.path],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
             check=False,
         )
         assert (run.returncode, run.stdout, run.stderr) == (0, "", "")

@@ -137,7 +137,7 @@ def test_a_program_that_has_no_open_files_left_hears_so(daemon, left):
         [sys.executable, "-c", NEARLY_FULL, daemon.path, str(left)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -95,7 +95,7 @@ def test_a_program_that_failed_ends_with_its_own_exit_code(tmp_path, how):
             [sys.executable, "-c", BEGIN + end, daemon.path],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
             check=False,
         )
         assert done.returncode == code
@@ -186,7 +186,7 @@ def test_a_main_thread_that_has_not_failed_leaves_others_to_work(tmp_path):
         for worker in workers.values():
             worker.complete()
         ends = {
-            how: (*w.process.communicate(timeout=10), w.process.returncode)
+            how: (*w.process.communicate(timeout=60), w.process.returncode)
             for how, w in workers.items()
         }
         assert ends == dict.fromkeys(workers, (b"", None, 0))

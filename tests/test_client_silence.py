@@ -57,7 +57,7 @@ def process(tmp_path):
     yield daemon
     daemon.send_signal(signal.SIGCONT)
     daemon.terminate()
-    daemon.wait(10)
+    daemon.wait(60)
     daemon.stdout.close()
 
 

@@ -181,6 +181,6 @@ def test_a_daemon_that_waits_for_the_disk_at_its_start_can_be_ended(place):
         node.start()
         wait_until(lambda: logged(node, "the disk is slow"), "a word")
         node.signal(signal.SIGTERM)
-        assert node.process.wait(10) == -signal.SIGTERM
+        assert node.process.wait(60) == -signal.SIGTERM
         with pytest.raises(ringd.DaemonUnavailable, match="no daemon here"):
             find_socket(node.socket)

@@ -181,7 +181,7 @@ def test_second_daemon_on_the_same_places(place: Path) -> None:
                 env=cluster.environ,
                 capture_output=True,
                 text=True,
-                timeout=30,
+                timeout=120,
                 check=False,
             )
             assert run.returncode in (1, 78)

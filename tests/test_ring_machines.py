@@ -125,7 +125,7 @@ def test_trace_of_all_members(calm_cluster: Cluster) -> None:
         [*command, str(path), "--socket", calm_cluster.sockets[1]],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

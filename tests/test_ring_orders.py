@@ -85,7 +85,7 @@ def test_resume_ends_a_drain_that_waits_for_calls(place: Path, again: bool) -> N
             everywhere(rings, lambda ring: ring.barrier())
             proxy.stall_after(count)  # bytes: a part of the call's
             calls = begin(rings, lambda ring: ring.all_reduce(tensor(ring.rank, count)))
-            assert proxy.stalled.wait(30)
+            assert proxy.stalled.wait(120)
             drain = Call(lambda: cli(cluster, 1, "drain"))
             wait_until(lambda: said(cluster[1], "draining, as asked"), "it is asked to drain")
             assert drain.running
