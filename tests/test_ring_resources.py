@@ -22,7 +22,7 @@ from tests.cluster import Cluster, wait_until
 from tests.ownports import free_ports
 from tests.ringkit import (
     BOUNDED,
-    HASTY,
+    PATIENT,
     Program,
     begin,
     connected,
@@ -99,7 +99,7 @@ def test_a_taken_port_is_the_last_word(place: Path) -> None:
 
 def test_full_disk(place: Path) -> None:
     """While its state cannot be saved, a member says so, keeps trying, and joins when it can."""
-    with Cluster(place, 2, settings=HASTY) as cluster:
+    with Cluster(place, 2, settings=PATIENT) as cluster:
         generation = cluster.start().wait_ready()
         with connected(cluster) as rings:
             cluster[1].fill_disk()
