@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -214,6 +215,35 @@ def test_what_a_program_has_said_arrives_after_its_end(ring: Cluster, ports: lis
             code, _, err = command.end()
         assert (code, err) == (0, "")
         wait_until(lambda: heard)
+
+
+def test_a_program_is_told_nothing_of_connections_that_it_has_left(
+    ring: Cluster, ports: list[int]
+) -> None:
+    """All that it said has arrived; that the other one had yet to end them is nobody's loss."""
+    server, here, _ = ports
+    heard, over = threading.Event(), threading.Event()
+    text = f"""
+        import os, sys
+        sys.path.insert(0, os.getcwd())
+        from tests.cluster import wait_until
+        from tests.streamkit import connect, let_in
+        client = connect({here})
+        client.sendall(b"hello")
+        wait_until(lambda: let_in(client, os.getppid()))
+    """
+
+    def serve(connection: socket.socket) -> None:
+        assert exactly(connection, 5) == b"hello"
+        heard.set()
+        over.wait(PATIENCE)
+
+    with Server(serve, server):
+        reach = ("run", "--forward", f"{here}=n2:{server}", *program(text))
+        with Command(ring[0], *reach) as command:
+            assert command.end() == (0, "", "")
+        assert heard.wait(PATIENCE)
+        over.set()
 
 
 @pytest.mark.parametrize(
