@@ -15,11 +15,13 @@ from types import SimpleNamespace
 import pytest
 from borderkit import Raw
 
+from ringd.cli.ask import ask as ask_daemon
 from ringd.wire.border import messages as border
+from ringd.wire.border.messages import AskDrain, AskResume
 from ringd.wire.link import streams as wire
 from tests.cluster import PATIENCE, Cluster, Node, wait_until
 from tests.ownports import free_ports
-from tests.ringkit import PATIENT
+from tests.ringkit import PATIENT, wait_state
 from tests.streamkit import Server, ask, connect, echo, exactly, hear
 from tests.test_ring_streams import MIB, table
 
@@ -208,10 +210,11 @@ def test_what_a_program_has_said_arrives_after_its_end(ring: Cluster, ports: lis
         print("said", flush=True)
     """
     with Server(lambda c: heard.append(hear(c)), server):
-        ring[1].kill()
+        ask_daemon(ring[1].socket, AskDrain, timeout=PATIENCE)
+        wait_state(ring[0], "forming")
         with Command(ring[0], "run", "--forward", f"{here}=n2:{server}", *program(text)) as command:
             assert command.process.stdout.readline() == "said\n"
-            ring[1].start()
+            ask_daemon(ring[1].socket, AskResume, timeout=PATIENCE)  # at once, as it waits for 10 s
             code, _, err = command.end()
         assert (code, err) == (0, "")
         wait_until(lambda: heard)
