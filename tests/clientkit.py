@@ -83,3 +83,14 @@ def pool_of(ring):
 def main_sleeps(pump):
     """Whether the main thread sleeps on the sockets, and not another one; or is about to."""
     return pump._sleeper == threading.main_thread().ident and not pump._inside
+
+
+def unavailable(*arguments):
+    """Return what connect says where there is no daemon, once it has looked: machines are busy."""
+    for timeout in (0.1, 1.0, 60.0):
+        with pytest.raises(ringd.DaemonUnavailable) as missing:
+            ringd.connect(*arguments, timeout=timeout)
+        text = str(missing.value)
+        if "no answer yet" not in text:
+            break
+    return text
