@@ -337,7 +337,7 @@ class FakeDaemon:
         if self._thread.is_alive():
             self.run(self.server.close)
             self.loop.call_threadsafe(self.loop.stop)
-            self._thread.join(10)
+            self._thread.join(60)
             self.loop.close()
         assert not self._thread.is_alive()
 

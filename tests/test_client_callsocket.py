@@ -148,7 +148,7 @@ def test_interrupts_send_no_byte_twice(pair):
         return not calls.full
 
     struck = persist(flush)
-    reader.join(30)
+    reader.join(120)
     assert bytes(stream) == expected
     assert struck > 20
 
@@ -168,7 +168,7 @@ def test_interrupts_lose_no_byte_that_has_come(pair):
         return len(seen) == len(messages)
 
     struck = persist(receive)
-    writer.join(30)
+    writer.join(120)
     assert list(seen.values()) == messages
     assert struck > 20
 
@@ -222,7 +222,7 @@ def test_a_daemon_that_passes_no_call_socket_is_named(tmp_path):
             ringd.connect(path, timeout=0.5)
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as last:
             last.connect(f"{path}.life")
-        thread.join(10)
+        thread.join(120)
 
 
 def test_a_thread_that_sleeps_already_sees_that_there_is_something_to_send(tmp_path, monkeypatch):
@@ -258,7 +258,7 @@ def test_a_thread_that_sleeps_already_sees_that_there_is_something_to_send(tmp_p
         daemon.run(lambda: [daemon.handler.complete(c) for c in list(daemon.handler.submitted)])
         for work in works:
             work.wait(30)
-        sleeper.join(30)
+        sleeper.join(120)
 
 
 def test_a_channel_that_is_closed_with_something_unsent_has_ended(tmp_path):

@@ -71,7 +71,7 @@ def test_daemon_that_comes_later_is_waited_for(daemons):
     thread = threading.Thread(target=lambda: rings.append(ringd.connect(daemons.path, timeout=20)))
     thread.start()
     daemons.start()
-    thread.join(20)
+    thread.join(120)
     np.testing.assert_array_equal(rings[0].all_reduce(SMALL), 2 * SMALL)
     rings[0].close()
 

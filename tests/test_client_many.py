@@ -148,11 +148,11 @@ def test_threads_in_different_groups_do_not_wait_for_each_other(tmp_path, others
         for thread in runners:
             thread.start()
         for thread in runners:
-            thread.join(30)
+            thread.join(120)
         assert len(done) == 8
         stuck.close()
         for thread in waiters:
-            thread.join(10)
+            thread.join(120)
             assert not thread.is_alive()
         assert rings[0].all_reduce(1.0) == 2.0
 
@@ -327,7 +327,7 @@ def test_rings_come_and_go_in_many_threads(daemon):
     for thread in workers:
         thread.start()
     for thread in workers:
-        thread.join(60)
+        thread.join(120)
     assert failures == []
     gc.collect()
     eventually(lambda: not daemon.run(lambda: daemon.server.clients))

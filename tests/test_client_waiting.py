@@ -47,7 +47,7 @@ def test_threads_share_a_ring(ring):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert failures == []
 
 
@@ -68,7 +68,7 @@ def test_waiting_thread_hears_what_another_took_in(tmp_path):
             while not works[i].done():  # this thread takes the answer in, if it is first
                 pass
         for thread in threads:
-            thread.join(10)
+            thread.join(120)
         assert results == {0: 0.0, 1: 3.0, 2: 6.0}
 
 
