@@ -27,8 +27,11 @@ from tests.ringkit import PATIENT, connected
 # A shell has what it starts in the background ignore it, and so would what tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The default deadline of 200 ms for each example says only how busy the machine is.
-hypothesis.settings.register_profile("ringd", deadline=None)
+# The default deadline of 200 ms for each example says only how busy the machine is, and so does the
+# time that it takes to make them.
+hypothesis.settings.register_profile(
+    "ringd", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("ringd")
 
 
