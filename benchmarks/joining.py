@@ -21,9 +21,9 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cluster import Cluster, Node, wait_until
+from tests.cluster import Cluster, Node, wait_until
 
 MEMBERS = 5
 HELD = 50

@@ -3,6 +3,7 @@
 import contextlib
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def fake(tmp_path, *, on_loss="wait", **options):
     options.setdefault("limits", Limits(inline_limit=INLINE_LIMIT))
     with (
         FakeDaemon(tmp_path / "s", **options) as daemon,
-        ringd.connect(daemon.path, timeout=10, on_loss=on_loss) as ring,
+        ringd.connect(daemon.path, timeout=60, on_loss=on_loss) as ring,
     ):
         yield daemon, ring
 
@@ -77,3 +78,19 @@ def session_of(ring):
 def pool_of(ring):
     """Return the ring's pool."""
     return ring._connection.pool
+
+
+def main_sleeps(pump):
+    """Whether the main thread sleeps on the sockets, and not another one; or is about to."""
+    return pump._sleeper == threading.main_thread().ident and not pump._inside
+
+
+def unavailable(*arguments):
+    """Return what connect says where there is no daemon, once it has looked: machines are busy."""
+    for timeout in (0.1, 1.0, 60.0):
+        with pytest.raises(ringd.DaemonUnavailable) as missing:
+            ringd.connect(*arguments, timeout=timeout)
+        text = str(missing.value)
+        if "no answer yet" not in text:
+            break
+    return text

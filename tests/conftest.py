@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -19,25 +18,24 @@ from netkit import PEER, Recorder, make_link, secrets, tcp_pair
 
 import ringd
 from ringd.border.limits import Limits
-from ringd.host import ports
 from ringd.loop import Loop
 from ringd.net.link import Link
+from tests import ownports
 from tests.cluster import Cluster
-from tests.ringkit import BOUNDED, connected
+from tests.ringkit import PATIENT, connected
 
 # A shell has what it starts in the background ignore it, and so would what tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The default deadline of 200 ms for each example says only how busy the machine is.
-hypothesis.settings.register_profile("ringd", deadline=None)
+# The default deadline of 200 ms for each example says only how busy the machine is, and so does the
+# time that it takes to make them.
+hypothesis.settings.register_profile(
+    "ringd", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("ringd")
 
 
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-    # Each has ports of its own: one that is free may be that of a daemon which is about to start,
-    # or to come back.
-    of_all = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    ports._CANDIDATES = ports._CANDIDATES[int(worker.removeprefix("gw")) :: of_all]
+ownports.claimed()  # before any test counts its open descriptors
 
 
 def pytest_collection_finish() -> None:
@@ -55,7 +53,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def calm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Give three daemons that nobody disturbs, for all tests of a module."""
-    with Cluster(tmp_path_factory.mktemp("ring"), 3, settings=BOUNDED) as cluster:
+    with Cluster(tmp_path_factory.mktemp("ring"), 3, settings=PATIENT) as cluster:
         cluster.start().wait_ready()
         yield cluster
 
@@ -77,7 +75,7 @@ def daemon(place: Path) -> Iterator[FakeDaemon]:
 @pytest.fixture
 def ring(daemon: FakeDaemon) -> Iterator[ringd.Ring]:
     """Give a ring of that daemon."""
-    with ringd.connect(daemon.path, timeout=10) as ring:
+    with ringd.connect(daemon.path, timeout=60) as ring:
         yield ring
 
 

@@ -14,8 +14,13 @@ from ringd.net.backoff import Backoff
 from ringd.net.dialer import Attempt, Dialer
 from ringd.net.listener import Listener
 from ringd.net.resolver import Resolver
+from tests.ownports import free_ports
+
+PATIENT = JoinSettings(connect_timeout=60, handshake_timeout=60)
+"""Who answers has all the time that a busy machine takes."""
 
 QUICK = JoinSettings(connect_timeout=0.2, handshake_timeout=0.2)
+"""Who does not answer is soon given up; so may be one who answers, if the machine is busy."""
 
 
 class NoWait(Backoff):
@@ -60,7 +65,7 @@ class Scene:
         self.refused = []
         self.closables = []
 
-    def dialer(self, *addresses, backoff=None, settings=QUICK, **changes):
+    def dialer(self, *addresses, backoff=None, settings=PATIENT, **changes):
         """Return a dialer that was started."""
         values = {
             "identity": identity,
@@ -87,7 +92,7 @@ class Scene:
             bind=[(host, port)],
             identity=lambda: identity(rank),
             key=KEY,
-            settings=QUICK,
+            settings=PATIENT,
             on_link=lambda sock, peer, *_: self.accepted.append((sock, peer)),
             on_knock=self.knocks.append,
             on_refused=lambda address, reason, _cause: self.refused.append((address, reason)),
@@ -105,7 +110,7 @@ class Scene:
             key=KEY,
             target="a",
             addresses=addresses,
-            settings=QUICK,
+            settings=PATIENT,
             resolver=Resolver(self.loop),
             purpose="knock",
             on_link=lambda sock, _peer, address, _leftover: (
@@ -135,9 +140,9 @@ def address(host, port):
 
 
 def free_port():
-    """Return a port on which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+    """Return a port on which nobody listens, and nobody else will."""
+    (port,) = free_ports(1)
+    return port
 
 
 @contextmanager

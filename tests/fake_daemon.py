@@ -268,7 +268,7 @@ def mapped() -> int:
     return maps.read_text().count(SEGMENT) if maps.exists() else 0
 
 
-def eventually(condition: Callable[[], Any], timeout: float = 30.0) -> None:
+def eventually(condition: Callable[[], Any], timeout: float = 120.0) -> None:
     """Wait until *condition* holds."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -320,8 +320,11 @@ class FakeDaemon:
             self._died = error
             self.server.close()  # else its sockets' context would wait for them, for ever
 
-    def run(self, function: Callable[[], Any], timeout: float = 10) -> Any:
-        """Run *function* in the daemon's thread and return what it returns."""
+    def run(self, function: Callable[[], Any], timeout: float = 30) -> Any:
+        """Run *function* in the daemon's thread and return what it returns.
+
+        What came to its sockets before is read before.
+        """
         done = threading.Event()
         box: list[Any] = []
 
@@ -331,7 +334,7 @@ class FakeDaemon:
             finally:
                 done.set()
 
-        self.loop.call_threadsafe(call)
+        self.loop.call_threadsafe(lambda: self.loop.call_later(0, call))
         assert done.wait(timeout)
         return box[0]
 
@@ -344,7 +347,7 @@ class FakeDaemon:
         if self._thread.is_alive():
             self.run(self.server.close)
             self.loop.call_threadsafe(self.loop.stop)
-            self._thread.join(10)
+            self._thread.join(60)
             self.loop.close()
         assert not self._thread.is_alive()
         if self._died is not None:

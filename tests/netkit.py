@@ -23,7 +23,7 @@ def identity(rank=0, **changes):
     return Identity(**(values | changes))
 
 
-def run_until(loop: Loop, condition, timeout=10.0):
+def run_until(loop: Loop, condition, timeout=120.0):
     """Run *loop* until *condition* holds; fail when it does not within *timeout* seconds."""
     deadline = loop.now() + timeout
 

@@ -150,10 +150,13 @@ class Proxy:
             return
         down = sock in self._downstream
         room = _PIECE if self._hole is None else 4096
-        if down and self._limit is not None:
-            room = min(room, self._limit - self.forwarded)
+        limit = self._limit
+        if down and limit is not None:
+            room = min(room, limit - self.forwarded)
         if room <= 0:
             self.stalled.set()
+            if self._limit is None:  # it was just told to move on
+                self.stalled.clear()
             return
         try:
             data = sock.recv(room)

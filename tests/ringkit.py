@@ -22,6 +22,15 @@ timeout = "60s"
 """
 """Settings under which a test that would hang fails."""
 
+PATIENT = (
+    BOUNDED
+    + """
+[join]
+lost_after = "15s"
+"""
+)
+"""Nobody is lost but by the fault of a test, however long a busy machine holds up a daemon."""
+
 HASTY = (
     BOUNDED
     + """
@@ -153,7 +162,7 @@ def say(*words):
 def hear():
     sys.stdin.readline()
 
-ring = ringd.connect({socket!r}, {group!r}, timeout=30)
+ring = ringd.connect({socket!r}, {group!r}, timeout=100)
 say("connected")
 """
 

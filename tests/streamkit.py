@@ -7,6 +7,7 @@ import hashlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from random import Random
 
 from tests.cluster import PATIENCE, wait_until
@@ -98,13 +99,38 @@ def connect(port: int) -> socket.socket:
     return found
 
 
+def exactly(connection: socket.socket, count: int) -> bytes:
+    """Return the next *count* bytes; MSG_WAITALL gives fewer where there is a timeout."""
+    data = bytearray()
+    while len(data) < count:
+        piece = connection.recv(count - len(data))
+        if not piece:
+            raise ConnectionError(f"{len(data)} bytes of {count}")
+        data += piece
+    return bytes(data)
+
+
 def ask(connection: socket.socket, question: bytes) -> bytes:
     """Send a question, and return as many bytes of answer."""
     connection.sendall(question)
-    answer = bytearray()
-    while len(answer) < len(question):
-        data = connection.recv(len(question) - len(answer))
-        if not data:
-            raise ConnectionError(f"{len(answer)} bytes of {len(question)}")
-        answer += data
-    return bytes(answer)
+    return exactly(connection, len(question))
+
+
+def _peer(client: socket.socket) -> list[str]:
+    """Return what the kernel says of the other end of *client*, on this machine (Linux)."""
+    ends = f":{client.getpeername()[1]:04X}", f":{client.getsockname()[1]:04X}"
+    lines = Path("/proc/net/tcp").read_text().splitlines()
+    rows = [line.split() for line in lines]
+    [row] = [row for row in rows if row[1].endswith(ends[0]) and row[2].endswith(ends[1])]
+    return row
+
+
+def unread(client: socket.socket) -> int:
+    """Return how many bytes of *client* its peer has not read."""
+    return int(_peer(client)[4].partition(":")[2], 16)
+
+
+def let_in(client: socket.socket, pid: int) -> bool:
+    """Whether the process *pid* has accepted *client*, and sleeps again since."""
+    accepted = _peer(client)[9] != "0"
+    return accepted and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"

@@ -106,7 +106,7 @@ def test_watch_as_lines(calm_cluster: Cluster) -> None:
         assert process.stdout is not None
         bodies = [json.loads(process.stdout.readline()) for _ in range(2)]
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     assert bodies[1]["uptime"] > bodies[0]["uptime"]
     assert run("ringd-cli", "status", "--watch", "--json", "--socket", "/none").returncode == 3
 
@@ -150,7 +150,7 @@ def test_watch_on_a_terminal(place: Path) -> None:
                 cluster[0].kill()
                 wait_until(lambda: shows(b"the daemon that made it is gone"), "its end")
                 process.send_signal(signal.SIGINT)
-                assert process.wait(10) == 0
+                assert process.wait(60) == 0
             finally:
                 process.kill()
                 os.close(ours)

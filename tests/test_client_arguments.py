@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from clientkit import unavailable
 from fake_daemon import FakeDaemon, eventually
 
 import ringd
@@ -240,8 +241,7 @@ def test_a_home_whose_name_is_no_text_is_one_without_a_daemon(monkeypatch):
     monkeypatch.setattr("ringd.client.ring.socket_candidates", lambda: ("/home/\udc80/s",))
     monkeypatch.setattr(channel, "_open_lifeline", lambda _: socket.socket(socket.AF_UNIX))
     monkeypatch.setattr(channel, "_read_token", lambda _: b"")
-    with pytest.raises(ringd.DaemonUnavailable, match="no socket can have this path"):
-        ringd.connect(timeout=0.1)
+    assert "no socket can have this path" in unavailable()
 
 
 @pytest.mark.parametrize(

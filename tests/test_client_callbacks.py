@@ -28,7 +28,7 @@ def run(directory, program):
             [sys.executable, "-c", textwrap.dedent(program), daemon.path],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
 

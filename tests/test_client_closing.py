@@ -33,7 +33,7 @@ def test_closed_ring_says_so(daemon):
     thread.start()
     detached = daemon.handler.detached
     ring.close()
-    thread.join(10)
+    thread.join(120)
     ring.close()
     with pytest.raises(ringd.RingError, match="closed before"):
         work.wait(30)
@@ -69,7 +69,7 @@ def test_close_ends_no_call_before_the_daemon_has_let_go_of_its_input(tmp_path, 
         eventually(lambda: daemon.handler.submitted)
         daemon.handler.on_leave = lambda _client: found.append(ended.wait(0.2))
         ring.close()
-        thread.join(10)
+        thread.join(120)
         assert (found, ended.is_set()) == ([False], True)
         assert (daemon.handler.detached, daemon.handler.gone) == (1, [])
 
@@ -123,7 +123,7 @@ def test_program_that_just_ends_does_not_hang(tmp_path):
             [sys.executable, "-c", code, daemon.path],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
             check=False,
         )
         assert (run.returncode, run.stdout, run.stderr) == (0, "", "")

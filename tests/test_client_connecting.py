@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import re
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import threading
 import numpy as np
 import pytest
 import zmq
-from clientkit import SMALL, fake
+from clientkit import SMALL, fake, unavailable
 from fake_daemon import FakeDaemon, eventually, mapped, open_fds
 
 import ringd
@@ -48,9 +49,8 @@ def test_usual_places_are_searched(place, monkeypatch):
 
     own, *_, system = socket_candidates()
     monkeypatch.setattr("ringd.client.ring.socket_candidates", lambda: (own, place / "none"))
-    with pytest.raises(ringd.DaemonUnavailable) as missing:
-        ringd.connect(timeout=0.05)
-    assert all(str(path) in str(missing.value) for path in (own, place / "none"))
+    text = unavailable()
+    assert all(str(path) in text for path in (own, place / "none"))
     assert system != own
     with FakeDaemon(own), ringd.connect(timeout=10) as ring:
         assert ring.size == 2
@@ -58,12 +58,11 @@ def test_usual_places_are_searched(place, monkeypatch):
 
 def test_no_daemon_says_what_was_tried(tmp_path):
     """Without a daemon connect fails after its timeout, naming path, reason and remedy."""
-    with pytest.raises(ringd.DaemonUnavailable) as missing:
-        ringd.connect(tmp_path / "s", timeout=0.05)
-    for part in (str(tmp_path / "s"), "No such file", "0.05 s", "ringd --config", "RINGD_SOCKET"):
-        assert part in str(missing.value)
-    with pytest.raises(ringd.DaemonUnavailable, match="shorter"):
-        ringd.connect(tmp_path / ("x" * 120), timeout=0.05)
+    text = unavailable(tmp_path / "s")
+    assert re.match(r"no daemon within [0-9.]+ s \(", text)
+    for part in (str(tmp_path / "s"), "No such file", "ringd --config", "RINGD_SOCKET"):
+        assert part in text
+    assert "shorter" in unavailable(tmp_path / ("x" * 120))
 
 
 def test_daemon_that_comes_later_is_waited_for(daemons):
@@ -72,7 +71,7 @@ def test_daemon_that_comes_later_is_waited_for(daemons):
     thread = threading.Thread(target=lambda: rings.append(ringd.connect(daemons.path, timeout=20)))
     thread.start()
     daemons.start()
-    thread.join(20)
+    thread.join(120)
     np.testing.assert_array_equal(rings[0].all_reduce(SMALL), 2 * SMALL)
     rings[0].close()
 
@@ -137,7 +136,7 @@ def test_a_program_that_has_no_open_files_left_hears_so(daemon, left):
         [sys.executable, "-c", NEARLY_FULL, daemon.path, str(left)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr

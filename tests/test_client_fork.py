@@ -45,7 +45,7 @@ def test_forked_child_is_told_and_harms_nobody(tmp_path):
             [sys.executable, "-W", "error::ResourceWarning", "-c", code, daemon.path],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         assert (run.stdout, run.returncode) == ("good\n", 0), run.stderr

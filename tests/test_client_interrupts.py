@@ -28,7 +28,7 @@ from alarms import (
     no_alarm_left,  # noqa: F401
     swallowed,
 )
-from clientkit import BOTH, INLINE_LIMIT, LARGE, fake, pool_of, session_of
+from clientkit import BOTH, INLINE_LIMIT, LARGE, fake, main_sleeps, pool_of, session_of
 from fake_daemon import FakeDaemon, eventually, open_fds
 
 import ringd
@@ -37,6 +37,7 @@ from ringd.client.channel import Channel
 from ringd.client.keeper import Keeper
 from ringd.client.pump import Pump
 from ringd.client.waker import Waker
+from tests.ringkit import Call
 
 
 @pytest.fixture
@@ -44,11 +45,6 @@ def ring(tmp_path):
     """A ring of a fake daemon."""
     with fake(tmp_path) as (_, ring):
         yield ring
-
-
-def main_sleeps(pump):
-    """Whether the main thread sleeps on the sockets, and not another one."""
-    return pump._sleeper == threading.main_thread().ident
 
 
 def usable(ring, x):
@@ -369,25 +365,30 @@ def handling(handler):
         signal.signal(signal.SIGUSR1, old)
 
 
-def in_main_only(channel, name, stand_in, monkeypatch):
-    """Let the main thread call *stand_in* with the channel's own method, and others the latter."""
-    real = getattr(channel, name)
+@contextlib.contextmanager
+def deaf_keeper(ring, monkeypatch):
+    """Have the keeper listen to nothing until the end of this, or what it gives is set."""
+    connection = ring._connection
+    channel, deaf, over = connection.pump.channel, threading.Event(), threading.Event()
+    wait_end = channel.wait_end
+    monkeypatch.setattr(channel, "wait_end", lambda t: (deaf.set(), over.wait(30)) and wait_end(t))
+    connection.keeper.wake()
+    try:
+        assert deaf.wait(30)
+        yield over
+    finally:
+        over.set()
 
-    def method(*arguments):
-        if threading.current_thread() is threading.main_thread():
-            return stand_in(real, *arguments)
-        time.sleep(0.05)  # the main thread is to be first
-        return real(*arguments)
 
-    monkeypatch.setattr(channel, name, method)
+def tell_members(daemon, session, seen):
+    """Say something over the lifeline; complete the call once that was *seen*."""
 
+    def tell():
+        daemon.run(lambda: next(iter(daemon.handler.joins)).tell_session(session, (1, 2)))
+        eventually(lambda: seen)
+        daemon.run(lambda: daemon.handler.complete(daemon.handler.submitted[0]))
 
-def tell_members(daemon, session):
-    """Say something over the lifeline, in a while."""
-    threading.Timer(
-        0.2,
-        lambda: daemon.run(lambda: next(iter(daemon.handler.joins)).tell_session(session, (1, 2))),
-    ).start()
+    return Call(tell)
 
 
 def test_a_handler_that_acts_on_what_was_just_heard(tmp_path, monkeypatch):
@@ -400,15 +401,17 @@ def test_a_handler_that_acts_on_what_was_just_heard(tmp_path, monkeypatch):
                 signal.raise_signal(signal.SIGUSR1)
 
     seen = []
-    with fake(tmp_path, hold=True) as (daemon, ring), handling(lambda: seen.append(ring.rank)):
-        channel = ring._connection.pump.channel
-        channel._heard = Interrupted()
-        in_main_only(channel, "_listen", lambda real: real(), monkeypatch)
+    with (
+        fake(tmp_path, hold=True) as (daemon, ring),
+        handling(lambda: seen.append(ring.rank)),
+        deaf_keeper(ring, monkeypatch),
+    ):
+        ring._connection.pump.channel._heard = Interrupted()
         work = ring.all_reduce_async(np.ones(2))
-        tell_members(daemon, session_of(ring).join_id)
-        with pytest.raises(ringd.DeadlineExceeded):
-            work.wait(0.5)
-        assert seen
+        eventually(lambda: daemon.handler.submitted)
+        telling = tell_members(daemon, session_of(ring).join_id, seen)
+        work.wait(30)
+        telling.result()
         assert session_of(ring).members == (1, 2)
 
 
@@ -421,30 +424,37 @@ def test_a_handler_within_the_listening_waits_for_no_other_thread(tmp_path, monk
         other.start()
         time.sleep(0.2)
         seen.append(ring.rank)
-        other.join(10)
+        other.join(120)
         seen.append(other.is_alive())
 
-    def hear(real):
-        real()
-        if not seen and channel._heard:
-            signal.raise_signal(signal.SIGUSR1)
-
-    with fake(tmp_path, hold=True) as (daemon, ring), handling(handler):
+    with (
+        fake(tmp_path, hold=True) as (daemon, ring),
+        handling(handler),
+        deaf_keeper(ring, monkeypatch),
+    ):
         channel = ring._connection.pump.channel
-        in_main_only(channel, "_listen", lambda real: real(), monkeypatch)
-        in_main_only(channel, "_hear", hear, monkeypatch)
+        real = channel._hear
+
+        def hear():
+            real()
+            in_main = threading.current_thread() is threading.main_thread()
+            if in_main and not seen and channel._heard:
+                signal.raise_signal(signal.SIGUSR1)
+
+        monkeypatch.setattr(channel, "_hear", hear)
         work = ring.all_reduce_async(np.ones(2))
-        tell_members(daemon, session_of(ring).join_id)
-        with pytest.raises(ringd.DeadlineExceeded):
-            work.wait(0.8)
+        eventually(lambda: daemon.handler.submitted)
+        telling = tell_members(daemon, session_of(ring).join_id, seen)
+        work.wait(30)
+        telling.result()
         assert seen == [0, False]
 
 
 def test_an_interrupt_while_the_daemons_end_is_taken_in(tmp_path, monkeypatch):
     """The next call waits for another daemon, as if there had been no interrupt."""
-    with fake(tmp_path, hold=True) as (daemon, ring):
+    with fake(tmp_path, hold=True) as (daemon, ring), deaf_keeper(ring, monkeypatch) as keeper:
         connection = ring._connection
-        group, channel = connection.groups, connection.pump.channel
+        group = connection.groups
         real, times = group.lose, []
 
         def lose(channel):
@@ -454,23 +464,17 @@ def test_an_interrupt_while_the_daemons_end_is_taken_in(tmp_path, monkeypatch):
             real(channel)
 
         monkeypatch.setattr(group, "lose", lose)
-        wait_end, ended = channel.wait_end, threading.Event()
-        # The keeper sees the end later than this thread.
-        monkeypatch.setattr(channel, "wait_end", lambda t: ended.wait(10) and wait_end(t))
-        connection.keeper.wake()
-        time.sleep(0.1)
-        stopper = threading.Timer(0.1, daemon.stop)
-        stopper.start()
+        stopping = Call(lambda: (eventually(lambda: main_sleeps(connection.pump)), daemon.stop()))
         with pytest.raises(KeyboardInterrupt):
-            ring.all_reduce(np.ones(2), timeout=5)
-        ended.set()
-        stopper.join()
+            ring.all_reduce(np.ones(2), timeout=30)
+        keeper.set()
+        stopping.result()
         eventually(lambda: connection.pump.channel is None)
         made = session_of(ring).next_seq
-        work = ring.all_reduce_async(np.ones(2), timeout=5)
+        work = ring.all_reduce_async(np.ones(2), timeout=30)
         assert session_of(ring).next_seq == made + 1
         with FakeDaemon(daemon.path):
-            assert np.array_equal(work.wait(10), np.full(2, 2.0))
+            assert np.array_equal(work.wait(60), np.full(2, 2.0))
 
 
 def test_a_message_that_cannot_be_sent_is_offered_to_the_next_daemon(tmp_path):
@@ -533,21 +537,21 @@ def test_an_interrupt_of_a_wait_while_the_ring_is_closed_leaves_no_descriptor(tm
         pump = ring._connection.pump
         poll, pipe = pump.channel.poll, pump.waker.reader
         begun = os.fstat(pipe)
+        asleep, closing = threading.Event(), threading.Event()
 
         def interrupted_poll(timeout):
-            if poll(timeout):
-                eventually(lambda: pump._closing)  # by the keeper, which has seen the end, too
+            asleep.set()
+            gone = poll(timeout)
+            if closing.is_set():
+                eventually(lambda: pump._closing)
                 raise KeyboardInterrupt
-            return False
+            return gone
 
         pump.channel.poll = interrupted_poll
-        closer = threading.Thread(
-            target=lambda: (eventually(lambda: main_sleeps(pump)), ring.close())
-        )
-        closer.start()
+        closer = Call(lambda: (asleep.wait(30), closing.set(), ring.close()))
         with pytest.raises(KeyboardInterrupt):
-            ring.all_reduce(np.ones(2), timeout=10)
-        closer.join(10)
+            ring.all_reduce(np.ones(2), timeout=30)
+        closer.result()
         with contextlib.suppress(OSError):
             assert not os.path.samestat(os.fstat(pipe), begun)
 
@@ -566,7 +570,7 @@ def test_interrupted_waits_leave_nobody_who_seems_to_wait(tmp_path):
                 hits += interrupted(lambda: work.wait(0.02), delay)
         assert not pump._waiters
         ring.close()
-        thread.join(10)
+        thread.join(120)
     assert hits >= LEAST_HITS
 
 
@@ -686,7 +690,7 @@ def test_thousands_of_real_interrupts(tmp_path):
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             stop.set()
-            thread.join(20)
+            thread.join(120)
         assert not thread.is_alive()
         assert wrong == []
         assert hits >= 500

@@ -148,11 +148,11 @@ def test_threads_in_different_groups_do_not_wait_for_each_other(tmp_path, others
         for thread in runners:
             thread.start()
         for thread in runners:
-            thread.join(30)
+            thread.join(120)
         assert len(done) == 8
         stuck.close()
         for thread in waiters:
-            thread.join(10)
+            thread.join(120)
             assert not thread.is_alive()
         assert rings[0].all_reduce(1.0) == 2.0
 
@@ -180,7 +180,7 @@ def test_the_next_daemon_is_given_all_groups(daemons, x):
 
 def test_a_silent_daemon_is_a_loss_only_for_who_wants_to_know(daemons):
     """Of two groups of a connection: one is told at once, the other one's call goes on."""
-    process = daemons.start("--lost-after", "0.3")
+    process = daemons.start("--lost-after", "1.5")
     with connect(daemons, "patient") as patient, connect(daemons, "h", on_loss="fail") as hasty:
         process.send_signal(signal.SIGSTOP)
         work = patient.all_reduce_async(LARGE)
@@ -195,7 +195,7 @@ def test_a_silent_daemon_is_a_loss_only_for_who_wants_to_know(daemons):
 
 def test_a_group_that_joins_late_is_watched_as_it_wants(daemons):
     """The thread that sleeps for the others begins to ask for signs of life."""
-    process = daemons.start("--lost-after", "0.3")
+    process = daemons.start("--lost-after", "1.5")
     with connect(daemons, "patient"), connect(daemons, "hasty", on_loss="fail") as hasty:
         process.send_signal(signal.SIGSTOP)
         with pytest.raises(ringd.PeerLost):
@@ -213,7 +213,7 @@ def test_a_loss_in_one_group_is_none_in_the_others(daemon):
         with pytest.raises(ringd.GroupLost, match="b left"):
             eventually(lambda: one.all_reduce(1.0) != 3.0)
         assert one.all_reduce(1.0) == 3.0
-        np.testing.assert_array_equal(work.wait(10), 3 * LARGE)
+        np.testing.assert_array_equal(work.wait(60), 3 * LARGE)
         assert sorted(client.stays.values()) == ["a", "b"]
         assert daemon.handler.attaches[-1].former == join_id
 
@@ -327,7 +327,7 @@ def test_rings_come_and_go_in_many_threads(daemon):
     for thread in workers:
         thread.start()
     for thread in workers:
-        thread.join(60)
+        thread.join(120)
     assert failures == []
     gc.collect()
     eventually(lambda: not daemon.run(lambda: daemon.server.clients))
@@ -422,7 +422,7 @@ def test_a_child_of_a_fork_has_none_of_its_parents_rings(daemon):
             [sys.executable, "-c", code, daemon.path],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         assert (run.stdout, run.returncode) == ("good\n", 0), run.stderr

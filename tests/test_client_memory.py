@@ -14,6 +14,7 @@ import ringd
 from ringd.border.limits import Limits
 from ringd.client import pool as pool_module
 from ringd.client.retention import Retention
+from tests.ringkit import Call
 
 
 def test_result_memory_is_reused_when_the_array_is_gone(ring):
@@ -194,10 +195,7 @@ def test_submission_waits_for_memory_to_come_back(tmp_path):
         with pytest.raises(ringd.ResourceExhausted, match="arrays that the program keeps"):
             ring.all_reduce(x)
         del buffers
-        timer = threading.Timer(
-            0.05,
-            lambda: daemon.run(lambda: daemon.handler.complete(daemon.handler.submitted[2])),
-        )
-        timer.start()
-        assert ring.all_reduce(x)[0] == 3.0
-        timer.join()
+        call = Call(lambda: ring.all_reduce(x))
+        eventually(lambda: len(daemon.handler.submitted) == 3)
+        daemon.run(lambda: daemon.handler.complete(daemon.handler.submitted[2]))
+        assert call.result()[0] == 3.0

@@ -210,7 +210,7 @@ raise ValueError
             [sys.executable, "-c", code, daemon.path],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
             check=False,
         )
         assert (done.stdout, done.returncode) == ("told\n", 1)

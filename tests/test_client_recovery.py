@@ -26,7 +26,7 @@ def test_killed_daemon_is_survived_by_a_waiting_call(daemons, x):
             daemons.start("--hold")
         daemons.kill()
         daemons.start()
-        thread.join(30)
+        thread.join(120)
         np.testing.assert_array_equal(results[0], 2 * x)
 
 

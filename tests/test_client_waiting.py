@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clientkit import INLINE_LIMIT, SMALL, fake
+from clientkit import INLINE_LIMIT, SMALL, fake, main_sleeps
+from fake_daemon import eventually
 
 import ringd
 from ringd.border.limits import Limits
@@ -19,6 +20,7 @@ from ringd.client.keeper import Keeper
 from ringd.client.session import Op
 from ringd.collective.call import Call
 from ringd.wire.border import messages as border
+from tests.ringkit import Call as Begun
 
 
 def test_threads_share_a_ring(ring):
@@ -45,7 +47,7 @@ def test_threads_share_a_ring(ring):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert failures == []
 
 
@@ -66,7 +68,7 @@ def test_waiting_thread_hears_what_another_took_in(tmp_path):
             while not works[i].done():  # this thread takes the answer in, if it is first
                 pass
         for thread in threads:
-            thread.join(10)
+            thread.join(120)
         assert results == {0: 0.0, 1: 3.0, 2: 6.0}
 
 
@@ -114,11 +116,13 @@ def test_interrupt_leaves_the_ring_usable(daemons):
     daemons.start("--hold")
     with ringd.connect(daemons.path, timeout=10) as ring:
         work = ring.all_reduce_async(SMALL)
-        timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))
-        timer.start()
+        pump = ring._connection.pump
+        killing = Begun(
+            lambda: (eventually(lambda: main_sleeps(pump)), os.kill(os.getpid(), signal.SIGINT))
+        )
         with pytest.raises(KeyboardInterrupt):
-            work.wait(20)
-        timer.join()
+            work.wait(30)
+        killing.result()
         daemons.kill()
         daemons.start()
         np.testing.assert_array_equal(work.wait(30), 2 * SMALL)

@@ -16,6 +16,7 @@ from ringd.loop import Loop
 from ringd.wire.border.messages import VERSION, Carry, Held, Hold, RingState
 from ringd.wire.link import streams as wire
 from ringd.wire.link.streams import Connect, Reset, State
+from tests.ownports import free_ports
 
 CONFIG = """
 [ring]
@@ -196,8 +197,7 @@ def test_a_service_has_a_name_that_the_links_carry(member: Member, *, serves: bo
 
 def test_a_daemon_that_stops_listens_no_more(member: Member, tmp_path: Path) -> None:
     """Not even when it is told to reload while it waits for the ops under way."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     path = tmp_path / "ringd.toml"
     path.write_text(f'{CONFIG}[[streams]]\nto = "n0:5001"\nlisten = {port}\n')
     config = load(path, "n2")

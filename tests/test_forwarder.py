@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +16,7 @@ from ringd.forward.question import Answer
 from ringd.loop import Loop
 from ringd.streams.end import End
 from ringd.streams.table import Outlet, Refusal
+from tests.ownports import free_ports
 
 
 class Pair:
@@ -68,6 +70,19 @@ class Pair:
         self.loop.call_soon(look)
         self.loop.run()
 
+    def accept(self, listener: socket.socket) -> socket.socket:
+        """Run the loop until somebody has come to *listener*."""
+        listener.setblocking(False)
+        found: list[socket.socket] = []
+
+        def accepted() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                found.append(listener.accept()[0])
+            return bool(found)
+
+        self.run_until(accepted)
+        return found[0]
+
 
 @pytest.fixture
 def pair(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> Pair:
@@ -87,28 +102,15 @@ def received(sock: socket.socket) -> bytes:
 
 def test_a_target_is_dialed_when_it_may_be_and_listens(pair: Pair) -> None:
     """Until then what was said for it waits."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    (port,) = free_ports(1)
     allowed: list[bool] = []
     pair.accepts = lambda _end, _service: Target(port, lambda: bool(allowed))
     with pair.connect() as ours:
         ours.sendall(b"hello")
         pair.run_until(lambda: len(pair.sides[1].table) == 1)
         allowed.append(True)
-        with socket.create_server(("127.0.0.1", port)) as listener:
-            listener.setblocking(False)
-            found: list[socket.socket] = []
-
-            def accepted() -> bool:
-                try:
-                    found.append(listener.accept()[0])
-                except BlockingIOError:
-                    return False
-                return True
-
-            pair.run_until(accepted)
-            with found[0] as theirs:
-                pair.run_until(lambda: received(theirs) == b"hello")
+        with socket.create_server(("127.0.0.1", port)) as listener, pair.accept(listener) as theirs:
+            pair.run_until(lambda: received(theirs) == b"hello")
     assert pair.resets == []
 
 
@@ -128,18 +130,7 @@ def test_what_came_before_a_reset_reaches_a_target_that_was_still_dialed(pair: P
         pair.sides[0].table.close("the program has ended")
         pair.run_until(lambda: not len(pair.sides[1].table))
         allowed.append(True)
-        listener.setblocking(False)
-        found: list[socket.socket] = []
-
-        def accepted() -> bool:
-            try:
-                found.append(listener.accept()[0])
-            except BlockingIOError:
-                return False
-            return True
-
-        pair.run_until(accepted)
-        with found[0] as theirs:
+        with pair.accept(listener) as theirs:
             pair.run_until(lambda: received(theirs) == b"hello")
             with pytest.raises(ConnectionResetError):
                 pair.run_until(lambda: received(theirs) is None)
@@ -208,8 +199,7 @@ def test_who_is_patient_waits_for_somebody_to_be_there(pair: Pair) -> None:
         pair.run_until(lambda: len(answers) > 3)
         pair.accepts = lambda _end, _service: Target(listener.getsockname()[1])
         ours.sendall(b"hello")
-        pair.run_until(lambda: len(pair.sides[1].table) == 1)
-        with listener.accept()[0] as theirs:
+        with pair.accept(listener) as theirs:
             pair.run_until(lambda: received(theirs) == b"hello")
     assert pair.resets == ["nobody is there yet"]
 
@@ -223,7 +213,7 @@ def test_what_is_under_way_arrives_though_nothing_is_waited_for_any_more(pair: P
         assert pair.sides[0].table.unsaid == 1
         pair.sides[0].wait_no_more("the program has ended")
         pair.run_until(lambda: not pair.sides[0].table.unsaid)
-        with listener.accept()[0] as theirs:
+        with pair.accept(listener) as theirs:
             pair.run_until(lambda: received(theirs) == b"hello")
     assert pair.resets == []
 

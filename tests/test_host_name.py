@@ -19,9 +19,9 @@ from ringd.config.load import UnknownHost, choose_node, load
 from ringd.config.settings import Config
 from ringd.daemon import main as program
 from ringd.errors import ConfigError, DaemonUnavailable
-from ringd.host.ports import free_ports
 from ringd.observe import logs
 from tests.cluster import wait_until
+from tests.ownports import free_ports
 
 RING = """
 [ring]
@@ -170,7 +170,8 @@ def test_a_config_that_is_mended_meanwhile(config: Path, place: Path) -> None:
     try:
 
         def events() -> list[str]:
-            return [json.loads(line)["event"] for line in (place / "log").read_text().splitlines()]
+            whole = (place / "log").read_text().rpartition("\n")[0]
+            return [json.loads(line)["event"] for line in whole.splitlines()]
 
         wait_until(lambda: "waiting for this host's name" in events(), "a word")
         wait_until((place / "s.lock").exists, "the lock")
@@ -180,7 +181,9 @@ def test_a_config_that_is_mended_meanwhile(config: Path, place: Path) -> None:
         assert "is starting: waiting for this host's name: " in str(caught.value)
         assert "RINGD_NODE" in str(caught.value)
         host = socket.gethostname().partition(".")[0]
-        config.write_text(config.read_text().replace('"mini"', f'"{host}"'))
+        beside = config.with_suffix(".new")  # it may be read at any moment
+        beside.write_text(config.read_text().replace('"mini"', f'"{host}"'))
+        beside.rename(config)
         wait_until(lambda: "ring ready" in events(), "the ring")
     finally:
         daemon.send_signal(signal.SIGTERM)

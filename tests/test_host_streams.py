@@ -80,7 +80,7 @@ def test_commands_run_without_their_streams(cluster, which, place):
             capture_output=True,
             text=True,
             check=False,
-            timeout=30,
+            timeout=120,
         )
         assert (words, ended.returncode) == (words, code)
         assert "Traceback" not in ended.stdout + ended.stderr
@@ -123,7 +123,7 @@ def test_exit_codes_hold_whatever_becomes_of_the_words(place, which, words, code
             stdout=subprocess.DEVNULL,
             stderr=writer,
             check=False,
-            timeout=30,
+            timeout=120,
             cwd=place,
         )
     finally:
@@ -141,7 +141,7 @@ def test_output_that_finds_no_place_is_an_error_in_words(program, buffered):
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=120,
         env={**os.environ, "PYTHONUNBUFFERED": buffered},
     )
     expected = (1, "Error: standard output: No space left on device\n")
@@ -174,6 +174,6 @@ def test_closed_streams_swallow_what_is_written(which):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
-        timeout=30,
+        timeout=120,
     )
     assert ended.returncode == 11

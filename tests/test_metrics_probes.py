@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from netkit import run_until
 
@@ -82,7 +84,8 @@ def test_a_call_that_stands_still(loop):
     loop.call_later(0.05, loop.stop)
     loop.run()
     status, text = stand.ask(stand.probes.ready)
-    assert (status, text) == (503, "a call that all members have made has not moved for 0 s")
+    assert status == 503
+    assert re.fullmatch(r"a call that all members have made has not moved for \d+ s", text)
     stand.positions = {OP: (4, 4)}
     assert stand.ask(stand.probes.ready)[0] == 200
 

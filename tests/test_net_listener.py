@@ -19,6 +19,7 @@ from ringd.loop import Loop
 from ringd.net.listener import MAX_PENDING, Listener
 from ringd.wire.link.handshake import Code, Dialing
 from ringd.wire.link.hello import VERSION
+from tests.ownports import free_ports
 
 
 class Scene:
@@ -112,8 +113,7 @@ def scene(make):
 @pytest.fixture
 def ports():
     """Two ports that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("", 0)) as two:
-        return one.getsockname()[1], two.getsockname()[1]
+    return free_ports(2)
 
 
 def test_a_neighbour(scene):
@@ -267,7 +267,7 @@ def test_deadline(make):
     silent = scene.connect()
     trickling = scene.connect()
     hello = Dialing(identity(0), KEY, "b", os.urandom(32), os.urandom(32)).outgoing()
-    run_until(scene.loop, lambda: scene.pending == 2)
+    run_until(scene.loop, lambda: scene.pending + len(scene.refused) == 2)
     sent = iter(hello[:-1])
 
     def trickle():
@@ -431,8 +431,7 @@ def test_addresses_that_cannot_be_had(make, ports, host):
 
 def test_both_families(make):
     """The wildcards of IPv4 and IPv6 share a port."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     scene = make(bind=[("0.0.0.0", port), ("::", port)]).start()  # noqa: S104 - a test
     assert bound(scene.listener) == [("0.0.0.0", port), ("::", port)]  # noqa: S104
     for host in ("127.0.0.1", "::1"):

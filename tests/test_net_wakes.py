@@ -39,13 +39,14 @@ def test_wake_spares_a_handshake(scene):
     backoff = Forever()
     silent = socket.create_server(("127.0.0.1", 0))
     addresses = [address(*silent.getsockname())]
-    dialer = scene.dialer(addresses=lambda: addresses, backoff=backoff)
+    slow = JoinSettings(handshake_timeout=1)
+    dialer = scene.dialer(addresses=lambda: addresses, backoff=backoff, settings=slow)
     run_until(scene.loop, lambda: dialer._round.connected)
     addresses[0], _ = scene.listener()
     dialer.wake()
     run_until(scene.loop, lambda: scene.links and scene.accepted)
     silent.close()
-    assert [reason for _, reason in scene.failures] == ["no handshake within 0.2 s"]
+    assert [reason for _, reason in scene.failures] == ["no handshake within 1 s"]
     assert backoff.waits == 0
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ringd.host.ports import free_ports
 from tests.cluster import Cluster, Node, wait_until
+from tests.ownports import free_ports
 from tests.proxy import Proxy
 from tests.ringkit import BOUNDED, begin, connected, everywhere, wait_counts
 

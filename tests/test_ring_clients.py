@@ -16,7 +16,7 @@ import ringd
 from tests.cluster import Cluster, wait_until
 from tests.ringkit import (
     BOUNDED,
-    HASTY,
+    PATIENT,
     Program,
     begin,
     connected,
@@ -294,7 +294,7 @@ def test_program_is_named_in_the_status(calm_cluster: Cluster) -> None:
 
 def test_loss_is_told_at_once_where_asked_for(place: Path) -> None:
     """With ``on_loss="fail"`` open calls end with PeerLost on every rank; later ones go through."""
-    with Cluster(place, 3, settings=HASTY) as cluster:
+    with Cluster(place, 3, settings=PATIENT) as cluster:
         cluster.start().wait_ready()
         with connected(cluster, "told", on_loss="fail") as rings, connected(cluster, "wait") as old:
             everywhere(rings, lambda ring: ring.barrier())

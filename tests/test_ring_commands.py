@@ -21,7 +21,7 @@ def run(name: str, *words: str, **environ: str) -> subprocess.CompletedProcess[s
     """Run a command of this installation to its end."""
     command = [str(Path(sys.executable).with_name(name)), *words]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False, env=environ
+        command, capture_output=True, text=True, timeout=180, check=False, env=environ
     )
 
 
@@ -114,7 +114,7 @@ def test_exit_codes(place: Path) -> None:
             assert cli(cluster, 0, command).returncode == 3
         assert cli(cluster, 0, "status", "--nonsense").returncode == 2
         assert cli(cluster, 0, "health", "--wait", "soon").returncode == 2
-        waiting = Call(lambda: cli(cluster, 0, "health", "--wait", "30s"))
+        waiting = Call(lambda: cli(cluster, 0, "health", "--wait", "2m"))
         cluster.start([0])
         with connect(cluster.sockets[0]):  # it answers now
             for command in ("status", "health"):
@@ -137,7 +137,7 @@ def test_rejoin(place: Path) -> None:
         generation = cluster.start().wait_ready()
         assert cli(cluster, 1, "rejoin").returncode == 0
         cluster.wait_ready(beyond=generation)
-        assert cli(cluster, 1, "health", "--wait", "30s").returncode == 0
+        assert cli(cluster, 1, "health", "--wait", "2m").returncode == 0
         with connected(cluster) as rings:
             assert everywhere(rings, lambda ring: ring.all_reduce(1).item()) == [2, 2]
 
@@ -172,7 +172,7 @@ def run_into(sink: int, words: list[str], place: Path, socket: str) -> tuple[int
         stdout=sink,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
         env={"RINGD_SOCKET": socket},  # so with standard output buffered, as it is by default
     )

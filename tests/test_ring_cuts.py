@@ -14,8 +14,8 @@ import pytest
 
 import ringd
 from ringd.cli.picture import render
-from ringd.host.ports import free_ports
 from tests.cluster import Cluster, wait_until
+from tests.ownports import free_ports
 from tests.proxy import Proxy
 from tests.ringkit import (
     HASTY,
@@ -52,7 +52,7 @@ def start_and_stop_half_way(proxy: Proxy, rings: list[ringd.Ring]) -> list[Call]
     everywhere(rings, lambda ring: ring.barrier())
     proxy.stall_after(LARGE)  # bytes: a fifth of what each link carries for it
     calls = begin(rings, lambda ring: ring.all_reduce(tensor(ring.rank, LARGE)))
-    assert proxy.stalled.wait(30)
+    assert proxy.stalled.wait(120)
     return calls
 
 
@@ -126,7 +126,7 @@ def test_lent_to_a_paused_daemon(proxied: tuple[Cluster, list[Proxy]], end: str)
         timeout = 0.5 if end == "deadline" else None
         lent = rings[1].all_reduce_async(buffer, timeout=timeout)
         works = [rings[r].all_reduce_async(tensor(r, LARGE)) for r in (0, 2)]
-        assert proxies[2].stalled.wait(30)
+        assert proxies[2].stalled.wait(120)
         cluster[1].signal(signal.SIGSTOP)
         if end == "closed":
             rings[1].close()

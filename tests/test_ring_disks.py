@@ -156,15 +156,16 @@ def test_a_slow_disk_at_the_start_is_told(place):
         node = cluster[0]
         node.slow_disk(1.6)
         node.start()
-        told = manager.recv(4096).decode()
-        assert re.fullmatch(
-            f"STATUS=starting: {node.state_dir}: no answer for 1 s: the disk is slow", told
-        )
+        line = f"STATUS=starting: {node.state_dir}: no answer for ([0-9]) s: the disk is slow"
+        told = re.fullmatch(line, manager.recv(4096).decode())
+        assert told
         with pytest.raises(ringd.DaemonUnavailable) as caught:
             find_socket(node.socket)
         assert f"the daemon, process {node.pid} on host" in str(caught.value)
         assert f"is starting: {node.state_dir}: no answer for" in str(caught.value)
-        assert "for 2 s" in manager.recv(4096).decode()
+        later = re.fullmatch(line, manager.recv(4096).decode())
+        assert later
+        assert 1 <= int(told[1]) < int(later[1])
         (line,) = logged(node, "the disk is slow")
         assert line["level"] == "warning"
         wait_until(node.status, "an answer")
@@ -180,6 +181,6 @@ def test_a_daemon_that_waits_for_the_disk_at_its_start_can_be_ended(place):
         node.start()
         wait_until(lambda: logged(node, "the disk is slow"), "a word")
         node.signal(signal.SIGTERM)
-        assert node.process.wait(10) == -signal.SIGTERM
+        assert node.process.wait(60) == -signal.SIGTERM
         with pytest.raises(ringd.DaemonUnavailable, match="no daemon here"):
             find_socket(node.socket)

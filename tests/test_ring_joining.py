@@ -13,9 +13,19 @@ import pytest
 
 import ringd
 from ringd.config.keyfile import create_key
-from ringd.host.ports import free_ports
 from tests.cluster import Cluster, wait_until
-from tests.ringkit import BOUNDED, Call, Program, connected, everywhere, tensor, total, wait_state
+from tests.ownports import free_ports
+from tests.ringkit import (
+    BOUNDED,
+    PATIENT,
+    Call,
+    Program,
+    connected,
+    everywhere,
+    tensor,
+    total,
+    wait_state,
+)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -23,7 +33,7 @@ def test_any_order(place: Path, seed: int) -> None:
     """Five daemons and their programs, in random order, each before or after the other."""
     order = [(kind, rank) for kind in ("daemon", "program") for rank in range(5)]
     random.Random(seed).shuffle(order)
-    with Cluster(place, 5, settings=BOUNDED) as cluster:
+    with Cluster(place, 5, settings=PATIENT) as cluster:
 
         def program(rank: int) -> list[np.ndarray]:
             with ringd.connect(cluster.sockets[rank], timeout=30) as ring:
@@ -171,7 +181,7 @@ def test_second_daemon_on_the_same_places(place: Path) -> None:
                 env=cluster.environ,
                 capture_output=True,
                 text=True,
-                timeout=30,
+                timeout=120,
                 check=False,
             )
             assert run.returncode in (1, 78)

@@ -99,8 +99,9 @@ def test_stalled_call_is_logged_once(place: Path) -> None:
             work = rings[0].all_reduce_async(np.ones(3), name="grad")
             wait_counts(cluster[1], [2, 1])
 
-            def lines() -> list[dict]:
-                return [event for event in cluster[0].log() if event["event"] == "call waits"]
+            def lines() -> list[dict]:  # of the barrier there may be one on a busy machine
+                said = [event for event in cluster[0].log() if event["event"] == "call waits"]
+                return [event for event in said if event["op"] > 0]
 
             wait_until(lines, "a word on it")
             second = rings[0].all_reduce_async(np.ones(3), name="later")
@@ -124,7 +125,7 @@ def test_trace_of_all_members(calm_cluster: Cluster) -> None:
         [*command, str(path), "--socket", calm_cluster.sockets[1]],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

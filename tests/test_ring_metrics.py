@@ -20,7 +20,7 @@ from ringd.errors import Mismatch
 from ringd.metrics.server import MOST
 from ringd.wire.border.messages import AskReload
 from tests.cluster import Cluster, Node, wait_until
-from tests.ringkit import HASTY, Call, connected, everywhere
+from tests.ringkit import PATIENT, Call, connected, everywhere
 
 
 class Scraper:
@@ -66,7 +66,7 @@ def ring_of_two(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[Cluster, list[Scraper]]]:
     """Give two members with metrics, and who asks them."""
-    with Cluster(tmp_path_factory.mktemp("ring"), 2, settings=HASTY) as cluster:
+    with Cluster(tmp_path_factory.mktemp("ring"), 2, settings=PATIENT) as cluster:
         scrapers = [Scraper(node) for node in cluster.nodes]
         cluster.start().wait_ready()
         yield cluster, scrapers

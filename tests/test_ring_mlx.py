@@ -15,6 +15,7 @@ from ringd.loop import Loop
 from ringd.streams.end import End
 from ringd.streams.table import Refusal
 from tests.cluster import Cluster, wait_until
+from tests.ownports import free_ports
 from tests.ringkit import BOUNDED
 from tests.streamkit import connect
 from tests.test_ring_streams_held import Command, end_all, program
@@ -145,8 +146,11 @@ def test_members_that_disagree(ring: Cluster) -> None:
 
 def test_a_stranger_at_the_port(ring: Cluster) -> None:
     """A port that leads to a neighbour takes one connection, as MLX's do."""
-    with run(ring, 1, "--port", "31000") as command, connect(31002):
-        wait_until(lambda: refused(31002))
+    first, _, right = free_ports(3)
+    while right != first + 2:
+        first, _, right = free_ports(3)
+    with run(ring, 1, "--port", str(first)) as command, connect(right):
+        wait_until(lambda: refused(right))
         command.process.send_signal(signal.SIGTERM)
         command.end()
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ringd.host.ports import free_ports
 from tests.cluster import Cluster, Node, wait_until
+from tests.ownports import free_ports
 from tests.proxy import Proxy
 from tests.ringkit import BOUNDED, connected, everywhere
 

@@ -13,9 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 import ringd
+from ringd.cli.ask import ask
 from ringd.cli.main import main
-from ringd.host.ports import free_ports
+from ringd.wire.border.messages import AskDrain, AskResume
 from tests.cluster import Cluster, Node, wait_until
+from tests.ownports import free_ports
 from tests.proxy import Proxy
 from tests.ringkit import Call, begin, connected, everywhere, tensor, total
 from tests.test_client_forbidden import NOBODY, ordinary_user
@@ -28,8 +30,9 @@ timeout = "60s"
 
 PATIENT = """
 [join]
-lost_after = "30s"
+lost_after = "10m"
 """
+"""A link may stand still for as long as a busy machine takes."""
 
 
 def state(node: Node) -> str:
@@ -80,17 +83,18 @@ def test_resume_ends_a_drain_that_waits_for_calls(place: Path, again: bool) -> N
         Proxy(port) as proxy,
         Cluster(place, 2, settings=PATIENT, ports=[port, own], dial={"n0": proxy.port}) as cluster,
     ):
+        cluster[1].delay_path.with_suffix(".drain").write_text("600")
         generation = cluster.start().wait_ready()
         with connected(cluster) as rings:
             everywhere(rings, lambda ring: ring.barrier())
             proxy.stall_after(count)  # bytes: a part of the call's
             calls = begin(rings, lambda ring: ring.all_reduce(tensor(ring.rank, count)))
-            assert proxy.stalled.wait(30)
+            assert proxy.stalled.wait(120)
             drain = Call(lambda: cli(cluster, 1, "drain"))
             wait_until(lambda: said(cluster[1], "draining, as asked"), "it is asked to drain")
             assert drain.running
-            assert cli(cluster, 1, "resume").stdout == "Resuming.\n"
-            second = Call(lambda: cli(cluster, 1, "drain")) if again else None
+            ask(cluster[1].socket, AskResume, timeout=60.0)
+            second = Call(lambda: ask(cluster[1].socket, AskDrain, timeout=60.0)) if again else None
             if again:
                 wait_until(lambda: said(cluster[1], "draining, as asked") == 2, "asked again")
             proxy.resume()
@@ -99,7 +103,7 @@ def test_resume_ends_a_drain_that_waits_for_calls(place: Path, again: bool) -> N
             for call in calls:
                 np.testing.assert_array_equal(call.result(), total(2, count))
             if second is not None:
-                assert second.result().returncode == 0
+                assert second.result()["drained"]
                 assert state(cluster[1]) == "draining"
             else:
                 assert (state(cluster[1]), cluster.wait_ready()) == ("ready", generation)

@@ -16,10 +16,10 @@ from borderkit import Raw
 
 from ringd import errors
 from ringd.collective.call import Call
-from ringd.host.ports import free_ports
 from ringd.wire.border import lifeline
 from ringd.wire.border import messages as border
 from tests.cluster import PATIENCE, Cluster, wait_until
+from tests.ownports import free_ports
 from tests.proxy import Proxy
 from tests.ringkit import connected, everywhere, groups, tensor, total
 

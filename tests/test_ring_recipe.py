@@ -11,7 +11,7 @@ import numpy as np
 
 import ringd
 from tests.cluster import Cluster
-from tests.ringkit import HASTY, begin, connected, tensor, total
+from tests.ringkit import PATIENT, begin, connected, tensor, total
 
 README = Path(__file__).parents[1] / "README.md"
 STEPS = 300
@@ -32,7 +32,7 @@ def test_going_on_after_losses(place: Path) -> None:
     """Each program takes all steps, and each step has the right sum, whoever is lost meanwhile."""
     run = recipe()
     taken: list[dict[int, int]] = [{} for _ in range(3)]
-    with Cluster(place, 3, settings=HASTY) as cluster:
+    with Cluster(place, 3, settings=PATIENT) as cluster:
         cluster.start().wait_ready()
 
         def take(ring: ringd.Ring, step: int) -> None:

@@ -15,14 +15,14 @@ import pytest
 import zmq
 
 import ringd
-from ringd.host.ports import free_ports
 from ringd.observe.oncelog import BURST
 from ringd.wire.border import messages as border
 from ringd.wire.link.handshake import Dialing, Identity
 from tests.cluster import Cluster, wait_until
+from tests.ownports import free_ports
 from tests.ringkit import (
     BOUNDED,
-    HASTY,
+    PATIENT,
     Program,
     begin,
     connected,
@@ -99,7 +99,7 @@ def test_a_taken_port_is_the_last_word(place: Path) -> None:
 
 def test_full_disk(place: Path) -> None:
     """While its state cannot be saved, a member says so, keeps trying, and joins when it can."""
-    with Cluster(place, 2, settings=HASTY) as cluster:
+    with Cluster(place, 2, settings=PATIENT) as cluster:
         generation = cluster.start().wait_ready()
         with connected(cluster) as rings:
             cluster[1].fill_disk()

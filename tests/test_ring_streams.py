@@ -16,11 +16,23 @@ import numpy as np
 import pytest
 
 from ringd.cli.watch import render
-from ringd.host.ports import free_ports
 from tests.cluster import PATIENCE, Cluster, wait_until
+from tests.ownports import free_ports
 from tests.proxy import Proxy
-from tests.ringkit import HASTY, Call, connected
-from tests.streamkit import PIECE, Server, ask, connect, digest, echo, hear, say
+from tests.ringkit import HASTY, PATIENT, Call, connected
+from tests.streamkit import (
+    PIECE,
+    Server,
+    ask,
+    connect,
+    digest,
+    echo,
+    exactly,
+    hear,
+    say,
+    speech,
+    unread,
+)
 
 MIB = 1 << 20
 PAGE = Path(__file__).parents[1] / "docs" / "streams.md"
@@ -39,7 +51,7 @@ def ring(directory: Path, port: int) -> Iterator[tuple[Cluster, int]]:
     (listen,) = free_ports(1)
     text = re.findall(r"```toml\n(.*?)```", PAGE.read_text(), re.DOTALL)[0]
     text = text.replace("studio:5000", f"n1:{port}").replace("15000", str(listen))
-    with Cluster(directory, 2, settings=HASTY + text) as cluster:
+    with Cluster(directory, 2, settings=PATIENT + text) as cluster:
         cluster.start().wait_ready()
         yield cluster, listen
 
@@ -60,6 +72,11 @@ class Scene:
     def open(self) -> list[int]:
         """How many streams each daemon has."""
         return [node.status()["streams"]["open"] for node in self.cluster.nodes]
+
+    @property
+    def carried(self) -> int:
+        """How many bytes all links have carried."""
+        return sum(proxy.forwarded for proxy in self.proxies)
 
     def settled(self) -> None:
         """See that nothing is left of any stream."""
@@ -82,22 +99,29 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 
 class Exchange:
-    """Two programs that say *size* bytes to each other at the same time."""
+    """Two programs that say *size* bytes to each other at the same time, as far as *until*."""
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.size = self.until = size
         self.heard = ""
+
+    def say(self, connection: socket.socket, seed: int) -> None:
+        """Say it all, and that it is all."""
+        for number, piece in enumerate(speech(seed, self.size)):
+            wait_until(lambda n=number: n * PIECE < self.until, "leave to go on")
+            connection.sendall(piece)
+        connection.shutdown(socket.SHUT_WR)
 
     def serve(self, connection: socket.socket) -> None:
         """As the server."""
-        saying = Call(lambda: say(connection, 2, self.size))
+        saying = Call(lambda: self.say(connection, 2))
         self.heard = hear(connection)
         saying.result()
 
     def run(self, port: int) -> None:
         """As the client; see that each heard what the other one said."""
         with connect(port) as client:
-            saying = Call(lambda: say(client, 1, self.size))
+            saying = Call(lambda: self.say(client, 1))
             assert hear(client) == digest(2, self.size)
             saying.result()
         wait_until(lambda: self.heard, "the other direction")
@@ -131,14 +155,18 @@ def test_streams_survive(scene: Scene, disturb: Callable[[Scene], None]) -> None
     """Not one byte is lost, doubled or moved, both ways at once, whatever becomes of the links."""
     exchange = Exchange(32 * MIB)
     with Server(exchange.serve, scene.port):
-        generation = scene.cluster.wait_ready()
+        generation, before = scene.cluster.wait_ready(), scene.carried
+        exchange.until = 0
         call = Call(lambda: exchange.run(scene.listen))
-        for number in range(2):
-            time.sleep(0.1)
-            assert call.running or number
+        for _ in range(2):
+            exchange.until += exchange.size // 3
+            wait_until(lambda n=before: scene.carried > n + MIB, "bytes on their way")
             disturb(scene)
             if disturb is not pause:
                 generation = scene.cluster.wait_ready(generation)
+            before = scene.carried
+        assert call.running
+        exchange.until = exchange.size
         call.result()
     scene.settled()
 
@@ -154,7 +182,7 @@ def test_hundreds_of_streams_with_questions_and_answers(scene: Scene) -> None:
                 scene.proxies[1].cut()
             for number, client in enumerate(clients):
                 expected = struct.pack("<II", round_, number) * 100
-                assert client.recv(len(expected), socket.MSG_WAITALL) == expected
+                assert exactly(client, len(expected)) == expected
         assert scene.open == [300, 0, 300, 0]
     scene.settled()
 
@@ -213,7 +241,7 @@ def test_each_direction_ends_on_its_own(scene: Scene) -> None:
         connect(scene.listen) as client,
     ):
         say(client, 5, 100_000)
-        assert client.recv(1000, socket.MSG_WAITALL).decode() == digest(5, 100_000)
+        assert exactly(client, 128).decode() == digest(5, 100_000)
     scene.settled()
 
 
@@ -235,15 +263,6 @@ def test_a_reset_goes_through(scene: Scene) -> None:
         wait_until(lambda: errors, "the reset")
     assert isinstance(errors[0], ConnectionResetError)
     scene.settled()
-
-
-def unread(client: socket.socket) -> int:
-    """Return how many bytes of *client* its peer has not read, in the kernel's word (Linux)."""
-    ends = f":{client.getpeername()[1]:04X}", f":{client.getsockname()[1]:04X}"
-    lines = Path("/proc/net/tcp").read_text().splitlines()
-    rows = [line.split() for line in lines]
-    [row] = [row for row in rows if row[1].endswith(ends[0]) and row[2].endswith(ends[1])]
-    return int(row[4].partition(":")[2], 16)
 
 
 def test_what_came_before_a_reset_is_heard(scene: Scene) -> None:
@@ -301,7 +320,7 @@ def test_a_reload_listens_at_other_ports(tmp_path: Path) -> None:
         with connect(port) as old, Server(echo) as holder:
             assert ask(old, b"one") == b"one"
             text = table("n1", server.port, holder.port, ["n0"])
-            cluster.write_config(HASTY + text)
+            cluster.write_config(PATIENT + text)
             cluster[0].signal(signal.SIGHUP)
 
             def listens() -> dict[str, object]:

@@ -8,19 +8,21 @@ import socket
 import subprocess
 import sys
 import textwrap
-import time
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 from borderkit import Raw
 
-from ringd.host.ports import free_ports
+from ringd.cli.ask import ask as ask_daemon
 from ringd.wire.border import messages as border
+from ringd.wire.border.messages import AskDrain, AskResume
 from ringd.wire.link import streams as wire
 from tests.cluster import PATIENCE, Cluster, Node, wait_until
-from tests.ringkit import HASTY
-from tests.streamkit import Server, ask, connect, echo, hear
+from tests.ownports import free_ports
+from tests.ringkit import PATIENT, wait_state
+from tests.streamkit import Server, ask, connect, echo, exactly, hear
 from tests.test_ring_streams import MIB, table
 
 CLI = [sys.executable, "-m", "ringd.cli.main"]
@@ -92,7 +94,7 @@ def ports() -> list[int]:
 @pytest.fixture(scope="module")
 def ring(tmp_path_factory: pytest.TempPathFactory, ports: list[int]) -> Iterator[Cluster]:
     """Give three daemons; n0 may reach the first of *ports* on n2."""
-    text = HASTY + table("n2", ports[0], None, ["n0"])
+    text = PATIENT + table("n2", ports[0], None, ["n0"])
     with Cluster(tmp_path_factory.mktemp("ring"), 3, settings=text) as cluster:
         cluster.start().wait_ready()
         yield cluster
@@ -107,7 +109,7 @@ def test_forward(ring: Cluster, ports: list[int]) -> None:
             ring[0].restart()
             client.sendall(b"are you there?")
             ring.wait_ready()
-            assert client.recv(14, socket.MSG_WAITALL) == b"are you there?"
+            assert exactly(client, 14) == b"are you there?"
             command.process.send_signal(signal.SIGTERM)
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
@@ -198,19 +200,53 @@ def test_what_a_program_has_said_arrives_after_its_end(ring: Cluster, ports: lis
     server, here, _ = ports
     heard: list[str] = []
     text = f"""
-        import socket, time
-        client = socket.create_connection(("127.0.0.1", {here}))
+        import os, sys
+        sys.path.insert(0, os.getcwd())
+        from tests.cluster import wait_until
+        from tests.streamkit import connect, let_in
+        client = connect({here})
         client.sendall(b"x" * 100_000)
-        time.sleep(0.2)  # who hangs up before it was seen who connected is turned away
+        wait_until(lambda: let_in(client, os.getppid()))  # who hangs up before is turned away
+        print("said", flush=True)
     """
     with Server(lambda c: heard.append(hear(c)), server):
-        ring[1].kill()
+        ask_daemon(ring[1].socket, AskDrain, timeout=PATIENCE)
+        wait_state(ring[0], "forming")
         with Command(ring[0], "run", "--forward", f"{here}=n2:{server}", *program(text)) as command:
-            time.sleep(0.3)
-            ring[1].start()
+            assert command.process.stdout.readline() == "said\n"
+            ask_daemon(ring[1].socket, AskResume, timeout=PATIENCE)  # at once, as it waits for 10 s
             code, _, err = command.end()
         assert (code, err) == (0, "")
         wait_until(lambda: heard)
+
+
+def test_a_program_is_told_nothing_of_connections_that_it_has_left(
+    ring: Cluster, ports: list[int]
+) -> None:
+    """All that it said has arrived; that the other one had yet to end them is nobody's loss."""
+    server, here, _ = ports
+    heard, over = threading.Event(), threading.Event()
+    text = f"""
+        import os, sys
+        sys.path.insert(0, os.getcwd())
+        from tests.cluster import wait_until
+        from tests.streamkit import connect, let_in
+        client = connect({here})
+        client.sendall(b"hello")
+        wait_until(lambda: let_in(client, os.getppid()))
+    """
+
+    def serve(connection: socket.socket) -> None:
+        assert exactly(connection, 5) == b"hello"
+        heard.set()
+        over.wait(PATIENCE)
+
+    with Server(serve, server):
+        reach = ("run", "--forward", f"{here}=n2:{server}", *program(text))
+        with Command(ring[0], *reach) as command:
+            assert command.end() == (0, "", "")
+        assert heard.wait(PATIENCE)
+        over.set()
 
 
 @pytest.mark.parametrize(

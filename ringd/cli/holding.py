@@ -96,6 +96,7 @@ class Holding:
         self._doorkeeper = Doorkeeper(loop, lambda uid: uid in (0, os.geteuid()))
         self._doors: list[Door] = []
         self._ready = False
+        self._closed = False
         self._said = ""
         self._attachment = Attachment(
             loop,
@@ -106,7 +107,7 @@ class Holding:
             accepts=self._accepts,
             on_held=self._held,
             on_trouble=self._trouble,
-            on_reset=lambda reason: tell(f"a connection was reset: {reason}"),
+            on_reset=self._was_reset,
         )
 
     @property
@@ -129,6 +130,7 @@ class Holding:
     def close(self, reason: str) -> None:
         """End what is open, and part with the daemon."""
         self.listen_no_more()
+        self._closed = True
         self._attachment.forwarder.table.close(reason)
         self._attachment.close()
 
@@ -160,6 +162,10 @@ class Holding:
             return
         self._ready = True
         self._on_ready()
+
+    def _was_reset(self, reason: str) -> None:
+        if not self._closed:  # else it was here
+            self._tell(f"a connection was reset: {reason}")
 
     def _entered(self, member: int, service: str, sock: socket.socket) -> None:
         try:

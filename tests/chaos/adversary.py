@@ -15,10 +15,10 @@ from random import Random
 from chaos.faults import Kind
 from chaos.stage import Stage
 
-PATIENCE = 40.0
+PATIENCE = 120.0
 """Seconds without a completed call, with all faults healed, that are a hang."""
 
-LONGEST = 40.0
+LONGEST = 120.0
 """Seconds that a set of faults may take; more, and something does not end that was ended."""
 
 SUSPICIOUS = 8.0
@@ -114,13 +114,13 @@ class Adversary:
         """
         ledger = self._stage.ledger
         recorded = False
-        while not ledger.progressed(since) and not ledger.failed:
-            self._stage.programs.pump(0.02)
+        while (stuck := ledger.stuck(since)) and not ledger.failed:
             if not recorded and time.monotonic() > since + SUSPICIOUS:
                 recorded = True  # before other groups' calls fill the flight recorders
-                self._stage.record(ledger.stuck(since)[0])
+                self._stage.record(stuck[0])
             if time.monotonic() > since + patience:
-                self._hang(f"no call of {', '.join(ledger.stuck(since))} for {patience:g} s")
+                self._hang(f"no call of {', '.join(stuck)} for {patience:g} s")
+            self._stage.programs.pump(0.02)
 
     def _hang(self, text: str) -> None:
         self._stage.ledger.violate("hangs", text)

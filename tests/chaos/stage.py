@@ -22,9 +22,9 @@ from chaos.ledger import Ledger
 from chaos.programs import Programs
 from chaos.proxy import Harm, Network, Proxy
 from ringd.errors import RingError
-from ringd.host.ports import free_ports
 from ringd.ring.state import STATE_NAME
 from ringd.wire.border import lifeline
+from tests.ownports import free_ports
 
 LOST_AFTER = 0.8
 """Seconds; short, so that many silences fit into a run."""

@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 from torch.distributed import TCPStore
 
-from ringd.host.ports import free_ports
 from tests.cluster import Cluster
+from tests.ownports import free_ports
 from tests.ringkit import HASTY, Call
 from tests.test_ring_streams import table
 

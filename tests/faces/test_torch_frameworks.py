@@ -11,10 +11,10 @@ from torch import distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from ringd.host.ports import free_ports
 from tests.cluster import Cluster
 from tests.faces.ranks import Ranks, beside
 from tests.faces.test_torch_training import same_everywhere, weights
+from tests.ownports import free_ports
 
 LEARNED = 0.05
 """Of the first loss, what may be left of it."""

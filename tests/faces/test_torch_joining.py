@@ -16,11 +16,11 @@ import torch
 from torch import distributed as dist
 
 import ringd
-from ringd.host.ports import free_ports
 from ringd.torch.rendezvous import Request
 from ringd.torch.seats import Claim, Seats, ranks_of
 from tests.cluster import Cluster
 from tests.faces.ranks import PATIENCE, Raised, Ranks, beside
+from tests.ownports import free_ports
 
 SIZE = 3
 SHORT = timedelta(seconds=3)

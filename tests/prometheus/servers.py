@@ -16,8 +16,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from ringd.host.ports import free_ports
 from tests.cluster import wait_until
+from tests.ownports import free_ports
 
 PROGRAMS = {
     "prometheus": "prometheus",

@@ -156,12 +156,11 @@ class Machine:
     def _find_leader(self) -> int:
         """Return the process here that is PID 1 there; 0 while there is none."""
         assert self._container is not None
-        pid = self._container.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children")
-        found = children.read_text().split() if children.exists() else []
-        if not found or Path(f"/proc/{found[0]}/comm").read_text() != "systemd\n":
-            return 0
-        return int(found[0])
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it is gone again
+            for child in _children(self._container.pid):
+                if Path(f"/proc/{child}/comm").read_text() == "systemd\n":
+                    return child
+        return 0
 
     @property
     def on(self) -> bool:
@@ -243,6 +242,12 @@ def end(program: subprocess.Popen[str]) -> None:
     else here may do that.
     """
     if program.poll() is None:
-        for child in Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split():
-            os.kill(int(child), signal.SIGKILL)
+        for child in _children(program.pid):
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(child, signal.SIGKILL)
         program.wait(60)
+
+
+def _children(pid: int) -> list[int]:
+    """Return the processes that *pid* has started and not waited for."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
