@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from groups_model_calls import Memory, Spec, Violation, Work
+from groups_model_calls import Spec, Violation, Work, numbers
 
+from ringd.collective import kinds
 from ringd.groups import actions
 from ringd.groups.channels import Key, Opening
 from ringd.groups.engine import Engine
@@ -16,22 +17,20 @@ if TYPE_CHECKING:
 
 
 class End:
-    """One end of a channel of one stay; it runs *specs* through, as the other end does.
-
-    Its tensors are added to those of the other end, so that each message is checked both ways.
-    """
+    """One end of a channel of one stay; it runs *specs* through, as the other end does."""
 
     def __init__(self, client: Client, key: Key, specs: list[Spec]) -> None:
         self.client = client
         self.sim = client.sim
-        self.rank = client.rank
+        self.member = client.member
         self.group = client.group
         self.key = key
         self.specs = specs
         self.parent = client.join_id
         session = client.sessions[self.parent]
         self.pair = self.sim.ends_of(session, key)
-        self.join_id = self.pair[key[:2].index(session.index(self.parent))]
+        self.rank = key[:2].index(session.index(self.parent))
+        self.join_id = self.pair[self.rank]
         self.sessions = {self.join_id: self.pair}
         self.works: dict[int, Work] = {}
         self.released = 0
@@ -85,9 +84,8 @@ class End:
             return
         for seq, work in sorted(self.works.items()):
             sealed = work.seal == (self.join_id, seq)
-            if sealed and not work.outcome and not work.spec.hold:
-                assert work.target is not None
-                work.end(OK, "", work.target.value)
+            if sealed and not work.outcome and not work.lent:
+                work.end(OK, "", work.result)
         self.open(expected=len(self.works))
         for seq in range(self.released, len(self.works)):
             self.client.hand_over(self.works[seq], again=True, acked=self._acked())
@@ -101,17 +99,10 @@ class End:
             return
         while len(self.works) < len(self.specs) and len(self.waiting) < self.sim.depth:
             seq = len(self.works)
-            spec, token = self.specs[seq], self.sim.rng.getrandbits(60)
-            work = Work(
-                client=self,
-                join_id=self.join_id,
-                seq=seq,
-                spec=spec,
-                token=token,
-                born=self.sim.now,
-                source=Memory(token),
-                target=Memory(0) if spec.sealed else None,
-            )
+            spec = self.specs[seq]
+            call = spec.call(self.rank, kinds.PAIR)
+            given = numbers(self.sim.rng, call.dtype, kinds.source_count(call, self.rank, 2))
+            work = Work(self, self.join_id, seq, spec, call, self.rank, 2, given, self.sim.now)
             self.sim.witness.works[self.join_id, seq] = work
             self.works[seq] = work
             self.client.hand_over(work, again=False, acked=self._acked())
@@ -119,15 +110,15 @@ class End:
     def _acked(self) -> int:
         return next((s for s, w in sorted(self.works.items()) if not w.outcome), len(self.works))
 
-    def hear(self, action: actions.Action, result: int | None) -> None:  # noqa: C901 - one branch each
+    def hear(self, action: actions.Action, result: bytes | None) -> None:  # noqa: C901 - one branch each
         """A message of the daemon arrived."""
         if isinstance(action, actions.Report):
             self._release(action.released)
             work = self.works[action.submission.seq]
             if action.keep:
                 work.leave_input()
-            if action.code == OK and work.target is not None:
-                result = work.target.value
+            if action.code == OK and work.sealed:
+                result = work.result
             work.end(action.code, action.message, result)
             if action.ack and not self.waiting:
                 connection, number, acked = self.client.connection, self.join_id, self._acked()
@@ -145,7 +136,7 @@ class End:
                 known = self.client.losses.get(self.parent, (action.code, action.message))
                 self._end_from(0, *known)
         elif isinstance(action, actions.TellArrived):
-            self.arrived = action.count
+            self._count(action.count)
         self.advance()
 
     def _end_from(self, floor: int, code: str, message: str) -> None:
@@ -154,10 +145,16 @@ class End:
             if seq >= floor and not work.outcome:
                 work.end(code, message, None)
 
+    def _count(self, arrived: int) -> None:
+        """So many messages have come, of all that were ever sent."""
+        if arrived and (self.pair[0], arrived - 1) not in self.sim.witness.works:
+            raise Violation(f"{self} is told of {arrived} messages, which were not all sent")
+        self.arrived = max(arrived, self.arrived)
+
     def _release(self, released: int) -> None:
         for seq in range(self.released, released):
             work = self.works[seq]
             work.released = True
-            if not work.outcome and not work.spec.sealed:
+            if not work.outcome and not work.sealed:
                 raise Violation(f"{work} is released before its client has the outcome")
         self.released = max(released, self.released)

@@ -5,12 +5,19 @@ They are as unkind as the real ones may be: what they lent is overwritten as soo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import accumulate, pairwise
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from groups_model_calls import GARBAGE, Memory, Spec, Violation, Work
+import numpy as np
+from groups_model_calls import Spec, Violation, Work, numbers
 from groups_model_channel import End
 
+from ringd.client import group as groups
+from ringd.client.splitting import Choice, choices, part_of
+from ringd.collective import kinds
+from ringd.collective.call import Call
 from ringd.groups import actions
 from ringd.groups.engine import Engine
 from ringd.groups.op import OK
@@ -22,20 +29,39 @@ if TYPE_CHECKING:
 
 
 class Client:
-    """A program of one rank in one group; it runs *specs* once through, again after a loss."""
+    """A program's stay in one group; it runs *specs* once through, again after a loss.
+
+    Those in parts that it made of the group by a split belong to the same program, and end with a
+    loss.
+    """
 
     def __init__(  # noqa: PLR0917
-        self, sim: Sim, rank: int, group: str, specs: list[Spec], on_loss: str, part: Part
+        self,
+        sim: Sim,
+        member: int,
+        group: str,
+        specs: list[Spec],
+        on_loss: str,
+        part: Part,
+        parent: Client | None = None,
+        place: tuple[int, int] | None = None,
     ) -> None:
         self.sim = sim
-        self.rank = rank
+        self.member = member
         self.group = group
         self.specs = specs
         self.on_loss = on_loss
         self.part = part
+        self.parent = parent
+        self.place = place
+        """Its rank, and the number of ranks, as it was told last."""
+        self.root: Client = self if parent is None else parent.root
+        """The one that has the connection to the daemon."""
+        self.children: list[Client] = []
+        """In the parts of the group, as long as they are not over."""
         self.number = next(sim.counter)
         self.alive = True
-        self.connection: tuple[int, int] | None = None
+        self._connection: tuple[int, int] | None = None
         self.join_id = 0
         self.sessions: dict[int, tuple[int, ...]] = {}
         self.places: dict[int, tuple[int, ...]] = {}
@@ -52,10 +78,17 @@ class Client:
         """Of channels, by number."""
         self.losses: dict[int, tuple[str, str]] = {}
         """By join id, the code and the text with which a stay ended."""
-        self.connect()
+        self._gathered = b""
+        """What it hands over to the second call of an all_gather_bytes."""
+        self._split: set[int] = set()
+        """Calls of the present stay by which the group was split."""
+        if parent is None:
+            self.connect()
+        else:
+            self._join_anew()
 
     def __str__(self) -> str:
-        return f"client {self.number} on {self.rank} in {self.group!r}"
+        return f"client {self.number} on {self.member} in {self.group!r}"
 
     @property
     def mine(self) -> dict[int, Work]:
@@ -85,19 +118,40 @@ class Client:
         """Calls of any join that have not ended."""
         return [w for works in self.works.values() for w in works.values() if not w.outcome]
 
+    @property
+    def connection(self) -> tuple[int, int] | None:
+        """To its daemon; None while that is away."""
+        return self.root._connection
+
+    def stays(self) -> Iterator[Client]:
+        """Return this one, and those in the parts of its group, and in parts of these."""
+        yield self
+        for child in list(self.children):
+            yield from child.stays()
+
+    def note_session(self, join_id: int, session: tuple[int, ...], places: tuple[int, ...]) -> None:
+        """The kernel has what the daemon says of the peers of one of this program's stays."""
+        owner = self.sim.witness.owners[join_id]
+        assert isinstance(owner, Client)
+        owner.sessions[join_id] = session
+        owner.places[join_id] = places
+        owner.place = session.index(join_id), len(session)
+        self.sim.witness.agreed.add(session)
+
     # --- the connection ---------------------------------------------------------------
 
     def connect(self) -> None:
         """Attach to this machine's daemon, anew or as before."""
-        node = self.sim.nodes[self.rank]
+        node = self.sim.nodes[self.member]
         if not self.alive or self.connection is not None or node.engine is None:
             return
-        self.connection = (self.number, next(self.sim.counter))
-        node.peers[self.connection] = self
-        if self.lost:
-            self._join_anew()
-        else:
-            self._attach_again()
+        self._connection = (self.number, next(self.sim.counter))
+        node.peers[self._connection] = self
+        for stay in list(self.stays()):
+            if not stay.lost:
+                stay._attach_again()
+            elif stay is self:
+                self._join_anew()
 
     def _join_anew(self) -> None:
         code, loss = self.losses.get(self.join_id, ("", ""))
@@ -107,6 +161,9 @@ class Client:
         self.released[self.join_id] = 0
         self.lost = self.doomed = False
         self.accepted = False
+        self._split.clear()
+        for child in list(self.children):
+            child.leave()
         self.sim.witness.owners[self.join_id] = self
         self._attach()
         self.advance()
@@ -127,9 +184,8 @@ class Client:
         """The daemon is another one: look at the seals, then offer again what it needs."""
         for seq, work in sorted(self.mine.items()):
             sealed = work.seal == (self.join_id, seq)
-            if sealed and not work.outcome and not work.spec.hold:
-                assert work.target is not None
-                work.end(OK, "", work.target.value)
+            if sealed and not work.outcome and not work.lent:
+                work.end(OK, "", work.result)
         self._attach()
         for seq in range(self.released[self.join_id], len(self.mine)):
             self._submit(self.mine[seq], again=True)
@@ -155,7 +211,13 @@ class Client:
     def disconnected(self) -> None:
         """The daemon is gone, and what it said and was not heard."""
         self.sim.cut(("down", self.connection), keep=False)
-        self.connection = None
+        self._connection = None
+        for stay in list(self.stays()):
+            stay.lose_daemon()
+        self.sim.after(self.sim.delay(5), self.connect)
+
+    def lose_daemon(self) -> None:
+        """End what does not wait for the daemon's return."""
         for join_id, works in self.works.items():
             for work in works.values():
                 if work.outcome:
@@ -163,29 +225,30 @@ class Client:
                 if join_id != self.join_id or self.lost:
                     work.end(*self.losses[join_id], None)
                 elif self.on_loss == "fail":
-                    self.sim.witness.unkind.add(self.group)
+                    self.sim.witness.unkind.add(self.root.group)
                     work.end("peer_lost", "this machine's daemon went away", None)
         if self.on_loss == "fail":
             for end in self.ends.values():
                 for work in end.waiting:
-                    self.sim.witness.unkind.add(self.group)
+                    self.sim.witness.unkind.add(self.root.group)
                     work.end("peer_lost", "this machine's daemon went away", None)
                 end.loss = end.loss or ("peer_lost", "this machine's daemon went away")
                 self.sim.witness.dead.add(end.join_id)
             self.losses.setdefault(self.join_id, ("peer_lost", "its daemon went away"))
             self.lost = True
             self.sim.witness.dead.add(self.join_id)
-        self.sim.after(self.sim.delay(5), self.connect)
+            if self.parent is not None:
+                self.leave()
 
     def send(self, request: Callable[[Engine, float], list[actions.Action]]) -> None:
         """Ask the daemon for something."""
-        node, connection = self.sim.nodes[self.rank], self.connection
+        node, connection = self.sim.nodes[self.member], self.connection
 
         def arrive() -> None:
             if node.engine is not None and connection in node.peers:
                 node.carry_out(request(node.engine, self.sim.now))
 
-        self.sim.queue(("up", connection), arrive)
+        self.sim.queue(("up", connection), lambda: node.when_awake(arrive))
 
     # --- calls ------------------------------------------------------------------------
 
@@ -196,22 +259,73 @@ class Client:
         while len(self.mine) < len(self.specs) and len(self.open) < self.sim.depth:
             seq = len(self.mine)
             spec = self.sim.spec(self, seq)
-            token = self.sim.rng.getrandbits(60)
-            work = Work(
-                client=self,
-                join_id=self.join_id,
-                seq=seq,
-                spec=spec,
-                token=token,
-                born=self.sim.now,
-                source=Memory(token),
-                target=Memory(0) if spec.sealed else None,
-            )
+            made = self._make(spec, seq)
+            if made is None:
+                break
+            call, given = made
+            rank, size = self.place or (0, 1)
+            work = Work(self, self.join_id, seq, spec, call, rank, size, given, self.sim.now)
             self.sim.witness.works[self.join_id, seq] = work
             self.mine[seq] = work
+            first = self.mine.get(seq - 1)
+            if spec.gathers == "bytes" and first is not None and first.outcome != OK:
+                work.end(first.outcome, first.message, None)  # it cannot be made
             self._submit(work, again=False)
+        self._look_for_splits()
         if self.doomed and self.finished:
             self._rejoin_soon()
+
+    def _make(self, spec: Spec, seq: int) -> tuple[Call, bytes] | None:
+        """Return a call and its input; None if it has to wait."""
+        if self.place is None and (kinds.KINDS[spec.of].sized or spec.gathers):
+            return None
+        rank, size = self.place or (0, 1)
+        rng = self.sim.rng
+        if spec.gathers == "lengths":
+            color = spec.colors[rank % len(spec.colors)] if spec.colors else None
+            said = Choice(color, -rank if seq % 2 else 0).pack()
+            self._gathered = said if spec.colors else rng.randbytes(13 * rank % 40)
+            length = np.array([len(self._gathered)], np.int64)
+            return Call(spec.of, "", "int64", (1,), ""), length.tobytes()
+        if spec.gathers == "bytes":
+            first = self.mine[seq - 1]
+            if not first.outcome:
+                return None
+            lengths = np.frombuffer(first.value or b"", np.int64).tolist()
+            call = Call(spec.of, "", "uint8", (len(self._gathered),), "", counts=tuple(lengths))
+            return call, self._gathered
+        call = spec.call(rank, size)
+        return call, numbers(rng, call.dtype, kinds.source_count(call, rank, size))
+
+    def _look_for_splits(self) -> None:
+        """Join the parts of the group of which all ranks have said what they want."""
+        for seq, work in self.mine.items():
+            if not (work.spec.inner and work.outcome == OK) or seq in self._split:
+                continue
+            self._split.add(seq)
+            assert self.place is not None
+            assert work.value is not None
+            ends = accumulate(work.call.counts, initial=0)
+            said = [work.value[start:stop] for start, stop in pairwise(ends)]
+            session = self.sessions[self.join_id]
+            names = [f"m{rank}" for rank in range(self.sim.n)]
+            part = part_of(
+                choices(said),
+                groups.Place(self.place[0], self.places[self.join_id]),
+                groups.Wish(self.group, self.on_loss),
+                SimpleNamespace(session=SimpleNamespace(members=session), seq=seq),
+                names,
+            )
+            if part is not None:
+                self._join_part(list(work.spec.inner), *part)
+
+    def _join_part(self, specs: list[Spec], wish: groups.Wish, place: groups.Place) -> None:
+        members = tuple(int(name[1:]) for name in wish.members)
+        part = Part(wish.local_rank, wish.local_size, members, wish.ordered)
+        where = place.rank, place.size
+        child = Client(self.sim, self.member, wish.name, specs, self.on_loss, part, self, where)
+        self.children.append(child)
+        self.sim.clients.append(child)
 
     def _submit(self, work: Work, *, again: bool) -> None:
         acked = next((s for s, w in sorted(self.mine.items()) if not w.outcome), len(self.mine))
@@ -219,33 +333,43 @@ class Client:
 
     def hand_over(self, work: Work, *, again: bool, acked: int) -> None:
         """Send a call to the daemon, for the first time or again."""
-        copied = work.spec.kind in ("inline", "bare")
-        copy = work.source.value if copied else None
+        copy = bytes(work.source.bytes) if work.copied else None
         outcome, message = work.outcome, work.message
-        lent = work.spec.hold and not work.left
+        lent = work.lent and not work.left
         if again and lent and outcome == OK:
             outcome = "error"  # the program may have changed what it lent by now
-        elif again and work.spec.hold and work.seal is not None and not outcome:
+        elif again and work.lent and work.seal is not None and not outcome:
             outcome = OK
         hold = lent and work.outcome == ""  # once told, it lends nothing any more
+        node, connection = self.sim.nodes[self.member], self.connection
 
         def submit(engine: Engine, now: float) -> list[actions.Action]:
-            submission = self.sim.nodes[self.rank].take(work, copy, hold=hold)
+            submission = node.take(work, copy, hold=hold)
             submission.acked, submission.outcome, submission.message = acked, outcome, message
-            return engine.submit(self.connection, work.join_id, submission, now)
+            if not outcome and (fault := node.known_fault(work)):
+                submission.outcome, submission.message = "refused", fault
+                work.sure = True  # any daemon here says the same
+                refuse = lambda: self.alive and work.end("refused", fault, None)  # noqa: E731
+                self.sim.queue(("down", connection), refuse)
+            return engine.submit(connection, work.join_id, submission, now)
 
         self.send(submit)
 
     # --- what the daemon says ---------------------------------------------------------
 
-    def hear(self, action: actions.Action, result: int | None) -> None:  # noqa: C901 - one branch each
-        """A message of the daemon arrived."""
-        if not self.alive:
+    def hear(self, action: actions.ToClient, result: bytes | None) -> None:
+        """A message of the daemon for one of the program's stays arrived."""
+        owner = self.sim.witness.owners[action.join_id]
+        if not self.alive or not owner.alive:
             return
-        end = self.ends.get(action.join_id) if isinstance(action, actions.ToClient) else None
-        if end is not None:
-            end.hear(action, result)
-        elif isinstance(action, actions.TellSession):
+        if isinstance(owner, End):
+            owner.hear(action, result)
+        else:
+            owner.hear_own(action, result)
+
+    def hear_own(self, action: actions.ToClient, result: bytes | None) -> None:
+        """A message of the daemon arrived."""
+        if isinstance(action, actions.TellSession):
             self.meet()
         elif isinstance(action, actions.Accept):
             self.accepted = action.join_id == self.join_id or self.accepted
@@ -256,8 +380,8 @@ class Client:
             work = self.works[action.join_id][action.submission.seq]
             if action.keep:
                 work.leave_input()
-            if action.code == OK and work.target is not None:
-                result = work.target.value
+            if action.code == OK and work.sealed:
+                result = work.result
             work.end(action.code, action.message, result)
             self.owing |= action.ack
             if self.owing and not self.open:
@@ -278,8 +402,8 @@ class Client:
         for seq in range(self.released[join_id], released):
             work = self.works[join_id][seq]
             work.released = True
-            work.source.write(GARBAGE)
-            if not work.outcome and not work.spec.sealed:
+            work.source.spoil()
+            if not work.outcome and not work.sealed:
                 raise Violation(f"{work} is released before its client has the outcome")
         self.released[join_id] = max(released, self.released[join_id])
 
@@ -318,6 +442,9 @@ class Client:
 
     def _rejoin_soon(self) -> None:
         self.lost = True
+        if self.parent is not None:  # a part is over, once and for all
+            self.sim.after(self.sim.delay(10), self.leave)
+            return
         self.sim.after(self.sim.delay(10), self._again)
 
     def _again(self) -> None:
@@ -326,26 +453,38 @@ class Client:
 
     def die(self) -> None:
         """The process is gone; its daemon learns that a little later."""
-        self.alive = False
-        self.sim.witness.dead |= {self.join_id, *self.ends}
-        self.sim.clients.remove(self)
-        node, connection = self.sim.nodes[self.rank], self.connection
+        self._end()
+        node, connection = self.sim.nodes[self.member], self.connection
 
         def notice() -> None:
             if node.engine is not None and node.peers.pop(connection, None) is not None:
                 node.carry_out(node.engine.detach(connection, "died", self.sim.now))
 
-        self.sim.after(self.sim.delay(5), notice)
+        self.sim.after(self.sim.delay(5), lambda: node.when_awake(notice))
 
     def close(self) -> None:
         """Leave in good order, and what was lent as it is."""
-        node, connection = self.sim.nodes[self.rank], self.connection
+        node, connection = self.sim.nodes[self.member], self.connection
 
         def leave() -> None:
             if node.engine is not None and node.peers.pop(connection, None) is not None:
                 node.carry_out(node.engine.detach(connection, "left the group", self.sim.now))
 
-        self.sim.queue(("up", connection), leave)
-        self.alive = False
-        self.sim.witness.dead |= {self.join_id, *self.ends}
-        self.sim.clients.remove(self)
+        self.sim.queue(("up", connection), lambda: node.when_awake(leave))
+        self._end()
+
+    def leave(self) -> None:
+        """Leave one part of a group, while the program has other stays."""
+        if not self.alive:
+            return
+        connection, join_id = self.connection, self.join_id
+        assert self.parent is not None
+        self.send(lambda engine, now: engine.detach(connection, "left the group", now, join_id))
+        self.parent.children.remove(self)
+        self._end()
+
+    def _end(self) -> None:
+        for stay in list(self.stays()):
+            stay.alive = False
+            self.sim.witness.dead |= {stay.join_id, *stay.ends}
+            self.sim.clients.remove(stay)

@@ -1,44 +1,39 @@
 """A ring of group engines in virtual time, with faults.
 
-Messages travel one way round over FIFO links and are all lost when the ring breaks, members
-notice at different times, and a daemon dies between any two of its actions.
+Messages and chunks travel over FIFO links and are all lost when the ring breaks, members notice at
+different times, and a daemon dies between any two of its actions, or stands still for a while.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator
 from random import Random
 from typing import Any, Union
 
 from groups_model_calls import Spec, Violation
 from groups_model_client import Client
-from groups_model_node import Node
+from groups_model_node import SIDES, Node
 from groups_witness import Witness
 
 from ringd.collective.view import Side
-from ringd.groups import actions
 from ringd.groups.channels import Key
-from ringd.groups.roll import Roll
 from ringd.groups.session import Part
 from ringd.wire.link.control import Poll
+
+LOST_AFTER = 0.05
+"""Seconds without a sign of life after which the ring breaks."""
+
+_UNWATCHED = 8
+"""Events between two looks at whether all is done."""
 
 Said = tuple[int, int, int, Any, Union[bytes, memoryview]]
 """A rank, its session, an op, a message and what goes with it."""
 
 
-@dataclass
-class Exchange:
-    """One large op in one generation: all members' chunks depend on each other."""
-
-    here: bool
-    """Whether all ranks are on one member, and no link is needed."""
-    parts: dict[int, actions.Run] = field(default_factory=dict)
-    broken: bool = False
-    read: dict[int, int] = field(default_factory=dict)
-    """Inputs of the members that are through."""
+Arrival = Callable[[Node], None]
+"""What a message or a chunk does where it arrives."""
 
 
 class Sim:
@@ -58,6 +53,9 @@ class Sim:
         pipe: float = 1.0,
         parts: dict[str, dict[int, list[Part]]] | None = None,
         channels: dict[str, dict[Key, list[Spec]]] | None = None,
+        slow: float = 1.0,
+        by_rank: bool = False,
+        poor: Collection[int] = (),
     ) -> None:
         self.n = n
         self.rng = Random(seed)
@@ -70,18 +68,23 @@ class Sim:
         self.survive = survive
         self.pipe = pipe
         """Milliseconds that a message between client and daemon takes at most."""
+        self.slow = slow
+        """Milliseconds that a chunk takes at most until it is read, and until it has left."""
+        self.by_rank = by_rank
+        self.poor = frozenset(poor)
+        """Members whose daemon does not know bfloat16."""
         self.now = 0.0
         self.events: list[tuple[float, int, Callable[[], None]]] = []
         self.pipes: dict[object, deque[Callable[[], None]]] = {}
         self.generation = 0
         self.generations = 0
+        self.stalls = 0
         self.forming = False
-        self.links: dict[tuple[int, Side], deque[tuple[int, int, int, Said]]] = {
-            (rank, side): deque() for rank in range(n) for side in ("left", "right")
+        self.links: dict[tuple[int, Side], deque[Arrival]] = {
+            (rank, side): deque() for rank in range(n) for side in SIDES
         }
-        self.exchanges: dict[tuple[int, int], Exchange] = {}
         self.points = 0
-        self.storm = 20_000 + 100 * n * n * (4 + sum(map(len, programs.values())))
+        self.storm = 50_000 + 400 * n * n * (4 + sum(map(len, programs.values())))
         self.injections: dict[int, Callable[[], None]] = {}
         self.witness = Witness(self)
         self.closing = False
@@ -161,61 +164,68 @@ class Sim:
         """Let time pass until a condition holds; return whether it did within *limit* seconds."""
         end = self.now + limit
         while self.events and not until():
-            when, _, event = heapq.heappop(self.events)
-            if when > end:
-                return False
-            self.now = when
-            if self.points > self.storm:
-                raise Violation(f"a storm of messages: {self.describe()}")
-            self.point()
-            event()
+            for _ in range(min(_UNWATCHED, len(self.events))):
+                when, _, event = self.events[0]
+                if when > end:
+                    return until()
+                heapq.heappop(self.events)
+                self.now = when
+                if self.points > self.storm:
+                    raise Violation(f"a storm of messages: {self.describe()}")
+                self.point()
+                event()
         return until()
 
     # --- the ring ---------------------------------------------------------------------
 
     def send(self, node: Node, origin: int, until: int, said: Said, side: Side = "right") -> None:
         """Put a message on a link."""
-        if node.generation == 0 or node.generation != self.generation:
+
+        def arrive(other: Node) -> None:
+            rank, gid, seq, message, payload = said
+            copy = bytes(payload)
+            if not isinstance(message, Poll) and other.rank != until:
+                self.send(other, origin, until, (rank, gid, seq, message, copy), side)
+            assert other.engine is not None
+            other.carry_out(other.engine.received(origin, rank, gid, seq, message, copy, self.now))
+
+        self.put(node, side, arrive)
+
+    def put(self, node: Node, side: Side, arrival: Arrival) -> None:
+        """Put something on a link."""
+        if node.generation == 0 or node.generation != self.generation or self.n == 1:
             return  # into the void
-        if self.n == 1:
-            return
+        self.links[node.rank, side].append(arrival)
         generation = self.generation
-        link = self.links[node.rank, side]
-        link.append((generation, origin, until, said))
         self.after(self.delay(1), lambda: self.deliver(node.rank, side, generation))
 
     def deliver(self, rank: int, side: Side, generation: int) -> None:
-        """The first message on a link arrives."""
-        right = self.nodes[(rank + (1 if side == "right" else -1)) % self.n]
+        """The first one on a link arrives."""
+        other = self.nodes[(rank + (1 if side == "right" else -1)) % self.n]
         link = self.links[rank, side]
-        if generation != self.generation or not link or right.generation != generation:
+        if generation != self.generation or not link or other.generation != generation:
             return
-        _, origin, until, (of, gid, seq, message, payload) = link.popleft()
-        payload = bytes(payload)
-        if not isinstance(message, Poll) and right.rank != until:
-            self.send(right, origin, until, (of, gid, seq, message, payload), side)
-        assert right.engine is not None
-        todo = right.engine.received(origin, of, gid, seq, message, payload, self.now)
-        right.carry_out(todo)
+        if self.now < other.frozen_until:
+            self.at(other.frozen_until, lambda: self.deliver(rank, side, generation))
+        else:
+            link.popleft()(other)
 
     def break_ring(self) -> None:
         """Everything in flight is lost; the members notice one by one."""
         self.generation = 0
         for link in self.links.values():
             link.clear()
-        self.exchanges = {key: part for key, part in self.exchanges.items() if part.here}
         for node in self.nodes:
             if node.generation:
-                self.after(self.delay(5), self.noticer(node, node.life, node.generation))
+                node.soon(self.delay(5), self.noticer(node, node.generation))
         self.form_soon()
 
-    def noticer(self, node: Node, life: int, generation: int) -> Callable[[], None]:
+    def noticer(self, node: Node, generation: int) -> Callable[[], None]:
         """Return what tells *node* of the break."""
 
         def notice() -> None:
-            if node.life == life and node.engine is not None and node.generation == generation:
-                node.generation = 0
-                node.carry_out(node.engine.ring_down("link lost", self.now))
+            if node.generation == generation:
+                node.ring_down()
                 self.form_soon()
 
         return notice
@@ -238,16 +248,15 @@ class Sim:
         self.generations += 1
         self.generation = self.generations
         for node in self.nodes:
-            self.after(self.delay(4), self.raiser(node, node.life, self.generation))
+            node.soon(self.delay(4), self.raiser(node, self.generation))
 
-    def raiser(self, node: Node, life: int, generation: int) -> Callable[[], None]:
-        """Return what tells *node* of the new ring; early messages wait for that."""
+    def raiser(self, node: Node, generation: int) -> Callable[[], None]:
+        """Return what tells *node* of the new ring; what comes early waits for that."""
 
         def up() -> None:
-            if node.life != life or node.engine is None or self.generation != generation:
+            if self.generation != generation:
                 return
-            node.generation = generation
-            node.carry_out(node.engine.ring_up(self.now))
+            node.ring_up(generation)
             sides: tuple[tuple[int, Side], ...] = ((-1, "right"), (1, "left"))
             for step, side in sides:
                 self._hurry((node.rank + step) % self.n, side, generation)
@@ -258,51 +267,6 @@ class Sim:
         for _ in range(len(self.links[rank, side])):
             self.after(self.delay(1), lambda: self.deliver(rank, side, generation))
 
-    # --- large ops --------------------------------------------------------------------
-
-    def join_exchange(self, node: Node, action: actions.Run) -> None:
-        """A member starts its part; when all have, each is through some time later."""
-        here = set(action.view.places) == {node.rank}
-        if node.generation != self.generation and not here:
-            return  # the links are dead already
-        key = (action.gid, action.seq)
-        exchange = self.exchanges.setdefault(key, Exchange(here))
-        exchange.parts[action.view.rank] = action
-        if len(exchange.parts) == action.view.size and not exchange.broken:
-            longest = 400 if action.calls[0].name.endswith("apart") else 20
-            for rank in range(action.view.size):
-                self.after(self.delay(longest), self.finisher(rank, exchange))
-
-    def finisher(self, rank: int, exchange: Exchange) -> Callable[[], None]:
-        """Return what ends one member's part."""
-        action = exchange.parts[rank]
-        key = (action.gid, action.seq)
-
-        def finish() -> None:
-            if self.exchanges.get(key) is exchange and not exchange.broken:
-                self.nodes[action.view.place].computed(action, eager=False)
-
-        return finish
-
-    def exchanged(self, own: actions.Run) -> int:
-        """Return the sum; who is not through yet has its input read now."""
-        exchange = self.exchanges[own.gid, own.seq]
-        exchange.read[own.view.rank] = own.submission.buffers.read()
-        value = 0
-        for rank, part in exchange.parts.items():
-            if rank not in exchange.read:
-                value += part.submission.buffers.read()
-            else:
-                value += exchange.read[rank]
-        return value
-
-    def leave_exchange(self, stop: actions.Stop) -> None:
-        """A rank stops in the middle: the others' chunks never come."""
-        exchange = self.exchanges.get((stop.gid, stop.seq))
-        if exchange is not None and stop.rank not in exchange.read:
-            exchange.broken = True
-            del self.exchanges[stop.gid, stop.seq]
-
     # --- the end ---------------------------------------------------------------------
 
     def finish(self, limit: float = 120.0) -> None:
@@ -311,7 +275,7 @@ class Sim:
 
         def done() -> bool:
             return (
-                len(self.clients) == expected
+                sum(c.parent is None for c in self.clients) == expected
                 and all(c.finished for c in self.clients)
                 and self.generation != 0
                 and all(node.generation == self.generation for node in self.nodes)
@@ -321,25 +285,19 @@ class Sim:
             raise Violation(f"hangs: {self.describe()}")
         self.witness.check_agreement()
         self.closing = True
-        for client in list(self.clients):
+        for client in [client for client in self.clients if client.parent is None]:
             client.close()
-        if not self.run(self.empty, self.reattach + 5):
+        if not self.run(self.empty, self.reattach + 10):
             raise Violation(f"left over: {self.describe()}")
         for node in self.nodes:
             for buffers in node.buffers:
                 if not buffers.freed:
                     raise Violation(f"{buffers.work} was never freed by {node.rank}")
+        self.witness.check_memory()
 
     def empty(self) -> bool:
         """Whether no daemon knows of anything any more."""
-        return not any(pipe for pipe in self.pipes.values()) and all(
-            node.engine is not None and not self.known(node.engine.roll) and not node.running
-            for node in self.nodes
-        )
-
-    def known(self, roll: Roll) -> bool:
-        """Whether a daemon knows of any client."""
-        return bool(roll.seats or roll.by_gid or roll.groups or roll.absences.absent)
+        return not any(self.pipes.values()) and all(node.idle for node in self.nodes)
 
     def describe(self) -> str:
         """Return what is still going on."""
@@ -373,6 +331,19 @@ class Sim:
         """Kill a daemon; it comes back."""
         self.nodes[rank].crash(downtime)
 
+    def freeze(self, rank: int, seconds: float) -> None:
+        """Have a daemon stand still; the others notice if that takes long, as it does itself."""
+        node = self.nodes[rank]
+        node.frozen_until = max(node.frozen_until, self.now + seconds)
+        if seconds > LOST_AFTER:
+            self.after(LOST_AFTER, self.cut_link)
+
+    def stall(self, member: int, seconds: float) -> None:
+        """Have a member's links carry no chunks for a while, but messages."""
+        self.stalls += 1
+        for side in SIDES:
+            self.nodes[member].stalled_until[side] = self.now + seconds
+
     def cut_link(self) -> None:
         """The ring breaks and forms again."""
         if self.generation:
@@ -382,7 +353,11 @@ class Sim:
         self, rank: int, group: str, wait: float | None = None, *, leaves: bool = False
     ) -> None:
         """Kill a program, or have it leave in good order; another one starts in its place."""
-        there = [client for client in self.clients if (client.rank, client.group) == (rank, group)]
+        there = [
+            client
+            for client in self.clients
+            if (client.member, client.group, client.parent) == (rank, group, None)
+        ]
         for client in self.rng.sample(there, min(1, len(there))):
             client.close() if leaves else client.die()
             again = self.delay(30) if wait is None else wait

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from groups_bench import ready, submission
+from groups_bench import Bench, ready, submission
 
 from ringd.client.stay import GRACE
 from ringd.collective.view import View
 from ringd.groups import actions
 from ringd.groups.engine import Engine
 from ringd.groups.op import OK
+from ringd.groups.session import Part
 from ringd.groups.timing import ASK_WITHIN
 
 LOST_AFTER = Engine(view=View(("a", "b"), 0)).timing.lost_after
@@ -65,6 +66,23 @@ def test_patience_begins_with_a_break_that_takes_the_poll_along():
     bench.tick(0.9 * LOST_AFTER)
     bench.down()
     assert seconds_until_told(bench) == pytest.approx(ASK_WITHIN, abs=2 * STEP)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_deadline_ends_a_call_that_could_run_at_last(large):
+    """Where all ranks are here, what was asked and what is offered meet in one event."""
+    bench = Bench(2)
+    bench.up()
+    for local_rank, client in enumerate(("x", "y")):
+        bench.attach(0, 20 + local_rank, client=client, part=Part(local_rank, 2, (0,)))
+    bench.submit(0, submission(0, timeout=1.0, large=large), join_id=20, client="x")
+    bench.down()
+    bench.submit(0, submission(0, large=large), join_id=21, client="y")
+    bench.tick(1.1)
+    bench.up()
+    assert bench.reports(0) == [(0, "deadline_exceeded")] * 2
+    assert bench.did(0, (actions.Run, actions.Stop)) == []
+    assert bench.freed() == [1, 1]
 
 
 def test_one_break_after_the_other_does_not_put_it_off_for_ever():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 from ringd.collective.view import View
 from ringd.errors import GroupLost, PeerLost, Refused, ResourceExhausted
 from ringd.groups.absences import Absences
-from ringd.groups.actions import Action, Deny, Dropped, Free, Relay
+from ringd.groups.actions import Action, Deny, Dropped, Free, Relay, Run, Stop
 from ringd.groups.channels import Channel, Opening
 from ringd.groups.mail import Letter, Mail
 from ringd.groups.offers import ANY_CALL, Rules
@@ -39,7 +39,7 @@ class Engine:
     """All groups, as one member of the ring sees them.
 
     Invariant: every event ends with its actions handed out, seats that are finished dropped, and
-    the clock set for what can wait.
+    the clock set for what can wait; what runs by them does not end by them.
 
     Args:
         view: All members of the ring, and which of them this one is.
@@ -362,6 +362,24 @@ class Engine:
             if not beside:
                 break
         self.timing.expect_news(now)
-        out = list(self._out)
+        out = _without_what_is_stopped(self._out)
         self._out.clear()
         return out
+
+
+def _without_what_is_stopped(todo: list[Action]) -> list[Action]:
+    """Return *todo* without the ops that are to run and, further on, to stop.
+
+    A small one would be through at once, though it has ended. It is so where the ranks that ask
+    and answer about a deadline are all here, and offer the call in the same event.
+    """
+    started: dict[tuple[int, int, int], int] = {}
+    void: set[int] = set()
+    for at, action in enumerate(todo):
+        if isinstance(action, Run):
+            started[action.gid, action.view.rank, action.seq] = at
+        elif isinstance(action, Stop):
+            begun = started.pop((action.gid, action.rank, action.seq), None)
+            if begun is not None:
+                void |= {begun, at}
+    return [action for at, action in enumerate(todo) if at not in void]
