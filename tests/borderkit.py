@@ -91,6 +91,7 @@ class Raw:
     def receive(self, timeout=10.0):
         """Return the next reply; its payload is in :attr:`payload`."""
         if self.call_socket:
+            self.call_end.settimeout(timeout)
             frame = self.take(*LENGTH.unpack(self.take(LENGTH.size)))
         else:
             assert self.dealer.poll(timeout * 1000), "no reply"
@@ -103,7 +104,9 @@ class Raw:
         """Return the next *count* bytes of the call socket."""
         data = b""
         while len(data) < count:
-            data += self.call_end.recv(count - len(data))
+            piece = self.call_end.recv(count - len(data))
+            assert piece, "the daemon has closed the call socket"
+            data += piece
         return data
 
     def call(self, message, payload=None):

@@ -61,7 +61,7 @@ class Program(Raw):
     def connect(self, group):
         """Speak to the daemon."""
         daemon = SimpleNamespace(path=str(self.node.socket))
-        super().__init__(daemon, attach=False, group=group)
+        super().__init__(daemon, attach=False, group=group, call_socket=True)
 
     def begin(self, x):
         """Hand an all-reduce over."""
@@ -73,7 +73,7 @@ class Program(Raw):
         x, outcome = self.calls[seq]
         call = Call("all_reduce", "sum", x.dtype.name, x.shape, "")
         submit = self.submit(join_id=self.join_id, seq=seq, call=call, outcome=outcome)
-        self.send(submit, memoryview(x).cast("B"))
+        self.call(submit, memoryview(x).cast("B"))
 
     def outcome(self):
         """Return the next call's result, or the text of its error."""
