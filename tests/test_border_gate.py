@@ -92,9 +92,18 @@ def test_an_opening_may_come_a_byte_at_a_time(daemon):
         GREETING[:10] + b"\1",
         GREETING[:9] + b"\0" + b"named by itself",
         GREETING + ready(DEALER) + 100_000 * frame(b"", 1),
+        GREETING + ready(DEALER) + frame(b"short"),
         GREETING + ready(DEALER) + 10_000 * frame(b"\x04PING\x00\x00", 4),
     ],
-    ids=["HTTP", "no READY", "ZMTP 1", "ZMTP without a version", "a message without end", "PING"],
+    ids=[
+        "HTTP",
+        "no READY",
+        "ZMTP 1",
+        "ZMTP without a version",
+        "a message without end",
+        "short",
+        "PING",
+    ],
 )
 def test_who_speaks_something_else_is_hung_up_on(daemon, said):
     """And all that it had is given back."""
@@ -352,3 +361,46 @@ def test_users_take_turns_with_their_questions(daemon, users):
         with Raw(daemon, attach=False, with_lifeline=False) as other:
             assert other.ask(question) == border.Answer(b"{}")
             assert len(answered) < 90
+
+
+def test_what_libzmq_keeps_of_a_program_is_bounded_in_number_too(daemon):
+    """Small messages by the thousand wait in the program, and are all heard in the end."""
+    heard = []
+    daemon.handler.on_submit = lambda call: heard.append(call.message.seq)
+    with Raw(daemon) as raw:
+        (name,) = names(daemon)
+        busy, go_on = threading.Event(), threading.Event()
+
+        def be_busy():
+            relay = daemon.server._gate._relays[name]
+            busy.set()
+            for _ in range(200):
+                relay.read()
+            assert relay._said.frames - relay._heard < 8 + (16 << 10) // 64
+            assert go_on.wait(30)
+
+        for seq in range(2000):
+            raw.send(raw.submit(seq=seq), EIGHT)
+        daemon.loop.call_threadsafe(be_busy)
+        assert busy.wait(10)
+        go_on.set()
+        eventually(lambda: len(heard) == 2000)
+    assert heard == list(range(2000))
+
+
+def test_questions_of_those_that_are_gone_are_not_answered(daemon):
+    """Else who asks and hangs up, again and again, would have the daemon work for nobody."""
+    answered = []
+
+    def answer(_question, say):
+        answered.append(1)
+        time.sleep(0.05)
+        say(b"{}")
+
+    daemon.run(lambda: daemon.server._answers.update({border.AskStatus: answer}))
+    with Raw(daemon, attach=False, with_lifeline=False) as raw:
+        for _ in range(50):
+            raw.send(border.AskStatus(border.VERSION))
+        assert raw.receive() == border.Answer(b"{}")
+    eventually(lambda: not daemon.run(lambda: daemon.server._questions))
+    assert len(answered) < 40

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,11 @@ from ringd.host.limits import OpenFiles
 
 _ROOM_AGAIN = 2 * (gate.DESCRIPTORS + lifeline.DESCRIPTORS)
 """Descriptors; else the log would go to and fro with the last one."""
+_FOR = 0.5
+"""Seconds, in which nobody was refused; likewise."""
+
+_SOON_FREE = gate.DESCRIPTORS - 1
+"""Of a ZeroMQ connection that is parted with: libzmq may keep its own for a while."""
 
 Part = Callable[[], None]
 """Parts with a connection."""
@@ -90,6 +96,7 @@ class Admission:
         self._lifelines = _Idle()
         self._at_gate = _Idle()
         self._full = False  # of open files
+        self._refused_at = 0.0
 
     def to_gate(self, connection: socket.socket, part: Part, to_accept: int) -> Account | None:
         """Return the account of one that wants to speak ZeroMQ; None to turn it away.
@@ -102,7 +109,7 @@ class Admission:
             return None
         refusal = self._refusal(account, gate.DESCRIPTORS, 0, to_accept)
         if refusal and self._at_gate.part(account.uid):
-            self._open_files.given_back(gate.DESCRIPTORS)
+            self._open_files.given_back(_SOON_FREE)
             refusal = self._refusal(account, gate.DESCRIPTORS, 0, to_accept)
         self._say(refusal)
         if refusal:
@@ -119,7 +126,7 @@ class Admission:
         refusal = self._refusal_of_lifeline(account)
         for idle, files in (
             (self._lifelines, lifeline.DESCRIPTORS),
-            (self._at_gate, gate.DESCRIPTORS),
+            (self._at_gate, _SOON_FREE),
         ):
             if refusal and idle.part(account.uid):
                 self._open_files.given_back(files)
@@ -177,12 +184,14 @@ class Admission:
 
     def _say(self, refusal: _Refusal | None) -> None:
         if refusal is None:
-            if self._full and self._open_files.room >= _ROOM_AGAIN:
+            over = time.monotonic() - self._refused_at > _FOR
+            if self._full and over and self._open_files.room >= _ROOM_AGAIN:
                 self._full = False
                 self._log.info("there is room for programs again")
             return
         self._refused[refusal.cause] += 1
         count = self._refused[refusal.cause]
+        self._refused_at = time.monotonic()
         if refusal.cause == "open files" and not self._full:
             self._full = True
             self._log.error(

@@ -20,7 +20,7 @@ from functools import partial
 
 from ringd.border.acceptor import Acceptor
 from ringd.border.accounts import Account
-from ringd.loop import EVENT_READ, EVENT_WRITE, Loop
+from ringd.loop import EVENT_READ, EVENT_WRITE, Loop, Timer
 from ringd.wire.border import zmtp
 
 DESCRIPTORS = 3
@@ -28,6 +28,7 @@ DESCRIPTORS = 3
 
 _INWARD = 16 << 10  # bytes that are read in one go; each may have a few thousand frames
 _OUTWARD = 64 << 10
+_MOST_UNHEARD = 8  # frames of a program, then no more are read: libzmq would keep them
 _PER_TURN = 8  # pieces of programs, then all else in the daemon has its turn
 _ENDS_WITHIN = 10.0  # seconds, in which the ZeroMQ socket takes what a program has said at its end
 _REMEMBERED = 1.0  # seconds, for which something of one that has ended may be unheard
@@ -91,10 +92,10 @@ class Gate:
         relay = self._relays.get(name)
         return None if relay is None else relay.account
 
-    def heard(self, name: bytes, size: int) -> None:
-        """The ZeroMQ socket has given a frame of that connection, of *size* bytes."""
+    def heard(self, name: bytes) -> None:
+        """The ZeroMQ socket has given a frame of that connection."""
         if (relay := self._relays.get(name) or self._ended.get(name)) is not None:
-            relay.heard += size
+            relay.hear()
 
     def all_heard(self, name: bytes) -> bool:
         """Return whether all that a connection has said is heard."""
@@ -186,8 +187,8 @@ class _Relay:
         on_end: Callable[[], None],
     ) -> None:
         self.account = account
-        self.heard = 0
-        """Bytes in messages of the program that the ZeroMQ socket has given."""
+        self._heard = 0
+        """Frames of the program that the ZeroMQ socket has given."""
         self._gate = gate
         self._loop = loop
         self._said = said
@@ -197,6 +198,8 @@ class _Relay:
         self._open = True
         self._queued = False
         """Whether it has its turn to read."""
+        self._last_moment: Timer | None = None
+        """When it is closed, whatever is unheard, once the program has ended."""
         self._program, self._inner = _End(program), _End(inner)
         program.setblocking(False)
         self._watch_both()
@@ -204,20 +207,32 @@ class _Relay:
     @property
     def all_heard(self) -> bool:
         """Whether the ZeroMQ socket has given all that the program has said, as far as is known."""
-        return self.heard >= self._said.said and not self._inner.waiting
+        return self._heard >= self._said.frames and not self._inner.waiting
+
+    @property
+    def _full(self) -> bool:
+        """Whether no more of the program is to be read now."""
+        unheard = self._said.frames - self._heard
+        return bool(self._inner.waiting) or unheard >= _MOST_UNHEARD
+
+    def hear(self) -> None:
+        """The ZeroMQ socket has given one more frame of the program."""
+        self._heard += 1
+        if self._open:
+            self._watch_both()
 
     def read(self) -> None:
         """Take in a piece of what the program has said."""
         self._queued = False
-        if self._open and not self._inner.waiting:
+        if self._open and not self._full:
             self._guarded(self._take_inward)
 
     def pass_on(self) -> None:
         """Pass on what the program has said, as far as there is room for it."""
-        while self._open and not (self._inner.waiting or self._program.ended):
-            before = self._said.said
+        while self._open and not (self._full or self._program.ended):
+            before = self._said.frames
             self._guarded(self._take_inward)
-            if self._said.said == before:
+            if self._said.frames == before:
                 return
 
     def close(self) -> None:
@@ -225,6 +240,8 @@ class _Relay:
         if not self._open:
             return
         self._open = False
+        if self._last_moment is not None:
+            self._last_moment.cancel()
         for end in (self._program, self._inner):
             end.watch(self._loop, 0, None)
             end.sock.close()
@@ -270,18 +287,20 @@ class _Relay:
         if self._inner.ended and not self._program.waiting:
             self.close()
             return
+        if self._program.ended and self._last_moment is None:
+            self._last_moment = self._loop.call_later(_ENDS_WITHIN, self.close)
         if self._program.ended and not (self._inner.waiting or self._inner.shut):
             # Not closed: libzmq would not read what it has had no room for.
             self._inner.shut = True
             with contextlib.suppress(OSError):
                 self._inner.sock.shutdown(socket.SHUT_WR)
-            self._loop.call_later(_ENDS_WITHIN, self.close)
         self._watch_both()
 
     def _watch_both(self) -> None:
-        for end, other in ((self._program, self._inner), (self._inner, self._program)):
+        full = {self._program: self._full, self._inner: bool(self._program.waiting)}
+        for end, no_more in full.items():
             events = EVENT_WRITE if end.waiting else 0
-            if not (other.waiting or end.ended):
+            if not (no_more or end.ended):
                 events |= EVENT_READ
             end.watch(self._loop, events, partial(self._ready, end))
 

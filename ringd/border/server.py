@@ -199,7 +199,7 @@ class BorderServer:
         self._on_unreachable = on_unreachable
         self._group_controls = group_controls
         self._log = log
-        self._questions: OrderedDict[int, deque[tuple[Question, Callable[[bytes], None]]]]
+        self._questions: OrderedDict[int, deque[tuple[bytes, Question, Callable[[bytes], None]]]]
         self._questions = OrderedDict()
         """Those that are to be answered, by user; users take turns."""
         self._rests_until = 0.0
@@ -374,12 +374,12 @@ class BorderServer:
         frame = router.recv(_NOBLOCK, copy=False)
         if self._selfcheck.is_ours(routing_id):
             return
-        self._gate.heard(routing_id, len(frame))
+        self._gate.heard(routing_id)
         if frame.more:
             more = True
             while more:
                 part = router.recv(_NOBLOCK, copy=False)
-                self._gate.heard(routing_id, len(part))
+                self._gate.heard(routing_id)
                 more = part.more
             self._deny(routing_id, 0, "a message has one frame")
             return
@@ -594,7 +594,7 @@ class BorderServer:
                 self._reply(routing_id, Answer(body))
 
         waiting = bool(self._questions)
-        self._questions.setdefault(account.uid, deque()).append((question, answer))
+        self._questions.setdefault(account.uid, deque()).append((routing_id, question, answer))
         if not waiting:
             self._answer_in(self._rests_until - self._loop.now())
 
@@ -610,10 +610,11 @@ class BorderServer:
             return
         began = self._loop.now()
         uid, questions = self._questions.popitem(last=False)
-        question, answer = questions.popleft()
+        routing_id, question, answer = questions.popleft()
         if questions:
             self._questions[uid] = questions  # behind the other users'
-        self._answers[type(question)](question, answer)
+        if self._gate.account(routing_id) is not None:  # else nobody waits for it
+            self._answers[type(question)](question, answer)
         took = self._loop.now() - began
         rest = took * _REST if took > _LONG else 0.0
         self._rests_until = began + took + rest

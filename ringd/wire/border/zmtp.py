@@ -25,6 +25,10 @@ _LONG_HEADER = struct.Struct(">BQ")
 _VALUE_SIZE = struct.Struct(">I")
 
 
+LEAST = 6
+"""Bytes of a message: what closes one of :mod:`ringd.wire.border.messages`, and one more."""
+
+
 class ZmtpError(Exception):
     """A program says what it may not; the message says what that is."""
 
@@ -37,7 +41,7 @@ class Messages:
     Args:
         opening: bytes that stand before the first frame.
         most: bytes of a message; None for any number, and for commands too. libzmq bounds neither
-            commands nor the frames of a message, which it keeps until the last one has come.
+            commands nor frames, of which it keeps thousands in what has few bytes.
     """
 
     def __init__(self, opening: int, most: int | None) -> None:
@@ -48,6 +52,8 @@ class Messages:
         self._head = bytearray()
         """Of a header, what has come."""
         self._most = most
+        self.frames = 0
+        """Of messages, that have begun."""
         self._frames = 0
         self._size = 0
         """Of the message that is not complete."""
@@ -83,12 +89,15 @@ class Messages:
         self._in_message = not flags & _COMMAND
         if self._most is None:
             return
+        self.frames += 1
         self._frames += 1
         self._size += size
         if flags & _COMMAND:
             raise ZmtpError("it sends a command, such as a heartbeat: have it send none")
         if self._size > self._most or self._frames > _MAX_FRAMES:
             raise ZmtpError(f"a message has one frame, of up to {self._most} bytes")
+        if self._size < LEAST and not flags & _MORE:
+            raise ZmtpError(f"a message has {LEAST} bytes at least")
         if not flags & _MORE:
             self._frames = self._size = 0
 
@@ -107,8 +116,11 @@ class Program:
         self._rest = bytearray()
         self._ready = False
         self._messages = Messages(0, most)
-        self.said = 0
-        """Bytes of it that are in messages."""
+
+    @property
+    def frames(self) -> int:
+        """How many frames of messages it has begun to say."""
+        return self._messages.frames
 
     def pass_on(self, data: bytes) -> bytes:
         """Return what the other side shall have of *data*, which the program has said next.
@@ -117,7 +129,7 @@ class Program:
             ZmtpError: it is not what may be said.
         """
         if self._ready:
-            self.said += self._messages.count(data)
+            self._messages.count(data)
             return data
         passed = data[: _GREETING_BYTES - len(self._greeting)]  # each side waits for the other's
         self._greeting += passed
