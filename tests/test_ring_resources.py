@@ -148,7 +148,7 @@ def test_garbage_at_every_door(calm_cluster: Cluster) -> None:
                 stack.callback(dealer.close)
                 dealer.connect(f"ipc://{node.socket}")
                 dealer.send(rng.randbytes(100))
-                dealer.send_multipart([b"x"] * 5)
+                dealer.send_multipart([b"xx"] * 5)
                 dealer.send(border.pack(border.Detach(1)))
                 dealer.send(border.pack(_submit()))
                 assert dealer.poll(30_000)
