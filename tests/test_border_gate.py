@@ -404,3 +404,25 @@ def test_questions_of_those_that_are_gone_are_not_answered(daemon):
         assert raw.receive() == border.Answer(b"{}")
     eventually(lambda: not daemon.run(lambda: daemon.server._questions))
     assert len(answered) < 40
+
+
+@pytest.mark.parametrize("frames", [1, 8])
+def test_half_a_message_is_given_up_when_its_program_ends(daemon, frames):
+    """Of which the ZeroMQ socket gives nothing, however much has come."""
+    fds = open_fds()
+    with socket.socket(socket.AF_UNIX) as program:
+        program.settimeout(10)
+        program.connect(daemon.path)
+        program.sendall(GREETING)
+        said = b""
+        while bytes(31) not in said:
+            said += program.recv(4096)
+        program.sendall(ready(DEALER))
+        while b"\x05READY" not in said:
+            said += program.recv(4096)
+        for _ in range(frames):
+            program.sendall(frame(b"a frame", 1))
+        (relay,) = daemon.run(lambda: list(daemon.server._gate._relays.values()))
+        eventually(lambda: relay._said.frames == frames)
+    eventually(lambda: not daemon.run(daemon.server.accounts.connections.used))
+    eventually(lambda: open_fds() <= fds)

@@ -28,7 +28,9 @@ DESCRIPTORS = 3
 
 _INWARD = 16 << 10  # bytes that are read in one go; each may have a few thousand frames
 _OUTWARD = 64 << 10
-_MOST_UNHEARD = 8  # frames of a program, then no more are read: libzmq would keep them
+# Frames of a program, then no more are read: libzmq keeps them. Some are of whole messages, and
+# so are heard; else it would wait for ever, and its end would go unseen.
+_MOST_UNHEARD = 2 * zmtp.MAX_FRAMES
 _PER_TURN = 8  # pieces of programs, then all else in the daemon has its turn
 _ENDS_WITHIN = 10.0  # seconds, in which the ZeroMQ socket takes what a program has said at its end
 _REMEMBERED = 1.0  # seconds, for which something of one that has ended may be unheard

@@ -285,7 +285,9 @@ METRICS = (
         "counter",
         "refused_programs_total",
         "Connections of programs and commands here that were turned away, by which limit.",
-        _by_reason(lambda counters: counters.refused_programs, "open files", "programs"),
+        _by_reason(
+            lambda counters: counters.refused_programs, "open files", "programs", "protocol"
+        ),
         ("reason",),
     ),
     Metric(

@@ -18,12 +18,14 @@ _MORE = 0x01
 _LONG = 0x02
 _COMMAND = 0x04
 _MAX_READY = 1024  # libzmq's have some 50 bytes
-_MAX_FRAMES = 8  # of a message; ringd's have one, and a socket of another kind adds one
 _READY = b"\x05READY"
 _SHORT_HEADER = struct.Struct(">BB")
 _LONG_HEADER = struct.Struct(">BQ")
 _VALUE_SIZE = struct.Struct(">I")
 
+
+MAX_FRAMES = 8
+"""Of a message: those of ringd have one, and a socket of another kind adds one."""
 
 LEAST = 6
 """Bytes of a message: what closes one of :mod:`ringd.wire.border.messages`, and one more."""
@@ -94,7 +96,7 @@ class Messages:
         self._size += size
         if flags & _COMMAND:
             raise ZmtpError("it sends a command, such as a heartbeat: have it send none")
-        if self._size > self._most or self._frames > _MAX_FRAMES:
+        if self._size > self._most or self._frames > MAX_FRAMES:
             raise ZmtpError(f"a message has one frame, of up to {self._most} bytes")
         if self._size < LEAST and not flags & _MORE:
             raise ZmtpError(f"a message has {LEAST} bytes at least")
