@@ -213,7 +213,7 @@ def test_full_recorder_is_small() -> None:
     def record(number: int) -> None:
         call = control.Call("all_reduce", "sum", "float32", (512, number), f"layer {number}")
         message = control.Offer(call, number, eager=True, prompt=False, outcome="", message="")
-        offer = control.decode_group(control.encode(message))
+        offer = control.decode_group(control.encode(message), 2)
         assert isinstance(offer, control.Offer)
         at = float(number)
         recorder.op(OpEvent(at, "default", number, offer.call, 1 << 20, at - 2, at - 1, "ok"))

@@ -29,6 +29,7 @@ from ringd.wire.link.control import (
     Told,
     Verdict,
 )
+from ringd.wire.link.frames import FrameError
 
 CALL = Call("all_reduce", "sum", "float32", (4,), "grad")
 STATE = LinkState(1, 1, 1, True, True, 0, "here:1")
@@ -54,14 +55,14 @@ JOIN_IDS = {"join_id", "session", "join_ids"}
 """Any number of 64 bits but zero."""
 
 
-def decode(message):
-    """Return what arrives of *message*."""
+def decode(message, size=bounds.MAX_MEMBERS):
+    """Return what arrives of *message*, in a ring of *size*."""
     data = msgspec.msgpack.encode(message)
     if isinstance(message, (News, Propose, Commit)):
         return control.decode_membership(data)
     if isinstance(message, (Ask, Told)):
-        return control.decode_inquiry(data)
-    return control.decode_group(data)
+        return control.decode_inquiry(data, size)
+    return control.decode_group(data, size)
 
 
 def out_of_bounds(message):
@@ -126,9 +127,11 @@ def test_every_message_is_tried():
 def test_calls_are_bounded(changes):
     """An offer of one that no program could have made is refused before it is passed on."""
     call = msgspec.structs.replace(CALL, **changes)
-    assert control.objection(Offer(call, 0, True, False, "", ""), 3).startswith("an offer of ")
-    cut = call.cut()  # what a daemon says of such a call of a program of its own
-    assert control.objection(Offer(cut, 0, False, False, "refused", "why"), 3) == ""
+    with pytest.raises(FrameError, match="an offer of"):
+        decode(Offer(call, 0, True, False, "", ""), 3)
+    # What a daemon says of such a call of a program of its own.
+    cut = Offer(call.cut(), 0, False, False, "refused", "why")
+    assert decode(cut, 3) == cut
 
 
 @pytest.mark.parametrize(
@@ -154,8 +157,21 @@ def test_calls_are_bounded(changes):
 )
 def test_what_cannot_be_in_this_ring_is_refused(message):
     """Members that there are not, and names and codes that a terminal might obey."""
-    assert control.objection(decode(message), 2)
-    assert "\x1b" not in control.objection(decode(message), 2)
+    with pytest.raises(FrameError) as refusal:
+        decode(message, 2)
+    assert "\x1b" not in str(refusal.value)
+
+
+def test_what_is_known_is_decoded_once():
+    """Offers in the same words are one message; in a ring of another size they are judged anew."""
+    words = control.encode(Offer(CALL, 5, True, False, "", ""))
+    assert control.decode_group(words, 3) is control.decode_group(bytes(words), 3)
+    message = Joined("g", 1, (), (), members=(2,))
+    assert decode(message, 3) == message
+    with pytest.raises(FrameError):
+        decode(message, 2)
+    long = control.encode(Offer(CALL, 5, False, False, "lost", "x" * 600))
+    assert control.decode_group(long, 3) is not control.decode_group(long, 3)
 
 
 def test_texts_are_cleaned_as_they_come():
@@ -176,7 +192,7 @@ def test_texts_are_cleaned_as_they_come():
 def test_own_texts_are_cut_as_they_go():
     """However long an error's text is, the others do not take it for nonsense."""
     message = Left("g", 1, 0, "lost", "x" * (MAX_TEXT + 1))
-    assert control.decode_group(control.encode(message)).message == "x" * MAX_TEXT
+    assert control.decode_group(control.encode(message), 3).message == "x" * MAX_TEXT
 
 
 def test_the_bounds_fit_the_rest():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 import structlog
 
@@ -370,6 +370,7 @@ def _about(holder: Hashable, newcomer: Hashable) -> str:
     return holder.about(newcomer)
 
 
+@lru_cache(maxsize=1024)
 def _fits(eager_limit: int, call: Call, nbytes: int | None, rank: int, size: int) -> bool:
     """Whether *nbytes* of tensor may come with a call of *rank*: numpy would believe it.
 

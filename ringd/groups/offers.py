@@ -116,7 +116,9 @@ class Offers:
         nbytes = len(payload) if offer.eager else None
         if len(call.counts) > 2 * view.size:
             call, text = call.cut(), f"{len(call.counts)} counts"
-        elif offer.outcome in ("", OK) and not self._rules.fits(call, nbytes, rank, view.size):
+        elif offer.outcome in ("", OK) and not self._rules.fits(
+            kinds.nameless(call), nbytes, rank, view.size
+        ):
             came = "a tensor in chunks" if nbytes is None else f"{nbytes} bytes"
             text = f"{came}, which cannot be that of {call}"
         else:

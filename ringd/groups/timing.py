@@ -39,14 +39,11 @@ class OpTimers:
     _roll: Roll
     _heap: list[tuple[float, int, int]] = field(default_factory=list)
     _limit: int = _HEAP_SLACK
+    next: float = math.inf
+    """When the first one is due."""
 
     def __len__(self) -> int:
         return len(self._heap)
-
-    @property
-    def next(self) -> float:
-        """When the first one is due."""
-        return self._heap[0][0] if self._heap else math.inf
 
     def add(self, when: float, seat: Seat, op: Op) -> None:
         """Look at *op* at *when*; now and then, forget those that ended long before."""
@@ -55,6 +52,7 @@ class OpTimers:
             self._heap = [entry for entry in self._heap if self._roll.open_op(*entry[1:])]
             heapq.heapify(self._heap)
             self._limit = _HEAP_SLACK + 2 * len(self._heap)
+        self._look()
 
     def due(self, now: float) -> list[tuple[Seat, Op]]:
         """Take out those whose time has come."""
@@ -63,7 +61,11 @@ class OpTimers:
             _, join_id, seq = heapq.heappop(self._heap)
             if (found := self._roll.open_op(join_id, seq)) is not None:
                 due.append(found)
+            self._look()
         return due
+
+    def _look(self) -> None:
+        self.next = self._heap[0][0] if self._heap else math.inf
 
 
 @dataclass(slots=True, eq=False)

@@ -567,8 +567,7 @@ class Neighbours:
                 now = self._loop.now()
                 self._perform(self.machine.received(link.side, message, now))
             elif header.type is FrameType.INQUIRY:
-                inquiry = control.decode_inquiry(payload)
-                self._check(inquiry)
+                inquiry = control.decode_inquiry(payload, self.size)
                 self.inquiries.received(link.side, inquiry)
             elif header.type is FrameType.CREDIT:
                 self._credit(link, header)
@@ -584,9 +583,8 @@ class Neighbours:
             raise FrameError("a group message of or to a member that there is not")
         if not self._is_of_now(link, header, payload):
             return
-        message = control.decode_group(payload[: header.index])
+        message = control.decode_group(bytes(payload[: header.index]), self.size)
         data = bytes(payload[header.index :])
-        self._check(message)
         if len(data) > self._config.ops.eager_limit:
             raise FrameError(f"{len(data)} bytes of tensor in a message")
         if not isinstance(message, Poll):  # a poll changes on its way and comes back
@@ -599,13 +597,10 @@ class Neighbours:
             header.origin, header.rank, header.group, header.seq, message, data
         )
 
-    def _check(self, message: Inquiry | GroupMessage) -> None:
-        """Object to what no member can have said, before it is passed on."""
-        if reason := control.objection(message, self.size):
-            raise FrameError(reason)
-
     def _is_of_now(self, link: Link, header: Header, payload: memoryview) -> bool:
         """Whether a frame is of the ring's generation; one of the next one is kept for that."""
+        if header.generation == self.machine.generation and self.machine.in_ring:
+            return True
         if header.generation == self.machine.entering:
             # Others were faster to write it down. What they say now would be kept in any case.
             if not self._early.keep(link, header, payload):
@@ -614,11 +609,9 @@ class Neighbours:
                     f"more than {MOST >> 20} MiB came for generation {header.generation} before "
                     f"it was on the disk ({self._store.path})",
                 )
-            return False
-        if not self.machine.in_ring or header.generation != self.machine.generation:
+        else:
             self._counters.dropped_frames["of another generation"] += 1
-            return False
-        return True
+        return False
 
     def _stream_frame(self, link: Link, header: Header, payload: memoryview) -> None:
         self._check_way(header)

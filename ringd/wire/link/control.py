@@ -13,6 +13,7 @@ type (:mod:`ringd.wire.link.bounds`), and what people may get to see is cleaned 
 from __future__ import annotations
 
 from collections import Counter
+from functools import lru_cache
 from typing import Annotated, Optional, TypeVar, Union
 
 import msgspec
@@ -42,6 +43,7 @@ from ringd.wire.link.bounds import (
     Trouble,
     clean,
 )
+from ringd.wire.link.frames import FrameError
 
 # --- membership -----------------------------------------------------------------------
 
@@ -267,19 +269,35 @@ def decode_membership(data: bytes | memoryview) -> MembershipMessage:
     return _cleaned(message)
 
 
-def decode_inquiry(data: bytes | memoryview) -> Inquiry:
-    """Return the inquiry message in *data*; raises :data:`DecodeError`."""
+def decode_inquiry(data: bytes | memoryview, size: int) -> Inquiry:
+    """Return the inquiry message in *data*; as :func:`decode_group`."""
     message: Inquiry = _inquiry_decoder.decode(data)
-    return message
+    return _sound(message, size)
 
 
-def decode_group(data: bytes | memoryview) -> GroupMessage:
-    """Return the group message in *data*; raises :data:`DecodeError`."""
+def decode_group(data: bytes, size: int) -> GroupMessage:
+    """Return the group message in *data*, which came from a member of a ring of *size*.
+
+    Raises:
+        msgspec.DecodeError: or another one of :data:`DecodeError`.
+        FrameError: No member can have said that.
+    """
+    # As a rule all members offer a call in the same words, and all but the first are known.
+    decode = _known_group if len(data) <= _SHORT else _decode_group
+    return decode(data, size)
+
+
+def _decode_group(data: bytes, size: int) -> GroupMessage:
     message: GroupMessage = _group_decoder.decode(data)
-    return _cleaned(message)
+    return _sound(_cleaned(message), size)
 
 
-def objection(message: Inquiry | GroupMessage, size: int) -> str:
+_known_group = lru_cache(maxsize=256)(_decode_group)
+_SHORT = 512
+"""Bytes of what is kept, at most."""
+
+
+def _objection(message: Inquiry | GroupMessage, size: int) -> str:
     """Return what is impossible about *message* in a ring of *size* members; empty if nothing is.
 
     Asked before it is passed on, so it needs nothing that only some members know.
@@ -315,6 +333,13 @@ def _objection_to_join(message: Joined, size: int) -> str:
 
 
 _M = TypeVar("_M", bound=msgspec.Struct)
+_R = TypeVar("_R", Inquiry, GroupMessage)
+
+
+def _sound(message: _R, size: int) -> _R:
+    if reason := _objection(message, size):
+        raise FrameError(reason)
+    return message
 
 
 def _cleaned(message: _M) -> _M:

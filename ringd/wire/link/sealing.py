@@ -70,10 +70,6 @@ class _Keys:
             self.aead = self._make(_expand(self._secret, b"ringd key"))
             self._secret = _expand(self._secret, b"ringd next")
 
-    def nonce(self, part: int) -> bytes:
-        """Return the nonce of a part of this frame."""
-        return _NONCE.pack(part, self.number)
-
 
 def _expand(secret: bytes, label: bytes) -> bytes:
     return HKDFExpand(SHA256(), SECRET_SIZE, info=label).derive(secret)
@@ -114,11 +110,11 @@ class SealedWriter:
         sealed = self._room.take(length + TAG_SIZE)
         keys = self._keys
         if self._encrypt:
-            keys.aead.encrypt_into(keys.nonce(_PAYLOAD), payload, None, sealed)
+            keys.aead.encrypt_into(_NONCE.pack(_PAYLOAD, keys.number), payload, None, sealed)
         else:
             text = sealed[:length]
             text[:] = payload
-            keys.aead.encrypt_into(keys.nonce(_PAYLOAD), b"", text, sealed[length:])
+            keys.aead.encrypt_into(_NONCE.pack(_PAYLOAD, keys.number), b"", text, sealed[length:])
         return [head, sealed]
 
     def _head(self, header: Header) -> bytes:
@@ -138,7 +134,7 @@ class SealedWriter:
 
     def _seal(self, part: int, text: bytes) -> bytes:
         keys = self._keys
-        nonce = keys.nonce(part)
+        nonce = _NONCE.pack(part, keys.number)
         if self._encrypt:
             return keys.aead.encrypt(nonce, text, None)
         return text + keys.aead.encrypt(nonce, b"", text)
@@ -186,7 +182,7 @@ class SealedReader:
     def _open(self, part: int, data: memoryview, into: memoryview) -> memoryview:
         """Return the text that *data* seals; where it is encrypted, it stands in *into*."""
         keys = self._keys
-        nonce = keys.nonce(part)
+        nonce = _NONCE.pack(part, keys.number)
         try:
             if self._encrypt:
                 keys.aead.decrypt_into(nonce, data, None, into)
