@@ -331,12 +331,12 @@ class Told:
         self.ledger.killed(group, self.lives[group, rank], moment)
         self.lives[group, rank].gone = moment
 
-    def log(self, rank, moment, event):
+    def log(self, rank, moment, event, **fields):
         """A daemon wrote into its log."""
         shift = time.time() - time.monotonic()
         stamp = datetime.fromtimestamp(moment + shift, timezone.utc).isoformat()
         with self.logs[rank].open("a") as log:
-            log.write(json.dumps({"timestamp": stamp, "event": event}) + "\n")
+            log.write(json.dumps({"timestamp": stamp, "event": event, **fields}) + "\n")
 
     def form(self, moment):
         """The ring formed."""
@@ -433,6 +433,27 @@ def test_split_of_a_program_that_joined_anew_needs_its_daemons_end(told, daemon,
     split = [kind for kind in told.kinds() if kind == "split outcomes"]
     assert split == ([] if excused else ["split outcomes"])
     assert told.ledger.excuses == ({STAY_FIRST: 1} if excused else {})
+
+
+@pytest.mark.parametrize(
+    ("daemon", "group", "excused"),
+    [(2.1, "g", True), (1.9, "g", False), (2.1, "g/part", False)],
+)
+def test_a_stay_is_over_when_its_daemon_says_so(told, daemon, group, excused):
+    """The program may be told long after, as by a call that others could still have completed."""
+    told.form(0.5)
+    told.say("1 resumed 0 1.0 ", "0 began 0 1.5 0", "1 began 0 1.5 0", "1 ok 0 1.6 77 8")
+    told.kill(0, 1.7)
+    told.start("g", 0, 1.8)
+    pid = told.lives["g", 1].pid
+    told.log(1, 2.0, "session over", group=group, pid=pid, reason="'n0' died")
+    told.ledger.daemon_ended(1, daemon)
+    told.ledger.lives.daemon_gone(1, daemon)
+    told.ledger.lives.daemon_started(1, 111, daemon)
+    told.say("0 lost 0 3.0 1.5 - 'n0' died", "1 lost 1 3.1 1.6 - 'n0' died")
+    told.say("0 resumed 1 4.0 ", "1 resumed 1 4.0 ")
+    split = [kind for kind in told.kinds() if kind == "split outcomes"]
+    assert split == ([] if excused else ["split outcomes"])
 
 
 @pytest.mark.parametrize(

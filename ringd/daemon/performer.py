@@ -331,10 +331,15 @@ class Performer:
     def _tell_lost(self, action: groups.TellLost) -> None:
         client = cast(Client, action.client)
         if action.join_id not in client.channels:  # which end with it, and may be many
+            group = client.group_of(action.join_id)
             self._log.info(
-                "session over", reason=action.message, pid=client.pid, program=client.program
+                "session over",
+                group=group,
+                reason=action.message,
+                pid=client.pid,
+                program=client.program,
             )
-            self._recorder.note("session over", reason=action.message)
+            self._recorder.note("session over", group=group, reason=action.message)
         client.send(border.Lost(action.join_id, action.floor, action.code, action.message))
 
     def _warn(self, action: groups.Warn) -> None:

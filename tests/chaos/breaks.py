@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from chaos.lives import Lives
 
@@ -54,6 +55,7 @@ class Breaks:
         self._events: list[tuple[float, int, bool]] = []
         """Moment, rank, whether it is in the ring from then on."""
         self._spans: list[tuple[float, float]] = []
+        self._stays: list[tuple[float, int, str]] = []
         # Logs tell the time of day.
         self._shift = time.monotonic() - time.time()
 
@@ -76,14 +78,21 @@ class Breaks:
                     self._take(rank, json.loads(line))
         self._spans = self._broken()
 
-    def _take(self, rank: int, event: dict[str, str]) -> None:
+    def take_stays(self) -> list[tuple[float, int, str]]:
+        """Return the stays that daemons have ended since: when, whose (pid), in which group."""
+        stays, self._stays = self._stays, []
+        return stays
+
+    def _take(self, rank: int, event: dict[str, Any]) -> None:
         what = event["event"]
-        if what not in _READY and what != "ringd started":
+        if what not in _READY and what not in {"ringd started", "session over"}:
             return
         stamp = datetime.fromisoformat(event["timestamp"].replace("Z", "+00:00"))
         moment = stamp.timestamp() + self._shift
         if what == "ringd started":
             self._lives.daemon_up(rank, moment)
+        elif what == "session over":
+            self._stays.append((moment, event["pid"], event["group"]))
         else:
             self._events.append((moment, rank, _READY[what]))
 

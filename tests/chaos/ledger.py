@@ -154,6 +154,10 @@ class Ledger:
     def settle(self, until: float = math.inf) -> None:
         """Find the causes of all errors up to that moment, up to which all programs were heard."""
         self.breaks.read()
+        for moment, pid, name in self.breaks.take_stays():
+            for life in self.groups[name].stays if name in self.groups else ():
+                if life.pid == pid:
+                    life.parted.append(moment)
         claims = [claim for claim in self._claims if claim.moment <= until]
         self._claims = [claim for claim in self._claims if claim.moment > until]
         for claim in claims:

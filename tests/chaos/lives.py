@@ -41,7 +41,8 @@ class Life:
     here: bool = False
     """Of a program: whether it bears signals by now."""
     parted: list[float] = field(default_factory=list)
-    """Of a program: when it was told that a stay in its group is over; it then joins anew."""
+    """Of a program: when its daemon ended a stay of it in its group, and when the program was told,
+    which may be long after; it then joins anew."""
 
     def __str__(self) -> str:
         """Return what the evidence says of it."""
