@@ -116,3 +116,24 @@ def test_ends_of_a_former_session_wait_until_the_next_daemon_has_let_us_in(tmp_p
             assert second.server.counters.denied_messages == 0
             assert not work.done()
             ring._close(0.0)
+
+
+def test_who_was_told_of_a_loss_by_a_message_hears_of_no_other_one(opened):
+    """However late the group's own loss is told: what was lost with it is known."""
+    daemon, ring, openings = opened
+    submit = daemon.handler.submit
+
+    def answer(client, message, payload):
+        if message.join_id not in {opening.channel_id for opening in openings}:
+            submit(client, message, payload)
+            return
+        client.send(border.Failed(message.join_id, message.seq, 0, "group_lost", "n1 died"))
+        client.send(border.Lost(message.join_id, message.seq, "group_lost", "n1 died"))
+
+    daemon.handler.submit = answer
+    ring.barrier()
+    ring.send(np.arange(3), 1, tag=99)
+    eventually(lambda: ring._stay.group.lost_messages)
+    with pytest.raises(ringd.GroupLost, match="n1 died"):
+        ring.recv(3, 1)
+    ring.close()  # which would say that one was not received

@@ -274,6 +274,37 @@ def test_large_blocks_go_back() -> None:
     assert mapped("heap.give_back_large_blocks()") >= 1 << 20
 
 
+FREE = """
+from pathlib import Path
+from ringd.host import heap
+
+def resident():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) << 10
+
+blocks = [bytes(1000 + number % 7) for number in range(30_000)]
+del blocks[:-1]  # the last one keeps the end of the heap in use
+before = resident()
+{call}
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc's malloc")
+@pytest.mark.parametrize(
+    ("call", "least", "most"), [("", -1, 1), ("heap.give_back_free_blocks()", 20, 40)]
+)
+def test_what_lies_free_between_blocks_in_use_goes_back(call: str, least: int, most: int) -> None:
+    """When asked for; by itself only what is at the heap's end does."""
+    done = subprocess.run(
+        [sys.executable, "-c", FREE.replace("{call}", call)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert least << 20 <= int(done.stdout) < most << 20
+
+
 def test_what_a_start_made_is_left_to_itself() -> None:
     """Collections look only at what was made after the daemon's start."""
     gc.collect()

@@ -12,7 +12,7 @@ import contextlib
 import os
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,9 @@ from ringd.wire.border.messages import (
 
 _OP_BYTES = 1024
 """What a call costs that waits here, beside its tensor."""
+
+LOSSES = (errors.GroupLost, errors.PeerLost)
+"""What ends a session."""
 
 _TRY_AGAIN = 0.02
 """Seconds, until a daemon is asked again that could not take us in at once."""
@@ -115,9 +118,9 @@ class Group:
         """The last one of each: by sender's rank, receiver's rank, tag."""
         self.sending: dict[Group, None] = {}
         """Those that may have messages on their way."""
-        self.lost_messages: Counter[tuple[int, int]] = Counter()
-        """How many that nobody waits for were lost with a session, which the user does not know
-        yet; by the receiver's rank and the tag."""
+        self.lost_messages: defaultdict[Session, Counter[tuple[int, int]]] = defaultdict(Counter)
+        """How many that nobody waits for were lost with each session of whose loss the user does
+        not know yet; by the receiver's rank and the tag."""
         self.arrived = 0
         """Of an end: how many messages have come, of all that were ever sent."""
         self.daemon = daemon
@@ -389,10 +392,11 @@ class Group:
     def told_in(self, session: Session, error: errors.RingError) -> None:
         """As :meth:`told`, of a call that ended with *session*."""
         session.told.add(error.code)
+        if isinstance(error, LOSSES):  # the session itself may be over only later
+            self.lost_messages.pop(session, None)
         pending = self.pending_error
         if pending is not None and self._ended_session is session and pending.code == error.code:
             self.pending_error = None
-            self.lost_messages.clear()
 
     def acknowledge(self, reply: Completed | Failed) -> None:
         """Say at once what has arrived, where somebody waits for that."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ringd import errors
 from ringd.client.callsocket import Part
 from ringd.client.channel import Channel
-from ringd.client.group import Group
+from ringd.client.group import LOSSES, Group
 from ringd.client.groups import Groups
 from ringd.client.session import Op, Session
 from ringd.client.stay import Stay
@@ -31,10 +31,6 @@ MOST_BUFFERED = 16 << 20
 
 ANY = -1
 """In the place of a source: whoever sends."""
-
-
-_LOSSES = (errors.GroupLost, errors.PeerLost)
-"""What ends a session, of which the group tells."""
 
 
 class Key(NamedTuple):
@@ -86,14 +82,14 @@ class End(Group):
     @property
     def lost(self) -> int:
         """How many buffered messages were lost with the session, if the user does not know that."""
-        lost = [op.error for op in list(self.buffered) if isinstance(op.error, _LOSSES)]
+        lost = [op.error for op in list(self.buffered) if isinstance(op.error, LOSSES)]
         return sum(error.code not in self.of.told for error in lost)
 
     def refused(self) -> errors.RingError | None:
         """Return why a buffered message was not received, once, if the group does not tell it."""
         while self.buffered and self.buffered[0].ended:
             error = self.buffered.popleft().error
-            if error is not None and not isinstance(error, _LOSSES):
+            if error is not None and not isinstance(error, LOSSES):
                 text = f"an earlier message to rank {self.key.to} was not received: {error}"
                 return type(error)(text)
         return None
@@ -159,14 +155,14 @@ class End(Group):
         self._tell_parent(error)
 
     def _tell_parent(self, error: errors.RingError) -> None:
-        if isinstance(error, _LOSSES):
+        if isinstance(error, LOSSES):
             self._parent.told_in(self.of, error)
             self._parent.known_lost = (self.of, error)
 
     def _finish(self) -> None:
         self._retire(0)
         if lost := self.lost:
-            self._parent.lost_messages[self.key.to, self.key.tag] += lost
+            self._parent.lost_messages[self.of][self.key.to, self.key.tag] += lost
         self._parent.ends.pop(self.session.join_id, None)
         self._parent.sending.pop(self, None)
         if self._parent.ends_by_key.get(self.key) is self:
@@ -316,7 +312,7 @@ def linger(stay: Stay, seconds: float) -> str:
     if any(end.sends_on for end in ends):
         until = time.monotonic() + seconds
         stay.connection.wait(lambda: stay.hung_up or not any(end.sends_on for end in ends), until)
-    left = stay.group.lost_messages.copy()
+    left = sum(list(stay.group.lost_messages.values()), Counter[tuple[int, int]]())
     for end in ends_of(stay):
         left[end.key.to, end.key.tag] += end.sends_on + end.lost
     words = [f"{number} to rank {to} under tag {tag}" for (to, tag), number in (+left).items()]

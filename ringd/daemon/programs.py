@@ -28,6 +28,7 @@ from ringd.groups.offers import Rules
 from ringd.groups.op import Submission
 from ringd.groups.seat import Before, Join
 from ringd.groups.session import NOBODY, Part, peers
+from ringd.host import heap
 from ringd.loop import Loop, Timer
 from ringd.observe.counters import Counters
 from ringd.observe.recorder import Recorder
@@ -35,6 +36,9 @@ from ringd.ring.absence import out_of_reach, slow_disks
 from ringd.ring.neighbours import Neighbours
 from ringd.wire.border import messages as border
 from ringd.wire.link.control import GroupMessage
+
+TIDY_AFTER = 1.0
+"""Seconds without a program after which memory that lies free is given back."""
 
 
 class Programs:
@@ -85,6 +89,7 @@ class Programs:
         self._tick_due = 0.0
         """What :attr:`_tick` is for: it is late by the moment that it takes to set it."""
         self.draining = False
+        self._tidying: Timer | None = None
 
     @property
     def clients(self) -> set[Client]:
@@ -256,6 +261,14 @@ class Programs:
         self._recorder.note("client leaves", pid=client.pid, how=how)
         how += time.strftime(" at %Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._perform(self.engine.detach(client, how, self._loop.now(), join_id))
+        if not self._clients and self._tidying is None:
+            self._tidying = self._loop.call_later(TIDY_AFTER, self._tidy)
+
+    def _tidy(self) -> None:
+        """Give back what the last programs have left behind, while nobody waits."""
+        self._tidying = None
+        if not self._clients:
+            heap.give_back_free_blocks()
 
     def _buffers(
         self, client: Client, message: border.Submit, payload: memoryview | None, now: float

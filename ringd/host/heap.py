@@ -34,6 +34,17 @@ def give_back_large_blocks() -> None:
             mallopt(_M_TRIM_THRESHOLD, SPARE)
 
 
+def give_back_free_blocks() -> None:
+    """Give back also what lies free between blocks in use; for an idle moment, as it takes some ms.
+
+    Measured: 7 of the 74 MiB that a daemon held after some minutes of a chaos run.
+    """
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # as above
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def settle() -> None:
     """Leave all that exists now out of later collections: it stays till the end anyway.
 
