@@ -87,7 +87,7 @@ def test_program_that_waits_gets_in_when_there_is_room(daemon, files):
     files.jump(950)
     attempts = []
     enter = daemon.server._lifelines._on_connection
-    daemon.server._lifelines._on_connection = lambda new: attempts.append(1) or enter(new)
+    daemon.server._lifelines._on_connection = lambda *new: attempts.append(1) or enter(*new)
     call = Call(lambda: ringd.connect(daemon.path, timeout=10))
     eventually(lambda: len(attempts) > 2)
     files.jump(10)

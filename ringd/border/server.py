@@ -29,8 +29,8 @@ from msgspec.structs import replace
 from structlog.typing import FilteringBoundLogger
 
 from ringd import errors
+from ringd.acceptor import Acceptor
 from ringd.border import lifeline
-from ringd.border.acceptor import Acceptor
 from ringd.border.admission import Admission
 from ringd.border.callsocket import CallSocket
 from ringd.border.client import Client
@@ -726,7 +726,7 @@ class BorderServer:
 
     # --- lifelines --------------------------------------------------------------------
 
-    def _new_lifeline(self, connection: socket.socket) -> None:
+    def _new_lifeline(self, connection: socket.socket, _address: object) -> None:
         account = self._admission.to_lifeline(connection, lambda: self._part_with_idle(client))
         if isinstance(account, str):
             lifeline.turn_away(connection, account)
