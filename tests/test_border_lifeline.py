@@ -231,7 +231,10 @@ def test_hundreds_of_clients_leave_nothing_behind(daemon):
         elif round_ % 3 == 1:
             garbage_record(raw)
         raw.close()
-    eventually(lambda: daemon.run(lambda: len(daemon.server._by_token)) == 0)
+    eventually(lambda: daemon.run(lambda: len(daemon.server._roster._by_token)) == 0)
     eventually(lambda: open_fds() <= fds)
     eventually(lambda: mapped() <= maps)
-    assert daemon.run(lambda: (daemon.server._waiting, daemon.server._by_routing_id)) == ({}, {})
+    assert daemon.run(lambda: (daemon.server._waiting, daemon.server._roster._by_routing_id)) == (
+        {},
+        {},
+    )
