@@ -80,8 +80,8 @@ def test_other_groups_of_a_connection_go_on(daemon):
 
 def test_one_that_has_left_all_groups_and_stays_is_parted_with(daemon, monkeypatch):
     """As one that never joins: its descriptors are for others."""
-    monkeypatch.setattr(server, "_ATTACH_WITHIN", 0.05)
     with Raw(daemon) as raw:
+        monkeypatch.setattr(server, "_ATTACH_WITHIN", 0.05)
         raw.leave()
         assert raw.hung_up()
         assert daemon.handler.gone == []
