@@ -144,17 +144,24 @@ class Liar:
 
     def send(self, side: Any, header: Header, payload: bytes = b"") -> bool:
         """Send a frame; return whether there was a link."""
+        return bool(self.do(lambda: self._send(side, header, payload)))
 
-        def send() -> bool:
-            link = self.neighbours.links.get(side)
-            if link is not None:
-                link.send(header, payload)
-            return link is not None
-
-        return bool(self.do(send))
+    def _send(self, side: Any, header: Header, payload: bytes) -> bool:
+        link = self.neighbours.links.get(side)
+        if link is not None:
+            link.send(header, payload)
+        return link is not None
 
     def say(self, side: Any, message: Any, data: bytes = b"", **header: Any) -> bool:
         """Send *message*, however wrong it is, in a frame of its sort."""
+        return self.send(side, *self._frame(message, data, header))
+
+    def say_to_both(self, message: Any) -> bool:
+        """Send *message* to both neighbours before either of them can pass it on."""
+        frame = self._frame(message, b"", {})
+        return bool(self.do(lambda: self._send("left", *frame) and self._send("right", *frame)))
+
+    def _frame(self, message: Any, data: bytes, header: dict[str, Any]) -> tuple[Header, bytes]:
         body = msgspec.msgpack.encode(message)
         fields: dict[str, Any] = {"length": len(body + data), "flags": frames.CHECKSUM}
         fields["payload_crc"] = frames.checksum(body + data)
@@ -169,4 +176,4 @@ class Liar:
             until = (self.rank - 1) % self.size
             fields |= {"index": len(body), "generation": generation}
             fields |= {"origin": self.rank, "until": until}
-        return self.send(side, Header(kind, **(fields | header)), body + data)
+        return Header(kind, **(fields | header)), body + data

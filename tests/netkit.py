@@ -46,9 +46,14 @@ def tcp_pair():
     return one, other
 
 
+def listening(listener):
+    """Return the sockets that a listener accepts on."""
+    return [at.listener for ats in listener._acceptors.values() for at in ats]
+
+
 def bound(listener):
     """Return the (host, port) pairs that *listener* listens on."""
-    return [sock.getsockname()[:2] for sock in listener._open_sockets()]
+    return [sock.getsockname()[:2] for sock in listening(listener)]
 
 
 def welcome(_peer, _address, verdict):

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from random import Random
 
+from msgspec.structs import replace
 from virtual_network import HOP, LOST_AFTER, Connection, Network, Process, Violation
 
 from ringd.membership.machine import (
@@ -35,7 +36,7 @@ from ringd.membership.machine import (
     State,
 )
 from ringd.net.backoff import Backoff
-from ringd.wire.link.control import Commit, MembershipMessage
+from ringd.wire.link.control import Commit, MembershipMessage, News
 
 FSYNC = 2e-3
 
@@ -171,6 +172,19 @@ class Simulation(Network):
 
         order("leave")
         self.at(seconds, lambda: order("resume"))
+
+    def misspeak(self, rank: int, about: int, sides: Sequence[Side] = ("left", "right")) -> None:
+        """Have the member tell something newer of *about* than that has said, which is not so."""
+        process = self.processes[rank]
+        if process is None or not process.alive or process.paused:
+            return
+        known = process.machine._table[about]
+        if known is None:
+            return
+        lie = replace(known, version=known.version + 1000, left_up=False, left_error="a lie")
+        for side in sides:
+            if process.links[side] is not None:
+                self._send(process, side, News((lie,)))
 
     # --- what machines ask for ---------------------------------------------------------
 

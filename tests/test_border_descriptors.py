@@ -75,7 +75,7 @@ def test_newcomers_are_refused_and_the_others_kept(daemon, files):
             for part in (daemon.path, "900 of at most 1000", "ipc.reserve", "LimitNOFILE"):
                 assert part in why
             assert (old.all_reduce(large * (n + 1)) == 2 * (n + 1)).all()
-        assert daemon.run(lambda: len(daemon.server._by_token)) == 1
+        assert daemon.run(lambda: len(daemon.server._roster._by_token)) == 1
         files.jump(800)
         with ringd.connect(daemon.path, "new", timeout=10) as new:
             assert (new.all_reduce(large) == 2).all()
@@ -87,7 +87,7 @@ def test_program_that_waits_gets_in_when_there_is_room(daemon, files):
     files.jump(950)
     attempts = []
     enter = daemon.server._lifelines._on_connection
-    daemon.server._lifelines._on_connection = lambda new: attempts.append(1) or enter(new)
+    daemon.server._lifelines._on_connection = lambda *new: attempts.append(1) or enter(*new)
     call = Call(lambda: ringd.connect(daemon.path, timeout=10))
     eventually(lambda: len(attempts) > 2)
     files.jump(10)

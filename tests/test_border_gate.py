@@ -33,7 +33,7 @@ def users(monkeypatch):
 
 def names(daemon):
     """Return the names of the connections that the gate has."""
-    return daemon.run(lambda: list(daemon.server._gate._relays))
+    return daemon.run(lambda: list(daemon.server._router._gate._relays))
 
 
 def test_nobody_speaks_or_hears_in_the_place_of_another(daemon):
@@ -235,7 +235,7 @@ def test_questions_that_wait_for_their_answers_are_bounded(daemon, users):
     """A trace takes a while; who asks a thousand times is denied, and others are answered."""
     waiting = []
     slow = {border.AskTrace: lambda _, say: waiting.append(say)}
-    daemon.run(lambda: daemon.server._answers.update(slow))
+    daemon.run(lambda: daemon.server._questions._answers.update(slow))
     question = border.AskTrace(border.VERSION)
     with Raw(daemon, attach=False, with_lifeline=False) as hog:
         for _ in range(1000):
@@ -324,7 +324,7 @@ def test_a_question_that_takes_long_is_followed_by_a_rest(daemon):
         time.sleep(0.01)
         say(b"{}")
 
-    daemon.run(lambda: daemon.server._answers.update({border.AskStatus: answer}))
+    daemon.run(lambda: daemon.server._questions._answers.update({border.AskStatus: answer}))
     with Raw(daemon, attach=False, with_lifeline=False) as raw:
         for _ in range(10):
             raw.send(border.AskStatus(border.VERSION))
@@ -351,7 +351,7 @@ def test_users_take_turns_with_their_questions(daemon, users):
         time.sleep(0.01)
         say(b"{}")
 
-    daemon.run(lambda: daemon.server._answers.update({border.AskStatus: answer}))
+    daemon.run(lambda: daemon.server._questions._answers.update({border.AskStatus: answer}))
     question = border.AskStatus(border.VERSION)
     with Raw(daemon, attach=False, with_lifeline=False) as hog:
         for _ in range(100):
@@ -372,7 +372,7 @@ def test_what_libzmq_keeps_of_a_program_is_bounded_in_number_too(daemon):
         busy, go_on = threading.Event(), threading.Event()
 
         def be_busy():
-            relay = daemon.server._gate._relays[name]
+            relay = daemon.server._router._gate._relays[name]
             busy.set()
             for _ in range(200):
                 relay.read()
@@ -397,12 +397,12 @@ def test_questions_of_those_that_are_gone_are_not_answered(daemon):
         time.sleep(0.05)
         say(b"{}")
 
-    daemon.run(lambda: daemon.server._answers.update({border.AskStatus: answer}))
+    daemon.run(lambda: daemon.server._questions._answers.update({border.AskStatus: answer}))
     with Raw(daemon, attach=False, with_lifeline=False) as raw:
         for _ in range(50):
             raw.send(border.AskStatus(border.VERSION))
         assert raw.receive() == border.Answer(b"{}")
-    eventually(lambda: not daemon.run(lambda: daemon.server._questions))
+    eventually(lambda: not daemon.run(lambda: daemon.server._questions._by_user))
     assert len(answered) < 40
 
 
@@ -422,7 +422,7 @@ def test_half_a_message_is_given_up_when_its_program_ends(daemon, frames):
             said += program.recv(4096)
         for _ in range(frames):
             program.sendall(frame(b"a frame", 1))
-        (relay,) = daemon.run(lambda: list(daemon.server._gate._relays.values()))
+        (relay,) = daemon.run(lambda: list(daemon.server._router._gate._relays.values()))
         eventually(lambda: relay._said.frames == frames)
     eventually(lambda: not daemon.run(daemon.server.accounts.connections.used))
     eventually(lambda: open_fds() <= fds)

@@ -12,7 +12,7 @@ from fake_daemon import FakeDaemon, eventually, mapped
 from structlog.testing import capture_logs
 
 from ringd.border import lifeline as lifeline_module
-from ringd.border import limits, server
+from ringd.border import limits, roster, server
 from ringd.wire.border import lifeline
 from ringd.wire.border import messages as border
 
@@ -80,8 +80,8 @@ def test_other_groups_of_a_connection_go_on(daemon):
 
 def test_one_that_has_left_all_groups_and_stays_is_parted_with(daemon, monkeypatch):
     """As one that never joins: its descriptors are for others."""
-    monkeypatch.setattr(server, "_ATTACH_WITHIN", 0.05)
     with Raw(daemon) as raw:
+        monkeypatch.setattr(server, "_ATTACH_WITHIN", 0.05)
         raw.leave()
         assert raw.hung_up()
         assert daemon.handler.gone == []
@@ -160,7 +160,7 @@ def test_what_was_handed_over_before_death_still_counts(daemon):
         def hold():
             """In the daemon's thread: until the call has arrived and the client is gone."""
             held.set()
-            (relay,) = daemon.server._gate._relays.values()
+            (relay,) = daemon.server._router._gate._relays.values()
             near = relay._program.sock
             assert select.select([near], [], [], 10)[0]
             raw.lifeline.close()
@@ -207,7 +207,7 @@ def test_successor_of_a_dead_client_is_asked_to_wait(daemon):
     def all_at_once():
         dead.lifeline.close()  # and nothing was read since
         for raw in (new, elsewhere):
-            client = daemon.server._by_token[raw.token]
+            client = daemon.server._roster._by_token[raw.token]
             routing_id = b"id of " + raw.group.encode()
             take(routing_id, raw.attach(), None)
             take(routing_id, raw.submit(), memoryview(EIGHT))
@@ -232,7 +232,7 @@ def test_what_is_read_after_the_end_is_no_fault(place, end):
             if end == "left":
                 raw.leave()
             raw.lifeline.close()
-            eventually(lambda: raw.token not in daemon.server._by_token)
+            eventually(lambda: raw.token not in daemon.server._roster._by_token)
             raw.send(raw.attach())
             raw.send(raw.submit(), EIGHT)
             raw.send(border.Ack(5, 1))
@@ -251,10 +251,10 @@ def test_what_is_read_after_the_end_is_no_fault(place, end):
 
 def test_those_that_left_are_not_remembered_without_end(place, monkeypatch):
     """However many come and go."""
-    monkeypatch.setattr(server, "_REMEMBERED_FORMER", 4)
+    monkeypatch.setattr(roster, "REMEMBERED", 4)
     with FakeDaemon(place / "s") as daemon:
         for _ in range(4):
             with Raw(daemon) as raw:
                 raw.leave()
         eventually(lambda: not daemon.run(lambda: daemon.server.clients))
-        assert daemon.run(lambda: len(daemon.server._former)) == 4
+        assert daemon.run(lambda: len(daemon.server._roster._former)) == 4

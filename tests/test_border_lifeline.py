@@ -8,7 +8,7 @@ import pytest
 from borderkit import EIGHT, Raw
 from fake_daemon import FakeDaemon, eventually, mapped, open_fds
 
-from ringd.border import acceptor
+from ringd import acceptor
 from ringd.border import lifeline as lifeline_module
 from ringd.border import server as server_module
 from ringd.border.limits import Limits
@@ -192,7 +192,7 @@ def test_too_many_connections_are_turned_away(tmp_path):
 
 def test_lack_of_descriptors_pauses_accepting(daemon, monkeypatch):
     """Out of descriptors the daemon neither spins nor stops: it accepts again later."""
-    monkeypatch.setattr(acceptor, "_ACCEPT_PAUSE", 0.05)
+    monkeypatch.setattr(acceptor, "PAUSE", 0.05)
     listener = daemon.server._lifelines
     attempts = []
 
@@ -204,13 +204,13 @@ def test_lack_of_descriptors_pauses_accepting(daemon, monkeypatch):
         def fileno(self):
             return real.fileno()
 
-    real = listener._listener
-    listener._listener = Exhausted()
+    real = listener.listener
+    listener.listener = Exhausted()
     waiting = socket.socket(socket.AF_UNIX)
     waiting.connect(daemon.path + lifeline.SUFFIX)
     eventually(lambda: len(attempts) >= 2)
-    assert daemon.run(lambda: listener._watching) is False
-    listener._listener = real
+    assert daemon.run(lambda: listener._resting) is not None
+    listener.listener = real
     waiting.settimeout(10)
     assert len(waiting.recv(border.TOKEN_BYTES)) == border.TOKEN_BYTES
     waiting.close()
@@ -231,7 +231,10 @@ def test_hundreds_of_clients_leave_nothing_behind(daemon):
         elif round_ % 3 == 1:
             garbage_record(raw)
         raw.close()
-    eventually(lambda: daemon.run(lambda: len(daemon.server._by_token)) == 0)
+    eventually(lambda: daemon.run(lambda: len(daemon.server._roster._by_token)) == 0)
     eventually(lambda: open_fds() <= fds)
     eventually(lambda: mapped() <= maps)
-    assert daemon.run(lambda: (daemon.server._waiting, daemon.server._by_routing_id)) == ({}, {})
+    assert daemon.run(lambda: (daemon.server._waiting, daemon.server._roster._by_routing_id)) == (
+        {},
+        {},
+    )

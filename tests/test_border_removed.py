@@ -14,7 +14,7 @@ from fake_daemon import FakeDaemon, open_fds
 from structlog.testing import capture_logs
 
 import ringd
-from ringd.border import server
+from ringd.border import upkeep
 from ringd.border.endpoint import Endpoint
 from ringd.border.lock import SocketLock
 from ringd.wire.border import messages as border
@@ -27,7 +27,7 @@ EVERY = 0.02
 @pytest.fixture
 def daemon(place, monkeypatch):
     """Give a fake daemon that looks often, in a directory of its own."""
-    monkeypatch.setattr(server, "LOOK_EVERY", EVERY)
+    monkeypatch.setattr(upkeep, "LOOK_EVERY", EVERY)
     with capture_logs() as logged, FakeDaemon(place / "d" / "s") as daemon:
         daemon.logged = logged
         yield daemon
@@ -96,7 +96,7 @@ def stop_looking(daemon):
     """Let somebody else be first."""
 
     def stop():
-        daemon.server._looking.cancel()
+        daemon.server._upkeep._next.cancel()
 
     daemon.run(stop)
 
@@ -105,8 +105,8 @@ def look(daemon, times=5):
     """Have the daemon look *times* times, now."""
 
     def look():
-        daemon.server._looking.cancel()  # a look orders the next one
-        daemon.server._look()
+        daemon.server._upkeep._next.cancel()  # a look orders the next one
+        daemon.server._upkeep._look()
 
     for _ in range(times):
         daemon.run(look)
@@ -143,7 +143,7 @@ def test_old_sockets_are_closed_when_nobody_is_left_on_them(daemon):
         for _ in range(3):
             remove_everything(daemon)
             wait_until(lambda: whole(daemon), "everything in its place")
-        assert daemon.run(lambda: daemon.server._old_sockets) == 3
+        assert daemon.run(lambda: daemon.server._upkeep._old_sockets) == 3
         ring.barrier()
     wait_until(lambda: open_fds() <= before, "the old ones are closed")
     with ringd.connect(daemon.path, timeout=10) as ring:
@@ -154,7 +154,7 @@ def test_old_sockets_are_closed_when_nobody_is_left_on_them(daemon):
 
 def test_descriptors_are_bounded_while_somebody_is_attached(daemon, monkeypatch):
     """What removes the socket without end costs that many descriptors, and is said once."""
-    monkeypatch.setattr(server, "MAX_REMOVALS", 2)
+    monkeypatch.setattr(upkeep, "MAX_REMOVALS", 2)
     with ringd.connect(daemon.path) as ring:
         for _ in range(2):
             remove_everything(daemon)

@@ -130,11 +130,11 @@ def test_a_daemon_that_reads_nothing_does_not_serve(daemon, monkeypatch):
     server = daemon.server
 
     def served() -> bool:
-        return daemon.run(server.serves)
+        return daemon.run(server.selfcheck.passed)
 
     assert all(wait_until(served) for _ in range(5))
     with monkeypatch.context() as deaf:
-        deaf.setattr(server, "_receive", lambda: None)
+        deaf.setattr(server._router, "_receive", lambda: None)
         wait_until(lambda: not served())
         assert [served() for _ in range(5)] == [False] * 5
     assert wait_until(served)
@@ -148,20 +148,20 @@ def test_a_proof_that_is_asked_for_comes_when_it_was_read(daemon, monkeypatch):
     server, told = daemon.server, []
 
     def prove(word) -> None:
-        daemon.run(lambda: server.prove(partial(told.append, word)))
+        daemon.run(lambda: server.selfcheck.prove(partial(told.append, word)))
 
     prove("first")
     wait_until(lambda: told == ["first"])
-    assert daemon.run(lambda: (server.serves(), server.prove(lambda: None))[0])
-    wait_until(lambda: daemon.run(lambda: not server._provers))
-    assert daemon.run(lambda: (server.prove(lambda: None), server.serves())[1])
+    assert daemon.run(lambda: (server.selfcheck.passed(), server.selfcheck.prove(lambda: None))[0])
+    wait_until(lambda: daemon.run(lambda: not server.selfcheck._provers))
+    assert daemon.run(lambda: (server.selfcheck.prove(lambda: None), server.selfcheck.passed())[1])
     with monkeypatch.context() as deaf:
-        deaf.setattr(server, "_receive", lambda: None)
-        wait_until(lambda: not daemon.run(server.serves))
+        deaf.setattr(server._router, "_receive", lambda: None)
+        wait_until(lambda: not daemon.run(server.selfcheck.passed))
         given_up = partial(told.append, "given up")
-        daemon.run(lambda: server.prove(given_up))
+        daemon.run(lambda: server.selfcheck.prove(given_up))
         prove("late")
-        daemon.run(lambda: server.forget(given_up))
+        daemon.run(lambda: server.selfcheck.forget(given_up))
         assert told == ["first"]
     wait_until(lambda: told == ["first", "late"])
-    daemon.run(lambda: server.forget(given_up))
+    daemon.run(lambda: server.selfcheck.forget(given_up))

@@ -87,7 +87,7 @@ def test_zmq_port_scanned_by_a_plain_socket(daemon):
                     stranger.connect(daemon.path + suffix)
                     stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert raw.ask(raw.submit(), EIGHT) == border.Completed(5, 0, 1, 7)
-        eventually(lambda: daemon.run(lambda: len(daemon.server._by_token)) == 1)
+        eventually(lambda: daemon.run(lambda: len(daemon.server._roster._by_token)) == 1)
         assert daemon.handler.gone == []  # who never attached is not mentioned
 
 
@@ -180,7 +180,7 @@ def test_who_asks_and_asks_without_reading_is_hung_up_on(tmp_path):
         Raw(daemon, attach=False, with_lifeline=False) as raw,
     ):
         answer = {border.AskTrace: lambda _, say: say(body)}
-        daemon.run(lambda: daemon.server._answers.update(answer))
+        daemon.run(lambda: daemon.server._questions._answers.update(answer))
         for _ in range(200):
             assert raw.ask(border.AskTrace(border.VERSION)) == border.Answer(body)
         assert daemon.run(daemon.server.accounts.messages.used) == 0

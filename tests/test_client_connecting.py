@@ -115,7 +115,7 @@ def test_zmq_out_of_descriptors_is_tried_again(tmp_path, monkeypatch):
     with fake(tmp_path) as (daemon, ring):
         np.testing.assert_array_equal(ring.all_reduce(SMALL), 2 * SMALL)
         assert len(calls) == 3
-        eventually(lambda: len(daemon.server._by_token) == 1)
+        eventually(lambda: len(daemon.server._roster._by_token) == 1)
 
 
 NEARLY_FULL = """

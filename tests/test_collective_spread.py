@@ -15,11 +15,7 @@ def test_ranks_are_where_they_are():
     assert layout.order == (1, 3, 5, 0, 4, 2)
     assert layout.size == 6
     assert [layout.machine_of(rank) for rank in range(6)] == [1, 0, 2, 0, 1, 0]
-    assert not layout.simple
     assert Layout.of(range(4), 3) == Layout(((0,), (1,), (2,), (3,)), 3)
-    assert Layout.of((1, 4, 6), 4).simple
-    assert not Layout.of((1, 0), 0).simple
-    assert not Layout.of((0, 0), 0).simple
 
 
 @pytest.mark.parametrize(

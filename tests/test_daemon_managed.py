@@ -18,9 +18,9 @@ from tests.cluster import PATIENCE, Cluster, wait_until
 
 IMPATIENT = """
 import sys
-from ringd.border import server
+from ringd.border import upkeep
 from ringd.daemon import main, statusline
-server.LOOK_EVERY = statusline.EVERY = 0.05
+upkeep.LOOK_EVERY = statusline.EVERY = 0.05
 main.main(sys.argv[1:], prog_name="ringd")
 """
 

@@ -102,7 +102,8 @@ def test_a_round_of_rank_0():
     machine = Machine(0, 3, 1, 4)
     machine.link_up("left", 1, "", 0.0)
     machine.link_up("right", 1, "", 0.0)
-    assert kinds(machine.received("right", News((other(1),)), 0.0)) == [Send]
+    told = machine.received("right", News((other(1),)), 0.0)
+    assert told == [Send("left", News((other(1),))), Send("right", News((other(1),)))]
     actions = machine.received("right", News((other(2),)), 0.0)
     assert actions[-1] == Send("right", Propose(1, 4, (1,)))
     assert machine.next_deadline == PATIENCE
@@ -162,7 +163,8 @@ def test_a_slow_disk_is_told_and_ends_nothing():
     far.received("left", Commit(1, 5, (1, 1, 1)), 0.0)
     far.persisted(5, 0.0)
     told = msgspec.structs.replace(slow[0].message.states[0], version=20, epoch=2)
-    assert kinds(far.received("left", News((told,)), 1.0)) == [Send]
+    news = News((told,))
+    assert far.received("left", news, 1.0) == [Send("right", news), Send("left", news)]
     assert far.state is State.READY
     assert far.members(2.0)[1].error == "state file: it takes long"
     over = machine.persisted(5, 3.0)
@@ -318,6 +320,16 @@ def test_rises_above_its_older_self():
     states = [a.message.states[0] for a in actions if isinstance(a, Send)]
     assert [(s.incarnation, s.version) for s in states] == [(5, 1), (5, 1)]
     assert machine.incarnation == 5
+
+
+@pytest.mark.parametrize(("side", "rank", "onward"), [("left", 0, "right"), ("right", 2, "left")])
+def test_what_a_neighbour_tells_of_itself_goes_back_to_it(side, rank, onward):
+    """If that is news, and only that: who never said so hears of it, and everybody else once."""
+    machine = linked()
+    of_itself, of_another = (other(r, version=10) for r in (rank, 2 - rank))
+    told = machine.received(side, News((of_itself, of_another)), 0.0)
+    assert told == [Send(onward, News((of_itself, of_another))), Send(side, News((of_itself,)))]
+    assert machine.received(side, News((of_itself, of_another)), 0.0) == []
 
 
 def test_dial_errors_are_told_once_each():

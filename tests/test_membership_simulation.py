@@ -127,6 +127,7 @@ def faults_at(size):
             setattr(s.disks[r], "full", True),
             s.at(0.5, lambda: setattr(s.disks[r], "full", False)),
         )
+        kinds[f"lie of {rank} about itself"] = lambda s, r=rank: s.misspeak(r, r)
     return kinds
 
 
@@ -204,6 +205,48 @@ def test_a_paused_member_does_not_split_the_ring():
     assert any("another round" in text for _, _, text in simulation.log)
 
 
+def forget_and_recover(machine=Machine):
+    """Have the two members that know the newest ring lose their state files."""
+    simulation = Simulation(3, 1, machine=machine)
+    start_all(simulation)
+    simulation.run(RECOVERY)
+    newest = simulation.processes[1].generation + 1
+    simulation.disks[2].fsync = RECOVERY
+    simulation.rejoin(1)
+    assert simulation.run(LOST_AFTER, until=lambda: simulation.processes[1].generation == newest)
+    simulation.disks[2].fsync = FSYNC
+    for rank in (2, 1, 0):
+        simulation.crash(rank, lose_state=rank != 2)
+    assert [disk.generation for disk in simulation.disks] == [0, 0, newest - 1]
+    start_all(simulation)
+    recover(simulation)
+    return simulation.processes[0].generation - newest
+
+
+def test_a_generation_that_nobody_remembers_is_not_used_again():
+    """A rank 0 without its state file leaves out more than may have been forgotten."""
+    assert forget_and_recover() > 1
+
+
+def lie_and_recover(machine=Machine):
+    """Have each member tell what is not so of each one, to one neighbour or both; count them."""
+    lies = list(product(range(3), range(3), (("left",), ("right",), ("left", "right"))))
+    for rank, about, sides in lies:
+        simulation = Simulation(3, 1, machine=machine)
+        start_all(simulation)
+        simulation.run(RECOVERY)
+        simulation.misspeak(rank, about, sides)
+        simulation.run(1.0)
+        simulation.drain(0, 0.05)  # the ring forms anew over the same links
+        recover(simulation)
+    return len(lies)
+
+
+def test_what_a_member_never_said_is_outbid():
+    """Whoever told it, of whom, and to whom: the ring forms, and no link has to change for it."""
+    assert lie_and_recover() == 3 * 3 * 3
+
+
 def test_a_clock_that_jumps_does_no_harm():
     """A day that passes in a sleep ends no ring and starts no round."""
     simulation = Simulation(3, 1)
@@ -259,10 +302,17 @@ MUTANTS = {
         "        if propose.incarnations",
     ),
     "news ends no ring": ("        if moved is not None:", "        if False:"),
-    "news goes no further": ("self._tell(other, merge.changed), merge", "[], merge"),
+    "news goes no further": ("sends = self._tell(other, merge.changed)", "sends = []"),
+    "nobody hears what is believed of it": (
+        "            sends += self._tell(side, of_itself)\n",
+        "            pass\n",
+    ),
     "a new neighbour hears no old news": ("News(self.table.known())", "News(())"),
     "another round ends no ring": ("        self._interrupt(Event.ROUND)\n", ""),
-    "the older self is ignored": ("state.rank == self.rank and is_newer(state, own)", "False"),
+    "what the others believe is ignored": (
+        "state.rank == self.rank and is_newer(state, own)",
+        "False",
+    ),
     "disks are not tried again": ("        self._storage.tick(now)\n", ""),
 }
 """Machines with one rule less."""
@@ -286,6 +336,8 @@ def mutant(old, new):
 def find_fault(machine):
     """Put *machine* through storms and scenes until a check fails."""
     stall_and_recover(machine)
+    forget_and_recover(machine)
+    lie_and_recover(machine)
     for seed in range(120):
         storm(3 + 2 * (seed % 2), seed, machine=machine)
 

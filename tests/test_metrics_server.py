@@ -199,7 +199,12 @@ def test_a_crowd_pushes_the_oldest_out(stand):
 def test_a_flood_is_taken_a_few_at_a_time(stand):
     """Beyond a burst, five hundred in a second; the rest wait in the system."""
     taken = []
-    stand.server._admit = lambda sock: (taken.append(stand.loop.now()), sock.close())
+
+    def take(sock, _address):
+        taken.append(stand.loop.now())
+        sock.close()
+
+    stand.server._acceptor._on_connection = take
     stop = threading.Event()
 
     def flood():
@@ -222,7 +227,7 @@ def test_near_the_limit_of_open_files_it_waits(stand):
     """Others need these more; when there is room again the one that waited is served."""
     stand.open_files.refusal = lambda **_: "none left"
     sock = stand.connect(GET)
-    run_until(stand.loop, lambda: stand.server._pause is not None)
+    run_until(stand.loop, lambda: stand.server._acceptor._resting)
     assert not stand.server._connections
     stand.open_files.refusal = lambda **_: ""
     assert stand.answer(b"", sock).endswith(b"ringd_info 1\n")

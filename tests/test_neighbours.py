@@ -95,7 +95,7 @@ class Home:
     def judge(self, purpose="link"):
         """Have b's new process come; return the list that gets the verdict."""
         verdicts = []
-        self.neighbours.judge(Peer("b", 1, 2, purpose, NEW), "x:9", verdicts.append)
+        self.neighbours.namesakes.judge(Peer("b", 1, 2, purpose, NEW), "x:9", verdicts.append)
         return verdicts
 
     def answer(self, side):
@@ -124,14 +124,14 @@ def test_a_restart_behind_links_that_hang_accuses_nobody(home):
     verdicts = home.judge()
     run_until(home.loop, lambda: verdicts)
     assert "'a' is still linked to another process under the name 'b', at right:1" in verdicts[0]
-    assert home.neighbours.namesakes == {}
+    assert home.neighbours.namesakes.seen == {}
     assert "left" in home.neighbours.links  # it may only be slow, as long as news speaks for it
     knocked = home.judge("knock")
     run_until(home.loop, lambda: knocked)
     verdicts = home.judge()
     run_until(home.loop, lambda: verdicts)
     assert verdicts == knocked == [""]
-    assert home.neighbours.namesakes == {}
+    assert home.neighbours.namesakes.seen == {}
     reason = "no answer within 0.1 s, when b came from x:9"
     assert home.reasons == [("right", reason), ("left", reason)]
 
@@ -141,7 +141,7 @@ def test_without_a_link_news_alone_accuses_nobody(home):
     home.link("right")
     (verdict,) = home.judge()
     assert "try again" in verdict
-    assert home.neighbours.namesakes == {}
+    assert home.neighbours.namesakes.seen == {}
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -154,7 +154,7 @@ def test_a_namesake_is_one_whose_name_somebody_answers_to(home, named):
     home.answer("left")
     run_until(home.loop, lambda: verdicts)
     assert "another machine bears the name 'b': left:1 holds its place since 2" in verdicts[0]
-    assert [(n.name, n.address) for n in home.neighbours.namesakes.values()] == [("b", "x:9")]
+    assert [(n.name, n.address) for n in home.neighbours.namesakes.seen.values()] == [("b", "x:9")]
 
 
 def test_a_link_that_ends_while_it_is_asked_ends_for_its_own_reason(home):

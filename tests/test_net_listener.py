@@ -10,7 +10,7 @@ import socket
 import struct
 
 import pytest
-from netkit import KEY, bound, identity, open_fds, run_until, welcome
+from netkit import KEY, bound, identity, listening, open_fds, run_until, welcome
 from test_host_limits import Fake
 
 from ringd.config.settings import JoinSettings
@@ -375,7 +375,10 @@ def test_stop_while_out_of_descriptors(scene):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-        run_until(scene.loop, lambda: scene.listener._pause is not None)
+        run_until(
+            scene.loop,
+            lambda: any(at._resting for ats in scene.listener._acceptors.values() for at in ats),
+        )
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     scene.listener.stop()
@@ -386,7 +389,7 @@ def test_stop_while_out_of_descriptors(scene):
 
 def used(scene, *bind):
     """Move the listener of *scene* to *bind*; return the sockets that it had, by address."""
-    before = {sock.getsockname()[:2]: sock for sock in scene.listener._open_sockets()}
+    before = {sock.getsockname()[:2]: sock for sock in listening(scene.listener)}
     scene.listener.use(bind, key=KEY, settings=JoinSettings())
     return before
 
@@ -399,7 +402,7 @@ def test_other_addresses(make, ports):
     run_until(scene.loop, lambda: scene.pending == 1)
     before = used(scene, ("127.0.0.1", one), ("127.0.0.2", two))
     assert bound(scene.listener) == [("127.0.0.1", one), ("127.0.0.2", two)]
-    assert scene.listener._open_sockets()[0] is before["127.0.0.1", one]
+    assert listening(scene.listener)[0] is before["127.0.0.1", one]
     assert (scene.pending, scene.refused) == (0, [])
     scene.neighbour()
     used(scene, ("127.0.0.2", two))

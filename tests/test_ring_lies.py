@@ -161,6 +161,22 @@ def test_an_incarnation_that_is_told_ends_nobody(cluster, number):
     honest_end(cluster)
 
 
+def test_a_member_that_tells_both_neighbours_alike_what_is_not_so(cluster):
+    """It hears that from them, and says otherwise; the ring forms, over the same links."""
+    with lying(cluster) as liar:
+        own = liar.do(lambda: liar.neighbours.machine._flooding.own)
+        generation = liar.do(lambda: liar.neighbours.machine.generation)
+        lie = msgspec.structs.replace(
+            own, version=own.version + 10, epoch=own.epoch + 1, left_up=False, left_error="a lie"
+        )
+        assert liar.say_to_both(News((lie,)))
+        wait_until(
+            lambda: liar.ready and liar.do(lambda: liar.neighbours.machine.generation) > generation,
+            "the ring back",
+        )
+        assert liar.reasons == []
+
+
 @pytest.mark.parametrize(("rank", "side"), [(0, "left"), (2, "right")], ids=["another's", "own"])
 def test_the_greatest_incarnation_is_believed_until_a_restart(cluster, rank, side):
     """No member outbids it: the one it is about says so, and those that believed it forget it."""

@@ -18,7 +18,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 
-from ringd.border.acceptor import Acceptor
+from ringd.acceptor import Acceptor
 from ringd.border.accounts import Account
 from ringd.loop import EVENT_READ, EVENT_WRITE, Loop, Timer
 from ringd.wire.border import zmtp
@@ -128,7 +128,7 @@ class Gate:
         if self._to_read:
             self._loop.call_soon(self._read)
 
-    def _enter(self, connection: socket.socket) -> None:
+    def _enter(self, connection: socket.socket, _address: object) -> None:
         self._count += 1
         name = self._prefix + _NUMBER.pack(self._count)
         to_accept = len(self._ungreeted)

@@ -15,19 +15,12 @@ _PLACE = "inproc://selfcheck"
 
 
 class SelfCheck:
-    """Sends to *router*, whose reader calls :meth:`is_ours` with the name of each sender.
+    """Sends to *router*, whose reader calls :meth:`is_ours` with the name of each sender."""
 
-    *on_read* is called whenever a message of ours was read.
-    """
-
-    def __init__(
-        self,
-        context: zmq.Context[zmq.Socket[bytes]],
-        router: zmq.Socket[bytes],
-        on_read: Callable[[], None],
-    ) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], router: zmq.Socket[bytes]) -> None:
         self._name = os.urandom(16)  # nobody else can speak in it
-        self._on_read = on_read
+        self._provers: list[Callable[[], None]] = []
+        """Those that wait for a message of ours to be read."""
         self._unread = False
         self._expected = False  # when passed() is asked again
         router.bind(_PLACE)
@@ -41,11 +34,20 @@ class SelfCheck:
         if self._expected:
             return False
         self._expected = True
-        self.send()
+        self._send()
         return True
 
-    def send(self) -> None:
-        """Send a message, unless one is under way."""
+    def prove(self, told: Callable[[], None]) -> None:
+        """Call *told* once a message that is sent now, among those of programs, was read."""
+        self._provers.append(told)
+        self._send()
+
+    def forget(self, told: Callable[[], None]) -> None:
+        """Undo :meth:`prove`; harmless when *told* was called."""
+        if told in self._provers:
+            self._provers.remove(told)
+
+    def _send(self) -> None:
         if not self._unread:
             self._unread = True
             self._dealer.send(b"", zmq.NOBLOCK)
@@ -55,7 +57,9 @@ class SelfCheck:
         if routing_id != self._name:
             return False
         self._unread = self._expected = False
-        self._on_read()
+        provers, self._provers = self._provers, []
+        for told in provers:
+            told()
         return True
 
     def close(self) -> None:

@@ -18,38 +18,36 @@ fails alone.
 
 from __future__ import annotations
 
-import os
 import socket
-from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, Union, get_args
+from typing import Union
 
-import zmq
 from msgspec.structs import replace
 from structlog.typing import FilteringBoundLogger
 
 from ringd import errors
+from ringd.acceptor import Acceptor
 from ringd.border import lifeline
-from ringd.border.acceptor import Acceptor
 from ringd.border.admission import Admission
 from ringd.border.callsocket import CallSocket
 from ringd.border.client import Client
 from ringd.border.endpoint import Endpoint
-from ringd.border.gate import Gate
+from ringd.border.handlers import BorderHandler, StreamHolders
 from ringd.border.limits import MAX_ZMQ_MESSAGE, Limits
 from ringd.border.lock import SocketLock
-from ringd.border.selfcheck import SelfCheck
+from ringd.border.questions import Answerer, Questions
+from ringd.border.roster import Roster
+from ringd.border.router import Router
+from ringd.border.upkeep import Upkeep
 from ringd.border.validate import MAX_PROGRAM, call_fault_of, fault_of
 from ringd.host.limits import OWN, OpenFiles
-from ringd.loop import EVENT_READ, Loop, Timer
+from ringd.loop import Loop, Timer
 from ringd.observe.counters import Counters
 from ringd.wire.border.messages import (
-    COPY_SMALL,
     Ack,
     Answer,
     AskAwaited,
     Attach,
-    Awaited,
     Carry,
     DecodeError,
     Denied,
@@ -57,7 +55,6 @@ from ringd.wire.border.messages import (
     Detached,
     Hold,
     Open,
-    Order,
     Over,
     Question,
     Reply,
@@ -69,95 +66,15 @@ from ringd.wire.border.messages import (
 )
 from ringd.wire.text import printable
 
-__all__ = ["BorderHandler", "BorderServer"]
-
-# As plain numbers: an operator of pyzmq's own flags takes nearly as long as a call of its.
-_POLLIN = int(zmq.POLLIN)
-_NOBLOCK = int(zmq.NOBLOCK)
-_MORE_NOBLOCK = int(zmq.SNDMORE | zmq.NOBLOCK)
-
-_BATCH = 64  # messages taken in one go, then the links have their turn
 _END_WITHIN = 0.5  # seconds, in which the lifeline says how a program ended, and ZeroMQ the rest
 _LOOK_AGAIN = 0.002  # seconds, until libzmq may have given the rest
 _ATTACH_WITHIN = 10.0  # seconds from the lifeline's opening, or from when the last group was left
-_MOST_QUEUED = 1 << 18  # messages, for a connection that does not read; those of calls are counted
-_MOST_READ_AHEAD = 1  # messages of a connection, that libzmq has taken and the daemon has not
 _MOST_LEFT = 1 << 14  # messages, more than a call socket holds
-_REMEMBERED_FORMER = 1024
-_LONG = 0.002  # seconds, that the answer to a question takes
-_REST = 4  # times what a long one took, nobody else's question is answered
-
-LOOK_EVERY = 10.0
-"""Seconds between looks whether the sockets can still be found."""
-
-MAX_REMOVALS = 256
-"""Times that the socket may be made anew while programs are attached over the old ones: each costs
-a descriptor, as libzmq hangs up on whom a socket has accepted when it is closed."""
-
 
 OfClient = Union[Submit, Ack, Open, Detach, AskAwaited]
 """What only a client that has attached sends."""
 
 _OF_CLIENT = (Submit, Ack, Open, Detach, AskAwaited)
-_ORDERS = get_args(Order)
-
-
-class BorderHandler(Protocol):
-    """What the daemon does with its clients' messages. Called from the loop."""
-
-    def place(self, client: Client, join_id: int) -> tuple[int, int] | None:
-        """Return the rank of *client* in that stay, and the number of ranks; None while unknown."""
-
-    def awaited(self, client: Client, join_id: int) -> Awaited:
-        """Return for whom the session of that stay waits."""
-
-    def attach(self, client: Client, message: Attach) -> None:
-        """*client* wants to join a group; answer with Attached or Denied."""
-
-    def open(self, client: Client, message: Open) -> None:
-        """*client* opens its end of a channel."""
-
-    def submit(self, client: Client, message: Submit, payload: memoryview | None) -> None:
-        """A call was handed over; *payload* (inline input) stays valid while referenced."""
-
-    def submit_failed(self, client: Client, message: Submit, error: errors.RingError) -> None:
-        """A call came that cannot be run here; answer with Failed.
-
-        The message's numbers and timeout are sound; nothing else in it is to be relied on.
-        """
-
-    def ack(self, client: Client, message: Ack) -> None:
-        """*client* has the outcomes that it was asked to acknowledge."""
-
-    def detach(self, client: Client, message: Detach) -> None:
-        """*client* has left one of its groups."""
-
-    def client_gone(self, client: Client, reason: str) -> None:
-        """*client*, which has groups that it has not left, is gone for *reason*; exactly once.
-
-        It died, hung up, or cannot be worked with: ``died`` and ``parted`` tell.
-        """
-
-
-class StreamHolders(Protocol):
-    """What the daemon does with messages of programs that hold ends of streams."""
-
-    def hold(self, client: Client, message: Hold) -> str:
-        """*client* wants to hold some; return why it may not, empty if it may."""
-
-    def carried(self, client: Client, message: Carry, payload: memoryview | None) -> None:
-        """A message of an end that *client* holds; *payload* stays valid while referenced."""
-
-    def over(self, client: Client, message: Over) -> None:
-        """An end that *client* held is over."""
-
-    def holder_gone(self, client: Client) -> None:
-        """*client*, which holds ends, is gone."""
-
-
-Answerer = Callable[[Any, Callable[[bytes], None]], None]
-"""Answers a question, of the type that it is for, by calling its second argument with JSON, at once
-or later."""
 
 
 class BorderServer:
@@ -193,72 +110,57 @@ class BorderServer:
         self._loop = loop
         self._handler = handler
         self._holders = holders
-        self._answers = answers
-        self._alert = True  # the router may have messages
         self._open_files = open_files
-        self._on_unreachable = on_unreachable
-        self._group_controls = group_controls
         self._log = log
-        self._questions: OrderedDict[int, deque[tuple[bytes, Question, Callable[[bytes], None]]]]
-        self._questions = OrderedDict()
-        """Those that are to be answered, by user; users take turns."""
-        self._rests_until = 0.0
-        """No question is answered before that."""
-        self._by_token: dict[bytes, Client] = {}
-        self._by_routing_id: dict[bytes, Client] = {}
-        self._former: OrderedDict[bytes, None] = OrderedDict()
-        """Tokens and routing ids of those that were seen off last; some of what they sent may be
-        read later than their end, which comes another way."""
-        self._waiting: dict[Client, Timer] = {}
-        self._provers: list[Callable[[], None]] = []
-        """Those that wait for a message of our own to be read."""
         self._closed = False
+        self._roster = Roster()
+        self._waiting: dict[Client, Timer] = {}
+        """Those in no group, which are parted with when their time is over."""
+        self._questions = Questions(
+            loop, answers, group_controls=group_controls, user_of=self._user_of
+        )
         self._endpoint = Endpoint(lock, mode=mode, group=group)
         self.path = self._endpoint.path
-        self._context = zmq.Context(io_threads=1)
-        self._router = self._context.socket(zmq.ROUTER)
-        self._selfcheck = SelfCheck(self._context, self._router, self._proved)
-        self._prepare_router()
         self.accounts = self.limits.accounts(open_files)
         """What programs have of the daemon."""
         self._admission = Admission(self.accounts, open_files, counters.refused_programs, log)
-        self._gate = Gate(
+        self._router = Router(
             loop,
-            self._endpoint.socket,
-            self._endpoint.inner_path,
+            self._endpoint,
             max_message=min(self.limits.max_message, MAX_ZMQ_MESSAGE),
-            admit=self._admission.to_gate,
-            leave=self._admission.leave_gate,
-            refused=counters.refused_programs,
+            admission=self._admission,
+            counters=counters,
+            on_frame=self._received,
+            on_fault=lambda routing_id, text: self._deny(routing_id, 0, text),
         )
+        self.selfcheck = self._router.selfcheck
+        """Whether what programs send is read."""
         self._lifelines = Acceptor(loop, self._endpoint.lifeline_socket, self._new_lifeline)
-        self._fd = int(self._router.getsockopt(zmq.FD))
-        loop.add(self._fd, EVENT_READ, self._readable)
-        loop.add_prepare(self._drain)
-        self._looking = loop.call_later(LOOK_EVERY, self._look)
-        self._trouble = ""  # why the sockets could not be made anew, the last time
-        self._old_sockets = 0
+        self._upkeep = Upkeep(
+            loop,
+            self._endpoint,
+            self._router,
+            self._lifelines,
+            self._roster,
+            on_unreachable=on_unreachable,
+            log=log,
+        )
 
     @property
     def clients(self) -> list[Client]:
         """The clients that have attached."""
-        return list(self._by_routing_id.values())
+        return self._roster.attached
 
     def send(self, client: Client, reply: Reply, payload: bytes | memoryview | None) -> None:
         """Send to *client*; :meth:`Client.send` is the way in."""
         assert client.routing_id is not None  # noqa: S101 - for the type checker
-        try:
-            windows = len(client.stays) + len(client.channels)
-            if client.unread.count > 4 * self.limits.window * windows + 1024:
-                self._does_not_read(client)
-            elif client.uses_call_socket:
-                client.calls.send(parts(reply, payload))
-            elif refusal := self._send(client.routing_id, pack(reply, payload)):
-                self._does_not_read(client, f": {refusal}")
-        except zmq.Again:
+        windows = len(client.stays) + len(client.channels)
+        if client.unread.count > 4 * self.limits.window * windows + 1024:
             self._does_not_read(client)
-        except zmq.ZMQError:
-            self.counters.dropped_replies += 1  # unroutable: its lifeline is about to tell us why
+        elif client.uses_call_socket:
+            client.calls.send(parts(reply, payload))
+        elif refusal := self._router.send(client.routing_id, pack(reply, payload)):
+            self._does_not_read(client, f": {refusal}")
 
     def _does_not_read(self, client: Client, detail: str = "") -> None:
         """Part with one that has not read thousands of messages: it would fill our memory.
@@ -268,133 +170,36 @@ class BorderServer:
         reason = f"it does not read what the daemon sends{detail}"
         self._loop.call_soon(lambda: self._gone(client, reason))
 
-    def prove(self, told: Callable[[], None]) -> None:
-        """Call *told* once a message that is sent now, among those of programs, was read."""
-        self._provers.append(told)
-        self._selfcheck.send()
-
-    def forget(self, told: Callable[[], None]) -> None:
-        """Undo :meth:`prove`; harmless when *told* was called."""
-        if told in self._provers:
-            self._provers.remove(told)
-
-    def _proved(self) -> None:
-        provers, self._provers = self._provers, []
-        for told in provers:
-            told()
-
-    def serves(self) -> bool:
-        """Return whether what programs send was read since this was last asked."""
-        return self._selfcheck.passed()
-
     def close(self) -> None:
         """Hang up on everybody and remove the sockets; the handler is not called for it."""
         if self._closed:
             return
         self._closed = True
-        self._looking.cancel()
+        self._upkeep.close()
+        self._questions.close()
         for timer in self._waiting.values():
             timer.cancel()
         self._waiting.clear()
-        for client in list(self._by_token.values()):
+        for client in self._roster.clear():
             client.hang_up()
-        self._by_token.clear()
-        self._by_routing_id.clear()
         self._lifelines.close()
-        self._gate.close()
-        self._loop.remove(self._fd)
-        self._selfcheck.close()
-        self._router.close(linger=0)
-        self._context.term()
+        self._router.close()
         self._endpoint.close()
 
-    # --- ZeroMQ -----------------------------------------------------------------------
+    # --- messages ---------------------------------------------------------------------
 
-    def _prepare_router(self) -> None:
-        router = self._router
-        router.setsockopt(zmq.LINGER, 0)
-        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        router.setsockopt(zmq.MAXMSGSIZE, min(self.limits.max_message, MAX_ZMQ_MESSAGE))
-        # A full receive queue makes the sender wait, and is never a loss. What is sent counts in
-        # the accounts. These stay as they are: libzmq crashes when the limits of a socket change
-        # while connections end.
-        router.setsockopt(zmq.RCVHWM, _MOST_READ_AHEAD)
-        router.setsockopt(zmq.SNDHWM, _MOST_QUEUED)
-        self._listen_with(router)
-
-    def _listen_with(self, router: zmq.Socket[bytes]) -> None:
-        # libzmq owns the descriptor from here on, and leaves the file alone.
-        router.setsockopt(zmq.USE_FD, self._endpoint.inner_socket.detach())
-        router.bind(f"ipc://{self._endpoint.inner_path}")
-        # By the name that the socket was made under, beside its place: always the same one.
-        self._bound = router.getsockopt_string(zmq.LAST_ENDPOINT)
-
-    def _send(self, routing_id: bytes, frame: bytes) -> str:
-        """Send *frame*, and return an empty string; else, why there is no room for it.
-
-        Raises:
-            zmq.ZMQError: that connection is gone, or reads nothing.
-        """
-        account = self._gate.account(routing_id)
-        if account is None:
-            raise zmq.ZMQError(zmq.EHOSTUNREACH)
-        if refusal := account.messages.refusal(len(frame)):
-            return refusal
-        self._alert = True
-        self._router.send(routing_id, _MORE_NOBLOCK)
-        # As a copy: for others pyzmq keeps a thread and a context, seven files, for good.
-        self._router.send(frame, _NOBLOCK)
-        account.messages.take(len(frame))
-        return ""
-
-    def _readable(self, _events: int) -> None:
-        self._alert = True
-        self._drain()
-
-    def _drain(self) -> bool:
-        """Handle what has arrived; return whether there was anything.
-
-        The ROUTER's descriptor is edge-triggered, and sending takes the edge away as receiving
-        does: after either, only a look at the socket tells. So this also runs before every
-        sleep of the loop, and does nothing when neither has happened: that look is costly.
-        """
-        if not self._alert:
-            return False
-        router = self._router
-        for handled in range(_BATCH):
-            if self._closed or not int(router.getsockopt(zmq.EVENTS)) & _POLLIN:
-                self._alert = False
-                return handled > 0
-            self._receive()
-        return True
-
-    def _receive(self) -> None:
-        router = self._router
-        routing_id = router.recv(_NOBLOCK)
-        frame = router.recv(_NOBLOCK, copy=False)
-        if self._selfcheck.is_ours(routing_id):
-            return
-        self._gate.heard(routing_id)
-        if frame.more:
-            more = True
-            while more:
-                part = router.recv(_NOBLOCK, copy=False)
-                self._gate.heard(routing_id)
-                more = part.more
-            self._deny(routing_id, 0, "a message has one frame")
-            return
+    def _received(self, routing_id: bytes, frame: bytes | memoryview) -> None:
+        """A message came over ZeroMQ."""
         try:
-            message, payload = unpack_request(
-                frame.bytes if len(frame) < COPY_SMALL else frame.buffer
-            )
+            message, payload = unpack_request(frame)
         except DecodeError as error:
             self._deny(routing_id, 0, f"not a message of this protocol: {error}")
             return
-        if isinstance(message, Attach) and (client := self._by_token.get(message.token)):
+        if isinstance(message, Attach) and (client := self._roster.holder(message.token)):
             if client.routing_id is None:
                 client.uses_call_socket = message.call_socket
         else:
-            client = self._by_routing_id.get(routing_id)
+            client = self._roster.behind(routing_id)
         fault = fault_of(message, None if payload is None else len(payload))
         if fault is None:
             self._dispatch(routing_id, message, payload)
@@ -407,10 +212,10 @@ class BorderServer:
         elif isinstance(message, (Hold, Carry, Over)):
             self._deny(routing_id, 0, "this belongs on a call socket")
         elif not isinstance(message, _OF_CLIENT):
-            self._answer(routing_id, message)
-        elif (client := self._by_routing_id.get(routing_id)) is not None:
+            self._ask(routing_id, message)
+        elif (client := self._roster.behind(routing_id)) is not None:
             self._hear(client, message, payload)
-        elif routing_id in self._former or not isinstance(message, (Submit, Ack)):
+        elif self._roster.knew(routing_id) or not isinstance(message, (Submit, Ack)):
             # What is gone already wants no answer.
             self._log.debug("message of a former client", what=type(message).__name__)
         else:
@@ -466,7 +271,7 @@ class BorderServer:
             client.program = printable(message.program, MAX_PROGRAM)
             client.holds = True
             self._admission.is_in_use(client.account)
-            self._waiting.pop(client).cancel()
+            self._expect_no_more(client)
         elif not client.holds:
             return "say first that this connection holds ends of streams"
         elif isinstance(message, Carry):
@@ -524,26 +329,22 @@ class BorderServer:
         self._handler.submit_failed(client, replace(message, call=message.call.cut()), error)
 
     def _attach(self, routing_id: bytes, message: Attach) -> None:
-        client = self._by_token.get(message.token)
-        holder = self._by_routing_id.get(routing_id)
-        if client is None and message.token in self._former:
+        client = self._roster.holder(message.token)
+        holder = self._roster.behind(routing_id)
+        if client is None and self._roster.knew(message.token):
             self._log.debug("message of a former client", what=type(message).__name__)
-            self._remember(routing_id)  # there may be calls behind it
+            self._roster.remember(routing_id)  # there may be calls behind it
             return
         if client is None or client.holds or holder not in (None, client):
             self._deny(
                 routing_id, message.join_id, "the token is not one that a lifeline was given"
             )
             return
-        if client.routing_id is not None:
-            self._by_routing_id.pop(client.routing_id, None)  # its ZeroMQ connection is a new one
-        self._former.pop(routing_id, None)
+        self._roster.attach(client, routing_id)
         self._admission.is_in_use(client.account)
-        if (at_gate := self._gate.account(routing_id)) is not None:
+        if (at_gate := self._router.account(routing_id)) is not None:
             self._admission.is_in_use(at_gate)
-        client.routing_id = routing_id
         client.program = printable(message.program, MAX_PROGRAM)
-        self._by_routing_id[routing_id] = client
         if message.call_socket != client.uses_call_socket:
             text = "a connection uses its call socket for all that it says, or for nothing"
             self._deny(routing_id, message.join_id, text, client)
@@ -555,9 +356,7 @@ class BorderServer:
             text = "a program that has just ended is still being seen off; try again"
             self._reply(routing_id, Denied(message.join_id, errors.NotReady.code, text), client)
             return
-        timer = self._waiting.pop(client, None)
-        if timer is not None:
-            timer.cancel()
+        self._expect_no_more(client)
         known = {message.join_id, message.former} & client.stays.keys()
         if not known and (full := client.account.groups.refusal()):
             text = f"no more groups: {full}; close some"
@@ -575,66 +374,24 @@ class BorderServer:
         if not client.stays and client not in self._waiting:
             self._expect(client)
 
-    def _answer(self, routing_id: bytes, question: Question) -> None:
-        account = self._gate.account(routing_id)
+    def _ask(self, routing_id: bytes, question: Question) -> None:
+        account = self._router.account(routing_id)
         if account is None:
             return  # it is gone
-        if refusal := account.questions.refusal():
-            self._deny(routing_id, 0, f"no more questions: {refusal}")
-            return
-        if isinstance(question, _ORDERS) and (refusal := self._refused_order(question)):
-            self._deny(routing_id, 0, refusal)
-            return
-        account.questions.take()
-        self._admission.is_in_use(account)
-
-        def answer(body: bytes) -> None:
-            if self._gate.account(routing_id) is account:  # else all that it had is given back
-                account.questions.give()
-                self._reply(routing_id, Answer(body))
-
-        waiting = bool(self._questions)
-        self._questions.setdefault(account.uid, deque()).append((routing_id, question, answer))
-        if not waiting:
-            self._answer_in(self._rests_until - self._loop.now())
-
-    def _answer_in(self, seconds: float) -> None:
-        if seconds > 0:
-            self._loop.call_later(seconds, self._answer_next)
-        else:
-            self._answer_next()
-
-    def _answer_next(self) -> None:
-        """Answer a question; behind one that takes long, all else has its turn for longer."""
-        if self._closed:
-            return
-        began = self._loop.now()
-        uid, questions = self._questions.popitem(last=False)
-        routing_id, question, answer = questions.popleft()
-        if questions:
-            self._questions[uid] = questions  # behind the other users'
-        if self._gate.account(routing_id) is not None:  # else nobody waits for it
-            self._answers[type(question)](question, answer)
-        took = self._loop.now() - began
-        rest = took * _REST if took > _LONG else 0.0
-        self._rests_until = began + took + rest
-        if self._questions:
-            self._loop.call_later(rest, self._answer_next)
-
-    def _refused_order(self, order: Order) -> str:
-        """Return why this is not done for whoever asks; empty if it is."""
-        if self._group_controls:
-            return ""
-        asker = self._by_token.get(order.token)
-        if asker is None:
-            return "who asks for this must hold a lifeline, and name its token"
-        own = os.geteuid()
-        if asker.uid in {0, own}:
-            return ""
-        return (
-            f"this is for root and the daemon's user (uid {own}), and you are uid {asker.uid}: put "
-            'sudo in front, or have ipc.control = "group" set in the daemon\'s config'
+        refusal = self._questions.ask(
+            question,
+            account,
+            reply=lambda body: self._reply(routing_id, Answer(body)),
+            wanted=lambda: self._router.account(routing_id) is account,
         )
+        if refusal:
+            self._deny(routing_id, 0, refusal)
+        else:
+            self._admission.is_in_use(account)
+
+    def _user_of(self, token: bytes) -> int | None:
+        holder = self._roster.holder(token)
+        return None if holder is None else holder.uid
 
     def _deny(
         self, routing_id: bytes, join_id: int, text: str, client: Client | None = None
@@ -658,75 +415,13 @@ class BorderServer:
         if client is not None and client.uses_call_socket:
             client.calls.send(parts(reply))
             return
-        try:
-            refusal = self._send(routing_id, pack(reply))
-        except zmq.Again:
-            refusal = f"{_MOST_QUEUED} messages are unread"
-        except zmq.ZMQError:  # gone
-            self.counters.dropped_replies += 1
-            return
-        if refusal:  # it asks and asks and never reads
-            self._gate.hang_up(routing_id)
+        if refusal := self._router.send(routing_id, pack(reply)):  # it asks, and never reads
+            self._router.hang_up(routing_id)
             self._log.warning("a connection does not read its answers", reason=refusal)
-
-    # --- the files --------------------------------------------------------------------
-
-    def _look(self) -> None:
-        """Make the sockets anew if somebody has removed them: nobody could find us any more."""
-        self._looking = self._loop.call_later(LOOK_EVERY, self._look)
-        lost = self._endpoint.lost()
-        # Old ones cost a descriptor each, and can be closed when nobody is left on them.
-        unused = self._old_sockets and not (lost or self._by_token)
-        old = [self._endpoint.inner_path] if unused else []
-        if not lost and not old:
-            self._trouble = ""
-            return
-        try:
-            self._renew(*old)
-        except errors.RingError as error:
-            if self._trouble and isinstance(error, errors.ConfigError):  # not only for an instant
-                self._on_unreachable()
-            if str(error) != self._trouble:
-                self._log.error(
-                    "the sockets were removed, no program can attach",
-                    reason=str(error),
-                    remedy="make it possible, or restart ringd; it is tried again all the time",
-                )
-            self._trouble = str(error)
-        else:
-            self._trouble = ""
-            if lost:
-                self._log.warning(
-                    "the sockets were removed; they are made anew",
-                    paths=lost,
-                    programs=len(self._by_routing_id),
-                )
-
-    def _renew(self, *replaced: str) -> None:
-        inner_lost = self._endpoint.inner_path in self._endpoint.lost()
-        if inner_lost and self._by_token and self._old_sockets >= MAX_REMOVALS:
-            raise errors.Refused(
-                f"{self._endpoint.inner_path} was removed {MAX_REMOVALS} times while programs were "
-                "attached; find out what removes it; it is made anew when they have ended"
-            )
-        old, old_lifeline = self._endpoint.socket, self._endpoint.lifeline_socket
-        old_inner = self._endpoint.inner_socket
-        self._endpoint.renew(*replaced)
-        if self._endpoint.inner_socket is not old_inner:
-            if self._by_token:
-                self._old_sockets += 1
-            else:
-                self._router.unbind(self._bound)  # closes the old ones
-                self._old_sockets = 0
-            self._listen_with(self._router)
-        if self._endpoint.socket is not old:
-            self._gate.use(self._endpoint.socket)
-        if self._endpoint.lifeline_socket is not old_lifeline:
-            self._lifelines.use(self._endpoint.lifeline_socket)
 
     # --- lifelines --------------------------------------------------------------------
 
-    def _new_lifeline(self, connection: socket.socket) -> None:
+    def _new_lifeline(self, connection: socket.socket, _address: object) -> None:
         account = self._admission.to_lifeline(connection, lambda: self._part_with_idle(client))
         if isinstance(account, str):
             lifeline.turn_away(connection, account)
@@ -747,7 +442,7 @@ class BorderServer:
         )
         client = Client(self, line, calls, self._loop)
         line.on_end = lambda reason: self._lifeline_ended(client, reason)
-        self._by_token[client.token] = client
+        self._roster.add(client)
         self._expect(client)
 
     def _part_with_idle(self, client: Client) -> None:
@@ -773,6 +468,10 @@ class BorderServer:
             _ATTACH_WITHIN, lambda: self._gone(client, "it is in no group")
         )
 
+    def _expect_no_more(self, client: Client) -> None:
+        if (timer := self._waiting.pop(client, None)) is not None:
+            timer.cancel()
+
     def _lifeline_ended(self, client: Client, reason: str) -> None:
         """See off a client, after what it managed to hand over before it died."""
         client.calls.drain(_MOST_LEFT)
@@ -780,7 +479,7 @@ class BorderServer:
 
     def _see_off(self, client: Client, reason: str, latest: float) -> None:
         over_zmq = not client.uses_call_socket and client.routing_id
-        if over_zmq and not self._gate.all_heard(over_zmq) and self._loop.now() < latest:
+        if over_zmq and not self._router.all_heard(over_zmq) and self._loop.now() < latest:
             self._loop.call_later(_LOOK_AGAIN, lambda: self._see_off(client, reason, latest))
         else:
             self._gone(client, reason)
@@ -799,17 +498,5 @@ class BorderServer:
         self._loop.call_soon(client.hang_up)
 
     def _forget(self, client: Client) -> None:
-        self._by_token.pop(client.token, None)
-        self._remember(client.token)
-        if client.routing_id is not None:
-            self._by_routing_id.pop(client.routing_id, None)
-            self._remember(client.routing_id)
-        timer = self._waiting.pop(client, None)
-        if timer is not None:
-            timer.cancel()
-
-    def _remember(self, former: bytes) -> None:
-        self._former.pop(former, None)  # to be the last again
-        self._former[former] = None
-        if len(self._former) > _REMEMBERED_FORMER:
-            self._former.popitem(last=False)
+        self._roster.remove(client)
+        self._expect_no_more(client)

@@ -59,11 +59,6 @@ class Layout:
         """All ranks, in the order in which sums are taken: machine by machine."""
         return tuple(chain.from_iterable(self.machines))
 
-    @property
-    def simple(self) -> bool:
-        """Whether every machine has one rank, in ring order."""
-        return self.machines == tuple((rank,) for rank in range(len(self.machines)))
-
     def machine_of(self, rank: int) -> int:
         """Return the position of the machine that *rank* is on."""
         return next(at for at, ranks in enumerate(self.machines) if rank in ranks)

@@ -166,7 +166,7 @@ class Daemon:
                 incarnation=store.state.incarnation,
             )
             self._manager.tell("READY=1", f"STATUS={self._line.text}")
-            self._manager.use(loop, border.serves)
+            self._manager.use(loop, border.selfcheck.passed)
             if config.metrics.wanted:
                 # Not at the top: most programs' environments have no prometheus_client.
                 from ringd.daemon.metrics import Metrics  # noqa: PLC0415

@@ -63,8 +63,8 @@ class Metrics:
         if settings.listen:
             probes = Probes(
                 loop,
-                prove=border.prove,
-                forget=border.forget,
+                prove=border.selfcheck.prove,
+                forget=border.selfcheck.forget,
                 obstacle=self._obstacle,
                 positions=programs.performer.bulk.positions,
                 patience=config.ops.stall_warning,

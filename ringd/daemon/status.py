@@ -113,7 +113,7 @@ def status(
                 "reason": namesake.reason,
                 "age": now - namesake.at,
             }
-            for namesake in neighbours.namesakes.values()
+            for namesake in neighbours.namesakes.seen.values()
         ],
         "black_hole": _black_hole(view, neighbours, now),
         "groups": [_group(programs, name, now) for name in names[:MOST_GROUPS]],

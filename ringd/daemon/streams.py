@@ -80,9 +80,10 @@ class Streams:
         self._holders: dict[Client, Holder] = {}
         self._held: dict[int, Holder] = {}
         """By the stream's number, who has the end here."""
-        self._missed: dict[int, Carry | None] = {}
-        """Streams of which an end is missed here, and may come back with its program; with what the
-        other end asked last."""
+        self._missed: set[int] = set()
+        """Streams of which an end is missed here, and may come back with its program."""
+        self._asked: dict[int, Carry] = {}
+        """What the other end of such a stream asked last: a program that comes back answers."""
 
     def __len__(self) -> int:
         return len(self._forwarder.table)
@@ -205,9 +206,8 @@ class Streams:
         self._holders[client] = Holder(client, message.serves)
         client.tell(Held(self._neighbours.rank, names))
         client.tell(self._ring_state())
-        for asked in self._missed.values():
-            if asked is not None:  # of what is over, which a program need not ask about itself
-                client.tell(asked)
+        for asked in self._asked.values():  # of what is over, a program need not ask by itself
+            client.tell(asked)
         return ""
 
     def carried(self, client: Client, message: Carry, payload: memoryview | None) -> None:
@@ -257,7 +257,8 @@ class Streams:
         for number in (*holder.ends, *holder.over):
             del self._held[number]
         for number, member in holder.ends.items():
-            self._reset_unless_held(number, member, None, patience)
+            self._asked.pop(number, None)
+            self._reset_unless_held(number, member, patience)
 
     def _claim(self, holder: Holder, number: int, member: int) -> bool:
         """Have *holder* hold the end of that number, unless another does; False if it is full."""
@@ -279,13 +280,12 @@ class Streams:
             return self._server(service)
         return None
 
-    def _reset_unless_held(
-        self, number: int, member: int, asked: Carry | None, patience: float
-    ) -> None:
+    def _reset_unless_held(self, number: int, member: int, patience: float) -> None:
         """Reset the other end of a stream whose end here is not back within *patience* seconds."""
 
         def decide() -> None:
-            del self._missed[number]
+            self._missed.discard(number)
+            self._asked.pop(number, None)
             if number not in self._held:
                 reason = f"the program on {self._node!r} that had the other end is gone"
                 self._send(member, number, 0, Reset(reason), b"")
@@ -293,8 +293,8 @@ class Streams:
         if number not in self._missed:
             if len(self._missed) >= 2 * MOST_ENDS:  # nobody has so many to come back to
                 patience = 0.0
+            self._missed.add(number)
             self._loop.call_later(patience, decide)
-        self._missed[number] = asked
 
     def _ring_state(self) -> RingState:
         machine = self._neighbours.machine
@@ -334,7 +334,8 @@ class Streams:
         elif isinstance(message, State) and message.to_program and not table.knows(number):
             if message.ask:
                 carry = Carry(number, origin, generation, offset, wire.encode(message))
-                self._reset_unless_held(number, origin, carry, self._config.ops.reattach)
+                self._asked[number] = carry
+                self._reset_unless_held(number, origin, self._config.ops.reattach)
         else:
             table.received(origin, number, offset, message, data)
 

@@ -145,7 +145,7 @@ class Connection:
         else:
             self._close(abruptly=True)
 
-    def waits(self, reason: str) -> bool:  # noqa: ARG002 - a socket has no words for it
+    def waits(self) -> bool:
         """Whether to wait for somebody to be at the other end."""
         return self._on_wait is not None and self._on_wait()
 

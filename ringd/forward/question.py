@@ -41,8 +41,8 @@ class Answer:
     def reset(self, reason: str) -> None:
         """Nobody wants it any more."""
 
-    def waits(self, reason: str) -> bool:  # noqa: ARG002 - whoever answers began nothing
-        """Never."""
+    def waits(self) -> bool:
+        """Never: whoever answers began nothing."""
         return False
 
 
@@ -97,6 +97,6 @@ class Question:
         if not self._answered:
             self._on_reset()
 
-    def waits(self, reason: str) -> bool:  # noqa: ARG002 - whoever asked decides
+    def waits(self) -> bool:
         """Whether to wait for somebody to be there."""
         return self._on_wait()

@@ -85,13 +85,6 @@ class Roll:
             group = self.groups[name] = Group(name)
         return group
 
-    def _seats_of(self, group: str) -> list[Seat]:
-        return [
-            seat
-            for seat in self.seats.values()
-            if seat.group == group and not isinstance(seat, Channel)
-        ]
-
     def local(self, group: str, local_rank: int = 0) -> Seat | None:
         """Return the seat of a client here that takes part in *group*."""
         known = self.groups.get(group)

@@ -1,8 +1,9 @@
 """What a member knows of all members, and how that spreads.
 
 A change of the own links, or of what else the own link state tells, goes to both neighbours.
-What a neighbour told goes on to the other one, if it is news. A neighbour that comes up is
-told everything.
+What a neighbour told goes on to the other one, if it is news; and what it told of itself goes
+back to it. A neighbour that comes up is told everything. So a member hears whatever the others
+believe of it, and can outbid what it has never said.
 """
 
 from __future__ import annotations
@@ -69,8 +70,7 @@ class Flooding:
 
     def neighbour(self, side: Side) -> str:
         """Return the name of the neighbour on *side*."""
-        step = 1 if side == "right" else -1
-        return self._names[(self._rank + step) % self._size]
+        return self._names[self._neighbour(side)]
 
     def members(self, now: float) -> list[MemberView]:
         """Return what is known of each member, in rank order."""
@@ -192,7 +192,12 @@ class Flooding:
         for state in merge.changed:
             self._note_errors(state.rank, now)
         other: Side = "right" if side == "left" else "left"
-        return self._tell(other, merge.changed), merge.moved
+        sends = self._tell(other, merge.changed)
+        # What a member tells both neighbours at once meets itself on the far side of the ring, and
+        # would come back to nobody.
+        if of_itself := tuple(s for s in merge.changed if s.rank == self._neighbour(side)):
+            sends += self._tell(side, of_itself)
+        return sends, merge.moved
 
     # --- inside -----------------------------------------------------------------------
 
@@ -209,6 +214,9 @@ class Flooding:
             if side != but:
                 sends += self._tell(side, (self.own,))
         return sends
+
+    def _neighbour(self, side: Side) -> int:
+        return (self._rank + (1 if side == "right" else -1)) % self._size
 
     def _tell(self, side: Side, states: tuple[LinkState, ...]) -> list[Send]:
         return [Send(side, News(states))] if self.up(side) else []

@@ -6,9 +6,9 @@ Rule 1 is the business of :mod:`~ringd.membership.flooding`; the others are foll
 The rules
 ---------
 1. Every member floods its own link state both ways. What a neighbour told it, it passes on to
-   the other one; a neighbour that comes up is told everything. Links are FIFO, so whatever a
-   member knew when it sent a token, the receiver knows too when that token arrives: a token
-   never overtakes news.
+   the other one, and what that told of itself back to it; a neighbour that comes up is told
+   everything. Links are FIFO, so whatever a member knew when it sent a token, the receiver knows
+   too when that token arrives: a token never overtakes news.
 2. Rank 0 starts a *round* as soon as its table shows all links up. ``Propose`` goes round to
    the right and collects incarnations and the highest generation that anyone has seen. A
    member passes it on only if *its* table shows all links up as well.
@@ -23,9 +23,9 @@ The rules
    ends everything before it: a proposal, a commit not yet persisted, a ring. So a commit is
    taken only by members whose tables have not moved since they passed on its proposal, and
    these tables were all the same.
-6. A member that meets its own older self in the news has lost its state file. It takes a
-   higher incarnation, persisted first. If that is rank 0, it also leaves a gap in the
-   generations, for those that it may have forgotten.
+6. A member that meets more of itself in the news than it has said has lost its state file, or
+   somebody has told what is not so. It takes a higher incarnation, persisted first. If rank 0 has
+   lost its file, it also leaves a gap in the generations, for those that it may have forgotten.
 7. Two machines may bear one name. The member is the one that its left neighbour has dialed, at
    the address of that name. A link from another one is refused by the right neighbour, or
    dropped, as long as news tells it which one that is (:meth:`Machine.rival`).
@@ -156,7 +156,7 @@ class Machine:
 
     @property
     def incarnation(self) -> int:
-        """This member's incarnation; rises when it finds that its state file was lost."""
+        """This member's incarnation; rises when others believe what it has not said."""
         return self._flooding.own.incarnation
 
     @property
@@ -431,11 +431,11 @@ class Machine:
         if self._state is not old:
             self._out.append(Changed(old, self._state, _reason(event, detail)))
 
-    def _raise_incarnation(self, older: LinkState) -> None:
-        """Take a higher incarnation than *older*, this member's former self."""
-        if self._storage.wanted.incarnation <= older.incarnation:
-            self._storage.want(incarnation=older.incarnation + 1)
-            self._interrupt(Event.OLDER_SELF)
+    def _raise_incarnation(self, believed: LinkState) -> None:
+        """Take a higher incarnation than what is *believed* of this member and not so."""
+        if self._storage.wanted.incarnation <= believed.incarnation:
+            self._storage.want(incarnation=believed.incarnation + 1)
+            self._interrupt(Event.MISTAKEN)
 
     def _keep_out(self, now: float) -> None:
         """Drop a left link to somebody who only bears the neighbour's name."""

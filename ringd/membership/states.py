@@ -22,7 +22,10 @@ class Event(Enum):
     NEWS = "links changed elsewhere"
     ROUND = "rank 0 has started another round"
     DISK = "the state file cannot be written"
-    OLDER_SELF = "the others know an older self of this member, whose state file was lost"
+    MISTAKEN = (
+        "the others believe of this member what it has not said: its state file was lost, or "
+        "somebody told what is not so"
+    )
     REJOIN = "asked to rejoin"
     DRAIN = "asked to shut down"
     LEAVE = "drained by its operator"
@@ -36,7 +39,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.FORMING, Event.NEWS): State.FORMING,
     (State.FORMING, Event.ROUND): State.FORMING,
     (State.FORMING, Event.DISK): State.FORMING,
-    (State.FORMING, Event.OLDER_SELF): State.FORMING,
+    (State.FORMING, Event.MISTAKEN): State.FORMING,
     (State.FORMING, Event.REJOIN): State.FORMING,
     (State.FORMING, Event.DRAIN): State.DRAINING,
     (State.FORMING, Event.LEAVE): State.DRAINING,
@@ -45,7 +48,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.READY, Event.NEWS): State.FORMING,
     (State.READY, Event.ROUND): State.FORMING,
     (State.READY, Event.DISK): State.FORMING,
-    (State.READY, Event.OLDER_SELF): State.FORMING,
+    (State.READY, Event.MISTAKEN): State.FORMING,
     (State.READY, Event.REJOIN): State.FORMING,
     (State.READY, Event.DRAIN): State.DRAINING,
     (State.READY, Event.LEAVE): State.DRAINING,
@@ -55,7 +58,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.DRAINING, Event.NEWS): State.DRAINING,
     (State.DRAINING, Event.ROUND): State.DRAINING,
     (State.DRAINING, Event.DISK): State.DRAINING,
-    (State.DRAINING, Event.OLDER_SELF): State.DRAINING,
+    (State.DRAINING, Event.MISTAKEN): State.DRAINING,
     (State.DRAINING, Event.REJOIN): State.DRAINING,
     (State.DRAINING, Event.DRAIN): State.DRAINING,
     (State.DRAINING, Event.LEAVE): State.DRAINING,

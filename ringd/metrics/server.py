@@ -14,9 +14,10 @@ from http import HTTPStatus
 
 from structlog.typing import FilteringBoundLogger
 
+from ringd.acceptor import Acceptor
 from ringd.errors import ConfigError
 from ringd.host.limits import OWN, OpenFiles
-from ringd.loop import EVENT_READ, EVENT_WRITE, Loop, Timer
+from ringd.loop import EVENT_READ, EVENT_WRITE, Loop
 from ringd.metrics.http import MAX_HEAD, BadRequest, Response, parse, plain
 from ringd.metrics.place import Place
 from ringd.observe.allowance import Allowance
@@ -36,7 +37,7 @@ LOOK_EVERY = 10.0
 SHARE = 0.5
 """Of the reserve of open files, that this leaves alone."""
 
-_BLOCKED = 0.05  # seconds without accepting, when no more may come or there are no open files
+_BLOCKED = 0.05  # seconds without accepting, when no more may come or open files are scarce
 
 Answerer = Callable[[Callable[[Response], None]], None]
 """Answers by calling its argument, at once or later; once."""
@@ -72,8 +73,7 @@ class Server:
         self._open_files = open_files
         self._connections: dict[Connection, None] = {}  # the oldest first
         self._allowance = Allowance.full(BURST, PAUSE, loop.now())
-        self._listener: socket.socket | None = None
-        self._pause: Timer | None = None
+        self._acceptor: Acceptor | None = None
         self._trouble = ""
         self._look()
 
@@ -82,8 +82,8 @@ class Server:
         self._looking.cancel()
         for connection in list(self._connections):
             connection.end()
-        if self._listener is not None:
-            self._stop_listening(self._listener)
+        if self._acceptor is not None:
+            self._acceptor.close()
             self._place.leave()
 
     # --- listening --------------------------------------------------------------------
@@ -91,12 +91,13 @@ class Server:
     def _look(self) -> None:
         """Listen, unless that is so."""
         self._looking = self.loop.call_later(LOOK_EVERY, self._look)
-        if self._listener is not None and not self._place.lost:
+        if self._acceptor is not None and not self._place.lost:
             return
-        if self._listener is not None:
-            self._stop_listening(self._listener)
+        if self._acceptor is not None:
+            self._acceptor.close()
+            self._acceptor = None
         try:
-            self._listener = self._place.listen()
+            listener = self._place.listen()
         except (OSError, ConfigError) as error:
             reason = str(error)
             if reason != self._trouble:
@@ -106,43 +107,16 @@ class Server:
             return
         self._trouble = ""
         self._log.info("metrics are served", where=self._place.text)
-        self.loop.add(self._listener, EVENT_READ, self._accept)
+        self._acceptor = Acceptor(
+            self.loop, listener, self._admit, per_event=1, rests_for=self._rests_for
+        )
 
-    def _stop_listening(self, listener: socket.socket) -> None:
-        if self._pause is None:
-            self.loop.remove(listener)
-        else:
-            self._pause.cancel()
-            self._pause = None
-        listener.close()
-        self._listener = None
-
-    def _accept(self, _events: int) -> None:
-        listener = self._listener
-        assert listener is not None  # noqa: S101 - it has just said something
+    def _rests_for(self) -> float:
         if self._allowance.take(self.loop.now()) and not self._open_files.refusal(share=SHARE):
-            try:
-                sock, _ = listener.accept()
-            except (BlockingIOError, ConnectionError):  # it is gone again
-                return
-            except OSError:  # out of descriptors, or of memory
-                self._wait(listener)
-            else:
-                self._admit(sock)
-        else:
-            self._wait(listener)
+            return 0.0
+        return _BLOCKED
 
-    def _wait(self, listener: socket.socket) -> None:
-        """Accept nobody for a moment; those who come wait in the system."""
-
-        def go_on() -> None:
-            self._pause = None
-            self.loop.add(listener, EVENT_READ, self._accept)
-
-        self.loop.remove(listener)
-        self._pause = self.loop.call_later(_BLOCKED, go_on)
-
-    def _admit(self, sock: socket.socket) -> None:
+    def _admit(self, sock: socket.socket, _address: object) -> None:
         if len(self._connections) >= MOST:
             next(iter(self._connections)).end("crowded")
         connection = Connection(self, sock)

@@ -9,15 +9,15 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
+from ringd.acceptor import Acceptor
 from ringd.config.settings import JoinSettings
 from ringd.config.units import format_address
 from ringd.errors import RingError
 from ringd.host.limits import OWN, OpenFiles
 from ringd.host.tcp import link_socket
-from ringd.loop import EVENT_READ, Loop, Timer
+from ringd.loop import Loop
 from ringd.net.exchange import Exchange, Reception
 from ringd.net.oserrors import describe
 from ringd.wire.link.agreement import SECRET_SIZE
@@ -31,11 +31,6 @@ MAX_PENDING = 256
 
 SHARE = 0.25
 """Fraction of the reserve that handshakes may not use: one may be the neighbour's."""
-
-_ACCEPTS = 64  # connections taken in one turn of the loop
-_PAUSE = 0.1  # seconds without accepting when there is nothing to accept with
-
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 _REMEDIES = {
     errno.EADDRINUSE: "stop the program that listens there (another ringd?), or choose another "
@@ -92,10 +87,8 @@ class Listener:
         self._on_refused = on_refused
         self._judge = judge
         self._open_files = open_files
-        self._sockets: _Sockets = {}
+        self._acceptors: dict[tuple[str, int], list[Acceptor]] = {}
         self._pending: dict[Exchange, str] = {}  # with addresses, the oldest first
-        self._pause: Timer | None = None
-        self._watching = False
 
     def start(self) -> None:
         """Listen.
@@ -103,8 +96,7 @@ class Listener:
         Raises:
             RingError: An address cannot be listened on; names it, and a remedy.
         """
-        self._sockets = _listen_on(self._bind, {}, self._settings.congestion)
-        self._watch()
+        self._accept_on(_listen_on(self._bind, self._settings.congestion))
 
     def use(self, bind: Sequence[tuple[str, int]], *, key: bytes, settings: JoinSettings) -> None:
         """Listen on *bind* from now on, with another key and other timeouts.
@@ -116,90 +108,56 @@ class Listener:
             RingError: An address cannot be listened on; all stays as it was.
             OSError: It cannot even be put back as it was; nothing can be relied on any more.
         """
-        kept = {where: socks for where, socks in self._sockets.items() if where in bind}
-        new = [where for where in bind if where not in kept]
-        old = [where for where in self._sockets if where not in kept]
+        new = [where for where in bind if where not in self._acceptors]
+        old = [where for where in self._acceptors if where not in bind]
         ports = {port for _, port in new}
-        self._unwatch()
+        # A wildcard and an address do not share a port: there the old one has to go first.
+        in_the_way = {where: self._places(where) for where in old if where[1] in ports}
+        beside = any(acceptors for where, acceptors in self._acceptors.items() if where in bind)
+        self._close(in_the_way)
         try:
-            # A wildcard and an address do not share a port: there the old one has to go first.
-            in_the_way = {
-                where: [(sock.family, sock.getsockname()) for sock in self._sockets[where]]
-                for where in old
-                if where[1] in ports
-            }
-            self._close(in_the_way)
-            try:
-                opened = _listen_on(new, kept, settings.congestion)
-            except RingError:
-                for where, places in in_the_way.items():  # no name is looked up again
-                    self._sockets[where] = [
-                        _open(family, address, settings.congestion) for family, address in places
-                    ]
-                raise
-            self._close([where for where in old if where in self._sockets])
-            self._sockets |= opened
-            self._bind, self._key, self._settings = bind, key, settings
-            self._drop_pending()
-        finally:
-            self._watch()
+            opened = _listen_on(new, settings.congestion, beside=beside)
+        except RingError:
+            for where, places in in_the_way.items():  # no name is looked up again
+                again = [_open(family, place, settings.congestion) for family, place in places]
+                self._accept_on({where: again})
+            raise
+        self._close([where for where in old if where in self._acceptors])
+        self._accept_on(opened)
+        self._bind, self._key, self._settings = bind, key, settings
+        self._drop_pending()
 
     def stop(self) -> None:
         """Stop listening and drop the handshakes under way."""
-        self._unwatch()
-        self._close(list(self._sockets))
+        self._close(list(self._acceptors))
         self._drop_pending()
 
-    def _open_sockets(self) -> list[socket.socket]:
-        return [sock for socks in self._sockets.values() for sock in socks]
+    def _places(self, where: tuple[str, int]) -> list[tuple[int, Any]]:
+        """Return family and address of each socket that listens for *where*."""
+        listeners = [acceptor.listener for acceptor in self._acceptors[where]]
+        return [(listener.family, listener.getsockname()) for listener in listeners]
+
+    def _accept_on(self, sockets: _Sockets) -> None:
+        for where, socks in sockets.items():
+            self._acceptors[where] = [
+                Acceptor(self._loop, sock, self._greet, make_room=self._make_room) for sock in socks
+            ]
 
     def _close(self, places: Iterable[tuple[str, int]]) -> None:
         for where in places:
-            for sock in self._sockets.pop(where):
-                sock.close()
+            for acceptor in self._acceptors.pop(where):
+                acceptor.close()
 
     def _drop_pending(self) -> None:
         for exchange in self._pending:
             exchange.abort()
         self._pending.clear()
 
-    def _watch(self) -> None:
-        self._pause = None
-        self._watching = True
-        for sock in self._open_sockets():
-            self._loop.add(sock, EVENT_READ, partial(self._accept, sock))
-
-    def _unwatch(self) -> None:
-        if self._pause is not None:
-            self._pause.cancel()
-            self._pause = None
-        elif self._watching:
-            for sock in self._open_sockets():
-                self._loop.remove(sock)
-        self._watching = False
-
-    def _accept(self, listening: socket.socket, _events: int) -> None:
-        for _ in range(_ACCEPTS):
-            try:
-                sock, address = listening.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno not in _EXHAUSTED:
-                    continue  # whoever it was is gone already
-                if self._drop_oldest(describe(error)):
-                    continue
-                # The connection stays in the kernel's queue, and the socket readable:
-                # looking at it again at once would be a busy loop.
-                self._unwatch()
-                self._pause = self._loop.call_later(_PAUSE, self._watch)
-                return
-            reason = self._open_files.refusal(share=SHARE)
-            if reason and self._pending:
-                self._drop_oldest(reason)
-            self._greet(sock, format_address(address[0], address[1]))
-
-    def _greet(self, sock: socket.socket, address: str) -> None:
+    def _greet(self, sock: socket.socket, origin: Any) -> None:
+        address = format_address(origin[0], origin[1])
+        reason = self._open_files.refusal(share=SHARE)
+        if reason:
+            self._drop_oldest(reason)
         if len(self._pending) >= MAX_PENDING:
             self._drop_oldest(f"more than {MAX_PENDING} handshakes under way")
         sock.setblocking(False)
@@ -228,6 +186,9 @@ class Listener:
         )
         self._pending[exchange] = address
 
+    def _make_room(self, error: OSError) -> bool:
+        return self._drop_oldest(describe(error))
+
     def _drop_oldest(self, reason: str) -> bool:
         for exchange, address in self._pending.items():
             del self._pending[exchange]
@@ -251,8 +212,10 @@ def obstacles(bind: Iterable[tuple[str, int]]) -> list[str]:
     return texts
 
 
-def _listen_on(bind: Iterable[tuple[str, int]], beside: _Sockets, congestion: str) -> _Sockets:
-    """Return listening sockets for all of *bind*, to stand beside others.
+def _listen_on(
+    bind: Iterable[tuple[str, int]], congestion: str, *, beside: bool = False
+) -> _Sockets:
+    """Return listening sockets for all of *bind*, to stand *beside* others or alone.
 
     Raises:
         RingError: For one of them, or as there would be none at all; nothing is left open then.
@@ -265,7 +228,7 @@ def _listen_on(bind: Iterable[tuple[str, int]], beside: _Sockets, congestion: st
         for sock in [sock for socks in sockets.values() for sock in socks]:
             sock.close()
         raise
-    if sockets and not any((sockets | beside).values()):
+    if sockets and not (beside or any(sockets.values())):
         raise RingError("cannot listen: this machine has neither IPv4 nor IPv6")
     return sockets
 

@@ -10,7 +10,7 @@ the receiver raises. So nobody holds more of an op than :data:`FAR` chunks, or t
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -104,8 +104,6 @@ class Bulk:
         """Bytes that such chunks may cost until they are sent on to one neighbour."""
         self.generation = 0
         """Stamped on every chunk."""
-        self.passed: Counter[Side] = Counter()
-        """Chunks that were passed on, by the neighbour from which they came."""
 
     def __len__(self) -> int:
         return len(self._flows)
@@ -217,7 +215,6 @@ class Bulk:
         if header.until != self._member:
             onward = OPPOSITE[side]
             self._lanes[onward].pass_on(header, self._passing.pop(side))
-            self.passed[side] += 1
             return onward
         key = (header.group, header.seq)
         flow = self._flows.get(key)

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import secrets
 import socket
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -30,6 +28,7 @@ from ringd.ring.bulk import OPPOSITE, Bulk
 from ringd.ring.early import MOST, Early
 from ringd.ring.homing import Homing
 from ringd.ring.inquiry import Inquiries
+from ringd.ring.namesakes import Namesakes
 from ringd.ring.reach import Reach
 from ringd.ring.state import State as Stored
 from ringd.ring.state import StateFile
@@ -75,19 +74,6 @@ class StreamUser(Protocol):
         """A message of a stream's other end came; *data* is valid only during the call."""
 
 
-@dataclass(frozen=True, slots=True)
-class Namesake:
-    """A machine that was turned away, as another one bears its name."""
-
-    name: str
-    address: str
-    """Where it came from."""
-    reason: str
-    """Who holds the place."""
-    at: float
-    """When, on the loop's clock."""
-
-
 class Neighbours:
     """See the module's docstring. ``attach`` the user and the bulk side, then :meth:`start`."""
 
@@ -128,9 +114,13 @@ class Neighbours:
         self.links: dict[Side, Link] = {}
         self.inquiries = Inquiries(loop, self.rank, self.names, self._send, recorder.dump)
         """Questions to all members that can be reached."""
-        self.namesakes: dict[Side, Namesake] = {}
-        """Machines that were turned away last as others bear their names, by side."""
-        self._since: dict[Side, str] = {}  # when the links came up, for people
+        self.namesakes = Namesakes(
+            loop,
+            self.links,
+            rival=self.machine.rival,
+            join=lambda: self._config.join,
+            give_up=self._silent,
+        )
         self._ends: dict[Side, Cause] = {}  # of the links before those that there are
         self._tick: Timer | None = None
         self._unsaved = ""  # why the state was not saved, the last time
@@ -145,6 +135,7 @@ class Neighbours:
                 lambda: self.machine.incarnation,
                 instance,
                 self,
+                judge=self.namesakes.judge,
                 counters=counters,
             )
 
@@ -245,7 +236,7 @@ class Neighbours:
             self._reach.forget_said()
             if side == "right":
                 self._reach.linked(address, peer)
-        self._since[side] = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        self.namesakes.linked(side)
         self._perform(
             self.machine.link_up(
                 side, peer.incarnation, address, self._loop.now(), instance=peer.instance
@@ -318,51 +309,9 @@ class Neighbours:
         """The right neighbour could not be reached."""
         self._perform(self.machine.dial_failed(address, reason, self._loop.now()))
 
-    def judge(self, peer: Peer, address: str, verdict: Callable[[str], None]) -> None:
-        """Let a neighbour in, unless another machine under its name holds its place.
-
-        A link that stands to another process of that name is asked whether it still lives. If it
-        does, the newcomer is a namesake. If not, that process was restarted: its successor takes
-        the place, once no news names the old one any more.
-        """
-        side: Side = "right" if peer.purpose == "knock" else "left"
-        link = self.links.get(side)
-        if peer.purpose == "probe" or (link is not None and link.peer.instance == peer.instance):
-            verdict("")
-            return
-        if link is None:
-            verdict(self._rival(side, peer))
-            return
-        join = self._config.join
-        within = min(join.lost_after / 3, join.handshake_timeout / 2)
-
-        def told(alive: bool) -> None:
-            if self.links.get(side) is not link:
-                self.judge(peer, address, verdict)
-            elif alive:
-                self._accuse(link, peer, address, verdict)
-            elif rival := self._rival(side, peer):
-                verdict(rival)
-            else:
-                reason = f"no answer within {within:g} s, when {peer.name} came from {address}"
-                link.close(reason, "silent")
-                self.link_lost(link, reason)
-                self.judge(peer, address, verdict)
-
-        link.prove(within, told)
-
-    def _rival(self, side: Side, peer: Peer) -> str:
-        """Return what news has against *peer*; it proves no namesake, for it may be out of date."""
-        return self.machine.rival(peer.instance) if side == "left" else ""
-
-    def _accuse(self, link: Link, peer: Peer, address: str, verdict: Callable[[str], None]) -> None:
-        """Turn *peer* away, as the process at the other end of *link* has its name and lives."""
-        reason = (
-            f"another machine bears the name {link.peer.name!r}: {link.address} holds its place "
-            f"since {self._since[link.side]}"
-        )
-        self.namesakes[link.side] = Namesake(peer.name, address, reason, self._loop.now())
-        verdict(f"{reason}; give the newcomer a name of its own")
+    def _silent(self, link: Link, reason: str) -> None:
+        link.close(reason, "silent")
+        self.link_lost(link, reason)
 
     def knocked(self, peer: Peer) -> None:  # noqa: ARG002 - the protocol's
         """The right neighbour is there: dial it, if there is no link to it."""

@@ -25,6 +25,7 @@ from ringd.net.resolver import Resolver
 from ringd.observe.counters import Counters
 from ringd.observe.oncelog import OnceLog
 from ringd.ring.homing import Homing
+from ringd.ring.namesakes import Verdict
 from ringd.wire.link.handshake import Identity, Peer, Purpose
 
 
@@ -38,9 +39,6 @@ class ReachUser(Protocol):
 
     def dial_failed(self, address: str, reason: str) -> None:
         """The right neighbour could not be reached at *address*."""
-
-    def judge(self, peer: Peer, address: str, verdict: Callable[[str], None]) -> None:
-        """Call *verdict* with why *peer*, come from *address*, is turned away; or with nothing."""
 
     def knocked(self, peer: Peer) -> None:
         """The right neighbour is there and waits to be dialed."""
@@ -58,6 +56,9 @@ class Reach:
         incarnation: Asked at every handshake.
         instance: A random number of this process.
         user: Who wants the links.
+        judge: Calls its third argument with why a neighbour, come from an address, is turned away;
+            or with nothing.
+        counters: Where those that were turned away are counted.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Reach:
         instance: int,
         user: ReachUser,
         *,
+        judge: Callable[[Peer, str, Verdict], None],
         counters: Counters,
     ) -> None:
         self._loop = loop
@@ -75,6 +77,7 @@ class Reach:
         self._incarnation = incarnation
         self._instance = instance
         self._user = user
+        self._judge = judge
         self._counters = counters
         self._once = _once_log(loop)
         self._names = tuple(member.name for member in config.ring.members)
@@ -209,7 +212,7 @@ class Reach:
             on_link=lambda *made: self._user.link_made("left", *made),
             on_knock=self._user.knocked,
             on_refused=self._refused,
-            judge=self._user.judge,
+            judge=self._judge,
         )
 
     @property

@@ -48,7 +48,7 @@ class Outlet(Protocol):
     def reset(self, reason: str) -> None:
         """The stream is over, and its end forgotten; not called after our own reset."""
 
-    def waits(self, reason: str) -> bool:
+    def waits(self) -> bool:
         """Nobody is there yet at the other end; return whether to wait for that."""
 
 
@@ -113,13 +113,12 @@ class Table:
         for end, _ in self._ends.values():
             end.lost()
 
-    def retry(self) -> bool:
-        """Try again those that nobody was there for; return whether there are any."""
+    def retry(self) -> None:
+        """Try again those that nobody was there for."""
         waiting, self._waiting = self._waiting, set()
         if self._way:
             for number in waiting & self._ends.keys():
                 self._greet(self._ends[number][0])
-        return bool(waiting)
 
     def _greet(self, end: End) -> None:
         if end.settled:  # the other end may have forgotten it; what is here is yet to be taken
@@ -245,10 +244,10 @@ class Table:
     def _was_reset(self, end: End, outlet: Outlet, message: Reset) -> None:
         if end.settled:  # it is over there, as it will be here when the rest is taken
             return
-        reason = printable(message.reason, MAX_REASON)
-        if message.absent and not end.heard and outlet.waits(reason):
+        if message.absent and not end.heard and outlet.waits():
             self._waiting.add(end.number)
             return
+        reason = printable(message.reason, MAX_REASON)
         del self._ends[end.number]
         self._remember(end.number, Reset(reason))
         outlet.reset(reason)
