@@ -265,7 +265,7 @@ class Reduction:
             raise ValueError(f"{len(inputs)} inputs for a ring of {self.size}")
         with np.errstate(all="ignore"):  # once, as it takes as long as some thousand elements
             if self.wide and self.size == 2:  # noqa: PLR2004
-                self._complete(*inputs, out)
+                self._complete(inputs[0], inputs[1], out)
                 return
             scratch = np.empty(min(_RUN, len(out)), self.accumulator) if self.wide else None
             if len(out) <= _RUN:
