@@ -13,7 +13,7 @@ Rules:
   one.
 * The bits of a result follow from the inputs alone, on every processor, at every position.
   IEEE 754 fixes those of single steps but for three things, which are fixed here: each NaN in
-  a result is the same one (:data:`_NAN_BITS`); -0.0 is less than +0.0 for min and max; a
+  a result is the same one (:mod:`ringd.collective.nans`); -0.0 is less than +0.0 for min and max; a
   complex product is made of single real products and sums, each rounded by itself.
 """
 
@@ -24,6 +24,9 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from ringd.collective import halves
+from ringd.collective.nans import NAN_BITS, unify_nans
 
 try:
     import ml_dtypes
@@ -90,12 +93,6 @@ _BLOCK = 16384
 _RUN = 65536
 """Those that all inputs are reduced in before the next ones, which need no temporaries: so many
 that numpy's calls cost little beside them, and the result still stays in the cache."""
-
-_NAN_BITS: dict[np.dtype[Any], tuple[np.dtype[Any], int]] = {
-    np.dtype(np.float32): (np.dtype(np.uint32), 0x7FC0_0000),
-    np.dtype(np.float64): (np.dtype(np.uint64), 0x7FF8_0000_0000_0000),
-}
-"""The one NaN of a result: quiet, positive, no payload; narrower dtypes take its first bits."""
 
 
 def dtype_name(dtype: npt.DTypeLike) -> str:
@@ -183,7 +180,16 @@ class Reduction:
         size: number of members.
     """
 
-    __slots__ = ("_combine", "_floating", "_ufunc", "accumulator", "dtype", "operation", "size")
+    __slots__ = (
+        "_adds_float16",
+        "_by",
+        "_floating",
+        "_ufunc",
+        "accumulator",
+        "dtype",
+        "operation",
+        "size",
+    )
 
     def __init__(self, operation: str, dtype: npt.DTypeLike, size: int) -> None:
         check(operation, dtype)
@@ -197,11 +203,12 @@ class Reduction:
         ufuncs = _BOOL_UFUNCS if self.dtype.kind == "b" else _UFUNCS
         self._ufunc = ufuncs[operation]
         self._floating = self.accumulator.kind in "fc"
-        self._combine = self._by_ufunc
+        self._adds_float16 = operation == "sum" and name == "float16"
+        self._by = self._by_ufunc
         if self._floating and operation in ("min", "max"):
-            self._combine = self._by_order
+            self._by = self._by_order
         elif self.accumulator.kind == "c" and operation == "prod":
-            self._combine = self._by_parts
+            self._by = self._by_parts
 
     @property
     def wide(self) -> bool:
@@ -234,6 +241,19 @@ class Reduction:
         with np.errstate(all="ignore"):
             self._finish(partial, out)
 
+    def complete(self, a: Array, b: Array, out: Array) -> None:
+        """Reduce *a* and *b*, the last ones, and finish the result.
+
+        As :meth:`combine` and :meth:`finish` do, without memory for a partial result between.
+
+        Args:
+            a: of *dtype* or *accumulator*.
+            b: likewise.
+            out: of *dtype*; may be *a* or *b* itself.
+        """
+        with np.errstate(all="ignore"):
+            self._complete(a, b, out)
+
     def reduce_all(self, inputs: Sequence[Array], out: Array) -> None:
         """Reduce every member's input, in rank order, and finish the result.
 
@@ -243,8 +263,11 @@ class Reduction:
         """
         if len(inputs) != self.size:
             raise ValueError(f"{len(inputs)} inputs for a ring of {self.size}")
-        scratch = np.empty(min(_RUN, len(out)), self.accumulator) if self.wide else None
         with np.errstate(all="ignore"):  # once, as it takes as long as some thousand elements
+            if self.wide and self.size == 2:  # noqa: PLR2004
+                self._complete(inputs[0], inputs[1], out)
+                return
+            scratch = np.empty(min(_RUN, len(out)), self.accumulator) if self.wide else None
             if len(out) <= _RUN:
                 partial = out if scratch is None else scratch
                 self._merge(inputs, partial)
@@ -277,28 +300,53 @@ class Reduction:
         for member in inputs[2:]:
             self._combine(partial, member, partial)
 
+    def _combine(self, a: Array, b: Array, out: Array) -> None:
+        if not self.wide:
+            self._by(a, b, out)
+            return
+        for run in halves.blocks(len(out)):
+            self._by(halves.widened(a[run], 0), halves.widened(b[run], 1), out[run])
+
+    def _complete(self, a: Array, b: Array, out: Array) -> None:
+        if not self.wide:
+            self._by(a, b, out)
+            self._finish(out, out)
+            return
+        for run in halves.blocks(len(out)):
+            x, y, result = a[run], b[run], out[run]
+            if self._adds_float16 and x.dtype == y.dtype and halves.add_float16(x, y, result):
+                continue
+            x, y = halves.widened(x, 0), halves.widened(y, 1)
+            partial = halves.partial(len(result))
+            self._by(x, y, partial)
+            self._finish(partial, result)
+
     def _finish(self, partial: Array, out: Array) -> None:
+        if self.wide:
+            if self.operation == "mean":
+                np.divide(partial, partial.dtype.type(self.size), out=partial)
+            halves.narrow(partial, out)
+            return
         if self._floating:
-            _unify_nans(_parts(partial))
+            unify_nans(_parts(partial))
         if self.operation == "mean":
             partial, into = _parts(partial), _parts(out)
-            divisor = partial.dtype.type(self.size)
-            np.divide(partial, divisor, out=into, dtype=partial.dtype, casting="unsafe")
+            np.divide(partial, partial.dtype.type(self.size), out=into)
         elif partial is not out:
-            np.copyto(out, partial, casting="unsafe")
+            np.copyto(out, partial)
 
     def _take(self, values: Array, out: Array) -> None:
         """Begin with one member's input, so that what follows makes a result of it."""
         if self.dtype.kind == "b":  # any byte but 0 is true in an input, 1 alone in a result
             np.not_equal(values.view(np.uint8), 0, out=out)
+        elif self.wide:
+            halves.widen(values, out)
         else:
             np.copyto(out, values)
 
-    # --- ways to combine ----------------------------------------------------------------
+    # --- ways to combine: arrays of *accumulator* -----------------------------------------
 
     def _by_ufunc(self, a: Array, b: Array, out: Array) -> None:
-        # numpy converts float16 and bfloat16 on the way, 8192 elements at a time: measured, that
-        # is as fast as converting blocks by hand, and needs no scratch.
         self._ufunc(a, b, out=out, dtype=self.accumulator)
 
     def _by_order(self, a: Array, b: Array, out: Array) -> None:
@@ -311,12 +359,10 @@ class Reduction:
             self._by_ufunc(a, b, out)
             return
         least = self.operation == "min"
-        unsigned, _ = _NAN_BITS[self.accumulator]
+        unsigned, _ = NAN_BITS[self.accumulator]
         sign = unsigned.type(1 << (8 * unsigned.itemsize - 1))
         for start in range(0, len(out), _BLOCK):
             x, y, result = (values[start : start + _BLOCK] for values in (a, b, out))
-            x = x.astype(self.accumulator, copy=False)
-            y = y.astype(self.accumulator, copy=False)
             if least:  # the negative of the largest negative
                 x, y = -x, -y
             # -0.0 where both are negative, else 0.0. Added, it settles the sign of a zero, for a
@@ -337,16 +383,6 @@ class Reduction:
             imaginary = x.real * y.imag
             imaginary += x.imag * y.real
             result.real, result.imag = real, imaginary
-
-
-def _unify_nans(values: Array) -> None:
-    """Make every NaN of *values* (float32 or float64) the same one."""
-    if not len(values):
-        return
-    largest = np.maximum.reduce(values)  # a sixth of the time of a sum; carries NaN
-    if largest != largest:  # noqa: PLR0124  only a NaN
-        unsigned, nan = _NAN_BITS[values.dtype]
-        np.copyto(values.view(unsigned), unsigned.type(nan), where=np.isnan(values))
 
 
 def _has_negative_zero(values: Array) -> bool:

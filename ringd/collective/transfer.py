@@ -335,6 +335,12 @@ class Transfer:
         count = receive.stop - receive.start
         is_partial = receive.nbytes != count * self._itemsize
         came = self._came(index, receive, reduction.accumulator if is_partial else reduction.dtype)
+        finishes = receive.combine is Combine.FINISH and receive.into is Place.TARGET
+        if finishes and self._plain and self._input is not None and self._result is not None:
+            own = self._input[receive.own : receive.own + count]
+            reduction.complete(came, own, self._result[receive.start : receive.stop])
+            self._let_go(index)
+            return
         partial = came
         if reduction.wide and not is_partial:
             partial = self._hold(index, count, reduction.accumulator)
