@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
+from functools import partial
+
 import pytest
 from netkit import data, framed, make_link, run_until, tcp_pair
 
+from ringd.loop import Loop
+from ringd.net.pulse import Pulse
 from ringd.wire.link.frames import HEADER_SIZE, FrameType, Header
 
 
@@ -40,6 +45,56 @@ def test_heartbeats_keep_an_idle_link(loop):
         assert not link._blocked
     right.close("over")
     left.close("over")
+
+
+class VirtualTime(Loop):
+    """A loop whose time passes as its timers fire, and not otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time = 100.0
+        self.now = lambda: self.time
+
+    def pass_time(self, seconds: float) -> int:
+        """Let so many seconds pass; return how many timers have fired."""
+        until, fired = self.time + seconds, 0
+        while (due := self._earliest()) is not None and due <= until:
+            self.time = due
+            timer = heapq.heappop(self._timers)[2]
+            callback, timer.callback = timer.callback, None
+            callback()
+            fired += 1
+        self.time = until
+        return fired
+
+
+@pytest.mark.parametrize("apart", [0.001, 0.1])
+def test_one_end_of_an_idle_link_begins_each_time(apart):
+    """By its timer, and the other end answers without one; also if both began at first."""
+    loop, pulses, begun = VirtualTime(), {}, []
+
+    def carry(to, header):
+        if header.index == 0:
+            begun.append(1 - to)
+
+        def arrive():
+            pulses[to].heard = loop.now()
+            pulses[to].received(header)
+
+        loop.call_later(0.01, arrive)
+
+    for end in (0, 1):
+        send = partial(carry, 1 - end)
+        pulses[end] = Pulse(loop, 1.0, 3.0, send=send, insist=send, lost=pytest.fail)
+        loop.pass_time(apart)
+    loop.pass_time(1.5)
+    assert len(begun) == (2 if apart < 0.01 else 1)
+    begun.clear()
+    fired = loop.pass_time(20.0)
+    assert set(begun) == {0}
+    assert 18 <= len(begun) <= 20
+    assert abs(fired - 4 * len(begun)) < 4  # a timer and three frames each, and no timer in vain
+    loop.close()
 
 
 def test_heartbeats_are_not_for_the_handler(loop, link_pair):

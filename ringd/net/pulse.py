@@ -11,6 +11,9 @@ from ringd.wire.link.frames import FrameType, Header
 
 _PING, _PONG, _ACK = 0, 1, 2  # a heartbeat's index
 
+_FOLLOWS = 1.25
+"""Heartbeats of silence after which an end begins that has let the other one begin so far."""
+
 
 @dataclass(slots=True)
 class _Proof:
@@ -25,7 +28,12 @@ class Pulse:
     """Heartbeats of one link.
 
     There is one timer for both directions, and it is set for the earliest moment at which
-    something could be due; traffic in between only moves :attr:`heard` and :attr:`spoke`.
+    something could be due; traffic in between only moves :attr:`heard` and :attr:`spoke`. On an
+    idle link that would be found too early each time, so heartbeats set the timer anew.
+
+    Either end may begin. One that is asked leaves it to the other from then on, unless that falls
+    silent; if both have asked at once, the later one does, as they say by their stamps. So an idle
+    end wakes up twice for each heartbeat.
 
     Args:
         loop: Where it runs.
@@ -56,14 +64,17 @@ class Pulse:
         self._send = send
         self._insist = insist
         self._lost = lost
+        self._silence = heartbeat  # of ours, after which we begin
         self._stamp = -1  # what was last sent to be echoed, in microseconds of our clock
+        self._asked = -1  # likewise, with which we began, as long as there is no answer
         self._proof: _Proof | None = None
         self._timer: Timer = loop.call_later(min(heartbeat, lost_after), self._tick)
         loop.on_pause(self._paused)
 
     def ping(self) -> None:
         """Send a heartbeat that the peer will echo."""
-        self._stamp = self._now()
+        self._silence = self._heartbeat
+        self._stamp = self._asked = self._now()
         self._send(Header(FrameType.HEARTBEAT, seq=self._stamp, index=_PING))
 
     def prove(self, within: float, told: Callable[[bool], None]) -> None:
@@ -97,15 +108,27 @@ class Pulse:
         the round trip.
         """
         if header.index == _PING:
+            if not 0 <= self._asked < header.seq:
+                self._silence = self._heartbeat * _FOLLOWS
             self._stamp = self._now()
-            self._send(Header(FrameType.HEARTBEAT, group=self._stamp, seq=header.seq, index=_PONG))
+            self._answer(
+                Header(FrameType.HEARTBEAT, group=self._stamp, seq=header.seq, index=_PONG)
+            )
             return
         if self._proof is not None and header.seq == self._proof.stamp:
             self._proven(alive=True)
         if header.seq == self._stamp:
             self.round_trip = (self._now() - header.seq) / 1e6
         if header.index == _PONG:
-            self._send(Header(FrameType.HEARTBEAT, seq=header.group, index=_ACK))
+            self._asked = -1
+            self._answer(Header(FrameType.HEARTBEAT, seq=header.group, index=_ACK))
+
+    def _answer(self, header: Header) -> None:
+        self.spoke = self._loop.now()
+        self._send(header)
+        if self._timer.callback is not None:  # else it has ended
+            self._timer.cancel()
+            self._set_timer()
 
     def stop(self) -> None:
         """End; nobody is called any more."""
@@ -125,8 +148,11 @@ class Pulse:
         if silence >= self._lost_after:
             self._lost(f"nothing heard for {silence:.1f} s")
             return
-        if now - self.spoke >= self._heartbeat:
+        if now - self.spoke >= self._silence:
             self.spoke = now
             self.ping()
-        due = min(self.spoke + self._heartbeat, self.heard + self._lost_after)
-        self._timer = self._loop.call_later(due - now, self._tick)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        due = min(self.spoke + self._silence, self.heard + self._lost_after)
+        self._timer = self._loop.call_later(due - self._loop.now(), self._tick)
