@@ -139,11 +139,21 @@ class End:
     @property
     def owes_state(self) -> bool:
         """Whether the other end is to be told something."""
-        received, granted = self._told
+        return self._received > self._told[0] or self._owes_room
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the other end may wait for that: for room, or for all to have arrived."""
+        return self._owes_room or (self.other_closed and self._received > self._told[0])
+
+    @property
+    def _owes_room(self) -> bool:
+        """Whether so much has been taken that the other end is to be granted more."""
+        granted = self._told[1]
         window = self._window()
         limit = self._taken + window
         used_up = limit > granted and self._received >= granted
-        return self._received > received or used_up or limit - granted >= window // 4
+        return used_up or limit - granted >= window // 4
 
     def state(self, *, in_program: bool, ask: bool = False) -> State:
         """Return what to tell the other end, which is counted as told.
