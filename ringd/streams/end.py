@@ -204,6 +204,8 @@ class End:
     def came(self, offset: int, message: Data, data: memoryview) -> bool:
         """Take bytes; return whether they were new, and in their turn.
 
+        *data* is copied, unless it is long and read-only: then nobody may write to it any more.
+
         Raises:
             StreamError: They are more than was granted, or come behind the end.
         """
@@ -223,6 +225,8 @@ class End:
                 longer = joined if isinstance(joined, bytearray) else bytearray(joined)
                 longer += new
                 inbox.append(longer)
+            elif new.readonly and len(new) >= JOIN_BELOW:
+                inbox.append(new)
             else:
                 inbox.append(bytes(new))
         self._received = behind

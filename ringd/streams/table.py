@@ -224,7 +224,7 @@ class Table:
     def received(
         self, member: int, number: int, offset: int, message: StreamMessage, data: memoryview
     ) -> None:
-        """Take a message of *member* for the stream *number*; *data* is used during the call."""
+        """Take a message of *member* for the stream *number*; *data* as in :meth:`End.came`."""
         known = self._ends.get(number)
         if known is None:
             self._unknown(member, number, message)
