@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from ringd.streams.end import End, StreamError
-from ringd.streams.table import MOST_ENDS, Refusal, Table
+from ringd.streams.table import MOST_ENDS, TELL_WITHIN, Refusal, Table
 from ringd.wire.link import streams as wire
 from ringd.wire.link.streams import SEGMENT, Connect, Data, Reset, State
 
@@ -84,10 +84,12 @@ class Side:
         self.control, self.data = deque(), deque()  # on their way to the other one
         self.early = deque()  # came before this side knew of the way
         self.flushing = False
+        self.wakes = []  # when the table asked for that
         self.table = Table(self._send, self._accept, in_program=in_program, wake=self._wake)
 
-    def _wake(self):
+    def _wake(self, after):
         self.flushing = True
+        self.wakes.append(after)
 
     def _send(self, member, number, offset, message, data):
         assert member == 1 - self.number
@@ -250,6 +252,42 @@ def test_a_slow_reader_costs_a_window_and_holds_up_no_other():
     slow_reader = next(p for p in back.programs if p.end.number == 1)
     assert sum(map(len, slow_reader.end.inbox)) <= back.table.window
     assert total >= 5 << 20
+
+
+def test_what_has_come_is_told_later_unless_somebody_may_wait_for_that():
+    """So small messages do not have an answer each; room, and the end, are told at once."""
+    world = World(1)
+    there, back = world.sides
+    world.both_up()
+    writer = there.connect(1, None)
+    back.speech = None
+    world.settle(lambda: len(back.programs) == 1 and writer.end.live)
+    reader = back.programs[0]
+
+    def say(piece):
+        """Have it arrive, and be taken; return how soon the reader's side wants to answer."""
+        back.wakes.clear()
+        if piece:
+            writer.end.write(piece)
+        else:
+            writer.end.close()
+        there.table.proceed(writer.end)
+        world.deliver(0)
+        reader.end.taken(sum(map(len, reader.end.inbox)))
+        back.table.proceed(reader.end)
+        return back.wakes[:]
+
+    back.flush()
+    assert say(b"hello") == [TELL_WITHIN]
+    assert say(b"hello") == []
+    assert not back.control
+    assert 0.0 in [when for _ in range(3) for when in say(bytes(SEGMENT))]
+    back.flush()
+    world.settle(lambda: not back.control)
+    assert say(b"bye") == [TELL_WITHIN]
+    assert say(b"") == [0.0]
+    back.flush()
+    world.settle(lambda: writer.end.arrived)
 
 
 def test_a_grant_beyond_all_bounds_costs_a_window():

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from instrument.batch import Failure
 from instrument.builds import Build
 from instrument.processes import end
 from instrument.sites import Site
+from ringd.cli.ask import ask
 from ringd.config.keyfile import create_key
+from ringd.errors import RingError
 from ringd.host.ports import free_ports
+from ringd.wire.border.messages import AskStatus
 
 _LOG_TAIL = 2000  # bytes, per daemon
+_PATIENCE = 120.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,18 @@ class Daemons:
         """Of the daemons."""
         return [process.pid for process in self.processes]
 
+    def wait_ready(self) -> None:
+        """Wait until they are one ring: a command wants a daemon that is there.
+
+        Raises:
+            Failure: They are not, in time; the text has their logs.
+        """
+        until = time.monotonic() + _PATIENCE
+        while not all(map(_is_ready, self.sockets)):
+            if time.monotonic() > until:
+                raise Failure(f"no ring within {_PATIENCE:g} s\n{self.complaints()}")
+            time.sleep(0.1)
+
     def complaints(self) -> str:
         """Return the end of every daemon's log, for the report of a failure."""
         return "\n".join(
@@ -38,6 +56,13 @@ class Daemons:
             + log.read_bytes()[-_LOG_TAIL:].decode(errors="replace")
             for rank, (process, log) in enumerate(zip(self.processes, self.logs, strict=True))
         )
+
+
+def _is_ready(socket: Path) -> bool:
+    try:
+        return bool(ask(socket, AskStatus)["state"] == "ready")
+    except RingError:
+        return False
 
 
 def config(addresses: list[str], protect: str | None = None) -> str:

@@ -46,6 +46,7 @@ MODES = {
     "before-empty": Mode("fd44b4d, ring.empty", "before"),
     "gloo": Mode("Gloo", "gloo"),
     "mlx": Mode("MLX ring", "mlx"),
+    "mlx-run": Mode("MLX under run --mlx", "mlx-run"),
     "mpi": Mode("Open MPI, TCP", "mpi"),
     "floor": Mode("floor: bytes over TCP", "floor", "pass_on", 1 << 20, 512 << 20),
     "floor-memory": Mode("floor: memory over TCP", "floor", "pass_on", 1 << 20, 512 << 20),

@@ -112,14 +112,33 @@ def start_mpi(made: LineUp, transports: str = "self,tcp", on_each: int = 1) -> T
     return _start("mpi", [None] * size, made, [command])
 
 
-def _start_mlx(made: LineUp) -> Team:
+def start_mlx(made: LineUp, lower: Sequence[str] = ()) -> Team:
+    """Start programs of MLX that connect to each other.
+
+    *lower*: what a program's command starts with, to have it keep fewer others from the processors.
+    """
     hosts = [
         [f"{host}:{port}"]
         for host, port in zip(made.site.addresses, free_ports(made.site.size), strict=True)
     ]
     hostfile = made.directory / "mlx.json"
     hostfile.write_text(json.dumps(hosts))
-    return _start("mlx", [str(hostfile)] * made.site.size, made, made.commands())
+    commands = [[*lower, *command] for command in made.commands()]
+    return _start("mlx", [str(hostfile)] * made.site.size, made, commands)
+
+
+def start_mlx_run(made: LineUp, lower: Sequence[str] = ()) -> Team:
+    """Start the same, and a ring whose ``ringd-cli run --mlx`` is both neighbours of each."""
+    running = daemons.running(made.site, made.own_directory("mlx-run"), Build())
+    ring = made.rings["mlx-run"] = made.stack.enter_context(running)
+    ring.wait_ready()
+    commands = []
+    for command, path in zip(made.commands(), ring.sockets, strict=True):
+        run = [*command, "-m", "ringd.cli.main", "run", "--mlx", "--socket", str(path), "--"]
+        commands.append([*run, *lower, *command])
+    address = made.directory / "mlx-run.workers"
+    started = workers.start("mlx", [None] * made.site.size, address, commands)
+    return Team("mlx-run", started, [*ring.pids, *(each.pid for each in started.processes)])
 
 
 def _start_relay(made: LineUp, name: str, spin: float) -> Team:
@@ -162,7 +181,8 @@ _STARTS: dict[str, Callable[[LineUp], Team]] = {
     "ringd-encrypt": lambda made: start_ring(made, "ringd-encrypt", Build(), protect="encrypt"),
     "before": _start_before,
     "gloo": start_gloo,
-    "mlx": _start_mlx,
+    "mlx": start_mlx,
+    "mlx-run": start_mlx_run,
     "mpi": start_mpi,
     "floor": lambda made: _start("floor", _ends(made.site), made, made.commands()),
     "relay": lambda made: _start_relay(made, "relay", 0.0),

@@ -13,10 +13,11 @@ from peers.slots import Slot
 
 
 class Mlx:
-    """One rank; *hostfile* names a file with the addresses of all."""
+    """One rank; *hostfile* names a file with the addresses of all, if not the environment does."""
 
-    def __init__(self, rank: int, size: int, hostfile: str) -> None:
-        os.environ |= {"MLX_RANK": str(rank), "MLX_HOSTFILE": hostfile}
+    def __init__(self, rank: int, size: int, hostfile: str | None) -> None:
+        if hostfile is not None:
+            os.environ |= {"MLX_RANK": str(rank), "MLX_HOSTFILE": hostfile}
         import mlx.core as mx  # noqa: PLC0415  no dependency of ringd
 
         mx.set_default_device(mx.cpu)

@@ -13,6 +13,7 @@ from ringd.wire.border.messages import MAX_TAIL
 from ringd.wire.border.stream import LENGTH, missing
 
 _READ = 100 << 10  # bytes in one system call: a message of 64 KiB and some
+_READ_ON = 128 << 10  # likewise, of the rest of a message, straight to its place
 _BATCH = 8  # messages of one client taken in one go, then the others and the links have their turn
 _READS = 8  # likewise, of messages that are not complete
 _LARGE = 1 << 20  # bytes; messages that have more count in the account before they are here
@@ -44,7 +45,7 @@ class CallSocket:
         *,
         max_message: int,
         messages: Share,
-        on_message: Callable[[bytes, str], None],
+        on_message: Callable[[bytes | memoryview, str], None],
         on_end: Callable[[str], None],
     ) -> None:
         self._loop = loop
@@ -55,10 +56,10 @@ class CallSocket:
         self._on_end = on_end
         self._stream = _NOTHING
         """What has arrived, from the beginning of a message on."""
-        self._behind = bytearray()
-        """What has arrived behind that, of a message that is not complete."""
-        self._arrived = 0
-        """Bytes of both."""
+        self._whole: memoryview | None = None
+        """In its place, a message that is arriving, where it will stand."""
+        self._filled = 0
+        """Bytes of that which are here."""
         self._reserved = 0
         """Bytes that count in the account, of the message that is arriving."""
         self._cut: _Cut | None = None
@@ -81,6 +82,7 @@ class CallSocket:
             self._loop.remove(self._socket)
             self._socket.close()
             self._drop()
+            self._whole = None
             self._messages.give(self._reserved)
             self._reserved = 0
             self._on_message = self._on_end = _ignore  # they know the client, which knows us
@@ -102,74 +104,80 @@ class CallSocket:
             while (message := self._first()) is None:
                 if short or reads == _READS or not self._open:
                     return False
-                short = len(self._read()) < _READ
+                short = not self._read()
                 reads += 1
             self._on_message(*message)
         return True
 
-    def _first(self) -> tuple[bytes, str] | None:
+    def _first(self) -> tuple[bytes | memoryview, str] | None:
         """Return the first message that has arrived, as for ``on_message``; None if none has."""
         if (cut := self._cut) is not None:
             if cut.left:
                 return None
             self._cut = None
             return cut.tail(), cut.reason
+        if (whole := self._whole) is not None:
+            if self._filled < len(whole):
+                return None
+            self._whole = None
+            self._messages.give(self._reserved)
+            self._reserved = 0
+            return whole.toreadonly(), ""
         stream = self._stream
-        if not stream:
+        if not stream or not self._open:
             return None
         size = missing(stream)
         if LENGTH.size < size <= len(stream):
-            if self._reserved:
-                self._messages.give(self._reserved)
-                self._reserved = 0
-            rest = stream[size:]
-            if not rest:
-                self._stream = _NOTHING
-            else:  # a large one is not kept for what follows it
-                self._stream = memoryview(bytes(rest)) if size > _READ else rest
-            self._arrived -= size
+            self._stream = stream[size:] or _NOTHING
             # Copied: its payload, which is in front, is aligned then, and stays with the call.
             return bytes(stream[LENGTH.size : size]), ""
-        if size - LENGTH.size > self._max_message and self._open:
+        if size - LENGTH.size > self._max_message:
             self._end(f"it sent a message of more than {self._max_message} bytes")
-        elif size == LENGTH.size <= len(stream) and self._open:
-            self._end("it sent an empty message")  # which would never be complete
-        elif size > _LARGE and not self._reserved and self._open:
+        elif size > LENGTH.size:
             self._expect(size)
+        elif len(stream) >= LENGTH.size:
+            self._end("it sent an empty message")  # which would never be complete
         return None
 
     def _expect(self, size: int) -> None:
-        """Have a message of *size* bytes, which has begun to arrive, count in the account."""
-        if refusal := self._messages.refusal(size):
-            self._cut = _Cut(size, refusal)
-            self._cut.take(self._stream)
-            self._stream = _NOTHING
-            self._arrived = 0
-        else:
+        """Have the rest of a message of *size* bytes, which has begun to arrive, go to its place.
+
+        A large one counts in the account from now on.
+        """
+        stream, self._stream = self._stream, _NOTHING
+        if size > _LARGE:
+            if refusal := self._messages.refusal(size):
+                self._cut = _Cut(size, refusal)
+                self._cut.take(stream)
+                return
             self._reserved = size
             self._messages.take(size)
+        self._whole = memoryview(bytearray(size - LENGTH.size))
+        self._filled = len(stream) - LENGTH.size
+        self._whole[: self._filled] = stream[LENGTH.size :]
 
-    def _read(self) -> bytes:
-        """Read once; return what there was."""
+    def _read(self) -> bool:
+        """Read once; return whether there may be more."""
+        whole, data = self._whole, b""
+        room = _READ if whole is None else min(_READ_ON, len(whole) - self._filled)
         try:
-            data = self._socket.recv(_READ)
+            if whole is None:
+                data = self._socket.recv(room)
+                got = len(data)
+            else:
+                got = self._socket.recv_into(whole[self._filled :], room)
         except BlockingIOError:
-            return b""
+            return False
         except OSError:
-            data = b""
-        if not data:
+            got = 0
+        if not got:
             self._end("")
-            return data
-        rest = memoryview(data) if self._cut is None else self._cut.take(memoryview(data))
-        self._arrived += len(rest)
-        if not self._stream:
-            self._stream = rest
-            return data
-        self._behind += data
-        if self._arrived >= missing(self._stream):
-            self._stream = memoryview(b"".join((self._stream, self._behind)))
-            self._behind = bytearray()
-        return data
+        elif whole is not None:
+            self._filled += got
+        else:
+            rest = memoryview(data) if self._cut is None else self._cut.take(memoryview(data))
+            self._stream = memoryview(b"".join((self._stream, rest))) if self._stream else rest
+        return got == room
 
     # --- out --------------------------------------------------------------------------
 
@@ -196,7 +204,7 @@ class CallSocket:
             return
         if sent < sum(map(len, parts)):
             self._watch(EVENT_READ | EVENT_WRITE)
-            self._wait(memoryview(b"".join(parts))[sent:], most_waiting)
+            self._wait(_behind(parts, sent), most_waiting)
 
     def _wait(self, message: Part, most_waiting: float) -> None:
         refusal = self._messages.refusal(len(message))
@@ -247,6 +255,15 @@ class CallSocket:
             self._loop.call_soon(self._go_on)
 
 
+def _behind(parts: tuple[Part, ...], sent: int) -> bytes:
+    """Return what follows the first *sent* bytes of *parts*."""
+    rest = []
+    for part in parts:
+        rest.append(memoryview(part)[sent:])
+        sent = max(0, sent - len(part))
+    return b"".join(rest)
+
+
 class _Cut:
     """A message for which there is no room: its end is kept, which says what it is."""
 
@@ -272,5 +289,5 @@ class _Cut:
         return b"".join(self._pieces)[-MAX_TAIL:]
 
 
-def _ignore(*_: str | bytes) -> None:
+def _ignore(*_: str | bytes | memoryview) -> None:
     """It is closed."""

@@ -221,7 +221,7 @@ class BorderServer:
         else:
             self._deny(routing_id, message.join_id, "attach to a group first")
 
-    def _called(self, client: Client, frame: bytes, refusal: str) -> None:
+    def _called(self, client: Client, frame: bytes | memoryview, refusal: str) -> None:
         """A message came over a client's call socket.
 
         Its end alone, if there was no room for it: *refusal* says why.

@@ -200,7 +200,7 @@ class Attachment:
 
     # --- messages ---------------------------------------------------------------------
 
-    def _heard(self, frame: bytes) -> None:
+    def _heard(self, frame: bytes | memoryview) -> None:
         try:
             reply, payload = unpack_reply(frame)
             self._obey(reply, payload)

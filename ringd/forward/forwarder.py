@@ -63,12 +63,19 @@ class Forwarder:
             send,
             self._accept,
             in_program=in_program,
-            wake=lambda: loop.call_soon(self.table.flush),
+            wake=self._wake,
             on_over=on_over,
         )
         self._retrying = False
         self._patient = True
         self._asking: set[End] = set()
+
+    def _wake(self, after: float) -> None:
+        """Have the table say what it owes, so many seconds from now."""
+        if after:
+            self._loop.call_later(after, self.table.flush)
+        else:
+            self._loop.call_soon(self.table.flush)
 
     def connect(
         self, sock: socket.socket, member: int, service: str, *, patient: bool = False

@@ -139,11 +139,21 @@ class End:
     @property
     def owes_state(self) -> bool:
         """Whether the other end is to be told something."""
-        received, granted = self._told
+        return self._received > self._told[0] or self._owes_room
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the other end may wait for that: for room, or for all to have arrived."""
+        return self._owes_room or (self.other_closed and self._received > self._told[0])
+
+    @property
+    def _owes_room(self) -> bool:
+        """Whether so much has been taken that the other end is to be granted more."""
+        granted = self._told[1]
         window = self._window()
         limit = self._taken + window
         used_up = limit > granted and self._received >= granted
-        return self._received > received or used_up or limit - granted >= window // 4
+        return used_up or limit - granted >= window // 4
 
     def state(self, *, in_program: bool, ask: bool = False) -> State:
         """Return what to tell the other end, which is counted as told.
@@ -194,6 +204,8 @@ class End:
     def came(self, offset: int, message: Data, data: memoryview) -> bool:
         """Take bytes; return whether they were new, and in their turn.
 
+        *data* is copied, unless it is long and read-only: then nobody may write to it any more.
+
         Raises:
             StreamError: They are more than was granted, or come behind the end.
         """
@@ -213,6 +225,8 @@ class End:
                 longer = joined if isinstance(joined, bytearray) else bytearray(joined)
                 longer += new
                 inbox.append(longer)
+            elif new.readonly and len(new) >= JOIN_BELOW:
+                inbox.append(new)
             else:
                 inbox.append(bytes(new))
         self._received = behind

@@ -21,6 +21,11 @@ _WINDOW = 2 << 20
 _LEAST_WINDOW = 64 << 10
 _ALL_WINDOWS = 64 << 20  # bytes, which many streams share
 _REMEMBERED = 4096  # ends that are over
+
+TELL_WITHIN = 0.005
+"""Seconds in which another end hears what is here, where it need not know that at once: each word
+takes as long as the bytes of a small message do."""
+
 _NOTHING = memoryview(b"")
 
 Send = Callable[[int, int, int, StreamMessage, bytes], None]
@@ -60,7 +65,7 @@ class Table:
         accept: Returns the outlet of a new end, that another member begins for a service, or raises
             :class:`Refusal`.
         in_program: Whether this is in a program, and no daemon.
-        wake: Called when :meth:`flush` is to be called soon.
+        wake: Called when :meth:`flush` is to be called, with the seconds until then: 0 for soon.
         on_over: Told the number of each end that is over.
     """
 
@@ -70,7 +75,7 @@ class Table:
         accept: Callable[[End, str], Outlet],
         *,
         in_program: bool,
-        wake: Callable[[], None],
+        wake: Callable[[float], None],
         on_over: Callable[[int], None] = lambda _number: None,
     ) -> None:
         self._send = send
@@ -81,6 +86,7 @@ class Table:
         self._way = False
         self._ends: dict[int, tuple[End, Outlet]] = {}
         self._due: dict[int, End] = {}  # those whose other end may have to be told something
+        self._woken = False  # flush is to be called soon
         self._waiting: set[int] = set()
         self._over: OrderedDict[int, State | Reset] = OrderedDict()
         """The last words of ends that are over: the other end may not have heard them."""
@@ -176,6 +182,7 @@ class Table:
     def flush(self) -> None:
         """Tell other ends what they are to be told, and forget those ends that are through."""
         due, self._due = self._due, {}
+        self._woken = False
         for number, end in due.items():
             if number not in self._ends:
                 continue
@@ -187,8 +194,11 @@ class Table:
 
     def _owes(self, end: End) -> None:
         if not self._due:
-            self._wake()
+            self._wake(TELL_WITHIN)
         self._due[end.number] = end
+        if not self._woken and end.is_awaited:
+            self._woken = True
+            self._wake(0.0)
 
     def _say(self, end: End, message: StreamMessage) -> None:
         if self._way:
@@ -213,7 +223,7 @@ class Table:
     def received(
         self, member: int, number: int, offset: int, message: StreamMessage, data: memoryview
     ) -> None:
-        """Take a message of *member* for the stream *number*; *data* is used during the call."""
+        """Take a message of *member* for the stream *number*; *data* as in :meth:`End.came`."""
         known = self._ends.get(number)
         if known is None:
             self._unknown(member, number, message)

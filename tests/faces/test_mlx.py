@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import permutations
 from pathlib import Path
 
 import pytest
 
 from tests.cluster import Cluster
 from tests.proxy import Proxy
-from tests.ringkit import HASTY
+from tests.ringkit import BOUNDED, HASTY
 from tests.test_ring_streams_held import Command, end_all, program
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("mlx") is None, reason="MLX's wheels for CPUs are for Linux"
 )
+
+APART = 4.0
+"""Seconds."""
 
 SUMS = """
     import resource, sys, time
@@ -101,9 +104,12 @@ def nothing_left() -> Iterator[None]:
     end_all()
 
 
-def run(cluster: Cluster, rank: int, text: str, *words: str) -> Command:
+def run(
+    cluster: Cluster, rank: int, text: str, *words: str, options: Sequence[str] = ()
+) -> Command:
     """Start a program of MLX beside a daemon."""
-    return Command(cluster[rank], "run", "--mlx", "--", "nice", "-n", "5", *program(text), *words)
+    command = ("nice", "-n", "5", *program(text), *words)
+    return Command(cluster[rank], "run", "--mlx", *options, "--", *command)
 
 
 def end(commands: dict[int, Command]) -> dict[int, str]:
@@ -115,17 +121,25 @@ def end(commands: dict[int, Command]) -> dict[int, str]:
     return printed
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (2, 0, 1)])
-def test_launched_apart(scene: tuple[Cluster, list[Proxy]], order: tuple[int, ...]) -> None:
-    """RINGD_TEST_EXHAUSTIVE=1: by a minute. None uses the processor for it."""
-    apart = 60.0 if os.environ.get("RINGD_TEST_EXHAUSTIVE") else 4.0
-    commands = {}
-    for rank in order:
-        commands[rank] = run(scene[0], rank, SUMS, "3")
-        if rank != order[-1]:
-            time.sleep(apart)
-    for out in end(commands).values():
-        assert float(out.split()[1]) < 1.0
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_launched_apart(tmp_path_factory: pytest.TempPathFactory, size: int) -> None:
+    """In every order (of four: in every fourth), all at the same time; none uses the processor.
+
+    ``benchmarks/launch_skew.py`` does it by minutes, and ``tests/test_mlx_orders.py`` without MLX.
+    """
+    orders = list(permutations(range(size)))[:: 4 if size == 4 else 1]
+    jobs: list[dict[int, Command]] = [{} for _ in orders]
+    with Cluster(tmp_path_factory.mktemp("ring"), size, settings=BOUNDED) as cluster:
+        cluster.start().wait_ready()
+        for place in range(size):
+            if place:
+                time.sleep(APART)
+            for job, order in zip(jobs, orders, strict=True):
+                name = ("--name", "".join(map(str, order)))
+                job[order[place]] = run(cluster, order[place], SUMS, "3", options=name)
+        for job in jobs:
+            for out in end(job).values():
+                assert float(out.split()[1]) < 1.0
 
 
 def cut(scene: tuple[Cluster, list[Proxy]]) -> None:
