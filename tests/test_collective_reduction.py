@@ -30,7 +30,7 @@ def defined(operation, name):
         return kind not in "biu"
     if operation in ("band", "bor", "bxor"):
         return kind in "biu"
-    return kind != "c" or operation in ("sum", "prod")
+    return True
 
 
 CASES = list(itertools.product(OPERATIONS, DTYPE_NAMES))
@@ -174,6 +174,31 @@ def test_order_matters_for_floats_of_three(operation, name):
     assert not Reduction(operation, dtype_from_name(name), 2).order_matters
     expected = kind and operation in ("sum", "mean", "prod")
     assert Reduction(operation, dtype_from_name(name), 3).order_matters == expected
+
+
+@pytest.mark.parametrize("operation", ["min", "max"])
+@pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
+def test_complex_numbers_are_ordered_by_their_parts(dtype, operation):
+    """Whatever the order of the inputs, and wherever an element stands; NaN is carried."""
+    parts = [-np.inf, -1.5, -0.0, 0.0, 2.0**-140, 3.0, np.inf, np.nan]
+    values = np.array([complex(real, imag) for real in parts for imag in parts], dtype)
+
+    def rank(value):
+        zeros = [(part, not np.signbit(part)) for part in (value.real, value.imag)]
+        return [key for part in zeros for key in part]
+
+    choose = min if operation == "min" else max
+    for size in (1, 2, 3):
+        rows = np.array(list(itertools.product(range(len(values)), repeat=min(size, 2)))).T
+        columns = [values[row] for row in rows] + [values[rows[0][::-1]]] * (size == 3)
+        expected = [
+            complex(np.nan, np.nan) if np.isnan(row).any() else choose(row, key=rank)
+            for row in zip(*columns, strict=True)
+        ]
+        for inputs in itertools.permutations(columns):
+            out = np.empty(len(columns[0]), dtype)
+            Reduction(operation, dtype, size).reduce_all(inputs, out)
+            assert out.tobytes() == np.array(expected, dtype).tobytes()
 
 
 def test_small_addends_survive_in_float16():

@@ -193,7 +193,7 @@ def test_wrong_arguments_reach_nobody(calm: list[ringd.Ring]) -> None:
         (np.ones(2, int), "mean"),
         (np.ones(2, bool), "mean"),
         (np.ones(2, object), "sum"),
-        (np.ones(2, complex), "min"),
+        (np.ones(2, complex), "bor"),
         (np.array(["a"]), "sum"),
         (np.ones(2, "M8[s]"), "max"),
         (np.ones(2, np.longdouble), "sum"),

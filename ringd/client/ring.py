@@ -278,10 +278,10 @@ class Ring:
                 with the line to write. It is never written to, and may be reused as soon as
                 this returns.
             op: ``"sum"``, ``"mean"`` (not for bool and integers), ``"prod"``, ``"min"`` or
-                ``"max"`` (not for complex), ``"band"``, ``"bor"`` or ``"bxor"`` (the bits of bool
-                and integers). float16 and bfloat16 are accumulated in float32. A
-                mean is the sum, divided: infinite where the sum overflows; of such large numbers
-                take the sum of ``x / ring.size``.
+                ``"max"`` (of complex numbers by the real part, then the imaginary one), ``"band"``,
+                ``"bor"`` or ``"bxor"`` (the bits of bool and integers). float16 and bfloat16 are
+                accumulated in float32. A mean is the sum, divided: infinite where the sum
+                overflows; of such large numbers take the sum of ``x / ring.size``.
             out: takes the result, once that is complete; of the result's shape and dtype, any
                 layout; may be *x* itself.
             name: compared among the members, and shown in errors; such as ``"layer3.grad"``.

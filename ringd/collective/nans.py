@@ -14,6 +14,13 @@ NAN_BITS: dict[np.dtype[Any], tuple[np.dtype[Any], int]] = {
 """Quiet, positive, no payload; narrower dtypes take its first bits."""
 
 
+def spread_nans(values: npt.NDArray[Any]) -> None:
+    """Make both parts of a complex number NaN where one of them is."""
+    lacking = np.isnan(values)
+    if lacking.any():
+        values[lacking] = complex(np.nan, np.nan)
+
+
 def unify_nans(values: npt.NDArray[Any]) -> None:
     """Make every NaN of *values* (float32 or float64) the same one."""
     if not len(values):

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ringd.collective import halves
-from ringd.collective.nans import NAN_BITS, unify_nans
+from ringd.collective.nans import NAN_BITS, spread_nans, unify_nans
 
 try:
     import ml_dtypes
@@ -163,11 +163,6 @@ def check(operation: str, dtype: npt.DTypeLike) -> None:
             f"op {operation!r} is not defined for dtype {name}: it works on the bits of bool and "
             "integers; use x.view() of an integer dtype if you mean those"
         )
-    if operation in ("min", "max") and kind == "c":
-        raise TypeError(
-            f"op {operation!r} is not defined for dtype {name}: complex numbers have no order; "
-            "reduce the real and imaginary parts, or the absolute values"
-        )
 
 
 class Reduction:
@@ -206,7 +201,7 @@ class Reduction:
         self._adds_float16 = operation == "sum" and name == "float16"
         self._by = self._by_ufunc
         if self._floating and operation in ("min", "max"):
-            self._by = self._by_order
+            self._by = self._by_order if self.accumulator.kind == "f" else self._by_both_parts
         elif self.accumulator.kind == "c" and operation == "prod":
             self._by = self._by_parts
 
@@ -327,6 +322,8 @@ class Reduction:
                 np.divide(partial, partial.dtype.type(self.size), out=partial)
             halves.narrow(partial, out)
             return
+        if self._by == self._by_both_parts:
+            spread_nans(partial)
         if self._floating:
             unify_nans(_parts(partial))
         if self.operation == "mean":
@@ -373,6 +370,21 @@ class Reduction:
             if least:
                 np.negative(result, out=result)
 
+    def _by_both_parts(self, a: Array, b: Array, out: Array) -> None:
+        """Minimum or maximum of complex numbers: by the real parts, then by the imaginary ones.
+
+        What has a NaN in either part is a NaN in both, so that the order of inputs does not matter.
+        """
+        for start in range(0, len(out), _BLOCK):
+            x, y, result = (values[start : start + _BLOCK] for values in (a, b, out))
+            low, high = (x, y) if self.operation == "min" else (y, x)
+            (low_real, low_imag), (high_real, high_imag) = _ranked(low), _ranked(high)
+            first = low_real < high_real
+            first |= (low_real == high_real) & (low_imag < high_imag)
+            lacking = np.isnan(x) | np.isnan(y)
+            np.copyto(result, np.where(first, x, y))
+            result[lacking] = complex(np.nan, np.nan)
+
     @staticmethod
     def _by_parts(a: Array, b: Array, out: Array) -> None:
         """Complex product; numpy's own is rounded otherwise where a processor fuses its steps."""
@@ -389,6 +401,15 @@ def _has_negative_zero(values: Array) -> bool:
     """Whether -0.0 is among *values*: as a whole number, the least of that width."""
     signed = np.dtype(f"i{values.itemsize}")
     return len(values) > 0 and np.minimum.reduce(values.view(signed)) == np.iinfo(signed).min
+
+
+def _ranked(values: Array) -> tuple[Array, Array]:
+    """Return whole numbers that are ordered as the parts of complex *values*, -0.0 before +0.0."""
+    parts = _parts(values)
+    bits = parts.view(f"i{parts.itemsize}")
+    # Of two negative numbers, the one of the greater magnitude has the greater bits.
+    ranks = bits ^ ((bits >> (8 * bits.itemsize - 1)) & np.iinfo(bits.dtype).max)
+    return ranks[::2], ranks[1::2]
 
 
 def _parts(values: Array) -> Array:

@@ -77,6 +77,8 @@ def numbers(tensor: torch.Tensor, op: str) -> torch.Tensor:
 def _check_op(dtype: torch.dtype, op: str) -> None:
     if dtype not in _NUMPY_HAS and dtype != torch.bfloat16:
         raise TypeError(f"{op} of {dtype} is not supported; convert it, to float32 say")
+    if dtype.is_complex and op in ("min", "max"):  # as of all of torch's backends
+        raise TypeError(f"{op} of {dtype}: to torch, complex numbers have no order")
     check(op, _dtype_of(dtype))
 
 
