@@ -6,11 +6,13 @@ answer as the real ones do (``service_fakes.py``); files go into a tree of the t
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import plistlib
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -325,6 +327,69 @@ def test_a_packages_service_is_the_packages(linux: Machine, verb: str, said: str
     done = linux.cli(verb)
     assert (done.exit_code, said in done.output) == (1, True)
     assert linux.calls() == []
+
+
+def test_a_service_that_hides_the_packages_may_go(linux: Machine) -> None:
+    """One that was installed before the package: it alone is taken away, and nothing purged."""
+    linux.configure()
+    assert linux.cli("install").exit_code == 0
+    packaged = linux.root / str(systemd.PACKAGED_UNIT).lstrip("/")
+    packaged.parent.mkdir(parents=True)
+    packaged.touch()
+    before = linux.files()
+    assert linux.cli("uninstall", "--purge").exit_code == 1
+    assert linux.files() == before
+    assert linux.cli("uninstall").exit_code == 0
+    assert before.keys() - linux.files().keys() == {UNIT, "etc/sysusers.d/ringd.conf"}
+
+
+@pytest.mark.parametrize("verb", ["install", "uninstall"])
+def test_one_at_a_time(either: Machine, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    """Whoever changes the service holds its lock, and leaves no file of it."""
+    lock = either.root / (JOB if either.macos else UNIT)
+    lock = lock.with_name(f".{lock.name}.lock")
+    carry_out = Host.carry_out
+    found = []
+
+    def watched(host: Host, steps: object) -> None:
+        with lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found.append("locked")
+        carry_out(host, steps)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Host, "carry_out", watched)
+    assert either.cli(verb).exit_code == 0
+    assert found == ["locked"]
+    assert not lock.exists()
+
+
+def test_two_at_once_take_turns(place: Path) -> None:
+    """The second says that it waits, and begins when the first is done."""
+    host, unit = Host(place), Path("/units/ringd.service")
+    held, awaited = threading.Event(), threading.Event()
+    seen = []
+
+    def first() -> None:
+        with host.alone(unit, lambda: seen.append("never")):
+            held.set()
+            awaited.wait()
+            seen.append("first is done")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    held.wait()
+
+    def waiting() -> None:
+        seen.append("second waits")
+        awaited.set()
+
+    with host.alone(unit, waiting):
+        seen.append("second begins")
+    thread.join()
+    assert seen == ["second waits", "first is done", "second begins"]
+    assert list((place / "units").iterdir()) == []
 
 
 def test_a_system_without_a_manager(linux: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,7 @@ def gather(socket: Path | None, path: Path | None, node: str | None) -> Facts:
         if not status and config.node:
             where = f"{path}: {config.listen_key}"
             blocked = [
-                f"{where}: {line}" for line in obstacles(config.listen_addresses(config.node))
+                f"{where}: {one.text}" for one in obstacles(config.listen_addresses(config.node))
             ]
     about = ConfigFacts(
         path=str(path),

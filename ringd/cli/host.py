@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ringd.errors import RingError
+from ringd.host.ownfile import open_own
 from ringd.service.steps import Remove, Run, Step, Write
 
 _WITHIN = 120.0
@@ -50,6 +53,28 @@ class Host:
         done = _run(argv)
         return done.stdout if done.returncode == 0 else None
 
+    @contextlib.contextmanager
+    def alone(self, definition: Path, waiting: Callable[[], None]) -> Iterator[None]:
+        """Keep others from changing the service of *definition* meanwhile.
+
+        They wait for a lock beside it, which leaves no file behind; *waiting* is called first if
+        this one has to.
+
+        Raises:
+            RingError: There can be no lock.
+        """
+        path = self.place(definition.with_name(f".{definition.name}.lock"))
+        try:
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            fd = _lock(path, waiting)
+        except OSError as error:
+            raise RingError(f"{path}: {error.strerror or error}") from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # before it is let go, or it would be the next one's
+            os.close(fd)
+
     def carry_out(self, steps: Iterable[Step]) -> None:
         """Take *steps*, one after the other, up to the first that fails.
 
@@ -67,6 +92,26 @@ class Host:
             except OSError as error:
                 path = step.path if isinstance(step, (Write, Remove)) else step.argv[0]
                 raise RingError(f"{path}: {error.strerror or error}") from error
+
+
+def _lock(path: Path, waiting: Callable[[], None]) -> int:
+    """Return a descriptor of the file at *path*, with the lock of it."""
+    while True:
+        fd = open_own(path, os.O_RDWR | os.O_CREAT)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            # Whoever had it took the file away: others lock the one that is there by now.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(path.lstat(), os.fstat(fd)):
+                    return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
 
 
 def _insist(step: Run) -> None:

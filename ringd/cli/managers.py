@@ -153,7 +153,9 @@ class Systemd:
 
     def uninstall(self, *, purge: bool) -> list[Step]:
         """Return the steps."""
-        self._check_package("apt purge ringd" if purge else "apt remove ringd")
+        # One that was here before the package hides the package's, and may go by itself.
+        if purge or not self._host.has(self.definition):
+            self._check_package("apt purge ringd" if purge else "apt remove ringd")
         return systemd.uninstall(self.service, self.definition, runs=self._runs, purge=purge)
 
     def state(self) -> State:

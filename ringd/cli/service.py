@@ -84,14 +84,15 @@ def install(*, user: bool, node: str | None, dry_run: bool) -> None:
     try:
         _need_root(user=user, dry_run=dry_run)
         chosen = manager(HOST, user=user, macos=MACOS)
-        outlook = _look_at_config(chosen, node)
-        steps = chosen.install(outlook.node, start=outlook.good)
         if dry_run:
-            click.echo(describe(steps))
+            outlook = _look_at_config(chosen, node)
+            click.echo(describe(chosen.install(outlook.node, start=outlook.good)))
             return
         _check_program(chosen)
         chosen.check()
-        HOST.carry_out(steps)
+        with HOST.alone(chosen.definition, _say_waiting):
+            outlook = _look_at_config(chosen, node)
+            HOST.carry_out(chosen.install(outlook.node, start=outlook.good))
     except RingError as error:
         fail(error)
     for line in _next(chosen, outlook):
@@ -120,7 +121,8 @@ def uninstall(*, user: bool, purge: bool, dry_run: bool) -> None:
         if dry_run:
             click.echo(describe(steps))
             return
-        HOST.carry_out(steps)
+        with HOST.alone(chosen.definition, _say_waiting):
+            HOST.carry_out(steps)
     except RingError as error:
         fail(error)
     click.echo("Removed.")
@@ -168,6 +170,10 @@ def status(*, user: bool, as_json: bool) -> None:
         click.echo(f"installed as {state.definition}; {enabled}")
     if not state.running:
         sys.exit(NO_DAEMON)
+
+
+def _say_waiting() -> None:
+    click.echo("Waiting for another ringd-cli that changes this service ...", err=True)
 
 
 def _need_root(*, user: bool, dry_run: bool) -> None:

@@ -205,13 +205,20 @@ def _check_library(settings: Config) -> None:
 
 
 def _check_ports(settings: Config, socket_path: Path) -> None:
-    """Exit with a line for each port in use, unless this member's daemon runs and uses it."""
+    """Exit with a line for each address that is not this machine's; name those in use.
+
+    The latter is no fault of the config: the daemon itself may run, with its socket in a place that
+    only its own command line names.
+    """
     with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
         probe.connect(str(socket_path) + SUFFIX)
         return
-    lines = obstacles(settings.listen_addresses(settings.node))
-    if lines:
-        _give_up(f"{settings.path}: {settings.listen_key}: {line}" for line in lines)
+    where = f"{settings.path}: {settings.listen_key}"
+    found = obstacles(settings.listen_addresses(settings.node))
+    if faults := [one for one in found if not one.in_use]:
+        _give_up(f"{where}: {one.text}" for one in faults)
+    for one in found:
+        click.echo(f"Note: {where}: {one.text}, unless it is this member's own ringd", err=True)
 
 
 def _cannot_start(error: RingError, code: int) -> NoReturn:

@@ -9,6 +9,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ringd.acceptor import Acceptor
@@ -198,18 +199,33 @@ class Listener:
         return False
 
 
-def obstacles(bind: Iterable[tuple[str, int]]) -> list[str]:
-    """Return why those of *bind* that cannot be listened on right now cannot; with remedies."""
-    texts = []
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Why an address cannot be listened on right now.
+
+    Attributes:
+        text: The reason, with its remedy.
+        in_use: Whether a program listens there, which may be this member's own daemon.
+    """
+
+    text: str
+    in_use: bool
+
+
+def obstacles(bind: Iterable[tuple[str, int]]) -> list[Obstacle]:
+    """Return what is in the way of listening on *bind*."""
+    found = []
     for where in bind:
         try:
             sockets = _listen(*where, "system")
         except RingError as error:
-            texts.append(str(error))
+            cause = error.__cause__
+            in_use = isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE
+            found.append(Obstacle(str(error), in_use))
         else:
             for sock in sockets:
                 sock.close()
-    return texts
+    return found
 
 
 def _listen_on(
