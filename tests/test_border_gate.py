@@ -225,6 +225,7 @@ def test_groups_of_one_user_leave_some_for_others(tmp_path, users):
         users[0] = 502
         with Raw(daemon, group="other") as other:
             assert other.ask(other.submit(), EIGHT) == border.Completed(5, 0, 1, 7)
+        eventually(lambda: daemon.handler.gone)
         hog.leave(6)
         assert isinstance(hog.ask(hog.attach(join_id=30, group="again")), border.Attached)
         hog.close()

@@ -100,10 +100,15 @@ class Gate:
             relay.hear()
 
     def all_heard(self, name: bytes) -> bool:
-        """Return whether all that a connection has said is heard."""
+        """Return whether all that the program behind a connection has said, and will say, is heard.
+
+        While the connection is open, more may come: libzmq sends in a thread of its own.
+        """
         if (relay := self._relays.get(name)) is not None:
             relay.pass_on()
-        relay = self._relays.get(name) or self._ended.get(name)
+        if (relay := self._relays.get(name)) is not None and not relay.program_ended:
+            return False
+        relay = relay or self._ended.get(name)
         return relay is None or relay.all_heard
 
     def hang_up(self, name: bytes) -> None:
@@ -205,6 +210,11 @@ class _Relay:
         self._program, self._inner = _End(program), _End(inner)
         program.setblocking(False)
         self._watch_both()
+
+    @property
+    def program_ended(self) -> bool:
+        """Whether the program has ended the connection."""
+        return self._program.ended
 
     @property
     def all_heard(self) -> bool:
