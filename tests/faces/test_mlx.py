@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ringd.mlx import jaccl_factory
 from tests.cluster import Cluster
 from tests.proxy import Proxy
 from tests.ringkit import BOUNDED, HASTY
@@ -212,3 +213,12 @@ def test_the_first_lines_of_the_page() -> None:
     """They are what is typed here."""
     page = (Path(__file__).parents[2] / "docs" / "mlx.md").read_text()
     assert "    ringd-cli run --mlx -- python generate.py" in page
+
+
+def test_jaccl_takes_the_factory() -> None:
+    """MLX checks what it is given, also where it has no JACCL and calls nothing."""
+    import mlx.core as mx
+
+    assert mx.distributed.init(backend="jaccl", all_gather_factory=jaccl_factory()).size() == 1
+    with pytest.raises(TypeError, match="all_gather_factory"):
+        mx.distributed.init(backend="jaccl", all_gather_factory=3)
