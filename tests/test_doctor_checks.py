@@ -121,6 +121,10 @@ FAULTS = {
         replace(WELL, config=replace(WELL.config, obstacles=("cannot listen; stop the program",))),
         ("serious", "port", "cannot listen", "stop the program"),
     ),
+    "port in use": (
+        replace(WELL, config=replace(WELL.config, in_use=("cannot listen; stop the program",))),
+        ("note", "port", "cannot listen, unless it is this member's own ringd", "stop the program"),
+    ),
     "no daemon": (
         daemon(socket="", status=None, members=(), trouble="none; start ringd", runtime_dir="/x"),
         (

@@ -12,7 +12,7 @@ from ringd.cli.doctor import _look_up
 from ringd.doctor.facts import Way
 from ringd.host import interfaces
 from tests.cluster import Cluster, wait_until
-from tests.test_ring_commands import cli
+from tests.test_ring_commands import cli, run
 
 
 def test_a_ring_that_is_well(calm_cluster: Cluster) -> None:
@@ -57,3 +57,18 @@ def test_a_member_that_is_gone(place: Path) -> None:
     assert "!! ring     waits for n1: " in done.stdout
     assert "connection refused" in done.stdout
     assert "-> start ringd on n1" in done.stdout
+
+
+def test_a_daemon_that_is_not_found(calm_cluster: Cluster, place: Path) -> None:
+    """Its socket is elsewhere than where it is looked for; its port is in use, as it should be."""
+    own = calm_cluster[1]
+    options = ("--config", str(calm_cluster.config), "--node", own.name)
+    done = run("ringd-cli", "doctor", *options, "--socket", str(place / "none.sock"), "--json")
+    findings = json.loads(done.stdout)["findings"]
+    (port,) = [found for found in findings if found["subject"] == "port"]
+    assert port["severity"] == "note"
+    assert f"cannot listen on 127.0.0.1:{own.port}: Address already in use" in port["text"]
+    assert "this member's own ringd" in port["text"]
+    assert "--socket" in port["remedy"]
+    serious = {found["subject"] for found in findings if found["severity"] == "serious"}
+    assert serious == {"socket"}

@@ -30,7 +30,7 @@ from ringd.errors import RingError
 from ringd.host import interfaces, machine, memory, paths
 from ringd.host.tcp import large_ping
 from ringd.net.fullpackets import reach
-from ringd.net.listener import obstacles
+from ringd.net.listener import Obstacle, obstacles
 from ringd.net.oserrors import describe
 from ringd.wire.border.messages import AskStatus, AskTrace
 
@@ -111,20 +111,22 @@ def gather(socket: Path | None, path: Path | None, node: str | None) -> Facts:
     uid = Path(daemon.socket).stat().st_uid if daemon.socket else None  # of the daemon's user
     config, problems = load.look(path, status.get("node") or node, uid)
     ways: tuple[Way, ...] = ()
-    blocked: list[str] = []
+    blocked: list[Obstacle] = []
     if config is not None:
         ways = _ways(config)
         if not status and config.node:
             where = f"{path}: {config.listen_key}"
             blocked = [
-                f"{where}: {one.text}" for one in obstacles(config.listen_addresses(config.node))
+                replace(one, text=f"{where}: {one.text}")
+                for one in obstacles(config.listen_addresses(config.node))
             ]
     about = ConfigFacts(
         path=str(path),
         problems=tuple(problems),
         node="" if config is None else config.node,
         alone=config is not None and _alone(config),
-        obstacles=tuple(blocked),
+        obstacles=tuple(one.text for one in blocked if not one.in_use),
+        in_use=tuple(one.text for one in blocked if one.in_use),
     )
     return Facts(about, daemon, _machine(), ways)
 

@@ -73,6 +73,10 @@ def _config(config: ConfigFacts) -> Iterator[Finding]:
         yield _parted("serious", subject, problem, f"mend it in {config.path}")
     for obstacle in config.obstacles:
         yield _parted("serious", "port", obstacle, "choose another port on every machine")
+    for obstacle in config.in_use:
+        fault, remedy = _split(obstacle)
+        text = f"{fault}, unless it is this member's own ringd"
+        yield Finding("note", "port", text, f"name its socket: --socket; or {remedy}")
     if not config.problems:
         yield Finding("good", "config", f"{config.path}: this is {config.node!r}")
 

@@ -16,7 +16,8 @@ class ConfigFacts:
         problems: What the daemon would refuse it for; a line each.
         node: Which member this machine is; empty while that is not known.
         alone: Whether all members are on loopback, and so on one machine.
-        obstacles: Why this member's ports cannot be listened on; none while its daemon runs.
+        obstacles: Why this member's ports cannot be listened on; none while its daemon answers.
+        in_use: So, of ports that a program listens on, which may be a daemon that was not found.
     """
 
     path: str
@@ -24,6 +25,7 @@ class ConfigFacts:
     node: str = ""
     alone: bool = False
     obstacles: tuple[str, ...] = ()
+    in_use: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ ROOT = Path(__file__).parents[2]
 NAMES = ("alpha", "beta", "gamma")
 PORT = 5680
 PYTHON = "/usr/lib/ringd/bin/python"
+OWN = "/srv/own"
+"""Where a program has an environment of its own, which stays when the package goes."""
 PATIENCE = 120.0
 """Seconds for what may take a while, as the machines share two cores."""
 
@@ -78,36 +80,32 @@ class Machines(list[Machine]):
 
         wait_until(other, "another daemon", PATIENCE)
 
+    def wait_for_calls(self, machines: list[Machine]) -> None:
+        """Wait until each of *machines* has a call under way."""
+        wait_until(
+            lambda: all("all_reduce" in one.said("ringd-cli", "status") for one in machines),
+            "calls under way",
+            PATIENCE,
+        )
+
     @contextlib.contextmanager
-    def call_under_way(self, name: str, last: Machine, elements: int = LARGE) -> Iterator[None]:
+    def call_under_way(
+        self, name: str, last: Machine, elements: int = LARGE, python: str = PYTHON
+    ) -> Iterator[None]:
         """Have all but *last* make a call before the context, and that one behind it.
 
         So it is under way within the context. It has further ones behind it, and all have the
         right results in the end.
         """
         steps = 3
-        programs = {
-            machine.name: machine.started(
-                *(PYTHON, "/srv/program.py", name, str(steps), str(elements)), user=MEMBER
-            )
-            for machine in self
-            if machine is not last
-        }
+        words = (python, "/srv/program.py", name, str(steps), str(elements))
+        others = [machine for machine in self if machine is not last]
+        programs = {machine.name: machine.started(*words, user=MEMBER) for machine in others}
         try:
-            wait_until(
-                lambda: all(
-                    "all_reduce" in machine.said("ringd-cli", "status")
-                    for machine in self
-                    if machine is not last
-                ),
-                "calls under way",
-                PATIENCE,
-            )
+            self.wait_for_calls(others)
             yield
             self.wait_ready()
-            programs[last.name] = last.started(
-                *(PYTHON, "/srv/program.py", name, str(steps), str(elements)), user=MEMBER
-            )
+            programs[last.name] = last.started(*words, user=MEMBER)
             expected = [
                 f"step {step}: 0 wrong of {elements}, {len(self)} ranks" for step in range(steps)
             ]
@@ -318,7 +316,7 @@ def test_a_machine_without_power_in_mid_call(machines: Machines) -> None:
         return machine.started(*words, user=MEMBER)
 
     calls = [started(machine, 2) for machine in machines if machine is not lost]
-    held = started(lost, 2, "hold")  # one call with all, and no second one
+    held = started(lost, 2, "--hold")  # one call with all, and no second one
     wait_until(lambda: "op 1: all_reduce" in machines[0].said("ringd-cli", "status"), "mid-call")
     lost.power_off()
     held.wait(PATIENCE)
@@ -439,17 +437,53 @@ def test_a_stop_is_a_good_end(machines: Machines) -> None:
     machines.wait_ready()
 
 
+def left(machine: Machine) -> int:
+    """Return how often the daemon of a machine has heard that a neighbour leaves."""
+    log = machine.said("journalctl", "-u", "ringd", "-o", "cat")
+    return len(re.findall(r"the daemon stops|leaves", log))
+
+
+def test_a_package_removed_in_mid_call(machines: Machines) -> None:
+    """Config, key and state stay; with the package back, all have their results."""
+    machine, neighbour, last = machines
+    for one in machines:
+        one.said("cp", "--archive", "/usr/lib/ringd", OWN)
+    kept = ("/etc/ringd/ringd.toml", "/etc/ringd/ring.key")
+    before = machine.said("sha256sum", *kept)
+    heard = left(neighbour)
+    with machines.call_under_way("removed", last, python=f"{OWN}/bin/python"):
+        machine.said("apt-get", "remove", "--yes", "ringd")
+        assert machines.service(machine)["ActiveState"] in ("inactive", "failed")
+        assert machine.said("find", "/usr/bin", "/usr/lib/systemd", "-name", "ringd*") == ""
+        assert machine.said("sha256sum", *kept) == before
+        machine.said("ls", "/var/lib/ringd/state.json")
+        wait_until(lambda: left(neighbour) > heard, "the leave", PATIENCE)
+        wait_until(
+            lambda: machine.name in machines.service(neighbour)["StatusText"], "the wait", PATIENCE
+        )
+        machine.said("apt-get", "install", "--yes", "/srv/newer.deb")
+        assert machines.service(machine)["ActiveState"] == "active"
+
+
 def test_purge_leaves_nothing(machines: Machines) -> None:
-    """Neither file nor account; and a remove before it keeps config, key and state."""
-    machine = machines[0]
-    machine.said("apt-get", "remove", "--yes", "ringd")
-    machine.said("ls", "/etc/ringd/ring.key", "/var/lib/ringd/state.json")
-    assert machines.service(machine)["ActiveState"] in ("inactive", "failed")
-    said = machine.said("apt-get", "purge", "--yes", "ringd")
-    assert traces(machine) == set(), said
-    assert subprocess.run(
-        machine.command("systemctl", "cat", "ringd"), capture_output=True, check=False
-    ).returncode
+    """Neither file nor account; calls under way end at their deadlines, here and elsewhere."""
+    machine, neighbour, _ = machines
+    words = (f"{OWN}/bin/python", "/srv/program.py", "purged", "1", str(SMALL), "--timeout", "45")
+    callers = [machine, neighbour]
+    programs = [one.started(*words, user=MEMBER) for one in callers]
+    try:
+        machines.wait_for_calls(callers)
+        said = machine.said("apt-get", "purge", "--yes", "ringd")
+        assert traces(machine) == set(), said
+        assert subprocess.run(
+            machine.command("systemctl", "cat", "ringd"), capture_output=True, check=False
+        ).returncode
+        for program in programs:
+            output, _ = program.communicate(timeout=PATIENCE)
+            assert output.startswith("DeadlineExceeded:"), output
+    finally:
+        for program in programs:
+            end(program)
 
 
 def test_an_install_from_a_home(machines: Machines) -> None:
