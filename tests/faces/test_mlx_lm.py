@@ -103,7 +103,8 @@ def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def on_the_page(model: str, *, pipeline: bool) -> str:
     """Return the page's generate.py, with this model and prompt in the place of its own."""
-    (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    programs = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (program,) = [program for program in programs if "mlx_lm" in program]
     for old, new in (
         (r'"path/to/model"', repr(model)),
         (r'"Write a haiku\."', repr(PROMPT)),
