@@ -227,3 +227,27 @@ def test_callbacks_keep_no_program_alive(tmp_path):
     """
     done = run(tmp_path, program)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_callback_under_way_is_left_at_a_programs_end(tmp_path):
+    """Not ended where it is: in C++, as of torch, that would abort the process."""
+    program = """
+        import sys, threading, time
+        import ringd
+        ring = ringd.connect(sys.argv[1], timeout=10)
+        other = ringd.connect(sys.argv[1], timeout=10, group="other")
+        begun = threading.Event()
+
+        def callback(work):
+            begun.set()
+            time.sleep(0.2)
+            print("through", flush=True)
+
+        for _ in range(3):
+            other.all_reduce_async([1.0]).add_done_callback(callback)
+        other.close()
+        assert begun.wait(30)
+        raise RuntimeError
+    """
+    done = run(tmp_path, program)
+    assert (done.returncode, done.stdout) == (1, "through\n")

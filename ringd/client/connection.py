@@ -29,6 +29,8 @@ from ringd.client.pool import Block, Bytes, Pool
 from ringd.client.pump import Pump
 from ringd.wire.border.messages import Attached, DecodeError
 
+_CALLBACK_PATIENCE = 1.0  # seconds, at the program's end, for a callback under way
+
 _alive: weakref.WeakSet[Connection] = weakref.WeakSet()
 
 
@@ -352,6 +354,8 @@ def _exiting() -> None:
     """Let the others know now: the rest may take long."""
     for connection in list(_alive):
         connection.abandon()
+    for connection in list(_alive):
+        connection.notifier.stop(_CALLBACK_PATIENCE)
 
 
 os.register_at_fork(after_in_child=_forked)

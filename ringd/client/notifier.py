@@ -46,6 +46,19 @@ class Notifier:
         self._watched: list[Watched] = []
         self._running = _thread.allocate_lock()
         """Held by the thread."""
+        self._calling = _thread.allocate_lock()
+        """Held by the thread while it calls back."""
+        self._stopped = False
+
+    def stop(self, patience: float) -> None:
+        """Call back no more; return when that is so, or after *patience* seconds.
+
+        For the program's end: Python then ends threads wherever they are, and C++, in which a
+        callback may be, takes the whole process along.
+        """
+        self._stopped = True
+        if self._calling.acquire(timeout=patience):
+            self._calling.release()
 
     def watch(self, owner: Waiting, op: Op, callback: Callable[[], object]) -> None:
         """Have *callback* called once *op* has ended; the caller wakes who waits already."""
@@ -88,7 +101,9 @@ class Notifier:
         for watched in self._watched.copy():
             if watched.op.ended:
                 self._watched.remove(watched)
-                call_back(watched.op, watched.callback)
+                with self._calling:
+                    if not self._stopped:
+                        call_back(watched.op, watched.callback)
 
 
 def call_back(op: Op, callback: Callable[[], object]) -> None:
