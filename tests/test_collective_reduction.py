@@ -184,8 +184,8 @@ def test_complex_numbers_are_ordered_by_their_parts(dtype, operation):
     values = np.array([complex(real, imag) for real in parts for imag in parts], dtype)
 
     def rank(value):
-        zeros = [(part, not np.signbit(part)) for part in (value.real, value.imag)]
-        return [key for part in zeros for key in part]
+        parts = (value.real, value.imag)
+        return [*parts, *(not np.signbit(part) for part in parts)]
 
     choose = min if operation == "min" else max
     for size in (1, 2, 3):

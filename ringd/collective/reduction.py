@@ -379,8 +379,10 @@ class Reduction:
             x, y, result = (values[start : start + _BLOCK] for values in (a, b, out))
             low, high = (x, y) if self.operation == "min" else (y, x)
             (low_real, low_imag), (high_real, high_imag) = _ranked(low), _ranked(high)
-            first = low_real < high_real
+            first = low_real < high_real  # the signs of zeros, which are equal, count last
             first |= (low_real == high_real) & (low_imag < high_imag)
+            for mine, other in ((low.imag, high.imag), (low.real, high.real)):
+                first = (mine < other) | ((mine == other) & first)
             lacking = np.isnan(x) | np.isnan(y)
             np.copyto(result, np.where(first, x, y))
             result[lacking] = complex(np.nan, np.nan)
