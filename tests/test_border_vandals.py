@@ -5,6 +5,7 @@ import socket
 import struct
 
 import msgspec
+import pytest
 import zmq
 from borderkit import EIGHT, Raw
 from fake_daemon import FakeDaemon, eventually
@@ -105,6 +106,30 @@ def test_reader_that_never_reads_is_parted_with(tmp_path):
         daemon.run(flood, 60)
         eventually(lambda: daemon.handler.gone)
         assert daemon.handler.gone == ["it does not read what the daemon sends"]
+
+
+@pytest.mark.parametrize("rejoins", [False, True])
+def test_who_leaves_many_groups_has_not_left_them_unread(tmp_path, rejoins):
+    """Of each it was told that it is lost: what it never acknowledges counts no more then."""
+    limits = Limits(window=8, groups=1 << 20)
+    with FakeDaemon(tmp_path / "s", limits=limits) as daemon, Raw(daemon) as raw:
+        (client,) = daemon.run(lambda: daemon.server.clients)
+        stays = range(10, 1510)
+        for join_id in stays:
+            raw.ask(raw.attach(join_id=join_id, group=f"g{join_id}"))
+        daemon.run(lambda: [client.send(border.Lost(i, 0, "group_lost", "")) for i in stays])
+        for _ in stays:
+            assert isinstance(raw.receive(), border.Lost)
+        assert daemon.run(lambda: client.unread.count) == len(stays)
+        for join_id in stays:
+            if rejoins:
+                new = {"join_id": join_id + 10_000, "former": join_id}
+                assert isinstance(raw.ask(raw.attach(group=f"g{join_id}", **new)), border.Attached)
+            else:
+                raw.leave(join_id)
+        assert daemon.run(lambda: client.unread.count) == 0
+        assert isinstance(raw.ask(raw.submit(), EIGHT), border.Completed)
+        assert client.alive
 
 
 def test_what_is_unread_counts_for_each_group(tmp_path):

@@ -96,30 +96,29 @@ def test_an_error_of_the_first_call_ends_the_second(tmp_path):
         assert ring.all_reduce(1.0) == 2.0
 
 
-def refuse(daemon):
+def refuse(daemon, error=ringd.Refused):
     """Let the first call of a fake daemon that holds calls fail."""
     eventually(lambda: daemon.handler.submitted)
     first = daemon.handler.submitted[0]
     daemon.run(
-        lambda: daemon.handler.submit_failed(
-            first.client, first.message, ringd.Refused("the reason")
-        )
+        lambda: daemon.handler.submit_failed(first.client, first.message, error("the reason"))
     )
 
 
+@pytest.mark.parametrize("error", [ringd.Refused, ringd.Mismatch, ringd.DeadlineExceeded])
 @pytest.mark.parametrize("behind", [False, True])
-def test_who_waits_for_both_makes_no_second_call_in_vain(tmp_path, behind):
+def test_who_waits_for_both_makes_no_second_call_in_vain(tmp_path, behind, error):
     """Members that called something else have no number for it; unless calls are behind it."""
     with fake(tmp_path, hold=True) as (daemon, ring):
         call = Call(lambda: ring.all_gather_bytes(b"abc"))
         eventually(lambda: daemon.handler.submitted)
         work = ring.all_reduce_async(SMALL) if behind else None
         daemon.handler.on_submit = daemon.handler.complete
-        refuse(daemon)
-        assert isinstance(call.outcome(), ringd.Refused)
+        refuse(daemon, error)
+        assert isinstance(call.outcome(), error)
         assert ring.all_reduce(1.0, timeout=10) == 2.0
         seqs = [(call.message.seq, call.message.outcome) for call in daemon.handler.submitted]
-        assert seqs == [(0, ""), *([(1, "refused"), (2, ""), (3, "")] if behind else [(1, "")])]
+        assert seqs == [(0, ""), *([(1, error.code), (2, ""), (3, "")] if behind else [(1, "")])]
         assert work is None or work.wait(60)[1] == 2.0
 
 

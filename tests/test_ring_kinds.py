@@ -162,6 +162,22 @@ def test_bytes_of_any_length_are_gathered(rings, length):
         assert found == [sent] * SIZE
 
 
+@pytest.mark.parametrize("call", ["split", "all_gather_bytes", "broadcast"])
+def test_another_call_in_the_place_of_one_that_timed_out(rings, call):
+    """The next calls are in step: what has no name would be added to what it does not belong to."""
+    first, *others = rings
+    with pytest.raises(ringd.DeadlineExceeded):
+        getattr(first, call)(b"a" if call == "all_gather_bytes" else 1, timeout=0.2)
+
+    def other(ring):
+        with pytest.raises(ringd.DeadlineExceeded):
+            ring.barrier()
+
+    everywhere(others, other)
+    found = everywhere(rings, lambda ring: [int(ring.all_reduce(10**k)) for k in range(5)])
+    assert found == [[SIZE * 10**k for k in range(5)]] * SIZE
+
+
 def test_a_scalar_is_gathered_as_one_row(rings):
     """As shape (1,)."""
     found = everywhere(rings, lambda ring: (ring.all_gather(ring.rank), ring.gather(2.5, 0)))

@@ -214,8 +214,10 @@ class Client:
         if self.stays.pop(join_id, None) is not None and self.alive:
             self.account.groups.give()
         self.turned_away.discard(join_id)
+        self.unread.left(join_id)
         self._forget(join_id)
         for channel in [c for c, stay in self.channels.items() if stay == join_id]:
+            self.unread.left(channel)
             self.closes(channel)
 
     def _forget(self, number: int) -> None:

@@ -1,7 +1,8 @@
 """How much of what a client was sent it has yet to read, as far as it has said.
 
 No socket tells. But messages are read in the order in which they were sent, so whoever says
-that it has the outcome of an op has read all that was sent before that.
+that it has the outcome of an op has read all that was sent before that; and whoever leaves a stay
+needs nothing any more that was sent up to its last message.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from collections import deque
 class Unread:
     """Counts the messages of all stays of one client."""
 
-    __slots__ = ("_marks", "_read", "_sent")
+    __slots__ = ("_last", "_marks", "_read", "_sent")
 
     def __init__(self) -> None:
         self._sent = 0
         self._read = 0
         self._marks: dict[int, deque[tuple[int, int]]] = {}
         """By join id: (number of the op, how many messages had been sent with its outcome)."""
+        self._last: dict[int, int] = {}
+        """By join id: how many messages had been sent with the last one of that stay."""
 
     @property
     def count(self) -> int:
@@ -28,6 +31,7 @@ class Unread:
     def sent(self, join_id: int, outcome_of: int | None) -> None:
         """One more was sent, be it with the outcome of an op."""
         self._sent += 1
+        self._last[join_id] = self._sent
         if outcome_of is not None:
             marks = self._marks.get(join_id)
             if marks is None:
@@ -40,6 +44,12 @@ class Unread:
         while marks and marks[0][0] < acked:
             self._read = max(self._read, marks.popleft()[1])
 
+    def left(self, join_id: int) -> None:
+        """The client has left this stay."""
+        self._read = max(self._read, self._last.get(join_id, 0))
+        self.forget(join_id)
+
     def forget(self, join_id: int) -> None:
         """Nothing more will be said of this stay."""
         self._marks.pop(join_id, None)
+        self._last.pop(join_id, None)

@@ -47,13 +47,14 @@ class Gathering:
 
     @property
     def in_vain(self) -> bool:
-        """Whether nobody makes the second call, as the first one has failed on all members.
+        """Whether the second call is not made, as the first one has failed.
 
-        Who made another call by mistake then has no such number either, and is in step with those
-        that wait. What was called behind it has its number, though.
+        On the others it has failed too, and whoever of them made another call by mistake has no
+        such number either. Where they could complete it, which a deadline alone may leave open,
+        their second call meets our next one: a mismatch, after which all are in step. What was
+        called behind it has its number, though.
         """
-        error = self.first.error
-        return self.waits and not isinstance(error, (type(None), errors.DeadlineExceeded))
+        return self.waits and self.first.error is not None
 
     def complete(self, op: Op) -> bool:
         """Make *op* what it is to be, if that is known by now; once more is harmless.
