@@ -397,3 +397,24 @@ def test_a_matrix_comes_back_as_a_plain_array(ring):
         matrix = np.matrix([[1.0, 2.0]])
         result = ring.all_reduce(matrix)
     assert (type(result), result.tolist()) == (np.ndarray, [[3.0, 6.0]])
+
+
+class Foreign:
+    """An array of whole numbers, as other frameworks have them."""
+
+    dtype, shape = "int64", (2,)
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return [3, 4][index]
+
+
+@pytest.mark.parametrize("receive", ["recv", "recv_async"])
+def test_a_foreign_array_is_no_shape(ring, receive):
+    """Its numbers would be taken for lengths, and the message be lost on an array of those."""
+    with pytest.raises(TypeError, match="out must be a numpy array, not Foreign; write a shape"):
+        getattr(ring, receive)(Foreign(), 0)
+    with pytest.raises(ValueError, match="no other rank"):
+        getattr(ring, receive)(np.int64(3), 0)  # which has a dtype, and is a length

@@ -751,8 +751,11 @@ class Ring:
         if out is not None and dtype is not None and np.dtype(dtype) != out.dtype:
             raise ValueError(f"dtype is {np.dtype(dtype)}, but the array has {out.dtype}")
         wanted = tensors.native(np.dtype(dtype) if out is None else out.dtype)
-        shape = arguments.shape_of(out_or_shape) if out is None else out.shape
-        if out is not None:
+        if out is None:
+            tensors.check_no_tensor(out_or_shape)
+            shape = arguments.shape_of(out_or_shape)
+        else:
+            shape = out.shape
             tensors.check_out(out, shape, wanted)
         call = _message(wanted, shape, name)
         wire_timeout, until = self._deadline(timeout)

@@ -168,3 +168,16 @@ def check_out(out: object, shape: tuple[int, ...] | None, dtype: np.dtype[Any]) 
         )
     if not out.flags.writeable:
         raise ValueError("out is read-only; write out=out.copy()")
+
+
+def check_no_tensor(shape: object) -> None:
+    """Make sure that *shape* is not some other framework's array: its numbers are no lengths.
+
+    Raises:
+        TypeError: it is one.
+    """
+    if hasattr(shape, "dtype") and len(getattr(shape, "shape", ())):
+        raise TypeError(
+            f"out must be a numpy array, not {type(shape).__name__}; write a shape and dtype=, "
+            "or an array of numpy over its memory"
+        )
