@@ -169,8 +169,8 @@ def test_another_call_in_the_place_of_one_that_timed_out(rings, call):
     with pytest.raises(ringd.DeadlineExceeded):
         getattr(first, call)(b"a" if call == "all_gather_bytes" else 1, timeout=0.2)
 
-    def other(ring):
-        with pytest.raises(ringd.DeadlineExceeded):
+    def other(ring):  # the news of the deadline may still be under way
+        with pytest.raises((ringd.DeadlineExceeded, ringd.Mismatch)):
             ring.barrier()
 
     everywhere(others, other)
