@@ -87,7 +87,7 @@ def calls_for(nbytes: int) -> int:
 
 
 @contextlib.contextmanager
-def teams_of(table: Table, former: Build | None) -> Iterator[LineUp]:
+def teams_of(table: Table, how: argparse.Namespace) -> Iterator[LineUp]:
     """Start what *table* compares, and end it all afterwards."""
     kinds = {TEAMS.get(mode, mode) for mode in table.modes}
     with line_up(loopback(table.machines), []) as made:
@@ -96,10 +96,10 @@ def teams_of(table: Table, former: Build | None) -> Iterator[LineUp]:
                 made.add(name, start_gloo(made, table.programs))
             elif name == "mpi":
                 made.add(name, start_mpi(made, "self,vader", table.programs))
-            elif name == "ringd" or former is None:
-                made.add(name, start_ring(made, name, Build(), table.programs))
+            elif name == "ringd":
+                made.add(name, start_ring(made, name, Build(), table.programs, how.protect))
             else:
-                made.add(name, start_ring(made, name, former, table.programs))
+                made.add(name, start_ring(made, name, how.former, table.programs))
         made.wait_ready(list(made.teams))
         yield made
 
@@ -126,7 +126,7 @@ def measured(table: Table, how: argparse.Namespace) -> Iterator[str]:
     heads = ["call", "size", *modes, *ratios, "wrong"]
     yield line(heads)
     yield line(["---", *["---:"] * (len(heads) - 1)])
-    with teams_of(table, how.former) as made:
+    with teams_of(table, how) as made:
         for nbytes in sizes_of(table.sizes):
             for kind in table.kinds.split(","):
                 yield line(row(table, made, kind, nbytes, how))
@@ -157,6 +157,7 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--former", type=Path, metavar="BUILD", help="a former build: its source, or its Python"
     )
+    parser.add_argument("--protect", help="ring.protect of ringd's members; default: its own")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")
     chosen = parser.parse_args()
     chosen.tables = chosen.tables.split(",")

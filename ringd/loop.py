@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import os
 import selectors
 import signal
 import socket
@@ -30,6 +31,18 @@ _LONGEST_SLEEP = 3600.0  # seconds; epoll takes no more than some weeks
 
 _COMPACT_FROM = 64
 """Cancelled timers are left in the heap until there are this many, and they are the majority."""
+
+
+SPIN = 100e-6
+"""Seconds for which a wait looks before it sleeps: an idle core wakes up some 50 us late."""
+_SPINS_IN_VAIN = 8
+"""Waits that may turn out longer, one after the other, before the next ones sleep at once."""
+_CORE_TAKEN = 1e-3
+"""Seconds after which whoever has been yielded to is no partner in the call, but computes."""
+_TAKEN_FOR = 5.0
+"""Seconds for which a core counts as taken: the kernel prefers a sleeper to such a program."""
+
+Events = list[tuple[selectors.SelectorKey, int]]
 
 
 class HasFileno(Protocol):
@@ -74,6 +87,57 @@ class Timer:
             self._loop._timer_cancelled()  # noqa: SLF001 - the two halves of one thing
 
 
+class AdaptiveWait:
+    """Sleeps until events come, but looks for a moment first while they follow each other closely.
+
+    Between two looks it yields, so that whoever it waits for can have this core. Where nothing
+    happens it costs nothing, and where others need the processor it sleeps at once.
+    """
+
+    __slots__ = ("_now", "_select", "_sleeps_until", "_spins", "_yield")
+
+    def __init__(
+        self,
+        select: Callable[[float | None], Events],
+        now: Callable[[], float],
+        yield_core: Callable[[], object],
+    ) -> None:
+        self._select = select
+        self._now = now
+        self._yield = yield_core
+        self._spins = 0  # how many waits may still spin, unless another short one comes
+        self._sleeps_until = 0.0
+
+    def __call__(self, timeout: float | None) -> Events:
+        """Return what is ready within *timeout* seconds (None: no limit), or nothing."""
+        if timeout == 0.0:
+            return self._select(0.0)
+        began = self._now()
+        end = began + (SPIN if timeout is None else min(SPIN, timeout))
+        if self._spins and began >= self._sleeps_until:
+            self._spins -= 1
+            ready = self._spin(began, end)
+            if ready:
+                self._spins = _SPINS_IN_VAIN
+                return ready
+        ready = self._select(timeout)
+        if ready and self._now() <= end:
+            self._spins = _SPINS_IN_VAIN
+        return ready
+
+    def _spin(self, now: float, end: float) -> Events:
+        ready = self._select(0.0)
+        while not ready and now < end:
+            before = now
+            self._yield()
+            ready = self._select(0.0)
+            now = self._now()
+            if now - before > _CORE_TAKEN:
+                self._sleeps_until = now + _TAKEN_FOR
+                break
+        return ready
+
+
 class Loop:
     """A selector, timers, and ways in from signals and threads."""
 
@@ -82,6 +146,7 @@ class Loop:
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
+        self._wait = AdaptiveWait(self._selector.select, self.now, os.sched_yield)
         self._timers: list[tuple[float, int, Timer]] = []
         self._timer_count = 0
         self._cancelled = 0
@@ -215,7 +280,7 @@ class Loop:
         return busy
 
     def _iterate(self, timeout: float | None) -> None:
-        ready = self._selector.select(timeout)
+        ready = self._wait(timeout)
         now = self.now()
         due = self._earliest()
         if due is not None and now - due > PAUSE_THRESHOLD:
