@@ -141,7 +141,7 @@ def test_a_channel_whose_other_end_has_left_cannot_be_opened_again():
         open_end(bench, rank)
     engine = bench.engines[1]
     gid = engine.roll.seats[101].session.gid
-    left = Closed(0, GroupLost.code, "the client on 'a' left the group")
+    left = Closed(0, GroupLost.code, "the client of rank 0 on 'a' left the group")
     bench.do(1, engine.received(0, 0, gid, 0, left, b"", bench.now))
     open_end(bench, 1, number=200)
     denied = bench.did(1, actions.Deny)[-1]
@@ -193,7 +193,7 @@ def test_a_channel_ends_with_the_stay_of_either_end():
     bench.gone(1)
     bench.settle()
     assert outcomes(bench, 0) == [(0, "ok"), (1, "group_lost")]
-    assert "the client on 'b' died" in bench.message(0)
+    assert "the client of rank 1 on 'b' died" in bench.message(0)
     open_end(bench, 0, Key(0, 2, 0), number=200)
     denied = bench.did(0, actions.Deny)[-1]
     assert (denied.code, "died" in denied.message) == (GroupLost.code, True)
@@ -220,7 +220,7 @@ def test_who_waits_for_an_end_that_can_be_opened_no_more_is_told(waiter, when):
         open_end(bench, waiter)
         message(bench, waiter, 0)
     assert outcomes(bench, waiter) == [(0, "group_lost")]
-    assert "the client on 'c' died" in bench.message(waiter)
+    assert "the client of rank 2 on 'c' died" in bench.message(waiter)
     bench.submit(waiter, submission(0, now=bench.now))
     bench.settle()
     for rank in (0, 1):

@@ -59,7 +59,7 @@ def test_programs_of_a_member_name_the_same_number_of_them():
     (deny,) = bench.did(0, actions.Deny)
     assert (deny.client, deny.code) == ("a1", errors.Refused.code)
     assert deny.message == (
-        "group 'g' on 'a' has 2 programs in the word of the one with local rank 0; "
+        "group 'g' on 'a': the program with local rank 0 says local_size=2, "
         "this one says local_size=3"
     )
     bench.program(0, 1, 2)
@@ -75,7 +75,10 @@ def test_programs_of_a_member_name_the_same_members():
     bench.program(0, 1, 2)
     (deny,) = bench.did(0, actions.Deny)
     assert deny.code == errors.Refused.code
-    assert deny.message == "group 'g' on 'a': a, c take part for one, all members here"
+    assert deny.message == (
+        "group 'g' on 'a': the program with local rank 0 says that a, c take part, "
+        "this one says all members"
+    )
 
 
 def test_a_local_rank_is_taken_once():
@@ -143,23 +146,31 @@ def test_the_order_of_ranks_is_agreed_on_too():
 
 
 def test_programs_that_disagree_can_leave_and_agree():
-    """The group is usable once they do, for those that stayed too; no daemon keeps anything."""
+    """The group is usable once they do, for those that stayed too, with the first call of each."""
     bench = Shared(2)
     bench.program(0)
     bench.program(1, members=(1,))
     for member in range(2):
         bench.call(member)
+        lost = bench.did(member, actions.TellLost)
+        assert [(told.floor, told.code) for told in lost] == [(0, MISMATCH)]
+    bench.attach(0, 66, client="a0")  # as its library does at once, or with the next call
     bench.gone(1, "b0")
-    bench.settle()
     bench.attach(1, 77, client="next")
     bench.settle()
+    bench.submit(0, submission(0), join_id=66, client="a0")
     bench.submit(1, submission(0), join_id=77, client="next")
     bench.settle()
-    assert bench.reports(1)[-1] == (0, MISMATCH)  # that call had ended for all
-    bench.call(0, seq=1)
-    bench.submit(1, submission(1), join_id=77, client="next")
+    assert [bench.reports(member)[-1] for member in range(2)] == [(0, OK)] * 2
+
+
+def test_a_group_that_cannot_form_is_joined_anew_for_a_call_alone():
+    """A program that calls nothing would join it again and again otherwise."""
+    bench = Shared(2)
+    bench.program(0)
+    bench.program(1, members=(1,))
     bench.settle()
-    assert [bench.reports(member)[-1] for member in range(2)] == [(1, OK)] * 2
+    assert not any(bench.did(member, actions.TellLost) for member in range(2))
 
 
 def test_a_session_that_has_formed_goes_on_without_the_one_that_disagrees():
@@ -287,8 +298,8 @@ def test_one_of_several_programs_that_dies_is_named_by_its_rank():
     assert bench.ends(1, 0) == [errors.GroupLost.code]
 
 
-def test_the_only_program_of_its_member_is_named_by_the_member():
-    """Though others have several."""
+def test_the_only_program_of_its_member_is_named_by_its_rank():
+    """As others have several, that is not its member's place."""
     bench = Shared(2)
     bench.program(0, 0, 2)
     bench.program(0, 1, 2)
@@ -298,7 +309,7 @@ def test_the_only_program_of_its_member_is_named_by_the_member():
     bench.gone(1, "b0")
     bench.settle()
     texts = {report.message for report in bench.did(0, actions.Report)}
-    assert texts == {"the client on 'b' died"}
+    assert texts == {"the client of rank 2 on 'b' died"}
 
 
 def test_a_program_that_waits_for_nobody_is_named_by_its_rank():

@@ -77,7 +77,7 @@ def test_a_mismatch_of_many_long_calls_still_tells_of_each():
     """The text fits into what may be offered again, and has something of every member in it."""
     names = tuple(f"machine-{rank}" for rank in range(64))
     calls = [call(rank, f"{rank:03}" * 80) for rank in range(64)]
-    text = differences("g" * 64, 7, calls, names, "")
+    text = differences("op 7 of group 'g'", calls, names, "")
     assert len(text) <= MAX_TEXT
     assert all(f"machine-{rank}: all_reduce" in text for rank in range(64))
     assert all(f"{rank:03}'" in text for rank in range(64))

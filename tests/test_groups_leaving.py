@@ -17,7 +17,7 @@ def test_a_dead_client_ends_the_calls_it_has_no_part_in():
     bench.gone(2)
     bench.settle()
     assert bench.reports(0) == [(0, "group_lost")]
-    assert bench.message(0) == "the client on 'c' died"
+    assert bench.message(0) == "the client of rank 2 on 'c' died"
     assert bench.did(1, actions.TellLost)[0].floor == 0
 
 

@@ -29,7 +29,7 @@ def test_a_loss_is_told_before_the_calls_that_it_ends(on_loss):
     assert {action.code for action in told} == {"group_lost" if on_loss == "wait" else "peer_lost"}
 
 
-DEATH = "the client on 'b' died"
+DEATH = "the client of rank 1 on 'b' died"
 
 
 def bereave(bench):
@@ -92,7 +92,8 @@ def test_one_that_leaves_for_reasons_of_its_own_is_named_with_them():
     bench.up()
     assert bench.reports(1) == [(0, "group_lost")]
     assert bench.message(1) == (
-        "the client on 'a' waits for nobody (on_loss=\"fail\"): the ring broke: link to b lost"
+        "the client of rank 0 on 'a' waits for nobody (on_loss=\"fail\"): "
+        "the ring broke: link to b lost"
     )
 
 
@@ -127,7 +128,7 @@ def test_one_that_leaves_before_its_part_is_done_is_itself_to_blame():
     bench.gone(2)
     bench.settle()
     assert bench.reports(0)[-1] == (1, "group_lost")
-    assert bench.message(0) == "the client on 'c' died"
+    assert bench.message(0) == "the client of rank 2 on 'c' died"
 
 
 def test_one_that_comes_too_late_is_told_why():
@@ -154,4 +155,4 @@ def test_one_that_dies_before_it_found_back_is_said_to_have_died():
     bench.gone(1)
     bench.attach(1, 21, client="b2")
     bench.up()
-    assert [bench.message(rank) for rank in (0, 2)] == [DEATH] * 2
+    assert [bench.message(rank) for rank in (0, 2)] == ["the client on 'b' died"] * 2

@@ -437,7 +437,7 @@ def test_a_seat_that_is_left_is_finished_when_all_are_done():
     stay.session.confirm(1)
     stay.go_live()
     stay.submissions.take(submission(0), 0.0)
-    left = stay.leave("the client on 'a' left")
+    left = stay.leave("the client of rank 0 on 'a' left")
     assert (left.submitted, stay.finished) == (1, False)
     stay.offers.offered(1, 0, offer(), b"", 0.0)
     stay.calls.finished(0)
@@ -457,7 +457,7 @@ def test_the_same_is_said_of_one_that_is_gone_however_often_others_ask():
     assert absences.counted_on("g", PEERS, GID, 0, 0, None, 0.0) is None
     assert absences.overdue(4.9, "did not come back") == []
     (notice,) = absences.overdue(5.0, "did not come back")
-    assert notice.left.message == "the client on 'a' did not come back"
+    assert notice.left.message == "the client of rank 0 on 'a' did not come back"
     assert absences.counted_on("g", PEERS, GID, 0, 0, None, 9.0) == notice
     assert absences.absent == {}
 

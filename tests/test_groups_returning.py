@@ -74,7 +74,7 @@ def test_a_poll_does_not_wait_for_a_client_that_will_not_speak(how):
     assert [bench.reports(rank) for rank in (0, 2)] == [[(0, "group_lost")]] * 2
     silent = "did not hand its calls over again within 7 s (ops.reattach)"
     reason = {"dies": "died", "stays silent": silent}[how]
-    assert f"the client on 'b' {reason}" in bench.message(0)
+    assert f"the client of rank 1 on 'b' {reason}" in bench.message(0)
     assert bench.message(0) == bench.message(2)
 
 

@@ -56,7 +56,7 @@ def test_what_was_lent_counts_as_it_was(calm_cluster: Cluster, end: str, size: s
             )
             for result in results:
                 np.testing.assert_array_equal(result, total(3, count, seed))
-        with pytest.raises(ringd.GroupLost, match=r"the client on 'n2' .* at 2"):
+        with pytest.raises(ringd.GroupLost, match=r"the client of rank 2 on 'n2' .* at 2"):
             rings[0].all_reduce(np.ones(3))
         wait_until(
             lambda: len((calm_cluster[2].status() or {"clients": [1]})["clients"]) == 0,

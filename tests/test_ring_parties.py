@@ -300,7 +300,7 @@ def test_a_part_that_cannot_be_is_refused_at_once(cluster, options, error, text)
 def test_programs_of_a_machine_that_disagree_are_told(cluster):
     """Who comes second is refused; across machines, every call says who named what."""
     first = ringd.connect(cluster.sockets[0], "odd", 30, local_size=2)
-    with first, pytest.raises(ringd.Refused, match="has 2 programs in the word of"):
+    with first, pytest.raises(ringd.Refused, match="says local_size=2, this one says"):
         ringd.connect(cluster.sockets[0], "odd", 30, local_rank=1, local_size=3)
     with ExitStack() as stack:
         here = [
@@ -315,3 +315,22 @@ def test_programs_of_a_machine_that_disagree_are_told(cluster):
             for error in outcomes(here, call):
                 assert type(error) is ringd.Mismatch
                 assert "disagree on who takes part" in str(error)
+
+
+def test_programs_that_disagreed_are_in_step_once_one_is_corrected(cluster):
+    """Nobody hears of the former disagreement again, however many calls it has ended."""
+    right, wrong = ["n0", "n1"], ["n0", "n1", "n2"]
+    with ringd.connect(cluster.sockets[0], "corrected", 30, members=right) as first:
+        with ringd.connect(cluster.sockets[1], "corrected", 30, members=wrong) as second:
+            for call in (
+                lambda ring: ring.all_reduce(1, timeout=20),
+                lambda ring: [work.wait() for work in [ring.all_reduce_async(1, timeout=20)] * 2],
+                lambda ring: ring.all_gather_bytes(b"x", timeout=20),
+                lambda ring: ring.rank,
+            ):
+                for error in outcomes([first, second], call):
+                    assert type(error) is ringd.Mismatch
+        with ringd.connect(cluster.sockets[1], "corrected", 30, members=right) as second:
+            for number in range(3):
+                found = everywhere([first, second], lambda ring, n=number: ring.all_reduce(10**n))
+                assert [int(value) for value in found] == [2 * 10**number] * 2

@@ -254,7 +254,7 @@ def test_a_program_that_dies_is_named(five: Cluster) -> None:
         here[0].begin(tensor(0, LARGE))
         here[1].close()
         text = here[0].outcome()
-        assert text.startswith("group_lost: the client on 'n3' ")
+        assert text.startswith("group_lost: the client of rank 1 on 'n3' ")
         for result in everywhere(rings, lambda ring: ring.all_reduce(np.float32(1))):
             assert result == 5
 

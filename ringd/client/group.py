@@ -21,6 +21,7 @@ from ringd.client.callsocket import Part
 from ringd.client.channel import Channel
 from ringd.client.daemon import Daemon
 from ringd.client.session import Op, Session, sendable
+from ringd.collective.call import title_of
 from ringd.wire.border.messages import (
     VERSION,
     Ack,
@@ -215,6 +216,10 @@ class Group:
                 op.hold = False
 
     # --- calls ------------------------------------------------------------------------
+
+    def title(self, seq: int) -> str:
+        """Return what texts call its op *seq*."""
+        return title_of(self.name, seq)
 
     def raise_loss(self) -> None:
         """Raise why the last session ended, if the user does not know yet; once.

@@ -21,6 +21,7 @@ from ringd.client.group import LOSSES, Group
 from ringd.client.groups import Groups
 from ringd.client.session import Op, Session
 from ringd.client.stay import Stay
+from ringd.collective.call import title_of
 from ringd.wire.border.messages import Open
 
 BUFFERED = 1 << 20
@@ -103,6 +104,10 @@ class End(Group):
             self.push()
 
     # --- as of a group, but for what follows --------------------------------------------
+
+    def title(self, seq: int) -> str:
+        """Return what texts call its message *seq*."""
+        return title_of(self.name, seq, self.key)
 
     def install(self) -> None:
         """A daemon is there: open it anew, and hand over what is unfinished."""

@@ -424,7 +424,7 @@ class Stay:
         if op.filler is not None and (limit := op.gives_up) and time.monotonic() >= limit:
             op = op.filler.first
         group, daemon = self.group, self.connection.daemon
-        what = f"op {op.seq} of group {group.name!r}, {op.call}"
+        what = f"{group.title(op.seq)}, {op.call}"
         limit = op.gives_up
         if op.ended or limit is None or time.monotonic() < limit:
             if op.ended:

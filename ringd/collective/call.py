@@ -26,6 +26,17 @@ MAX_COUNTS = 2 * (MAX_RANK + 1)
 NO_ROOT = -1
 
 
+def title_of(group: str, seq: int, channel: tuple[int, int, int] | None = None) -> str:
+    """Return what texts call op *seq* of a group, or of one of its channels.
+
+    *channel*: the sender's rank, the receiver's, and the tag.
+    """
+    if channel is None:
+        return f"op {seq} of group {group!r}"
+    source, to, tag = channel
+    return f"message {seq} from rank {source} to rank {to} under tag {tag} in group {group!r}"
+
+
 class Call(msgspec.Struct, frozen=True, array_like=True):
     """What one member asks for; members must agree on every field."""
 

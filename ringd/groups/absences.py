@@ -115,9 +115,7 @@ class Absences:
     def _replaced(self, join_id: int, absent: Absent, successor: Before) -> Notice:
         """A new client has the place of an absent one, or the same client under a new number."""
         why = successor.loss if successor.join_id == join_id else absent.loss
-        return self._give_up(
-            join_id, absent, why or client_on(self._view.name, "was replaced by another")
-        )
+        return self._give_up(join_id, absent, why or self._says(absent, "was replaced by another"))
 
     def peer_left(self, origin: int, left: Left) -> None:
         """Another one has left a session that an absent one is in: that may be what ended it."""
@@ -128,9 +126,14 @@ class Absences:
 
     def overdue(self, now: float, reason: str) -> list[Notice]:
         """Give up those that had time until *now*."""
-        why = client_on(self._view.name, reason)
         late = [(join_id, absent) for join_id, absent in self.absent.items() if now >= absent.due]
-        return [self._give_up(join_id, absent, absent.loss or why) for join_id, absent in late]
+        return [
+            self._give_up(join_id, absent, absent.loss or self._says(absent, reason))
+            for join_id, absent in late
+        ]
+
+    def _says(self, absent: Absent, reason: str) -> str:
+        return client_on(self._view.name, reason, f"rank {absent.rank}")
 
     def postpone(self, until: float) -> None:
         """Wait for all of them until that moment at least."""

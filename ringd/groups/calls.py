@@ -231,9 +231,13 @@ class Calls:
         self._ledger.forget_peers()
 
     def refuse_open(self, why: str) -> None:
-        """End all open ops, as the group cannot form."""
-        for op in self._open():
-            self.end(op, Mismatch.code, why)
+        """End all open ops, as the group cannot form; what is called next is of another stay.
+
+        Its numbers begin anew then, as do those of a program that comes in the place of the one
+        that was wrong.
+        """
+        if any(self._open()):
+            self.cut_open(Mismatch.code, why)
 
     def forget_peers(self) -> None:
         """The members never agreed on the session: keep only what the client called."""

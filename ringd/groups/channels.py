@@ -97,7 +97,7 @@ class Channel(Seat):
         join = Join(
             parent.group, opening.channel_id, parent.on_loss, opening.released, opening.expected
         )
-        session = Session(join.group, join.join_id, of.part, of.mail)
+        session = Session(join.group, join.join_id, of.part, of.mail, key)
         session.take(channel_number(of.gid, *key), peers, view)
         super().__init__(client, join, session, rules)
         self.pledged = True

@@ -165,7 +165,7 @@ class Offers:
         if reason is not None:
             if not op.has_result:
                 names = self._session.view.described()
-                text = differences(self._session.group, op.seq, calls, names, reason)
+                text = differences(self._session.title(op.seq), calls, names, reason)
                 self._calls.end(op, Mismatch.code, text)
         elif "" in outcomes and outcomes <= _UNDISPUTED:  # somebody lacks the result
             self._start(op, calls, eager=all(offer.eager for offer in offers))

@@ -59,7 +59,7 @@ class Polls:
         elif self._session.live and self._session.view.size > 1:
             self._ask(op)
         elif not (patient and self.must_wait_to_ask(op)):
-            self._calls.end(op, DeadlineExceeded.code, self._late(op, why))
+            self._calls.end(op, DeadlineExceeded.code, late(self._session, op, why))
 
     def ask_overdue(self) -> None:
         """Ask about ops whose deadline passed while nobody could be asked.
@@ -115,7 +115,8 @@ class Polls:
         if not poll.completed and not op.has_result:
             needed = self._calls.ranks_that_may_need_input(op)
             code = op.outcome or DeadlineExceeded.code
-            message = op.message or self._late(op, waiting_for(op, self._session, needed))
+            why = waiting_for(op, self._session, needed)
+            message = op.message or late(self._session, op, why)
         verdict = Verdict(poll.poll_id, code, message)
         self._session.broadcast(seq, verdict)
         self._apply(op, verdict)
@@ -131,11 +132,6 @@ class Polls:
             self._calls.end(op, verdict.code, verdict.message)
         else:
             self._calls.go_on(op)
-
-    def _late(self, op: Op, why: str) -> str:
-        return late(
-            self._session.group, op, self._session.view.described()[self._session.view.rank], why
-        )
 
     def _relay(self, asker: int, seq: int, poll: Poll) -> None:
         session = self._session

@@ -111,15 +111,19 @@ class Roll:
             other = seat.session.part
             if seat.caller.client is None or other.local_rank == part.local_rank:
                 continue
-            where = f"group {group!r} on {self.mail.ring.name!r}"
+            others = (
+                f"group {group!r} on {self.mail.ring.name!r}: the program with local rank "
+                f"{other.local_rank} says"
+            )
             if other.local_size != part.local_size:
                 return (
-                    f"{where} has {other.local_size} programs in the word of the one with local "
-                    f"rank {other.local_rank}; this one says local_size={part.local_size}"
+                    f"{others} local_size={other.local_size}, "
+                    f"this one says local_size={part.local_size}"
                 )
             if other.takes != part.takes:
                 return (
-                    f"{where}: {self._takers(other)} take part for one, {self._takers(part)} here"
+                    f"{others} that {self._takers(other)} take part, "
+                    f"this one says {self._takers(part)}"
                 )
         return ""
 
@@ -455,14 +459,14 @@ class Roll:
         group = self.groups.get(seat.group)
         if group is None or seat.session.formed or len(group.present) == 1:
             return ""
-        names, part = self.mail.ring.names, seat.session.part
+        ring, part = self.mail.ring, seat.session.part
         for (member, _), there in group.present.items():
             other = Part.of(there)
             if other.takes != part.takes:
+                said = sorted([(ring.rank, self._takers(part)), (member, self._takers(other))])
+                words = ", ".join(f"{takers} on {ring.names[at]!r}" for at, takers in said)
                 return shorten(
-                    f"the programs of group {group.name!r} disagree on who takes part: "
-                    f"{self._takers(part)} on {self.mail.ring.name!r}, {self._takers(other)} on "
-                    f"{names[member]!r}",
+                    f"the programs of group {group.name!r} disagree on who takes part: {words}",
                     MAX_TEXT,
                 )
         return ""

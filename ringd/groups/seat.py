@@ -175,9 +175,8 @@ class Seat:
         """The client of *rank* takes part no more from op *submitted* on."""
         if code == PeerLost.code and self.on_loss != "fail":
             code, view = GroupLost.code, self.session.view
-            alone = view.places.count(view.places[rank]) == 1
             reason = f'waits for nobody (on_loss="fail"): {message}'
-            message = client_on(view.names[rank], reason, "" if alone else f"rank {rank}")
+            message = client_on(view.names[rank], reason, f"rank {rank}")
         self.calls.cut(submitted, code, message)
 
     @property

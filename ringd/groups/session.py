@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import NamedTuple, Optional
 
-from ringd.collective.call import MAX_LOCAL_SIZE
+from ringd.collective.call import MAX_LOCAL_SIZE, title_of
 from ringd.collective.view import View
 from ringd.groups.mail import Mail
 from ringd.wire.link.control import GroupMessage, Joined
@@ -147,6 +147,8 @@ class Session:
     """Of the client here."""
     part: Part
     mail: Mail
+    channel: tuple[int, int, int] | None = None
+    """Of messages: the sender's rank, the receiver's, and the tag."""
     gid: int = 0
     """0 until the members are known."""
     peers: Peers = NOBODY
@@ -224,6 +226,10 @@ class Session:
         """*rank* has offered op *seq*."""
         if seq >= self.counts[rank]:
             self.counts[rank] = seq + 1
+
+    def title(self, seq: int) -> str:
+        """Return what texts call op *seq*."""
+        return title_of(self.group, seq, self.channel)
 
     @property
     def joined(self) -> Joined:

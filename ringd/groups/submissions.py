@@ -36,7 +36,7 @@ class Submissions:
     def objection(self, submission: Submission, window: int) -> str:
         """Return what is wrong with *submission*; empty when it is the next op or a known one."""
         fault = self._fault(submission, window)
-        return fault and f"op {submission.seq} of group {self._session.group!r} {fault}"
+        return fault and f"{self._session.title(submission.seq)} {fault}"
 
     def _fault(self, submission: Submission, window: int) -> str:
         seq = submission.seq

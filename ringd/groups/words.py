@@ -9,48 +9,44 @@ from ringd.groups.op import Op, Phase
 from ringd.groups.session import Session
 
 
-def describe(group: str, op: Op) -> str:
-    """Return the op's name."""
-    return f"{op.call or 'a call'} (op {op.seq} of group {group!r})"
-
-
 def client_on(node: str, reason: str, which: str = "") -> str:
     """Return what all members read of a client; *reason* completes the sentence.
 
-    *which*: its rank in words, where it is one of several on *node*.
+    *which*: its rank in words, where that is known.
     """
     return f"the client{which and f' of {which}'} on {node!r} {reason}"
 
 
 def which_of(session: Session) -> str:
-    """Return which client of its member is in *session*, in words; empty for the only one."""
-    if session.part.local_size == 1:
-        return ""
+    """Return which client of its member is in *session*, in words.
+
+    Before the session has formed its rank is not known; empty then for the only one there.
+    """
     if session.formed:
         return f"rank {session.view.rank}"
-    return f"local rank {session.part.local_rank}"
+    return f"local rank {session.part.local_rank}" if session.part.local_size > 1 else ""
 
 
-def late(group: str, op: Op, node: str, why: str) -> str:
-    """Return why a deadline ended *op*."""
+def late(session: Session, op: Op, why: str) -> str:
+    """Return why a deadline ended *op* here."""
     timeout = op.submission.timeout if op.submission else None
     seconds = "" if timeout is None else f" of {timeout:g} s"
-    text = f"{describe(group, op)}: the deadline{seconds} passed on {node!r}; {why}"
+    what = f"{op.call or 'a call'} ({session.title(op.seq)})"
+    node = session.view.described()[session.view.rank]
+    text = f"{what}: the deadline{seconds} passed on {node!r}; {why}"
     return shorten(text, MAX_TEXT)
 
 
-def differences(
-    group: str, seq: int, calls: Sequence[Call], names: Sequence[str], reason: str
-) -> str:
+def differences(title: str, calls: Sequence[Call], names: Sequence[str], reason: str) -> str:
     """Return what each member called, one and the same text on all ranks.
 
-    *reason*: why these do not fit together, if it does not show in them.
+    *title*: of the op. *reason*: why these do not fit together, if it does not show in them.
     """
     by_call: dict[str, list[str]] = {}
     for rank, call in enumerate(calls):
         by_call.setdefault(str(call), []).append(names[rank])
     what = f"the calls do not fit together, as {reason}" if reason else ""
-    head = f"op {seq} of group {group!r}: {what or 'the members sent different calls'}: "
+    head = f"{title}: {what or 'the members sent different calls'}: "
     sent = [(", ".join(who), call) for call, who in by_call.items()]
     text = head + "; ".join(f"{who}: {call}" for who, call in sent)
     if len(text) <= MAX_TEXT:
