@@ -17,6 +17,7 @@ class Tensor:
     """As torch's: numpy is refused what it does not have, and what would be lost."""
 
     is_nested = is_quantized = requires_grad = False
+    tangent = None
     layout = "strided"
     device = SimpleNamespace(type="cpu")
 
@@ -68,6 +69,11 @@ class Array:
         return self.data
 
 
+def unpack_dual(tensor):
+    """Return what has the tangent of a tensor, as torch.autograd.forward_ad does."""
+    return SimpleNamespace(tangent=tensor.tangent)
+
+
 @pytest.fixture(autouse=True)
 def frameworks(monkeypatch):
     """Let the program have imported both."""
@@ -77,6 +83,7 @@ def frameworks(monkeypatch):
             "strided": "strided",
             "bfloat16": "bfloat16",
             "int16": "int16",
+            "autograd": SimpleNamespace(forward_ad=SimpleNamespace(unpack_dual=unpack_dual)),
         },
         "mlx.core": {"array": Array, "bfloat16": "bfloat16", "uint16": "uint16"},
     }.items():
@@ -122,6 +129,7 @@ def test_without_ml_dtypes_it_says_what_to_install(monkeypatch, kind):
     ("tensor", "line"),
     [
         (Tensor(BFLOATS, requires_grad=True), "x.detach()"),
+        (Tensor(BFLOATS, tangent=BFLOATS), "torch.autograd.forward_ad.unpack_dual(x).primal"),
         (Tensor(BFLOATS, device=SimpleNamespace(type="mps")), "x.cpu()"),
         (Tensor(BFLOATS, layout="sparse_coo"), "x.to_dense()"),
         (Tensor(BFLOATS, is_nested=True, layout="jagged"), "x.to_padded_tensor(0.0)"),
@@ -131,6 +139,8 @@ def test_without_ml_dtypes_it_says_what_to_install(monkeypatch, kind):
         (Tensor(BFLOATS, "float8_e4m3fn"), "x.to(torch.float32)"),
         (Tensor(BFLOATS, "complex32"), "x.to(torch.complex64)"),
         ([Tensor(BFLOATS), Tensor(BFLOATS)], "torch.stack(x)"),
+        ([1, Tensor(BFLOATS[0], requires_grad=True)], "y.detach()"),
+        (([Tensor(BFLOATS, tangent=BFLOATS)],), "torch.autograd.forward_ad.unpack_dual(y).primal"),
         (([Array(BFLOATS)],), "mx.stack(x)"),
     ],
 )
@@ -142,14 +152,35 @@ def test_what_cannot_be_taken_says_what_to_write(tensor, line):
 
 
 def test_what_torch_refuses_to_read_is_no_error_of_its_own():
-    """Also where the bits of a bfloat16 cannot be had."""
+    """Also where the bits of a bfloat16 cannot be had; another dtype would not help then."""
 
     class Subclass(Tensor):
         def view(self, dtype):
             raise RuntimeError(f"no {dtype} of a subclass")
 
-    with pytest.raises(TypeError, match=r"Subclass.*no int16 of a subclass.*write x\.to\("):
+    with pytest.raises(TypeError, match=r"Subclass.*no int16 of a.*outside of torch\.func"):
         tensors.plain_array(Subclass(BFLOATS))
+
+
+def test_a_tensor_of_torch_s_device_without_numbers_is_not_to_be_copied_from_there():
+    """As torch cannot do that."""
+    with pytest.raises(TypeError, match="no numbers"):
+        tensors.plain_array(Tensor(BFLOATS, device=SimpleNamespace(type="meta")))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_what_mlx_traces_has_no_numbers(dtype):
+    """Where MLX says so."""
+
+    class Traced(Array):
+        def view(self, dtype):
+            return Traced(self.data.view(dtype))
+
+        def __array__(self, dtype=None, copy=None):
+            raise ValueError("no eval during function transformations")
+
+    with pytest.raises(TypeError, match=r"no eval.*outside of mx\.compile"):
+        tensors.plain_array(Traced(np.ones(2, dtype)))
 
 
 def test_lists_that_are_no_array_remain_numpy_s_error():

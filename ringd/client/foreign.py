@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ringd.collective.reduction import dtype_from_name
+from ringd.collective.reduction import DTYPE_NAMES, dtype_from_name
 
 Array = npt.NDArray[Any]
 
@@ -23,9 +23,11 @@ _NUMPY_LOOKS_FOR = ("__array__", "__array_interface__", "__array_struct__", "__b
 def as_array(x: Any) -> Array:
     """Return *x* as numpy's asarray does, and what that refuses: bfloat16 of torch and MLX, DLPack.
 
+    What has a :func:`torch_fault` is the caller's to refuse.
+
     Raises:
-        TypeError: a tensor lies on another device, is sparse, requires a gradient, or has a dtype
-            that numpy lacks; says what to write.
+        TypeError: a tensor has no numbers within a transform, or has a dtype that numpy lacks; says
+            what to write.
     """
     torch, mlx = sys.modules.get("torch"), sys.modules.get("mlx.core")
     if _is_a(x, torch, "Tensor"):
@@ -51,15 +53,21 @@ def is_only_dlpack(x: object) -> bool:
     return hasattr(x, "__dlpack__") and not any(map(partial(hasattr, x), _NUMPY_LOOKS_FOR))
 
 
+def torch_fault(x: Any, name: str) -> str | None:
+    """Return why *x*, to be called *name*, cannot stand for its numbers, and what to write instead.
+
+    None where it can, and for what is no tensor of torch.
+    """
+    torch = sys.modules.get("torch")
+    return _torch_fault(x, torch, name) if _is_a(x, torch, "Tensor") else None
+
+
 def _is_a(x: object, module: Any, kind: str) -> bool:
     found = getattr(module, kind, None)
     return isinstance(found, type) and isinstance(x, found)
 
 
 def _from_torch(x: Any, torch: Any) -> Array:
-    fault = _torch_fault(x, torch)
-    if fault is not None:
-        raise TypeError(fault)
     x = x.resolve_conj().resolve_neg()
     if x.dtype == torch.bfloat16:
         dtype = _bfloat16()
@@ -74,41 +82,60 @@ def _from_torch(x: Any, torch: Any) -> Array:
         raise TypeError(_unreadable(x, error)) from error
 
 
-def _torch_fault(x: Any, torch: Any) -> str | None:
-    """Return why a tensor of torch cannot stand for its numbers, and what to write instead."""
+def _torch_fault(x: Any, torch: Any, name: str) -> str | None:
+    # A tangent comes last: torch has no answer for some of the kinds before it.
     if x.is_nested:
-        return "a nested tensor has no shape; write x.to_padded_tensor(0.0)"
+        return f"a nested tensor has no shape; write {name}.to_padded_tensor(0.0)"
     if x.layout != torch.strided:
-        return "a sparse tensor cannot be handed over; write x.to_dense()"
+        return f"a sparse tensor cannot be handed over; write {name}.to_dense()"
     if hasattr(x, "get_mask"):
         return (
             "the mask of a masked tensor would be lost, and what lies under it would count; write "
-            "x.to_tensor(0), or another value that suits, and hand the mask over apart"
+            f"{name}.to_tensor(0), or another value that suits, and hand the mask over apart"
         )
     if hasattr(x, "to_local"):
-        return "a distributed tensor cannot be handed over as a whole; write x.to_local()"
+        return f"a distributed tensor cannot be handed over as a whole; write {name}.to_local()"
+    if x.device.type == "meta":
+        return "a tensor on the device 'meta' has no numbers that could be handed over"
     if x.device.type != "cpu":
-        return f"x lies on the device {str(x.device)!r}; write x.cpu()"
+        return f"{name} lies on the device {str(x.device)!r}; write {name}.cpu()"
     if x.requires_grad:
-        return "x requires a gradient, which would be lost; write x.detach()"
+        return f"{name} requires a gradient, which would be lost; write {name}.detach()"
     if x.is_quantized:
-        return "the scale of a quantized tensor would be lost; write x.dequantize()"
+        return f"the scale of a quantized tensor would be lost; write {name}.dequantize()"
+    if torch.autograd.forward_ad.unpack_dual(x).tangent is not None:
+        return (
+            f"{name} has a tangent, which would be lost; write "
+            f"torch.autograd.forward_ad.unpack_dual({name}).primal, and hand the tangent over apart"
+        )
     return None
 
 
 def _unreadable(x: Any, error: Exception) -> str:
+    kind, name = type(x).__name__, str(x.dtype).rpartition(".")[2]
+    if name in DTYPE_NAMES:
+        return (
+            f"a {kind} without numbers of its own cannot be handed over ({error}); make the call "
+            "with a plain tensor, outside of torch.func's transforms and of what torch traces"
+        )
     other = "complex64" if x.is_complex() else "float32"
     return (
-        f"a {type(x).__name__} of dtype {x.dtype} cannot be handed over ({error}); "
-        f"write x.to(torch.{other}), or a plain tensor of another dtype that numpy has"
+        f"a {kind} of dtype {name} cannot be handed over ({error}); write x.to(torch.{other}), "
+        "or another dtype that numpy has"
     )
 
 
 def _from_mlx(x: Any, mlx: Any) -> Array:
-    if x.dtype != mlx.bfloat16:
-        return np.asarray(x)
-    dtype = _bfloat16()
-    return np.asarray(x.view(mlx.uint16)).view(dtype)
+    try:
+        if x.dtype != mlx.bfloat16:
+            return np.asarray(x)
+        dtype = _bfloat16()
+        return np.asarray(x.view(mlx.uint16)).view(dtype)
+    except ValueError as error:
+        raise TypeError(
+            f"x has no numbers that could be handed over ({error}); make the call outside of "
+            "mx.compile and mx.vmap"
+        ) from error
 
 
 def _from_dlpack(x: Any) -> Array:

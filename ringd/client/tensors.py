@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ringd.client.arguments import plain
-from ringd.client.foreign import as_array, is_only_dlpack
+from ringd.client.foreign import as_array, is_only_dlpack, torch_fault
 from ringd.collective.call import MAX_CALL_NAME
 
 Array = npt.NDArray[Any]
@@ -26,8 +26,8 @@ def plain_array(x: npt.ArrayLike) -> Array:
     """Return *x* as a plain array, unless that would drop a part of what it means.
 
     Raises:
-        TypeError: *x*, or something in it, has a mask, a unit, labels or named fields, or leaves
-            zeros out; says what to write instead.
+        TypeError: *x*, or something in it, has a mask, a unit, labels, named fields, a gradient or
+            a tangent, leaves zeros out, or lies on another device; says what to write instead.
     """
     if type(x) is np.ndarray:
         array: Array = x
@@ -78,7 +78,7 @@ def _meaning(x: Any, name: str) -> str | None:
         return f"a sparse array cannot be handed over; write {name}.toarray()"
     if name == "y" and is_only_dlpack(x):
         return f"numpy does not look into it, a {type(x).__name__}; write np.from_dlpack({name})"
-    return None
+    return torch_fault(x, name)
 
 
 def _without_unit(x: Any, name: str) -> str:

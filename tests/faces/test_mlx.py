@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ringd.mlx import jaccl_factory
 from tests.cluster import Cluster
 from tests.proxy import Proxy
 from tests.ringkit import BOUNDED, HASTY
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("mlx") is None, reason="MLX's wheels for CPUs are for Linux"
 )
 
+PAGE = Path(__file__).parents[2] / "docs" / "mlx.md"
 APART = 4.0
 """Seconds."""
 
@@ -211,14 +213,16 @@ def test_a_program_that_is_killed(scene: tuple[Cluster, list[Proxy]]) -> None:
 
 def test_the_first_lines_of_the_page() -> None:
     """They are what is typed here."""
-    page = (Path(__file__).parents[2] / "docs" / "mlx.md").read_text()
-    assert "    ringd-cli run --mlx -- python generate.py" in page
+    assert "    ringd-cli run --mlx -- python generate.py" in PAGE.read_text()
 
 
 def test_jaccl_takes_the_factory() -> None:
-    """MLX checks what it is given, also where it has no JACCL and calls nothing."""
+    """As the page has it. MLX checks what it is given, also where it calls nothing."""
     import mlx.core as mx
 
-    assert mx.distributed.init(backend="jaccl", all_gather_factory=jaccl_factory()).size() == 1
+    (lines,) = re.findall(r"```python\n([^`]*jaccl_factory[^`]*)```", PAGE.read_text())
+    typed: dict[str, Any] = {}
+    exec(lines, typed)  # noqa: S102 - it is our own
+    assert typed["group"].size() == 1
     with pytest.raises(TypeError, match="all_gather_factory"):
         mx.distributed.init(backend="jaccl", all_gather_factory=3)
