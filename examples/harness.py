@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,15 @@ class Round:
         return figures | {"what": self._what, "count": len(self._seconds), "delayed": self._delayed}
 
 
+def exit_code_of(rank: Callable[[], int]) -> int:
+    """Return what *rank*, the program of one rank, returns; in one line, why it cannot be one."""
+    try:
+        return rank()
+    except (ringd.DaemonUnavailable, ringd.Refused) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
 def verdict(checks: dict[str, bool]) -> int:
     """Print what was found; return the exit code, 0 only if all is right."""
     for text, good in checks.items():
@@ -151,6 +161,7 @@ class LocalRing:
         self._start = time.monotonic()
         self._ranks: list[subprocess.Popen[str]] = []
         self._kills = 0
+        self._unable = ""
         self._calm = threading.Event()
         self._follower = threading.Thread(target=self._follow)
         self._start_daemons()
@@ -201,7 +212,7 @@ class LocalRing:
 
     def _follow(self) -> None:
         """Print what rank 0 says, until it ends; trouble comes after its first round."""
-        adversary = threading.Thread(target=self._kill_daemons)
+        adversary = threading.Thread(target=self._disturb)
         try:
             for line in self._ranks[0].stdout or ():
                 self.say("rank 0", line.rstrip("\n"))
@@ -213,6 +224,12 @@ class LocalRing:
             self._calm.set()
             if adversary.ident:
                 adversary.join()
+
+    def _disturb(self) -> None:
+        try:
+            self._kill_daemons()
+        except ringd.RingError as error:
+            self._unable = str(error)
 
     def _kill_daemons(self) -> None:
         rng = random.Random(self._args.seed)  # noqa: S311 - to be the same again
@@ -236,7 +253,9 @@ class LocalRing:
         codes = [rank.wait() for rank in self._ranks]
         self._follower.join()
         self.say("all", f"exit codes of the ranks: {', '.join(map(str, codes))}")
-        if any(codes):
+        if self._unable:
+            self.say("chaos", f"the ring did not come back: {self._unable}")
+        if any(codes) or self._unable:
             return False
         figures = json.loads((self._directory / "rank0.json").read_text())
         calm, *rounds = figures["rounds"]

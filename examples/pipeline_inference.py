@@ -34,7 +34,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from harness import Round, be_all_ranks, options, parse, verdict
+from harness import Round, be_all_ranks, exit_code_of, options, parse, verdict
 from minilm import MiniLM, mask_of, pooled
 from sentences import sentences, show_neighbours
 
@@ -192,7 +192,7 @@ def main() -> int:
     args = parse(parser)
     if args.local:
         return be_all_ranks(args, __file__, ("micro_batch", "under_way", "tolerance"))
-    return be_a_rank(args)
+    return exit_code_of(lambda: be_a_rank(args))
 
 
 if __name__ == "__main__":

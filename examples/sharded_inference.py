@@ -27,7 +27,7 @@ import time
 from typing import Any
 
 import numpy as np
-from harness import Round, be_all_ranks, options, parse, verdict
+from harness import Round, be_all_ranks, exit_code_of, options, parse, verdict
 from minilm import MiniLM, Sum, alone
 from sentences import sentences, show_neighbours
 
@@ -124,7 +124,9 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=32, help="sentences that go together")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE)
     args = parse(parser)
-    return be_all_ranks(args, __file__, ("batch", "tolerance")) if args.local else be_a_rank(args)
+    if args.local:
+        return be_all_ranks(args, __file__, ("batch", "tolerance"))
+    return exit_code_of(lambda: be_a_rank(args))
 
 
 if __name__ == "__main__":

@@ -148,7 +148,10 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare with a one-process run")
     args = parser.parse_args()
 
-    weights = by_one_process(args) if args.alone else through_the_ring(args)
+    try:
+        weights = by_one_process(args) if args.alone else through_the_ring(args)
+    except (ringd.DaemonUnavailable, ringd.Refused) as error:
+        sys.exit(str(error))
     right = accuracy(weights, Digits(args.seed))
     digest = hashlib.sha256(b"".join(layer.tobytes() for layer in weights)).hexdigest()
     print(f"accuracy {right:.3f}  weights {digest[:16]}", flush=True)

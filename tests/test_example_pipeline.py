@@ -182,3 +182,14 @@ def test_all_on_one_machine_with_daemons_killed(tmp_path: Path) -> None:
     assert figures["kills"] >= 1
     assert sum(len(one["delayed"]) for one in figures["rounds"]) >= 1
     assert f"{figures['kills']} kills delayed" in example.output
+
+
+@pytest.mark.parametrize("name", ["pipeline_inference", "sharded_inference", "train_digits"])
+def test_an_example_without_a_daemon_says_so_in_a_line(name: str, tmp_path: Path) -> None:
+    """With what to do, and no traceback."""
+    options = ("--socket", tmp_path / "nowhere.sock", "--patience", 0.2)
+    with Example(f"{name}.py", tmp_path / "out", *options) as example:
+        assert example.end() == 1
+    (line,) = example.output.splitlines()
+    assert line.startswith("no daemon within 0.2 s")
+    assert "start one with" in line

@@ -218,7 +218,7 @@ def test_a_config_with_a_fault_is_not_started(either: Machine) -> None:
     done = either.cli("install")
     assert done.exit_code == 1
     assert "ring.nam: unknown key" in done.output
-    assert "Mend it, then: sudo ringd-cli service install" in done.output
+    assert "Correct it, then: sudo ringd-cli service install" in done.output
     verbs = {call[1] for call in either.calls() if call[0] in ("systemctl", "launchctl")}
     assert not verbs & {"restart", "bootstrap", "kickstart"}
 

@@ -297,5 +297,5 @@ def _until(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
-            raise RingError(f"in vain: {what}")
+            raise RingError(f"not within the time: {what}")
         time.sleep(0.02)

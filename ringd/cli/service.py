@@ -220,7 +220,7 @@ def _next(chosen: Manager, outlook: Outlook) -> list[str]:
         lines = [
             "Installed, and not started, for the config has a fault:",
             *(f"    {line}" for line in outlook.problems),
-            f"Mend it, then: {_again(chosen)}",
+            f"Correct it, then: {_again(chosen)}",
         ]
     else:
         config, key = (

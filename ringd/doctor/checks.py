@@ -70,7 +70,7 @@ def _config(config: ConfigFacts) -> Iterator[Finding]:
             text, _ = _split(problem)
             yield Finding("note", subject, text, "run this as root, or as the daemon's user")
             continue
-        yield _parted("serious", subject, problem, f"mend it in {config.path}")
+        yield _parted("serious", subject, problem, f"correct it in {config.path}")
     for obstacle in config.obstacles:
         yield _parted("serious", "port", obstacle, "choose another port on every machine")
     for obstacle in config.in_use:

@@ -456,7 +456,7 @@ class Neighbours:
         """Send a message of a stream's end to the member *until*, the shorter way round.
 
         One without *data* overtakes those with some. Lost in a broken ring; and bytes also where so
-        many wait as only a program here can have sent that heeds no grant.
+        many wait as only a program here can have sent that ignores what is granted.
         """
         link = self.links.get(side := self._way(until))
         if link is None or not self.machine.in_ring:
