@@ -217,9 +217,9 @@ def _parse(report: _Report) -> dict[str, Any] | None:
         line = _line_of(text, str(error))
         report.lines.append(f"{report.path}: not TOML: {error}{line}; correct it there")
     except RecursionError:  # the parser follows each bracket and each dot with a call of its own
-        report.lines.append(f"{report.path}: nested too deeply; no setting needs that; correct it there")
+        report.lines.append(f"{report.path}: nested too deeply; no setting needs that; correct it")
     except ValueError as error:  # such as a number of more digits than Python converts
-        report.lines.append(f"{report.path}: a value that cannot be read: {error}; correct it there")
+        report.lines.append(f"{report.path}: a value that cannot be read: {error}; correct it")
     return None
 
 
