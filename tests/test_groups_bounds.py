@@ -16,7 +16,7 @@ from ringd.groups.engine import Engine
 from ringd.groups.offers import Rules
 from ringd.groups.op import Submission
 from ringd.groups.seat import Join
-from ringd.groups.session import session_number
+from ringd.groups.session import Peers, session_number
 from ringd.wire.link.control import Joined, Left, Offer, Opened, Poll, Verdict
 
 NAMES = ("a", "b", "c")
@@ -167,3 +167,27 @@ def test_an_offer_that_cannot_be_ends_the_call(live, call, eager, payload, why):
     (report,) = [action for action in actions if isinstance(action, Report)]
     assert report.code == Refused.code
     assert why in report.message
+
+
+@pytest.mark.parametrize("said", ["joined", "left"])
+def test_what_is_said_of_one_group_costs_the_same_among_hundreds(monkeypatch, said):
+    """Only the programs of that group are looked at."""
+    looked = []
+    find = Peers.rank_of
+    monkeypatch.setattr(Peers, "rank_of", lambda *given: looked.append(1) or find(*given))
+    costs = []
+    for groups in (1, 300):
+        one = engine()
+        for number in range(groups):
+            ids = tuple(3 * number + own for own in IDS)
+            one.attach("client", Join(f"g{number}", ids[0]), 0.0)
+            for origin in (1, 2):
+                hear(one, Joined(f"g{number}", ids[origin], ids), origin=origin)
+        assert all(seat.session.live for seat in one.roll.seats.values())
+        looked.clear()
+        if said == "joined":
+            hear(one, Joined("g0", 3, IDS))
+        else:
+            hear(one, Left("g0", 3, 0, "group_lost", "it left"), gid=session_number("g0", IDS))
+        costs.append(len(looked))
+    assert costs[0] == costs[1] > 0

@@ -170,12 +170,16 @@ class Engine:
         self, client: Hashable, reason: str, now: float, join_id: int | None = None
     ) -> list[Action]:
         """A client left one group in good order, or is gone from all; *reason* ends a sentence."""
-        one = None if join_id is None else self.roll.seats.get(join_id)
-        for seat in list(self.roll.seats.values()):
+        if join_id is None:
+            concerned = list(self.roll.seats.values())
+        else:
+            one = self.roll.seats.get(join_id)
+            concerned = [] if one is None else self.roll.of_group(one.group)
+        for seat in concerned:
             if isinstance(seat, Channel):  # ends with the stay in which it was opened
                 continue
-            former = one is not None and seat.left is not None and seat.group == one.group
-            if seat.caller.client == client and (join_id in (None, seat.join_id) or former):
+            of_that = join_id in (None, seat.join_id) or seat.left is not None
+            if seat.caller.client == client and of_that:
                 self.roll.give_up(seat, self.roll.says(reason, seat))
         return self._finish(now)
 

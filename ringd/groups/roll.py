@@ -57,6 +57,8 @@ class Roll:
     groups: dict[str, Group] = field(default_factory=dict)
     seats: dict[int, Seat] = field(default_factory=dict)
     """All local ones by join id, those that are winding up included."""
+    _by_group: dict[str, dict[int, Seat]] = field(default_factory=dict)
+    """The same by the group's name: what is said of one group costs nothing for thousands."""
     by_gid: dict[int, dict[int, Seat]] = field(default_factory=dict)
     """Likewise, of formed sessions, by rank."""
     winding_up: dict[int, Seat] = field(default_factory=dict)
@@ -84,6 +86,21 @@ class Roll:
         if group is None:
             group = self.groups[name] = Group(name)
         return group
+
+    def of_group(self, name: str) -> list[Seat]:
+        """Return the seats in a group, and the ends of its channels."""
+        return list(self._by_group.get(name, {}).values())
+
+    def _add(self, seat: Seat) -> None:
+        self.seats[seat.join_id] = seat
+        self._by_group.setdefault(seat.group, {})[seat.join_id] = seat
+
+    def _remove(self, seat: Seat) -> None:
+        del self.seats[seat.join_id], self.winding_up[seat.join_id]
+        known = self._by_group[seat.group]
+        del known[seat.join_id]
+        if not known:
+            del self._by_group[seat.group]
 
     def local(self, group: str, local_rank: int = 0) -> Seat | None:
         """Return the seat of a client here that takes part in *group*."""
@@ -140,7 +157,8 @@ class Roll:
         """Take *seat* in; its client was told by a former daemon that *session* are its peers."""
         self._replace_holder(seat)
         group = self._group(seat.group)
-        self.seats[seat.join_id] = group.local[seat.session.part.local_rank] = seat
+        self._add(seat)
+        group.local[seat.session.part.local_rank] = seat
         seat.caller.tell_accepted()
         if self.up:
             seat.introduce()  # as unformed yet, which those who count on it answer
@@ -202,7 +220,7 @@ class Roll:
             if self.up:
                 seat.ledger.flush()
             seat.calls.drop()
-            del self.seats[seat.join_id], self.winding_up[seat.join_id]
+            self._remove(seat)
             self._forget_session(seat)
             if isinstance(seat, Channel):
                 del seat.parent.channels[seat.key]
@@ -225,7 +243,7 @@ class Roll:
 
     def open(self, channel: Channel) -> None:
         """A client here opens its end of a channel."""
-        self.seats[channel.join_id] = channel
+        self._add(channel)
         channel.parent.knocks.pop(channel.session.gid, None)
         channel.parent.channels[channel.key] = channel
         session = channel.session
@@ -328,7 +346,7 @@ class Roll:
             self._check_absent(group, session, now)
         for seat in list(group.local.values()):
             self._try_form(group, seat)
-        for seat in list(self.seats.values()):
+        for seat in self.of_group(message.group):
             if (rank := seat.session.peers.rank_of(message.join_id, origin)) is None:
                 continue
             if not isinstance(seat, Channel):
@@ -392,7 +410,7 @@ class Roll:
         for place, there in list(group.present.items()):
             if place[0] == origin and there.join_id == message.join_id:
                 self._drop(group, place)
-        for seat in list(self.seats.values()):
+        for seat in self.of_group(message.group):
             rank = seat.session.peers.rank_of(message.join_id, origin)
             if rank is None or rank == seat.session.view.rank:
                 continue
