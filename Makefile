@@ -125,8 +125,8 @@ uninstall-service: ## Take it away again; config, key and state stay (root)
 test-as-macos: $(READY) ## Run the tests with the macOS branches, wherever Linux can carry them
 	PYTHONPATH=$(CURDIR)/tests/as_macos $(BIN)/pytest $(ARGS)
 
-test-system: $(READY) deb ## Boot three machines with systemd, and have the package live on them (root, Debian)
-	$(BIN)/pytest -x tests/system/life.py $(ARGS)
+test-system: $(READY) deb ## Boot machines with systemd, Debian 12 and 13, and have the package live on them (root, Debian)
+	$(BIN)/pytest -x tests/system/life.py tests/system/next_debian.py $(ARGS)
 
 test-metrics: $(READY) ## Have a real Prometheus scrape a ring under load (Debian; root if it lacks that)
 	$(BIN)/pytest -x tests/prometheus/scraped.py $(ARGS)

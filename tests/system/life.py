@@ -5,42 +5,32 @@ The tests follow each other on the same machines, so run the whole file: ``make 
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
 import subprocess
-import sys
-import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cluster import wait_until
-from tests.system.machines import Machine, MachineError, end, network, prepare, run
+from tests.system.machines import Machine, end, prepare, run
+from tests.system.packaged import (
+    MEMBER,
+    OWN,
+    PATIENCE,
+    PORT,
+    PYTHON,
+    SMALL,
+    STRANGER,
+    Machines,
+    cluster,
+    package,
+    traces,
+)
 
-ROOT = Path(__file__).parents[2]
 NAMES = ("alpha", "beta", "gamma")
-PORT = 5680
-PYTHON = "/usr/lib/ringd/bin/python"
-OWN = "/srv/own"
-"""Where a program has an environment of its own, which stays when the package goes."""
-PATIENCE = 120.0
-"""Seconds for what may take a while, as the machines share two cores."""
-
-MEMBER, STRANGER = "ann", "bob"
-SMALL, LARGE = 8, 1 << 21
-"""Elements, of 8 bytes."""
-
-
-def package() -> Path:
-    """Return the Debian package that `make deb` has built last."""
-    found = sorted((ROOT / "dist").glob("ringd_*.deb"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise MachineError("there is no dist/ringd_*.deb: make deb")
-    return found[-1]
 
 
 def newer(deb: Path, place: Path) -> Path:
@@ -55,109 +45,23 @@ def newer(deb: Path, place: Path) -> Path:
     return built
 
 
-class Machines(list[Machine]):
-    """The three of them; the last one is where things happen."""
-
-    config = ""
-
-    def service(self, machine: Machine) -> dict[str, str]:
-        """Return what systemd says of the daemon; what it leaves out is empty."""
-        shown = machine.said("systemctl", "show", "ringd.service")
-        return defaultdict(str, (line.partition("=")[::2] for line in shown.splitlines()))
-
-    def wait_ready(self, first_cli: str = "ringd-cli") -> None:
-        """Wait until all daemons say that the ring is ready; *first_cli* is for the first one."""
-        for machine, cli in zip(self, (first_cli, "ringd-cli", "ringd-cli"), strict=True):
-            done = machine.said(cli, "health", "--wait", f"{PATIENCE:g}s", check=False)
-            assert "ready" in done, done
-
-    def wait_restarted(self, machine: Machine, pid: str) -> None:
-        """Wait until another daemon than *pid* has told systemd that it is ready."""
-
-        def other() -> bool:
-            service = self.service(machine)
-            return service["ActiveState"] == "active" and service["MainPID"] not in ("0", pid)
-
-        wait_until(other, "another daemon", PATIENCE)
-
-    def wait_for_calls(self, machines: list[Machine]) -> None:
-        """Wait until each of *machines* has a call under way."""
-        wait_until(
-            lambda: all("all_reduce" in one.said("ringd-cli", "status") for one in machines),
-            "calls under way",
-            PATIENCE,
-        )
-
-    @contextlib.contextmanager
-    def call_under_way(
-        self, name: str, last: Machine, elements: int = LARGE, python: str = PYTHON
-    ) -> Iterator[None]:
-        """Have all but *last* make a call before the context, and that one behind it.
-
-        So it is under way within the context. It has further ones behind it, and all have the
-        right results in the end.
-        """
-        steps = 3
-        words = (python, "/srv/program.py", name, str(steps), str(elements))
-        others = [machine for machine in self if machine is not last]
-        programs = {machine.name: machine.started(*words, user=MEMBER) for machine in others}
-        try:
-            self.wait_for_calls(others)
-            yield
-            self.wait_ready()
-            programs[last.name] = last.started(*words, user=MEMBER)
-            expected = [
-                f"step {step}: 0 wrong of {elements}, {len(self)} ranks" for step in range(steps)
-            ]
-            for machine_name, program in programs.items():
-                output, _ = program.communicate(timeout=PATIENCE)
-                assert output.splitlines() == expected, machine_name
-        finally:
-            for program in programs.values():
-                end(program)
-
-
 @pytest.fixture(scope="module")
-def machines(request: pytest.FixtureRequest) -> Iterator[Machines]:
-    """Give three machines that are off; what their daemons logged is printed if a test failed."""
-    base = prepare()
-    place = Path(tempfile.mkdtemp(prefix="ringd-life-"))
-    made = Machines()
-    with network() as netns:
-        try:
-            for number, name in enumerate(NAMES, 1):
-                machine = Machine(base, place, netns, name, number)
-                shutil.copy(package(), machine.root / "srv" / "ringd.deb")
-                for script in ("program.py", "scrape.py", "flood.py"):
-                    shutil.copy(Path(__file__).with_name(script), machine.root / "srv")
-                made.append(machine)
-            built = newer(package(), place)
-            for machine in made:
-                shutil.copy(built, machine.root / "srv" / "newer.deb")
-            yield made
-        finally:
-            for machine in made:
-                if machine.on and request.session.testsfailed:
-                    log = machine.said("journalctl", "-u", "ringd", "-n", "60", check=False)
-                    sys.stderr.write(f"--- {machine.name}\n{log}\n")
-                machine.power_off()
-            run("rm", "-rf", str(place))
+def machines(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Machines]:
+    """Give three machines that are off; the last one is where things happen."""
+    deb = package()
+    built = newer(deb, tmp_path_factory.mktemp("newer"))
+    session = request.session
+    with cluster(prepare(), NAMES, deb, failed=lambda: session.testsfailed > 0) as made:
+        for machine in made:
+            shutil.copy(built, machine.root / "srv" / "newer.deb")
+        yield made
 
 
 def signal(machine: Machine, name: str) -> None:
     """Send the daemon of a machine a signal."""
     machine.said("systemctl", "kill", "--kill-whom=main", f"--signal={name}", "ringd")
-
-
-def traces(machine: Machine) -> set[str]:
-    """Return all that bears ringd's name on a machine, but logs and what we put there."""
-    found = machine.said("find", "/", "-xdev", "-iname", "*ringd*").split()
-    found += machine.said("find", "/run", "-xdev", "-iname", "*ringd*").split()
-    accounts = machine.said("getent", "passwd") + machine.said("getent", "group")
-    found += re.findall(r"^ringd:.*$", accounts, re.MULTILINE)
-    return {
-        path for path in found if not path.startswith(("/srv/", "/proc/", "/sys/", "/var/log/"))
-    }
 
 
 def test_install_tells_the_next_step(machines: Machines) -> None:
@@ -487,7 +391,10 @@ def test_purge_leaves_nothing(machines: Machines) -> None:
 
 
 def test_an_install_from_a_home(machines: Machines) -> None:
-    """A program that lies in a closed home, as pipx puts it, becomes the machine's service."""
+    """A program that lies in a closed home, as pipx puts it, becomes the machine's service.
+
+    Also where it is installed twice at once: one install waits for the other.
+    """
     machine = machines[0]
     home = f"/home/{MEMBER}/.local/ringd"
     machine.said("mkdir", "-p", f"/home/{MEMBER}/.local")
@@ -500,8 +407,10 @@ def test_an_install_from_a_home(machines: Machines) -> None:
     key = machine.root / "etc/ringd/ring.key"
     key.write_text((machines[1].root / "etc/ringd/ring.key").read_text())
     key.chmod(0o600)
-    said = machine.said(cli, "service", "install")
-    assert f"started, as the member {machine.name!r}" in said
+    installs = [machine.started(cli, "service", "install", user="root") for _ in range(2)]
+    outputs = [install.communicate(timeout=PATIENCE)[0] for install in installs]
+    assert [install.returncode for install in installs] == [0, 0], outputs
+    assert any(f"started, as the member {machine.name!r}" in output for output in outputs)
     machines.wait_ready(cli)
     assert "running, process" in machine.said(cli, "service", "status")
     pid = machines.service(machine)["MainPID"]

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-SUITE = "bookworm"
 CONTENT = ("systemd", "systemd-sysv", "dbus", "libpam-systemd", "python3", "iproute2")
 BASES = Path(tempfile.gettempdir()) / "ringd-machines"
 
@@ -52,8 +51,8 @@ def run(*argv: str, timeout: float = 600.0, check: bool = True) -> str:
     return done.stdout
 
 
-def prepare() -> Path:
-    """Install what is missing here, and return the base image, which is made once.
+def prepare(suite: str = "bookworm") -> Path:
+    """Install what is missing here, and return the base image of a Debian, which is made once.
 
     Raises:
         MachineError: This machine cannot boot others.
@@ -64,13 +63,13 @@ def prepare() -> Path:
         environ = {"DEBIAN_FRONTEND": "noninteractive", "PATH": os.environ["PATH"]}
         for words in (["update"], ["install", "--yes", "systemd-container", "debootstrap"]):
             subprocess.run(["apt-get", "--quiet", *words], env=environ, check=True)
-    base = BASES / SUITE
+    base = BASES / suite
     if not base.exists():
         BASES.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=BASES))
         run(
             *("debootstrap", "--variant=minbase", f"--include={','.join(CONTENT)}"),
-            *(SUITE, str(fresh)),
+            *(suite, str(fresh)),
             timeout=1200,
         )
         fresh.chmod(0o755)

@@ -29,9 +29,8 @@ try:
             # Not by its rank, which is known only when all are there.
             mine = np.arange(elements, dtype=np.int64) * WEIGHTS[ring.node] + step
             total = ring.all_reduce(mine, timeout=options.timeout)
-            expected = (
-                np.arange(elements, dtype=np.int64) * sum(WEIGHTS.values()) + step * ring.size
-            )
+            weight = sum(WEIGHTS[node] for node in ring.nodes)
+            expected = np.arange(elements, dtype=np.int64) * weight + step * ring.size
             wrong = int(np.count_nonzero(total != expected))
             sys.stdout.write(f"step {step}: {wrong} wrong of {total.size}, {ring.size} ranks\n")
             sys.stdout.flush()
