@@ -1,6 +1,6 @@
 """Compare training steps of torch over ringd and over Gloo, and torch's way in with numpy's.
 
-    python benchmarks/torch_steps.py [--machines 2] [--rounds 3] [--tables ddp,fsdp2,all_reduce]
+    python benchmarks/torch_steps.py [--machines 2] [--rounds 3] [--tables ddp,...] [--protect off]
 
 Every program is in a process group of both, so all is measured in one run, in turn, round by round.
 A ratio is that of the medians; more than 1 means that ringd is faster. The model has 25 million
@@ -136,7 +136,9 @@ def launch(chosen: argparse.Namespace) -> None:
     (port,) = free_ports(1)
     with (
         tempfile.TemporaryDirectory(prefix="ringd-bench-") as directory,
-        daemons.running(loopback(chosen.machines), Path(directory), Build()) as running,
+        daemons.running(
+            loopback(chosen.machines), Path(directory), Build(), chosen.protect
+        ) as running,
     ):
         programs = [
             subprocess.Popen(
@@ -163,6 +165,7 @@ def main() -> None:
     parser.add_argument("--machines", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="the median counts; %(default)s")
     parser.add_argument("--tables", default=",".join(TABLES), help="default: %(default)s")
+    parser.add_argument("--protect", help="ring.protect of the members; default: its own")
     parser.add_argument("--program", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     (measure if chosen.program else launch)(chosen)
