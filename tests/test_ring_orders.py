@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import ringd
+from ringd.cli import steer
 from ringd.cli.ask import ask
 from ringd.cli.main import main
 from ringd.wire.border.messages import AskDrain, AskResume
@@ -58,7 +59,7 @@ def test_drain_and_resume(place: Path) -> None:
             assert done.returncode == 0, done.stderr
             assert json.loads(done.stdout)["unfinished"] == 0
             assert cli(cluster, 1, "health").returncode == 4
-            drained = "n1: shutting down, or drained by its operator"
+            drained = "n1: shutting down, or drained by its operator (`ringd-cli resume` there"
             for rank in range(3):
                 wait_until(lambda r=rank: state(cluster[r]) != "ready", "all have left the ring")
                 assert drained in cli(cluster, rank, "health").stdout
@@ -68,6 +69,10 @@ def test_drain_and_resume(place: Path) -> None:
                 late.all_reduce(1, timeout=0.3)
             late.close()
             assert all(call.running for call in calls)
+            again = cli(cluster, 1, "rejoin")  # which does not bring it back, and says so
+            assert (again.returncode, state(cluster[1])) == (1, "draining")
+            assert '"ringd-cli resume" brings this machine back' in again.stderr
+            assert json.loads(cli(cluster, 1, "rejoin", "--json").stdout)["state"] == "draining"
             assert cli(cluster, 1, "resume").stdout == "Resuming.\n"
             cluster.wait_ready(beyond=generation)
             assert [call.result()[0] for call in calls] == [3.0] * 3
@@ -127,6 +132,14 @@ def test_a_ring_of_one_drains(place: Path) -> None:
         assert state(cluster[0]) == "draining"
         assert cli(cluster, 0, "resume").returncode == 0
         assert cluster.wait_ready(beyond=generation) == generation + 1
+
+
+def test_a_daemon_that_stops_is_not_resumed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing brings that back but a start, and nobody is told otherwise."""
+    monkeypatch.setattr(steer, "find_socket", lambda path: path)
+    monkeypatch.setattr(steer, "ask", lambda *_: {"schema_version": 1, "state": "draining"})
+    done = CliRunner().invoke(main, ["resume", "--socket", str(place / "s")])
+    assert (done.exit_code, done.output.count("start it again")) == (1, 1)
 
 
 def test_another_log_level_for_a_while(place: Path) -> None:

@@ -278,8 +278,9 @@ class Daemon:
     def _rejoin(self, _order: AskRejoin, answer: Answer) -> None:
         self._log.info("rejoin asked for")
         self._recorder.note("rejoin asked for")
-        answer(_json(generation=self._neighbours.machine.generation))
+        ended = self._neighbours.machine.generation
         self._neighbours.rejoin()
+        answer(_json(generation=ended, state=self._neighbours.machine.state.value))
 
     def _asked_to_reload(self, _order: AskReload, answer: Answer) -> None:
         self._reload()
