@@ -124,6 +124,7 @@ def gather(socket: Path | None, path: Path | None, node: str | None) -> Facts:
         path=str(path),
         problems=tuple(problems),
         node="" if config is None else config.node,
+        keyed=config is not None and bool(config.ring.key),
         alone=config is not None and _alone(config),
         obstacles=tuple(one.text for one in blocked if not one.in_use),
         in_use=tuple(one.text for one in blocked if one.in_use),
@@ -181,7 +182,7 @@ def _machine() -> MachineFacts:
         memory=machine.memory(),
         available=machine.available(),
         segments=trouble,
-        open_files=1 << 62 if hard == resource.RLIM_INFINITY else hard,
+        open_files=None if hard == resource.RLIM_INFINITY else hard,
     )
 
 
