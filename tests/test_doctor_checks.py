@@ -186,8 +186,8 @@ FAULTS = {
         ("note", "config", "the last reload was refused: bad", "ringd-cli reload"),
     ),
     "a reload that wants a restart": (
-        status(reload_error={"reason": "[ipc] changed: restart ringd to use the new values"}),
-        ("note", "config", "[ipc] changed: restart ringd", "restart it, or put the old values back"),
+        status(reload_error={"reason": "ipc.mode changed: restart ringd to use the new values"}),
+        ("note", "config", "ipc.mode changed: restart", "restart it, or put the old values back"),
     ),
     "a port that streams cannot have": (
         status(streams={"listens": [LISTEN | {"trouble": "cannot listen: in use"}, LISTEN]}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import structlog
@@ -339,10 +340,12 @@ def _check_reload(old: Config, new: Config) -> None:
         != [member.name for member in new.ring.members],
         "ring.protect": old.ring.protect != new.ring.protect,
         "join.congestion": old.join.congestion != new.join.congestion,
-        "[ipc]": old.ipc != new.ipc,
-        "[ops]": old.ops != new.ops,
-        "[metrics]": old.metrics != new.metrics,
     }
+    for section in ("ipc", "ops", "metrics"):
+        before, after = getattr(old, section), getattr(new, section)
+        for field in fields(before):
+            one, other = getattr(before, field.name), getattr(after, field.name)
+            changed[f"{section}.{field.name}"] = one != other
     names = [name for name, differs in changed.items() if differs]
     if names:
         raise RingError(f"{', '.join(names)} changed: restart ringd to use the new values")
