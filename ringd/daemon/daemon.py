@@ -312,7 +312,8 @@ class Daemon:
 
     def _set_log_level(self, order: AskLogLevel, answer: Answer) -> None:
         if order.level not in LOG_LEVELS or not 0 < order.seconds <= LONGEST_LOG_LEVEL:
-            answer(_json(refused=f"a level is one of {', '.join(LOG_LEVELS)}, for up to a day"))
+            levels = ", ".join(LOG_LEVELS)
+            answer(_json(refused=f"a level is one of {levels}, for more than 0s and up to 24h"))
             return
         self._restore_log_level()
         timer = self._loop.call_later(order.seconds, self._restore_log_level)
