@@ -16,6 +16,7 @@ from ringd.doctor.checks import FEW_FILES, LITTLE_MEMORY, Finding, examine
 from ringd.doctor.facts import About, ConfigFacts, DaemonFacts, Facts, MachineFacts, Way
 from ringd.errors import RingError
 from ringd.wire.border.messages import AskTrace
+from tests.test_membership_linkstate import table_of, up
 
 STATUS: dict[str, Any] = {
     "state": "ready",
@@ -102,6 +103,7 @@ def test_what_is_well_is_said_to_be() -> None:
 NAMESAKE = {"name": "mini", "address": "10.0.0.9:1", "reason": "another machine bears the name"}
 HOLE = {"peer": "mini", "reason": "perhaps small packets pass"}
 LISTEN = {"port": 15000, "to": "mini:5000", "trouble": None}
+DRAINED = table_of(up(0), up(1, draining=True), size=2).missing()[1]
 
 FAULTS = {
     "config": (
@@ -164,6 +166,14 @@ FAULTS = {
     "a member is missing": (
         status(state="forming", waiting_for={"mini": "timed out"}),
         ("serious", "ring", "waits for mini: timed out", "see to ringd on mini"),
+    ),
+    "a member without room": (
+        status(state="forming", waiting_for={"mini": "state file: s: No space left on device"}),
+        ("serious", "ring", "waits for mini: state file: s: No space", "make room on the disk"),
+    ),
+    "a member that is drained": (
+        status(state="forming", waiting_for={"mini": DRAINED}),
+        ("serious", "ring", "waits for mini: shutting down, or", "run ringd-cli resume on mini"),
     ),
     "two under one name": (
         status(namesakes=[NAMESAKE]),

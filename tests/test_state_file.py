@@ -289,7 +289,7 @@ def test_unreadable_file(tmp_path):
 def test_a_file_in_the_directorys_place(tmp_path):
     """It is called what it is not, and another place is the remedy."""
     (tmp_path / "state").touch()
-    with pytest.raises(RingError, match="cannot keep state here: not a directory .*--state-dir"):
+    with pytest.raises(RingError, match=r"cannot keep state here: not a directory .*--state-dir"):
         StateFile(tmp_path / "state", "mini")
 
 

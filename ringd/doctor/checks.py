@@ -122,7 +122,7 @@ def _ring(daemon: DaemonFacts) -> Iterator[Finding]:
         text = f"ready, generation {status['generation']}, {status['size']} members"
         yield Finding("good", "ring", text)
     for name, why in status["waiting_for"].items():
-        yield Finding("serious", "ring", f"waits for {name}: {why}", f"see to ringd on {name}")
+        yield Finding("serious", "ring", f"waits for {name}: {why}", _to_have_back(name, why))
     for namesake in status["namesakes"]:
         yield Finding(
             "serious",
@@ -134,6 +134,15 @@ def _ring(daemon: DaemonFacts) -> Iterator[Finding]:
     yield from _links(status)
     yield from _streams(status)
     yield from _resources(status)
+
+
+def _to_have_back(name: str, why: str) -> str:
+    """Return what to do about the member *name*, which the ring waits for."""
+    if why.startswith("state file"):
+        return f"make room on the disk of its state directory on {name}, or have it writable again"
+    if "ringd-cli resume" in why:
+        return f"run ringd-cli resume on {name}, or start ringd there"
+    return f"see to ringd on {name}"
 
 
 def _links(status: Mapping[str, Any]) -> Iterator[Finding]:

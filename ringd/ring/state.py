@@ -235,5 +235,6 @@ def _unusable(directory: Path, error: OSError) -> RingError:
     what = "not a directory" if isinstance(error, FileExistsError) else error.strerror
     return RingError(
         f"{directory}: cannot keep state here: {what} ({error.filename or directory}); "
-        "let the user that runs ringd own it, or name another with --state-dir"
+        "let the user that runs ringd own it, and nobody else write there, or name another with "
+        "--state-dir"
     )
