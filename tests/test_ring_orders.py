@@ -164,6 +164,8 @@ def test_another_log_level_for_a_while(place: Path) -> None:
             assert CliRunner().invoke(main, ["log-level", *words]).exit_code == 2
         too_long = cli(cluster, 0, "log-level", "debug", "--for", "25h")
         assert (too_long.returncode, "and up to 24h" in too_long.stderr) == (1, True)
+        none = cli(cluster, 0, "log-level", "debug", "--for", "0s", "--json")
+        assert (none.returncode, "more than 0s" in json.loads(none.stdout)["refused"]) == (1, True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")

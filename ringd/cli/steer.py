@@ -141,9 +141,12 @@ def log_level(level: str, duration: str, socket: Path | None, *, as_json: bool) 
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--for") from None
     body = _order(socket, AskLogLevel, level=level, seconds=seconds)
-    if body["refused"] is not None:
-        fail(RingError(body["refused"]))
+    refused = body["refused"]
+    if refused is not None and not as_json:
+        fail(RingError(refused))
     _say(body, f"Logging from {level} on, for {duration}.", as_json=as_json)
+    if refused is not None:
+        sys.exit(ERROR)
 
 
 def _order(
