@@ -306,6 +306,9 @@ def test_a_status_without_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     known = doctor.gather(tmp_path / "s", tmp_path / "none.toml", None).daemon
     assert (known.status, known.trouble) == (STATUS, "it takes too long")
     assert known.socket == str(tmp_path / "s")
+    (tmp_path / "s").unlink()  # as it may be at any moment
+    known = doctor.gather(tmp_path / "s", tmp_path / "none.toml", None).daemon
+    assert "gone by now" in known.access
 
 
 def test_an_address_too_many() -> None:

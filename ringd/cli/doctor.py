@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import ipaddress
 import json
@@ -108,7 +109,9 @@ def gather(socket: Path | None, path: Path | None, node: str | None) -> Facts:
     daemon = _daemon(socket)
     status = daemon.status or {}
     path = path or Path(status.get("config") or paths.find_config())
-    uid = Path(daemon.socket).stat().st_uid if daemon.socket else None  # of the daemon's user
+    uid = None
+    with contextlib.suppress(OSError):  # that of the daemon's user; the socket may be gone by now
+        uid = Path(daemon.socket).stat().st_uid if daemon.socket else None
     config, problems = load.look(path, status.get("node") or node, uid)
     ways: tuple[Way, ...] = ()
     blocked: list[Obstacle] = []
@@ -162,7 +165,10 @@ def _daemon(socket: Path | None) -> DaemonFacts:
 
 
 def _access(path: Path) -> str:
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError as error:  # removed since; the daemon makes it anew
+        return f"gone by now ({error.strerror})"
     try:
         group = grp.getgrgid(status.st_gid).gr_name
     except KeyError:
