@@ -75,13 +75,17 @@ def doctor(socket: Path | None, *, as_json: bool, config: Path | None, node: str
     """  # noqa: D301  click wants the backspace itself
     findings = examine(gather(socket, config, node))
     if as_json:
-        body = {"schema_version": SCHEMA_VERSION, "findings": [asdict(found) for found in findings]}
-        click.echo(json.dumps(body, indent=2))
+        click.echo(json.dumps(as_answer(findings), indent=2))
     else:
         for line in lines(findings):
             click.echo(line)
     if any(found.severity == "serious" for found in findings):
         sys.exit(ERROR)
+
+
+def as_answer(findings: Iterable[Finding]) -> dict[str, Any]:
+    """Return *findings* for scripts."""
+    return {"schema_version": SCHEMA_VERSION, "findings": [asdict(found) for found in findings]}
 
 
 def lines(findings: Iterable[Finding]) -> list[str]:
