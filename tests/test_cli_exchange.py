@@ -139,6 +139,25 @@ def test_a_cluster(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        ('name = "attic"\n', "attic"),
+        ('cluster_id = "lab"\nname = "attic"\n', "lab"),
+        ("", "home"),
+    ],
+)
+def test_what_a_cluster_is_called(tmp_path, keys, name):
+    """That is the ring's name; a second name is not carried over, and that is said."""
+    file, config = tmp_path / "provider.toml", tmp_path / "ringd.toml"
+    members = '[[cluster.members]]\nnode_id = "a"\naddress = "10.0.0.1:5680"\n'
+    file.write_text(f"[cluster]\n{keys}{members}")
+    code, _, err = run("import", file, "-o", config)
+    assert (code, "cluster.name: not carried over" in err) == (0, "cluster_id" in keys)
+    create_key(tmp_path / "ring.key")
+    assert load(config, "a").ring.name == name
+
+
 def test_no_text_of_a_file_moves_the_cursor():
     """What is shown of it is harmless to a terminal."""
     _, remarks = imported({"\x1b[2Jenvs": 1, "hosts": ["10.0.0.1:5000"]})

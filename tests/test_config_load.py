@@ -301,7 +301,7 @@ format = 3
         'ops.timeout = "0s": no time at all; write "none" for no deadline',
         'log.level = "loud": write one of "debug", "info", "warning", "error"',
         'log.format = 3: write one of "auto", "console", "json"',
-        'ring.members: no member is named "c" (--node, RINGD_NODE); members: b, B',
+        'ring.members: no member is named "c" (--node, RINGD_NODE); name one of b, B',
     ]
 
 

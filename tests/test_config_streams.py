@@ -49,7 +49,7 @@ def test_none(tmp_path: Path) -> None:
         ('to = "b:0"', 'streams[0].to = "b:0": write a member and a port'),
         ('to = "b:65536"', "write a member and a port"),
         ('to = "b:9999999999999"', "write a member and a port"),
-        ('to = "bb:5"', 'no member is named so; did you mean "b"?; members: a_1, b, c'),
+        ('to = "bb:5"', 'no member is named so; did you mean "b"?; name one of a_1, b, c'),
         ('to = "b:5"\nfrom = "c"', "streams[0].from"),
         ('to = "b:5"\nfrom = []', "streams[0].from = []: write a list of members"),
         ('to = "b:5"\nfrom = ["d"]', "no member is named so"),

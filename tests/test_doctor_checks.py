@@ -16,6 +16,7 @@ from ringd.doctor.checks import FEW_FILES, LITTLE_MEMORY, Finding, examine
 from ringd.doctor.facts import About, ConfigFacts, DaemonFacts, Facts, MachineFacts, Way
 from ringd.errors import RingError
 from ringd.wire.border.messages import AskTrace
+from tests.test_membership_linkstate import table_of, up
 
 STATUS: dict[str, Any] = {
     "state": "ready",
@@ -34,7 +35,7 @@ OWN = replace(OWN, source="10.0.0.1", interface="eth0", mtu=1500)
 OTHER = Way("mini", "mini.local:5680", "mini.local", target="10.0.0.2", source="10.0.0.1")
 OTHER = replace(OTHER, interface="eth0", mtu=1500, seconds=0.0004, full=True)
 WELL = Facts(
-    ConfigFacts("/etc/ringd/ringd.toml", node="studio"),
+    ConfigFacts("/etc/ringd/ringd.toml", node="studio", keyed=True),
     DaemonFacts(
         socket="/run/ringd/ringd.sock",
         access="mode 0660, group ringd",
@@ -90,8 +91,11 @@ def test_what_is_well_is_said_to_be() -> None:
         "mini, mini.local:5680, over eth0 (10.0.0.1), MTU 1500: connected in 0.40 ms, full packets",
         "all 2 members run 1",
         "all clocks agree within 1 s",
+        "ok key      there is one, and other users can neither read nor change it",
+        "ok files    the daemon has 40 of 65536 open files",
+        "ok memory   shared memory can be had",
         "8192 MiB, 4096 MiB of them free",
-        "0 serious, 0 notes, 8 good",
+        "0 serious, 0 notes, 11 good",
     ):
         assert part in texts
 
@@ -99,6 +103,7 @@ def test_what_is_well_is_said_to_be() -> None:
 NAMESAKE = {"name": "mini", "address": "10.0.0.9:1", "reason": "another machine bears the name"}
 HOLE = {"peer": "mini", "reason": "perhaps small packets pass"}
 LISTEN = {"port": 15000, "to": "mini:5000", "trouble": None}
+DRAINED = table_of(up(0), up(1, draining=True), size=2).missing()[1]
 
 FAULTS = {
     "config": (
@@ -108,6 +113,10 @@ FAULTS = {
     "key's mode": (
         config('f: ring.key_file = "k": open to others (mode 0644); run "chmod 600 k"'),
         ("serious", "key", "open to others (mode 0644)", 'run "chmod 600 k"'),
+    ),
+    "no key": (
+        replace(WELL, config=replace(WELL.config, keyed=False)),
+        ("note", "key", "whoever reaches a member's port can join", "ringd-cli keygen"),
     ),
     "a key that only the daemon may read": (
         config('f: ring.key_file = "k": cannot be read: Permission denied; let the user own it'),
@@ -138,9 +147,33 @@ FAULTS = {
         daemon(socket="", status=None, members=(), trouble="it is for group 'ringd': type `x`"),
         ("serious", "socket", "it is for group 'ringd'; looked at", "type `x`"),
     ),
+    "no permission, nor is there a line to type": (
+        daemon(socket="", status=None, members=(), trouble="no permission; set ipc.group"),
+        ("serious", "socket", "no permission; looked at", "set ipc.group"),
+    ),
+    "something else in the socket's place": (
+        daemon(socket="", status=None, members=(), trouble="s is not a socket; move it away"),
+        ("serious", "socket", "s is not a socket; looked at", "move it away"),
+    ),
+    "a daemon that is stuck": (
+        daemon(socket="", status=None, members=(), trouble="no answer; it is stuck: restart it"),
+        ("serious", "socket", "no answer; looked at", "it is stuck: restart it"),
+    ),
+    "a daemon that is starting": (
+        daemon(socket="", status=None, members=(), trouble="the daemon is starting: it waits"),
+        ("serious", "socket", "the daemon is starting: it waits; looked at", "run this again"),
+    ),
     "a member is missing": (
         status(state="forming", waiting_for={"mini": "timed out"}),
         ("serious", "ring", "waits for mini: timed out", "see to ringd on mini"),
+    ),
+    "a member without room": (
+        status(state="forming", waiting_for={"mini": "state file: s: No space left on device"}),
+        ("serious", "ring", "waits for mini: state file: s: No space", "make room on the disk"),
+    ),
+    "a member that is drained": (
+        status(state="forming", waiting_for={"mini": DRAINED}),
+        ("serious", "ring", "waits for mini: shutting down, or", "run ringd-cli resume on mini"),
     ),
     "two under one name": (
         status(namesakes=[NAMESAKE]),
@@ -161,6 +194,10 @@ FAULTS = {
     "reload refused": (
         status(reload_error={"reason": "bad"}),
         ("note", "config", "the last reload was refused: bad", "ringd-cli reload"),
+    ),
+    "a reload that wants a restart": (
+        status(reload_error={"reason": "ipc.mode changed: restart ringd to use the new values"}),
+        ("note", "config", "ipc.mode changed: restart", "restart it, or put the old values back"),
     ),
     "a port that streams cannot have": (
         status(streams={"listens": [LISTEN | {"trouble": "cannot listen: in use"}, LISTEN]}),
@@ -250,6 +287,7 @@ def test_each_fault(fault: str) -> None:
     found = [finding for finding in bad if text in finding.text]
     assert [(one.severity, one.subject) for one in found] == [(severity, subject)]
     assert all(word in found[0].remedy for word in remedy)
+    assert "start ringd here" not in found[0].remedy or fault == "no daemon"
     assert all(finding.remedy for finding in bad)
     assert bad == found or not facts.daemon.socket  # without a daemon there are two
 
@@ -268,6 +306,9 @@ def test_a_status_without_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     known = doctor.gather(tmp_path / "s", tmp_path / "none.toml", None).daemon
     assert (known.status, known.trouble) == (STATUS, "it takes too long")
     assert known.socket == str(tmp_path / "s")
+    (tmp_path / "s").unlink()  # as it may be at any moment
+    known = doctor.gather(tmp_path / "s", tmp_path / "none.toml", None).daemon
+    assert "gone by now" in known.access
 
 
 def test_an_address_too_many() -> None:
@@ -289,7 +330,7 @@ def test_the_serious_comes_first() -> None:
     facts = replace(unreachable(errno.ECONNREFUSED), machine=replace(WELL.machine, available=1))
     severities = [finding.severity for finding in examine(facts)]
     assert severities == sorted(severities, key=["serious", "note", "good"].index)
-    assert lines(examine(facts))[-1] == "1 serious, 1 note, 6 good"
+    assert lines(examine(facts))[-1] == "1 serious, 1 note, 9 good"
     assert lines([Finding("note", "clock", "late", "NTP")]) == [
         "\x1b[33m !\x1b[0m clock    late",
         "            -> NTP",

@@ -156,10 +156,10 @@ def test_reload_says_what_came_of_it(service):
     service.write_config("[ipc]\nwindow = 7\n")
     done = command(node, "reload")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "the reload was refused, the old settings stay: [ipc] changed" in done.stderr
+    assert "the reload was refused, the old settings stay: ipc.window changed" in done.stderr
     done = command(node, "reload", "--json")
     assert done.returncode == 1
-    assert "[ipc] changed" in json.loads(done.stdout)["refused"]
+    assert "ipc.window changed" in json.loads(done.stdout)["refused"]
     service.config.write_text("[ring")
     assert "ringd.toml" in ask(node.socket, AskReload)["refused"]
     assert node.status()["reload_error"] is not None

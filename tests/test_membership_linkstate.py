@@ -85,7 +85,10 @@ def test_what_ends_a_ring(state, moves):
         ({"right_up": False, "right_error": "refused"}, "refused"),
         ({"disk_error": "state file: disk full"}, "state file: disk full"),
         ({"left_error": "lost", "right_error": "refused"}, "lost; refused"),
-        ({"draining": True}, "shutting down, or drained by its operator"),
+        (
+            {"draining": True},
+            "shutting down, or drained by its operator (`ringd-cli resume` there ends that)",
+        ),
     ],
 )
 def test_says_who_is_missing_and_why(change, why):

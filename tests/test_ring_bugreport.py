@@ -47,7 +47,9 @@ def test_what_is_in_it(place: Path) -> None:
     assert json.loads(done.stdout)["files"] == sorted(files)
     assert "pyzmq " in files["system.txt"]
     assert "ok ring     ready, generation 1, 2 members" in files["doctor.txt"]
-    assert json.loads(files["doctor.json"])["facts"]["daemon"]["socket"] == cluster.sockets[0]
+    doctor = json.loads(files["doctor.json"])
+    assert doctor["facts"]["daemon"]["socket"] == cluster.sockets[0]
+    assert (doctor["schema_version"], doctor["findings"][0]["subject"]) == (1, "config")
     assert json.loads(files["status.json"])["node"] == "n0"
     assert files["status.txt"].startswith("ring 'test', 2 members\nn0: ready")
     assert [m["node"] for m in json.loads(files["trace.json"])["members"]] == ["n0", "n1"]

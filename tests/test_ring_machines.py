@@ -122,13 +122,14 @@ def test_trace_of_all_members(calm_cluster: Cluster) -> None:
     command = [str(Path(sys.executable).with_name("ringd-cli")), "trace", "--chrome"]
     path = calm_cluster.directory / "trace.json"
     done = subprocess.run(
-        [*command, str(path), "--socket", calm_cluster.sockets[1]],
+        [*command, str(path), "--json", "--socket", calm_cluster.sockets[1]],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == {"schema_version": 1, "path": str(path)}
     events = json.loads(path.read_text())["traceEvents"]
     seen = [event for event in events if "'seen'" in str(event) and event["ph"] == "X"]
     assert len({event["pid"] for event in seen}) == 3

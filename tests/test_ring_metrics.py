@@ -159,7 +159,7 @@ def test_another_place_needs_a_restart(ring_of_two: tuple[Cluster, list[Scraper]
     cluster[0].config.write_text(text.replace(".metrics", ".elsewhere"))
     refused = ask(cluster[0].socket, AskReload)["refused"]
     cluster[0].config.write_text(text)
-    assert refused == "[metrics] changed: restart ringd to use the new values"
+    assert refused == "metrics.listen changed: restart ringd to use the new values"
     assert ask(cluster[0].socket, AskReload)["refused"] is None
     assert scraper.get("/livez") == (200, "ok")
 

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import ringd
+from ringd.cli import steer
 from ringd.cli.ask import ask
 from ringd.cli.main import main
 from ringd.wire.border.messages import AskDrain, AskResume
@@ -58,7 +59,7 @@ def test_drain_and_resume(place: Path) -> None:
             assert done.returncode == 0, done.stderr
             assert json.loads(done.stdout)["unfinished"] == 0
             assert cli(cluster, 1, "health").returncode == 4
-            drained = "n1: shutting down, or drained by its operator"
+            drained = "n1: shutting down, or drained by its operator (`ringd-cli resume` there"
             for rank in range(3):
                 wait_until(lambda r=rank: state(cluster[r]) != "ready", "all have left the ring")
                 assert drained in cli(cluster, rank, "health").stdout
@@ -68,6 +69,10 @@ def test_drain_and_resume(place: Path) -> None:
                 late.all_reduce(1, timeout=0.3)
             late.close()
             assert all(call.running for call in calls)
+            again = cli(cluster, 1, "rejoin")  # which does not bring it back, and says so
+            assert (again.returncode, state(cluster[1])) == (1, "draining")
+            assert '"ringd-cli resume" brings this machine back' in again.stderr
+            assert json.loads(cli(cluster, 1, "rejoin", "--json").stdout)["state"] == "draining"
             assert cli(cluster, 1, "resume").stdout == "Resuming.\n"
             cluster.wait_ready(beyond=generation)
             assert [call.result()[0] for call in calls] == [3.0] * 3
@@ -129,6 +134,14 @@ def test_a_ring_of_one_drains(place: Path) -> None:
         assert cluster.wait_ready(beyond=generation) == generation + 1
 
 
+def test_a_daemon_that_stops_is_not_resumed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing brings that back but a start, and nobody is told otherwise."""
+    monkeypatch.setattr(steer, "find_socket", lambda path: path)
+    monkeypatch.setattr(steer, "ask", lambda *_: {"schema_version": 1, "state": "draining"})
+    done = CliRunner().invoke(main, ["resume", "--socket", str(place / "s")])
+    assert (done.exit_code, done.output.count("start it again")) == (1, 1)
+
+
 def test_another_log_level_for_a_while(place: Path) -> None:
     """It holds for as long as was said, or until a reload; status tells."""
 
@@ -150,7 +163,9 @@ def test_another_log_level_for_a_while(place: Path) -> None:
         for words in (["loud"], ["debug", "--for", "soon"]):
             assert CliRunner().invoke(main, ["log-level", *words]).exit_code == 2
         too_long = cli(cluster, 0, "log-level", "debug", "--for", "25h")
-        assert (too_long.returncode, "for up to a day" in too_long.stderr) == (1, True)
+        assert (too_long.returncode, "and up to 24h" in too_long.stderr) == (1, True)
+        none = cli(cluster, 0, "log-level", "debug", "--for", "0s", "--json")
+        assert (none.returncode, "more than 0s" in json.loads(none.stdout)["refused"]) == (1, True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")

@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 
 from ringd.cli.host import Host
 from ringd.cli.main import main
+from ringd.cli.managers import Launchd, Systemd
 from ringd.config.keyfile import create_key
 from ringd.host import paths
 from ringd.service import launchd, systemd
@@ -345,24 +346,56 @@ def test_a_service_that_hides_the_packages_may_go(linux: Machine) -> None:
 
 @pytest.mark.parametrize("verb", ["install", "uninstall"])
 def test_one_at_a_time(either: Machine, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
-    """Whoever changes the service holds its lock, and leaves no file of it."""
+    """Whoever changes the service holds its lock from the first look on, and leaves no file."""
     lock = either.root / (JOB if either.macos else UNIT)
     lock = lock.with_name(f".{lock.name}.lock")
-    carry_out = Host.carry_out
     found = []
 
-    def watched(host: Host, steps: object) -> None:
-        with lock.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                found.append("locked")
-        carry_out(host, steps)  # type: ignore[arg-type]
+    def watch(owner: type, name: str) -> None:
+        method = getattr(owner, name)
 
-    monkeypatch.setattr(Host, "carry_out", watched)
+        def watched(*args: object, **options: object) -> object:
+            with lock.open() as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    found.append(name)
+            return method(*args, **options)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(Launchd if either.macos else Systemd, verb)
+    watch(Host, "carry_out")
     assert either.cli(verb).exit_code == 0
-    assert found == ["locked"]
+    assert found == [verb, "carry_out"]
     assert not lock.exists()
+
+
+def test_uninstall_where_nothing_is_leaves_nothing(either: Machine) -> None:
+    """It says that there was nothing; not even a directory comes to be."""
+    before = set(either.root.rglob("*"))
+    done = either.cli("uninstall")
+    assert (done.exit_code, done.output) == (0, "It was not installed.\n")
+    assert set(either.root.rglob("*")) == before
+
+
+def test_a_lock_in_a_directory_that_goes(place: Path) -> None:
+    """Who waits is not disturbed by the one before, who takes the directory of the lock away."""
+    host, unit = Host(place), Path("/units/user/ringd.service")
+    held, awaited = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with host.alone(unit, lambda: None):
+            held.set()
+            awaited.wait()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    held.wait()
+    with host.alone(unit, awaited.set):
+        assert (place / "units/user").is_dir()
+    thread.join()
+    assert not (place / "units").exists()
 
 
 def test_two_at_once_take_turns(place: Path) -> None:
@@ -389,7 +422,7 @@ def test_two_at_once_take_turns(place: Path) -> None:
         seen.append("second begins")
     thread.join()
     assert seen == ["second waits", "first is done", "second begins"]
-    assert list((place / "units").iterdir()) == []
+    assert not (place / "units").exists()
 
 
 def test_a_system_without_a_manager(linux: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

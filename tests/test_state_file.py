@@ -286,6 +286,13 @@ def test_unreadable_file(tmp_path):
         StateFile(tmp_path, "mini")
 
 
+def test_a_file_in_the_directorys_place(tmp_path):
+    """It is called what it is not, and another place is the remedy."""
+    (tmp_path / "state").touch()
+    with pytest.raises(RingError, match=r"cannot keep state here: not a directory .*--state-dir"):
+        StateFile(tmp_path / "state", "mini")
+
+
 def test_numbers_out_of_bounds_are_not_written(tmp_path):
     """What the others would refuse stays off the disk; the old state stands."""
     with StateFile(tmp_path, "mini") as file:

@@ -44,10 +44,22 @@ def _size(_context: click.Context, _option: click.Parameter, value: str) -> int:
 @click.command()
 @daemon_options
 @click.option(
-    "--min", "least", default="8", show_default=True, callback=_size, help="Smallest size."
+    "--min",
+    "least",
+    metavar="SIZE",
+    default="8",
+    show_default=True,
+    callback=_size,
+    help="Smallest size, in bytes, KiB, MiB or GiB.",
 )
 @click.option(
-    "--max", "most", default="64MiB", show_default=True, callback=_size, help="Largest size."
+    "--max",
+    "most",
+    metavar="SIZE",
+    default="64MiB",
+    show_default=True,
+    callback=_size,
+    help="Largest size.",
 )
 @click.option(
     "--plot",
@@ -70,6 +82,11 @@ def bench(socket: Path | None, *, as_json: bool, least: int, most: int, plot: Pa
     if least > most:
         raise click.UsageError("--min is more than --max")
     say = (lambda _text: None) if as_json else click.echo
+    if plot is not None:
+        try:
+            _check_place(plot)
+        except OSError as error:
+            raise _no_plot(plot, error) from None
     try:
         body, calls = run_bench(find_socket(socket), sizes(least, most), say)
     except RingError as error:
@@ -80,10 +97,22 @@ def bench(socket: Path | None, *, as_json: bool, least: int, most: int, plot: Pa
         try:
             plot.write_text(svg(calls, f"all-reduce, {len(body['nodes'])} members, float32 sum"))
         except OSError as error:
-            raise click.ClickException(f"{plot} cannot be written: {error.strerror}") from None
+            raise _no_plot(plot, error) from None
         say(f"Wrote {plot}.")
     if any(sum(call.wrong) for call in calls):
         sys.exit(ERROR)
+
+
+def _check_place(path: Path) -> None:
+    """Raise OSError if no file can be written at *path*: to be said before it is measured."""
+    new = not path.exists()
+    path.open("a").close()
+    if new:
+        path.unlink()
+
+
+def _no_plot(plot: Path, error: OSError) -> click.ClickException:
+    return click.ClickException(f"{plot} cannot be written: {error.strerror}")
 
 
 def sizes(least: int, most: int) -> Iterator[int]:

@@ -20,7 +20,7 @@ import click
 
 from ringd import __version__
 from ringd.cli.ask import ask, daemon_options, find_socket
-from ringd.cli.doctor import gather, lines
+from ringd.cli.doctor import as_answer, gather, lines
 from ringd.cli.host import Host
 from ringd.cli.managers import manager
 from ringd.cli.picture import render
@@ -122,7 +122,8 @@ def collect(socket: Path | None, config: Path | None) -> Iterator[tuple[str, str
     facts = gather(socket, config, None)
     findings = examine(facts)
     yield "doctor.txt", click.unstyle("\n".join(lines(findings))) + "\n"
-    yield "doctor.json", json.dumps({"facts": asdict(facts)}, indent=2, default=str)
+    answer = as_answer(findings) | {"facts": asdict(facts)}
+    yield "doctor.json", json.dumps(answer, indent=2, default=str)
     yield "config.toml", _said(lambda: Path(facts.config.path).read_text(errors="replace"))
     yield "log.txt", _said(lambda: "\n".join(ask(find_socket(socket), AskLog)["lines"]) + "\n")
     status = facts.daemon.status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import ipaddress
 import json
@@ -74,13 +75,17 @@ def doctor(socket: Path | None, *, as_json: bool, config: Path | None, node: str
     """  # noqa: D301  click wants the backspace itself
     findings = examine(gather(socket, config, node))
     if as_json:
-        body = {"schema_version": SCHEMA_VERSION, "findings": [asdict(found) for found in findings]}
-        click.echo(json.dumps(body, indent=2))
+        click.echo(json.dumps(as_answer(findings), indent=2))
     else:
         for line in lines(findings):
             click.echo(line)
     if any(found.severity == "serious" for found in findings):
         sys.exit(ERROR)
+
+
+def as_answer(findings: Iterable[Finding]) -> dict[str, Any]:
+    """Return *findings* for scripts."""
+    return {"schema_version": SCHEMA_VERSION, "findings": [asdict(found) for found in findings]}
 
 
 def lines(findings: Iterable[Finding]) -> list[str]:
@@ -108,7 +113,9 @@ def gather(socket: Path | None, path: Path | None, node: str | None) -> Facts:
     daemon = _daemon(socket)
     status = daemon.status or {}
     path = path or Path(status.get("config") or paths.find_config())
-    uid = Path(daemon.socket).stat().st_uid if daemon.socket else None  # of the daemon's user
+    uid = None
+    with contextlib.suppress(OSError):  # that of the daemon's user; the socket may be gone by now
+        uid = Path(daemon.socket).stat().st_uid if daemon.socket else None
     config, problems = load.look(path, status.get("node") or node, uid)
     ways: tuple[Way, ...] = ()
     blocked: list[Obstacle] = []
@@ -124,6 +131,7 @@ def gather(socket: Path | None, path: Path | None, node: str | None) -> Facts:
         path=str(path),
         problems=tuple(problems),
         node="" if config is None else config.node,
+        keyed=config is not None and bool(config.ring.key),
         alone=config is not None and _alone(config),
         obstacles=tuple(one.text for one in blocked if not one.in_use),
         in_use=tuple(one.text for one in blocked if one.in_use),
@@ -161,7 +169,10 @@ def _daemon(socket: Path | None) -> DaemonFacts:
 
 
 def _access(path: Path) -> str:
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError as error:  # removed since; the daemon makes it anew
+        return f"gone by now ({error.strerror})"
     try:
         group = grp.getgrgid(status.st_gid).gr_name
     except KeyError:
@@ -181,7 +192,7 @@ def _machine() -> MachineFacts:
         memory=machine.memory(),
         available=machine.available(),
         segments=trouble,
-        open_files=1 << 62 if hard == resource.RLIM_INFINITY else hard,
+        open_files=None if hard == resource.RLIM_INFINITY else hard,
     )
 
 

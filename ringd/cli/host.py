@@ -57,22 +57,25 @@ class Host:
     def alone(self, definition: Path, waiting: Callable[[], None]) -> Iterator[None]:
         """Keep others from changing the service of *definition* meanwhile.
 
-        They wait for a lock beside it, which leaves no file behind; *waiting* is called first if
-        this one has to.
+        They wait for a lock beside it, which leaves neither a file nor an empty directory behind;
+        *waiting* is called first if this one has to.
 
         Raises:
             RingError: There can be no lock.
         """
         path = self.place(definition.with_name(f".{definition.name}.lock"))
         try:
-            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            fd = _lock(path, waiting)
+            fd, made = _lock(path, waiting)
         except OSError as error:
             raise RingError(f"{path}: {error.strerror or error}") from error
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)  # before it is let go, or it would be the next one's
+            # Before the lock is let go, or they would be the next one's.
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a directory with something in it stays
+                for directory in made:
+                    directory.rmdir()
             os.close(fd)
 
     def carry_out(self, steps: Iterable[Step]) -> None:
@@ -94,10 +97,18 @@ class Host:
                 raise RingError(f"{path}: {error.strerror or error}") from error
 
 
-def _lock(path: Path, waiting: Callable[[], None]) -> int:
-    """Return a descriptor of the file at *path*, with the lock of it."""
+def _lock(path: Path, waiting: Callable[[], None]) -> tuple[int, list[Path]]:
+    """Return a descriptor of the file at *path*, with the lock of it, and directories made for it.
+
+    The innermost of them is the first.
+    """
     while True:
-        fd = open_own(path, os.O_RDWR | os.O_CREAT)
+        made = [directory for directory in path.parents if not directory.exists()]
+        try:
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            fd = open_own(path, os.O_RDWR | os.O_CREAT)
+        except FileNotFoundError:  # whoever had the lock has just taken the directory away
+            continue
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,7 +118,7 @@ def _lock(path: Path, waiting: Callable[[], None]) -> int:
             # Whoever had it took the file away: others lock the one that is there by now.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(path.lstat(), os.fstat(fd)):
-                    return fd
+                    return fd, made
         except BaseException:
             os.close(fd)
             raise

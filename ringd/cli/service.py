@@ -117,15 +117,16 @@ def uninstall(*, user: bool, purge: bool, dry_run: bool) -> None:
     try:
         _need_root(user=user, dry_run=dry_run)
         chosen = manager(HOST, user=user, macos=MACOS)
-        steps = chosen.uninstall(purge=purge)
         if dry_run:
-            click.echo(describe(steps))
+            click.echo(describe(chosen.uninstall(purge=purge)))
             return
         with HOST.alone(chosen.definition, _say_waiting):
-            HOST.carry_out(steps)
+            # By what there is now: who had the lock before may have changed it.
+            was_there = HOST.has(chosen.definition)
+            HOST.carry_out(chosen.uninstall(purge=purge))
     except RingError as error:
         fail(error)
-    click.echo("Removed.")
+    click.echo("Removed." if was_there or purge else "It was not installed.")
     about = chosen.service
     left = [path for path in (about.config.parent, about.state_dir) if path and HOST.has(path)]
     if left and not purge:

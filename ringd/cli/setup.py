@@ -95,7 +95,7 @@ def keygen(path: Path) -> None:
     except FileExistsError:
         raise click.ClickException(
             f"{path} is there already and is left as it is; a ring with another key would turn "
-            "this machine away"
+            "this machine away; to make another one all the same, remove that first"
         ) from None
     except OSError as error:
         raise click.ClickException(f"{path} cannot be written: {error.strerror}") from None

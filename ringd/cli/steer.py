@@ -32,6 +32,11 @@ RELOAD_WITHIN = 60.0
 DRAIN_WITHIN = 30.0
 """Seconds; the daemon gives calls some of them to finish."""
 
+RESUME = '"ringd-cli resume" brings this machine back.'
+
+OUT = "draining"
+"""The state of a member that takes no part in the ring."""
+
 
 @click.command()
 @daemon_options
@@ -45,7 +50,13 @@ def rejoin(socket: Path | None, *, as_json: bool) -> None:
     Exit codes: 0 done, 1 error or not allowed, 2 wrong usage, 3 no daemon.
     Example: sudo ringd-cli rejoin && ringd-cli health --wait 10s
     """  # noqa: D301  click wants the backspace itself
-    _say(_order(socket, AskRejoin), "Rejoining.", as_json=as_json)
+    body = _order(socket, AskRejoin)
+    stays_out = body.get("state") == OUT  # a daemon from before an upgrade does not say
+    if stays_out and not as_json:
+        fail(RingError(f"not joined again: this machine is drained, or its daemon stops. {RESUME}"))
+    _say(body, "Rejoining.", as_json=as_json)
+    if stays_out:
+        sys.exit(ERROR)
 
 
 @click.command()
@@ -92,9 +103,6 @@ def drain(socket: Path | None, *, as_json: bool) -> None:
         sys.exit(ERROR)
 
 
-RESUME = '"ringd-cli resume" brings this machine back.'
-
-
 @click.command()
 @daemon_options
 def resume(socket: Path | None, *, as_json: bool) -> None:
@@ -104,7 +112,13 @@ def resume(socket: Path | None, *, as_json: bool) -> None:
     Exit codes: 0 done, 1 error or not allowed, 2 wrong usage, 3 no daemon.
     Example: sudo ringd-cli resume && ringd-cli health --wait 10s
     """  # noqa: D301
-    _say(_order(socket, AskResume), "Resuming.", as_json=as_json)
+    body = _order(socket, AskResume)
+    stops = body["state"] == OUT
+    if stops and not as_json:
+        fail(RingError("not resumed: the daemon stops; start it again, as with systemctl"))
+    _say(body, "Resuming.", as_json=as_json)
+    if stops:
+        sys.exit(ERROR)
 
 
 @click.command("log-level")
@@ -127,9 +141,12 @@ def log_level(level: str, duration: str, socket: Path | None, *, as_json: bool) 
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--for") from None
     body = _order(socket, AskLogLevel, level=level, seconds=seconds)
-    if body["refused"] is not None:
-        fail(RingError(body["refused"]))
+    refused = body["refused"]
+    if refused is not None and not as_json:
+        fail(RingError(refused))
     _say(body, f"Logging from {level} on, for {duration}.", as_json=as_json)
+    if refused is not None:
+        sys.exit(ERROR)
 
 
 def _order(

@@ -14,6 +14,9 @@ from ringd.errors import RingError
 from ringd.wire.border.messages import AskTrace
 from ringd.wire.text import printable
 
+SCHEMA_VERSION = 1
+"""Of what is said of a file that was written; a trace has the daemon's."""
+
 _MICROSECONDS = 1e6
 
 _LONGEST = 4096
@@ -45,8 +48,11 @@ def trace(socket: Path | None, *, as_json: bool, chrome: Path | None) -> None:
         try:
             chrome.write_text(json.dumps(chrome_trace(body)))
         except OSError as error:
-            raise click.ClickException(f"{chrome}: {error.strerror}") from None
-        click.echo(f"Wrote {chrome}; open it at ui.perfetto.dev.")
+            raise click.ClickException(f"{chrome} cannot be written: {error.strerror}") from None
+        if as_json:
+            click.echo(json.dumps({"schema_version": SCHEMA_VERSION, "path": str(chrome)}))
+        else:
+            click.echo(f"Wrote {chrome}; open it at ui.perfetto.dev.")
     elif as_json:
         click.echo(json.dumps(body))
     else:

@@ -120,7 +120,7 @@ def choose_node(names: Sequence[str], node: str | None, hostname: str) -> str:
             return node
         raise ValueError(
             f'no member is named "{node}" (--node, RINGD_NODE)'
-            f"{_did_you_mean(node, names)}; members: {', '.join(names)}"
+            f"{_did_you_mean(node, names)}; name one of {', '.join(names)}"
         )
     host = hostname.casefold().rstrip(".")
     full = [name for name in names if name.casefold() == host]
@@ -130,8 +130,8 @@ def choose_node(names: Sequence[str], node: str | None, hostname: str) -> str:
         return found[0]
     fit = f"several members ({', '.join(found)}) fit" if found else "no member bears"
     raise (ValueError if found else NoMemberError)(
-        f'{fit} this host\'s name, "{hostname}"; say which one it is with --node or RINGD_NODE; '
-        f"members: {', '.join(names)}"
+        f'{fit} this host\'s name, "{hostname}"; say with --node or RINGD_NODE which one it is: '
+        f"{', '.join(names)}"
     )
 
 
@@ -403,7 +403,7 @@ def _member_port(report: _Report, key: str, value: object, names: Sequence[str])
 
 def _no_member(name: object, names: Sequence[str]) -> str:
     hint = _did_you_mean(name, names) if isinstance(name, str) else ""
-    return f"no member is named so{hint}; members: {', '.join(names)}"
+    return f"no member is named so{hint}; name one of {', '.join(names)}"
 
 
 def _is_port(value: object) -> bool:

@@ -128,7 +128,8 @@ class _Reading:
         if not isinstance(cluster, dict) or not isinstance(tables, list) or not tables:
             raise ValueError("this TOML has no [[cluster.members]]")
         self._left_out("", document, {"cluster"})
-        self._left_out("cluster.", cluster, {"cluster_id", "node_id", "members"})
+        called = "cluster_id" if "cluster_id" in cluster else "name"
+        self._left_out("cluster.", cluster, {called, "node_id", "members"})
         members = []
         for index, table in enumerate(tables):
             where = f"cluster.members[{index}]"
@@ -143,7 +144,7 @@ class _Reading:
                 "cluster.node_id is not carried over, as ringd's config is the same on all "
                 f"machines: start ringd here with --node {name}, if the host has another name"
             )
-        ring = cluster.get("cluster_id")
+        ring = cluster.get(called)
         return (_clean(ring) if isinstance(ring, str) else ""), members
 
     def _launched(self, hosts: Sequence[Mapping[str, Any]]) -> list[Member]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import structlog
@@ -278,8 +279,9 @@ class Daemon:
     def _rejoin(self, _order: AskRejoin, answer: Answer) -> None:
         self._log.info("rejoin asked for")
         self._recorder.note("rejoin asked for")
-        answer(_json(generation=self._neighbours.machine.generation))
+        ended = self._neighbours.machine.generation
         self._neighbours.rejoin()
+        answer(_json(generation=ended, state=self._neighbours.machine.state.value))
 
     def _asked_to_reload(self, _order: AskReload, answer: Answer) -> None:
         self._reload()
@@ -310,7 +312,8 @@ class Daemon:
 
     def _set_log_level(self, order: AskLogLevel, answer: Answer) -> None:
         if order.level not in LOG_LEVELS or not 0 < order.seconds <= LONGEST_LOG_LEVEL:
-            answer(_json(refused=f"a level is one of {', '.join(LOG_LEVELS)}, for up to a day"))
+            levels = ", ".join(LOG_LEVELS)
+            answer(_json(refused=f"a level is one of {levels}, for more than 0s and up to 24h"))
             return
         self._restore_log_level()
         timer = self._loop.call_later(order.seconds, self._restore_log_level)
@@ -338,10 +341,12 @@ def _check_reload(old: Config, new: Config) -> None:
         != [member.name for member in new.ring.members],
         "ring.protect": old.ring.protect != new.ring.protect,
         "join.congestion": old.join.congestion != new.join.congestion,
-        "[ipc]": old.ipc != new.ipc,
-        "[ops]": old.ops != new.ops,
-        "[metrics]": old.metrics != new.metrics,
     }
+    for section in ("ipc", "ops", "metrics"):
+        before, after = getattr(old, section), getattr(new, section)
+        for field in fields(before):
+            one, other = getattr(before, field.name), getattr(after, field.name)
+            changed[f"{section}.{field.name}"] = one != other
     names = [name for name, differs in changed.items() if differs]
     if names:
         raise RingError(f"{', '.join(names)} changed: restart ringd to use the new values")

@@ -77,8 +77,15 @@ def _config(config: ConfigFacts) -> Iterator[Finding]:
         fault, remedy = _split(obstacle)
         text = f"{fault}, unless it is this member's own ringd"
         yield Finding("note", "port", text, f"name its socket: --socket; or {remedy}")
-    if not config.problems:
-        yield Finding("good", "config", f"{config.path}: this is {config.node!r}")
+    if config.problems:
+        return
+    yield Finding("good", "config", f"{config.path}: this is {config.node!r}")
+    if config.keyed:
+        yield Finding("good", "key", "there is one, and other users can neither read nor change it")
+    elif not config.alone:
+        text = "there is none: whoever reaches a member's port can join, and read what is sent"
+        remedy = 'make one with "ringd-cli keygen", and name it in ring.key_file on every machine'
+        yield Finding("note", "key", text, remedy)
 
 
 def _daemon(daemon: DaemonFacts) -> Iterator[Finding]:
@@ -94,11 +101,17 @@ def _daemon(daemon: DaemonFacts) -> Iterator[Finding]:
             text = f"what the members say of themselves is not to be had: {daemon.trouble}"
             yield _parted("note", "version", text, "run this again")
     else:
-        # The trouble comes with a remedy, which is the one to follow where there is a line to type.
-        trouble, _, line = daemon.trouble.partition(": type ")
-        trouble = trouble.partition("; start ringd")[0]
-        remedy = f"type {line}" if line else "start ringd here, or name its socket: --socket"
-        yield Finding("serious", "socket", f"{trouble}; {looked}", remedy)
+        # The trouble comes with a remedy, which is the one to follow: to start a daemon is of use
+        # only where there is none.
+        trouble, none, _ = daemon.trouble.partition("; start ringd")
+        trouble, _, line = trouble.partition(": type ")
+        if line:
+            remedy = f"type {line}"
+        elif none:
+            remedy = "start ringd here, or name its socket: --socket"
+        else:
+            trouble, remedy = _split(trouble)
+        yield Finding("serious", "socket", f"{trouble}; {looked}", remedy or "run this again")
 
 
 def _ring(daemon: DaemonFacts) -> Iterator[Finding]:
@@ -109,7 +122,7 @@ def _ring(daemon: DaemonFacts) -> Iterator[Finding]:
         text = f"ready, generation {status['generation']}, {status['size']} members"
         yield Finding("good", "ring", text)
     for name, why in status["waiting_for"].items():
-        yield Finding("serious", "ring", f"waits for {name}: {why}", f"see to ringd on {name}")
+        yield Finding("serious", "ring", f"waits for {name}: {why}", _to_have_back(name, why))
     for namesake in status["namesakes"]:
         yield Finding(
             "serious",
@@ -121,6 +134,15 @@ def _ring(daemon: DaemonFacts) -> Iterator[Finding]:
     yield from _links(status)
     yield from _streams(status)
     yield from _resources(status)
+
+
+def _to_have_back(name: str, why: str) -> str:
+    """Return what to do about the member *name*, which the ring waits for."""
+    if why.startswith("state file"):
+        return f"make room on the disk of its state directory on {name}, or have it writable again"
+    if "ringd-cli resume" in why:
+        return f"run ringd-cli resume on {name}, or start ringd there"
+    return f"see to ringd on {name}"
 
 
 def _links(status: Mapping[str, Any]) -> Iterator[Finding]:
@@ -144,15 +166,20 @@ def _streams(status: Mapping[str, Any]) -> Iterator[Finding]:
 def _resources(status: Mapping[str, Any]) -> Iterator[Finding]:
     if (refused := status["reload_error"]) is not None:
         text = f"the last reload was refused: {refused['reason']}"
-        yield Finding("note", "config", text, "mend the file, then ringd-cli reload")
+        remedy = "mend the file, then ringd-cli reload"
+        if "restart ringd" in refused["reason"]:  # the file is good
+            remedy = "restart it, or put the old values back and run ringd-cli reload"
+        yield Finding("note", "config", text, remedy)
     if status["disk"]["slow"]:
         text = "the disk of the state directory takes more than a second to flush"
         yield Finding("note", "disk", text, "see what else writes there, or move --state-dir")
     files = status["open_files"]
+    text = f"the daemon has {files['count']} of {files['limit']} open files"
     if files["count"] > files["limit"] - 2 * files["reserve"]:
-        text = f"the daemon has {files['count']} of {files['limit']} open files"
         remedy = "raise its limit (LimitNOFILE= of the unit), or end programs"
         yield Finding("serious", "files", text, remedy)
+    else:
+        yield Finding("good", "files", text)
 
 
 def _ways(facts: Facts) -> Iterator[Finding]:
@@ -233,16 +260,23 @@ def _machine(machine: MachineFacts, daemon: DaemonFacts) -> Iterator[Finding]:
     if machine.segments:
         text = f"shared memory cannot be had: {machine.segments}"
         yield Finding("serious", "memory", text, "free some, or let this user have it (ulimit)")
+    else:
+        yield Finding("good", "memory", "shared memory can be had")
     free = machine.available
     text = f"{machine.memory // _MIB} MiB"
     text += "" if free is None else f", {free // _MIB} MiB of them free"
     if free is not None and free < LITTLE_MEMORY:
         yield Finding("note", "memory", text, "end programs: tensors need twice their size here")
-    elif not machine.segments:
+    else:
         yield Finding("good", "memory", text)
-    if daemon.status is None and machine.open_files < FEW_FILES:
-        text = f"a daemon started from here could have {machine.open_files} open files"
-        yield Finding("note", "files", text, "raise the limit: ulimit -n, or LimitNOFILE=")
+    if daemon.status is None:
+        most = machine.open_files
+        many = "any number of" if most is None else most
+        text = f"a daemon started from here could have {many} open files"
+        if most is not None and most < FEW_FILES:
+            yield Finding("note", "files", text, "raise the limit: ulimit -n, or LimitNOFILE=")
+        else:
+            yield Finding("good", "files", text)
 
 
 def _size(way: Way) -> str:

@@ -15,6 +15,7 @@ class ConfigFacts:
         path: The file's.
         problems: What the daemon would refuse it for; a line each.
         node: Which member this machine is; empty while that is not known.
+        keyed: Whether it names a key, which could be read.
         alone: Whether all members are on loopback, and so on one machine.
         obstacles: Why this member's ports cannot be listened on; none while its daemon answers.
         in_use: So, of ports that a program listens on, which may be a daemon that was not found.
@@ -23,6 +24,7 @@ class ConfigFacts:
     path: str
     problems: tuple[str, ...] = ()
     node: str = ""
+    keyed: bool = False
     alone: bool = False
     obstacles: tuple[str, ...] = ()
     in_use: tuple[str, ...] = ()
@@ -115,14 +117,14 @@ class MachineFacts:
         memory: In bytes, as a cgroup allows.
         available: In bytes, without swapping; None where the system does not say.
         segments: Why shared memory cannot be had; empty where it can.
-        open_files: How many a daemon that was started from here could have.
+        open_files: How many a daemon that was started from here could have; None for any number.
     """
 
     version: str
     memory: int
     available: int | None = None
     segments: str = ""
-    open_files: int = 1 << 20
+    open_files: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,5 +147,5 @@ class LinkTable:
         if state is None:
             return "not heard of yet"
         if state.draining:
-            return "shutting down, or drained by its operator"
+            return "shutting down, or drained by its operator (`ringd-cli resume` there ends that)"
         return state.error or state.disk_slow or "not linked to both neighbours yet"

@@ -231,7 +231,10 @@ def _number(value: object, most: int) -> int:
 
 
 def _unusable(directory: Path, error: OSError) -> RingError:
+    # As mkdir says it of a file in the directory's place.
+    what = "not a directory" if isinstance(error, FileExistsError) else error.strerror
     return RingError(
-        f"{directory}: cannot keep state here: {error.strerror} ({error.filename or directory}); "
-        "let the user that runs ringd own it, or name another with --state-dir"
+        f"{directory}: cannot keep state here: {what} ({error.filename or directory}); "
+        "let the user that runs ringd own it, and nobody else write there, or name another with "
+        "--state-dir"
     )

@@ -295,7 +295,7 @@ def test_reload(machines: Machines) -> None:
     assert reloaded(changed("level", '"debug"'), cli) == "Reloaded.\n"
     assert "unknown key" in reloaded(machines.config + "[jion]\n", cli)
     said = reloaded(changed("order", '"rank"'), cli)
-    assert "[ops] changed: restart ringd to use the new values" in said
+    assert "ops.order changed: restart ringd to use the new values" in said
     assert "Job for ringd.service failed" in reloaded("[ring", systemctl)
     status = machine.said("ringd-cli", "status")
     assert "was refused, the old settings stay" in status
