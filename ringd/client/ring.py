@@ -346,7 +346,8 @@ class Ring:
     ) -> Array | None:
         """Reduce *x* over all ranks, and return the result on the rank *root*; None elsewhere.
 
-        Args, errors: as :meth:`all_reduce`; *root* must be the same everywhere.
+        Args, errors: as :meth:`all_reduce`; *root* must be the same everywhere. ValueError: *out*
+        is given where there is no result.
         """
         return self.reduce_async(x, root, op, out=out, name=name, wire=wire, timeout=timeout).wait()
 
@@ -435,7 +436,8 @@ class Ring:
     ) -> Array | None:
         """Return the *x* of all ranks, as :meth:`all_gather`, on the rank *root*; None elsewhere.
 
-        Args, errors: as :meth:`all_reduce`; *root* must be the same everywhere.
+        Args, errors: as :meth:`all_reduce`; *root* must be the same everywhere. ValueError: *out*
+        is given where there is no result.
         """
         return self.gather_async(x, root, out=out, name=name, timeout=timeout).wait()
 
