@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from ringd.cli.live import Meter, picture, show
-from ringd.cli.picture import render, rows
+from ringd.cli.picture import render, rows, warnings
 from ringd.errors import RingError
 from tests.cluster import Cluster, wait_until
 from tests.ringkit import connected, everywhere
@@ -165,6 +165,30 @@ def test_wait(place: Path) -> None:
         cluster.start()
         done = cli(cluster, 0, "wait")
         assert (done.returncode, done.stdout) == (0, "n0: ready, generation 1\n")
+
+
+def test_who_waits_hears_for_what(place: Path) -> None:
+    """Once, until it is something else; what scripts read has the outcome alone."""
+    with Cluster(place, 2) as cluster:
+        cluster.start([0])
+        wait_until(lambda: cluster[0].status() is not None, "a daemon")
+        done = cli(cluster, 0, "wait", "--timeout", "3s")
+        assert done.returncode == 4
+        assert len(done.stdout.splitlines()) == 1
+        said = done.stderr.splitlines()
+        assert all(line.startswith("waiting: n0: ") and "n1" in line for line in said), said
+        assert len(said) == len(set(said)) or len(said) < 6, said
+        assert cli(cluster, 0, "wait", "--timeout", "100ms", "--json").stderr == ""
+
+
+def test_a_call_that_waits_for_long_is_a_warning() -> None:
+    """As the log warns of it; a younger one is in its group's lines alone."""
+    op = {"op": 3, "channel": None, "call": "barrier", "phase": "waiting", "progress": None}
+    op |= {"waiting_for": "not submitted by: mini"}
+    old, young = op | {"age": 75.0, "stalled": True}, op | {"age": 1.0, "stalled": False}
+    group = {"name": "g", "present": ["studio"], "op_counts": {}, "open_ops": [old, young]}
+    warning = "a call of group 'g' has waited for 1.2 min: barrier; not submitted by: mini"
+    assert [line for line in warnings(BODY | {"groups": [group]}) if "group" in line] == [warning]
 
 
 @pytest.mark.parametrize("command", ["status", "wait", "drain", "log-level", "doctor", "import"])

@@ -161,6 +161,13 @@ def warnings(body: Mapping[str, Any]) -> list[str]:
     level = body.get("log_level")
     if level is not None:
         lines.append(f"the log has level {level['level']!r} for {age(level['for'])} more")
+    lines += [
+        f"a call of group {group['name']!r} has waited for {age(op['age'])}: "
+        f"{op['call'] or 'a call'}; {op['waiting_for']}"
+        for group in body["groups"]
+        for op in group["open_ops"]
+        if op.get("stalled")
+    ]
     disk = body.get("disk")
     if disk is not None and disk["slow"]:
         text = f"the state file has been written for {age(disk['writing_for'])}"

@@ -87,8 +87,12 @@ def _seconds(text: str, option: str) -> float:
 
 
 def _say_when_ready(socket: Path | None, seconds: float, *, as_json: bool) -> None:
-    """Say how the ring is once it is ready, or after *seconds*; exit if it is not."""
+    """Say how the ring is once it is ready, or after *seconds*; exit if it is not.
+
+    Meanwhile the standard error says for what it waits, whenever that is something else.
+    """
     deadline = time.monotonic() + seconds
+    said = ""
     while True:
         try:
             # A busy daemon gets a second also when the user's time is over: it is not gone.
@@ -97,11 +101,16 @@ def _say_when_ready(socket: Path | None, seconds: float, *, as_json: bool) -> No
         except DaemonUnavailable as error:
             if time.monotonic() >= deadline:
                 fail(error)
+            awaited = str(error)
         except RingError as error:
             fail(error)
         else:
             if body["state"] == "ready" or time.monotonic() >= deadline:
                 break
+            awaited = headline(body)
+        if awaited != said and not as_json:
+            click.echo(f"waiting: {awaited}", err=True)
+            said = awaited
         time.sleep(_POLL)
     keys = ("schema_version", "node", "state", "generation", "waiting_for")
     click.echo(json.dumps({key: body[key] for key in keys}) if as_json else headline(body))

@@ -266,6 +266,7 @@ def _open_ops(programs: Programs, seat: Seat, now: float) -> Iterator[dict[str, 
             "channel": _channel(seat) if isinstance(seat, Channel) else None,
             "call": None if op.call is None else str(op.call),
             "age": now - op.since,
+            "stalled": programs.engine.timing.stalled(op, now),
             "phase": op.phase.value,
             "waiting_for": programs.engine.waiting_for(seat, op)
             if op.submission

@@ -99,6 +99,10 @@ class Timing:
             self.deadlines.add(op.submission.deadline, seat, op)
         self._stalls.add(now + self._stall_warning, seat, op)
 
+    def stalled(self, op: Op, now: float) -> bool:
+        """Whether a call of a client here waits for so long that this is logged."""
+        return op.submission is not None and now - op.since >= self._stall_warning
+
     def attached(self, seat: Seat, now: float) -> None:
         """Give a client that comes back its time to submit again."""
         if seat.caller.returning:
