@@ -207,7 +207,7 @@ class Calls:
         self.settle()
 
     def cut_open(self, code: str, message: str) -> None:
-        """End all open ops, as the client asked to be told of any loss at once."""
+        """End all open ops, and the stay with them."""
         first = min((op.seq for op in self._open()), default=self._caller.next_seq)
         self.cut(first, code, message)
 
@@ -236,7 +236,7 @@ class Calls:
         Its numbers begin anew then, as do those of a program that comes in the place of the one
         that was wrong.
         """
-        if any(self._open()):
+        if self._open():
             self.cut_open(Mismatch.code, why)
 
     def forget_peers(self) -> None:

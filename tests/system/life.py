@@ -189,6 +189,27 @@ def test_a_user_of_the_group_who_floods(machines: Machines) -> None:
     assert machines.service(machine)["MainPID"] == before
 
 
+def test_ten_thousand_questions(machines: Machines) -> None:
+    """They leave neither memory nor a descriptor behind, and calls go on meanwhile."""
+    machine = machines[0]
+    pid = machines.service(machine)["MainPID"]
+
+    def ask(count: int) -> tuple[int, int]:
+        words = (PYTHON, "/srv/questions.py", "/run/ringd/ringd.sock", str(count))
+        assert machine.said(*words, user=MEMBER) == f"{count} answers\n"
+        status = machine.said("cat", f"/proc/{pid}/status")
+        files = machine.said("ls", f"/proc/{pid}/fd").split()
+        return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]), len(files)
+
+    memory, files = ask(1000)
+    with machines.call_under_way("questions", machines[2]):
+        ask(1000)
+    more_memory, more_files = ask(8000)
+    assert more_memory - memory < 4096
+    assert abs(more_files - files) < 10
+    assert machines.service(machine)["MainPID"] == pid
+
+
 @pytest.mark.parametrize("how", ["restart", "kill", "upgrade", "wiped"])
 def test_a_daemon_that_is_replaced_in_mid_call(machines: Machines, how: str) -> None:
     """Systemctl restart, kill -9, a new version, /run wiped: calls under way have their results."""

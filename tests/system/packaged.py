@@ -113,7 +113,7 @@ def cluster(
             for number, name in enumerate(names, 1):
                 machine = Machine(base, place, netns, name, number)
                 shutil.copy(deb, machine.root / "srv" / "ringd.deb")
-                for script in ("program.py", "scrape.py", "flood.py"):
+                for script in ("program.py", "scrape.py", "flood.py", "questions.py"):
                     shutil.copy(Path(__file__).with_name(script), machine.root / "srv")
                 made.append(machine)
             yield made
