@@ -251,6 +251,23 @@ def test_real_daemons_say_for_whom_the_group_waits(cluster):
             assert (late.rank, late.size, late.nodes) == (0, 2, ("n0", "n1"))
 
 
+def test_a_group_that_forms_anew_has_ranks(cluster):
+    """So that is not what a message waits for, also in a part, whose ranks never were unknown."""
+    with contextlib.ExitStack() as rings:
+        whole = [rings.enter_context(ringd.connect(s, "anew", 10)) for s in cluster.sockets]
+        calls = [Call(lambda ring=ring: ring.split(0)) for ring in whole]
+        parts = [rings.enter_context(call.result()) for call in calls]
+        for one, other in (whole, parts):
+            assert one.rank == 0
+            other.close()
+            with pytest.raises(ringd.GroupLost):
+                one.recv(SMALL.shape, 1, dtype=SMALL.dtype)
+            with pytest.raises(
+                ringd.DeadlineExceeded, match="it has not formed yet; no client in the group on: n1"
+            ):
+                one.recv(SMALL.shape, 1, dtype=SMALL.dtype, timeout=0.2)
+
+
 def test_a_ring_that_is_down_is_named(tmp_path):
     """With the member that is missing."""
     with (

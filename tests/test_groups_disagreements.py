@@ -344,6 +344,17 @@ def test_calls_wait_for_programs_by_their_rank():
     assert engine.waiting_for(seat, op) == "not submitted by: a (rank 0), b, c"
 
 
+def test_calls_of_a_part_wait_for_programs_by_their_rank_from_the_beginning():
+    """Also for two of a member from which none has come."""
+    bench = Shared(3)
+    bench.program(0, 0, 2, members=(2, 0, 1, 0, 2), ordered=True)
+    bench.call(0, 0)
+    engine = bench.engines[0]
+    seat, op = engine.roll.open_op(10, 0)
+    said = "no client in the group on: c (rank 0), b, a (rank 3), c (rank 4)"
+    assert engine.waiting_for(seat, op) == said
+
+
 def test_a_deadline_names_the_program_by_its_rank():
     """Both whose it was and whom it waited for."""
     bench = two_each()

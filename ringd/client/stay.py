@@ -245,8 +245,9 @@ class Stay:
                 if group.conflict:
                     raise errors.Mismatch(group.awaited)
                 if until is not None and time.monotonic() >= until:
+                    lack = "its ranks are not known" if group.place is None else "it has not formed"
                     raise errors.DeadlineExceeded(
-                        f"group {group.name!r}: its ranks are not known yet; {self._why_unknown()}"
+                        f"group {group.name!r}: {lack} yet; {self._why_unknown()}"
                     )
 
     def _ask(self) -> None:

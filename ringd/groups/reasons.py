@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -60,11 +61,15 @@ class Reasons:
         if conflict := self._roll.conflict(seat):
             return conflict
         part, present = seat.session.part, group.present
-        several = {place[0] for place, there in present.items() if there.local_size > 1}
-        absent = [
-            ring.names[member] + (f" (local rank {local_rank})" if member in several else "")
-            for member, local_rank in expected(part, present, ring.size)
-            if (member, local_rank) != (ring.rank, part.local_rank)
-            and ((there := present.get((member, local_rank))) is None or there.session)
-        ]
+        places = expected(part, present, ring.size)
+        programs = Counter(member for member, _ in places)
+        absent = []
+        for rank, (member, local_rank) in enumerate(places):
+            here = (member, local_rank) == (ring.rank, part.local_rank)
+            there = present.get((member, local_rank))
+            if here or (there is not None and not there.session):
+                continue
+            # The ranks of a part that was split off are known from the beginning.
+            which = f" (rank {rank})" if part.ordered else f" (local rank {local_rank})"
+            absent.append(ring.names[member] + (which if programs[member] > 1 else ""))
         return "no client in the group on: " + ", ".join(absent)
