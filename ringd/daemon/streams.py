@@ -291,7 +291,8 @@ class Streams:
             self._asked.pop(number, None)
             if number not in self._held:
                 reason = f"the program on {self._node!r} that had the other end is gone"
-                self._send(member, number, 0, Reset(reason), b"")
+                # Of one that the program had yet to answer nobody was there for it, as before.
+                self._send(member, number, 0, Reset(reason, absent=True), b"")
 
         if number not in self._missed:
             if len(self._missed) >= 2 * MOST_ENDS:  # nobody has so many to come back to
