@@ -80,7 +80,7 @@ def test_streams_are_handed_to_no_stranger(
         accepts=lambda *_: Target(1),
         on_held=lambda *_: None,
         on_trouble=trouble,
-        on_reset=lambda _: None,
+        on_reset=lambda _member, _reason: None,
     )
     attachment.start()
     loop.run()

@@ -167,6 +167,7 @@ def test_a_dead_programs_ends_are_reset_at_once(member: Member) -> None:
     member.loop.run()
     (reset,) = [said for _, _, said in member.sent if isinstance(said, Reset)]
     assert reset.reason == "the program on 'n2' that had the other end is gone"
+    assert reset.absent  # whoever has heard of no answer may try again, as with the next program
 
 
 def test_no_member_gets_to_what_it_may_not_name(member: Member) -> None:

@@ -35,7 +35,7 @@ class Pair:
             self.loop,
             send=partial(self._send, number),
             accepts=self._accept,
-            on_reset=self.resets.append,
+            on_reset=lambda _member, reason: self.resets.append(reason),
             in_program=False,
         )
 

@@ -97,7 +97,7 @@ class Job:
             self._loop,
             send=partial(self._send, rank),
             accepts=chain.accepts,
-            on_reset=lambda _reason: None,
+            on_reset=lambda _member, _reason: None,
             in_program=True,
         )
         chain.begin(forwarder, tuple(f"n{other}" for other in range(len(self.order))), rank)

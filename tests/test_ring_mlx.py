@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from ringd.cli.mlx import Chain
 from ringd.loop import Loop
 from ringd.streams.end import End
 from ringd.streams.table import Refusal
-from tests.cluster import Cluster, wait_until
+from tests.cluster import PATIENCE, Cluster, wait_until
 from tests.ownports import free_ports
 from tests.ringkit import BOUNDED
 from tests.streamkit import connect
@@ -25,6 +26,8 @@ LIKE_MLX = """
     rank = int(os.environ["MLX_RANK"])
     with open(os.environ["MLX_HOSTFILE"]) as file:
         places = [[place.split(":") for place in own] for own in json.load(file)]
+    if "another-hostfile" in sys.argv:
+        places.append(places[0])
     size = len(places)
 
     def accept():
@@ -77,9 +80,8 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     wait_until(lambda: not list(tmp_path.iterdir()), "hostfiles are removed")
 
 
-def run(ring: Cluster, rank: int, *options: str, until: bool = False) -> Command:
+def run(ring: Cluster, rank: int, *options: str, words: Sequence[str] = ()) -> Command:
     """Start the program of a rank."""
-    words = ["until"] if until else []
     return Command(ring[rank], "run", "--mlx", *options, "--", *program(LIKE_MLX), *words)
 
 
@@ -116,7 +118,7 @@ def test_programs_come_minutes_apart(ring: Cluster) -> None:
 
 def test_one_run_right_after_the_other(ring: Cluster) -> None:
     """Also where a machine is faster, and begins the next one while others end the first."""
-    commands = [run(ring, rank, until=True) for rank in range(3)]
+    commands = [run(ring, rank, words=["until"]) for rank in range(3)]
     for command in commands:
         wait_until(lambda command=command: line(command) == "in")
     commands[2].process.send_signal(signal.SIGTERM)
@@ -144,15 +146,112 @@ def test_members_that_disagree(ring: Cluster) -> None:
         one.end()
 
 
-def test_a_stranger_at_the_port(ring: Cluster) -> None:
-    """A port that leads to a neighbour takes one connection, as MLX's do."""
-    first, _, right = free_ports(3)
+def three_ports() -> tuple[int, int, int]:
+    """Return free ports that follow one another, as of ranks 0 to 2 with `--port`."""
+    first, own, right = free_ports(3)
     while right != first + 2:
-        first, _, right = free_ports(3)
-    with run(ring, 1, "--port", str(first)) as command, connect(right):
-        wait_until(lambda: refused(right))
+        first, own, right = free_ports(3)
+    return first, own, right
+
+
+def said(command: Command, words: str) -> None:
+    """Wait until *command* says a line in which *words* are."""
+    line = command.process.stderr.readline()
+    while words not in line:
+        assert line, "it has ended"
+        line = command.process.stderr.readline()
+
+
+def test_a_stranger_in_the_place_of_the_program(ring: Cluster) -> None:
+    """Is turned away, and named: the program has yet to be let in, and connects after that."""
+    first, _, right = three_ports()
+    command = run(ring, 1, "--port", str(first))
+    assert line(command) == "listens"
+    with connect(right) as stranger:
+        assert not stranger.recv(1)
+    said(command, f"a stranger at port {right}, which is MLX's alone, was turned away")
+    for started in (command, run(ring, 0), run(ring, 2)):
+        code, out, err = started.end()
+        assert code == 0, err
+        assert "done" in out
+
+
+def test_a_stranger_in_the_place_of_the_last_program(ring: Cluster) -> None:
+    """That one connects first, so nobody can tell them apart; the port takes one, as MLX's do."""
+    first, _, _ = three_ports()
+    idle = ("run", "--mlx", "--port", str(first), "sleep", "60")
+    with Command(ring[2], *idle) as command, connect(first):
+        wait_until(lambda: refused(first))
         command.process.send_signal(signal.SIGTERM)
         command.end()
+
+
+def test_a_stranger_in_the_place_of_the_left_neighbour(ring: Cluster) -> None:
+    """Is said: MLX takes whoever comes first, and who belongs there finds nobody."""
+    first, own, _ = three_ports()
+    with run(ring, 1, "--port", str(first)) as command:
+        assert line(command) == "listens"
+        said(command, "waiting for the programs on")  # so it has been seen to listen
+        with connect(own):
+            said(command, f"nobody listens at port {own} any more: a stranger has connected")
+            command.process.send_signal(signal.SIGTERM)
+            command.end()
+
+
+def test_what_a_killed_command_has_left_is_removed_by_the_next_one(
+    ring: Cluster, places: Path
+) -> None:
+    """And nothing of one that runs."""
+    waiting = run(ring, 1)
+    assert line(waiting) == "listens"
+    (kept,) = places.iterdir()
+    killed = Command(ring[0], "run", "--mlx", "sh", "-c", "echo $$; exec sleep 600")
+    left_alone = int(line(killed))
+    killed.process.kill()
+    killed.process.wait(PATIENCE)
+    os.kill(left_alone, signal.SIGKILL)
+    killed.end()
+    assert len(list(places.iterdir())) == 2
+    assert Command(ring[0], "run", "--mlx", "true").end() == (0, "", "")
+    assert list(places.iterdir()) == [kept]
+
+
+def test_a_program_with_another_hostfile(ring: Cluster) -> None:
+    """Of one rank more than there are: all would wait for ever."""
+    code, _, err = run(ring, 2, words=["another-hostfile"]).end()
+    assert code == 128 + signal.SIGTERM
+    assert "the last of 3 ranks would connect first: it has another MLX_HOSTFILE" in err
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"MLX_RANK": "2"}, "MLX_RANK is '2', and 'n1' is rank 1; unset it"),
+        ({"MLX_RANK": "2\x1b[2J"}, "MLX_RANK is '2?[2J'"),
+        ({"MLX_HOSTFILE": '[["10.0.0.1:1"], ["10.0.0.2:1"]]'}, "has 2 ranks, and the ring 3"),
+        ({"MLX_HOSTFILE": '[["10.0.0.1:1"], ["10.0.0.2:1"], ["10.0.0.3:1"]]'}, ""),
+        ({"MLX_HOSTFILE": "no such thing"}, ""),
+        ({"MLX_RANK": "1"}, ""),
+    ],
+)
+def test_the_environment_of_another_job(
+    ring: Cluster,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    environ: dict[str, str],
+    words: str,
+) -> None:
+    """Is an error before anything is run, if it has another rank or number of ranks."""
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+        if name == "MLX_HOSTFILE":
+            path = tmp_path_factory.mktemp("hosts") / "hosts.json"
+            path.write_text(value)
+            monkeypatch.setenv(name, str(path))
+    text = "import os; print(os.environ['MLX_RANK'])"
+    code, out, err = Command(ring[1], "run", "--mlx", *program(text)).end()
+    assert (code, out) == ((1, "") if words else (0, "1\n")), err
+    assert words in err
 
 
 def test_a_ring_of_one_and_a_hostfile(tmp_path_factory: pytest.TempPathFactory) -> None:

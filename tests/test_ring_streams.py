@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
@@ -291,7 +292,9 @@ def test_nobody_at_the_port(scene: Scene) -> None:
     with connect(scene.listen) as client, pytest.raises(ConnectionResetError):
         client.recv(1)
     text = f"nothing takes connections on port {scene.port}: Connection refused"
-    wait_until(lambda: text in scene.cluster[0].log_path.read_text())
+    log = scene.cluster[0].log_path
+    (line,) = wait_until(lambda: [line for line in log.read_text().splitlines() if text in line])
+    assert json.loads(line)["address"] == "n2"
     scene.settled()
 
 

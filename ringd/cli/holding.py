@@ -98,6 +98,7 @@ class Holding:
         self._ready = False
         self._closed = False
         self._said = ""
+        self._names: tuple[str, ...] = ()
         self._attachment = Attachment(
             loop,
             path,
@@ -135,6 +136,7 @@ class Holding:
         self._attachment.close()
 
     def _held(self, names: tuple[str, ...], rank: int) -> None:
+        self._names = names
         if self._said:
             self._tell("the daemon is there again")
             self._said = ""
@@ -163,9 +165,9 @@ class Holding:
         self._ready = True
         self._on_ready()
 
-    def _was_reset(self, reason: str) -> None:
+    def _was_reset(self, member: int, reason: str) -> None:
         if not self._closed:  # else it was here
-            self._tell(f"a connection was reset: {reason}")
+            self._tell(f"a connection with {self._names[member]!r} was reset: {reason}")
 
     def _entered(self, member: int, service: str, sock: socket.socket) -> None:
         try:

@@ -13,14 +13,14 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import mkstemp
 
 import click
 
 from ringd.cli.ask import ask, fail, find_socket, socket_option
+from ringd.cli.ownhostfile import OwnHostfile
 from ringd.errors import RingError
 from ringd.forward.connection import LOOPBACK, Target
 from ringd.forward.door import Door
@@ -43,7 +43,7 @@ MAX_FIRST_PORT = 60000
 LOOK_EVERY = 0.25
 """Seconds between looks whether the program listens."""
 
-_LONGEST_WORD = 40  # characters of what another machine says
+_LONGEST_WORD = 40  # characters of what another machine, or the environment, says
 
 SAY_AFTER = 3.0
 """Seconds after which it is said who is missing, and how often that is looked at again."""
@@ -58,6 +58,29 @@ def ports_of(rank: int, connections: int, first: int = FIRST_PORT) -> list[int]:
 def hostfile(ports: Sequence[Sequence[int]]) -> str:
     """Return the text of a hostfile for MLX, of the ports of each rank."""
     return json.dumps([[f"{LOOPBACK}:{port}" for port in own] for own in ports])
+
+
+def check_environment(environ: Mapping[str, str], names: Sequence[str], rank: int) -> None:
+    """See that what *environ* has told MLX so far is no other job than the ring's.
+
+    A hostfile of as many ranks may have any addresses: they are not used.
+
+    Raises:
+        RingError: It is for another rank, or for another number of them.
+    """
+    hint = "unset it: `run --mlx` sets it for its program"
+    said = environ.get("MLX_RANK", str(rank))
+    if said != str(rank):
+        said = printable(said, _LONGEST_WORD)
+        raise RingError(f"MLX_RANK is {said!r}, and {names[rank]!r} is rank {rank}; {hint}")
+    path = environ.get("MLX_HOSTFILE", "")
+    try:
+        hosts = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return  # what MLX could not read either says nothing
+    if isinstance(hosts, list) and len(hosts) != len(names):
+        text = f"MLX_HOSTFILE, {path}, has {len(hosts)} ranks, and the ring {len(names)} members"
+        raise RingError(f"{text}; {hint}")
 
 
 class Chain:
@@ -94,12 +117,14 @@ class Chain:
         self._names: tuple[str, ...] = ()
         self._own: list[int] = []
         self._doors: list[Door] = []
-        self._file: Path | None = None
+        self._file: OwnHostfile | None = None
         self._missing: list[str] = []
         self._said: list[str] = []
         self._came = False  # the program has come to where it wants neighbours
         self._wanted: set[int] = set()  # connections from the left that are, or are to be, made
         self._let_in = False  # the program has been given one
+        self._listened = False  # it did so when that was looked at last
+        self._turned_away = False  # a stranger was, and that has been said
         self._ended = False
         self._conflict = False  # it has been said
 
@@ -112,9 +137,10 @@ class Chain:
         """Listen, and look for the others.
 
         Raises:
-            RingError: A port cannot be had.
+            RingError: A port cannot be had, or the environment is of another job.
             OSError: There is no room for the hostfile, or there are no free ports.
         """
+        check_environment(os.environ, names, rank)
         size, count = len(names), self._connections
         if size == 1:
             return  # MLX makes a group of one by itself
@@ -134,11 +160,8 @@ class Chain:
                 on_refused=self._tell,
             )
             self._doors.append(door)
-        descriptor, path = mkstemp(prefix="ringd-mlx-", suffix=".json")
-        self._file = Path(path)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(hostfile(ports))
-        self.environ = {"MLX_RANK": str(rank), "MLX_HOSTFILE": path}
+        self._file = OwnHostfile(hostfile(ports))
+        self.environ = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(self._file.path)}
         self._forwarder = forwarder
         self._missing = [name for name in names if name != names[rank]]
         for member, name in enumerate(names):
@@ -156,7 +179,7 @@ class Chain:
             door.close_behind()
         self._doors.clear()
         if self._file is not None:
-            self._file.unlink(missing_ok=True)
+            self._file.remove()
             self._file = None
             self._forwarder.wait_no_more("the program has ended")
 
@@ -188,6 +211,13 @@ class Chain:
     # --- from the program -------------------------------------------------------------
 
     def _connected(self, forwarder: Forwarder, right: int, index: int, sock: socket.socket) -> None:
+        if not (self._let_in or self._is_last):
+            sock.close()
+            if not self._turned_away:
+                self._turned_away = True
+                port = self._doors[index].port
+                self._tell(f"a stranger at port {port}, which is MLX's alone, was turned away")
+            return
         self._came = True
         self._doors[index].close()  # MLX takes one connection at each, too
         try:
@@ -195,11 +225,31 @@ class Chain:
         except Refusal as refusal:
             self._tell(str(refusal))
 
+    @property
+    def _is_last(self) -> bool:
+        """Whether the program connects before it accepts."""
+        return self._rank == len(self._names) - 1
+
     def _look(self) -> None:
         """See whether the program listens; where the system does not tell, believe it."""
-        if not (self._came or self._ended):
-            self._came = is_listened_to(self._own[0]) is not False
-            self._loop.call_later(LOOK_EVERY, self._look)
+        if self._ended or self._let_in:
+            return
+        port, listens = self._own[0], is_listened_to(self._own[0])
+        if self._listened and not listens:
+            self._tell(
+                f"nobody listens at port {port} any more: a stranger has connected there in the "
+                "place of MLX's left neighbour, or the program has given up"
+            )
+        elif self._listened and self._is_last and not self._came:
+            self._on_conflict(
+                f"the program waits at port {port}, and the last of {len(self._names)} ranks "
+                "would connect first: it has another MLX_HOSTFILE or MLX_RANK than it was given"
+            )
+            return
+        self._listened = listens is True
+        self._came = self._came or (listens is not False and not (listens and self._is_last))
+        waits = self._came or self._listened
+        self._loop.call_later(SAY_AFTER if waits else LOOK_EVERY, self._look)
 
     # --- the others -------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ class Streams:
             loop,
             send=self._send,
             accepts=self._accepts,
-            on_reset=partial(self._say, "stream reset", "a stream"),
+            on_reset=self._was_reset,
             in_program=False,
         )
         self._doorkeeper = Doorkeeper(loop, lambda uid: may_use(self._config.ipc, uid))
@@ -154,6 +154,9 @@ class Streams:
             self._forwarder.connect(sock, member, service_of(rule.port))
         except Refusal as refused:
             self._say("stream refused", f"port {rule.listen}", str(refused))
+
+    def _was_reset(self, member: int, reason: str) -> None:
+        self._say("stream reset", self._neighbours.names[member], reason)
 
     def _say(self, event: str, where: str, reason: str) -> None:
         self._once.warning(event, cause=where, where=where, reason=reason)
@@ -288,7 +291,8 @@ class Streams:
             self._asked.pop(number, None)
             if number not in self._held:
                 reason = f"the program on {self._node!r} that had the other end is gone"
-                self._send(member, number, 0, Reset(reason), b"")
+                # Of one that the program had yet to answer nobody was there for it, as before.
+                self._send(member, number, 0, Reset(reason, absent=True), b"")
 
         if number not in self._missed:
             if len(self._missed) >= 2 * MOST_ENDS:  # nobody has so many to come back to

@@ -85,7 +85,7 @@ class Attachment:
         accepts: Accepts,
         on_held: Callable[[tuple[str, ...], int], None],
         on_trouble: Trouble,
-        on_reset: Callable[[str], None],
+        on_reset: Callable[[int, str], None],
     ) -> None:
         self.forwarder = Forwarder(
             loop,

@@ -48,7 +48,7 @@ class Connection:
         table: The end's.
         on_wait: Called when nobody is there yet at the other end; returns whether to wait for
             that. None: never.
-        on_reset: Told why the stream was ended at its other end.
+        on_reset: Told the member of the stream's other end, and why it was ended there.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Connection:
         table: Table,
         *,
         on_wait: Callable[[], bool] | None = None,
-        on_reset: Callable[[str], None],
+        on_reset: Callable[[int, str], None],
     ) -> None:
         self.end: End
         self._loop = loop
@@ -138,7 +138,7 @@ class Connection:
 
     def reset(self, reason: str) -> None:
         """Reset the program's connection, once it has taken what came before that."""
-        self._on_reset(reason)
+        self._on_reset(self.end.member, reason)
         self._over, self._over_at = True, self._loop.now()
         if self._open and (self._target is None or self.end.inbox):
             self._watch()

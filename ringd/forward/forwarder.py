@@ -41,7 +41,7 @@ class Forwarder:
         send: Sends a message to another member's end.
         accepts: Returns what another member's stream to a service leads to, given its end and the
             service's name, or raises :class:`~ringd.streams.table.Refusal`.
-        on_reset: Told why a stream was ended at its other end.
+        on_reset: Told the member of a stream's other end, and why it was ended there.
         in_program: Whether this is in a program, and no daemon.
         on_over: Told the number of each stream that is over here.
     """
@@ -52,7 +52,7 @@ class Forwarder:
         *,
         send: Send,
         accepts: Accepts,
-        on_reset: Callable[[str], None],
+        on_reset: Callable[[int, str], None],
         in_program: bool,
         on_over: Callable[[int], None] = lambda _number: None,
     ) -> None:
