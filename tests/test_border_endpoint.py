@@ -236,7 +236,7 @@ def test_lifeline_path_that_is_no_socket_undoes_the_first(tmp_path):
     with pytest.raises(errors.ConfigError, match=r"s\.life"):
         make(tmp_path / "s")
     assert not (tmp_path / "s").exists()
-    assert open_fds() == fds
+    assert open_fds() <= fds
 
 
 def test_path_that_is_too_long_is_a_config_error(tmp_path):

@@ -192,7 +192,7 @@ def test_no_descriptor_is_left_when_memory_runs_out(monkeypatch):
     monkeypatch.setattr(os, "write", fail)
     with pytest.raises(OSError, match="No space left"):
         memory.create_segment(8192)
-    assert open_fds() == before
+    assert open_fds() <= before
 
 
 def test_unsealed_file_is_refused_where_seals_exist(tmp_path, monkeypatch):

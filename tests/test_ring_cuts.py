@@ -250,7 +250,7 @@ def test_reload_with_another_own_port(place: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "culprit"),
-    [('[ops]\nchunk = "64KiB"\n', "[ops]"), ('[join]\nheartbeat = "1 year"\n', "heartbeat")],
+    [('[ops]\nchunk = "64KiB"\n', "ops.chunk"), ('[join]\nheartbeat = "1 year"\n', "heartbeat")],
 )
 def test_reload_of_a_bad_config(place: Path, settings: str, culprit: str) -> None:
     """A config that cannot be used is refused in the log, and nothing changes."""
