@@ -255,7 +255,7 @@ def test_a_buffered_message_that_is_not_received_is_told_by_the_next_send(rings)
             ring.send(2, 1, tag=21)
         else:
             if ring.rank == 1:
-                with pytest.raises(ringd.Mismatch):
+                with pytest.raises(ringd.Mismatch, match="from rank 0 to rank 1 under tag 21"):
                     ring.recv(4, 0, 21, np.float32, timeout=10)
             ring.barrier()
             if ring.rank == 1:
