@@ -55,7 +55,7 @@ def test_a_place_that_all_can_write_to_is_no_place(daemon: FakeDaemon) -> None:
     """Somebody could put the other one of the two sockets there."""
     place = Path(daemon.path).parent
     place.chmod(0o777)
-    refused(daemon.path, f"every user can put a socket there; mend the mode of {place}")
+    refused(daemon.path, f"every user can put a socket there; correct the mode of {place}")
     place.chmod(0o1777)  # as /tmp, where nobody can remove what is another's
     with ringd.connect(daemon.path, timeout=LONG) as ring:
         assert ring.node

@@ -189,7 +189,7 @@ FAULTS = {
     ),
     "second-best address": (
         status(links={"right": {"peer": "mini", "preferred": False, "preferred_error": "off"}}),
-        ("note", "route", "the right link to mini is not over its preferred address: off", "mend"),
+        ("note", "route", "the right link to mini is not over its preferred address: off", "anew"),
     ),
     "reload refused": (
         status(reload_error={"reason": "bad"}),

@@ -104,8 +104,8 @@ def _lock(path: Path, waiting: Callable[[], None]) -> tuple[int, list[Path]]:
     """
     while True:
         made = [directory for directory in path.parents if not directory.exists()]
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         try:
-            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             fd = open_own(path, os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:  # whoever had the lock has just taken the directory away
             continue

@@ -79,7 +79,7 @@ def check_environment(environ: Mapping[str, str], names: Sequence[str], rank: in
     except (OSError, ValueError, RecursionError):
         return  # what MLX could not read either says nothing
     if isinstance(hosts, list) and len(hosts) != len(names):
-        text = f"MLX_HOSTFILE, {path}, has {len(hosts)} ranks, and the ring {len(names)} members"
+        text = f"MLX_HOSTFILE, {path!r}, has {len(hosts)} ranks, and the ring {len(names)} members"
         raise RingError(f"{text}; {hint}")
 
 
@@ -235,7 +235,7 @@ class Chain:
         if self._ended or self._let_in:
             return
         port, listens = self._own[0], is_listened_to(self._own[0])
-        if self._listened and not listens:
+        if self._listened and listens is False:
             self._tell(
                 f"nobody listens at port {port} any more: a stranger has connected there in the "
                 "place of MLX's left neighbour, or the program has given up"
@@ -247,7 +247,8 @@ class Chain:
             )
             return
         self._listened = listens is True
-        self._came = self._came or (listens is not False and not (listens and self._is_last))
+        if listens is None or (listens and not self._is_last):
+            self._came = True
         waits = self._came or self._listened
         self._loop.call_later(SAY_AFTER if waits else LOOK_EVERY, self._look)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -161,13 +161,7 @@ def warnings(body: Mapping[str, Any]) -> list[str]:
     level = body.get("log_level")
     if level is not None:
         lines.append(f"the log has level {level['level']!r} for {age(level['for'])} more")
-    lines += [
-        f"a call of group {group['name']!r} has waited for {age(op['age'])}: "
-        f"{op['call'] or 'a call'}; {op['waiting_for']}"
-        for group in body["groups"]
-        for op in group["open_ops"]
-        if op.get("stalled")
-    ]
+    lines += _stalled(body["groups"])
     disk = body.get("disk")
     if disk is not None and disk["slow"]:
         text = f"the state file has been written for {age(disk['writing_for'])}"
@@ -202,6 +196,19 @@ def warnings(body: Mapping[str, Any]) -> list[str]:
         if namesake["age"] < _LATELY
     ]
     return lines
+
+
+def _stalled(groups: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield for each group with calls that wait for long which one has done so longest."""
+    for group in groups:
+        stalled = [op for op in group["open_ops"] if op.get("stalled")]
+        if stalled:
+            op = max(stalled, key=lambda one: one["age"])
+            more = f", and {len(stalled) - 1} more" if len(stalled) > 1 else ""
+            yield (
+                f"a call of group {group['name']!r} has waited for {age(op['age'])}{more}: "
+                f"{op['call'] or 'a call'}; {op['waiting_for']}"
+            )
 
 
 def age(seconds: float | None) -> str:

@@ -89,10 +89,10 @@ def _seconds(text: str, option: str) -> float:
 def _say_when_ready(socket: Path | None, seconds: float, *, as_json: bool) -> None:
     """Say how the ring is once it is ready, or after *seconds*; exit if it is not.
 
-    Meanwhile the standard error says for what it waits, whenever that is something else.
+    Meanwhile the standard error says for whom it waits, and again when that is somebody else.
     """
     deadline = time.monotonic() + seconds
-    said = ""
+    said: tuple[str, ...] = ()
     while True:
         try:
             # A busy daemon gets a second also when the user's time is over: it is not gone.
@@ -101,15 +101,16 @@ def _say_when_ready(socket: Path | None, seconds: float, *, as_json: bool) -> No
         except DaemonUnavailable as error:
             if time.monotonic() >= deadline:
                 fail(error)
-            awaited = str(error)
+            awaited, text = ("a daemon",), str(error)
         except RingError as error:
             fail(error)
         else:
             if body["state"] == "ready" or time.monotonic() >= deadline:
                 break
-            awaited = headline(body)
+            # The reasons say for how long already, which is always something else.
+            awaited, text = (body["state"], *body["waiting_for"]), headline(body)
         if awaited != said and not as_json:
-            click.echo(f"waiting: {awaited}", err=True)
+            click.echo(f"waiting: {text}", err=True)
             said = awaited
         time.sleep(_POLL)
     keys = ("schema_version", "node", "state", "generation", "waiting_for")

@@ -153,7 +153,7 @@ def _links(status: Mapping[str, Any]) -> Iterator[Finding]:
         if not link["preferred"]:
             why = link["preferred_error"] or "it was not reachable"
             text = f"the {side} link to {link['peer']} is not over its preferred address: {why}"
-            yield Finding("note", "route", text, "mend that network, or list the addresses anew")
+            yield Finding("note", "route", text, "repair that network, or list the addresses anew")
 
 
 def _streams(status: Mapping[str, Any]) -> Iterator[Finding]:
@@ -166,7 +166,7 @@ def _streams(status: Mapping[str, Any]) -> Iterator[Finding]:
 def _resources(status: Mapping[str, Any]) -> Iterator[Finding]:
     if (refused := status["reload_error"]) is not None:
         text = f"the last reload was refused: {refused['reason']}"
-        remedy = "mend the file, then ringd-cli reload"
+        remedy = "correct the file, then ringd-cli reload"
         if "restart ringd" in refused["reason"]:  # the file is good
             remedy = "restart it, or put the old values back and run ringd-cli reload"
         yield Finding("note", "config", text, remedy)

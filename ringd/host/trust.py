@@ -47,7 +47,7 @@ def check_daemon(connection: socket.socket, path: Path) -> None:
     for place in path.absolute().parents:
         if who := _others(place.stat(), users):
             raise StrangerError(
-                errno.EPERM, f"{path}: {who} can put a socket there; mend the mode of {place}"
+                errno.EPERM, f"{path}: {who} can put a socket there; correct the mode of {place}"
             )
 
 
