@@ -37,7 +37,7 @@ SPIN = 100e-6
 """Seconds for which a wait looks before it sleeps: an idle core wakes up some 50 us late."""
 _SPINS_IN_VAIN = 8
 """Waits that may turn out longer, one after the other, before the next ones sleep at once."""
-_CORE_TAKEN = 1e-3
+_CORE_TAKEN = 2.5e-3
 """Seconds after which whoever has been yielded to is no partner in the call, but computes."""
 _TAKEN_FOR = 5.0
 """Seconds for which a core counts as taken: the kernel prefers a sleeper to such a program."""

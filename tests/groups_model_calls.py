@@ -14,6 +14,7 @@ import numpy as np
 
 from ringd.collective import kinds
 from ringd.collective.call import NO_ROOT, Call
+from ringd.collective.eager import EagerRule
 from ringd.collective.reduction import dtype_from_name
 from ringd.groups.op import OK
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 EAGER = 32
 """Bytes of an input that go with the offer; what has more comes in chunks."""
+
+RULE = EagerRule(EAGER, flood=0)
+"""All of more comes in chunks, also where that takes longer: they are what is to be shown."""
 
 CHUNK = 64
 """Bytes of a chunk at most."""

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
-from groups_model_calls import CHUNK, EAGER, Buffers, Violation, Work
+from groups_model_calls import CHUNK, EAGER, RULE, Buffers, Violation, Work
 from groups_model_client import Client
 
 from ringd.border.validate import unfit
@@ -21,7 +21,6 @@ from ringd.collective.call import Call
 from ringd.collective.layout import Layout
 from ringd.collective.view import Side, View
 from ringd.daemon.performer import _arithmetic
-from ringd.daemon.programs import _fits
 from ringd.groups import actions
 from ringd.groups.engine import Engine
 from ringd.groups.offers import Rules
@@ -67,7 +66,8 @@ class Node:
             rules=Rules(
                 refusal=self.refusal,
                 ends_together=partial(kinds.ends_together, by_rank=self.sim.by_rank),
-                fits=partial(_fits, EAGER),
+                eager=RULE.is_eager,
+                fits=RULE.fits,
             ),
         )
         with patch.object(bulk, "share_of_memory", return_value=1 << 30):  # it reads files

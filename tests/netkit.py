@@ -81,8 +81,8 @@ class Recorder:
         self.on_frame = lambda _link, _header: None
 
     def frame_received(self, link, header, payload):
-        """Keep the frame."""
-        self.frames.append((header, bytes(payload)))
+        """Keep the frame, whose payload is to stay as it is."""
+        self.frames.append((header, payload))
         self.on_frame(link, header)
 
     def data_buffer(self, _link, header):

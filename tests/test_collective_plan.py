@@ -287,30 +287,30 @@ def test_no_chunk_is_longer_than_asked(way, itemsize, accumulator):
     [
         (ring_all_reduce, 0, 2, 1),
         (ring_all_reduce, 40 * KIB, 2, 1),
-        (ring_all_reduce, 2 * 63 * KIB, 2, 1),
-        (ring_all_reduce, 2 * 64 * KIB, 2, 2),
-        (ring_all_reduce, 4 * 96 * KIB, 4, 2),
+        (ring_all_reduce, 2 * 127 * KIB, 2, 1),
+        (ring_all_reduce, 2 * 128 * KIB, 2, 2),
+        (ring_all_reduce, 4 * 192 * KIB, 4, 2),
         (ring_all_reduce, 1 * MIB, 2, 2),
         (ring_all_reduce, 2 * MIB, 2, 2),
         (ring_all_reduce, 2 * MIB + 8, 2, 3),
         (ring_all_reduce, 64 * MIB, 4, 32),
         (chain_all_reduce, 0, 3, 1),
-        (chain_all_reduce, 63 * KIB, 3, 1),
-        (chain_all_reduce, 64 * KIB, 3, 2),
-        (chain_all_reduce, 256 * KIB, 3, 8),
+        (chain_all_reduce, 127 * KIB, 3, 1),
+        (chain_all_reduce, 128 * KIB, 3, 2),
+        (chain_all_reduce, 512 * KIB, 3, 8),
         (chain_all_reduce, 4 * MIB, 3, 8),
         (chain_all_reduce, 64 * MIB, 4, 128),
     ],
 )
 def test_the_number_of_chunks_follows_the_size(way, nbytes, size, expected):
-    """512 KiB at most; as many as the way needs to overlap, as long as they keep 32 KiB."""
+    """512 KiB at most; as many as the way needs to overlap, as long as they keep 64 KiB."""
     plan = way(Task(nbytes // 4, 4, 4, size, 0))
     assert [send.place for send in plan.sends].count(Place.SOURCE) == expected
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_small_chunks_keep_their_floor(way):
-    """Splitting for overlap never goes below 32 KiB."""
+    """Splitting for overlap never goes below 64 KiB."""
     for count in range(1, 4 * MIB // 4, 9973):
         first = [s for s in way(Task(count, 4, 4, 3, 0)).sends if s.place is Place.SOURCE]
         if len(first) > 1:

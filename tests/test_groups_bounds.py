@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 
 from ringd.collective.call import Call
+from ringd.collective.eager import EagerRule
 from ringd.collective.view import View
-from ringd.daemon.programs import _fits
 from ringd.errors import Refused, ResourceExhausted
 from ringd.groups import absences, roll
 from ringd.groups.actions import Deny, Dropped, Report
@@ -45,7 +43,7 @@ def dropped(actions):
 @pytest.fixture
 def live():
     """Give an engine with a client in a session of three that is live."""
-    live = engine(window=4, rules=Rules(fits=partial(_fits, 1024)))
+    live = engine(window=4, rules=Rules(fits=EagerRule(1024, flood=0).fits))
     live.attach("client", Join("g", 1), 0.0)
     for session in ((), IDS):
         for origin in (1, 2):

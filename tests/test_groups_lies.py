@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import typing
-from functools import partial
 from types import SimpleNamespace
 
 import msgspec
@@ -16,10 +15,10 @@ from ringd.border.validate import unfit
 from ringd.collective import kinds
 from ringd.collective.arrange import arrange
 from ringd.collective.call import Call
+from ringd.collective.eager import EagerRule
 from ringd.collective.layout import Layout
 from ringd.collective.view import View
 from ringd.daemon.performer import _arithmetic
-from ringd.daemon.programs import _fits
 from ringd.groups.actions import Run, Stop
 from ringd.groups.engine import Engine
 from ringd.groups.offers import Rules
@@ -33,6 +32,7 @@ from ringd.wire.link.frames import FrameError
 from tests.test_ring_lies import OURS, TRIO, Fuzz
 
 EAGER = 1024
+RULE = EagerRule(EAGER, flood=0)
 IDS = (1, 2, OURS)
 GID = session_number(TRIO, IDS)
 
@@ -51,7 +51,7 @@ class Member:
     """The member a, with a client that makes calls, and b, which is honest, as the engine sees."""
 
     def __init__(self):
-        self.rules = Rules(refusal=unfit, fits=partial(_fits, EAGER))
+        self.rules = Rules(refusal=unfit, eager=RULE.is_eager, fits=RULE.fits)
         self.now = 0.0
         self.engine = Engine(view=View(("a", "b", "c"), 0), window=8, rules=self.rules)
         self.running = set()

@@ -7,6 +7,8 @@ import itertools
 import random
 from dataclasses import replace
 
+import msgspec
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from ringd.loop import Loop
 from ringd.net.incoming import READ_BUFFER
 from ringd.net.link import TURN_SECONDS
 from ringd.wire.link.frames import HEADER_SIZE
+from ringd.wire.link.framing import ALIGNMENT
 from ringd.wire.link.sealing import SealedWriter
 
 SIZES = [0, 1, 51, 52, 8140, 8192, 8193, 16383, 16384, 16385, 40_000, 262_144, 1 << 20]
@@ -62,6 +65,21 @@ def test_a_payload_may_be_reused_at_once(loop, link_pair):
     run_until(loop, lambda: len(received.frames) == 12)
     for number, (_, payload) in enumerate(received.frames):
         assert payload == bytes([number]) * (1 << 20)
+
+
+@pytest.mark.parametrize("message", [1, 16, 61, 300])
+def test_a_tensor_behind_a_message(loop, link_pair, message):
+    """It is sent from where it stands, and stands at a multiple of 16 where it is received."""
+    (right, _), (_, received) = link_pair
+    head = bytes(message)
+    for length in SIZES[1:-1]:
+        header = msgspec.structs.replace(control(bytes(message + length)), index=message)
+        right.send(header, head, memoryview(np.full(length, 7, np.uint8)))
+    run_until(loop, lambda: len(received.frames) == len(SIZES) - 2)
+    for length, (header, payload) in zip(SIZES[1:-1], received.frames, strict=True):
+        tensor = np.frombuffer(payload[header.index :], np.uint8)
+        assert tensor.ctypes.data % ALIGNMENT == 0
+        assert tensor.tolist() == [7] * length
 
 
 def test_data_goes_straight_to_its_buffer(loop, link_pair):

@@ -13,7 +13,7 @@ from tests.cluster import Cluster
 from tests.ringkit import begin, connected, everywhere, outcomes, tensor, total
 
 INLINE, BULK, SEGMENT = 100, 12_000, 100_000
-"""Elements of float32 that take one trip, go as chunks of a message, and cross in a segment."""
+"""Elements of float32 that take one trip, as short ones and as long ones, and that go in chunks."""
 LAYOUTS = {
     "fortran": np.asfortranarray,
     "strided": lambda x: np.repeat(x, 2, axis=1)[:, ::2],

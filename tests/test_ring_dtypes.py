@@ -14,13 +14,14 @@ import ringd
 from ringd.client.session import Op
 from ringd.collective import reduction
 from ringd.collective.call import Call
-from ringd.daemon.programs import _fits
+from ringd.collective.eager import EagerRule
+from ringd.collective.view import View
 from tests.cluster import Cluster
 from tests.ringkit import BOUNDED, begin, connected, everywhere, outcomes, wait_counts
 
 LACKING = 1
 COUNTS = pytest.mark.parametrize("count", [1, 10_000, 20_000, 200_000])
-"""In one trip, in chunks but inside the message, and through shared memory."""
+"""In one trip as a short and as a long tensor, and in chunks through shared memory."""
 
 
 def bfloats(count: int) -> np.ndarray:
@@ -115,7 +116,7 @@ def test_budget_of_one_member_is_named_by_all(place: Path) -> None:
 @pytest.mark.parametrize("eager", [True, False])
 def test_dtype_of_a_later_version_is_refused_and_no_more(lacking: Cluster, *, eager: bool) -> None:
     """Daemons that know no such dtype pass it on, and each says so to its own program."""
-    length = 9 if eager else 50_000
+    length = 9 if eager else 140_000
 
     def call(ring: ringd.Ring) -> None:
         op = Op(
@@ -147,6 +148,7 @@ def test_length_of_what_rides_with_an_offer_is_checked_where_the_dtype_is_known(
 ) -> None:
     """What can reach numpy has the right length; with and without ml_dtypes."""
     call = Call("all_reduce", "sum", dtype, (3,), "")
-    assert _fits(1024, call, nbytes, 0, 3) is expected
+    fits, ranks = EagerRule(1024, flood=0).fits, View(("a", "b", "c"), 0)
+    assert fits(call, nbytes, 0, ranks) is expected
     monkeypatch.delitem(reduction._BY_NAME, "bfloat16")
-    assert _fits(1024, call, nbytes, 0, 3) is expected
+    assert fits(call, nbytes, 0, ranks) is expected

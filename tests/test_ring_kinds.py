@@ -12,8 +12,8 @@ from ringkit import connected, everywhere
 import ringd
 
 SIZE = 3
-SIZES = [0, 1, 7, 20_000, 200_000]
-"""Rows of a rank's part of four int32: nothing, small, in segments, in chunks."""
+SIZES = [0, 1, 7, 3_000, 20_000, 200_000]
+"""Rows of a rank's part of four int32: nothing, small, in messages and in segments, in chunks."""
 
 
 @pytest.fixture(scope="module")

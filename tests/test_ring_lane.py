@@ -22,7 +22,7 @@ class Sender:
     def _next_chunk(self, gid, seq):
         self.asked.append((gid, seq))
         queue = self.chunks.get((gid, seq))
-        return queue.popleft() if queue else None
+        return (queue.popleft() if queue else None), bool(queue)
 
     def give(self, gid, seq, count):
         """Let an op have so many more chunks."""

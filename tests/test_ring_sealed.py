@@ -66,7 +66,7 @@ def blocks(stream: bytes) -> list[bytes]:
 @pytest.mark.parametrize("protect", ["off", *SEALED])
 def test_what_a_listener_reads(place: Path, protect: str) -> None:
     """With "encrypt" no text and no number; and nothing twice, of a tensor that is all the same."""
-    same, small = np.full(COUNT // 8, 1.5, np.float32), np.arange(100, dtype=np.float32)
+    same, small = np.full(COUNT // 6, 1.5, np.float32), np.arange(100, dtype=np.float32)
     with tapped(place, protect) as (cluster, proxies):
         tap = Tap(proxies)
         with connected(cluster, "secret group") as rings:

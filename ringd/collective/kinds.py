@@ -126,6 +126,11 @@ class Kind:
         return self.divides or self.joins
 
     @property
+    def for_all(self) -> bool:
+        """Whether what a rank hands over goes to all others as it is, or by way of them."""
+        return not (self.divides or self.pair)
+
+    @property
     def sized(self) -> bool:
         """Whether what a call means depends on the rank that makes it, or on how many there are."""
         return self.rooted or self.rows or self.pair

@@ -35,6 +35,8 @@ class View:
     """The number of ranks."""
     here: tuple[int, ...] = field(init=False)
     """The ranks on this one's member."""
+    apart: bool = field(init=False)
+    """Whether each rank is on a member of its own."""
     next: int = field(init=False)
     """The member with ranks that follows, on that side; the own one if all are here."""
     order: tuple[int, ...] = field(init=False)
@@ -59,6 +61,7 @@ class View:
             ("ring_size", ring_size),
             ("size", len(names)),
             ("here", tuple(rank for rank, place in enumerate(places) if place == own)),
+            ("apart", len({*places}) == len(places)),
             ("order", () if order == tuple(range(len(names))) else order),
             ("next", (own + away * others[min(1, len(others) - 1)]) % ring_size),
             ("until", (own + away * others[-1]) % ring_size),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 
 import structlog
 
@@ -17,7 +17,8 @@ from ringd.border.accounts import Held
 from ringd.border.client import Client
 from ringd.border.validate import call_fault_of, inline_result, unfit
 from ringd.collective import kinds
-from ringd.collective.call import MAX_LOCAL_SIZE, Call
+from ringd.collective.call import MAX_LOCAL_SIZE
+from ringd.collective.eager import EagerRule
 from ringd.collective.view import View
 from ringd.config.settings import Config
 from ringd.daemon.performer import Buffers, Performer
@@ -60,6 +61,7 @@ class Programs:
         self._neighbours = neighbours
         self._recorder = recorder
         self._log = structlog.get_logger("groups")
+        self._eager = EagerRule.of(config.ops.eager_limit)
         self.engine = Engine(
             view=view,
             stall_warning=config.ops.stall_warning,
@@ -71,7 +73,8 @@ class Programs:
             rules=Rules(
                 refusal=lambda call, size: self._refusal(unfit(call, size)),
                 ends_together=partial(kinds.ends_together, by_rank=config.ops.order == "rank"),
-                fits=partial(_fits, config.ops.eager_limit),
+                eager=self._eager.is_eager,
+                fits=self._eager.fits,
             ),
             about_holder=_about,
         )
@@ -296,11 +299,11 @@ class Programs:
         timeout = message.timeout if message.timeout is not None else self._config.ops.timeout
         if timeout is not None and timeout <= 0:
             timeout = None
-        eager = buffers.source.nbytes <= self._config.ops.eager_limit
+        may_be_eager = buffers.source.nbytes <= self._eager.longest
         return Submission(
             seq=message.seq,
             call=message.call,
-            payload=buffers.source if eager else None,
+            payload=buffers.source if may_be_eager else None,
             deadline=None if timeout is None else now + timeout,
             timeout=timeout if message.asked is None else message.asked,
             hold=message.hold,
@@ -341,7 +344,13 @@ class Programs:
             client.send(border.RingState(state, generation, reason))
 
     def group_message(  # noqa: PLR0917 - as in a frame
-        self, origin: int, rank: int, gid: int, seq: int, message: GroupMessage, payload: bytes
+        self,
+        origin: int,
+        rank: int,
+        gid: int,
+        seq: int,
+        message: GroupMessage,
+        payload: bytes | memoryview,
     ) -> None:
         """A message of *rank* in session *gid*, which is on member *origin*, came round."""
         now = self._loop.now()
@@ -381,20 +390,3 @@ def _about(holder: Hashable, newcomer: Hashable) -> str:
     assert isinstance(holder, Client)  # noqa: S101 - as all that attach
     assert isinstance(newcomer, Client)  # noqa: S101
     return holder.about(newcomer)
-
-
-@lru_cache(maxsize=1024)
-def _fits(eager_limit: int, call: Call, nbytes: int | None, rank: int, size: int) -> bool:
-    """Whether *nbytes* of tensor may come with a call of *rank*: numpy would believe it.
-
-    None for those of a call that is not sent with its offer, as it is larger than *eager_limit*.
-
-    What is unknown here of a kind or dtype is not computed, as this member refuses such a call.
-    """
-    try:
-        taken = kinds.source_bytes(call, rank, size)
-    except ValueError:
-        return True
-    if taken is None:
-        return True
-    return taken > eager_limit if nbytes is None else nbytes == taken <= eager_limit

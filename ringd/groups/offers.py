@@ -18,6 +18,7 @@ import msgspec
 
 from ringd.collective import kinds
 from ringd.collective.call import MAX_TEXT, Call
+from ringd.collective.view import View
 from ringd.errors import Mismatch, Refused
 from ringd.groups.actions import Action, Run
 from ringd.groups.caller import Caller
@@ -36,9 +37,11 @@ class Rules(NamedTuple):
     """Says why a call of so many ranks cannot be run here; empty if it can."""
     ends_together: Callable[[Call], bool] = lambda _call: True
     """Whether no member's part in a large call is through long before the others'."""
-    fits: Callable[[Call, int | None, int, int], bool] = lambda _call, _nbytes, _rank, _size: True
-    """Whether so many bytes can be the tensor that a rank of so many hands over with its offer;
-    None for one that comes in chunks."""
+    eager: Callable[[Call, int, View], bool] = lambda _call, _nbytes, _view: True
+    """Whether so many bytes of a rank travel with its offer."""
+    fits: Callable[[Call, int | None, int, View], bool] = lambda _call, _nbytes, _rank, _view: True
+    """Whether so many bytes can be the tensor that this rank hands over with its offer; None for
+    one that comes in chunks."""
 
 
 ANY_CALL = Rules()
@@ -74,7 +77,11 @@ class Offers:
         assert submission is not None  # noqa: S101 - nothing else is offered
         if submission.fault is not None:
             self._judge(op, submission, submission.fault)
-        payload = None if op.failed else submission.payload
+        view, payload = self._session.view, submission.payload
+        if op.failed or (
+            payload is not None and not self._rules.eager(submission.call, len(payload), view)
+        ):
+            payload = None
         offer = Offer(
             call=submission.call,
             done=self._ledger.announced_floor(),
@@ -85,9 +92,9 @@ class Offers:
         )
         if op.phase is Phase.OPEN:
             op.move(Move.OFFER)
-        self._session.count(self._session.view.rank, op.seq)
+        self._session.count(view.rank, op.seq)
         self._session.broadcast(op.seq, offer, payload or b"")
-        op.take(self._session.view.rank, offer, payload or b"")
+        op.take(view.rank, offer, payload or b"")
         self._consider(op)
 
     def _judge(self, op: Op, submission: Submission, fault: Callable[[int, int], str]) -> None:
@@ -117,7 +124,7 @@ class Offers:
         if len(call.counts) > 2 * view.size:
             call, text = call.cut(), f"{len(call.counts)} counts"
         elif offer.outcome in ("", OK) and not self._rules.fits(
-            kinds.nameless(call), nbytes, rank, view.size
+            kinds.nameless(call), nbytes, rank, view
         ):
             came = "a tensor in chunks" if nbytes is None else f"{nbytes} bytes"
             text = f"{came}, which cannot be that of {call}"

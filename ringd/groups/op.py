@@ -131,7 +131,7 @@ class Submission:
     seq: int
     call: Call
     payload: bytes | memoryview | None
-    """The input's bytes where the op takes the one-trip path; None otherwise."""
+    """The input's bytes, if so few that they may travel with the offer; None otherwise."""
     deadline: float | None
     """On the daemon's monotonic clock; None for never."""
     timeout: float | None

@@ -31,7 +31,7 @@ class Incoming:
             it is read and discarded.
         complete: Told that this memory is filled with what was sent: its seal is right, or its
             checksum if it had one.
-        deliver: Given every frame of another type; the payload is valid only during the call.
+        deliver: Given every frame of another type; the payload stays as it is.
     """
 
     def __init__(
@@ -117,9 +117,8 @@ class Incoming:
             if header.type is FrameType.DATA:
                 self._target = self._destination(header)
                 self._discarding = self._target is None
-            elif end - start >= length:
-                self._deliver(header, reader.payload(header, small[start : start + length], None))
-                start += length
+            elif not length:
+                self._deliver(header, _NOTHING)
                 continue
             self._body = reader.room(header, self._target)
             have = min(end - start, length)

@@ -62,7 +62,7 @@ class LinkHandler(Protocol):
     """
 
     def frame_received(self, link: Link, header: Header, payload: memoryview) -> None:
-        """Take a MEMBERSHIP or GROUP frame; *payload* is valid only during the call."""
+        """Take a frame other than DATA; *payload* stays as it is."""
 
     def data_buffer(self, link: Link, header: Header) -> memoryview | None:
         """Return where this payload goes (bytes, exactly ``header.length``); None: discard."""
@@ -179,18 +179,18 @@ class Link:
         else:
             self._pulse.prove(within, told)
 
-    def send(self, header: Header, payload: Payload = b"") -> None:
+    def send(self, header: Header, *payload: Payload) -> None:
         """Send a control frame, in order with others; does nothing once the link is gone.
 
-        *payload* (bytes, ``header.length`` of them) may be reused when this returns: a large
-        one goes to the kernel at once, and only what the kernel did not take is copied.
+        The pieces of *payload* (bytes, ``header.length`` of them) may be reused when this returns:
+        a large one goes to the kernel at once, and only what the kernel did not take is copied.
         """
         if self._closed or self._mute:
             return
-        if len(payload) != header.length:
-            raise ValueError(f"{len(payload)} bytes of payload, {header.length} announced")
-        if len(payload) < JOIN_BELOW or self._out or self._writing or self._control:
-            frame = self._writer.whole(header, payload)
+        if sum(map(len, payload)) != header.length:
+            raise ValueError(f"{sum(map(len, payload))} bytes, {header.length} announced")
+        if header.length < JOIN_BELOW or self._out or self._writing or self._control:
+            frame = self._writer.whole(header, *payload)
             self._control.append(frame)
             self._waiting += len(frame) + EACH
             if self._waiting > MAX_WAITING:
@@ -200,7 +200,7 @@ class Link:
                 self._flush_queued = True
                 self._loop.call_soon(self._flush)
             return
-        self._out = self._writer.parts(header, payload)
+        self._out = self._writer.parts(header, *payload)
         self._out_size = sum(map(len, self._out))
         self._write()
         if self._out and self._out_data is None:

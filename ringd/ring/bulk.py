@@ -26,7 +26,7 @@ from ringd.collective.transfer import ScratchPool, Transfer, TransferError
 from ringd.collective.view import Side, View
 from ringd.host.machine import share_of_memory
 from ringd.observe.counters import FOR_NO_CALL, Counters
-from ringd.ring.lane import Key, Lane
+from ringd.ring.lane import Chunk, Key, Lane
 from ringd.wire.link import frames
 from ringd.wire.link.frames import FrameError, FrameType, Header
 
@@ -220,8 +220,15 @@ class Bulk:
         flow = self._flows.get(key)
         if flow is None:
             return None
-        flow.transfer.received(header.index)
-        return self._progress(key, flow)
+        transfer = flow.transfer
+        transfer.received(header.index)
+        ready = transfer.ready
+        if ready:
+            self._queue(key, flow)
+        if flow.credited:
+            self._grant(key, flow)
+        self._check_finished(key, flow)
+        return flow.side if ready else None
 
     def credit(self, header: Header) -> Side | None:
         """Take a credit that the receiver of an op's chunks grants, as :meth:`received` returns."""
@@ -243,7 +250,7 @@ class Bulk:
         """Whether more bytes of streams wait for a neighbour than all of their windows have."""
         return self._lanes[side].stream_bytes > self._most_passing
 
-    def next_chunk(self, side: Side) -> tuple[Header, memoryview] | None:
+    def next_chunk(self, side: Side) -> Chunk | None:
         """Return the next chunk to send, of the group whose turn it is."""
         return self._lanes[side].next()
 
@@ -255,7 +262,9 @@ class Bulk:
         flow = self._flows.get(key)
         if flow is not None and header.origin == self._member:
             flow.transfer.sent(header.index)
-            self._progress(key, flow)
+            if flow.credited:
+                self._grant(key, flow)
+            self._check_finished(key, flow)
 
     # --- inside -----------------------------------------------------------------------
 
@@ -298,11 +307,11 @@ class Bulk:
         if flow is not None and flow.transfer.finished:
             self._check_finished(key, flow)
 
-    def _next(self, gid: int, seq: int) -> tuple[Header, memoryview] | None:
+    def _next(self, gid: int, seq: int) -> tuple[Chunk | None, bool]:
         flow = self._flows.get((gid, seq))
         sending = None if flow is None else flow.transfer.next_send()
         if flow is None or sending is None:
-            return None
+            return None, False
         index, chunk = sending
         header = Header(
             FrameType.DATA,
@@ -316,20 +325,10 @@ class Bulk:
             flags=frames.CHECKSUM if self._checksum else 0,
             payload_crc=frames.checksum(chunk) if self._checksum else 0,
         )
-        return header, chunk
+        return (header, chunk), flow.transfer.ready
 
     def _queue(self, key: Key, flow: Flow) -> None:
         self._lanes[flow.side].queue(*key)
-
-    def _progress(self, key: Key, flow: Flow) -> Side | None:
-        """A chunk has come or gone; return for which neighbour there is more now."""
-        ready = flow.transfer.ready
-        if ready:
-            self._queue(key, flow)
-        if flow.credited:
-            self._grant(key, flow)
-        self._check_finished(key, flow)
-        return flow.side if ready else None
 
     def _check_finished(self, key: Key, flow: Flow) -> None:
         if flow.transfer.finished:

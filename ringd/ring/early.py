@@ -20,7 +20,7 @@ class Frame:
 
     link: Link
     header: Header
-    payload: bytes
+    payload: memoryview
 
 
 class Early:
@@ -34,12 +34,12 @@ class Early:
         return len(self._frames)
 
     def keep(self, link: Link, header: Header, payload: memoryview) -> bool:
-        """Keep a copy of the frame; return whether there was room for it."""
+        """Keep the frame; return whether there was room for it."""
         size = self._size + EACH + len(payload)
         if size > MOST:
             return False
         self._size = size
-        self._frames.append(Frame(link, header, bytes(payload)))
+        self._frames.append(Frame(link, header, payload))
         return True
 
     def outlive(self, generation: int | None) -> None:

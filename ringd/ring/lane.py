@@ -16,8 +16,9 @@ Key = tuple[int, int]
 EACH = 512
 """Bytes that a chunk costs here beside its own, about."""
 
-NextChunk = Callable[[int, int], Optional[Chunk]]
-"""Given an op, as (gid, sequence number), returns its next chunk, or None for now."""
+NextChunk = Callable[[int, int], tuple[Optional[Chunk], bool]]
+"""Given an op, as (gid, sequence number), returns its next chunk, or None for now, and whether it
+has another one."""
 
 
 class _Ops:
@@ -37,11 +38,15 @@ class _Ops:
     def next(self) -> Chunk | None:
         heap = self._heap
         while heap:
-            chunk = self._next_chunk(self._gid, heap[0])
+            chunk, more = self._next_chunk(self._gid, heap[0])
+            if not more:
+                heapq.heappop(heap)
             if chunk is not None:
                 return chunk
-            heapq.heappop(heap)
         return None
+
+    def __bool__(self) -> bool:
+        return bool(self._heap)
 
 
 class _Passing:
@@ -54,6 +59,9 @@ class _Passing:
 
     def next(self) -> Chunk | None:
         return self.chunks.popleft() if self.chunks else None
+
+    def __bool__(self) -> bool:
+        return bool(self.chunks)
 
 
 class _Streams:
@@ -75,6 +83,9 @@ class _Streams:
                 self._turns[number] = chunks  # it is the last one now
             return chunk
         return None
+
+    def __bool__(self) -> bool:
+        return bool(self._turns)
 
     def clear(self) -> None:
         self._turns.clear()
@@ -141,22 +152,22 @@ class Lane:
         """Return the next chunk, of the group whose turn it is; None if there is none."""
         turns = self._turns
         while turns:
-            gid, queue = turns[0]
+            gid, queue = turn = turns.popleft()
             chunk = queue.next()
-            if chunk is not None:
-                if isinstance(queue, _Passing):
-                    self._count(*chunk, -1)
-                elif isinstance(queue, _Streams):
-                    self.stream_bytes -= len(chunk[1]) + EACH
-                turns.rotate(-1)
-                return chunk
-            turns.popleft()
-            if isinstance(queue, _Ops):
+            if queue:
+                turns.append(turn)
+            elif isinstance(queue, _Ops):
                 del self._ops[gid]
             elif isinstance(queue, _Passing):
                 del self._passing[gid]
             else:
                 self._streams_turn = False
+            if chunk is not None:
+                if isinstance(queue, _Passing):
+                    self._count(*chunk, -1)
+                elif isinstance(queue, _Streams):
+                    self.stream_bytes -= len(chunk[1]) + EACH
+                return chunk
         return None
 
     def clear_passing(self) -> None:

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import structlog
 
+from ringd.collective.eager import EagerRule
 from ringd.config.settings import Config
 from ringd.loop import Loop, Timer
 from ringd.membership import machine as membership
@@ -54,7 +55,13 @@ class RingUser(Protocol):
         """The ring broke; nothing sent before will arrive any more."""
 
     def group_message(  # noqa: PLR0917 - as in a frame
-        self, origin: int, rank: int, gid: int, seq: int, message: GroupMessage, payload: bytes
+        self,
+        origin: int,
+        rank: int,
+        gid: int,
+        seq: int,
+        message: GroupMessage,
+        payload: bytes | memoryview,
     ) -> None:
         """A message of *rank* in session *gid*, which is on member *origin*, came round."""
 
@@ -433,11 +440,10 @@ class Neighbours:
         if link is None or not self.machine.in_ring:
             return
         head = control.encode(message)
-        payload = head + data if data else head
-        flags, crc = self._guard(head, payload)
+        flags, crc = self._guard(head, data)
         header = Header(
             FrameType.GROUP,
-            length=len(payload),
+            length=len(head) + len(data),
             generation=self.machine.generation,
             group=gid,
             seq=seq,
@@ -448,7 +454,7 @@ class Neighbours:
             flags=flags,
             payload_crc=crc,
         )
-        link.send(header, payload)
+        link.send(header, head, data)
 
     def send_stream(
         self, until: int, number: int, offset: int, head: bytes, data: bytes | memoryview
@@ -464,7 +470,7 @@ class Neighbours:
         if data and self._bulk.carries_too_much(side):
             return
         payload = head + data if data else head
-        flags, crc = self._guard(head, payload)
+        flags, crc = self._guard(head, data)
         header = Header(
             FrameType.STREAM,
             length=len(payload),
@@ -479,16 +485,19 @@ class Neighbours:
         )
         self._carry(side, header, payload)
 
-    def _guard(self, head: bytes, payload: bytes) -> tuple[int, int]:
-        """Return the flags and the checksum of a frame whose *payload* begins with *head*.
+    def _guard(self, head: bytes, data: bytes | memoryview) -> tuple[int, int]:
+        """Return the flags and the checksum of a frame whose payload is *head*, then *data*.
 
         A garbled message could end an op wrongly; garbled bytes are the setting's business.
         """
         if self._config.ring.sealed:
             return 0, 0
-        if self._config.ops.checksum or len(payload) == len(head):
-            return frames.CHECKSUM, frames.checksum(payload)
-        return frames.MESSAGE_CHECKSUM, frames.checksum(head)
+        crc = frames.checksum(head)
+        if not data:
+            return frames.CHECKSUM, crc
+        if self._config.ops.checksum:
+            return frames.CHECKSUM, frames.checksum(data, crc)
+        return frames.MESSAGE_CHECKSUM, crc
 
     def _way(self, member: int) -> Side:
         """Return the shorter way to *member*; if both are as long, the one by which it sends."""
@@ -498,7 +507,7 @@ class Neighbours:
             "right" if shorter or (2 * rightwards == self.size and self.rank < member) else "left"
         )
 
-    def _carry(self, side: Side, header: Header, payload: bytes) -> None:
+    def _carry(self, side: Side, header: Header, payload: bytes | memoryview) -> None:
         link = self.links.get(side)
         if link is None:
             return
@@ -533,8 +542,8 @@ class Neighbours:
         if not self._is_of_now(link, header, payload):
             return
         message = control.decode_group(bytes(payload[: header.index]), self.size)
-        data = bytes(payload[header.index :])
-        if len(data) > self._config.ops.eager_limit:
+        data = payload[header.index :] if header.length > header.index else b""
+        if len(data) > EagerRule.of(self._config.ops.eager_limit).longest:
             raise FrameError(f"{len(data)} bytes of tensor in a message")
         if not isinstance(message, Poll):  # a poll changes on its way and comes back
             if header.origin in (self.rank, header.until):
@@ -574,7 +583,7 @@ class Neighbours:
         side = OPPOSITE[link.side]
         if self._bulk.carries_too_much(side):
             raise FrameError("more bytes of streams are to pass here than their ends may send")
-        self._carry(side, header, bytes(payload))
+        self._carry(side, header, payload)
 
     def _catch_up(self) -> None:
         """Take what the others said in this generation before it was on the disk here."""
@@ -586,7 +595,7 @@ class Neighbours:
             ):
                 return
             try:
-                self.frame_received(link, header, memoryview(early.payload))
+                self.frame_received(link, header, early.payload)
             except FrameError as error:
                 self._lose(link, f"protocol error: {error}")
                 return

@@ -14,13 +14,13 @@ from ringd.wire.link.frames import HEADER_SIZE, Buffer, FrameError, Header
 class Writer(Protocol):
     """Makes the bytes of one frame after the other, in the order in which they are to be sent."""
 
-    def whole(self, header: Header, payload: Buffer) -> bytes:
-        """Return the next frame, in memory of its own."""
+    def whole(self, header: Header, *payload: Buffer) -> bytes:
+        """Return the next frame, whose payload stands in these pieces, in memory of its own."""
 
-    def parts(self, header: Header, payload: Buffer) -> list[Buffer]:
+    def parts(self, header: Header, *payload: Buffer) -> list[Buffer]:
         """Return the next frame in pieces, without a copy where it needs none.
 
-        They are good until the next call, and where *payload* is one of them, as long as that.
+        They are good until the next call; those of the *payload* are as long as these are.
         """
 
 
@@ -41,15 +41,25 @@ class Reader(Protocol):
     def room(self, header: Header, target: memoryview | None) -> memoryview:
         """Return where the payload's bytes and its tail are to be received.
 
-        *target* is where the payload is wanted; None: anywhere. The room is good until the frame
-        is over; called again in the middle of it, what it held may be lost.
+        *target* is where the payload is wanted; None: in memory of its own, or of a DATA frame
+        anywhere. Called again in the middle of a frame, what the former room held may be lost.
         """
 
     def payload(self, header: Header, data: memoryview, target: memoryview | None) -> memoryview:
         """Return the payload that came as *data*, which is right; it stands in *target*, if any.
 
-        What is returned is good until the next call.
+        That of a DATA frame is good until the next call, any other stays.
         """
+
+
+ALIGNMENT = 16
+"""Bytes that the address of a tensor behind a message is a multiple of, as that of an array is."""
+
+
+def room_of_its_own(header: Header, tail: int = 0) -> memoryview:
+    """Return new memory for a payload and its tail, in which a tensor at ``index`` is aligned."""
+    start = -header.index % ALIGNMENT
+    return memoryview(bytearray(start + header.length + tail))[start:]
 
 
 class PlainWriter:
@@ -58,14 +68,13 @@ class PlainWriter:
     def __init__(self) -> None:
         self._number = 0
 
-    def whole(self, header: Header, payload: Buffer) -> bytes:
+    def whole(self, header: Header, *payload: Buffer) -> bytes:
         """See :class:`Writer`."""
-        head = self._head(header)
-        return head + payload if payload else head
+        return b"".join((self._head(header), *payload))
 
-    def parts(self, header: Header, payload: Buffer) -> list[Buffer]:
+    def parts(self, header: Header, *payload: Buffer) -> list[Buffer]:
         """See :class:`Writer`."""
-        return [self._head(header), payload]
+        return [self._head(header), *payload]
 
     def _head(self, header: Header) -> bytes:
         number = self._number
@@ -90,7 +99,7 @@ class PlainReader:
 
     def room(self, header: Header, target: memoryview | None) -> memoryview:
         """See :class:`Reader`: in its place at once."""
-        return memoryview(bytearray(header.length)) if target is None else target
+        return room_of_its_own(header) if target is None else target
 
     def payload(
         self,

@@ -31,8 +31,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from ringd.wire.link import frames
 from ringd.wire.link.agreement import SECRET_SIZE, Cipher, Secrets
-from ringd.wire.link.frames import Buffer, FrameError, Header
-from ringd.wire.link.framing import PlainReader, PlainWriter, Reader, Writer
+from ringd.wire.link.frames import Buffer, FrameError, FrameType, Header
+from ringd.wire.link.framing import PlainReader, PlainWriter, Reader, Writer, room_of_its_own
 
 TAG_SIZE = 16
 
@@ -96,12 +96,12 @@ class SealedWriter:
         self._keys = _Keys(secrets.cipher, secrets.sending)
         self._room = _Room()
 
-    def whole(self, header: Header, payload: Buffer) -> bytes:
+    def whole(self, header: Header, *payload: Buffer) -> bytes:
         """See :class:`~ringd.wire.link.framing.Writer`."""
         head = self._head(header)
-        return head + self._seal(_PAYLOAD, bytes(payload)) if payload else head
+        return head + self._seal(_PAYLOAD, b"".join(payload)) if header.length else head
 
-    def parts(self, header: Header, payload: Buffer) -> list[Buffer]:
+    def parts(self, header: Header, *payload: Buffer) -> list[Buffer]:
         """See :class:`~ringd.wire.link.framing.Writer`: the payload is a sealed copy."""
         head = self._head(header)
         length = header.length
@@ -109,12 +109,16 @@ class SealedWriter:
             return [head]
         sealed = self._room.take(length + TAG_SIZE)
         keys = self._keys
+        nonce = _NONCE.pack(_PAYLOAD, keys.number)
         if self._encrypt:
-            keys.aead.encrypt_into(_NONCE.pack(_PAYLOAD, keys.number), payload, None, sealed)
+            text = payload[0] if len(payload) == 1 else b"".join(payload)
+            keys.aead.encrypt_into(nonce, text, None, sealed)
         else:
-            text = sealed[:length]
-            text[:] = payload
-            keys.aead.encrypt_into(_NONCE.pack(_PAYLOAD, keys.number), b"", text, sealed[length:])
+            start = 0
+            for piece in payload:
+                sealed[start : start + len(piece)] = piece
+                start += len(piece)
+            keys.aead.encrypt_into(nonce, b"", sealed[:length], sealed[length:])
         return [head, sealed]
 
     def _head(self, header: Header) -> bytes:
@@ -150,7 +154,6 @@ class SealedReader:
         self._encrypt = secrets.encrypt
         self._keys = _Keys(secrets.cipher, secrets.receiving)
         self._room = _Room()
-        self._opened = _Room()
         self._body = memoryview(bytearray(_BODY.size))
 
     def header(self, data: memoryview) -> Header:
@@ -164,7 +167,10 @@ class SealedReader:
 
     def room(self, header: Header, target: memoryview | None) -> memoryview:  # noqa: ARG002
         """See :class:`~ringd.wire.link.framing.Reader`: never in its place."""
-        return self._room.take(header.length + TAG_SIZE if header.length else 0)
+        tail = TAG_SIZE if header.length else 0
+        if header.type is FrameType.DATA:
+            return self._room.take(header.length + tail)
+        return room_of_its_own(header, tail)
 
     def payload(self, header: Header, data: memoryview, target: memoryview | None) -> memoryview:
         """See :class:`~ringd.wire.link.framing.Reader`."""
@@ -172,7 +178,7 @@ class SealedReader:
         if not length:
             return _NOTHING
         if self._encrypt:
-            into = self._opened.take(length) if target is None else target
+            into = room_of_its_own(header) if target is None else target
             return self._open(_PAYLOAD, data, into)
         text = self._open(_PAYLOAD, data, _NOTHING)
         if target is not None:
