@@ -28,7 +28,7 @@ from ringd.collective.narrow import NarrowTransfer
 from ringd.collective.plan import Plan, Task
 from ringd.collective.reduction import Array, Reduction
 from ringd.collective.spread import Segment, Spread, joined
-from ringd.collective.transfer import ScratchPool, Transfer
+from ringd.collective.transfer import Crew, ScratchPool, Transfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,8 @@ class Arrangement:
         sources: Sequence[Array],
         targets: Sequence[Array | None],
         scratch: ScratchPool,
+        *,
+        crew: Crew | None = None,
     ) -> Transfer:
         """Return the transfer of these arrays.
 
@@ -63,6 +65,7 @@ class Arrangement:
             sources: the inputs of the ranks here, 1-d; empty where there is none.
             targets: for their results, likewise; None for a rank that needs none.
             scratch: as of a transfer.
+            crew: likewise.
         """
         for name, given, counts in (
             ("inputs", sources, self.source_counts),
@@ -74,8 +77,9 @@ class Arrangement:
         source = Spread(sources, self.source)
         target = Spread(*self._wanted(targets, sources[0].dtype))
         task = self.plan.task
-        way = NarrowTransfer if task.wire and task.size > 1 else Transfer
-        return way(self.plan, reduction, source, target, scratch)
+        if task.wire and task.size > 1:
+            return NarrowTransfer(self.plan, reduction, source, target, scratch)
+        return Transfer(self.plan, reduction, source, target, scratch, crew=crew)
 
     def _wanted(
         self, targets: Sequence[Array | None], dtype: np.dtype[Any]

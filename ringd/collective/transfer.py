@@ -6,7 +6,9 @@ reduces what has come in. It never waits, and knows neither sockets nor clocks.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -50,6 +52,16 @@ class ScratchPool:
             self._free.append(buffer)
 
 
+class Crew(Protocol):
+    """Who carries out work that needs no other machine."""
+
+    at_once: int
+    """Pieces that are worth handing over together."""
+
+    def carry_out(self, pieces: Sequence[Callable[[], None]]) -> None:
+        """Do all of them, and return when all are done."""
+
+
 class Transfer:
     """The run of a :class:`Plan` over a source and a target.
 
@@ -68,11 +80,14 @@ class Transfer:
             memory. Its content is undefined until :attr:`finished`, and afterwards if the run is
             given up.
         scratch: its buffers must hold ``plan.task.chunk_bytes``.
+        crew: for the local work; None: it is done one piece at a time.
     """
 
     __slots__ = (
+        "_at_once",
         "_buffers",
         "_credit",
+        "_crew",
         "_incoming",
         "_input",
         "_itemsize",
@@ -103,6 +118,8 @@ class Transfer:
         source: Spread,
         target: Spread,
         scratch: ScratchPool,
+        *,
+        crew: Crew | None = None,
     ) -> None:
         _check(plan, reduction, source, target)
         self.plan = plan
@@ -120,6 +137,9 @@ class Transfer:
         self._target_bytes = _bytes(self._result)
         self._itemsize = plan.task.itemsize
         self._scratch = scratch
+        self._crew = crew
+        # Arithmetic in a wider dtype has memory between that is one thread's.
+        self._at_once = 1 if crew is None or (reduction and reduction.wide) else crew.at_once
         self._buffers: dict[int, Array] = {}  # of the scratch, by the receive that fills them
         self._outgoing: dict[int, Array] = {}  # likewise, by the send that they were filled for
         self._next = 0
@@ -278,13 +298,19 @@ class Transfer:
     def work(self) -> bool:
         """Do a chunk's worth of what needs no other machine; return whether more is left.
 
-        So does each chunk that has come or left, as the loop looks at its sockets after that.
+        With a crew, several of them at once. So does each chunk that has come or left, as the loop
+        looks at its sockets after that.
         """
         if self._unworked:
             local = self.plan.local
-            self._do(local[len(local) - self._unworked])
-            self._unworked -= 1
-            self._left -= 1
+            first = len(local) - self._unworked
+            pieces = local[first : first + self._at_once]
+            if self._crew is None or len(pieces) == 1:
+                self._do(pieces[0])
+            else:
+                self._crew.carry_out([partial(self._do, piece) for piece in pieces])
+            self._unworked -= len(pieces)
+            self._left -= len(pieces)
         return self._unworked > 0
 
     def _do(self, local: Local) -> None:

@@ -1,9 +1,10 @@
-"""How much memory this process may have, what of it is free, and one client's share."""
+"""How much memory and how many cores this process may have, and one client's share of memory."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 
 LEAST_SHARE = 64 << 20
@@ -12,6 +13,13 @@ LEAST_SHARE = 64 << 20
 _CGROUP_OF_SELF = Path("/proc/self/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 _CGROUPS = Path("/sys/fs/cgroup")
+
+
+def cores() -> int:
+    """Return the number of processors that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def memory() -> int:

@@ -24,8 +24,9 @@ from ringd.collective.plan import MAX_PASSING
 from ringd.collective.reduction import Array, Reduction
 from ringd.collective.transfer import ScratchPool, Transfer, TransferError
 from ringd.collective.view import Side, View
-from ringd.host.machine import share_of_memory
+from ringd.host.machine import cores, share_of_memory
 from ringd.observe.counters import FOR_NO_CALL, Counters
+from ringd.ring.crew import ThreadCrew
 from ringd.ring.lane import Chunk, Key, Lane
 from ringd.wire.link import frames
 from ringd.wire.link.frames import FrameError, FrameType, Header
@@ -96,6 +97,7 @@ class Bulk:
         self._plans: dict[tuple[object, ...], Arrangement] = {}  # programs repeat their shapes
         self._working: deque[Key] = deque()  # ops with work that waits for nobody
         self._scratch = ScratchPool(chunk_bytes)
+        self._crew = ThreadCrew(cores())
         self._flows: dict[Key, Flow] = {}
         self._lanes: dict[Side, Lane] = {"left": Lane(self._next), "right": Lane(self._next)}
         self._passing: dict[Side, memoryview] = {}
@@ -137,7 +139,7 @@ class Bulk:
             (dtype if reduction is None else reduction.accumulator).itemsize,
             self._by_rank and reduction is not None and _order_matters(reduction, calls[0]),
         )
-        transfer = arrangement.begin(reduction, sources, targets, self._scratch)
+        transfer = arrangement.begin(reduction, sources, targets, self._scratch, crew=self._crew)
         self._flows[key] = flow = self._flow(transfer, view, kinds.of(calls[0]))
         if flow.credited:
             transfer.credit = FAR
