@@ -94,6 +94,7 @@ class Neighbours:
     ) -> None:
         self._loop = loop
         self._config = config
+        self._longest_eager = EagerRule.of(config.ops.eager_limit).longest
         self._store = store
         self.disk = StateWriter(loop, store, self._disk_lasts)
         """Where the generation is written to."""
@@ -543,7 +544,7 @@ class Neighbours:
             return
         message = control.decode_group(bytes(payload[: header.index]), self.size)
         data = payload[header.index :] if header.length > header.index else b""
-        if len(data) > EagerRule.of(self._config.ops.eager_limit).longest:
+        if len(data) > self._longest_eager:
             raise FrameError(f"{len(data)} bytes of tensor in a message")
         if not isinstance(message, Poll):  # a poll changes on its way and comes back
             if header.origin in (self.rank, header.until):
