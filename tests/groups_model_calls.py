@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 EAGER = 32
 """Bytes of an input that go with the offer; what has more comes in chunks."""
 
-RULE = EagerRule(EAGER, flood=0)
+RULE = EagerRule(EAGER, together=0)
 """All of more comes in chunks, also where that takes longer: they are what is to be shown."""
 
 CHUNK = 64

@@ -9,6 +9,7 @@ from fake_daemon import eventually
 
 import ringd
 from ringd.border.limits import Limits
+from ringd.client.session import SHORT_WINDOW
 from tests.cluster import Cluster
 from tests.ringkit import BOUNDED, Call, connected
 
@@ -32,6 +33,30 @@ def test_calls_that_wait_are_handed_over_while_the_program_computes(tmp_path):
         works = [ring.all_reduce_async(np.ones(2)) for _ in range(100)]
         eventually(lambda: len(daemon.handler.submitted) == 100)
         assert works[-1].done()
+
+
+def test_what_may_travel_with_offers_has_a_window_of_bytes(tmp_path):
+    """All members keep it until a call can run; longer tensors follow in chunks, and cost none."""
+    with fake(tmp_path, hold=True) as (daemon, ring):
+        submitted = daemon.handler.submitted
+        for _ in range(40):
+            ring.all_reduce_async(np.ones(1 << 17))  # 1 MiB
+        eventually(lambda: len(submitted) == 40)
+        for _ in range(40):
+            ring.all_reduce_async(np.ones(1 << 15))  # 256 KiB
+        ring.all_reduce_async(np.ones(2))  # in order: behind these
+        eventually(lambda: len(submitted) == 40 + SHORT_WINDOW // (256 << 10))
+        with pytest.raises(ringd.DeadlineExceeded, match=r"no room for it.*8 MiB of short tensors"):
+            ring.all_reduce(np.ones(2), timeout=0.05)
+        assert len(submitted) == 40 + SHORT_WINDOW // (256 << 10)
+
+
+def test_what_waits_for_that_window_goes_on_as_it_empties(tmp_path):
+    """Whoever makes all calls before the first wait."""
+    with fake(tmp_path, ask_ack=True) as (_, ring):
+        works = [ring.all_reduce_async(np.full(1 << 15, float(i))) for i in range(100)]
+        for i, work in enumerate(works):
+            assert set(work.wait()) == {2.0 * i}
 
 
 def test_calls_without_end_are_refused_with_the_limit(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from ringd.collective.call import Call
-from ringd.collective.eager import MOST, EagerRule
+from ringd.collective.eager import LONGEST, EagerRule
 from ringd.collective.view import View
 
 KIB = 1024
@@ -60,11 +60,11 @@ def test_what_travels_encoded():
     assert longest("all_reduce", view(2), wire="int8") == LIMIT // KIB
 
 
-@pytest.mark.parametrize("limit", [0, 1, 4 * KIB, MOST])
+@pytest.mark.parametrize("limit", [0, 1, 4 * KIB, LONGEST])
 def test_other_limits(limit):
     """Nothing beyond 0 where the limit is that, and nothing that has no room in a message."""
     rule = EagerRule.of(limit)
-    assert rule.longest == min(8 * limit, MOST)
+    assert rule.longest == min(8 * limit, LONGEST)
     assert longest("all_reduce", view(2), rule=rule) == rule.longest // KIB
 
 

@@ -43,7 +43,7 @@ def dropped(actions):
 @pytest.fixture
 def live():
     """Give an engine with a client in a session of three that is live."""
-    live = engine(window=4, rules=Rules(fits=EagerRule(1024, flood=0).fits))
+    live = engine(window=4, rules=Rules(fits=EagerRule(1024, together=0).fits))
     live.attach("client", Join("g", 1), 0.0)
     for session in ((), IDS):
         for origin in (1, 2):

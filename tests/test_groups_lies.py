@@ -32,7 +32,7 @@ from ringd.wire.link.frames import FrameError
 from tests.test_ring_lies import OURS, TRIO, Fuzz
 
 EAGER = 1024
-RULE = EagerRule(EAGER, flood=0)
+RULE = EagerRule(EAGER, together=0)
 IDS = (1, 2, OURS)
 GID = session_number(TRIO, IDS)
 

@@ -199,7 +199,7 @@ def test_what_comes_early_is_kept_up_to_a_bound(entering, monkeypatch):
     run_until(entering.loop, lambda: entering.reasons)
     ((side, reason),) = entering.reasons
     assert side == "left"
-    assert reason.startswith("more than 256 MiB came for generation 5 before it was on the disk (")
+    assert reason.startswith("more than 64 MiB came for generation 5 before it was on the disk (")
     assert "left" not in neighbours.links
     assert len(neighbours._early) == 0
 

@@ -34,7 +34,7 @@ def test_it_takes_as_much_as_its_cores_are_worth(cores, at_once):
 @pytest.mark.parametrize("cores", [2, 3, 8])
 @pytest.mark.parametrize("count", [2, 3, 7, 16])
 def test_all_pieces_are_done_once(cores, count):
-    """However many there are, by no more threads than cores, this one included."""
+    """However many there are, by no more threads than cores."""
     done, doers, lock = [], set(), threading.Lock()
 
     def piece(number):
@@ -44,7 +44,6 @@ def test_all_pieces_are_done_once(cores, count):
 
     ThreadCrew(cores).carry_out([partial(piece, number) for number in range(count)])
     assert sorted(done) == list(range(count))
-    assert threading.get_ident() in doers
     assert len(doers) <= min(cores, MOST)
 
 
@@ -63,6 +62,30 @@ def test_a_failure_is_told_once_nothing_goes_on(failing):
     with pytest.raises(ArithmeticError):
         ThreadCrew(3).carry_out([partial(piece, number) for number in range(3)])
     assert sorted(ended) == [number for number in range(3) if number != failing]
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2])
+def test_where_the_system_has_no_more_threads(monkeypatch, threads):
+    """What cannot be handed over is done here, and nothing of it a second time later."""
+    start, begun = threading.Thread.start, []
+
+    def refuse(thread):
+        if len(begun) == threads:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    crew = ThreadCrew(4)
+    for _ in range(3):
+        done = []
+        crew.carry_out([partial(done.append, number) for number in range(8)])
+        assert sorted(done) == list(range(8))
+    assert len(done) == 8
+    monkeypatch.undo()
+    done = []
+    crew.carry_out([partial(done.append, number) for number in range(8)])
+    assert sorted(done) == list(range(8))
 
 
 class Recorded(ThreadCrew):

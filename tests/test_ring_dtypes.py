@@ -148,7 +148,7 @@ def test_length_of_what_rides_with_an_offer_is_checked_where_the_dtype_is_known(
 ) -> None:
     """What can reach numpy has the right length; with and without ml_dtypes."""
     call = Call("all_reduce", "sum", dtype, (3,), "")
-    fits, ranks = EagerRule(1024, flood=0).fits, View(("a", "b", "c"), 0)
+    fits, ranks = EagerRule(1024, together=0).fits, View(("a", "b", "c"), 0)
     assert fits(call, nbytes, 0, ranks) is expected
     monkeypatch.delitem(reduction._BY_NAME, "bfloat16")
     assert fits(call, nbytes, 0, ranks) is expected

@@ -186,9 +186,10 @@ def test_same_bits_from_run_to_run(calm: list[ringd.Ring]) -> None:
     "count",
     [
         *(1, 2, 3, 4, 5),  # fewer elements than ranks, and just not
-        *(8191, 8192, 8193),  # 32 KiB: one trip, or chunks inside messages
+        *(8191, 8192, 8193),  # 32 KiB: eager in every ring, or as so few take part
         *(16383, 16384, 16385),  # 64 KiB: inside messages, or in shared memory
-        *(3 * 65536 - 1, 3 * 65536, 3 * 65536 + 1),  # two chunks of 128 KiB for each rank
+        *(32767, 32768, 32769),  # 128 KiB: in one trip, or in chunks
+        *(3 * 32768 - 1, 3 * 32768, 3 * 32768 + 1),  # a chunk for each rank, or two of 64 KiB
         *(3 * 4 * 65536 - 1, 3 * 4 * 65536 + 1),  # two of 512 KiB, and just more
         1_000_003,
     ],

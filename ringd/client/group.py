@@ -328,10 +328,10 @@ class Group:
             self._ask_in(channel)
             if not self.taken_in:
                 return False
-        end, room = session.next_seq, session.released + daemon.window
+        end = session.next_seq
         while session.sent < end and not channel.calls.full:
             seq = session.sent
-            if seq >= room:
+            if not session.has_room_for(seq, daemon.window):
                 # The daemon makes room when it knows which results have arrived here. Each call's
                 # message says so; but the next call cannot be sent before there is room.
                 self._say_what_arrived()

@@ -14,9 +14,14 @@ from ringd import errors
 from ringd.client.channel import Payload
 from ringd.client.pool import Block
 from ringd.collective.call import MAX_TEXT, Call
+from ringd.collective.eager import LONGEST
 from ringd.wire.border.messages import MAX_LOSS, Ref, Submit
 
 OK = "ok"
+SHORT_WINDOW = 8 << 20
+"""Bytes of the inputs of open ops that may travel with their offers: members keep them until the
+op can run, and offer them anew at once when the ring has formed again. With the default settings
+as much as a window full of the longest that are eager in every ring."""
 _LEAST_TIMEOUT = 1e-3  # seconds; 0 would mean: none
 
 
@@ -63,6 +68,7 @@ class Op:
         "sealed",
         "seq",
         "session",
+        "short_made",
         "source",
         "source_block",
         "target",
@@ -116,6 +122,8 @@ class Op:
         """Bytes of shared memory that the ops of its session up to this one had."""
         self.length_made = 0
         """Bytes of their inputs, wherever these stood."""
+        self.short_made = 0
+        """Bytes of those that may travel with their offers."""
         self.ended = False
         """Last of what an outcome sets, as it is looked at without the lock."""
         self.error: errors.RingError | None = None
@@ -283,6 +291,10 @@ class Session:
         """Bytes of all inputs so far."""
         self.length_acked = 0
         """Likewise."""
+        self.short_made = 0
+        """Bytes of all inputs so far that may travel with their offers."""
+        self.short_released = 0
+        """Likewise of the ops below :attr:`released`."""
         self.ack_wanted = 0
         """Somebody waits to hear of ops below that they have their outcome here."""
         self.ack_sent = 0
@@ -334,6 +346,8 @@ class Session:
         last = op if then is None else then
         op.memory_made = last.memory_made = self.memory_made + op.memory
         op.length_made = last.length_made = self.length_made + op.length
+        short = op.length if op.length <= LONGEST else 0
+        op.short_made = last.short_made = self.short_made + short
         if then is not None:
             self.incomplete[then.seq] = then
         # Stores that nothing can come between: it is made, or it is not.
@@ -341,6 +355,17 @@ class Session:
         self.ops[last.seq] = last
         self.next_seq = last.seq + 1
         self.memory_made, self.length_made = op.memory_made, op.length_made
+        self.short_made = op.short_made
+
+    def has_room_for(self, seq: int, window: int) -> bool:
+        """Whether the daemon may be handed op *seq* now: it bounds what is open at a time.
+
+        By the number of ops, and so that others keep no more than :data:`SHORT_WINDOW` for each of
+        this rank's peers, also by the bytes of inputs that may travel with their offers.
+        """
+        op = self.ops.get(seq)
+        short = 0 if op is None else op.short_made - self.short_released
+        return seq < self.released + window and short <= SHORT_WINDOW
 
     def complete(self) -> None:
         """Complete what can be completed by now, in order."""
@@ -376,6 +401,7 @@ class Session:
                 if not op.ended:
                     break
                 op.forget_input()
+                self.short_released = op.short_made
                 self.ops.pop(op.seq, None)
             self.released += 1
 

@@ -16,7 +16,7 @@ from ringd.client.connection import Connection, holders
 from ringd.client.ending import goes_on_after_failure, remember_main_thread
 from ringd.client.group import Group, Place
 from ringd.client.pool import Block
-from ringd.client.session import Op, Session
+from ringd.client.session import SHORT_WINDOW, Op, Session
 from ringd.wire.border.messages import Attached
 
 GRACE = 2.5
@@ -436,7 +436,8 @@ class Stay:
         elif not op.handed_over and not daemon.silent:
             state = (
                 f"had no room for it: {op.seq - op.session.released} calls before it are "
-                "unfinished somewhere, and ipc.window lets no more be open"
+                "unfinished somewhere, and no more may be open (ipc.window, and "
+                f"{SHORT_WINDOW >> 20} MiB of short tensors)"
             )
         else:
             state = "is there, but does not answer (see `ringd-cli status`; is it stopped?)"

@@ -9,9 +9,10 @@ S bytes for a rank, a bandwidth of B and A seconds for a step, of which a daemon
 
     ((n-1) - 2(n-1)/n) S / B  <  2(n-1) A        that is        S (n-2) / n  <  2 A B
 
-Two members always gain; on 1 Gbit/s four do up to 150 KB, sixteen up to 86 KB. What bounds it
-before that is the memory that open calls may take of a daemon, which grows with (n-1) S. Hence
-:data:`FLOOD`. Measured on loopback, where it made the longest of them 1.2 to 2.1 times as fast.
+Two members always gain; on 1 Gbit/s four do up to 150 KB, sixteen up to 86 KB. (Other kinds that do
+not divide a tensor are alike; a gather and a reduce tell all ranks what the root alone needs.)
+What bounds it before that is the memory that open calls may take of a daemon, which grows with
+(n-1) S. Hence :data:`TIMES`. On loopback the longest of them became 1.2 to 2.1 times as fast.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from ringd.collective import kinds
 from ringd.collective.call import Call
 from ringd.collective.view import View
 
-FLOOD = 8
-"""Times ``ops.eager_limit`` that the tensors of all other ranks may have together."""
+TIMES = 8
+"""How many times ``ops.eager_limit`` the tensors of all other ranks may have together."""
 
-MOST = 512 << 10
-"""Bytes of a tensor that travels with its offer: a message has room for them."""
+LONGEST = 512 << 10
+"""Bytes of a tensor that may travel with its offer: a message has room for no more."""
 
 
 class EagerRule(NamedTuple):
@@ -39,18 +40,18 @@ class EagerRule(NamedTuple):
 
     limit: int
     """``ops.eager_limit``: bytes of a tensor, up to which all are."""
-    flood: int
-    """Bytes that those of all other ranks may have together, where they have more."""
+    together: int
+    """Bytes that those of all other ranks may have together, where they are longer."""
 
     @classmethod
     def of(cls, limit: int) -> EagerRule:
         """Return the rule of ``ops.eager_limit``."""
-        return cls(limit, FLOOD * limit)
+        return cls(limit, TIMES * limit)
 
     @property
     def longest(self) -> int:
         """The bytes of the longest tensor that is eager in any ring."""
-        return max(self.limit, min(self.flood, MOST))
+        return max(self.limit, min(self.together, LONGEST))
 
     def is_eager(self, call: Call, nbytes: int, view: View) -> bool:
         """Whether the *nbytes* that a rank hands over are.
@@ -60,7 +61,7 @@ class EagerRule(NamedTuple):
             nbytes: as :func:`~ringd.collective.kinds.source_bytes` gives them.
             view: the ranks.
         """
-        return nbytes <= self.limit or _floods(self, call, nbytes, view.size, view.apart)
+        return _is_eager(self, call, nbytes, view.size, view.apart)
 
     def fits(self, call: Call, nbytes: int | None, rank: int, view: View) -> bool:
         """Whether *nbytes* may come with a call of *rank*: numpy would believe it.
@@ -71,12 +72,14 @@ class EagerRule(NamedTuple):
         return _fits(self, call, nbytes, rank, view.size, view.apart)
 
 
-def _floods(rule: EagerRule, call: Call, nbytes: int, size: int, apart: bool) -> bool:
+def _is_eager(rule: EagerRule, call: Call, nbytes: int, size: int, apart: bool) -> bool:
+    if nbytes <= rule.limit:
+        return True
     # Of several ranks on one member, the tensors are reduced there first, so that a link carries
     # them once; that is done in chunks.
-    if not apart or call.wire or nbytes > MOST or nbytes * (size - 1) > rule.flood:
+    if not apart or call.wire or nbytes > LONGEST or nbytes * (size - 1) > rule.together:
         return False
-    return size > 1 and kinds.of(call).for_all
+    return size > 1 and kinds.of(call).undivided
 
 
 @lru_cache(maxsize=1024)
@@ -89,5 +92,4 @@ def _fits(  # noqa: PLR0917 - the key of a cache
         return True
     if taken is None:
         return True
-    eager = taken <= rule.limit or _floods(rule, call, taken, size, apart)
-    return nbytes == (taken if eager else None)
+    return nbytes == (taken if _is_eager(rule, call, taken, size, apart) else None)

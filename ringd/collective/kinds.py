@@ -126,8 +126,8 @@ class Kind:
         return self.divides or self.joins
 
     @property
-    def for_all(self) -> bool:
-        """Whether what a rank hands over goes to all others as it is, or by way of them."""
+    def undivided(self) -> bool:
+        """Whether what a rank hands over stays whole; and the call is not one of two ranks."""
         return not (self.divides or self.pair)
 
     @property

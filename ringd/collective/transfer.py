@@ -55,8 +55,9 @@ class ScratchPool:
 class Crew(Protocol):
     """Who carries out work that needs no other machine."""
 
-    at_once: int
-    """Pieces that are worth handing over together."""
+    @property
+    def at_once(self) -> int:
+        """Pieces that are worth handing over together."""
 
     def carry_out(self, pieces: Sequence[Callable[[], None]]) -> None:
         """Do all of them, and return when all are done."""

@@ -339,8 +339,9 @@ class OpsSettings:
     eager_limit: int = _setting(
         "32KiB",
         _size(0, 512 * _KIB),
-        "Tensors up to this size go round the ring in one trip; longer ones too, where few ranks "
-        "take part. Equal on all machines.",
+        "Tensors up to this size go round the ring in one trip; those of few ranks, each on a "
+        "machine of its own, also if all but one have eight times as much together. Equal on all "
+        "machines.",
     )
     chunk: int = _setting(
         "512KiB",

@@ -28,8 +28,8 @@ def give_back_large_blocks() -> None:
 
     glibc begins with this threshold too, but raises it to the size of any larger block that is
     freed, up to 32 MiB, and then lets twice as much lie free. Measured: three daemons that reduced
-    64 MiB of float16 held 53 to 71 MiB by that, and 46 MiB with it fixed. A call of 16 KiB to
-    64 MiB takes as long either way, as buffers in use are pooled.
+    64 MiB of float16 held 53 to 71 MiB by that, and 46 MiB with it fixed. Calls take as long
+    either way, as chunk buffers are pooled and messages are shorter than :data:`LARGE`.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # musl has no such function, nor the need

@@ -1,8 +1,9 @@
 """The reading half of a link: where bytes go, and the frames that they make.
 
-Small frames pass through a small buffer; the payload of a DATA frame is received straight into
-the memory that it is for or, where the link is sealed, into memory of the reader's, which verifies
-it there. The owner has the socket, and learns of frames by three callbacks.
+Headers, and payloads that came with them, pass through a small buffer. All other bytes are received
+straight into the memory that they are for: that of a chunk, or the message's own; those of a sealed
+chunk into memory of the reader's, which verifies it there. The owner has the socket, and learns of
+frames by three callbacks.
 """
 
 from __future__ import annotations

@@ -315,6 +315,8 @@ class Bulk:
         if flow is None or sending is None:
             return None, False
         index, chunk = sending
+        if self._checksum:
+            chunk = memoryview(bytes(chunk))  # as of a message: a program may write to it
         header = Header(
             FrameType.DATA,
             length=len(chunk),

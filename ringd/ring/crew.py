@@ -1,14 +1,14 @@
 """Several pieces of work at once, on several cores.
 
 numpy lets other threads go on while it computes, so the pieces of large arrays are dealt out. The
-loop does its share and waits for the others': with two cores it is held as long as two pieces take.
+loop does its share and waits for the others', as long as its own takes, or a little longer.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Optional
+from concurrent.futures import Future, ThreadPoolExecutor
 
 Piece = Callable[[], None]
 
@@ -30,29 +30,47 @@ class ThreadCrew:
 
     def __init__(self, cores: int) -> None:
         self._size = max(1, min(cores, MOST))
-        self._threads: Optional[ThreadPoolExecutor] = None
-        self.at_once = SHARE * self._size if self._size > 1 else 1
+        self._threads: ThreadPoolExecutor | None = None
+
+    @property
+    def at_once(self) -> int:
         """Pieces to hand over at once."""
+        return SHARE * self._size if self._size > 1 else 1
 
     def carry_out(self, pieces: Sequence[Piece]) -> None:
-        """Do all *pieces*; return when all are done, or given up as one of a thread's failed.
+        """Do all *pieces*, and return when all are done; where threads cannot be had, here.
 
         Raises:
-            Exception: what one of them raised.
+            Exception: what one of them raised, once nothing goes on any more; some may be left.
         """
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._size - 1, "crew")
-        own, *others = (pieces[start :: self._size] for start in range(self._size))
-        futures = [self._threads.submit(_do_all, share) for share in others if share]
+        left = deque(pieces)
+        helpers = self._call_for_help(left)
         try:
-            _do_all(own)
+            _do(left)
         finally:
-            failures = [future.exception() for future in futures]
+            failures = [helper.exception() for helper in helpers if not helper.cancel()]
         for failure in failures:
             if failure is not None:
                 raise failure
 
+    def _call_for_help(self, left: deque[Piece]) -> list[Future[None]]:
+        """Have the threads begin with what is *left*; return what each is to do."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._size - 1, "crew")
+        helpers: list[Future[None]] = []
+        try:
+            while len(helpers) < min(self._size, len(left)) - 1:
+                helpers.append(self._threads.submit(_do, left))
+        except RuntimeError:  # the system lets us have no more: do without, from now on
+            self._size = 1 + len(helpers)
+        return helpers
 
-def _do_all(pieces: Sequence[Piece]) -> None:
-    for piece in pieces:
+
+def _do(left: deque[Piece]) -> None:
+    """Take pieces as long as there are some; safe, as a deque's own steps are never cut short."""
+    while True:
+        try:
+            piece = left.popleft()
+        except IndexError:
+            return
         piece()

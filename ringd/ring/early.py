@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from ringd.net.link import Link
 from ringd.wire.link.frames import Header
 
-MOST = 256 << 20
-"""Bytes kept at most: after a break all members offer again at once, and a session of full windows
-(``ipc.window``) has 64 MiB of eager tensors. But a disk that hangs may do so for hours, in which
-programs come and go."""
+MOST = 64 << 20
+"""Bytes kept at most. A disk that hangs may do so for hours, in which programs come and go."""
 
 EACH = 512
 """Bytes that a frame costs here beside its payload, about."""

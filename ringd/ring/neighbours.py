@@ -441,6 +441,8 @@ class Neighbours:
         if link is None or not self.machine.in_ring:
             return
         head = control.encode(message)
+        if self._config.ops.checksum:
+            data = bytes(data)  # a program may write to it meanwhile, and spoil the link with that
         flags, crc = self._guard(head, data)
         header = Header(
             FrameType.GROUP,
