@@ -22,6 +22,7 @@ from ringd.cli.host import Host
 from ringd.cli.main import main
 from ringd.cli.managers import Launchd, Systemd
 from ringd.config.keyfile import create_key
+from ringd.errors import RingError
 from ringd.host import paths
 from ringd.service import launchd, systemd
 from ringd.service.steps import run
@@ -396,6 +397,30 @@ def test_a_lock_in_a_directory_that_goes(place: Path) -> None:
         assert (place / "units/user").is_dir()
     thread.join()
     assert not (place / "units").exists()
+
+
+def test_a_lock_whose_directory_cannot_be_made(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is an error at once; what cannot be made now is not tried again without end."""
+    gone, make = place / "gone", Path.mkdir
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    tried = []
+
+    def mkdir(path: Path, *words: object, **options: object) -> None:
+        assert tried.count(path) < 2, "it is tried again"  # the second time after its parents
+        tried.append(path)
+        make(path, *words, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with (
+        pytest.raises(RingError, match=r"\.ringd\.service\.lock: No such file or directory$"),
+        Host(Path()).alone(Path("/units/ringd.service"), pytest.fail),
+    ):
+        pytest.fail("there is no lock")
+    assert tried
 
 
 def test_two_at_once_take_turns(place: Path) -> None:
