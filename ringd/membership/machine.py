@@ -284,12 +284,12 @@ class Machine:
         self._out += self._flooding.disk_slow(reason, now)
         return self._done(now)
 
-    def rejoin(self, now: float) -> list[Action]:
+    def rejoin(self, now: float, why: Event = Event.REJOIN) -> list[Action]:
         """Drop both links, and with them the ring, and forget what went wrong."""
         self._patience = PATIENCE
         if self.size > 1:
-            self._drop(("left", "right"), "asked to rejoin", now)
-        self._interrupt(Event.REJOIN)
+            self._drop(("left", "right"), why.value, now)
+        self._interrupt(why)
         return self._done(now)
 
     def drain(self, now: float) -> list[Action]:
