@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sysconfig
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +22,7 @@ from ringd.cli.main import main as ringd_cli
 from ringd.config.sample import STREAMS
 from ringd.config.settings import SECTIONS, settings_of
 from ringd.daemon.main import main as ringd
+from tests.cluster import PATIENCE
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 ROOT = Path(__file__).resolve().parent.parent
@@ -221,11 +223,15 @@ def test_zsh_completes(tmp_path: Path) -> None:
             stderr=far,
             env=_environ(tmp_path) | {"TYPED": line},
             start_new_session=True,
-        ):
+        ) as shell:
+            late = threading.Timer(PATIENCE, shell.kill)
+            late.start()
             os.close(far)
             with open(near, "rb", buffering=0) as shown, contextlib.suppress(OSError):  # noqa: PTH123
                 while shown.read(1 << 16):
                     pass
+            shell.wait()
+            late.cancel()
         assert set((tmp_path / "offered").read_text().split()) == expected
 
 
