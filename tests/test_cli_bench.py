@@ -162,14 +162,15 @@ def test_the_command(place: Path) -> None:
 
 
 def test_a_picture_without_a_place(place: Path) -> None:
-    """That is said before anybody waits or measures; what is there already is left alone."""
+    """That is said before anybody waits or measures, and so is that one is there already."""
     words = ["bench", "--socket", str(place / "none"), "--plot"]
     done = CliRunner().invoke(main, [*words, str(place / "nowhere" / "bench.svg")])
     assert (done.exit_code, "cannot be written: No such file" in done.output) == (1, True)
     kept, new = place / "kept.svg", place / "new.svg"
     kept.write_text("of yesterday")
-    for path in (kept, new):
-        assert CliRunner().invoke(main, [*words, str(path)]).exit_code == 3  # there is no daemon
+    assert CliRunner().invoke(main, [*words, str(kept)]).exit_code == 1
+    for more in ([str(new)], [str(kept), "--force"]):
+        assert CliRunner().invoke(main, [*words, *more]).exit_code == 3  # there is no daemon
     assert (kept.read_text(), new.exists()) == ("of yesterday", False)
 
 

@@ -116,7 +116,7 @@ def test_foreign_owner(key_file, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "has 0 bytes, fewer than 32"),
+        (b"", "has 0 bytes, fewer than 32; copy the file of the other machines, or remove it"),
         (base64.b64encode(KEY[:31]), "has 31 bytes, fewer than 32"),
         (b"not base64!", "holds no base64"),
         (KEY, "holds no base64"),

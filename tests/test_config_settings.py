@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from ringd.config.settings import (
     MetricsSettings,
     OpsSettings,
     RingSettings,
+    StreamRule,
     is_loopback,
     settings_of,
 )
@@ -58,6 +60,28 @@ def test_key_is_not_in_repr():
     """A key never shows when settings are printed or logged."""
     ring = RingSettings("home", (), key=b"sesame" * 6)
     assert "sesame" not in repr(ring)
+
+
+def test_fingerprints():
+    """A change of a section is one of its fingerprint alone; where the file is does not count."""
+    config = make_config(Member("a", ("h:1",)))
+    before = config.fingerprints()
+    assert list(before) == ["key", "ring", "streams", *SECTIONS]
+    assert all(re.fullmatch("[0-9a-f]{16}", one) for one in before.values())
+    ring = config.ring
+    for changed, name in (
+        ({"ring": replace(ring, key=b"k" * 32)}, "key"),
+        ({"ring": replace(ring, members=(Member("a", ("h:2",)),))}, "ring"),
+        ({"streams": (StreamRule("a", 1, ("b",), 2),)}, "streams"),
+        ({"join": JoinSettings(heartbeat=0.9)}, "join"),
+        ({"ipc": IpcSettings(mode=0o600)}, "ipc"),
+        ({"ops": OpsSettings(chunk=4096)}, "ops"),
+        ({"log": LogSettings(level="debug")}, "log"),
+        ({"metrics": MetricsSettings(listen="127.0.0.1:1")}, "metrics"),
+        ({"path": Path("other.toml"), "node": "b"}, None),
+    ):
+        after = replace(config, **changed).fingerprints()
+        assert [key for key in before if after[key] != before[key]] == ([name] if name else [])
 
 
 def test_rank_and_size():

@@ -118,6 +118,21 @@ FAULTS = {
         replace(WELL, config=replace(WELL.config, keyed=False)),
         ("note", "key", "whoever reaches a member's port can join", "ringd-cli keygen"),
     ),
+    "another key than the daemon's": (
+        replace(WELL, config=replace(WELL.config, unloaded=("key",))),
+        ("note", "key", "another one than the daemon goes by", "ringd-cli reload on each"),
+    ),
+    "a file that was changed": (
+        replace(WELL, config=replace(WELL.config, unloaded=("join",))),
+        ("note", "config", "[join] in the file differs from what", "run ringd-cli reload"),
+    ),
+    "a file that was changed, and refused": (
+        replace(
+            status(reload_error={"reason": "bad"}),
+            config=replace(WELL.config, unloaded=("ring", "ops")),
+        ),
+        ("note", "config", "the last reload was refused: bad", "ringd-cli reload"),
+    ),
     "a key that only the daemon may read": (
         config('f: ring.key_file = "k": cannot be read: Permission denied; let the user own it'),
         ("note", "key", "cannot be read: Permission denied", "run this as root"),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
+import os
+import pty
 import re
 import shutil
 import subprocess
 import sysconfig
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +22,7 @@ from ringd.cli.main import main as ringd_cli
 from ringd.config.sample import STREAMS
 from ringd.config.settings import SECTIONS, settings_of
 from ringd.daemon.main import main as ringd
+from tests.cluster import PATIENCE
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 ROOT = Path(__file__).resolve().parent.parent
@@ -140,6 +145,24 @@ def test_completions_parse(tmp_path: Path, shell: str, place: str) -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
+TYPED = {
+    "ringd-cli sta": {"status"},
+    "ringd-cli status --w": {"--watch"},
+    "ringd-cli log-level ": {"debug", "info", "warning", "error"},
+    "ringd-cli service ": {"install", "uninstall", "status"},
+    "ringd-cli ": set(ringd_cli.commands),
+}
+"""What is typed, and what the shells offer then."""
+
+
+def _environ(tree: Path) -> dict[str, str]:
+    """Return what a shell needs that finds completions below *tree*, and nobody's settings."""
+    directories = {"HOME": tree, "ZDOTDIR": tree, "XDG_DATA_DIRS": tree / "usr" / "share"}
+    directories |= {"XDG_CONFIG_HOME": tree, "XDG_DATA_HOME": tree, "XDG_CACHE_HOME": tree}
+    path = f"{SCRIPTS}:{os.environ['PATH']}"
+    return {"PATH": path, "TERM": "dumb", **{name: str(at) for name, at in directories.items()}}
+
+
 def test_bash_completes(tmp_path: Path) -> None:
     """A command, its options, and the values of one, as the shell would ask for them."""
     bash = shutil.which("bash")
@@ -147,12 +170,7 @@ def test_bash_completes(tmp_path: Path) -> None:
         pytest.skip("no bash here")
     manual.main(tmp_path)
     script = tmp_path / "usr/share/bash-completion/completions/ringd-cli"
-    for line, expected in {
-        "ringd-cli sta": ["status"],
-        "ringd-cli status --w": ["--watch"],
-        "ringd-cli log-level ": ["debug", "info", "warning", "error"],
-        "ringd-cli service ": ["install", "uninstall", "status"],
-    }.items():
+    for line, expected in TYPED.items():
         typed = line.split(" ")
         ask = f"""
             source {script} 2>/dev/null
@@ -162,4 +180,77 @@ def test_bash_completes(tmp_path: Path) -> None:
             printf '%s\\n' "${{COMPREPLY[@]}}"
         """
         done = subprocess.run([bash, "-c", ask], capture_output=True, text=True, check=True)
-        assert sorted(done.stdout.split()) == sorted(expected)
+        assert set(done.stdout.split()) == expected
+
+
+ZSHRC = """
+fpath=($HOME/usr/share/zsh/vendor-completions $fpath)
+autoload -Uz compinit
+compinit -u -D
+compadd() {
+    if [[ "${@[1,(i)(-|--)]}" != *-[OAD]\\ * ]]; then
+        local -a offered
+        builtin compadd -O offered "$@"
+        print -rl -- $offered >> $HOME/offered
+    fi
+    builtin compadd "$@"
+}
+zle-line-init() {
+    BUFFER=$TYPED
+    CURSOR=$#BUFFER
+    zle complete-word
+    exit
+}
+zle -N zle-line-init
+"""
+"""Completes what is in TYPED as if Tab were pressed behind it, and writes down what is offered."""
+
+
+def test_zsh_completes(tmp_path: Path) -> None:
+    """As in a terminal, where it has found the function by itself."""
+    zsh = shutil.which("zsh")
+    if zsh is None:
+        pytest.skip("no zsh here")
+    manual.main(tmp_path)
+    (tmp_path / ".zshrc").write_text(ZSHRC)
+    for line, expected in TYPED.items():
+        (tmp_path / "offered").write_text("")
+        near, far = pty.openpty()
+        with subprocess.Popen(
+            [zsh, "-d", "-i"],  # without the system's settings
+            stdin=far,
+            stdout=far,
+            stderr=far,
+            env=_environ(tmp_path) | {"TYPED": line},
+            start_new_session=True,
+        ) as shell:
+            late = threading.Timer(PATIENCE, shell.kill)
+            late.start()
+            os.close(far)
+            with open(near, "rb", buffering=0) as shown, contextlib.suppress(OSError):  # noqa: PTH123
+                while shown.read(1 << 16):
+                    pass
+            shell.wait()
+            late.cancel()
+        assert set((tmp_path / "offered").read_text().split()) == expected
+
+
+def test_fish_completes(tmp_path: Path) -> None:
+    """Where it has found the file by itself; a description is not cut at a comma."""
+    fish = shutil.which("fish")
+    if fish is None:
+        pytest.skip("no fish here")
+    manual.main(tmp_path)
+    for line, expected in TYPED.items():
+        done = subprocess.run(
+            [fish, "-c", f"complete --do-complete '{line}'"],
+            env=_environ(tmp_path),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stderr == ""
+        offered = dict(row.partition("\t")[::2] for row in done.stdout.splitlines())
+        assert set(offered) == expected
+    for name, command in ringd_cli.commands.items():
+        assert offered[name] == command.get_short_help_str()

@@ -490,6 +490,10 @@ def test_rejoin_drops_both_links():
     assert DropLinks("asked to rejoin", ("left", "right")) in machine.rejoin(0.0)
     assert machine.link_down("left", "closed", 0.0) == []
     assert machine.received("left", News((other(0, version=99),)), 0.0) == []
+    for event in (Event.REJOIN, Event.RELOAD):  # each says why, here and to the neighbours
+        actions = ready().rejoin(0.0, event)
+        assert DropLinks(event.value, ("left", "right")) in actions
+        assert Broken(event.value) in actions
 
 
 @pytest.mark.parametrize(

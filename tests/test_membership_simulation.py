@@ -273,6 +273,27 @@ def test_a_lost_state_file_reuses_nothing():
         assert simulation.disks[rank].incarnation == 2
 
 
+def test_a_full_disk_where_the_state_file_was_lost_is_told():
+    """Not what the member said in its former life, which it cannot outbid as yet."""
+    for rank in range(3):
+        simulation = Simulation(3, rank)
+        start_all(simulation)
+        simulation.run(RECOVERY)
+        former = simulation.processes[rank]
+        simulation._act(former, former.machine.leave(simulation.now))
+        simulation.run(1.0)
+        simulation.crash(rank, lose_state=True)
+        simulation.run(1.0)
+        simulation.disks[rank].full = True
+        simulation.start(rank)
+        simulation.run(RECOVERY)
+        for process in simulation.processes:
+            assert process.machine.missing() == {rank: "state file: disk full"}
+        simulation.disks[rank].full = False
+        recover(simulation)
+        assert simulation.disks[rank].incarnation == 2
+
+
 MUTANTS = {
     "ready before it is on disk": (
         '            self._out.append(Send("right", commit))\n',

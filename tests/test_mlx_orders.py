@@ -174,3 +174,44 @@ def test_every_order(
         for job in jobs:
             job.close()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("second", "told"), [(None, 0), (False, 1)])
+def test_a_system_that_falls_silent_tells_of_no_stranger(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, second: bool | None, told: int
+) -> None:
+    """Only where the system says that nobody listens any more has somebody taken the place."""
+    looks = iter([True, second])
+
+    def look(_port: int) -> bool | None:
+        try:
+            return next(looks)
+        except StopIteration:
+            loop.stop()
+            return None
+
+    monkeypatch.setattr("ringd.cli.mlx.is_listened_to", look)
+    monkeypatch.setattr("ringd.cli.mlx.SAY_AFTER", 0.01)
+    said: list[str] = []
+    chain = Chain(
+        loop,
+        name="silent",
+        connections=1,
+        first_port=None,
+        tell=said.append,
+        on_conflict=pytest.fail,
+    )
+    forwarder = Forwarder(
+        loop,
+        send=lambda *_words: None,
+        accepts=chain.accepts,
+        on_reset=lambda _member, _reason: None,
+        in_program=True,
+    )
+    chain.begin(forwarder, ("n0", "n1"), 0)
+    loop.call_later(PATIENCE, loop.stop)
+    loop.run()
+    chain.close()
+    forwarder.table.close("the test is over")
+    assert next(looks, "all were taken") == "all were taken"
+    assert len([text for text in said if "nobody listens" in text]) == told, said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import socket
 
@@ -14,6 +15,7 @@ from ringd import DeadlineExceeded
 from ringd.cli.ask import find_socket
 from ringd.cli.picture import render
 from tests.ringkit import BOUNDED, connected, everywhere, tensor, total
+from tests.test_ring_commands import cli as run_cli
 
 SETTINGS = (
     BOUNDED
@@ -136,6 +138,28 @@ def test_disk_that_is_fast_again_is_said_to_be(cluster):
     (first,) = logged(cluster[0], "a slow write has ended")  # of the many, at this level
     assert first["seconds"] >= 2 * SLOW
     assert len(logged(cluster[0], "the disk is no longer slow")) == 1
+
+
+def test_a_full_disk_where_the_state_file_was_lost_is_told(place):
+    """The others hear of it, and not of what the daemon said before it was stopped."""
+    with Cluster(place, 2, settings=SETTINGS) as cluster:
+        cluster.start()
+        generation = cluster.wait_ready()
+        one, other = cluster.nodes
+        run_cli(cluster, 1, "drain")
+        other.stop()
+        shutil.rmtree(other.state_dir)
+        one.signal(signal.SIGSTOP)
+        other.start()
+        wait_until(other.status, "an answer")  # so its start is on the disk, which fills up now
+        other.fill_disk()
+        one.signal(signal.SIGCONT)
+        said = {"n1": f"state file: {other.state_dir}/state.json: No space left on device"}
+        wait_until(
+            lambda: (one.status() or {}).get("waiting_for") == said, lambda: str(one.status())
+        )
+        other.slow_disk(0)
+        assert cluster.wait_ready(generation) > generation
 
 
 def test_stopping_lets_a_write_under_way_end(cluster):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import ringd
 from ringd.cli.doctor import _look_up
+from ringd.config.keyfile import create_key
 from ringd.doctor.facts import Way
 from ringd.host import interfaces
 from tests.cluster import Cluster, wait_until
@@ -60,6 +61,36 @@ def test_a_member_that_is_gone(place: Path) -> None:
     assert "!! ring     waits for n1: " in done.stdout
     assert "connection refused" in done.stdout
     assert "-> start ringd on n1" in done.stdout
+
+
+def test_a_file_that_was_changed_and_not_reloaded(place: Path) -> None:
+    """A key that another one has taken the place of is not called good; nor other settings."""
+    with Cluster(place, 1, settings="[ops]\ntimeout = '60s'\n") as cluster:
+        cluster.start().wait_ready()
+        key = cluster.directory / "ring.key"
+        before = key.read_bytes()
+        key.unlink()
+        create_key(key)
+
+        def notes(command: str) -> list[tuple[str, str]]:
+            done = cli(cluster, 0, command, "--json")
+            assert done.returncode == 0, done.stdout
+            found = json.loads(done.stdout)["findings"]
+            return [(f["subject"], f["text"]) for f in found if f["severity"] == "note"]
+
+        ((subject, text),) = notes("doctor")
+        assert (subject, "another one than the daemon goes by" in text) == ("key", True)
+        assert "there is one, and" not in cli(cluster, 0, "doctor").stdout
+        config = cluster.config.read_text()
+        cluster.config.write_text(config + "[log]\nlevel = 'debug'\n[join]\nheartbeat = '900ms'\n")
+        (_, (subject, text)) = notes("doctor")
+        assert (subject, text.startswith("[join], [log] in the file differ")) == ("config", True)
+        assert cli(cluster, 0, "reload").returncode == 0
+        assert notes("doctor") == []
+        key.write_bytes(before)
+        assert len(notes("doctor")) == 1
+        assert cli(cluster, 0, "reload").returncode == 0
+        assert notes("doctor") == []
 
 
 def test_a_daemon_that_is_not_found(calm_cluster: Cluster, place: Path) -> None:

@@ -26,6 +26,9 @@ def test_a_reload_with_another_key_renews_the_links(tmp_path: Path) -> None:
                 lambda: "different keys" in str((cluster[0].status() or {}).get("waiting_for")),
                 "a neighbour that has only the old key is turned away",
             )
+            reasons = {line["reason"] for line in cluster[0].log() if "reason" in line}
+            assert "reloaded, with another key or other addresses" in reasons
+            assert "asked to rejoin" not in reasons
             calls = begin(rings, lambda ring: ring.all_reduce(tensor(ring.rank, 1000)))
             assert ask(cluster[1].socket, AskReload, timeout=10.0)["refused"] is None
             cluster.wait_ready(beyond=generation)

@@ -6,6 +6,7 @@ answer as the real ones do (``service_fakes.py``); files go into a tree of the t
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -22,6 +23,7 @@ from ringd.cli.host import Host
 from ringd.cli.main import main
 from ringd.cli.managers import Launchd, Systemd
 from ringd.config.keyfile import create_key
+from ringd.errors import RingError
 from ringd.host import paths
 from ringd.service import launchd, systemd
 from ringd.service.steps import run
@@ -46,7 +48,11 @@ class Machine:
         self.fakes = place / "fakes"
         self.home = self.root / "home" / "ann"
         scripts = place / "scripts"
-        for directory in (self.root / "run/systemd/system", self.fakes, self.home, scripts):
+        definitions = self.root / (JOB if macos else UNIT)
+        for directory in (
+            *(self.root / "run/systemd/system", definitions.parent),
+            *(self.fakes, self.home, scripts),
+        ):
             directory.mkdir(parents=True)
         for command in COMMANDS:
             fake = scripts / command
@@ -270,18 +276,64 @@ def test_a_users_own_service(either: Machine, monkeypatch: pytest.MonkeyPatch) -
     done = either.cli("install", "--user")
     assert done.exit_code == 0, done.output
     calls = either.calls()
+    written = {name for name in either.files() if not name.endswith(".made")}
     if either.macos:
-        assert set(either.files()) == {f"home/ann/{launchd.AGENTS}/dev.ringd.ringd.plist"}
+        assert written == {f"home/ann/{launchd.AGENTS}/dev.ringd.ringd.plist"}
         assert ["launchctl", "enable", "gui/1000/dev.ringd.ringd"] in calls
         assert "local network" in done.output
         assert "ringd-cli init '/home/ann/Library/Application Support/ringd/" in done.output
     else:
-        assert set(either.files()) == {"home/ann/.config/systemd/user/ringd.service"}
+        assert written == {"home/ann/.config/systemd/user/ringd.service"}
         assert ["systemctl", "--user", "enable", "--quiet", "ringd.service"] in calls
         assert "loginctl enable-linger" in done.output
     assert not {call[0] for call in calls} & {"dscl", "systemd-sysusers", "chown", "sudo"}
     assert either.cli("uninstall", "--user").exit_code == 0
     assert either.files() == {}
+
+
+def test_directories_that_an_install_made_go_with_it(
+    either: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after an upgrade; those that were there stay, and so do those with something in them."""
+    monkeypatch.setenv("HOME", "/home/ann")
+    for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    either.be(1000)
+    monkeypatch.setattr(paths, "_ours", lambda *_: True)
+    if either.macos:  # where each home has this
+        (either.home / "Library/Application Support").mkdir(parents=True)
+    inner = either.home / (launchd.AGENTS if either.macos else ".config/systemd/user")
+    config = either.root / str(paths.user_paths(macos=either.macos).config).lstrip("/")
+    for place, installs in ((either.home, 1), (inner.parent, 2), (inner, 1)):
+        place.mkdir(parents=True, exist_ok=True)
+        before = set(either.home.rglob("*"))
+        for _ in range(installs):
+            assert either.cli("install", "--user").exit_code == 0
+            config.parent.mkdir(parents=True, exist_ok=True)  # as `install -d` does
+        assert either.cli("uninstall", "--user").exit_code == 0
+        assert set(either.home.rglob("*")) == before
+    inner.rmdir()
+    assert either.cli("install", "--user").exit_code == 0
+    (inner / "other").touch()
+    assert either.cli("uninstall", "--user").exit_code == 0
+    assert {path for path in either.home.rglob("*") if path.is_file()} == {inner / "other"}
+
+
+def test_an_install_that_fails_leaves_no_directories(
+    linux: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of those that it made for the unit that could not be written."""
+    monkeypatch.setenv("HOME", "/home/ann")
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    linux.be(1000)
+
+    def full(*_words: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("ringd.cli.host._write", full)
+    done = linux.cli("install", "--user")
+    assert (done.exit_code, "ringd.service: No space left on device" in done.output) == (1, True)
+    assert list(linux.home.iterdir()) == []
 
 
 def test_uninstall_leaves_config_key_and_state(either: Machine) -> None:
@@ -398,6 +450,30 @@ def test_a_lock_in_a_directory_that_goes(place: Path) -> None:
     assert not (place / "units").exists()
 
 
+def test_a_lock_whose_directory_cannot_be_made(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is an error at once; what cannot be made now is not tried again without end."""
+    gone, make = place / "gone", Path.mkdir
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    tried = []
+
+    def mkdir(path: Path, *words: object, **options: object) -> None:
+        assert tried.count(path) < 2, "it is tried again"  # the second time after its parents
+        tried.append(path)
+        make(path, *words, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with (
+        pytest.raises(RingError, match=r"\.ringd\.service\.lock: No such file or directory$"),
+        Host(Path()).alone(Path("/units/ringd.service"), pytest.fail),
+    ):
+        pytest.fail("there is no lock")
+    assert tried
+
+
 def test_two_at_once_take_turns(place: Path) -> None:
     """The second says that it waits, and begins when the first is done."""
     host, unit = Host(place), Path("/units/ringd.service")
@@ -474,13 +550,12 @@ def test_status_of_the_service(linux: Machine) -> None:
 
 def test_a_file_that_cannot_be_written(linux: Machine) -> None:
     """It is named, and nothing half written is left."""
-    (linux.root / "etc").mkdir()
     (linux.root / "etc/sysusers.d").touch()
     done = linux.cli("install")
     assert done.exit_code == 1
     assert "/etc/sysusers.d/ringd.conf: " in done.output
     (linux.root / "etc/sysusers.d").unlink()
-    (linux.root / UNIT).mkdir(parents=True)
+    (linux.root / UNIT).mkdir()
     assert linux.cli("install").exit_code == 1
     assert [path.name for path in (linux.root / UNIT).parent.iterdir()] == ["ringd.service"]
 

@@ -15,6 +15,7 @@ import click
 import ringd
 from ringd.cli.ask import ERROR, ask, daemon_options, fail, find_socket
 from ringd.cli.figures import HEAD, CallFigure, call_line, link_lines, slowest
+from ringd.cli.output import FILE, check_output, force_option, write_output
 from ringd.cli.plot import svg
 from ringd.config.units import parse_size
 from ringd.errors import RingError
@@ -63,11 +64,14 @@ def _size(_context: click.Context, _option: click.Parameter, value: str) -> int:
 )
 @click.option(
     "--plot",
-    type=click.Path(dir_okay=False, readable=False, path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="Draw bandwidth by size: SVG.",
 )
-def bench(socket: Path | None, *, as_json: bool, least: int, most: int, plot: Path | None) -> None:
+@force_option
+def bench(
+    socket: Path | None, *, as_json: bool, least: int, most: int, plot: Path | None, force: bool
+) -> None:
     """Measure links and all-reduces, and say what is slowest.
 
     Start it on every member with the same sizes; it waits until it runs on all of them. Links are
@@ -83,10 +87,7 @@ def bench(socket: Path | None, *, as_json: bool, least: int, most: int, plot: Pa
         raise click.UsageError("--min is more than --max")
     say = (lambda _text: None) if as_json else click.echo
     if plot is not None:
-        try:
-            _check_place(plot)
-        except OSError as error:
-            raise _no_plot(plot, error) from None
+        check_output(plot, force=force)
     try:
         body, calls = run_bench(find_socket(socket), sizes(least, most), say)
     except RingError as error:
@@ -94,25 +95,11 @@ def bench(socket: Path | None, *, as_json: bool, least: int, most: int, plot: Pa
     if as_json:
         click.echo(json.dumps(body))
     if plot is not None:
-        try:
-            plot.write_text(svg(calls, f"all-reduce, {len(body['nodes'])} members, float32 sum"))
-        except OSError as error:
-            raise _no_plot(plot, error) from None
+        picture = svg(calls, f"all-reduce, {len(body['nodes'])} members, float32 sum")
+        write_output(plot, picture.encode(), force=force)
         say(f"Wrote {plot}.")
     if any(sum(call.wrong) for call in calls):
         sys.exit(ERROR)
-
-
-def _check_place(path: Path) -> None:
-    """Raise OSError if no file can be written at *path*: to be said before it is measured."""
-    new = not path.exists()
-    path.open("a").close()
-    if new:
-        path.unlink()
-
-
-def _no_plot(plot: Path, error: OSError) -> click.ClickException:
-    return click.ClickException(f"{plot} cannot be written: {error.strerror}")
 
 
 def sizes(least: int, most: int) -> Iterator[int]:

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import re
-import stat
 import sys
 import tarfile
 import time
@@ -23,6 +22,7 @@ from ringd.cli.ask import ask, daemon_options, find_socket
 from ringd.cli.doctor import as_answer, gather, lines
 from ringd.cli.host import Host
 from ringd.cli.managers import manager
+from ringd.cli.output import FILE, check_output, force_option, write_output
 from ringd.cli.picture import render
 from ringd.cli.trace import lines as trace_lines
 from ringd.config.keyfile import KEY_BYTES
@@ -70,12 +70,13 @@ _VARIABLES = re.compile(r"RINGD_|XDG_|LANG$|LC_|HOME$|PATH$|JOURNAL_STREAM$|NOTI
 @click.option(
     "-o",
     "--output",
-    type=click.Path(dir_okay=False, readable=False, path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="Default: ringd-bugreport-TIME.tar.gz here.",
 )
+@force_option
 def bugreport(
-    socket: Path | None, *, as_json: bool, config: Path | None, output: Path | None
+    socket: Path | None, *, as_json: bool, config: Path | None, output: Path | None, force: bool
 ) -> None:
     """Write an archive to go with a report of a fault.
 
@@ -88,14 +89,10 @@ def bugreport(
     Example: sudo ringd-cli bugreport -o report.tar.gz
     """  # noqa: D301  click wants the backspace itself
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    # Others can guess that name, and may be able to write here: nothing of theirs is opened.
-    flags = os.O_EXCL | os.O_NOFOLLOW if output is None else os.O_TRUNC
     output = output or Path(f"ringd-bugreport-{stamp}.tar.gz")
+    check_output(output, force=force)
     files = {name: scrubbed(text) for name, text in collect(socket, config)}
-    try:
-        _write(output, flags, f"ringd-bugreport-{stamp}", files)
-    except OSError as error:
-        raise click.ClickException(f"{output} cannot be written: {error.strerror}") from None
+    write_output(output, _archive(f"ringd-bugreport-{stamp}", files), force=force, mode=0o600)
     if as_json:
         body = {"schema_version": SCHEMA_VERSION, "path": str(output), "files": sorted(files)}
         click.echo(json.dumps(body))
@@ -175,13 +172,13 @@ def _logs_of_the_service() -> Iterator[tuple[str, str]]:
             yield f"service-log{'-of-user' * user}.txt", text
 
 
-def _write(path: Path, flags: int, folder: str, files: dict[str, str]) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
-    with os.fdopen(descriptor, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):  # one from before may be open to others
-            os.fchmod(descriptor, 0o600)
+def _archive(folder: str, files: dict[str, str]) -> bytes:
+    """Return *files*, texts by name, as an archive with one *folder*."""
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode="w:gz") as archive:
         for name, text in files.items():
             data = text.encode(errors="replace")
             entry = tarfile.TarInfo(f"{folder}/{name}")
             entry.size, entry.mtime, entry.mode = len(data), int(time.time()), 0o600
             archive.addfile(entry, io.BytesIO(data))
+    return written.getvalue()

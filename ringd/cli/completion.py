@@ -33,4 +33,6 @@ def script(command: click.Command, program: str, shell: str) -> str:
     """Return what *shell* sources to complete *program*, which is *command*."""
     variable = f"_{program.replace('-', '_').upper()}_COMPLETE"
     # The base's: that of bash runs one, to complain about bash 3, which does without.
-    return ShellComplete.source(SHELLS[shell](command, {}, program, variable)).strip() + "\n"
+    text = ShellComplete.source(SHELLS[shell](command, {}, program, variable)).strip() + "\n"
+    # Else fish cuts what describes a command at its first comma.
+    return text.replace('string split "," $completion', 'string split --max 1 "," $completion')

@@ -13,7 +13,7 @@ import socket as sockets
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -132,11 +132,25 @@ def gather(socket: Path | None, path: Path | None, node: str | None) -> Facts:
         problems=tuple(problems),
         node="" if config is None else config.node,
         keyed=config is not None and bool(config.ring.key),
+        unloaded=() if config is None or problems else _unloaded(config, status),
         alone=config is not None and _alone(config),
         obstacles=tuple(one.text for one in blocked if not one.in_use),
         in_use=tuple(one.text for one in blocked if one.in_use),
     )
     return Facts(about, daemon, _machine(), ways)
+
+
+def _unloaded(config: Config, status: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what of the file is not what the daemon goes by, as far as that can be told."""
+    # Another release may have other settings; another file need not be alike.
+    if (status.get("version"), status.get("config")) != (__version__, str(config.path.absolute())):
+        return ()
+    loaded: Mapping[str, str] = status.get("fingerprints", {})
+    return tuple(
+        name
+        for name, fingerprint in config.fingerprints().items()
+        if loaded.get(name, fingerprint) != fingerprint
+    )
 
 
 def _daemon(socket: Path | None) -> DaemonFacts:

@@ -8,7 +8,8 @@ from typing import IO
 
 import click
 
-from ringd.cli.setup import KEY_FILE, write_file
+from ringd.cli.output import FILE, force_option, write_output
+from ringd.cli.setup import KEY_FILE
 from ringd.config import load
 from ringd.config.rosters import mlx_hostfile, read_roster
 from ringd.config.sample import render
@@ -20,18 +21,17 @@ _LARGEST_FILE = 1 << 20  # bytes, as of a config
 _output = click.option(
     "-o",
     "--output",
-    type=click.Path(dir_okay=False, readable=False, path_type=Path),
+    type=FILE,
     metavar="PATH",
     help="Write it there, and not to standard output.",
 )
-_force = click.option("--force", is_flag=True, help="Overwrite an existing file.")
 
 
 @click.command("import")
 @click.argument("file", type=click.File("rb"))
 @_output
 @click.option("--name", help='What the ring is called. Default: as in the file, else "home".')
-@_force
+@force_option
 def import_(file: IO[bytes], output: Path | None, name: str | None, force: bool) -> None:
     """Turn another system's list of machines into a config.
 
@@ -70,7 +70,7 @@ def import_(file: IO[bytes], output: Path | None, name: str | None, force: bool)
     help="The config; default: the one that ringd would use.",
 )
 @_output
-@_force
+@force_option
 def export(mlx: bool, config: Path | None, output: Path | None, force: bool) -> None:
     """Write the ring down for another system.
 
@@ -98,14 +98,7 @@ def _deliver(text: str, output: Path | None, remarks: Iterable[str], *, force: b
     if output is None:
         click.echo(text, nl=False)
     else:
-        try:
-            write_file(output, text, force=force)
-        except FileExistsError:
-            raise click.ClickException(
-                f"{output} is there already; --force overwrites it"
-            ) from None
-        except OSError as error:
-            raise click.ClickException(f"{output} cannot be written: {error.strerror}") from None
+        write_output(output, text.encode(), force=force)
         click.echo(f"Wrote {output}.", err=True)
     for remark in remarks:
         click.echo(f"Note: {remark}", err=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ringd.errors import RingError
 from ringd.host.ownfile import open_own
-from ringd.service.steps import Remove, Run, Step, Write
+from ringd.service.steps import RemoveEmpty, Run, Step, Write
 
 _WITHIN = 120.0
 """Seconds for one command; a daemon with a slow disk takes some of them to start."""
@@ -57,25 +57,32 @@ class Host:
     def alone(self, definition: Path, waiting: Callable[[], None]) -> Iterator[None]:
         """Keep others from changing the service of *definition* meanwhile.
 
-        They wait for a lock beside it, which leaves neither a file nor an empty directory behind;
-        *waiting* is called first if this one has to.
+        They wait for a lock beside it, of which nothing is left behind; *waiting* is called first
+        if this one has to. Directories that were not there before the definition are made, and go
+        with it when they are empty: a user may have none for units or agents yet. Meanwhile they
+        are named in a file beside it.
 
         Raises:
             RingError: There can be no lock.
         """
         path = self.place(definition.with_name(f".{definition.name}.lock"))
+        record = self.place(definition.with_name(f".{definition.name}.made"))
         try:
             fd, made = _lock(path, waiting)
         except OSError as error:
             raise RingError(f"{path}: {error.strerror or error}") from error
+        made = made or _recorded(record)
         try:
             yield
         finally:
             # Before the lock is let go, or they would be the next one's.
+            with contextlib.suppress(OSError):
+                _record(record, made if self.has(definition) else [])
             path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # a directory with something in it stays
-                for directory in made:
-                    directory.rmdir()
+            if not self.has(definition):
+                with contextlib.suppress(OSError):  # a directory with something in it stays
+                    for directory in made:
+                        directory.rmdir()
             os.close(fd)
 
     def carry_out(self, steps: Iterable[Step]) -> None:
@@ -90,10 +97,12 @@ class Host:
                     _insist(step)
                 elif isinstance(step, Write):
                     _write(self.place(step.path), step.text, step.mode)
+                elif isinstance(step, RemoveEmpty):
+                    _remove_empty(self.place(step.path))
                 else:
                     _remove(self.place(step.path))
             except OSError as error:
-                path = step.path if isinstance(step, (Write, Remove)) else step.argv[0]
+                path = step.argv[0] if isinstance(step, Run) else step.path
                 raise RingError(f"{path}: {error.strerror or error}") from error
 
 
@@ -123,6 +132,23 @@ def _lock(path: Path, waiting: Callable[[], None]) -> tuple[int, list[Path]]:
             os.close(fd)
             raise
         os.close(fd)
+
+
+def _recorded(record: Path) -> list[Path]:
+    """Return the directories around *record* that stand there as made, the innermost first."""
+    try:
+        names = set(record.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError):
+        return []
+    return [directory for directory in record.parents if str(directory) in names]
+
+
+def _record(record: Path, made: Iterable[Path]) -> None:
+    text = "".join(f"{directory}\n" for directory in made)
+    if text:
+        _write(record, text, 0o644)
+    else:
+        record.unlink(missing_ok=True)
 
 
 def _insist(step: Run) -> None:
@@ -180,3 +206,11 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _remove_empty(path: Path) -> None:
+    try:
+        path.rmdir()
+    except OSError:
+        if path.is_dir() and not any(path.iterdir()):
+            raise

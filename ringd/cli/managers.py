@@ -156,7 +156,13 @@ class Systemd:
         # One that was here before the package hides the package's, and may go by itself.
         if purge or not self._host.has(self.definition):
             self._check_package("apt purge ringd" if purge else "apt remove ringd")
-        return systemd.uninstall(self.service, self.definition, runs=self._runs, purge=purge)
+        return systemd.uninstall(
+            self.service,
+            self.definition,
+            runs=self._runs,
+            purge=purge,
+            packaged=bool(self.service.user) and self._host.has(systemd.PACKAGED_UNIT),
+        )
 
     def state(self) -> State:
         """Return how the unit is."""

@@ -20,6 +20,7 @@ from pathlib import Path
 import click
 
 from ringd.cli.ask import ask, fail, find_socket, socket_option
+from ringd.cli.output import FILE, force_option, write_output
 from ringd.cli.ownhostfile import OwnHostfile
 from ringd.errors import RingError
 from ringd.forward.connection import LOOPBACK, Target
@@ -294,10 +295,11 @@ class Chain:
     show_default=True,
     help="The first port.",
 )
-@click.argument(
-    "path", required=False, type=click.Path(dir_okay=False, path_type=Path, readable=False)
-)
-def mlx_hostfile(socket: Path | None, connections: int, port: int, path: Path | None) -> None:
+@click.argument("path", required=False, type=FILE)
+@force_option
+def mlx_hostfile(
+    socket: Path | None, connections: int, port: int, path: Path | None, force: bool
+) -> None:
     """Write the hostfile of `run --mlx --port`.
 
     For MLX programs, to PATH, or to standard output. It is the same on all machines: each rank
@@ -315,8 +317,6 @@ def mlx_hostfile(socket: Path | None, connections: int, port: int, path: Path | 
     text = hostfile([ports_of(rank, connections, port) for rank in range(size)])
     if path is None:
         click.echo(text)
-        return
-    try:
-        path.write_text(text + "\n")
-    except OSError as error:
-        raise click.ClickException(f"{path}: {error.strerror}") from None
+    else:
+        write_output(path, f"{text}\n".encode(), force=force)
+        click.echo(f"Wrote {path}.", err=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ringd.cli.output import FILE, force_option, write_output
 from ringd.config.keyfile import create_key
 from ringd.config.load import ring_problems
 from ringd.config.sample import render
@@ -28,7 +29,7 @@ def _members(
 
 
 @click.command()
-@click.argument("path", type=click.Path(dir_okay=False, readable=False, path_type=Path))
+@click.argument("path", type=FILE)
 @click.option(
     "--member",
     "members",
@@ -40,7 +41,7 @@ def _members(
 )
 @click.option("--name", default="home", show_default=True, help="What the ring is called.")
 @click.option("--insecure", is_flag=True, help="Do without a key: anybody there can join.")
-@click.option("--force", is_flag=True, help="Overwrite an existing file.")
+@force_option
 def init(path: Path, members: tuple[Member, ...], name: str, insecure: bool, force: bool) -> None:
     """Write a commented config file to PATH.
 
@@ -58,12 +59,7 @@ def init(path: Path, members: tuple[Member, ...], name: str, insecure: bool, for
     if lines:
         raise click.UsageError("\nError: ".join(lines))
     text = render(name, members, key_file=KEY_FILE, insecure=insecure)
-    try:
-        write_file(path, text, force=force)
-    except FileExistsError:
-        raise click.ClickException(f"{path} is there already; --force overwrites it") from None
-    except OSError as error:
-        raise click.ClickException(f"{path} cannot be written: {error.strerror}") from None
+    write_output(path, text.encode(), force=force)
     click.echo(f"Wrote {path}.")
     key = path.parent / KEY_FILE
     if insecure:
@@ -75,7 +71,7 @@ def init(path: Path, members: tuple[Member, ...], name: str, insecure: bool, for
 
 
 @click.command()
-@click.argument("path", type=click.Path(dir_okay=False, readable=False, path_type=Path))
+@click.argument("path", type=FILE)
 def keygen(path: Path) -> None:
     """Write a new random key to PATH.
 
@@ -103,22 +99,3 @@ def keygen(path: Path) -> None:
         f"Wrote {path}. Copy it to every machine; the user that runs ringd must own it, or root, "
         "with that user's group to read it."
     )
-
-
-def write_file(path: Path, text: str, *, force: bool) -> None:
-    """Write *text* to *path*, whole or not at all.
-
-    Raises:
-        FileExistsError: Something is there, and *force* is not given.
-        OSError: It cannot be written.
-    """
-    # A reader of the old file must never see half of the new one.
-    place = path.with_name(path.name + ".new") if force else path
-    with place.open("w" if force else "x", encoding="utf-8") as file:
-        try:
-            file.write(text)
-            file.flush()
-            place.replace(path)
-        except OSError:
-            place.unlink(missing_ok=True)
-            raise

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ringd.cli.ask import ask, daemon_options, fail, find_socket
+from ringd.cli.output import FILE, check_output, force_option, write_output
 from ringd.errors import RingError
 from ringd.wire.border.messages import AskTrace
 from ringd.wire.text import printable
@@ -27,11 +28,12 @@ _LONGEST = 4096
 @daemon_options
 @click.option(
     "--chrome",
-    type=click.Path(path_type=Path, dir_okay=False, readable=False),
+    type=FILE,
     metavar="FILE",
     help="Write a Chrome trace, for ui.perfetto.dev or chrome://tracing.",
 )
-def trace(socket: Path | None, *, as_json: bool, chrome: Path | None) -> None:
+@force_option
+def trace(socket: Path | None, *, as_json: bool, chrome: Path | None, force: bool) -> None:
     """Print what happened lately on all members that answer.
 
     From their flight recorders, the oldest event first; times are UTC, by each machine's own clock.
@@ -40,15 +42,14 @@ def trace(socket: Path | None, *, as_json: bool, chrome: Path | None) -> None:
     Exit codes: 0 printed, 1 error, 2 wrong usage, 3 no daemon.
     Example: ringd-cli trace --chrome ring.json
     """  # noqa: D301  click wants the backspace itself
+    if chrome is not None:
+        check_output(chrome, force=force)
     try:
         body = ask(find_socket(socket), AskTrace)
     except RingError as error:
         fail(error)
     if chrome is not None:
-        try:
-            chrome.write_text(json.dumps(chrome_trace(body)))
-        except OSError as error:
-            raise click.ClickException(f"{chrome} cannot be written: {error.strerror}") from None
+        write_output(chrome, json.dumps(chrome_trace(body)).encode(), force=force)
         if as_json:
             click.echo(json.dumps({"schema_version": SCHEMA_VERSION, "path": str(chrome)}))
         else:

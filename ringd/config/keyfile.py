@@ -15,6 +15,9 @@ from pathlib import Path
 
 KEY_BYTES = 32
 _LARGEST_FILE = 4096
+_REMEDY = (
+    "copy the file of the other machines, or remove it and make one for all with ringd-cli keygen"
+)
 _FORBIDDEN_MODE = stat.S_IWGRP | stat.S_IXGRP | stat.S_IRWXO
 
 
@@ -46,7 +49,7 @@ def read_key(path: Path, uid: int | None = None) -> bytes:
     finally:
         os.close(fd)
     if len(text) > _LARGEST_FILE:
-        raise ValueError(f"{path} is not a key; make one with ringd-cli keygen")
+        raise ValueError(f"{path} is not a key; {_REMEDY}")
     return _decode(path, text)
 
 
@@ -101,10 +104,9 @@ def _decode(path: Path, text: bytes) -> bytes:
     try:
         key = base64.b64decode(b"".join(text.split()), validate=True)
     except binascii.Error:
-        raise ValueError(f"{path} holds no base64; make a key with ringd-cli keygen") from None
+        raise ValueError(f"{path} holds no base64; {_REMEDY}") from None
     if len(key) < KEY_BYTES:
         raise ValueError(
-            f"the key in {path} has {len(key)} bytes, fewer than {KEY_BYTES}; make one with "
-            "ringd-cli keygen"
+            f"the key in {path} has {len(key)} bytes, fewer than {KEY_BYTES}; {_REMEDY}"
         )
     return key

@@ -8,9 +8,11 @@ are written with units (:mod:`ringd.config.units`).
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -177,6 +179,10 @@ def _socket_mode(value: object) -> int:
     if mode not in (0o660, 0o600):
         raise ValueError('open to others or shut to its owner; write "0660" or "0600"')
     return mode
+
+
+def _fingerprint(text: str) -> str:
+    return blake2b(text.encode(), digest_size=8, person=b"ringd config").hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -449,6 +455,21 @@ class Config:
             f"chunk={ops.chunk} eager={ops.eager_limit} checksum={int(ops.checksum)} "
             f"order={ops.order} window={self.ipc.window}"
         )
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return a short text for each section, and for the key: alike where these are alike.
+
+        So two readings of a file can be compared, by the same release, without a word of what is
+        in it. Nothing leads back from its fingerprint to a key, which is random.
+        """
+        ring = asdict(self.ring)
+        parts = {
+            "key": ring.pop("key").hex(),
+            "ring": ring,
+            "streams": [asdict(rule) for rule in self.streams],
+            **{name: asdict(getattr(self, name)) for name in SECTIONS},
+        }
+        return {name: _fingerprint(json.dumps(part)) for name, part in parts.items()}
 
     def listen_addresses(self, node: str) -> tuple[tuple[str, int], ...]:
         """Return the (host, port) pairs that the member *node* binds.

@@ -65,6 +65,7 @@ class Daemon:
 
     def __init__(self, config: Config, socket: Path, state_dir: Path) -> None:
         self._config = config
+        self._fingerprints = config.fingerprints()
         self._socket = socket
         self._state_dir = state_dir
         self._log = structlog.get_logger("ringd")
@@ -238,6 +239,7 @@ class Daemon:
             return
         self._reload_error = None
         self._config = config
+        self._fingerprints = config.fingerprints()
         self._restore_log_level()
         self._log.info("reloaded", path=str(config.path))
         self._recorder.note("reloaded")
@@ -254,6 +256,7 @@ class Daemon:
             self._counters,
             accounts=self._accounts,
             started=self._started,
+            fingerprints=self._fingerprints,
             reload_error=self._reload_error,
             log_level=None if level is None else (level[0], level[1].when),
             now=self._loop.now(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -42,6 +42,7 @@ def status(
     *,
     accounts: Accounts,
     started: float,
+    fingerprints: Mapping[str, str],
     reload_error: tuple[str, float] | None,
     log_level: tuple[str, float] | None,
     now: float,
@@ -56,6 +57,7 @@ def status(
         "pid": os.getpid(),
         "uptime": now - started,
         "config": str(config.path.absolute()),
+        "fingerprints": dict(fingerprints),
         "ring": config.ring.name,
         "node": config.node,
         "rank": view.rank,

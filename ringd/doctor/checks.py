@@ -54,6 +54,7 @@ def examine(facts: Facts) -> list[Finding]:
     """Return what *facts* say, the serious first."""
     found = [
         *_config(facts.config),
+        *_unloaded(facts.config, facts.daemon),
         *_daemon(facts.daemon),
         *_ring(facts.daemon),
         *_ways(facts),
@@ -80,12 +81,27 @@ def _config(config: ConfigFacts) -> Iterator[Finding]:
     if config.problems:
         return
     yield Finding("good", "config", f"{config.path}: this is {config.node!r}")
-    if config.keyed:
+    if config.keyed and "key" not in config.unloaded:
         yield Finding("good", "key", "there is one, and other users can neither read nor change it")
-    elif not config.alone:
+    elif not (config.keyed or config.alone):
         text = "there is none: whoever reaches a member's port can join, and read what is sent"
         remedy = 'make one with "ringd-cli keygen", and name it in ring.key_file on every machine'
         yield Finding("note", "key", text, remedy)
+
+
+def _unloaded(config: ConfigFacts, daemon: DaemonFacts) -> Iterator[Finding]:
+    """Yield what of the file the daemon does not go by yet."""
+    if "key" in config.unloaded:
+        text = "the ring's key is another one than the daemon goes by, which read it earlier"
+        remedy = "put the same key on every machine, then run ringd-cli reload on each"
+        yield Finding("note", "key", text, remedy)
+    sections = [f"[{name}]" for name in config.unloaded if name != "key"]
+    refused = daemon.status is not None and daemon.status["reload_error"] is not None
+    if sections and not refused:  # else that is said
+        verb = "differs" if len(sections) == 1 else "differ"
+        text = f"{', '.join(sections)} in the file {verb} from what the daemon goes by"
+        remedy = "run ringd-cli reload, which says where a restart is needed"
+        yield Finding("note", "config", text, remedy)
 
 
 def _daemon(daemon: DaemonFacts) -> Iterator[Finding]:

@@ -16,6 +16,8 @@ class ConfigFacts:
         problems: What the daemon would refuse it for; a line each.
         node: Which member this machine is; empty while that is not known.
         keyed: Whether it names a key, which could be read.
+        unloaded: The sections that say something else than what the daemon goes by, which read
+            them earlier; ``"key"`` where that is another one.
         alone: Whether all members are on loopback, and so on one machine.
         obstacles: Why this member's ports cannot be listened on; none while its daemon answers.
         in_use: So, of ports that a program listens on, which may be a daemon that was not found.
@@ -25,6 +27,7 @@ class ConfigFacts:
     problems: tuple[str, ...] = ()
     node: str = ""
     keyed: bool = False
+    unloaded: tuple[str, ...] = ()
     alone: bool = False
     obstacles: tuple[str, ...] = ()
     in_use: tuple[str, ...] = ()

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ringd.membership.actions import MemberView, Send, Side
-from ringd.membership.linkstate import LinkTable
-from ringd.wire.link.bounds import MAX_ERROR, clean
+from ringd.membership.linkstate import LinkTable, is_newer
+from ringd.wire.link.bounds import MAX_ERROR, clean, counted_on
 from ringd.wire.link.control import LinkState, News
 
 MAX_DIAL_ERRORS = 64
@@ -146,14 +146,23 @@ class Flooding:
             told += self._publish(now, version=1)
         return told
 
-    def disk_failed(self, reason: str, now: float) -> list[Send]:
-        """Take note of why the state file cannot be written; empty if it can."""
+    def disk_failed(self, reason: str, now: float, believed: LinkState | None = None) -> list[Send]:
+        """Take note of why the state file cannot be written; empty if it can.
+
+        Until then no incarnation can be taken that is above what is *believed* of this member, who
+        has lost its state file. So that the others hear of it all the same, it goes on from what it
+        has said in its former life: with an error, that is fit for no ring.
+        """
         slow, self._disk_slow = self._disk_slow, ""  # either way the write is over
-        if self._disk_error == reason:
+        version = None
+        if believed is not None and is_newer(believed, self.own) and _goes_on(believed):
+            self._incarnation, version = believed.incarnation, believed.version + 1
+            self._epoch = max(self._epoch, believed.epoch)
+        elif self._disk_error == reason:
             return self._publish(now) if slow else []
         self._disk_error = reason
         self._epoch += 1
-        return self._publish(now)
+        return self._publish(now, version=version)
 
     def disk_slow(self, reason: str, now: float) -> list[Send]:
         """Take note that a write is under way which takes long; nothing begins anew for that."""
@@ -252,6 +261,11 @@ class Flooding:
             elif near not in self._missed or self._errors[near][0] != text:
                 self._missed.setdefault(near, now)
                 self._errors[near] = (text, now)
+
+
+def _goes_on(state: LinkState) -> bool:
+    """Whether there are numbers behind those of *state*, which may be a lie."""
+    return counted_on(state.version, 0) and counted_on(state.epoch, 0)
 
 
 def _told(what: str, error: str) -> str:

@@ -24,8 +24,9 @@ The rules
    taken only by members whose tables have not moved since they passed on its proposal, and
    these tables were all the same.
 6. A member that meets more of itself in the news than it has said has lost its state file, or
-   somebody has told what is not so. It takes a higher incarnation, persisted first. If rank 0 has
-   lost its file, it also leaves a gap in the generations, for those that it may have forgotten.
+   somebody has told what is not so. It takes a higher incarnation, persisted first; while that
+   cannot be, it says so under the old one, and is fit for no ring. If rank 0 has lost its file, it
+   also leaves a gap in the generations, for those that it may have forgotten.
 7. Two machines may bear one name. The member is the one that its left neighbour has dialed, at
    the address of that name. A link from another one is refused by the right neighbour, or
    dropped, as long as news tells it which one that is (:meth:`Machine.rival`).
@@ -141,6 +142,8 @@ class Machine:
         self._proposal: Propose | None = None
         self._commit: Commit | None = None
         self._ring: Commit | None = None
+        self._believed: LinkState | None = None
+        """What others said last of this member that it has not said."""
 
     # --- what can be asked ------------------------------------------------------------
 
@@ -272,7 +275,7 @@ class Machine:
     def persist_failed(self, reason: str, now: float) -> list[Action]:
         """Take note that the outstanding :class:`Persist` failed; it is tried again later."""
         self._storage.failed(now)
-        self._out += self._flooding.disk_failed(reason, now)
+        self._out += self._flooding.disk_failed(reason, now, self._believed)
         self._interrupt(Event.DISK, reason)
         return self._done(now)
 
@@ -281,12 +284,12 @@ class Machine:
         self._out += self._flooding.disk_slow(reason, now)
         return self._done(now)
 
-    def rejoin(self, now: float) -> list[Action]:
+    def rejoin(self, now: float, why: Event = Event.REJOIN) -> list[Action]:
         """Drop both links, and with them the ring, and forget what went wrong."""
         self._patience = PATIENCE
         if self.size > 1:
-            self._drop(("left", "right"), "asked to rejoin", now)
-        self._interrupt(Event.REJOIN)
+            self._drop(("left", "right"), why.value, now)
+        self._interrupt(why)
         return self._done(now)
 
     def drain(self, now: float) -> list[Action]:
@@ -433,6 +436,7 @@ class Machine:
 
     def _raise_incarnation(self, believed: LinkState) -> None:
         """Take a higher incarnation than what is *believed* of this member and not so."""
+        self._believed = believed
         if self._storage.wanted.incarnation <= believed.incarnation:
             self._storage.want(incarnation=believed.incarnation + 1)
             self._interrupt(Event.MISTAKEN)

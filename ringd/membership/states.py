@@ -27,6 +27,7 @@ class Event(Enum):
         "somebody told what is not so"
     )
     REJOIN = "asked to rejoin"
+    RELOAD = "reloaded, with another key or other addresses"
     DRAIN = "asked to shut down"
     LEAVE = "drained by its operator"
     RESUME = "resumed by its operator"
@@ -41,6 +42,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.FORMING, Event.DISK): State.FORMING,
     (State.FORMING, Event.MISTAKEN): State.FORMING,
     (State.FORMING, Event.REJOIN): State.FORMING,
+    (State.FORMING, Event.RELOAD): State.FORMING,
     (State.FORMING, Event.DRAIN): State.DRAINING,
     (State.FORMING, Event.LEAVE): State.DRAINING,
     (State.READY, Event.LINK_LOST): State.FORMING,
@@ -50,6 +52,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.READY, Event.DISK): State.FORMING,
     (State.READY, Event.MISTAKEN): State.FORMING,
     (State.READY, Event.REJOIN): State.FORMING,
+    (State.READY, Event.RELOAD): State.FORMING,
     (State.READY, Event.DRAIN): State.DRAINING,
     (State.READY, Event.LEAVE): State.DRAINING,
     # A ring that a draining member is in may break; it takes no part in another.
@@ -60,6 +63,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.DRAINING, Event.DISK): State.DRAINING,
     (State.DRAINING, Event.MISTAKEN): State.DRAINING,
     (State.DRAINING, Event.REJOIN): State.DRAINING,
+    (State.DRAINING, Event.RELOAD): State.DRAINING,
     (State.DRAINING, Event.DRAIN): State.DRAINING,
     (State.DRAINING, Event.LEAVE): State.DRAINING,
     (State.DRAINING, Event.RESUME): State.FORMING,

@@ -39,7 +39,9 @@ class Place:
         if not self._path:
             return _listen_on(*parse_address(self.text))
         if _answers(self._path):
-            raise OSError(errno.EADDRINUSE, "another process listens there")
+            raise OSError(
+                errno.EADDRINUSE, "another process listens there; stop it, or change metrics.listen"
+            )
         check_place(self._path, _SETTING)
         beside = self._path + ".new"
         listener = listen_at(beside, _SETTING, mode=self._mode, gid=self._gid)

@@ -99,7 +99,8 @@ class Server:
         try:
             listener = self._place.listen()
         except (OSError, ConfigError) as error:
-            reason = str(error)
+            words = error.strerror if isinstance(error, OSError) else None
+            reason = words or str(error)
             if reason != self._trouble:
                 event = "metrics are not served; it is tried again all the time"
                 self._log.error(event, where=self._place.text, reason=reason)

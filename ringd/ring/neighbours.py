@@ -190,9 +190,9 @@ class Neighbours:
         self._recorder.note("resumed")
         self._perform(self.machine.resume(self._loop.now()))
 
-    def rejoin(self) -> None:
+    def rejoin(self, why: membership.Event = membership.Event.REJOIN) -> None:
         """Drop the links, forget backoff, resolve names afresh and join again."""
-        self._perform(self.machine.rejoin(self._loop.now()))
+        self._perform(self.machine.rejoin(self._loop.now(), why))
         if self._reach is not None:
             self._reach.renew()
 
@@ -204,7 +204,7 @@ class Neighbours:
         """
         if self._reach is not None and self._reach.reload(config):
             self._config = config
-            self.rejoin()
+            self.rejoin(membership.Event.RELOAD)
         self._config = config
 
     # --- links ------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from ringd.service.description import (
     Service,
     State,
 )
-from ringd.service.steps import Remove, Step, Write, config_steps, run
+from ringd.service.steps import Remove, RemoveEmpty, Step, Write, config_steps, run
 
 LABEL = "dev.ringd.ringd"
 SYSTEM_JOB = Path("/Library/LaunchDaemons") / f"{LABEL}.plist"
@@ -217,7 +217,9 @@ def uninstall(service: Service, job_path: Path, domain: str, *, purge: bool) -> 
     ]
     if service.user:
         steps.append(Remove(NEWSYSLOG))
-    if purge:
+    if not purge:
+        steps.append(RemoveEmpty(service.config.parent))
+    else:
         steps.append(Remove(service.config.parent))
         if service.user:
             steps += [Remove(path) for path, _ in _directories(service)]

@@ -28,6 +28,13 @@ class Remove:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoveEmpty:
+    """Take away the directory at *path*, if there is nothing in it."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """Run a command.
 
@@ -44,7 +51,7 @@ class Run:
     tries: int = 1
 
 
-Step = Union[Write, Remove, Run]
+Step = Union[Write, Remove, RemoveEmpty, Run]
 
 
 def run(*argv: str, remedy: str = "", optional: bool = False, tries: int = 1) -> Run:
@@ -74,6 +81,8 @@ def describe(steps: Iterable[Step]) -> str:
             lines += [f"    {line}".rstrip() for line in step.text.splitlines()]
         elif isinstance(step, Remove):
             lines.append(f"remove {step.path}")
+        elif isinstance(step, RemoveEmpty):
+            lines.append(f"remove {step.path}, if it is empty")
         else:
             lines.append(f"run {shlex.join(step.argv)}")
     return "\n".join(lines)

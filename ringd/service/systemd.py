@@ -19,7 +19,7 @@ from ringd.service.description import (
     Service,
     State,
 )
-from ringd.service.steps import Remove, Run, Step, Write, config_steps, run
+from ringd.service.steps import Remove, RemoveEmpty, Run, Step, Write, config_steps, run
 
 UNIT = f"{NAME}.service"
 SYSTEM_UNIT = Path("/etc/systemd/system") / UNIT
@@ -213,8 +213,13 @@ def install(
     return steps
 
 
-def uninstall(service: Service, unit_path: Path, *, runs: bool, purge: bool) -> list[Step]:
-    """Return the steps that take it away again; with *purge* also its user and its state."""
+def uninstall(
+    service: Service, unit_path: Path, *, runs: bool, purge: bool, packaged: bool = False
+) -> list[Step]:
+    """Return the steps that take it away again; with *purge* also its user and its state.
+
+    The config's directory is that of a package, if there is one.
+    """
     steps: list[Step] = []
     if runs:
         steps.append(_systemctl(service, "stop", UNIT, optional=True))
@@ -224,6 +229,8 @@ def uninstall(service: Service, unit_path: Path, *, runs: bool, purge: bool) -> 
         steps.append(_systemctl(service, "reset-failed", UNIT, optional=True))
     if service.user:
         steps.append(Remove(SYSUSERS))
+    if not (purge or packaged):
+        steps.append(RemoveEmpty(service.config.parent))
     if purge:
         steps += [Remove(path) for path in (service.config.parent, service.state_dir) if path]
         if service.user:
