@@ -27,7 +27,7 @@ from chaos.messages import ANY_TAG, TAGS, Errand, Frame, Message, errand
 from chaos.report import Report
 from chaos.resources import Holding
 from chaos.run import Options, _idle, chosen, play
-from chaos.splits import REASONS, UNASKED
+from chaos.splits import ALONE, REASONS, UNASKED
 from chaos.stage import Stage
 from chaos.which import MESSAGE, Which
 from codeckit import travelled
@@ -296,20 +296,20 @@ def test_calls_derive_from_the_seed():
     assert max(nbytes) == STYLES["layers"].largest
 
 
-NAMES = ("n0", "n1")
 STYLE = Style(4, 4096, 1, 0.0, 64, 0.0)
 
 
 class Told:
-    """A ledger of two ranks, in groups g and f (``on_loss="fail"``), and its programs."""
+    """A ledger of some ranks, in groups g and f (``on_loss="fail"``), and its programs."""
 
-    def __init__(self, tmp_path):
-        self.logs = [tmp_path / f"{name}.log" for name in NAMES]
+    def __init__(self, tmp_path, size=2):
+        names = [f"n{rank}" for rank in range(size)]
+        self.logs = [tmp_path / f"{name}.log" for name in names]
         styles = {"g": STYLE, "f": replace(STYLE, on_loss="fail")}
-        self.ledger = Ledger(styles, NAMES, self.logs, 0.8)
+        self.ledger = Ledger(styles, names, self.logs, 0.8)
         self.ledger.calm = self.ledger.alone = True
         self.lives = {}
-        for rank in range(2):
+        for rank in range(size):
             self.ledger.lives.daemon_started(rank, 100 + rank, 0.0)
             for group in "gf":
                 self.start(group, rank, 0.1)
@@ -340,7 +340,7 @@ class Told:
 
     def form(self, moment):
         """The ring formed."""
-        for rank in range(2):
+        for rank in range(len(self.logs)):
             self.log(rank, moment, "ring ready")
 
     def kinds(self):
@@ -407,6 +407,43 @@ def test_split_needs_the_ends_of_that_program_and_its_daemon(
         [] if excused else ["split outcomes"],
         excused,
     )
+
+
+@pytest.mark.parametrize(
+    ("own", "program", "daemon", "excused"),
+    [
+        (None, 2.0, 2.1, False),  # the daemon that had this end of the message knows how it ended
+        (2.2, None, None, False),  # all programs are there, so it can be asked
+        (2.2, 2.0, None, False),  # the others know of that program from its daemon
+        (2.2, None, 2.0, False),  # that program comes back with its calls
+        (2.2, 2.0, 2.1, True),
+        (2.2, 2.1, 2.0, True),
+        (1.0, 2.0, 2.1, False),  # before the message
+        (2.2, 1.0, 2.1, False),  # likewise
+        (3.5, 2.0, 2.1, False),  # later than the error
+    ],
+)
+def test_split_of_a_message_needs_the_loss_of_another_machine(
+    tmp_path, own, program, daemon, excused
+):
+    """Of one between two others, one end of which was in a daemon that ended, too."""
+    told = Told(tmp_path, 3)
+    told.form(0.5)
+    for rank, moment in ((0, own), (1, daemon)):
+        if moment is not None:
+            told.ledger.daemon_ended(rank, moment)
+            told.ledger.lives.daemon_gone(rank, moment)
+            told.ledger.lives.daemon_started(rank, 110 + rank, moment)
+    told.say("0 began 0/message/0,2 1.5 0", "2 began 0/message/0,2 1.5 0")
+    told.say("2 ok 0/message/0,2 1.6 0 8")
+    if program is not None:
+        told.kill(1, program)
+        told.start("g", 1, program + 0.1)
+    told.say("0 lost 0/message/0,2 3.0 1.5 - 'n1' died")
+    told.say(*(f"{rank} resumed 1 4.0 " for rank in range(3)))
+    split = [kind for kind in told.kinds() if kind == "split outcomes"]
+    assert split == ([] if excused else ["split outcomes"])
+    assert told.ledger.excuses == ({ALONE: 1} if excused else {})
 
 
 @pytest.mark.parametrize(

@@ -271,8 +271,15 @@ class Ledger:
                     ended,
                     group.layout.places,
                     self._parted(group, which, begun),
+                    self._company(group, begun) if which.kind == MESSAGE else (),
                 )
             )
+
+    @staticmethod
+    def _company(group: Group, begun: Collection[Life]) -> list[Life]:
+        """Return the other programs that there were lately."""
+        lately = {*group.stays, *group.former, *(death.life for death in group.deaths)}
+        return [life for life in lately if life not in begun]
 
     @staticmethod
     def _parted(group: Group, which: Which, begun: Collection[Life]) -> dict[Life, Sequence[float]]:

@@ -106,6 +106,10 @@ class Lives:
         if pauses and pauses[-1][1] == math.inf:
             pauses[-1] = (pauses[-1][0], moment)
 
+    def ended(self, rank: int, since: float, until: float) -> Life | None:
+        """Return a daemon of *rank* whose end was begun in that time, if there is one."""
+        return next((life for life in self.daemons[rank] if since <= life.ended <= until), None)
+
     def pause(self, rank: int, moment: float) -> float | None:
         """Return since when *rank*'s daemon was stopped at *moment*, or until just before."""
         for since, until in self.pauses[rank]:

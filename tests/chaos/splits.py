@@ -7,17 +7,20 @@ to be told of losses. Each is excused by recorded events of that very call, or n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from chaos.breaks import Breaks
-from chaos.lives import DAEMON_FIRST, PROGRAM_FIRST, STAY_FIRST, Life, Lives
+from chaos.lives import DAEMON_FIRST, JUST, PROGRAM_FIRST, STAY_FIRST, Life, Lives
 from ringd.groups.timing import ASK_WITHIN
 
 UNASKED = f"nobody could be asked for {ASK_WITHIN:g} s from a deadline, or a later break, on"
 LOSS_TOLD = 'on_loss="fail": the ring broke, or a daemon stopped, while the call was open'
 
-REASONS = (PROGRAM_FIRST, STAY_FIRST, DAEMON_FIRST, UNASKED, LOSS_TOLD)
+ALONE = "a message: the daemon of one end ended, and another program's machine was lost meanwhile"
+
+REASONS = (PROGRAM_FIRST, STAY_FIRST, DAEMON_FIRST, ALONE, UNASKED, LOSS_TOLD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class Split:
         outcomes: by rank.
         places: by rank, its member.
         parted: when stays ended of the programs that made the call.
+        company: of a message, all other programs that the group had in its time.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Split:
     outcomes: Mapping[int, Outcome]
     places: Sequence[int]
     parted: Mapping[Life, Sequence[float]]
+    company: Sequence[Life] = ()
 
     def __str__(self) -> str:
         """Return what is known of it."""
@@ -90,9 +95,26 @@ def _lost(
 def _machine_lost(split: Split, moments: list[float], lives: Lives) -> tuple[str, str] | None:
     pair = lives.machine_lost(split.begun, split.parted, min(moments))
     if pair is None:
-        return None
+        return _left_alone(split, lives)
     reason, program, daemon = pair
     return reason, f"program {program}; daemon {daemon}"
+
+
+def _left_alone(split: Split, lives: Lives) -> tuple[str, str] | None:
+    """A daemon that had an end of a message ended, and the group never formed again after that.
+
+    As another program's machine was lost: so the next daemon could ask nobody how it had ended.
+    """
+    began = min(split.begun.values(), default=math.inf)
+    for rank, how in split.outcomes.items():
+        daemon = None if how.kind == "ok" else lives.ended(split.places[rank], began, how.moment)
+        if daemon is not None:
+            lately = [life for life in split.company if life.ended >= began - JUST]
+            company = dict.fromkeys(lately, began)
+            pair = lives.machine_lost(company, {}, how.moment)
+            if pair is not None:
+                return ALONE, f"daemon {daemon}; program {pair[1]}; daemon {pair[2]}"
+    return None
 
 
 def _told(
