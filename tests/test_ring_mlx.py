@@ -129,7 +129,9 @@ def test_one_run_right_after_the_other(ring: Cluster) -> None:
     for command in commands[:2]:
         command.process.send_signal(signal.SIGTERM)
     for command in commands[:2]:
-        assert command.end()[0] == 128 + signal.SIGTERM
+        code, _, err = command.end()
+        assert code == 128 + signal.SIGTERM
+        assert "a program that is started again there needs a new one here, too" in err
     next_ones += [run(ring, 0), run(ring, 1)]
     for command in next_ones:
         code, out, err = command.end()
