@@ -483,6 +483,23 @@ def test_an_end_is_answered_when_its_outlet_is_ready():
     assert answering.heard == b"hello"
 
 
+def test_an_outlet_that_is_ready_while_there_is_no_way():
+    """Sends nothing before there is one; all arrives then."""
+    world = World(1)
+    there, back = world.sides
+    world.both_up()
+    back.ready, back.speech = False, b"welcome"
+    program = there.connect(1, b"hello")
+    world.settle(lambda: back.programs)
+    world.cut()
+    (answering,) = back.programs
+    back.table.answer(answering.end)
+    assert not answering.end.live
+    world.both_up()
+    world.settle(lambda: everything_through(world))
+    assert (answering.heard, program.heard) == (b"hello", b"welcome")
+
+
 @pytest.mark.parametrize(
     ("offset", "data", "last", "rule"),
     [

@@ -288,7 +288,7 @@ class Chain:
         self._missing.remove(name)
         if self._missing:
             return
-        if self._waited:  # whoever was there first may be gone by now
+        if self._waited and self._rank == 0:  # whoever was there first may be gone by now
             self._ask_who_is_there()
             return
         self._all_there = True

@@ -169,6 +169,8 @@ class Table:
         message = self._unanswered.pop(end.number, None)
         if message is not None:
             self._answered(end, self._ends[end.number][1], message)
+            if not self._way:
+                end.lost()
 
     def proceed(self, end: End) -> None:
         """The outlet has handed over or taken something."""
