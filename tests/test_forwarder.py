@@ -18,6 +18,8 @@ from ringd.streams.end import End
 from ringd.streams.table import Outlet, Refusal
 from tests.ownports import free_ports
 
+LOOPBACK = ("127.0.0.1", 0)
+
 
 class Pair:
     """Two forwarders, whose messages reach each other."""
@@ -116,47 +118,44 @@ def test_a_target_is_dialed_when_it_may_be_and_listens(pair: Pair) -> None:
 
 def test_what_came_before_a_reset_reaches_a_target_that_was_still_dialed(pair: Pair) -> None:
     """As with TCP, a connection that has ended can still be read to where it did."""
-    allowed: list[bool] = []
     ends: list[End] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener, pair.connect() as ours:
+    with contextlib.ExitStack() as stack, socket.create_server(LOOPBACK, backlog=0) as listener:
+        address = listener.getsockname()
 
         def accepts(end: End, _service: str) -> Target:
             ends.append(end)
-            return Target(listener.getsockname()[1], lambda: bool(allowed))
+            return Target(address[1])
 
         pair.accepts = accepts
+        filling = stack.enter_context(socket.create_connection(address))  # so the next one waits
+        ours = stack.enter_context(pair.connect())
         ours.sendall(b"hello")
         pair.run_until(lambda: ends and ends[0].inbox)
         pair.sides[0].table.close("the program has ended")
         pair.run_until(lambda: not len(pair.sides[1].table))
-        allowed.append(True)
+        with pair.accept(listener) as first:
+            assert first.getpeername() == filling.getsockname()
         with pair.accept(listener) as theirs:
             pair.run_until(lambda: received(theirs) == b"hello")
             with pytest.raises(ConnectionResetError):
                 pair.run_until(lambda: received(theirs) is None)
 
 
-def test_a_program_that_never_listens_is_not_dialed_for_ever_after_a_reset(
+def test_a_program_is_not_dialed_any_more_for_a_stream_that_has_ended(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What came for it is dropped when its time is up."""
-    monkeypatch.setattr(connection, "TAKE_WITHIN", 0.05)
+    """Nothing came by it, as it had yet to be answered."""
     monkeypatch.setattr(connection, "LOOK_AGAIN", 0.001)
     asked: list[None] = []
-    ends: list[End] = []
 
     def may_dial() -> bool:
         asked.append(None)
         return False
 
-    def accepts(end: End, _service: str) -> Target:
-        ends.append(end)
-        return Target(1, may_dial)
-
-    pair.accepts = accepts
+    pair.accepts = lambda _end, _service: Target(1, may_dial)
     with pair.connect() as ours:
         ours.sendall(b"hello")
-        pair.run_until(lambda: ends and ends[0].inbox)
+        pair.run_until(lambda: len(asked) > 3)
         pair.sides[0].table.close("the program has ended")
         pair.run_until(lambda: not len(pair.sides[1].table))
         before = -1
@@ -204,6 +203,22 @@ def test_who_is_patient_waits_for_somebody_to_be_there(pair: Pair) -> None:
     assert pair.resets == ["nobody is there yet"]
 
 
+def test_who_waits_for_a_target_waits_for_the_next_one_where_that_ends(pair: Pair) -> None:
+    """Before it was dialed: nothing was said, so nothing is lost, and nobody is told."""
+    pair.accepts = lambda _end, _service: Target(1, lambda: False)
+    with pair.connect(patient=True) as ours, socket.create_server(LOOPBACK) as listener:
+        ours.sendall(b"hello")
+        pair.run_until(lambda: len(pair.sides[1].table))
+        pair.sides[1].table.close("the program has ended")
+        made: list[None] = []
+        target = Target(listener.getsockname()[1], lambda: True, lambda: made.append(None))
+        pair.accepts = lambda _end, _service: target
+        with pair.accept(listener) as theirs:
+            pair.run_until(lambda: received(theirs) == b"hello")
+        assert len(made) == 1
+    assert pair.resets == []
+
+
 def test_what_is_under_way_arrives_though_nothing_is_waited_for_any_more(pair: Pair) -> None:
     """A program may end before its last connection was heard of; what it said by it is not lost."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -239,6 +254,19 @@ def test_who_waits_no_more_gives_up_those_that_nobody_is_there_for(
         pair.run_until(lambda: not len(pair.sides[0].table))
         assert ours.recv(1) == b""
     assert len(pair.resets) == 1
+
+
+def test_who_waits_no_more_and_has_said_nothing_does_not_wait_for_an_answer(pair: Pair) -> None:
+    """Which may come minutes later; whoever has yet to give it hears that it is wanted no more."""
+    pair.accepts = lambda _end, _service: Target(1, lambda: False)
+    with pair.connect(patient=True) as ours:
+        pair.run_until(lambda: len(pair.sides[1].table))
+        pair.sides[0].wait_no_more("the program has ended")
+        assert pair.sides[0].table.unsaid == 1
+        pair.sides[0].wait_no_more("the program has ended", unanswered=True)
+        assert pair.sides[0].table.unsaid == 0
+        pair.run_until(lambda: not len(pair.sides[1].table))
+        assert ours.recv(1) == b""
 
 
 def test_who_waits_no_more_does_not_wait_for_a_way(pair: Pair) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator, Sequence
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -128,12 +129,61 @@ def test_one_run_right_after_the_other(ring: Cluster) -> None:
     for command in commands[:2]:
         command.process.send_signal(signal.SIGTERM)
     for command in commands[:2]:
-        assert command.end()[0] == 128 + signal.SIGTERM
+        code, _, err = command.end()
+        assert code == 128 + signal.SIGTERM
+        assert "a program that is started again there needs a new one here, too" in err
     next_ones += [run(ring, 0), run(ring, 1)]
     for command in next_ones:
         code, out, err = command.end()
         assert code == 0, err
         assert "done" in out
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_rank_that_is_started_again_before_all_are_there(
+    ring: Cluster, how: signal.Signals
+) -> None:
+    """Each of them, while each other one waits: that one goes on waiting, and all come together."""
+    jobs = []
+    for again, other in permutations(range(3), 2):
+        missing = 3 - again - other
+        options = ("--name", f"{how.name}-{again}-{other}")
+        ended, waiting = (run(ring, rank, *options) for rank in (again, other))
+        jobs.append((again, other, missing, options, ended, waiting))
+    for again, other, missing, options, ended, waiting in jobs:
+        for command in (ended, waiting):
+            said(command, f"waiting for the programs on n{missing}\n")
+        ended.process.send_signal(how)
+        _, _, err = ended.end()
+        assert err == ""
+        started = run(ring, again, *options)
+        if how == signal.SIGTERM:
+            said(started, f"waiting for the programs on n{missing}\n")
+        for rank, command in (
+            (again, started),
+            (missing, run(ring, missing, *options)),
+            (other, waiting),
+        ):
+            code, out, err = command.end()
+            assert code == 0, (again, other, err)
+            assert out.endswith(f"in\ndone {rank}\n")
+            assert "started again" not in err
+
+
+def test_a_rank_that_was_there_and_is_gone_when_the_last_one_comes(ring: Cluster) -> None:
+    """Is missed, and said to be; none is let in, where it would spin, before it is there again."""
+    first, gone = run(ring, 0), run(ring, 1)
+    for command in (first, gone):
+        said(command, "waiting for the programs on n2\n")
+    gone.process.send_signal(signal.SIGTERM)
+    gone.end()
+    last = run(ring, 2)
+    said(first, "waiting for the programs on n1\n")
+    assert line(first) == "listens"
+    for rank, command in enumerate((first, run(ring, 1), last)):
+        code, out, err = command.end()
+        assert code == 0, err
+        assert out.endswith(f"in\ndone {rank}\n")
 
 
 def test_members_that_disagree(ring: Cluster) -> None:

@@ -15,7 +15,12 @@ from types import SimpleNamespace
 import pytest
 from borderkit import Raw
 
+from ringd.cli import guard
 from ringd.cli.ask import ask as ask_daemon
+from ringd.cli.guard import Guard
+from ringd.cli.run import Child
+from ringd.host.process import ending
+from ringd.loop import Loop
 from ringd.wire.border import messages as border
 from ringd.wire.border.messages import AskDrain, AskResume
 from ringd.wire.link import streams as wire
@@ -314,6 +319,40 @@ def test_signals_are_passed_on(ring: Cluster) -> None:
             assert command.process.stdout.readline() == "ready\n"
             command.process.send_signal(number)
             assert command.end()[0] == code
+
+
+def test_what_a_killed_run_leaves_is_told_to_end(ring: Cluster) -> None:
+    """It has lost its connections, and might wait for others without end."""
+    text = """
+        import os, time
+        print(os.getpid(), flush=True)
+        time.sleep(600)
+    """
+    with Command(ring[0], "run", *program(text)) as command:
+        pid = int(command.process.stdout.readline())
+        command.process.kill()
+        wait_until(lambda: ending(pid), "the program has ended")
+
+
+def test_a_program_whose_guard_was_dismissed_is_left_alone() -> None:
+    """Its number may be another's."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        Guard(process.pid).dismiss()
+        process.kill()
+        assert process.wait(PATIENCE) == -signal.SIGKILL
+
+
+def test_no_shell_to_watch_over_a_program(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Is said, and the program is run all the same."""
+    monkeypatch.setattr(guard, "SHELL", "/no/such/shell")
+    child = Child(loop, ("sh", "-c", "exit 3"))
+    child.start({})
+    wait_until(lambda: (child.reap(), child.code)[1] is not None)
+    assert child.code == 3
+    said = "No such file or directory: if this is killed, sh goes on alone\n"
+    assert capsys.readouterr().err.endswith(said)
 
 
 class Vandal(Raw):

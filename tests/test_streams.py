@@ -31,6 +31,7 @@ class Program:
         self.closed = False
         self.reason = None
         self.patient = False
+        self.ready = side.ready
 
     def more(self):
         """As the table's outlet; this program looks by itself."""
@@ -80,6 +81,7 @@ class Side:
         self.up = False
         self.programs = []
         self.speech = b""
+        self.ready = True
         self.refusal = None
         self.control, self.data = deque(), deque()  # on their way to the other one
         self.early = deque()  # came before this side knew of the way
@@ -432,6 +434,70 @@ def test_who_waits_is_let_in_when_somebody_is_there():
     there.table.retry()
     assert len(there.control) == said == 1
     world.settle(lambda: back.programs and back.programs[0].heard == b"hello")
+
+
+@pytest.mark.parametrize("lost", ["the way", "one side", "the program"])
+def test_who_waits_for_an_answer_is_answered_by_whoever_is_there_then(lost):
+    """Whatever becomes of the first one, or of the way to it: nothing was said."""
+    world = World(1)
+    there, back = world.sides
+    world.both_up()
+    back.ready = False
+    program = there.connect(1, b"hello", patient=True)
+    world.settle(lambda: back.programs)
+    (first,) = back.programs
+    assert not first.end.heard
+    if lost == "the way":
+        world.cut()
+        world.both_up()
+    elif lost == "one side":
+        world.up(1)  # the other side notices nothing
+    else:
+        back.table.close("the program has ended")
+    assert first.reason is not None
+    back.ready = True
+    for _ in range(3):  # also where the other side has begun it once more by then
+        world.settle(lambda: not (there.control or back.control))
+        there.table.retry()
+    world.settle(lambda: program.through and not len(there.table) and not len(back.table))
+    assert program.reason is None
+    assert [bytes(p.heard) for p in back.programs] == [b"", b"hello"]
+
+
+def test_an_end_is_answered_when_its_outlet_is_ready():
+    """Once; and what began it may come twice before that."""
+    world = World(1)
+    there, back = world.sides
+    world.both_up()
+    back.ready = False
+    program = there.connect(1, b"hello")
+    world.settle(lambda: back.programs)
+    there.table.up()
+    world.settle(lambda: not (there.control or back.control))
+    assert not program.end.heard
+    (answering,) = back.programs
+    back.table.answer(answering.end)
+    back.table.answer(answering.end)
+    assert len(back.control) == 1
+    world.settle(lambda: everything_through(world))
+    assert answering.heard == b"hello"
+
+
+def test_an_outlet_that_is_ready_while_there_is_no_way():
+    """Sends nothing before there is one; all arrives then."""
+    world = World(1)
+    there, back = world.sides
+    world.both_up()
+    back.ready, back.speech = False, b"welcome"
+    program = there.connect(1, b"hello")
+    world.settle(lambda: back.programs)
+    world.cut()
+    (answering,) = back.programs
+    back.table.answer(answering.end)
+    assert not answering.end.live
+    world.both_up()
+    world.settle(lambda: everything_through(world))
+    assert (answering.heard, program.heard) == (b"hello", b"welcome")
 
 
 @pytest.mark.parametrize(

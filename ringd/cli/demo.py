@@ -27,6 +27,7 @@ from typing import IO
 import click
 
 from ringd.cli.ask import ask, fail
+from ringd.cli.guard import Guard
 from ringd.config.keyfile import create_key
 from ringd.config.sample import render
 from ringd.config.settings import Member
@@ -58,13 +59,14 @@ class Story:
 
 
 class Child:
-    """A process, its output line by line in a queue, ended with the demo."""
+    """A process, its output line by line in a queue, ended with the demo, however that ends."""
 
     def __init__(self, name: str, command: list[str], stderr: IO[bytes] | None = None) -> None:
         self.name = name
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=stderr, text=True, bufsize=1
         )
+        self._guard = Guard(self.process.pid)
         self.lines: queue.Queue[str] = queue.Queue()
         self.seen: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -91,6 +93,7 @@ class Child:
             except subprocess.TimeoutExpired:
                 self.process.kill()
         code = self.process.wait()
+        self._guard.dismiss()
         self._reader.join(5)
         return code
 

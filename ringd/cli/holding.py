@@ -96,7 +96,7 @@ class Holding:
         self._doorkeeper = Doorkeeper(loop, lambda uid: uid in (0, os.geteuid()))
         self._doors: list[Door] = []
         self._ready = False
-        self._closed = False
+        self._resets = False  # streams, by itself
         self._said = ""
         self._names: tuple[str, ...] = ()
         self._attachment = Attachment(
@@ -126,12 +126,14 @@ class Holding:
             door.close_behind()
         self._doors.clear()
         if self._chain is not None:
+            former, self._resets = self._resets, True
             self._chain.close()
+            self._resets = former
 
     def close(self, reason: str) -> None:
         """End what is open, and part with the daemon."""
         self.listen_no_more()
-        self._closed = True
+        self._resets = True
         self._attachment.forwarder.table.close(reason)
         self._attachment.close()
 
@@ -165,9 +167,13 @@ class Holding:
         self._ready = True
         self._on_ready()
 
-    def _was_reset(self, member: int, reason: str) -> None:
-        if not self._closed:  # else it was here
-            self._tell(f"a connection with {self._names[member]!r} was reset: {reason}")
+    def _was_reset(self, end: End, reason: str) -> None:
+        if self._resets:
+            return
+        text = f"a connection with {self._names[end.member]!r} was reset: {reason}"
+        if self._chain is not None and not end.used:
+            text += "; a program that is started again there needs a new one here, too"
+        self._tell(text)
 
     def _entered(self, member: int, service: str, sock: socket.socket) -> None:
         try:

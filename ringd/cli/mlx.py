@@ -120,10 +120,13 @@ class Chain:
         self._doors: list[Door] = []
         self._file: OwnHostfile | None = None
         self._missing: list[str] = []
+        self._waited = False  # some of the others were not there when they were asked
+        self._all_there = False
         self._said: list[str] = []
         self._came = False  # the program has come to where it wants neighbours
-        self._wanted: set[int] = set()  # connections from the left that are, or are to be, made
-        self._let_in = False  # the program has been given one
+        self._wanted: dict[int, End] = {}  # connections from the left, as they were asked for last
+        self._made: set[int] = set()  # those that the program has
+        self._let_in = False  # it may be given them
         self._listened = False  # it did so when that was looked at last
         self._turned_away = False  # a stranger was, and that has been said
         self._ended = False
@@ -164,12 +167,7 @@ class Chain:
         self._file = OwnHostfile(hostfile(ports))
         self.environ = {"MLX_RANK": str(rank), "MLX_HOSTFILE": str(self._file.path)}
         self._forwarder = forwarder
-        self._missing = [name for name in names if name != names[rank]]
-        for member, name in enumerate(names):
-            if member != rank:
-                forwarder.ask(
-                    member, f"{self._prefix}here", self._word, partial(self._is_there, name)
-                )
+        self._ask_who_is_there()
         self._look()
         self._loop.call_later(SAY_AFTER, self._say_who_is_missing)
 
@@ -182,7 +180,8 @@ class Chain:
         if self._file is not None:
             self._file.remove()
             self._file = None
-            self._forwarder.wait_no_more("the program has ended")
+            # One that was not let in has had nothing to say.
+            self._forwarder.wait_no_more("the program has ended", unanswered=not self._made)
 
     # --- from the left ----------------------------------------------------------------
 
@@ -191,7 +190,7 @@ class Chain:
         if service not in self.services:
             raise Refusal(f"there is no service {service!r} here")
         what = service.removeprefix(self._prefix)
-        former = self._let_in if what == "here" else int(what) in self._wanted
+        former = self._made if what == "here" else int(what) in self._made
         if former or self._ended:
             raise Refusal("its program there is that of an earlier run", absent=True)
         if what == "here":
@@ -200,13 +199,16 @@ class Chain:
             name = self._names[end.member]
             return Answer(self._forwarder.table, end, self._word, partial(self._compare, name))
         index = int(what)
-        self._wanted.add(index)
-        return Target(self._own[index], self._may_dial)
+        self._wanted[index] = end
+        may_dial = partial(self._may_dial, index, end)
+        return Target(self._own[index], may_dial, partial(self._made.add, index))
 
-    def _may_dial(self) -> bool:
+    def _may_dial(self, index: int, end: End) -> bool:
         if self._ended:
             raise Refusal("the program has ended")
-        self._let_in = self._rank > 0 or not self._missing
+        if self._wanted[index] is not end:
+            raise Refusal("whoever comes from there has come anew")
+        self._let_in = self._rank > 0 or self._all_there
         return self._let_in
 
     # --- from the program -------------------------------------------------------------
@@ -270,10 +272,28 @@ class Chain:
                 f"{self._connections}; say the same on all"
             )
 
+    def _ask_who_is_there(self) -> None:
+        self._missing = [name for name in self._names if name != self._names[self._rank]]
+        self._waited = False
+        for member, name in enumerate(self._names):
+            if member != self._rank:
+                there = partial(self._is_there, name)
+                service = f"{self._prefix}here"
+                self._forwarder.ask(member, service, self._word, there, self._waits)
+
+    def _waits(self) -> None:
+        self._waited = True
+
     def _is_there(self, name: str, answer: bytes) -> None:
         self._compare(name, answer)
         self._missing.remove(name)
-        if self._said and not self._missing:
+        if self._missing:
+            return
+        if self._waited and self._rank == 0:  # whoever was there first may be gone by now
+            self._ask_who_is_there()
+            return
+        self._all_there = True
+        if self._said:
             self._tell("all are there")
 
     def _say_who_is_missing(self) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 
 from ringd.cli.ask import fail, find_socket, socket_option
+from ringd.cli.guard import SHELL, Guard
 from ringd.cli.holding import MAX_PORT, Forward, Holding, forwards, say
 from ringd.cli.mlx import MAX_FIRST_PORT, Chain
 from ringd.errors import RingError
@@ -42,6 +43,9 @@ _OF_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 class Child:
     """The program, from :meth:`start` to its end.
 
+    If this process is killed outright, it is sent SIGTERM: without its streams it might wait for
+    others without end.
+
     Args:
         loop: Where it runs.
         command: The program and its arguments.
@@ -53,6 +57,7 @@ class Child:
         self._loop = loop
         self._command = command
         self._process: subprocess.Popen[bytes] | None = None
+        self._guard: Guard | None = None
 
     def start(self, environ: Mapping[str, str]) -> None:
         """Start it, with *environ* beside what is here; if that fails, that is its end."""
@@ -65,12 +70,22 @@ class Child:
         except OSError as error:
             say(f"{name}: cannot be run: {error.strerror}")
             self.code = NOT_RUNNABLE
+        else:
+            self._watch_over(self._process.pid)
+
+    def _watch_over(self, pid: int) -> None:
+        try:
+            self._guard = Guard(pid)
+        except OSError as error:
+            say(f"{SHELL}: {error.strerror}: if this is killed, {self._command[0]} goes on alone")
 
     def reap(self) -> None:
         """See whether it has ended."""
         code = None if self._process is None else self._process.poll()
-        if code is not None:
+        if code is not None and self.code is None:
             self.code = code if code >= 0 else BY_SIGNAL - code
+            if self._guard is not None:
+                self._guard.dismiss()
 
     def pass_on(self, signum: int) -> None:
         """Send it a signal that came here; before its start, that is its end."""

@@ -155,8 +155,8 @@ class Streams:
         except Refusal as refused:
             self._say("stream refused", f"port {rule.listen}", str(refused))
 
-    def _was_reset(self, member: int, reason: str) -> None:
-        self._say("stream reset", self._neighbours.names[member], reason)
+    def _was_reset(self, end: End, reason: str) -> None:
+        self._say("stream reset", self._neighbours.names[end.member], reason)
 
     def _say(self, event: str, where: str, reason: str) -> None:
         self._once.warning(event, cause=where, where=where, reason=reason)

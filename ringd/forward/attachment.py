@@ -18,6 +18,7 @@ from ringd.forward.forwarder import Accepts, Forwarder
 from ringd.host.streampair import silence
 from ringd.host.trust import StrangerError, check_daemon
 from ringd.loop import EVENT_READ, Loop
+from ringd.streams.end import End
 from ringd.wire.border import lifeline
 from ringd.wire.border.messages import (
     MAX_CARRIED,
@@ -85,7 +86,7 @@ class Attachment:
         accepts: Accepts,
         on_held: Callable[[tuple[str, ...], int], None],
         on_trouble: Trouble,
-        on_reset: Callable[[int, str], None],
+        on_reset: Callable[[End, str], None],
     ) -> None:
         self.forwarder = Forwarder(
             loop,

@@ -34,7 +34,10 @@ class Target:
     port: int
     may_dial: Callable[[], bool] | None = None
     """Asked every :data:`LOOK_AGAIN` until it is true and somebody listens; it raises
-    :class:`~ringd.streams.table.Refusal` when that is in vain. None: dial once, at once."""
+    :class:`~ringd.streams.table.Refusal` when that is in vain. The stream is answered only then.
+    None: dial once, at once."""
+    on_connected: Callable[[], None] | None = None
+    """Called when somebody has let it in."""
 
 
 class Connection:
@@ -48,7 +51,7 @@ class Connection:
         table: The end's.
         on_wait: Called when nobody is there yet at the other end; returns whether to wait for
             that. None: never.
-        on_reset: Told the member of the stream's other end, and why it was ended there.
+        on_reset: Told the stream's end here, and why it was ended at the other one.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class Connection:
         table: Table,
         *,
         on_wait: Callable[[], bool] | None = None,
-        on_reset: Callable[[int, str], None],
+        on_reset: Callable[[End, str], None],
     ) -> None:
         self.end: End
         self._loop = loop
@@ -96,9 +99,6 @@ class Connection:
         target = self._target
         if target is None or not self._open:
             return
-        if self._over and self._late():
-            self._close(abruptly=True)
-            return
         try:
             if target.may_dial is not None and not target.may_dial():
                 self._loop.call_later(LOOK_AGAIN, self._dial)
@@ -130,6 +130,11 @@ class Connection:
 
     # --- as the outlet ----------------------------------------------------------------
 
+    @property
+    def ready(self) -> bool:
+        """Whether the program is there, or is not waited for."""
+        return self._target is None or self._target.may_dial is None
+
     def more(self) -> None:
         """Give the program what has come."""
         if self._open and self._target is None:
@@ -138,7 +143,8 @@ class Connection:
 
     def reset(self, reason: str) -> None:
         """Reset the program's connection, once it has taken what came before that."""
-        self._on_reset(self.end.member, reason)
+        if self.ready:  # else it had yet to begin
+            self._on_reset(self.end, reason)
         self._over, self._over_at = True, self._loop.now()
         if self._open and (self._target is None or self.end.inbox):
             self._watch()
@@ -165,13 +171,19 @@ class Connection:
             if number:
                 self._not_connected(number)
                 return
-            self._target = None
+            self._connected(self._target)
         if events & EVENT_WRITE and self._open:
             self._give()
         if events & EVENT_READ and self._open:
             self._take()
         if self._open:
             self._watch()
+
+    def _connected(self, target: Target) -> None:
+        self._target = None
+        if target.on_connected is not None:
+            target.on_connected()
+        self._table.answer(self.end)
 
     def _take(self) -> None:
         """Read what the program says, as far as there is room for it."""

@@ -41,7 +41,7 @@ class Forwarder:
         send: Sends a message to another member's end.
         accepts: Returns what another member's stream to a service leads to, given its end and the
             service's name, or raises :class:`~ringd.streams.table.Refusal`.
-        on_reset: Told the member of a stream's other end, and why it was ended there.
+        on_reset: Told a stream's end here, and why it was ended at the other one.
         in_program: Whether this is in a program, and no daemon.
         on_over: Told the number of each stream that is over here.
     """
@@ -52,7 +52,7 @@ class Forwarder:
         *,
         send: Send,
         accepts: Accepts,
-        on_reset: Callable[[int, str], None],
+        on_reset: Callable[[End, str], None],
         in_program: bool,
         on_over: Callable[[int], None] = lambda _number: None,
     ) -> None:
@@ -105,17 +105,30 @@ class Forwarder:
         connection.begin(end, sock)
 
     def ask(
-        self, member: int, service: str, word: bytes, on_answer: Callable[[bytes], None]
+        self,
+        member: int,
+        service: str,
+        word: bytes,
+        on_answer: Callable[[bytes], None],
+        on_wait: Callable[[], None] = lambda: None,
     ) -> None:
         """Have *on_answer* called, once, with what *service* on *member* answers to *word*.
 
-        It is asked until there is an answer: see :class:`~ringd.forward.question.Answer`.
+        It is asked until there is an answer: see :class:`~ringd.forward.question.Answer`. *on_wait*
+        is called each time that nobody was there to give it.
         """
         if not self._patient:
             return
 
         def later() -> None:
-            self._loop.call_later(RETRY_AFTER, lambda: self.ask(member, service, word, on_answer))
+            on_wait()
+            self._loop.call_later(
+                RETRY_AFTER, lambda: self.ask(member, service, word, on_answer, on_wait)
+            )
+
+        def absent() -> bool:
+            on_wait()
+            return self._retry_later()
 
         def unanswered() -> None:
             self._asking.discard(end)
@@ -125,9 +138,7 @@ class Forwarder:
             self._asking.discard(end)
             on_answer(answer)
 
-        question = Question(
-            self.table, word, answered, on_wait=self._retry_later, on_reset=unanswered
-        )
+        question = Question(self.table, word, answered, on_wait=absent, on_reset=unanswered)
         try:
             end = self.table.connect(secrets.randbits(63), member, service, question)
         except Refusal:
@@ -136,16 +147,17 @@ class Forwarder:
             self._asking.add(end)
             question.begin(end)
 
-    def wait_no_more(self, reason: str) -> None:
+    def wait_no_more(self, reason: str, *, unanswered: bool = False) -> None:
         """Ask nothing more, and give up those connections that nobody is there for.
 
-        Those that are under way to somebody go on: what was said by them has yet to arrive.
+        Those that are under way to somebody go on: what was said by them has yet to arrive. With
+        *unanswered* that holds only where somebody has answered: nothing was said by the others.
         """
         self._patient = False
         for end in self._asking:
             self.table.reset(end, reason)
         self._asking.clear()
-        self.table.give_up_waiting(reason)
+        self.table.give_up_waiting(reason, unanswered=unanswered)
 
     def _accept(self, end: End, service: str) -> Outlet:
         found = self._accepts(end, service)

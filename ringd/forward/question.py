@@ -18,6 +18,9 @@ class Answer:
         on_word: Called with it.
     """
 
+    ready = True
+    """As any outlet that waits for nobody on this machine."""
+
     def __init__(
         self, table: Table, end: End, answer: bytes, on_word: Callable[[bytes], None]
     ) -> None:
@@ -56,6 +59,9 @@ class Question:
         on_wait: Called when nobody is there yet who would answer; returns whether to wait for that.
         on_reset: Called when there will be no answer.
     """
+
+    ready = True
+    """Likewise."""
 
     def __init__(
         self,

@@ -112,6 +112,11 @@ class End:
             self.closed = True
             self._keep(Segment(self._written, END, last=True))
 
+    @property
+    def used(self) -> bool:
+        """Whether either program has said anything, as far as that is known here."""
+        return self._written > self.closed or self._received > self.other_closed
+
     def taken(self, count: int) -> None:
         """The program has taken *count* bytes of the inbox."""
         self._taken += count

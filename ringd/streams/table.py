@@ -3,6 +3,10 @@
 Invariant: after :meth:`Table.up` each end asks the other one how far it is, and sends nothing else
 until it has heard that. So no way that breaks, and no order in which the two sides notice it, can
 lose, double or reorder a byte; and an end whose other end is gone for good hears that it is.
+
+An end that another member begins is answered when its outlet is ready. Until then nothing is said
+by it: if whoever has it ends, the other end can be tried with the next one. It lasts as long as its
+way, as nobody hears of it from an end that is gone.
 """
 
 from __future__ import annotations
@@ -47,6 +51,10 @@ class Refusal(Exception):
 class Outlet(Protocol):
     """Whoever hands over, and takes, an end's bytes. It may call any method of the table."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether somebody is there; an outlet that is not calls :meth:`Table.answer` later."""
+
     def more(self) -> None:
         """Look at the end: more may have come, or all of it, and there may be room to write."""
 
@@ -88,6 +96,7 @@ class Table:
         self._due: dict[int, End] = {}  # those whose other end may have to be told something
         self._woken = False  # flush is to be called soon
         self._waiting: set[int] = set()
+        self._unanswered: dict[int, Connect] = {}  # what began those whose outlet is not ready
         self._over: OrderedDict[int, State | Reset] = OrderedDict()
         """The last words of ends that are over: the other end may not have heard them."""
 
@@ -110,6 +119,10 @@ class Table:
         """There is a way to the other members, a new one."""
         self.down()
         self._way = True
+        for number in list(self._unanswered):  # whoever began it may be gone, and cannot be asked
+            end, outlet = self._ends[number]
+            self.reset(end, "the way was lost")
+            outlet.reset("the way was lost")
         for end, _ in list(self._ends.values()):
             self._greet(end)
 
@@ -151,6 +164,14 @@ class Table:
             self._greet(end)
         return end
 
+    def answer(self, end: End) -> None:
+        """The outlet of an end is ready now."""
+        message = self._unanswered.pop(end.number, None)
+        if message is not None:
+            self._answered(end, self._ends[end.number][1], message)
+            if not self._way:
+                end.lost()
+
     def proceed(self, end: End) -> None:
         """The outlet has handed over or taken something."""
         while (segment := end.next_segment()) is not None:
@@ -161,9 +182,11 @@ class Table:
     def reset(self, end: End, reason: str) -> None:
         """End a stream, whatever is under way."""
         if self._ends.pop(end.number, None) is not None:
-            word = Reset(printable(reason, MAX_REASON))
+            unanswered = self._unanswered.pop(end.number, None) is not None
+            word = Reset(printable(reason, MAX_REASON), absent=unanswered)
             self._say(end, word)
-            self._remember(end.number, word)
+            if not unanswered:  # else it may be begun anew
+                self._remember(end.number, word)
 
     def close(self, reason: str) -> None:
         """End all streams."""
@@ -171,11 +194,16 @@ class Table:
             self.reset(end, reason)
             outlet.reset(reason)
 
-    def give_up_waiting(self, reason: str) -> None:
-        """End those that nobody was there for, or that there is no way to find out of."""
+    def give_up_waiting(self, reason: str, *, unanswered: bool = False) -> None:
+        """End those that nobody was there for, or that there is no way to find out of.
+
+        Args:
+            reason: Why, for the other ends.
+            unanswered: Whether to end also those that somebody may have yet to answer.
+        """
         waiting, self._waiting = self._waiting, set()
         for number, (end, outlet) in list(self._ends.items()):
-            if number in waiting or not (self._way or end.heard):
+            if number in waiting or not (end.heard or (self._way and not unanswered)):
                 self.reset(end, reason)
                 outlet.reset(reason)
 
@@ -234,6 +262,8 @@ class Table:
         try:
             if isinstance(message, Reset):
                 self._was_reset(end, outlet, message)
+            elif number in self._unanswered:
+                pass  # it is begun once more
             elif isinstance(message, Data):
                 if end.came(offset, message, data):
                     outlet.more()
@@ -259,6 +289,7 @@ class Table:
             return
         reason = printable(message.reason, MAX_REASON)
         del self._ends[end.number]
+        self._unanswered.pop(end.number, None)
         self._remember(end.number, Reset(reason))
         outlet.reset(reason)
 
@@ -283,4 +314,7 @@ class Table:
             self._send(member, number, 0, word, b"")
             return
         self._ends[number] = end, outlet
-        self._answered(end, outlet, message)
+        if outlet.ready:
+            self._answered(end, outlet, message)
+        else:
+            self._unanswered[number] = message

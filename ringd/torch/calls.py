@@ -51,18 +51,19 @@ def all_reduce(team: Team, tensor: torch.Tensor, reduction: Reduction) -> Call:
     """Reduce *tensor* over all ranks, in place."""
     op = reduction.name
     target = target_of(numbers(local(tensor), op), filled=True)
-    x = target.array if reduction.factor is None else array_of(reduction.prepared(target.tensor))
     out, land = _landing([target])
-    return Call(
-        lambda seconds: team.ring.all_reduce_async(_row(x), op, out=out, timeout=seconds), land
-    )
+    if reduction.factor is not None:
+        x = array_of(reduction.prepared(target.tensor)).reshape(-1)
+    else:
+        x = target.array.reshape(-1) if out is None else out
+    return Call(lambda seconds: team.ring.all_reduce_async(x, op, out=out, timeout=seconds), land)
 
 
 def reduce(team: Team, tensor: torch.Tensor, root: int, reduction: Reduction) -> Call:
     """Reduce *tensor* over all ranks, in place on the rank *root*; elsewhere it stays as it is."""
     op = reduction.name
     tensor = numbers(local(tensor), op)
-    x = _row(array_of(reduction.prepared(tensor)))
+    x = array_of(reduction.prepared(tensor)).reshape(-1)
     out, land = _landing([target_of(tensor)]) if team.rank == root else (None, _nothing)
     return Call(lambda seconds: team.ring.reduce_async(x, root, op, out=out, timeout=seconds), land)
 
@@ -72,7 +73,7 @@ def broadcast(team: Team, tensor: torch.Tensor, root: int) -> Call:
     tensor = local(tensor)
     out, land = None, _nothing
     if team.rank == root:
-        x = _row(array_of(tensor))
+        x = array_of(tensor).reshape(-1)
     else:
         target = target_of(tensor)
         x, (out, land) = _like(target.array, tensor.numel()), _landing([target])
@@ -87,7 +88,7 @@ def all_gather(team: Team, outputs: Sequence[torch.Tensor], tensor: torch.Tensor
     tensor = local(tensor)
     if len(outputs) == team.size and len({output.numel() for output in outputs}) > 1:
         return _all_gather_uneven(team, outputs, tensor)
-    x = _row(array_of(tensor))
+    x = array_of(tensor).reshape(-1)
     _check_shares(outputs, x.size * team.size)
     out, land = _landing(_targets(outputs, tensor.dtype))
     return Call(lambda seconds: team.ring.all_gather_async(x, out=out, timeout=seconds), land)
@@ -112,7 +113,7 @@ def _all_gather_uneven(team: Team, outputs: Sequence[torch.Tensor], tensor: torc
 def gather(team: Team, outputs: Sequence[torch.Tensor], tensor: torch.Tensor, root: int) -> Call:
     """Write the *tensor* of all ranks, in their order, to *outputs* on the rank *root*."""
     tensor = local(tensor)
-    x, out, land = _row(array_of(tensor)), None, _nothing
+    x, out, land = array_of(tensor).reshape(-1), None, _nothing
     if team.rank == root:
         _check_shares(outputs, x.size * team.size)
         out, land = _landing(_targets(outputs, tensor.dtype))
@@ -126,7 +127,7 @@ def scatter(team: Team, output: torch.Tensor, inputs: Sequence[torch.Tensor], ro
     x = _like(target.array, count)
     if team.rank == root:
         _check_shares(inputs, count)
-        x = _joined(team.ring, inputs, output.dtype)
+        x = _joined(team.ring, [local(given) for given in inputs], output.dtype)
     out, land = _landing([target])
     return Call(lambda seconds: team.ring.scatter_async(x, root, out=out, timeout=seconds), land)
 
@@ -167,7 +168,7 @@ def all_to_all(
     coming, room = count if received is None else sum(received), [o.numel() for o in outputs]
     if coming != sum(room):
         raise ValueError(f"{coming} elements come, and the outputs have room for {room}")
-    x = _joined(team.ring, inputs, dtype)
+    x = _joined(team.ring, [local(given) for given in inputs], dtype)
     out, land = _landing(_targets(outputs, dtype))
     return Call(
         lambda seconds: team.ring.all_to_all_async(x, sent, received, out=out, timeout=seconds),
@@ -177,7 +178,7 @@ def all_to_all(
 
 def send(team: Team, tensor: torch.Tensor, to: int, tag: int) -> Call:
     """Send *tensor* to the rank *to*."""
-    x = _row(array_of(local(tensor)))
+    x = array_of(local(tensor)).reshape(-1)
     return Call(lambda seconds: team.ring.send_async(x, to, tag, timeout=seconds), _nothing)
 
 
@@ -196,10 +197,6 @@ def barrier(team: Team) -> Call:
     return Call(team.ring.barrier_async, _nothing)
 
 
-def _row(array: Array) -> Array:
-    return array.reshape(-1)
-
-
 def _like(array: Array, count: int) -> Array:
     """Return what says the dtype of *array*, and *count*, and has no memory of that length."""
     return np.broadcast_to(np.empty(1, array.dtype), (count,))
@@ -212,7 +209,7 @@ def _check_shares(tensors: Sequence[torch.Tensor], count: int) -> None:
         ValueError: they have not.
     """
     room = [tensor.numel() for tensor in tensors]
-    if not room or any(share * len(room) != count for share in room):
+    if not room or sum(room) != count or min(room) != max(room):
         raise ValueError(f"tensors of {room} elements are no equal shares of {count}")
 
 
@@ -229,7 +226,7 @@ def _targets(outputs: Sequence[torch.Tensor], dtype: torch.dtype) -> list[Target
 
 
 def _joined(ring: Ring, inputs: Sequence[torch.Tensor], dtype: torch.dtype) -> Array:
-    """Return *inputs* as one row.
+    """Return :func:`local` *inputs* as one row.
 
     Raises:
         TypeError: they are not of *dtype*.
@@ -237,7 +234,7 @@ def _joined(ring: Ring, inputs: Sequence[torch.Tensor], dtype: torch.dtype) -> A
     for tensor in inputs:
         if tensor.dtype != dtype:
             raise TypeError(f"an input is of {tensor.dtype}, and another tensor of {dtype}")
-    arrays = [array_of(local(tensor)) for tensor in inputs]
+    arrays = [array_of(tensor) for tensor in inputs]
     row = as_one(arrays)
     if row is None:  # in shared memory, so that it is copied once
         row = ring.empty(sum(array.size for array in arrays), arrays[0].dtype)
@@ -261,9 +258,10 @@ def _landing(targets: Sequence[Target]) -> tuple[Array | None, Land]:
     out = as_one([target.array for target in targets])
     if out is None:
         return None, lambda result: _write(targets, result)
-    if all(target.staged is None for target in targets):
+    staged = [target for target in targets if target.staged is not None]
+    if not staged:
         return out, _nothing
-    return out, lambda _result: _finish(targets)
+    return out, lambda _result: _finish(staged)
 
 
 def _write(targets: Sequence[Target], row: Array) -> None:

@@ -23,10 +23,8 @@ class Reduction:
     @classmethod
     def of(cls, op: Any) -> Reduction:
         """Return that of a ``dist.ReduceOp``."""
-        kind = op.op
-        if kind == _OP.PREMUL_SUM:
-            return cls("sum", op.__getstate__()[1])
-        return _PLAIN[kind]
+        plain = _PLAIN[op.op.value]
+        return cls("sum", op.__getstate__()[1]) if plain is None else plain
 
     def prepared(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return what is reduced of *tensor*.
@@ -41,13 +39,14 @@ class Reduction:
         return (tensor.detach() * self.factor).to(tensor.dtype)
 
 
-_PLAIN = {
-    _OP.SUM: Reduction("sum"),
-    _OP.AVG: Reduction("mean"),
-    _OP.PRODUCT: Reduction("prod"),
-    _OP.MIN: Reduction("min"),
-    _OP.MAX: Reduction("max"),
-    _OP.BAND: Reduction("band"),
-    _OP.BOR: Reduction("bor"),
-    _OP.BXOR: Reduction("bxor"),
+_PLAIN: dict[int, Reduction | None] = {
+    _OP.SUM.value: Reduction("sum"),
+    _OP.AVG.value: Reduction("mean"),
+    _OP.PRODUCT.value: Reduction("prod"),
+    _OP.MIN.value: Reduction("min"),
+    _OP.MAX.value: Reduction("max"),
+    _OP.BAND.value: Reduction("band"),
+    _OP.BOR.value: Reduction("bor"),
+    _OP.BXOR.value: Reduction("bxor"),
+    _OP.PREMUL_SUM.value: None,  # each has a factor of its own
 }

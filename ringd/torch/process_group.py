@@ -29,6 +29,7 @@ from ringd.torch.work import Arrival, Futures, Part, Work
 
 Tensors = Sequence[torch.Tensor]
 
+_NO_TIME = timedelta(0)
 
 _alive: weakref.WeakSet[RingProcessGroup] = weakref.WeakSet()
 
@@ -48,7 +49,7 @@ class RingProcessGroup(dist.ProcessGroup):
         """How many parts it has had, by the name that torch gives them and their ranks."""
         self._rings = rings
         self._team = Team(rings[-1], seats.rank, seats.size)
-        self._timeout = timeout
+        self._limit = timeout.total_seconds()
         self._futures = Futures()
         self._name, self._description = "", "undefined"
         _alive.add(self)
@@ -219,7 +220,7 @@ class RingProcessGroup(dist.ProcessGroup):
 
     def set_timeout(self, timeout: timedelta) -> None:
         """Have calls that are made from now on end after *timeout*."""
-        self._timeout = timeout
+        self._limit = timeout.total_seconds()
 
     supports_splitting = False
     """What torch asks a backend where a process group is bound to a device."""
@@ -263,9 +264,9 @@ class RingProcessGroup(dist.ProcessGroup):
 
     def _seconds(self, opts: Any = None) -> float:
         """Return the timeout of a call with *opts*, where a negative one is the group's."""
-        if opts is not None and opts.timeout > timedelta(0):
+        if opts is not None and opts.timeout > _NO_TIME:
             return float(opts.timeout.total_seconds())
-        return self._timeout.total_seconds()
+        return self._limit
 
 
 def close_destroyed() -> None:

@@ -3,14 +3,16 @@
 A process group is given tensors as its user has them: strided, negated, on another device, with a
 gradient to come. What is read and written is the tensor's own memory where that can be, else a
 copy of it in the host's. What cannot be read or written is refused before a call is made.
+
+An ordinary tensor is asked no more than that takes: behind each wait the processor's caches hold
+other things, and then what torch does in a microsecond takes ten.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +60,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
         raise TypeError("a tensor on the device meta has no values")
     if tensor.is_quantized:
         raise TypeError("the scale of a quantized tensor would be lost; write x.dequantize()")
-    return tensor.detach()
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def numbers(tensor: torch.Tensor, op: str) -> torch.Tensor:
@@ -87,8 +89,7 @@ def array_of(tensor: torch.Tensor) -> Array:
     return _view(_at_hand(tensor))
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """Where a result goes that is for *tensor*."""
 
     tensor: torch.Tensor
@@ -114,16 +115,16 @@ def target_of(tensor: torch.Tensor, *, filled: bool = False) -> Target:
             f"elements of a tensor of shape {tuple(tensor.shape)} and strides {tensor.stride()} "
             "share their memory, so no result can be written there; write x.clone()"
         )
-    host = _at_hand(tensor) if filled else tensor
     if _is_plain(tensor):
         return Target(tensor, _view(tensor))
-    if not filled:
-        host = torch.empty(tensor.shape, dtype=tensor.dtype)
+    host = _at_hand(tensor) if filled else torch.empty(tensor.shape, dtype=tensor.dtype)
     return Target(tensor, _view(host), host)
 
 
 def as_one(arrays: Sequence[Array]) -> Array | None:
     """Return *arrays* as one of one dimension, if they stand in memory one behind the other."""
+    if len(arrays) == 1:
+        return arrays[0].reshape(-1) if arrays[0].flags.c_contiguous else None
     arrays = [array for array in arrays if array.size] or list(arrays[:1])
     if not all(array.flags.c_contiguous for array in arrays):
         return None
@@ -145,7 +146,7 @@ def _address(array: Array) -> int:
 
 def _is_plain(tensor: torch.Tensor) -> bool:
     """Whether the memory of *tensor* is the host's, and has its values."""
-    return tensor.device.type == "cpu" and not (tensor.is_conj() or tensor.is_neg())
+    return tensor.is_cpu and not (tensor.is_conj() or tensor.is_neg())
 
 
 def _at_hand(tensor: torch.Tensor) -> torch.Tensor:
@@ -163,10 +164,13 @@ class _Memory:
 
     def __init__(self, tensor: torch.Tensor, dtype: np.dtype[Any]) -> None:
         self._tensor = tensor
+        strides = None
+        if not tensor.is_contiguous():
+            strides = tuple(stride * dtype.itemsize for stride in tensor.stride())
         self.__array_interface__ = {
             "version": 3,
-            "shape": tuple(tensor.shape),
-            "strides": tuple(stride * dtype.itemsize for stride in tensor.stride()),
+            "shape": tensor.shape,
+            "strides": strides,
             "typestr": dtype.str,
             "data": (tensor.data_ptr(), False),
         }

@@ -73,7 +73,7 @@ class Work(dist._Work):  # noqa: SLF001 - its name in torch's own namespace
     def get_future(self) -> torch.futures.Future[list[torch.Tensor]]:
         """Return a future of the tensors, for which nobody needs to wait."""
         if self._future is None:
-            cuda = {tensor.device for tensor in self._tensors if tensor.device.type == "cuda"}
+            cuda = {tensor.device for tensor in self._tensors if tensor.is_cuda}
             self._future = torch.futures.Future(devices=sorted(cuda, key=str) or None)
             if _thread.resolves:
                 self.resolve()
@@ -92,9 +92,11 @@ class Work(dist._Work):  # noqa: SLF001 - its name in torch's own namespace
             self._future.set_result(self._tensors)
 
     def tell(self, callback: Callable[[object], object]) -> None:
-        """Have *callback* called as each of the calls has ended."""
+        """Have *callback* called as each of the calls has ended; once where there is none."""
         for part in self._parts:
             part.work.add_done_callback(callback)
+        if not self._parts:
+            callback(self)
 
     def ended(self) -> bool:
         """Whether :meth:`wait` would return, or raise the calls' error, at once."""
@@ -148,7 +150,6 @@ class Futures:
         with self._lock:
             self._works.append(work)
         work.tell(lambda _ended: self._advance())
-        self._advance()  # also where it is made of no calls
 
     def _advance(self) -> None:
         while (work := self._next()) is not None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from datetime import timedelta
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,8 @@ from torch import distributed as dist
 from ringd.errors import DeadlineExceeded, GroupLost
 from ringd.torch import tensors
 from ringd.torch.failures import failure
+from ringd.torch.process_group import RingProcessGroup
+from ringd.torch.seats import Seats
 from ringd.torch.tensors import array_of, as_one, local, target_of
 from ringd.torch.work import Futures, Part, Work
 from tests.faces.ranks import Ranks
@@ -161,6 +166,62 @@ def test_futures_are_resolved_in_order() -> None:
     assert seen == []
     calls[0].end()
     assert seen == [0, 1, 2]
+
+
+class Taken:
+    """A ring that takes calls, and keeps with what they were made."""
+
+    def __init__(self) -> None:
+        self.memory: list[tuple[int, int]] = []
+        """Addresses of the input and of what takes the result."""
+
+    def _take(self, x: Any, *_op: str, out: Any, timeout: float) -> Ended:
+        self.memory.append((x.ctypes.data, out.ctypes.data))
+        assert timeout == 30
+        call = Ended()
+        call.end()
+        return call
+
+    all_reduce_async = all_gather_async = reduce_scatter_async = _take
+
+    def close(self) -> None:
+        """As of ringd.Ring."""
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "options", "most"),
+    [
+        ("allreduce", lambda whole, _part: [[whole]], dist.AllreduceOptions, 26),
+        ("all_gather_single", lambda whole, part: [whole, part], None, 35),
+        ("reduce_scatter_single", lambda whole, part: [part, whole], dist.ReduceScatterOptions, 40),
+    ],
+)
+def test_what_an_ordinary_tensor_costs_beside_the_call_of_ringd(
+    method: str, arguments: Callable[..., list[Any]], options: Any, most: int
+) -> None:
+    """No copy, and so many calls of functions: counted, as each takes long behind a wait."""
+    ring = Taken()
+    seats = Seats("group", 0, ("a", "b"), ("a", "b"))
+    group = RingProcessGroup([ring], seats, timedelta(seconds=30))  # type: ignore[list-item]
+    whole, part = torch.zeros(8), torch.zeros(4)
+    made = (*arguments(whole, part), *([options()] if options else []))
+    begin = getattr(group, method)
+    begin(*made).wait()
+    counted: list[str] = []
+
+    def count(frame: FrameType, event: str, _argument: object) -> None:
+        if event == "call" and "ringd/torch" in frame.f_code.co_filename:
+            counted.append(frame.f_code.co_name)
+
+    sys.setprofile(count)
+    try:
+        begin(*made).wait()
+    finally:
+        sys.setprofile(None)
+    assert len(counted) <= most, counted
+    x = part if method == "all_gather_single" else whole
+    out = part if method == "reduce_scatter_single" else whole
+    assert ring.memory[-1] == (x.data_ptr(), out.data_ptr())
 
 
 def as_if_elsewhere(check: Callable[..., None], *args: Any) -> None:
