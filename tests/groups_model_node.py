@@ -70,7 +70,10 @@ class Node:
                 fits=RULE.fits,
             ),
         )
-        with patch.object(bulk, "share_of_memory", return_value=1 << 30):  # it reads files
+        with (
+            patch.object(bulk, "share_of_memory", return_value=1 << 30),  # it reads files
+            patch.object(bulk, "cores", return_value=1),
+        ):
             self.bulk = bulk.Bulk(
                 self.rank,
                 chunk_bytes=CHUNK,

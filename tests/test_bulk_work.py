@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from unittest.mock import patch
 
 import numpy as np
 
@@ -11,28 +12,32 @@ from ringd.collective.layout import Layout
 from ringd.collective.reduction import Reduction
 from ringd.collective.view import View
 from ringd.observe.counters import Counters
-from ringd.ring.bulk import Bulk
+from ringd.ring import bulk
 
 ALONE = Layout(((0, 1),), 0)
 CALL = Call("all_reduce", "sum", "int32", (64,), "")
 
 
 class Bench:
-    """The transfers of a machine that has two ranks and no neighbours; a turn is one of a loop."""
+    """The transfers of a machine that has two ranks and no neighbours; a turn is one of a loop.
+
+    It has one core.
+    """
 
     def __init__(self):
         self.queue = deque()
         self.finished = []
-        self.bulk = Bulk(
-            0,
-            chunk_bytes=64,
-            checksum=False,
-            by_rank=False,
-            on_finished=lambda gid, seq: self.finished.append((gid, seq)),
-            send=lambda _side, _header: None,
-            defer=self.queue.append,
-            counters=Counters(),
-        )
+        with patch.object(bulk, "cores", return_value=1):
+            self.bulk = bulk.Bulk(
+                0,
+                chunk_bytes=64,
+                checksum=False,
+                by_rank=False,
+                on_finished=lambda gid, seq: self.finished.append((gid, seq)),
+                send=lambda _side, _header: None,
+                defer=self.queue.append,
+                counters=Counters(),
+            )
 
     def start(self, gid, seq, call=CALL):
         """Begin an op; return its results."""

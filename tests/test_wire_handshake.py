@@ -227,7 +227,10 @@ def test_wrong_version():
     with pytest.raises(HandshakeError) as caught:
         accepting.receive(bytes(newer))
     assert caught.value.code is Code.VERSION
-    assert caught.value.text == ("'b' speaks version 4 of the handshake, the other side version 5")
+    assert (
+        caught.value.text
+        == f"'b' speaks version {VERSION} of the handshake, the other side version {VERSION + 1}"
+    )
     with pytest.raises(HandshakeError) as caught:
         dialing.receive(accepting.outgoing())
     assert caught.value.code is Code.VERSION
@@ -242,9 +245,9 @@ def test_the_hello_of_an_older_version(version, more):
     with pytest.raises(HandshakeError) as caught:
         accepting.receive(message(Kind.HELLO, msgspec.msgpack.encode(old), version=version))
     assert caught.value.code is Code.VERSION
-    told = f"'b' speaks version 4 of the handshake, the other side version {version}"
+    told = f"'b' speaks version {VERSION} of the handshake, the other side version {version}"
     assert caught.value.text == told
-    assert PREFIX.unpack_from(accepting.outgoing())[1] == 4  # it looks there before all else
+    assert PREFIX.unpack_from(accepting.outgoing())[1] == VERSION  # it looks there before all else
 
 
 @pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n", b"\0", b"RNGd", b"\x16\x03\x01"])

@@ -81,7 +81,7 @@ class Transfer:
             memory. Its content is undefined until :attr:`finished`, and afterwards if the run is
             given up.
         scratch: its buffers must hold ``plan.task.chunk_bytes``.
-        crew: for the local work; None: it is done one piece at a time.
+        crew: for work that is all local; None: it is done one piece at a time.
     """
 
     __slots__ = (
@@ -139,8 +139,10 @@ class Transfer:
         self._itemsize = plan.task.itemsize
         self._scratch = scratch
         self._crew = crew
-        # Arithmetic in a wider dtype has memory between that is one thread's.
-        self._at_once = 1 if crew is None or (reduction and reduction.wide) else crew.at_once
+        # Beside chunks that come and go, work is what a loop does between them, and the cores are
+        # busy. Arithmetic in a wider dtype has memory between that is one thread's.
+        shared = plan.task.size == 1 and not (reduction and reduction.wide)
+        self._at_once = crew.at_once if crew is not None and shared else 1
         self._buffers: dict[int, Array] = {}  # of the scratch, by the receive that fills them
         self._outgoing: dict[int, Array] = {}  # likewise, by the send that they were filled for
         self._next = 0
