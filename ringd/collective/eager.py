@@ -12,7 +12,7 @@ S bytes for a rank, a bandwidth of B and A seconds for a step, of which a daemon
 Two members always gain; on 1 Gbit/s four do up to 150 KB, sixteen up to 86 KB. (Other kinds that do
 not divide a tensor are alike; a gather and a reduce tell all ranks what the root alone needs.)
 What bounds it before that is the memory that open calls may take of a daemon, which grows with
-(n-1) S. Hence :data:`TIMES`. On loopback the longest of them became 1.2 to 2.1 times as fast.
+(n-1) S. Hence :data:`TIMES`. On loopback the longest of them became 1.3 to 2.4 times as fast.
 """
 
 from __future__ import annotations
