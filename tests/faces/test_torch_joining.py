@@ -140,7 +140,7 @@ dist.all_reduce(total)
 import os
 assert dist.get_rank() == int(os.environ["RANK"])
 dist.destroy_process_group()
-print("sum", total.item())
+os.write(1, b"sum %d\\n" % total.item())  # at once: another program writes to the same pipe
 """
 
 
