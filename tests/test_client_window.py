@@ -51,6 +51,14 @@ def test_what_may_travel_with_offers_has_a_window_of_bytes(tmp_path):
         assert len(submitted) == 40 + SHORT_WINDOW // (256 << 10)
 
 
+def test_what_goes_in_chunks_has_no_window_of_bytes(tmp_path):
+    """A tensor that is divided never travels with an offer beyond the limit."""
+    with fake(tmp_path, hold=True) as (daemon, ring):
+        for _ in range(40):
+            ring.reduce_scatter_async(np.ones(1 << 15))  # 256 KiB
+        eventually(lambda: len(daemon.handler.submitted) == 40)
+
+
 def test_what_waits_for_that_window_goes_on_as_it_empties(tmp_path):
     """Whoever makes all calls before the first wait."""
     with fake(tmp_path, ask_ack=True) as (_, ring):

@@ -13,6 +13,7 @@ from typing import Protocol
 from ringd import errors
 from ringd.client.channel import Payload
 from ringd.client.pool import Block
+from ringd.collective import kinds
 from ringd.collective.call import MAX_TEXT, Call
 from ringd.collective.eager import LONGEST
 from ringd.wire.border.messages import MAX_LOSS, Ref, Submit
@@ -346,7 +347,8 @@ class Session:
         last = op if then is None else then
         op.memory_made = last.memory_made = self.memory_made + op.memory
         op.length_made = last.length_made = self.length_made + op.length
-        short = op.length if op.length <= LONGEST else 0
+        whole = kinds.of(op.call).undivided  # others are eager up to the limit alone
+        short = op.length if whole and op.length <= LONGEST else 0
         op.short_made = last.short_made = self.short_made + short
         if then is not None:
             self.incomplete[then.seq] = then

@@ -28,7 +28,7 @@ TIMES = 8
 """How many times ``ops.eager_limit`` the tensors of all other ranks may have together."""
 
 LONGEST = 512 << 10
-"""Bytes of a tensor that may travel with its offer: a message has room for no more."""
+"""Bytes of a tensor that may travel with its offer, as ``ops.eager_limit`` may be no higher."""
 
 
 class EagerRule(NamedTuple):
