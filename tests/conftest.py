@@ -18,6 +18,7 @@ from netkit import PEER, Recorder, make_link, secrets, tcp_pair
 
 import ringd
 from ringd.border.limits import Limits
+from ringd.collective.reduction import quiet
 from ringd.loop import Loop
 from ringd.net.link import Link
 from tests import ownports
@@ -26,6 +27,8 @@ from tests.ringkit import PATIENT, connected
 
 # A shell has what it starts in the background ignore it, and so would what tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+quiet()  # as a daemon's thread is
 
 # The default deadline of 200 ms for each example says only how busy the machine is, and so does the
 # time that it takes to make them.

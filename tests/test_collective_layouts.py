@@ -334,5 +334,5 @@ def test_one_rank_on_each_machine_costs_no_search():
     assert 0 < completed < reduced
     for name in ("combine", "_place"):
         assert calls.pop(name) == reduced - completed
-    for name in ("_reduce", "_came", "_by_ufunc"):
+    for name in ("_reduce", "_came"):
         assert calls.pop(name) == reduced

@@ -225,8 +225,9 @@ def test_what_came_early_is_taken_in_order(entering, monkeypatch):
     neighbours, left = entering.neighbours, entering.neighbours.links["left"]
     for seq in (3, 4):
         neighbours.frame_received(left, *early(size=0, seq=seq))
-    for name, value in (("entering", None), ("in_ring", True), ("generation", 5)):
+    for name, value in (("entering", None), ("generation", 5)):
         monkeypatch.setattr(type(neighbours.machine), name, value)
+    neighbours.machine.in_use = 5
     neighbours._catch_up()
     assert [told[:3] for told in entering.user.told] == [(1, 0, 3), (1, 0, 4)]
 
@@ -236,8 +237,8 @@ def inside(home, monkeypatch):
     """Give a member of a ring of generation 5, with both links."""
     home.link("left")
     home.link("right")
-    for name, value in (("in_ring", True), ("generation", 5)):
-        monkeypatch.setattr(type(home.neighbours.machine), name, value)
+    monkeypatch.setattr(type(home.neighbours.machine), "generation", 5)
+    home.neighbours.machine.in_use = 5
     return home
 
 

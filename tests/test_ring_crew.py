@@ -88,6 +88,19 @@ def test_where_the_system_has_no_more_threads(monkeypatch, threads):
     assert sorted(done) == list(range(8))
 
 
+def test_its_threads_are_quiet():
+    """As the loop's is: none warns of what is odd in the numbers."""
+    states = []
+    together = threading.Barrier(2)
+
+    def piece():
+        together.wait(10)
+        states.append(set(np.geterr().values()))
+
+    ThreadCrew(2).carry_out([piece, piece])
+    assert states == [{"ignore"}, {"ignore"}]
+
+
 class Recorded(ThreadCrew):
     """Keeps how many pieces it was handed."""
 

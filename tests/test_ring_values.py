@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import ringd
+from tests.cluster import Cluster
 from tests.ieee import FORMATS, fold
 from tests.ringkit import everywhere
 
@@ -159,6 +160,18 @@ def test_a_mean_is_infinite_where_the_sum_is(calm: list[ringd.Ring], name: str, 
     ):
         assert np.isinf(ring_mean).all()
         assert np.isfinite(remedy).all()
+
+
+@pytest.mark.parametrize("count", [SMALL, LARGE])
+def test_nobody_warns_of_odd_numbers(
+    calm_cluster: Cluster, calm: list[ringd.Ring], count: int
+) -> None:
+    """They show in the result; a daemon's log is for what is wrong with the ring."""
+    x = np.full(count, 3e38, np.float32)
+    for result in everywhere(calm, lambda ring: ring.all_reduce(x)):
+        assert np.isinf(result).all()
+    for node in calm_cluster.nodes:
+        assert "Warning" not in node.log_path.read_text()
 
 
 @pytest.mark.parametrize("count", [SMALL, LARGE])

@@ -68,20 +68,19 @@ class Bfloat16:
     def encode(self, values: Array, out: Array) -> None:
         """As of a codec."""
         bits, halves = values.view(np.uint32), out.view(np.uint16)
-        with np.errstate(all="ignore"):
-            for start in range(0, len(values), STRETCH):
-                run = slice(start, start + STRETCH)
-                given, taken = bits[run], halves[run]
-                rounded = _WORK[: len(given)]
-                np.right_shift(given, 16, out=rounded)
-                rounded &= 1
-                rounded += 0x7FFF
-                rounded += given
-                rounded >>= 16
-                np.copyto(taken, rounded, casting="unsafe")
-                largest = np.maximum.reduce(values[run])  # carries NaN
-                if largest != largest:  # noqa: PLR0124  only a NaN
-                    np.copyto(taken, np.uint16(0x7FC0), where=np.isnan(values[run]))
+        for start in range(0, len(values), STRETCH):
+            run = slice(start, start + STRETCH)
+            given, taken = bits[run], halves[run]
+            rounded = _WORK[: len(given)]
+            np.right_shift(given, 16, out=rounded)
+            rounded &= 1
+            rounded += 0x7FFF
+            rounded += given
+            rounded >>= 16
+            np.copyto(taken, rounded, casting="unsafe")
+            largest = np.maximum.reduce(values[run])  # carries NaN
+            if largest != largest:  # noqa: PLR0124  only a NaN
+                np.copyto(taken, np.uint16(0x7FC0), where=np.isnan(values[run]))
 
     def decode(self, data: Array, out: Array) -> None:
         """As of a codec."""
@@ -123,15 +122,13 @@ class Int8:
 
     def encode(self, values: Array, out: Array) -> None:
         """As of a codec."""
-        with np.errstate(all="ignore"):
-            for run, place in stretches(self, len(values)):
-                self._encode(values[run], *self._parts(out[place], run))
+        for run, place in stretches(self, len(values)):
+            self._encode(values[run], *self._parts(out[place], run))
 
     def decode(self, data: Array, out: Array) -> None:
         """As of a codec."""
-        with np.errstate(all="ignore"):
-            for run, place in stretches(self, len(out)):
-                self._decode(*self._parts(data[place], run), out[run])
+        for run, place in stretches(self, len(out)):
+            self._decode(*self._parts(data[place], run), out[run])
 
     def _parts(self, data: Array, run: slice) -> tuple[Array, Array]:
         blocks = len(data) - (run.stop - run.start)

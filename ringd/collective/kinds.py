@@ -388,7 +388,9 @@ def _barrier(_inputs: Inputs, _target: Array) -> None:
 
 def _reduce(inputs: Inputs, target: Array) -> None:
     if len(target):
-        inputs.arithmetic.reduce_all([inputs.arrays[rank] for rank in inputs.summands], target)
+        arrays, order = inputs.arrays, inputs.order
+        summands = [arrays[rank] for rank in order] if order else arrays
+        inputs.arithmetic.reduce_all(summands, target)
 
 
 def _reduce_scatter(inputs: Inputs, target: Array) -> None:

@@ -7,7 +7,8 @@ Rules:
 * bool has no arithmetic: sum and max are *or*, prod and min are *and*. band, bor and bxor work on
   the bits of bool and integers.
 * Integers wrap. Floats overflow to infinity and carry NaN along, min and max included.
-  Nothing warns: what is odd in the numbers shows in the numbers.
+  What is odd in the numbers shows in the numbers; that nothing warns besides, a thread has of
+  :func:`quiet`.
 * A mean is the sum divided by the number of members, so it is infinite where the sum is;
   complex numbers are divided part by part, so that an infinite part does not spoil the finite
   one.
@@ -19,8 +20,9 @@ Rules:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -87,12 +89,26 @@ _BOOL_UFUNCS: dict[str, np.ufunc] = {
     "bxor": np.logical_xor,
 }
 
+
+class _Way(Protocol):
+    def __call__(self, a: Array, b: Array, /, *, out: Array) -> object:
+        """Reduce *a* and *b* into *out*."""
+
+
 _BLOCK = 16384
 """Elements that are taken through several steps at once: 64 KiB of float32 stay in the cache."""
 
 _RUN = 65536
 """Those that all inputs are reduced in before the next ones, which need no temporaries: so many
 that numpy's calls cost little beside them, and the result still stays in the cache."""
+
+
+def quiet() -> None:
+    """Have numpy not warn of overflow and the like in this thread, from now on.
+
+    Once for a thread that reduces, as it takes as long as some thousand elements.
+    """
+    np.seterr(all="ignore")
 
 
 def dtype_name(dtype: npt.DTypeLike) -> str:
@@ -173,17 +189,21 @@ class Reduction:
         dtype: of the inputs and the result.
         accumulator: dtype of partial results; float32 for float16 and bfloat16, else *dtype*.
         size: number of members.
+        wide: whether partial results have another dtype than the inputs.
     """
 
     __slots__ = (
         "_adds_float16",
         "_by",
+        "_combine",
+        "_complex",
         "_floating",
-        "_ufunc",
+        "_plain",
         "accumulator",
         "dtype",
         "operation",
         "size",
+        "wide",
     )
 
     def __init__(self, operation: str, dtype: npt.DTypeLike, size: int) -> None:
@@ -195,20 +215,18 @@ class Reduction:
         self.dtype = _BY_NAME[name]
         self.accumulator = _FLOAT32 if name in _HALVES else self.dtype
         self.size = size
+        self.wide = self.accumulator != self.dtype
         ufuncs = _BOOL_UFUNCS if self.dtype.kind == "b" else _UFUNCS
-        self._ufunc = ufuncs[operation]
-        self._floating = self.accumulator.kind in "fc"
+        self._plain: _Way = functools.partial(ufuncs[operation], dtype=self.accumulator)
+        self._complex = self.accumulator.kind == "c"
+        self._floating = self._complex or self.accumulator.kind == "f"
         self._adds_float16 = operation == "sum" and name == "float16"
-        self._by = self._by_ufunc
+        self._by: _Way = self._plain
         if self._floating and operation in ("min", "max"):
-            self._by = self._by_order if self.accumulator.kind == "f" else self._by_both_parts
-        elif self.accumulator.kind == "c" and operation == "prod":
-            self._by = self._by_parts
-
-    @property
-    def wide(self) -> bool:
-        """Whether partial results have another dtype than the inputs."""
-        return self.accumulator != self.dtype
+            self._by = self._by_both_parts if self._complex else self._by_order
+        elif self._complex and operation == "prod":
+            self._by = _by_parts
+        self._combine = self._by_blocks if self.wide else self._by
 
     @property
     def order_matters(self) -> bool:
@@ -223,8 +241,7 @@ class Reduction:
             b: likewise.
             out: of *accumulator*; may be *a* or *b* itself.
         """
-        with np.errstate(all="ignore"):
-            self._combine(a, b, out)
+        self._combine(a, b, out=out)
 
     def finish(self, partial: Array, out: Array) -> None:
         """Turn the reduction of all members' inputs into the result.
@@ -233,8 +250,21 @@ class Reduction:
             partial: of *accumulator*; for a mean it still holds the sum. May be changed.
             out: of *dtype*; may be *partial* itself. Rounding happens here and only here.
         """
-        with np.errstate(all="ignore"):
-            self._finish(partial, out)
+        if self.wide:
+            if self.operation == "mean":
+                np.divide(partial, partial.dtype.type(self.size), out=partial)
+            halves.narrow(partial, out)
+            return
+        if self._complex:
+            if self._by == self._by_both_parts:
+                spread_nans(partial)
+            partial, out = _parts(partial), _parts(out)
+        if self._floating:
+            unify_nans(partial)
+        if self.operation == "mean":
+            np.divide(partial, partial.dtype.type(self.size), out=out)
+        elif partial is not out:
+            np.copyto(out, partial)
 
     def complete(self, a: Array, b: Array, out: Array) -> None:
         """Reduce *a* and *b*, the last ones, and finish the result.
@@ -246,8 +276,18 @@ class Reduction:
             b: likewise.
             out: of *dtype*; may be *a* or *b* itself.
         """
-        with np.errstate(all="ignore"):
-            self._complete(a, b, out)
+        if not self.wide:
+            self._by(a, b, out=out)
+            self.finish(out, out)
+            return
+        for run in halves.blocks(len(out)):
+            x, y, result = a[run], b[run], out[run]
+            if self._adds_float16 and x.dtype == y.dtype and halves.add_float16(x, y, result):
+                continue
+            x, y = halves.widened(x, 0), halves.widened(y, 1)
+            partial = halves.partial(len(result))
+            self._by(x, y, out=partial)
+            self.finish(partial, result)
 
     def reduce_all(self, inputs: Sequence[Array], out: Array) -> None:
         """Reduce every member's input, in rank order, and finish the result.
@@ -258,22 +298,21 @@ class Reduction:
         """
         if len(inputs) != self.size:
             raise ValueError(f"{len(inputs)} inputs for a ring of {self.size}")
-        with np.errstate(all="ignore"):  # once, as it takes as long as some thousand elements
-            if self.wide and self.size == 2:  # noqa: PLR2004
-                self._complete(inputs[0], inputs[1], out)
-                return
-            scratch = np.empty(min(_RUN, len(out)), self.accumulator) if self.wide else None
-            if len(out) <= _RUN:
-                partial = out if scratch is None else scratch
-                self._merge(inputs, partial)
-                self._finish(partial, out)
-                return
-            for start in range(0, len(out), _RUN):
-                run = slice(start, start + _RUN)
-                result = out[run]
-                partial = result if scratch is None else scratch[: len(result)]
-                self._merge([member[run] for member in inputs], partial)
-                self._finish(partial, result)
+        if self.wide and self.size == 2:  # noqa: PLR2004
+            self.complete(inputs[0], inputs[1], out)
+            return
+        scratch = np.empty(min(_RUN, len(out)), self.accumulator) if self.wide else None
+        if len(out) <= _RUN:
+            partial = out if scratch is None else scratch
+            self.merge(inputs, partial)
+            self.finish(partial, out)
+            return
+        for start in range(0, len(out), _RUN):
+            run = slice(start, start + _RUN)
+            result = out[run]
+            partial = result if scratch is None else scratch[: len(result)]
+            self.merge([member[run] for member in inputs], partial)
+            self.finish(partial, result)
 
     def merge(self, inputs: Sequence[Array], partial: Array) -> None:
         """Reduce the inputs of some members, in their order, into a partial result.
@@ -282,55 +321,12 @@ class Reduction:
             inputs: one or more, of *dtype*.
             partial: of *accumulator*, apart from the inputs in memory.
         """
-        with np.errstate(all="ignore"):
-            self._merge(inputs, partial)
-
-    # What follows goes on within the caller's errstate.
-
-    def _merge(self, inputs: Sequence[Array], partial: Array) -> None:
         if len(inputs) == 1:
             self._take(inputs[0], partial)
-        else:
-            self._combine(inputs[0], inputs[1], partial)
+            return
+        self._combine(inputs[0], inputs[1], out=partial)
         for member in inputs[2:]:
-            self._combine(partial, member, partial)
-
-    def _combine(self, a: Array, b: Array, out: Array) -> None:
-        if not self.wide:
-            self._by(a, b, out)
-            return
-        for run in halves.blocks(len(out)):
-            self._by(halves.widened(a[run], 0), halves.widened(b[run], 1), out[run])
-
-    def _complete(self, a: Array, b: Array, out: Array) -> None:
-        if not self.wide:
-            self._by(a, b, out)
-            self._finish(out, out)
-            return
-        for run in halves.blocks(len(out)):
-            x, y, result = a[run], b[run], out[run]
-            if self._adds_float16 and x.dtype == y.dtype and halves.add_float16(x, y, result):
-                continue
-            x, y = halves.widened(x, 0), halves.widened(y, 1)
-            partial = halves.partial(len(result))
-            self._by(x, y, partial)
-            self._finish(partial, result)
-
-    def _finish(self, partial: Array, out: Array) -> None:
-        if self.wide:
-            if self.operation == "mean":
-                np.divide(partial, partial.dtype.type(self.size), out=partial)
-            halves.narrow(partial, out)
-            return
-        if self._by == self._by_both_parts:
-            spread_nans(partial)
-        if self._floating:
-            unify_nans(_parts(partial))
-        if self.operation == "mean":
-            partial, into = _parts(partial), _parts(out)
-            np.divide(partial, partial.dtype.type(self.size), out=into)
-        elif partial is not out:
-            np.copyto(out, partial)
+            self._combine(partial, member, out=partial)
 
     def _take(self, values: Array, out: Array) -> None:
         """Begin with one member's input, so that what follows makes a result of it."""
@@ -341,19 +337,23 @@ class Reduction:
         else:
             np.copyto(out, values)
 
-    # --- ways to combine: arrays of *accumulator* -----------------------------------------
+    # --- ways to combine -------------------------------------------------------------------
 
-    def _by_ufunc(self, a: Array, b: Array, out: Array) -> None:
-        self._ufunc(a, b, out=out, dtype=self.accumulator)
+    def _by_blocks(self, a: Array, b: Array, /, *, out: Array) -> None:
+        """Any way, where *a* and *b* may have the dtype of the inputs."""
+        for run in halves.blocks(len(out)):
+            self._by(halves.widened(a[run], 0), halves.widened(b[run], 1), out=out[run])
 
-    def _by_order(self, a: Array, b: Array, out: Array) -> None:
+    # Those that follow take arrays of *accumulator* alone.
+
+    def _by_order(self, a: Array, b: Array, /, *, out: Array) -> None:
         """Minimum or maximum of floats.
 
         Of two zeros processors return the first, the second or the right one. That matters only
         if one of them is negative, which is quickly seen, and rare.
         """
         if not (_has_negative_zero(a) or _has_negative_zero(b)):
-            self._by_ufunc(a, b, out)
+            self._plain(a, b, out=out)
             return
         least = self.operation == "min"
         unsigned, _ = NAN_BITS[self.accumulator]
@@ -370,7 +370,7 @@ class Reduction:
             if least:
                 np.negative(result, out=result)
 
-    def _by_both_parts(self, a: Array, b: Array, out: Array) -> None:
+    def _by_both_parts(self, a: Array, b: Array, /, *, out: Array) -> None:
         """Minimum or maximum of complex numbers: by the real parts, then by the imaginary ones.
 
         What has a NaN in either part is a NaN in both, so that the order of inputs does not matter.
@@ -387,16 +387,16 @@ class Reduction:
             np.copyto(result, np.where(first, x, y))
             result[lacking] = complex(np.nan, np.nan)
 
-    @staticmethod
-    def _by_parts(a: Array, b: Array, out: Array) -> None:
-        """Complex product; numpy's own is rounded otherwise where a processor fuses its steps."""
-        for start in range(0, len(out), _BLOCK):
-            x, y, result = (values[start : start + _BLOCK] for values in (a, b, out))
-            real = x.real * y.real
-            real -= x.imag * y.imag
-            imaginary = x.real * y.imag
-            imaginary += x.imag * y.real
-            result.real, result.imag = real, imaginary
+
+def _by_parts(a: Array, b: Array, /, *, out: Array) -> None:
+    """Complex product; numpy's own is rounded otherwise where a processor fuses its steps."""
+    for start in range(0, len(out), _BLOCK):
+        x, y, result = (values[start : start + _BLOCK] for values in (a, b, out))
+        real = x.real * y.real
+        real -= x.imag * y.imag
+        imaginary = x.real * y.imag
+        imaginary += x.imag * y.real
+        result.real, result.imag = real, imaginary
 
 
 def _has_negative_zero(values: Array) -> bool:

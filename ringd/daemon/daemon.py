@@ -13,6 +13,7 @@ import structlog
 from ringd import __version__
 from ringd.border.lock import SocketLock
 from ringd.border.server import BorderServer
+from ringd.collective.reduction import quiet
 from ringd.collective.view import View
 from ringd.config import load
 from ringd.config.settings import LOG_LEVELS, Config
@@ -177,6 +178,7 @@ class Daemon:
                     loop, config, self._neighbours, self._programs, border, counters=counters
                 )
             heap.settle()
+            quiet()
             loop.run()
         finally:
             self._streams.close(self._ends)

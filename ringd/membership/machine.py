@@ -142,6 +142,9 @@ class Machine:
         self._proposal: Propose | None = None
         self._commit: Commit | None = None
         self._ring: Commit | None = None
+        self.in_use: int | None = None
+        """The generation of the ring that is in use here, between Ready and Broken; None without
+        one."""
         self._believed: LinkState | None = None
         """What others said last of this member that it has not said."""
 
@@ -154,7 +157,7 @@ class Machine:
 
     @property
     def generation(self) -> int:
-        """The highest generation persisted here; the one in use while :attr:`in_ring`."""
+        """The highest generation persisted here; that of :attr:`in_use`, if there is one."""
         return self._storage.stored.generation
 
     @property
@@ -164,8 +167,8 @@ class Machine:
 
     @property
     def in_ring(self) -> bool:
-        """Whether a ring is in use here: between Ready and Broken."""
-        return self._ring is not None
+        """Whether a ring is in use here."""
+        return self.in_use is not None
 
     @property
     def entering(self) -> int | None:
@@ -417,7 +420,7 @@ class Machine:
 
     def _enter(self, commit: Commit) -> None:
         self._commit = None
-        self._ring = commit
+        self._ring, self.in_use = commit, commit.generation
         self._move(Event.FORMED, f"generation {commit.generation}")
         self._out.append(Ready(commit.generation))
 
@@ -425,7 +428,7 @@ class Machine:
         """End whatever rests on how things were before *event*."""
         self._proposal = self._commit = self._round = None
         if self._ring is not None:
-            self._ring = None
+            self._ring = self.in_use = None
             self._out.append(Broken(_reason(event, detail)))
         self._move(event, detail)
 

@@ -309,32 +309,30 @@ class Link:
             self._write()
 
     def _read(self) -> None:
-        try:
-            self._read_turn()
-        except FrameError as error:
-            self._broken(error)
-
-    def _read_turn(self) -> None:
+        """Take what has come, for a turn."""
         incoming = self._incoming
         budget = TURN
         now = self._loop.now()
         until = now + TURN_SECONDS
-        while budget > 0 and now < until and not self._closed:
-            try:
-                got = incoming.receive(self._sock)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._lost(describe(error), "broken")
-                return
-            if not got:
-                self._lost("connection closed by peer", "closed")
-                return
-            self.bytes_in += got
-            now = self._pulse.heard = self._loop.now()
-            if not incoming.advance(got):
-                return  # the socket is drained: no need to be told so
-            budget -= got
+        try:
+            while budget > 0 and now < until and not self._closed:
+                try:
+                    got = incoming.receive(self._sock)
+                except BlockingIOError:
+                    return
+                except OSError as error:
+                    self._lost(describe(error), "broken")
+                    return
+                if not got:
+                    self._lost("connection closed by peer", "closed")
+                    return
+                self.bytes_in += got
+                now = self._pulse.heard = self._loop.now()
+                if not incoming.advance(got):
+                    return  # the socket is drained: no need to be told so
+                budget -= got
+        except FrameError as error:
+            self._broken(error)
 
     def _destination(self, header: Header) -> memoryview | None:
         body = self._handler.data_buffer(self, header)
@@ -358,7 +356,8 @@ class Link:
 
     def _flush(self) -> None:
         self._flush_queued = False
-        self.kick()
+        if not self._blocked:
+            self._write()
 
     def _write(self) -> None:
         if self._writing:

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from ringd.collective.reduction import quiet
+
 Piece = Callable[[], None]
 
 MOST = 4
@@ -56,7 +58,7 @@ class ThreadCrew:
     def _call_for_help(self, left: deque[Piece]) -> list[Future[None]]:
         """Have the threads begin with what is *left*; return what each is to do."""
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(self._size - 1, "crew")
+            self._threads = ThreadPoolExecutor(self._size - 1, "crew", quiet)
         helpers: list[Future[None]] = []
         try:
             while len(helpers) < min(self._size, len(left)) - 1:

@@ -437,8 +437,8 @@ class Neighbours:
 
         *origin*: the member from which it comes, where it is passed on.
         """
-        link = self.links.get(side)
-        if link is None or not self.machine.in_ring:
+        link, generation = self.links.get(side), self.machine.in_use
+        if link is None or generation is None:
             return
         head = control.encode(message)
         if self._config.ops.checksum:
@@ -447,7 +447,7 @@ class Neighbours:
         header = Header(
             FrameType.GROUP,
             length=len(head) + len(data),
-            generation=self.machine.generation,
+            generation=generation,
             group=gid,
             seq=seq,
             index=len(head),
@@ -523,7 +523,9 @@ class Neighbours:
     def frame_received(self, link: Link, header: Header, payload: memoryview) -> None:
         """Take a membership, group or stream frame from a neighbour."""
         try:
-            if header.type is FrameType.MEMBERSHIP:
+            if header.type is FrameType.GROUP:
+                self._group_frame(link, header, payload)
+            elif header.type is FrameType.MEMBERSHIP:
                 message = control.decode_membership(payload)
                 now = self._loop.now()
                 self._perform(self.machine.received(link.side, message, now))
@@ -532,17 +534,15 @@ class Neighbours:
                 self.inquiries.received(link.side, inquiry)
             elif header.type is FrameType.CREDIT:
                 self._credit(link, header)
-            elif header.type is FrameType.STREAM:
-                self._stream_frame(link, header, payload)
             else:
-                self._group_frame(link, header, payload)
+                self._stream_frame(link, header, payload)
         except control.DecodeError as error:
             raise FrameError(f"bad message: {error}") from None
 
     def _group_frame(self, link: Link, header: Header, payload: memoryview) -> None:
         if header.origin >= self.size or header.until >= self.size:
             raise FrameError("a group message of or to a member that there is not")
-        if not self._is_of_now(link, header, payload):
+        if header.generation != self.machine.in_use and not self._is_of_now(link, header, payload):
             return
         message = control.decode_group(bytes(payload[: header.index]), self.size)
         data = payload[header.index :] if header.length > header.index else b""
@@ -560,7 +560,7 @@ class Neighbours:
 
     def _is_of_now(self, link: Link, header: Header, payload: memoryview) -> bool:
         """Whether a frame is of the ring's generation; one of the next one is kept for that."""
-        if header.generation == self.machine.generation and self.machine.in_ring:
+        if header.generation == self.machine.in_use:
             return True
         if header.generation == self.machine.entering:
             # Others were faster to write it down. What they say now would be kept in any case.
@@ -633,7 +633,7 @@ class Neighbours:
     def _credit(self, link: Link, header: Header) -> None:
         """Take a credit, or pass it on."""
         self._check_way(header)
-        if not self.machine.in_ring or header.generation != self.machine.generation:
+        if header.generation != self.machine.in_use:
             self._counters.dropped_frames["of another generation"] += 1
         elif header.until == self.rank:
             self.kick(self._bulk.credit(header))
@@ -648,7 +648,7 @@ class Neighbours:
 
     def next_data(self, link: Link) -> tuple[Header, memoryview] | None:
         """Give a link its next chunk."""
-        if not self.machine.in_ring:
+        if self.machine.in_use is None:
             return None
         return self._bulk.next_chunk(link.side)
 

@@ -70,16 +70,15 @@ class PlainWriter:
 
     def whole(self, header: Header, *payload: Buffer) -> bytes:
         """See :class:`Writer`."""
-        return b"".join((self._head(header), *payload))
+        head = frames.pack(header, self._number)
+        self._number += 1
+        return b"".join((head, *payload))
 
     def parts(self, header: Header, *payload: Buffer) -> list[Buffer]:
         """See :class:`Writer`."""
-        return [self._head(header), *payload]
-
-    def _head(self, header: Header) -> bytes:
-        number = self._number
+        head = frames.pack(header, self._number)
         self._number += 1
-        return frames.pack(header, number)
+        return [head, *payload]
 
 
 class PlainReader:
