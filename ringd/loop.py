@@ -282,15 +282,20 @@ class Loop:
 
     def _iterate(self, timeout: float | None) -> None:
         ready = self._wait(timeout)
-        now = self.now()
-        due = self._earliest()
-        if due is not None and now - due > PAUSE_THRESHOLD:
-            for pause_callback in list(self._pause_callbacks):
-                pause_callback(now - due)
+        now, timers = self.now(), self._timers
+        if timers and now - timers[0][0] > PAUSE_THRESHOLD:
+            self._notice_pause(now)
         for key, events in ready:
             key.data.callback(events)
-        if self._timers and self._timers[0][0] <= now:
+        if timers and timers[0][0] <= now:
             self._run_timers(now)
+
+    def _notice_pause(self, now: float) -> None:
+        """Tell of a pause, unless the timer that is late was cancelled."""
+        due = self._earliest()
+        if due is not None and now - due > PAUSE_THRESHOLD:
+            for callback in list(self._pause_callbacks):
+                callback(now - due)
 
     def _earliest(self) -> float | None:
         timers = self._timers
