@@ -68,7 +68,7 @@ def offer(what=None, *, outcome="", message="", prompt=False):
     """Return a member's part in a call."""
     return Offer(
         call=call() if what is None else what,
-        done=0,
+        behind=0,
         eager=True,
         prompt=prompt,
         outcome=outcome,

@@ -72,7 +72,9 @@ def out_of_bounds(message):
         if isinstance(value, bool):
             wrong = []
         elif isinstance(value, int):
-            wrong = [-1, 0] if name in JOIN_IDS else [-1, (1 << 64) - 1, 1 << 63, MAX_SEQUENCE + 1]
+            least = -MAX_SEQUENCE if name == "behind" else 0
+            wrong = [(1 << 64) - 1, 1 << 63, MAX_SEQUENCE + 1, least - 1]
+            wrong = [-1, 0] if name in JOIN_IDS else wrong
         elif isinstance(value, str):
             wrong = ["x" * 5000]
         elif isinstance(value, tuple) and value and isinstance(value[0], int):

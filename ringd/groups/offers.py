@@ -84,7 +84,7 @@ class Offers:
             payload = None
         offer = Offer(
             call=submission.call,
-            done=self._ledger.announced_floor(),
+            behind=op.seq - self._ledger.announced_floor(),
             eager=payload is not None,
             prompt=submission.hold,
             outcome=OK if op.has_result else op.outcome,
@@ -109,7 +109,7 @@ class Offers:
     ) -> None:
         """A member's part in op *seq* arrived."""
         self._session.count(rank, seq)
-        self._calls.peer_done(rank, offer.done)
+        self._calls.peer_done(rank, seq - offer.behind)
         if seq >= self._ledger.released:
             op = self._calls.op(seq, now)
             offer = self._believable(rank, seq, offer, payload)

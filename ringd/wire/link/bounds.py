@@ -54,6 +54,8 @@ def counted_on(told: int, own: int) -> bool:
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 Sequence = Annotated[int, msgspec.Meta(ge=0, le=MAX_SEQUENCE)]
+Distance = Annotated[int, msgspec.Meta(ge=-MAX_SEQUENCE, le=MAX_SEQUENCE)]
+"""Between two of them."""
 JoinId = Annotated[int, msgspec.Meta(ge=1)]
 """Up to 2**64 - 1, as MessagePack has no greater number."""
 Member = Annotated[int, msgspec.Meta(ge=0, lt=MAX_MEMBERS)]

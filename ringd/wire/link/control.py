@@ -27,6 +27,7 @@ from ringd.wire.link.bounds import (
     Code,
     Count,
     Counts,
+    Distance,
     GroupName,
     Instance,
     JoinId,
@@ -204,8 +205,9 @@ class Offer(msgspec.Struct, frozen=True, array_like=True, tag="offer"):
     """A member's part in the op ``(frame.group, frame.seq)``; small payloads follow at once."""
 
     call: Call
-    done: Sequence
-    """The sender has an outcome for every op of the session below this number."""
+    behind: Distance
+    """The sender has an outcome for every op of the session below the number that is so many before
+    this op's. It is told thus so that calls that are made in turn are offered in the same words."""
     eager: bool
     """The payload rides with this message."""
     prompt: bool
@@ -260,7 +262,16 @@ DecodeError = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 def encode(message: MembershipMessage | Inquiry | GroupMessage) -> bytes:
     """Return the MessagePack form of *message*, whose texts are brought within their bounds."""
+    if type(message) is Offer and not message.call.counts:
+        return _known_words(message)
+    return _encode(message)
+
+
+def _encode(message: MembershipMessage | Inquiry | GroupMessage) -> bytes:
     return _encoder.encode(_cleaned(message))
+
+
+_known_words = lru_cache(maxsize=256)(_encode)
 
 
 def decode_membership(data: bytes | memoryview) -> MembershipMessage:

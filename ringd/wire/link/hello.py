@@ -17,9 +17,9 @@ from ringd.wire.link.agreement import SECRET_SIZE, Protection, Secrets
 from ringd.wire.link.bounds import Count, Instance
 
 MAGIC = b"RNGD"
-VERSION = 5
-"""Of all that follows; 1 had a hello without the instance, up to 3 it had no share, and up to 4
-tensors of few ranks travelled in chunks, shorter ones than now."""
+VERSION = 6
+"""Of all that follows; 1 had a hello without the instance, up to 3 it had no share, up to 4 tensors
+of few ranks travelled in chunks, shorter ones than now, and up to 5 an offer named its floor."""
 MAX_MESSAGE = 16 * 1024
 """Bytes of a message's body at most."""
 NONCE_SIZE = 32
