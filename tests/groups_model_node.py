@@ -296,10 +296,11 @@ class Node:
             return
         assert action.payloads is not None
         view, calls = action.view, action.calls
-        dtype, reduction = _arithmetic(calls[view.rank], view.size)
+        call = calls[view.rank]
+        dtype, reduction = _arithmetic(call.kind, call.reduction, call.dtype, view.size)
         inputs = [flat(payload, dtype) for payload in action.payloads]
         target = flat(memoryview(self._target(action)), dtype)
-        kinds.of(calls[view.rank]).compute(
+        kinds.of(call).compute(
             kinds.Inputs(inputs, calls, view.rank, reduction, view.order), target
         )
         self._finished(action)
@@ -308,7 +309,8 @@ class Node:
         """Begin with a large call once all ranks here are ready for it."""
         view, calls = action.view, action.calls
         runs = [self.running.get((action.gid, rank, action.seq)) for rank in view.here]
-        dtype, reduction = _arithmetic(calls[view.rank], view.size)
+        call = calls[view.rank]
+        dtype, reduction = _arithmetic(call.kind, call.reduction, call.dtype, view.size)
         sources, targets = [], []
         for run in runs:
             if run is None:

@@ -101,7 +101,8 @@ class Member:
     def compute(self, run):
         """Compute a small call, and arrange a large one."""
         rank, size = run.view.rank, run.view.size
-        dtype, reduction = _arithmetic(run.calls[rank], size)
+        call = run.calls[rank]
+        dtype, reduction = _arithmetic(call.kind, call.reduction, call.dtype, size)
         self.computed += 1
         if run.payloads is None:
             layout = Layout.of(run.view.places, run.view.place)

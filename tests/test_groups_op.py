@@ -94,6 +94,42 @@ def test_an_op_knows_whether_it_failed_anywhere():
     assert not op.refused
 
 
+def after(way):
+    """Return an op that went *way*, of moves and of (move, outcome) where it ends."""
+    op = Op(0, 2, 0.0)
+    for step in way:
+        if isinstance(step, tuple):
+            op.end(step[1], move=step[0])
+        else:
+            op.move(step)
+    return op
+
+
+def ways():
+    """Give the shortest way to each phase and outcome."""
+    found, todo = {}, [()]
+    for way in todo:
+        op = after(way)
+        if found.setdefault((op.phase, op.outcome), way) is not way:
+            continue
+        for phase, move in MOVES:
+            if phase is op.phase and move in {Move.END, Move.KEEP}:
+                todo += [(*way, (move, outcome)) for outcome in (OK, "mismatch")]
+            elif phase is op.phase:
+                todo.append((*way, move))
+    return found.values()
+
+
+@pytest.mark.parametrize("way", ways())
+def test_what_follows_from_the_phase_and_the_outcome_is_kept_with_them(way):
+    """After each move, and also where an op is reset or ends by another one."""
+    op = after(way)
+    assert op.active == (op.phase in {Phase.RUNNING, Phase.LENDING, Phase.SERVING})
+    assert op.ended == (op.phase in {Phase.ENDED, Phase.SERVING}) == (op.outcome != "")
+    assert op.failed == (op.outcome not in {"", OK})
+    assert op.has_result == (op.outcome == OK or op.phase in {Phase.HELD, Phase.LENDING})
+
+
 # --- marks ----------------------------------------------------------------------------
 
 ROW = re.compile(r"\| `(\w+)` \| .+? \| (.*?) ?\| (.*?) ?\|")
@@ -102,6 +138,8 @@ MARKS = {mark: (used, forgotten) for mark, used, forgotten in ROW.findall(op_mod
 
 IDENTITY = {"seq", "size"}
 PHASE = {"phase", "outcome", "message"}
+FOLLOWS = {"active", "ended", "failed", "has_result"}
+"""What follows from these."""
 MARKED = {
     "submission": object(),
     "since": 5.0,
@@ -133,7 +171,7 @@ def marked():
 def test_whatever_is_no_phase_is_in_the_table_of_marks():
     """No flag is left to itself."""
     fields = {field.name for field in dataclasses.fields(Op)}
-    assert set(MARKS) == set(MARKED) == fields - IDENTITY - PHASE
+    assert set(MARKS) == set(MARKED) == fields - IDENTITY - PHASE - FOLLOWS
 
 
 @pytest.mark.parametrize("event", ["reset", "end"])

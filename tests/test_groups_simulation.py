@@ -303,7 +303,9 @@ def let_lenders_write(monkeypatch):
     """Do not say that others may need what a call had lent which its deadline has ended."""
     tell = Caller.tell_outcome
     monkeypatch.setattr(
-        Caller, "tell_outcome", lambda self, op, released, **_: tell(self, op, released)
+        Caller,
+        "tell_outcome",
+        lambda self, op, released, *, again=False, **_: tell(self, op, released, again=again),
     )
 
 

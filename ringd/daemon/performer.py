@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import repeat
 from typing import Any, cast
 
 import numpy as np
@@ -15,7 +16,6 @@ from ringd import errors
 from ringd.border.accounts import Held
 from ringd.border.client import Client
 from ringd.collective import kinds
-from ringd.collective.call import Call
 from ringd.collective.layout import Layout
 from ringd.collective.reduction import Array, Reduction, dtype_from_name
 from ringd.collective.view import View
@@ -49,12 +49,6 @@ class Buffers:
     result: Array | None = None
     """An inline result, once there is one."""
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the input or of the result, whichever has more."""
-        given = self.result.nbytes if self.target is None and self.result is not None else 0
-        return max(self.source.nbytes, given if self.target is None else self.target.nbytes)
-
 
 @dataclass(slots=True)
 class Computation:
@@ -72,7 +66,9 @@ class Performer:
     follow from one of them (a small call has its result at once) wait for all before them.
 
     Args:
-        on_finished: Called with an op's session, rank and number when its computation is through.
+        on_finished: Called with an op's session, rank and number when its computation is through;
+            returns the actions that follow.
+        on_performed: Called when all actions are carried out, of any number of events.
     """
 
     def __init__(
@@ -84,7 +80,8 @@ class Performer:
         recorder: Recorder,
         *,
         counters: Counters,
-        on_finished: Callable[[int, int, int], None],
+        on_finished: Callable[[int, int, int], Sequence[groups.Action]],
+        on_performed: Callable[[], None],
     ) -> None:
         self._loop = loop
         self.config = config
@@ -94,6 +91,7 @@ class Performer:
         self._recorder = recorder
         self._counters = counters
         self._finished = on_finished
+        self._performed = on_performed
         self._log = structlog.get_logger("groups")
         self.bulk = Bulk(
             view.rank,
@@ -128,12 +126,12 @@ class Performer:
             groups.Dropped: self._count_dropped,
         }
 
-    def perform(self, actions: Sequence[groups.Action]) -> bool:
-        """Carry *actions* out, after all that were handed over before; whether that is done."""
+    def perform(self, actions: Sequence[groups.Action]) -> None:
+        """Carry *actions* out, after all that were handed over before."""
         queue = self._queue
         queue.extend(actions)
         if self._performing:  # called by an action, whose caller goes on with these
-            return False
+            return
         self._performing = True
         try:
             while queue:
@@ -141,7 +139,7 @@ class Performer:
                 self._doers[type(action)](action)
         finally:
             self._performing = False
-        return True
+        self._performed()
 
     # --- towards the other members ----------------------------------------------------
 
@@ -167,16 +165,15 @@ class Performer:
         if action.payloads is None:
             self._run_large(action)
             return
-        calls, rank, size = action.calls, action.view.rank, action.view.size
+        view, calls = action.view, action.calls
+        rank = view.rank
         call = calls[rank]
-        dtype, reduction = _arithmetic(call, size)
+        dtype, reduction = _arithmetic(call.kind, call.reduction, call.dtype, view.size)
         target = self._target(action, dtype)
-        self._began(action)
-        inputs = [flat(payload, dtype) for payload in action.payloads]
-        kinds.of(call).compute(
-            kinds.Inputs(inputs, calls, rank, reduction, action.view.order), target
-        )
-        self._finished(action.gid, rank, action.seq)
+        inputs = list(map(flat, action.payloads, repeat(dtype)))
+        kinds.of(call).compute(kinds.Inputs(inputs, calls, rank, reduction, view.order), target)
+        # What follows waits for all actions that were there before.
+        self._queue.extend(self._finished(action.gid, rank, action.seq))
 
     def _run_large(self, action: groups.Run) -> None:
         """Compute a large op, once all ranks here are ready for it."""
@@ -186,19 +183,17 @@ class Performer:
         if len(computation.runs) < len(view.here):
             return
         runs = sorted(computation.runs, key=lambda run: run.view.rank)
-        dtype, reduction = _arithmetic(action.calls[view.rank], view.size)
+        call = action.calls[view.rank]
+        dtype, reduction = _arithmetic(call.kind, call.reduction, call.dtype, view.size)
         targets = [self._target(run, dtype) for run in runs]
-        sources = []
-        for run in runs:
-            self._began(run)
-            buffers: Buffers = run.submission.buffers
-            sources.append(flat(buffers.source, dtype))
+        sources = [flat(run.submission.buffers.source, dtype) for run in runs]
         self.bulk.start(key, view, _layout(view), action.calls, reduction, sources, targets)
         self._neighbours.kick(view.side)
 
     def _target(self, action: groups.Run, dtype: np.dtype[Any]) -> Array:
-        """Return where the result of a rank here goes."""
+        """Return where the result of a rank here goes, which is computed now."""
         buffers: Buffers = action.submission.buffers
+        buffers.started = self._loop.now()
         if buffers.target is not None and not action.serve:
             return flat(buffers.target, dtype)
         # To serve: the client has its result, and may have changed it since.
@@ -211,14 +206,10 @@ class Performer:
                 buffers.held.grow(target.nbytes)
         return target
 
-    def _began(self, action: groups.Run) -> None:
-        buffers: Buffers = action.submission.buffers
-        buffers.started = self._loop.now()
-
     def _computed(self, gid: int, seq: int) -> None:
         """A large op is through."""
         for run in self._computations.pop((gid, seq)).runs:
-            self._finished(gid, run.view.rank, seq)
+            self.perform(self._finished(gid, run.view.rank, seq))
 
     def _stop(self, action: groups.Stop) -> None:
         if self._computations.pop((action.gid, action.seq), None) is not None:
@@ -303,8 +294,11 @@ class Performer:
 
     def _record(self, action: groups.Report, client: Client, buffers: Buffers | None) -> None:
         submission, now, code = action.submission, self._loop.now(), action.code
-        nbytes = 0 if buffers is None else buffers.nbytes
-        submitted = now if buffers is None else buffers.submitted
+        nbytes, submitted, started = 0, now, None
+        if buffers is not None:
+            submitted, started = buffers.submitted, buffers.started
+            result = buffers.result if buffers.target is None else buffers.target
+            nbytes = max(buffers.source.nbytes, 0 if result is None else result.nbytes)
         calls = self._counters.of_kind(submission.call.kind)
         if code == OK:
             calls.completed(now - submitted, nbytes)
@@ -319,7 +313,7 @@ class Performer:
                 call=submission.call,
                 nbytes=nbytes,
                 submitted=submitted,
-                started=None if buffers is None else buffers.started,
+                started=started,
                 outcome=code,
             )
         )
@@ -357,17 +351,16 @@ class Performer:
         self._counters.dropped_messages[action.reason] += 1
 
 
-def _arithmetic(call: Call, size: int) -> tuple[np.dtype[Any], Reduction | None]:
-    kind = kinds.of(call)
-    dtype = dtype_from_name(call.dtype) if kind.data else _BYTES
-    return dtype, _reduction(call.reduction, call.dtype, size) if kind.reduces else None
+@lru_cache(maxsize=256)
+def _arithmetic(
+    kind: str, operation: str, dtype: str, size: int
+) -> tuple[np.dtype[Any], Reduction | None]:
+    """Return what the elements of such a call are, and how they are reduced if they are."""
+    known = kinds.KINDS[kind]
+    elements = dtype_from_name(dtype) if known.data else _BYTES
+    return elements, Reduction(operation, elements, size) if known.reduces else None
 
 
 @lru_cache(maxsize=256)
 def _layout(view: View) -> Layout:
     return Layout.of(view.places, view.place)
-
-
-@lru_cache(maxsize=256)
-def _reduction(operation: str, dtype: str, size: int) -> Reduction:
-    return Reduction(operation, dtype_from_name(dtype), size)

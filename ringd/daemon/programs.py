@@ -86,7 +86,9 @@ class Programs:
             recorder,
             counters=counters,
             on_finished=self._finished,
+            on_performed=self._arm,
         )
+        self._perform = self.performer.perform
         self._clients: set[Client] = set()
         self._tick: Timer | None = None
         self._tick_due = 0.0
@@ -356,12 +358,8 @@ class Programs:
         now = self._loop.now()
         self._perform(self.engine.received(origin, rank, gid, seq, message, payload, now))
 
-    def _finished(self, gid: int, rank: int, seq: int) -> None:
-        self._perform(self.engine.finished(gid, rank, seq, self._loop.now()))
-
-    def _perform(self, actions: Sequence[groups.Action]) -> None:
-        if self.performer.perform(actions):
-            self._arm()
+    def _finished(self, gid: int, rank: int, seq: int) -> Sequence[groups.Action]:
+        return self.engine.finished(gid, rank, seq, self._loop.now())
 
     # --- time -------------------------------------------------------------------------
 

@@ -40,17 +40,9 @@ class Caller:
         """Whether it has yet to say how some calls ended under a former daemon."""
         return not self.left and self.next_seq < self.expected
 
-    @property
-    def horizon(self) -> int:
-        """The number that its next op has, once it has handed over again what it had to.
-
-        What others know of may be ahead of that by their window: they need our op's end to go on.
-        """
-        return max(self.next_seq, self.expected)
-
     def will_resubmit(self, seq: int) -> bool:
         """Whether it is about to hand op *seq* over again, having come back."""
-        return self.returning and self.next_seq <= seq < self.expected
+        return self.next_seq <= seq < self.expected and self.returning
 
     def has(self, op: Op) -> bool:
         """Whether it is sure to have *op*'s outcome; one that left is not waited for."""
@@ -70,30 +62,30 @@ class Caller:
         if self.client is not None:
             self.out.append(TellSession(self.client, self.join_id, join_ids, places))
 
-    def tell_outcome(self, op: Op, released: int, *, keep: bool = False) -> None:
-        """Tell it how *op* ended, if it called that and was not told before."""
-        if op.submission is not None and op.told is Told.NO:
+    def tell_outcome(
+        self, op: Op, released: int, *, keep: bool = False, again: bool = False
+    ) -> None:
+        """Tell it how *op* ended, if it called that and was not told before.
+
+        *again*: if it was, once more, as an interrupt may have lost that.
+        """
+        submission = op.submission
+        if submission is None or again is (op.told is Told.NO):
+            return
+        if not again:
             op.told = Told.YES
-            self._report(op, released, keep=keep, again=False)
-
-    def tell_outcome_again(self, op: Op, released: int) -> None:
-        """Tell it once more what an interrupt may have lost."""
-        if op.told is not Told.NO:
-            self._report(op, released, keep=False, again=True)
-
-    def _report(self, op: Op, released: int, *, keep: bool, again: bool) -> None:
-        if self.client is None or op.submission is None:
+        if self.client is None:
             return
         self.told = released
         self.out.append(
             Report(
                 client=self.client,
                 join_id=self.join_id,
-                submission=op.submission,
+                submission=submission,
                 code=op.outcome,
                 message=op.message,
                 released=released,
-                ack=op.outcome != OK or (op.prompt and not op.submission.sealed),
+                ack=op.outcome != OK or (op.prompt and not submission.sealed),
                 keep=keep,
                 again=again,
             )

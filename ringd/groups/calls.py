@@ -54,7 +54,7 @@ class Calls:
         op = self.ops.get(seq)
         if op is None:
             op = self.ops[seq] = Op(seq, self._session.view.size, now)
-            if self._lost(seq):
+            if self.limit is not None and self._lost(seq):
                 self.end(op, *self.loss)
         return op
 
@@ -81,14 +81,18 @@ class Calls:
 
     def peer_done(self, rank: int, floor: int) -> None:
         """A member has outcomes for all ops below *floor*."""
-        before = self._ledger.done[rank]
-        if self._ledger.rise(rank, floor):
-            # As a rule it is one op of hundreds; but a floor may be anything.
-            one_by_one = floor - before < len(self.ops)
-            for seq in range(before, floor) if one_by_one else list(self.ops):
-                if before <= seq < floor and (op := self.ops.get(seq)) is not None:
-                    self.go_on(op)
-            self._ledger.release()
+        done = self._ledger.done
+        before = done[rank]
+        if floor <= before:
+            return
+        done[rank] = floor
+        # As a rule it is one op of hundreds; but a floor may be anything.
+        one_by_one = floor - before < len(self.ops)
+        for seq in range(before, floor) if one_by_one else list(self.ops):
+            op = self.ops.get(seq) if before <= seq < floor else None
+            if op is not None and op.phase is Phase.HELD:  # perhaps for that member
+                self.go_on(op)
+        self._ledger.release()
 
     def peer_read_input(self, rank: int, seq: int) -> None:
         """A member needs no input of op *seq* again, for which somebody waits."""
@@ -110,8 +114,9 @@ class Calls:
         """Take *op* as far as the polls, and the other members' parts and needs, allow."""
         if op.polls:
             return
-        if op.phase is Phase.FINISHED and not op.computing:
-            self._succeed(op)
+        if op.phase is Phase.FINISHED:
+            if not (op.waits_for_all and op.computing):
+                self._succeed(op)
         elif op.phase is Phase.HELD:
             if not self._input_is_needed(op):
                 self._end_well(op)
@@ -123,16 +128,17 @@ class Calls:
         assert submission is not None  # noqa: S101 - what ran here was submitted here
         if submission.sealed:
             self._out.append(Seal(self._caller.join_id, submission))
-        if not submission.hold:
-            self._end_well(op)
-            self._ledger.announce(op)
-            return
-        op.move(Move.HOLD)
-        self._ledger.announce(op)
-        if op.overdue:
-            self.keep_input(op)
+        if submission.hold:
+            op.move(Move.HOLD)
         else:
-            self.go_on(op)
+            self._end_well(op)
+        if op.prompt:
+            self._ledger.announce(op)
+        if op.phase is Phase.HELD:
+            if op.overdue:
+                self.keep_input(op)
+            else:
+                self.go_on(op)
 
     def _input_is_needed(self, op: Op) -> bool:
         # A client that is gone overwrites nothing.

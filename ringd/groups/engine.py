@@ -20,7 +20,7 @@ from ringd.groups.reasons import Reasons
 from ringd.groups.roll import Roll, stay_of
 from ringd.groups.seat import Join, Seat
 from ringd.groups.session import MAX_JOIN_ID, Session
-from ringd.groups.timing import OpTimers, Timing
+from ringd.groups.timing import NEVER, OpTimers, Timing
 from ringd.wire.link.control import (
     Closed,
     Computed,
@@ -67,6 +67,8 @@ class Engine:
         self._rules = rules
         self._about_holder = about_holder
         self._out: list[Action] = []
+        self.next_deadline: float | None = None
+        """When :meth:`tick` wants to be called next; None for not at all."""
         self._mail = mail = Mail(view, self._out)
         self.roll = roll = Roll(mail, Absences(view, reattach))
         self._reasons = reasons = Reasons(roll, missing_members, slow_disks)
@@ -145,11 +147,15 @@ class Engine:
         objection = "attach to the group first"
         if seat is not None and seat.caller.client == client and seat.left is None:
             seat.ledger.ack(submission.acked)
-            objection = seat.submissions.objection(submission, self._window)
+            objection = seat.submissions.fault(submission, self._window)
+            if objection:
+                objection = f"{seat.session.title(submission.seq)} {objection}"
         if seat is None or objection:
             self._out.append(Free(submission))
             return self._deny(client, join_id, Refused.code, objection, now)
-        if not seat.submissions.repeated(submission):
+        if submission.seq < seat.caller.next_seq:
+            seat.submissions.take_again(submission)
+        else:
             if self._reasons.broken and not self.roll.up and not submission.outcome:
                 self._fail(stay_of(seat))
             op = seat.submissions.take(submission, now)
@@ -232,11 +238,10 @@ class Engine:
         elif seats is None:
             self._pass_on(origin, rank, gid, seq, message)
         elif isinstance(message, Poll):  # those beside it get it one after the other
-            self._tell(seats[min(seats)], Letter(rank, gid, seq, message), now)
+            self._tell(seats[min(seats)], rank, seq, message, b"", now)
         else:
-            letter = Letter(rank, gid, seq, message, payload)
             for seat in seats.values() if len(seats) == 1 else list(seats.values()):
-                self._tell(seat, letter, now)
+                self._tell(seat, rank, seq, message, payload, now)
         return self._finish(now)
 
     def _pass_on(self, origin: int, rank: int, gid: int, seq: int, message: GroupMessage) -> None:
@@ -246,17 +251,36 @@ class Engine:
         else:
             self._out.append(Dropped("of a session unknown here"))
 
-    def _tell(self, seat: Seat, letter: Letter, now: float) -> None:
-        """Have *seat* hear what another rank of its session says."""
-        rank, _, seq, message, payload, _ = letter
-        if objection := self._objection(seat, letter):
-            self._out.append(Dropped(objection))
-            return
-        if isinstance(message, Offer):
+    def _tell(  # noqa: PLR0917 - as received
+        self,
+        seat: Seat,
+        rank: int,
+        seq: int,
+        message: GroupMessage,
+        payload: bytes | memoryview,
+        now: float,
+    ) -> None:
+        """Have *seat* hear what another rank of its session says, if that can be.
+
+        Others may be ahead by their window, as they need our op's end to go on, of the op that our
+        client has next once it has handed over again what it had to. Nobody is beyond that: all
+        members have the same window, and nobody's op is released before we are done with it.
+        """
+        view, caller = seat.session.view, seat.caller
+        if rank >= view.size or (rank == view.rank and not isinstance(message, Poll)):
+            self._out.append(Dropped("of a rank that is none of the others in its session"))
+        elif seq >= self._window + max(caller.next_seq, caller.expected):
+            self._out.append(Dropped("of a call beyond the window"))
+        elif isinstance(message, Offer):
             seat.offers.offered(rank, seq, message, payload, now)
             if isinstance(seat, Channel):
                 seat.tell_arrived()
-        elif isinstance(message, Done):
+        else:
+            self._hear(seat, rank, seq, message, now)
+
+    def _hear(self, seat: Seat, rank: int, seq: int, message: GroupMessage, now: float) -> None:
+        """Have *seat* hear of what is not an offer."""
+        if isinstance(message, Done):
             seat.calls.peer_done(rank, message.floor)
             if message.finished is not None:
                 seat.calls.peer_read_input(rank, message.finished)
@@ -268,21 +292,6 @@ class Engine:
             seat.polls.judged(seq, message, now)
         elif isinstance(message, (Opened, Closed)) and isinstance(seat, Channel):
             seat.hear(rank, message)
-
-    def _objection(self, seat: Seat, letter: Letter) -> str:
-        """Return why no other rank of the session of *seat* can have said that; empty if one can.
-
-        Nobody is beyond the window: all members have the same, and nobody's is released before we
-        are done with it.
-        """
-        view = seat.session.view
-        if letter.rank >= view.size or (
-            letter.rank == view.rank and not isinstance(letter.message, Poll)
-        ):
-            return "of a rank that is none of the others in its session"
-        if letter.seq >= seat.caller.horizon + self._window:
-            return "of a call beyond the window"
-        return ""
 
     def _deliver(self, letter: Letter, now: float) -> None:
         """Hand what a seat here says to those beside it."""
@@ -299,7 +308,7 @@ class Engine:
         else:
             for rank, seat in list(seats.items()):
                 if (rank != letter.rank) if letter.to is None else (rank == letter.to):
-                    self._tell(seat, letter, now)
+                    self._tell(seat, letter.rank, letter.seq, message, letter.payload, now)
 
     def finished(self, gid: int, rank: int, seq: int, now: float) -> list[Action]:
         """The computation that a Run asked for is through."""
@@ -307,11 +316,6 @@ class Engine:
         return self._finish(now)
 
     # --- time -------------------------------------------------------------------------
-
-    @property
-    def next_deadline(self) -> float | None:
-        """When :meth:`tick` wants to be called next; None for not at all."""
-        return self.timing.next
 
     def tick(self, now: float) -> list[Action]:
         """Time has passed: deadlines, stall warnings, lazy news, clients that stayed away."""
@@ -358,18 +362,20 @@ class Engine:
         return self._finish(now)
 
     def _finish(self, now: float) -> list[Action]:
-        beside = self._mail.beside
+        mail = self._mail
+        beside = mail.beside
         while beside or self.roll.winding_up:
             while beside:
                 self._deliver(beside.popleft(), now)
             self.roll.drop_finished()
             if not beside:
                 break
-        self.timing.expect_news(now)
-        if not self._out:
-            return []
-        out = _without_what_is_stopped(self._out)
+        if mail.news and self.timing.lazy_due == NEVER:
+            self.timing.expect_news(now)
+        self.next_deadline = self.timing.next
+        out = _without_what_is_stopped(self._out) if mail.stops else self._out[:]
         self._out.clear()
+        mail.stops = False
         return out
 
 
@@ -382,10 +388,10 @@ def _without_what_is_stopped(todo: list[Action]) -> list[Action]:
     started: dict[tuple[int, int, int], int] = {}
     void: set[int] = set()
     for at, action in enumerate(todo):
-        if type(action) is Run:  # faster than isinstance, and done for every event
+        if isinstance(action, Run):
             started[action.gid, action.view.rank, action.seq] = at
-        elif type(action) is Stop and started:
+        elif isinstance(action, Stop):
             begun = started.pop((action.gid, action.rank, action.seq), None)
             if begun is not None:
                 void |= {begun, at}
-    return [action for at, action in enumerate(todo) if at not in void] if void else todo[:]
+    return [action for at, action in enumerate(todo) if at not in void]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from ringd.groups.actions import Action, Free, Stop
 from ringd.groups.caller import Caller
+from ringd.groups.mail import News
 from ringd.groups.op import Op, Phase
 from ringd.groups.session import Session
 from ringd.wire.link.control import Done
@@ -36,8 +37,11 @@ class Ledger:
     """By rank."""
     announced: int = 0
     """Our own floor as the others know it."""
+    _news: dict[News, None] = field(init=False)
+    """Who may have something to say that can wait."""
 
     def __post_init__(self) -> None:
+        self._news = self._session.mail.news
         self.forget_peers()
 
     def forget_peers(self) -> None:
@@ -52,21 +56,16 @@ class Ledger:
 
     # --- floors rise ------------------------------------------------------------------
 
-    def rise(self, rank: int, floor: int) -> bool:
-        """Note that *rank* is done below *floor*; return whether that was news."""
-        if floor <= self.done[rank]:
-            return False
-        self.done[rank] = floor
-        return True
-
     def advance(self) -> None:
         """Raise our own floor over what the client is sure to have."""
         rank = self._session.view.rank
-        floor = max(self.done[rank], self.released)
+        own = self.done[rank]
+        floor = max(own, self.released)
         while (op := self.ops.get(floor)) is not None and self._caller.has(op):
             floor += 1
-        if self.rise(rank, floor):
-            self._note_news()
+        if floor > own:
+            self.done[rank] = floor
+            self._news[self] = None
             self.release()
 
     def ack(self, acked: int) -> None:
@@ -74,23 +73,27 @@ class Ledger:
         before, acked = self._caller.acked, min(acked, self._caller.next_seq)
         if acked > before:
             self._caller.acked = acked
-            self.advance()
+            if acked > self.done[self._session.view.rank]:  # not sealed, or not below such a one
+                self.advance()
             for seq in range(before, acked):
-                if (op := self.ops.get(seq)) is not None:
+                if (op := self.ops.get(seq)) is not None and op.prompt:
                     self.announce(op)
 
     def release(self) -> None:
         """Forget what all members are done with."""
-        while self._session.formed and self.released < min(self.done):
+        if not self._session.formed or self.released >= (floor := min(self.done)):
+            return
+        self._news[self] = None
+        while self.released < floor:
             op = self.ops.pop(self.released, None)
             self.released += 1
-            self._note_news()
             if op is not None:
                 self.forget(op)
 
     def forget(self, op: Op) -> None:
         """Stop *op*, if it still serves others, and give its submission back."""
-        self.stop(op)
+        if op.active:
+            self.stop(op)
         if op.submission is not None and not op.failed:  # what failed was freed at its end
             self._out.append(Free(op.submission))
 
@@ -98,6 +101,7 @@ class Ledger:
         """Abandon the computation of *op*, if there is one."""
         if op.active:
             session = self._session
+            session.mail.stops = True
             self._out.append(Stop(session.gid, session.view.rank, op.seq))
 
     # --- the others hear of it --------------------------------------------------------
@@ -121,16 +125,13 @@ class Ledger:
 
     def announced_floor(self) -> int:
         """Return our done floor, which the others are about to be sent."""
-        self.announced = self.own
-        return self.announced
+        self.announced = floor = self.done[self._session.view.rank]
+        return floor
 
     def announce_anew(self) -> None:
         """The others may have forgotten our done floor."""
         self.announced = 0
-        self._note_news()
-
-    def _note_news(self) -> None:
-        self._session.mail.news[self] = None
+        self._news[self] = None
 
     @property
     def has_news(self) -> bool:

@@ -48,6 +48,8 @@ class Mail:
     out: list[Action]
     beside: deque[Letter] = field(default_factory=deque)
     """What the engine hands to seats here."""
+    stops: bool = False
+    """Whether something is to be stopped by what is to be done."""
     news: dict[News, None] = field(default_factory=dict)
     """Those that may have something to say which can wait, in order: few of thousands of seats."""
 
@@ -68,7 +70,7 @@ class Mail:
         payload: bytes | memoryview = b"",
     ) -> None:
         """Send *message* to all other ranks of a session."""
-        if view.until != view.place:
+        if view.until != self.ring.rank:
             action = Broadcast(gid, seq, message, payload, view.rank, view.until, view.side)
             self.out.append(action)
         if len(view.here) > 1:

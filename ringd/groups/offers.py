@@ -47,8 +47,6 @@ class Rules(NamedTuple):
 ANY_CALL = Rules()
 """Rules for which every call is right."""
 
-_UNDISPUTED = {"", OK}
-
 
 @dataclass(slots=True, eq=False)
 class Offers:
@@ -77,7 +75,8 @@ class Offers:
         assert submission is not None  # noqa: S101 - nothing else is offered
         if submission.fault is not None:
             self._judge(op, submission, submission.fault)
-        view, payload = self._session.view, submission.payload
+        session = self._session
+        view, payload = session.view, submission.payload
         if op.failed or (
             payload is not None and not self._rules.eager(submission.call, len(payload), view)
         ):
@@ -92,8 +91,8 @@ class Offers:
         )
         if op.phase is Phase.OPEN:
             op.move(Move.OFFER)
-        self._session.count(view.rank, op.seq)
-        self._session.broadcast(op.seq, offer, payload or b"")
+        session.counts[view.rank] = max(op.seq + 1, session.counts[view.rank])
+        session.mail.broadcast(view, session.gid, op.seq, offer, payload or b"")
         op.take(view.rank, offer, payload or b"")
         self._consider(op)
 
@@ -108,14 +107,17 @@ class Offers:
         self, rank: int, seq: int, offer: Offer, payload: bytes | memoryview, now: float
     ) -> None:
         """A member's part in op *seq* arrived."""
-        self._session.count(rank, seq)
+        counts = self._session.counts
+        counts[rank] = max(seq + 1, counts[rank])
         self._calls.peer_done(rank, seq - offer.behind)
         if seq >= self._ledger.released:
-            op = self._calls.op(seq, now)
+            op = self._calls.ops.get(seq) or self._calls.op(seq, now)
             offer = self._believable(rank, seq, offer, payload)
             op.take(rank, offer, payload)
-            self._refuse(op, offer)
-            self._consider(op)
+            if op.submission is None:
+                self._refuse(op, offer)
+            else:
+                self._consider(op)
 
     def _believable(self, rank: int, seq: int, offer: Offer, payload: bytes | memoryview) -> Offer:
         """Return *offer*, or one that fails in its place: what cannot be would be computed with."""
@@ -137,9 +139,9 @@ class Offers:
         )
 
     def _refuse(self, op: Op, offer: Offer) -> None:
-        """End an op that could not be run here if our client took part in it, too."""
+        """End an op that could not be run here if our client took part in it, as it has yet to."""
         # What it has handed over was judged then, and what a former daemon had will be.
-        if op.submission is not None or offer.outcome or self._caller.will_resubmit(op.seq):
+        if offer.outcome or self._caller.will_resubmit(op.seq):
             return
         text = self._rules.refusal(offer.call, self._session.view.size)
         if text:
@@ -153,7 +155,7 @@ class Offers:
         Invariant: the decision follows from the offers alone, which all members see alike; a
         result that stands here is kept, whatever the others offer.
         """
-        if op.submission is None or op.active or op.phase is Phase.FINISHED:
+        if op.active or op.phase is Phase.FINISHED:
             return
         if op.ended or op.has_result:  # those that have released it offer nothing any more
             self._ledger.announce(op)
@@ -165,17 +167,24 @@ class Offers:
             self._decide(op)
 
     def _decide(self, op: Op) -> None:
-        offers = [offer for offer in op.offers if offer is not None]
-        calls = tuple([offer.call for offer in offers])
-        outcomes = {offer.outcome for offer in offers}
+        offered, eager, lacks, failed = [], True, False, False
+        for offer in op.offers:
+            assert offer is not None  # noqa: S101 - all have offered it
+            offered.append(offer.call)
+            eager = eager and offer.eager
+            if not offer.outcome:
+                lacks = True
+            elif offer.failed:
+                failed = True
+        calls = tuple(offered)
         reason = kinds.disagreement(calls)
         if reason is not None:
             if not op.has_result:
                 names = self._session.view.described()
                 text = differences(self._session.title(op.seq), calls, names, reason)
                 self._calls.end(op, Mismatch.code, text)
-        elif "" in outcomes and outcomes <= _UNDISPUTED:  # somebody lacks the result
-            self._start(op, calls, eager=all(offer.eager for offer in offers))
+        elif lacks and not failed:  # somebody lacks the result, and nobody has an error
+            self._start(op, calls, eager=eager)
 
     def _start(self, op: Op, calls: tuple[Call, ...], *, eager: bool) -> None:
         submission, serve = op.submission, op.has_result

@@ -25,7 +25,7 @@ Whatever is not a phase is a *mark*. ``tests/test_groups_op.py`` holds the code 
 | `offers` | a member's offer arrives; ours goes out | offers | reset |
 | `lacking` | as the offers | offers | reset |
 | `refused` | an offer says that the op failed there | offers | reset |
-| `prompt` | as the offers | caller ledger | reset |
+| `prompt` | as the offers | caller calls ledger | reset |
 | `payloads` | as the offers, as long as the op has not ended | offers | reset end |
 | `input_read_by` | a member says that it needs our input no more | calls | reset |
 | `waits_for_all` | it starts as a large call of such a kind | calls | reset |
@@ -108,6 +108,7 @@ MOVES: dict[tuple[Phase, Move], Phase] = {
 
 
 _ACTIVE = (Phase.RUNNING, Phase.LENDING, Phase.SERVING)
+_WITH_RESULT = (Phase.HELD, Phase.LENDING)  # before it has ended
 
 
 class Told(enum.Enum):
@@ -171,33 +172,52 @@ class Op:
     outcome: str = ""
     """``"ok"`` or an error's code; empty until the op ended."""
     message: str = ""
+    # What follows from these is kept beside them, as it is asked many times in each call.
+    active: bool = field(default=False, init=False)
+    """It is being computed."""
+    ended: bool = field(default=False, init=False)
+    """The outcome is final."""
+    failed: bool = field(default=False, init=False)
+    """It ended with an error."""
+    has_result: bool = field(default=False, init=False)
+    """The right result stands here for good."""
     submission: Submission | None = None
     told: Told = Told.NO
-    offers: list[Offer | None] = field(default_factory=list)
-    lacking: int = 0
-    """How many ranks have offered nothing."""
-    refused: bool = False
-    """Some rank's offer says that it failed there."""
-    prompt: bool = False
-    """Some member waits until no other needs its input."""
-    payloads: list[bytes | memoryview] = field(default_factory=list)
-    input_read_by: set[int] = field(default_factory=set)
-    """Ranks that said they need no input again."""
-    waits_for_all: bool = False
-    """It completes only when the parts of all members are through."""
-    computed_by: set[int] = field(default_factory=set)
-    """Other ranks whose part is through."""
-    polls: set[int] = field(default_factory=set)
-    """Those whose verdict is out: they hold the completion back."""
     overdue: bool = False
     """The client has waited long enough."""
-    own_poll: int = 0
+    offers: list[Offer | None] = field(init=False)
+    lacking: int = field(init=False)
+    """How many ranks have offered nothing."""
+    refused: bool = field(init=False)
+    """Some rank's offer says that it failed there."""
+    prompt: bool = field(init=False)
+    """Some member waits until no other needs its input."""
+    payloads: list[bytes | memoryview] = field(init=False)
+    input_read_by: set[int] = field(init=False)
+    """Ranks that said they need no input again."""
+    waits_for_all: bool = field(init=False)
+    """It completes only when the parts of all members are through."""
+    computed_by: set[int] = field(init=False)
+    """Other ranks whose part is through."""
+    polls: set[int] = field(init=False)
+    """Those whose verdict is out: they hold the completion back."""
+    own_poll: int = field(init=False)
     """The id of our own one; 0 for none."""
-    said_input_read: bool = False
+    said_input_read: bool = field(init=False)
     """The others know, in this generation, that we need no input again."""
 
     def __post_init__(self) -> None:
-        self._forget()
+        """Know nothing of the others."""
+        self.offers = [None] * self.size
+        self.lacking = self.size
+        self.refused = self.prompt = False
+        self.payloads = [b""] * self.size
+        self.input_read_by = set()
+        self.waits_for_all = False
+        self.computed_by = set()
+        self.polls = set()
+        self.own_poll = 0
+        self.said_input_read = False
 
     def move(self, move: Move) -> None:
         """Make *move*; raises :class:`IllegalMove` and changes nothing where there is none."""
@@ -205,43 +225,37 @@ class Op:
         if phase is None:
             raise IllegalMove(f"op {self.seq} cannot {move.value} while {self.phase.value}")
         self.phase = phase
+        self.active = phase in _ACTIVE
+        self.has_result = self.outcome == OK or phase in _WITH_RESULT
 
     def end(self, outcome: str, message: str = "", move: Move = Move.END) -> None:
         """Fix the outcome; nothing that others sent is needed any more."""
         self.move(move)
         self.outcome, self.message = outcome, message
+        self.ended = True
+        self.has_result = outcome == OK
+        self.failed = not self.has_result
         self.payloads = [b""] * self.size
 
     def meet(self, size: int) -> None:
         """The ranks are known: there are *size* of them."""
         self.size = size
-        self._forget()
+        self.__post_init__()
 
     def reset(self) -> None:
         """The ring broke: forget what came from others; the outcome, if any, stays."""
         self.move(Move.RESET)
-        self._forget()
+        self.__post_init__()
 
     def take(self, rank: int, offer: Offer, payload: bytes | memoryview) -> None:
         """Note a rank's offer, which may come again."""
         self.lacking -= self.offers[rank] is None
         self.offers[rank] = offer
-        self.refused = self.refused or offer.failed
+        if offer.outcome and offer.failed:
+            self.refused = True
         self.prompt = self.prompt or offer.prompt
-        if not self.outcome:
+        if not self.ended:
             self.payloads[rank] = payload
-
-    def _forget(self) -> None:
-        self.lacking = self.size
-        self.refused = self.prompt = False
-        self.offers = [None] * self.size
-        self.payloads = [b""] * self.size
-        self.input_read_by.clear()
-        self.waits_for_all = False
-        self.computed_by.clear()
-        self.polls.clear()
-        self.own_poll = 0
-        self.said_input_read = False
 
     @property
     def call(self) -> Call | None:
@@ -249,26 +263,6 @@ class Op:
         if self.submission is not None:
             return self.submission.call
         return next((offer.call for offer in self.offers if offer is not None), None)
-
-    @property
-    def ended(self) -> bool:
-        """Whether the outcome is final."""
-        return self.outcome != ""
-
-    @property
-    def active(self) -> bool:
-        """Whether it is being computed."""
-        return self.phase in _ACTIVE
-
-    @property
-    def has_result(self) -> bool:
-        """Whether the right result stands here for good."""
-        return self.outcome == OK or self.phase in (Phase.HELD, Phase.LENDING)
-
-    @property
-    def failed(self) -> bool:
-        """Whether it ended with an error."""
-        return self.outcome not in ("", OK)
 
     @property
     def computing(self) -> list[int]:

@@ -33,7 +33,7 @@ class Polls:
     _calls: Calls
     _asked: int = 0
     """How many polls were ours."""
-    _early: dict[tuple[int, int], tuple[Poll, float]] = field(default_factory=dict)
+    early: dict[tuple[int, int], tuple[Poll, float]] = field(default_factory=dict)
     """Polls on ops of which the client has yet to say how they ended under a former daemon, and
     when they came; by asker and number."""
 
@@ -80,7 +80,7 @@ class Polls:
     def polled(self, asker: int, seq: int, poll: Poll, now: float) -> None:
         """A poll came by: answer it, or wait for a client that is about to say the answer."""
         if self._caller.will_resubmit(seq):
-            self._early[asker, seq] = poll, now
+            self.early[asker, seq] = poll, now
         elif asker == self._session.view.rank:
             self._decide(seq, poll)
         else:
@@ -98,14 +98,13 @@ class Polls:
 
     def answer_early(self) -> None:
         """Answer the polls of which the client has said what it knows, or never will."""
-        if self._early:
-            early, self._early = self._early, {}
-            for (asker, seq), (poll, now) in early.items():
-                self.polled(asker, seq, poll, now)
+        early, self.early = self.early, {}
+        for (asker, seq), (poll, now) in early.items():
+            self.polled(asker, seq, poll, now)
 
     def suspend(self) -> None:
         """The ring broke, and took what waits for an answer with it."""
-        self._early.clear()
+        self.early.clear()
 
     def _decide(self, seq: int, poll: Poll) -> None:
         op = self._calls.ops.get(seq)

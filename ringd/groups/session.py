@@ -151,6 +151,8 @@ class Session:
     """Of messages: the sender's rank, the receiver's, and the tag."""
     gid: int = 0
     """0 until the members are known."""
+    formed: bool = False
+    """Whether they are."""
     peers: Peers = NOBODY
     view: View = field(init=False)
     """Of the client alone, until its peers are known."""
@@ -167,7 +169,7 @@ class Session:
 
     def _be_alone(self) -> None:
         ring = self.mail.ring
-        self.gid, self.peers = 0, NOBODY
+        self.gid, self.formed, self.peers = 0, False, NOBODY
         self.view = View((ring.name,), 0, (ring.rank,), ring.size)
         self.counts = [0]
 
@@ -187,7 +189,7 @@ class Session:
 
     def take(self, gid: int, peers: Peers, view: View) -> None:
         """Be session *gid*, of *peers* in *view*."""
-        self.gid, self.peers, self.view = gid, peers, view
+        self.gid, self.formed, self.peers, self.view = gid, True, peers, view
         self.counts = [0] * view.size
         self.suspend()
 
@@ -212,20 +214,10 @@ class Session:
     def _look_if_live(self) -> None:
         self.live = self.formed and len(self._confirmed) == self.view.size
 
-    @property
-    def formed(self) -> bool:
-        """Whether the members are known."""
-        return self.gid != 0
-
     def unconfirmed(self) -> list[str]:
         """Return who has not confirmed it."""
         view = self.view
         return [view.describe(rank) for rank in range(view.size) if rank not in self._confirmed]
-
-    def count(self, rank: int, seq: int) -> None:
-        """*rank* has offered op *seq*."""
-        if seq >= self.counts[rank]:
-            self.counts[rank] = seq + 1
 
     def title(self, seq: int) -> str:
         """Return what texts call op *seq*."""

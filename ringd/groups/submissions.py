@@ -33,12 +33,11 @@ class Submissions:
     _polls: Polls
     _out: list[Action]
 
-    def objection(self, submission: Submission, window: int) -> str:
-        """Return what is wrong with *submission*; empty when it is the next op or a known one."""
-        fault = self._fault(submission, window)
-        return fault and f"{self._session.title(submission.seq)} {fault}"
+    def fault(self, submission: Submission, window: int) -> str:
+        """Return what is wrong with *submission*; empty when it is the next op or a known one.
 
-    def _fault(self, submission: Submission, window: int) -> str:
+        In words that go on where the title of the call has been named.
+        """
         seq = submission.seq
         op = self._calls.ops.get(seq)
         known = op.submission if op is not None else None
@@ -55,15 +54,12 @@ class Submissions:
             return "lends its input, but has no sealed target"
         return ""
 
-    def repeated(self, submission: Submission) -> bool:
-        """Whether *submission* was taken before; if so, tell the client again how it ended."""
-        if submission.seq >= self._caller.next_seq:
-            return False
+    def take_again(self, submission: Submission) -> None:
+        """Tell the client again how a call ended that was taken before, if it has."""
         self._out += (Dropped("submitted twice"), Free(submission))
         op = self._calls.ops.get(submission.seq)
         if op is not None and not submission.outcome:  # it has not heard of any
-            self._caller.tell_outcome_again(op, self._ledger.released)
-        return True
+            self._caller.tell_outcome(op, self._ledger.released, again=True)
 
     def take(self, submission: Submission, now: float) -> Op:
         """Take the client's next op, or one again that it offered to a former daemon.
@@ -71,24 +67,23 @@ class Submissions:
         It may have ended already, by a verdict or a loss, before we had a part in it.
         """
         self._caller.next_seq = submission.seq + 1
-        op = self._calls.op(submission.seq, now)
+        op = self._calls.ops.get(submission.seq) or self._calls.op(submission.seq, now)
         op.submission = submission
         if op.outcome == DeadlineExceeded.code and op.seq >= self._caller.expected:
             # The others were told some time ago, and this call was made just now.
             late = f"{op.message}; made here {now - op.since:.1f} s after the first one"
             op.message = shorten(late, MAX_TEXT)
         op.since = now
-        self._take_outcome(op, submission)
-        if op.ended:
-            self._ledger.advance()
-        self._calls.go_on(op)
+        if submission.outcome or op.ended:
+            self._take_outcome(op, submission)
         if self._session.live:
             self._offers.offer(op)
-        self._polls.answer_early()
+        if self._polls.early:
+            self._polls.answer_early()
         return op
 
     def _take_outcome(self, op: Op, submission: Submission) -> None:
-        """Note how *op* ended under a former daemon, if it did.
+        """Note how *op* ended under a former daemon, or here before we had a part in it.
 
         A client that lent the input says "ok" of a result that it was not told of: it looked at
         the seal, and is told when nobody needs the input any more.
@@ -103,3 +98,6 @@ class Submissions:
             op.end(outcome, submission.message)
         if op.failed:
             self._calls.tell_failure(op)
+        if op.ended:
+            self._ledger.advance()
+        self._calls.go_on(op)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 
 from ringd.errors import GroupLost
 from ringd.groups.actions import Action, Deny, Warn
@@ -12,6 +14,8 @@ from ringd.groups.op import Op
 from ringd.groups.reasons import Reasons
 from ringd.groups.roll import Roll, stay_of
 from ringd.groups.seat import Seat
+
+NEVER = math.inf
 
 _HEAP_SLACK = 64
 
@@ -37,9 +41,12 @@ class OpTimers:
     """
 
     _roll: Roll
-    _heap: list[tuple[float, int, int]] = field(default_factory=list)
+    _heap: list[tuple[float, int, int, Op]] = field(default_factory=list)
+    """By time, and then in the order in which they were added: the seat's join id, and the op. The
+    seat itself, with all that its client has, is not kept."""
+    _added: Iterator[int] = field(default_factory=count)
     _limit: int = _HEAP_SLACK
-    next: float = math.inf
+    next: float = NEVER
     """When the first one is due."""
 
     def __len__(self) -> int:
@@ -47,25 +54,27 @@ class OpTimers:
 
     def add(self, when: float, seat: Seat, op: Op) -> None:
         """Look at *op* at *when*; now and then, forget those that ended long before."""
-        heapq.heappush(self._heap, (when, seat.join_id, op.seq))
+        heapq.heappush(self._heap, (when, next(self._added), seat.join_id, op))
         if len(self._heap) > self._limit:
-            self._heap = [entry for entry in self._heap if self._roll.open_op(*entry[1:])]
+            self._heap = [entry for entry in self._heap if not entry[3].ended]
             heapq.heapify(self._heap)
             self._limit = _HEAP_SLACK + 2 * len(self._heap)
-        self._look()
+            self._look()
+        elif when < self.next:
+            self.next = when
 
     def due(self, now: float) -> list[tuple[Seat, Op]]:
         """Take out those whose time has come."""
         due = []
         while self.next <= now:
-            _, join_id, seq = heapq.heappop(self._heap)
-            if (found := self._roll.open_op(join_id, seq)) is not None:
+            _, _, join_id, op = heapq.heappop(self._heap)
+            if (found := self._roll.open_op(join_id, op.seq)) is not None:
                 due.append(found)
             self._look()
         return due
 
     def _look(self) -> None:
-        self.next = self._heap[0][0] if self._heap else math.inf
+        self.next = self._heap[0][0] if self._heap else NEVER
 
 
 @dataclass(slots=True, eq=False)
@@ -89,7 +98,8 @@ class Timing:
     """When the ring last broke."""
     _went_on_at: float = -math.inf
     """When this daemon had last stood still."""
-    _lazy_due: float = math.inf
+    lazy_due: float = NEVER
+    """When news that can wait is sent by itself."""
     _returning: dict[int, float] = field(default_factory=dict)
     """Joins that have yet to submit again what a former daemon had, and when they are given up."""
 
@@ -111,22 +121,22 @@ class Timing:
     def expect_news(self, now: float) -> None:
         """Something has happened: what can wait is sent soon, unless an offer carries it."""
         news = self._roll.mail.news
-        while news and self._lazy_due == math.inf and self._roll.up:
+        while news and self.lazy_due == NEVER and self._roll.up:
             first = next(iter(news))
             if first.has_news:
-                self._lazy_due = now + LAZY
+                self.lazy_due = now + LAZY
             else:
                 del news[first]
 
     @property
     def next(self) -> float | None:
         """When :meth:`tick` wants to be called next; None for not at all."""
-        due = min(self.deadlines.next, self._stalls.next, self._lazy_due)  # asked at every event
+        due = min(self.deadlines.next, self._stalls.next, self.lazy_due)  # asked at every event
         if absent := self._roll.absences.absent:
             due = min(due, *(one.due for one in absent.values()))
         if self._returning:
             due = min(due, *self._returning.values())
-        return None if due == math.inf else due
+        return None if due == NEVER else due
 
     def tick(self, now: float) -> None:
         """Time has passed."""
@@ -150,9 +160,9 @@ class Timing:
             self._returning[join_id] = max(due, now + seconds)
 
     def _send_news(self, now: float) -> None:
-        if now < self._lazy_due:
+        if now < self.lazy_due:
             return
-        self._lazy_due = math.inf
+        self.lazy_due = NEVER
         news = self._roll.mail.news
         for one in list(news) if self._roll.up else ():
             del news[one]
