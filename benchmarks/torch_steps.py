@@ -1,10 +1,12 @@
 """Compare training steps of torch over ringd and over Gloo, and torch's way in with numpy's.
 
-    python benchmarks/torch_steps.py [--machines 2] [--rounds 3] [--tables ddp,...] [--protect off]
+    python benchmarks/torch_steps.py [--machines 2] [--rounds 7] [--tables ddp,...]
+        [--protect off] [--markdown FILE]
 
 Every program is in a process group of both, so all is measured in one run, in turn, round by round.
 A ratio is that of the medians; more than 1 means that ringd is faster. The model has 25 million
-parameters in float32, and the batch is small, so that a step is mostly its communication.
+parameters in float32, and the batch is small, so that a step is mostly its communication. Processor
+time is that of one rank: of its program, with all threads, and of its daemon.
 """
 
 from __future__ import annotations
@@ -17,12 +19,15 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from instrument import daemons, samples
 from instrument.builds import Build
+from instrument.counters import cpu_time
+from instrument.markdown import table
 from instrument.sites import loopback
 from torch import distributed as dist
 from torch import nn
@@ -38,6 +43,9 @@ SIZES = {"4 KiB": 1 << 10, "64 KiB": 1 << 14, "1 MiB": 1 << 18, "64 MiB": 1 << 2
 """Elements, of four bytes."""
 _ENOUGH = 1 << 24  # elements of a batch of calls
 _MOST_CALLS = 200
+
+_DAEMON = "RINGD_BENCH_DAEMON"
+"""The variable that tells a program the process of its daemon."""
 
 Groups = dict[str, dist.ProcessGroup]
 Act = Callable[[], object]
@@ -96,18 +104,46 @@ def all_reduce(groups: Groups) -> Iterator[tuple[str, int, dict[str, Act]]]:
         yield f"all_reduce, {name}", max(2, min(_MOST_CALLS, _ENOUGH // count)), acts
 
 
+MODES = ("ringd", "Gloo", "numpy")
 TABLES = {"ddp": ddp, "fsdp2": fsdp2, "all_reduce": all_reduce}
 
 
-def seconds_of(act: Act, times: int, group: dist.ProcessGroup) -> float:
-    """Return how long an *act* takes on the slowest rank."""
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What an act takes, in seconds."""
+
+    seconds: float
+    """On the slowest rank."""
+    cpu: float
+    """Of the processor, on one rank."""
+
+
+def taken_by(act: Act, times: int, group: dist.ProcessGroup) -> Taken:
+    """Return what an *act* takes, that is done so many *times*."""
+    daemon = int(os.environ[_DAEMON])
     dist.barrier(group=group)
+    used = time.process_time() + cpu_time(daemon)
     began = time.perf_counter()
     for _ in range(times):
         act()
-    taken = torch.tensor([(time.perf_counter() - began) / times])
-    dist.all_reduce(taken, dist.ReduceOp.MAX, group=group)
-    return taken.item()
+    seconds = torch.tensor((time.perf_counter() - began) / times)
+    cpu = torch.tensor((time.process_time() + cpu_time(daemon) - used) / times)
+    dist.all_reduce(seconds, dist.ReduceOp.MAX, group=group)
+    dist.all_reduce(cpu, group=group)
+    return Taken(seconds.item(), cpu.item() / group.size())
+
+
+def row(what: str, taken: dict[str, list[Taken]]) -> list[str]:
+    """Return the line of a table of what the modes have taken."""
+    seconds = {mode: samples.median([t.seconds for t in each]) for mode, each in taken.items()}
+    cpu = {mode: samples.median([t.cpu for t in each]) for mode, each in taken.items()}
+    cells = [what]
+    for mode in MODES:
+        known = mode in seconds
+        cells.append(f"{1e6 * seconds[mode]:.0f} µs ({1e6 * cpu[mode]:.0f})" if known else "")
+    cells.append(f"{seconds['Gloo'] / seconds['ringd']:.2f}")
+    more = 1e6 * (seconds["ringd"] - seconds["numpy"]) if "numpy" in seconds else None
+    return [*cells, "" if more is None else f"{more:.0f} µs"]
 
 
 def measure(chosen: argparse.Namespace) -> None:
@@ -115,19 +151,22 @@ def measure(chosen: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     groups = {"ringd": dist.new_group(backend="ringd"), "Gloo": dist.group.WORLD}
-    for table in chosen.tables.split(","):
-        for what, times, acts in TABLES[table](groups):
+    rows = []
+    for name in chosen.tables.split(","):
+        for what, times, acts in TABLES[name](groups):
             taken = defaultdict(list)
             for number in range(chosen.rounds + 1):  # of which the first is for warming up
                 for mode, act in acts.items():
-                    seconds = seconds_of(act, times, dist.group.WORLD)
+                    each = taken_by(act, times, dist.group.WORLD)
                     if number:
-                        taken[mode].append(seconds)
-            medians = {mode: samples.median(each) for mode, each in taken.items()}
+                        taken[mode].append(each)
+            rows.append(row(what, taken))
             if dist.get_rank() == 0:
-                cells = [f"{mode} {1e6 * median:.0f} µs" for mode, median in medians.items()]
-                ratio = medians["Gloo"] / medians["ringd"]
-                print(f"{what}: {', '.join(cells)}, ringd : Gloo {ratio:.2f}", flush=True)
+                print(*rows[-1], sep="; ", flush=True)
+    if chosen.markdown and dist.get_rank() == 0:
+        heads = [f"{mode} (processor)" for mode in MODES]
+        head = ["", *heads, "ringd : Gloo", "ringd over numpy"]
+        chosen.markdown.write_text(table(head, rows), encoding="utf-8")
     dist.destroy_process_group()
 
 
@@ -150,9 +189,10 @@ def launch(chosen: argparse.Namespace) -> None:
                     "WORLD_SIZE": str(chosen.machines),
                     "MASTER_ADDR": "127.0.0.1",
                     "MASTER_PORT": str(port),
+                    _DAEMON: str(daemon),
                 },
             )
-            for rank, socket in enumerate(running.sockets)
+            for rank, (socket, daemon) in enumerate(zip(running.sockets, running.pids, strict=True))
         ]
         codes = [program.wait() for program in programs]
     if any(codes):
@@ -163,9 +203,10 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--machines", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=3, help="the median counts; %(default)s")
+    parser.add_argument("--rounds", type=int, default=7, help="the median counts; %(default)s")
     parser.add_argument("--tables", default=",".join(TABLES), help="default: %(default)s")
     parser.add_argument("--protect", help="ring.protect of the members; default: its own")
+    parser.add_argument("--markdown", type=Path, help="write the table there, too")
     parser.add_argument("--program", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     (measure if chosen.program else launch)(chosen)
