@@ -63,7 +63,7 @@ def test_a_ring_of_one_waits_for_nobody():
     assert member.next_send() is None
     assert [member.work() for _ in range(4)] == [True, True, True, False]
     assert member.finished
-    assert not member.idle_work
+    assert not member.unworked
     assert member._result.tolist() == [1.0] * 8
 
 

@@ -17,6 +17,11 @@ from ringd.collective.spread import Spread
 from ringd.collective.transfer import ScratchPool, Transfer
 
 
+def only_works(transfer):
+    """Whether nothing is left to do for it but work that waits for nobody."""
+    return 0 < transfer.unworked == transfer.left
+
+
 class Ring:
     """All machines of a ring in memory, with what is on its way between them.
 
@@ -41,7 +46,7 @@ class Ring:
         """Return all that can happen next."""
         moves = [(self.start, rank) for rank, t in enumerate(self.transfers) if self._pull(t)]
         moves += [(self.leave, rank) for rank, queue in enumerate(self.leaving) if queue]
-        moves += [(self.work, rank) for rank, t in enumerate(self.transfers) if t.idle_work]
+        moves += [(self.work, rank) for rank, t in enumerate(self.transfers) if only_works(t)]
         for rank, arriving in enumerate(self.arriving):
             if arriving is not None:
                 moves.append((self.arrive, rank))
@@ -95,7 +100,7 @@ class Ring:
     def work(self, rank):
         """Do a piece of what waits for nobody."""
         more = self.transfers[rank].work()
-        assert more == self.transfers[rank].idle_work
+        assert more == only_works(self.transfers[rank])
 
     def grant(self, rank):
         """Say how much the left neighbour may have sent."""

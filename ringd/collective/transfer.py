@@ -92,7 +92,6 @@ class Transfer:
         "_incoming",
         "_input",
         "_itemsize",
-        "_left",
         "_limit",
         "_merges",
         "_next",
@@ -107,9 +106,10 @@ class Transfer:
         "_source_bytes",
         "_target",
         "_target_bytes",
-        "_unworked",
+        "left",
         "plan",
         "reduction",
+        "unworked",
     )
 
     def __init__(
@@ -148,8 +148,10 @@ class Transfer:
         self._next = 0
         self._sent = 0
         self._received = 0
-        self._unworked = len(plan.local)
-        self._left = len(plan)
+        self.unworked = len(plan.local)
+        """Instructions of :attr:`left` that wait for nobody, which :meth:`work` carries out."""
+        self.left = len(plan)
+        """Instructions that are still to be carried out."""
         self._passed = 0  # chunks for others that have left
         self._incoming: Receive | None = None
         self.credit = None
@@ -157,7 +159,7 @@ class Transfer:
     @property
     def finished(self) -> bool:
         """Whether the target is complete and nothing here is still to be sent."""
-        return not self._left
+        return not self.left
 
     @property
     def sent_chunks(self) -> int:
@@ -229,7 +231,7 @@ class Transfer:
         if index != self._sent or index >= self._next:
             raise ValueError(f"chunk {index} cannot have been sent: {self._sent} is the next")
         self._sent = index + 1
-        self._left -= 1
+        self.left -= 1
         send = self.plan.sends[index]
         if send.place is Place.SCRATCH:
             self._let_go(send.after - 1)
@@ -238,7 +240,7 @@ class Transfer:
             buffer = self._outgoing.pop(index, None)
             if buffer is not None:
                 self._scratch.give(buffer)
-        if self._unworked:
+        if self.unworked:
             self.work()
 
     # --- from the left ----------------------------------------------------------------
@@ -287,16 +289,11 @@ class Transfer:
             self._deliver(index, receive)
         self._incoming = None
         self._received = index + 1
-        self._left -= 1
-        if self._unworked:
+        self.left -= 1
+        if self.unworked:
             self.work()
 
     # --- here -------------------------------------------------------------------------
-
-    @property
-    def idle_work(self) -> bool:
-        """Whether nothing is left but work that waits for nobody, which :meth:`work` does."""
-        return 0 < self._unworked == self._left
 
     def work(self) -> bool:
         """Do a chunk's worth of what needs no other machine; return whether more is left.
@@ -304,17 +301,17 @@ class Transfer:
         With a crew, several of them at once. So does each chunk that has come or left, as the loop
         looks at its sockets after that.
         """
-        if self._unworked:
+        if self.unworked:
             local = self.plan.local
-            first = len(local) - self._unworked
+            first = len(local) - self.unworked
             pieces = local[first : first + self._at_once]
             if self._crew is None or len(pieces) == 1:
                 self._do(pieces[0])
             else:
                 self._crew.carry_out([partial(self._do, piece) for piece in pieces])
-            self._unworked -= len(pieces)
-            self._left -= len(pieces)
-        return self._unworked > 0
+            self.unworked -= len(pieces)
+            self.left -= len(pieces)
+        return self.unworked > 0
 
     def _do(self, local: Local) -> None:
         count = local.count

@@ -145,7 +145,7 @@ class Bulk:
             transfer.credit = FAR
         transfer.work()  # a root that only sends is then through as soon as the last chunk has left
         if transfer.plan.sends:
-            self._queue(key, flow)
+            self._lanes[flow.side].queue(*key)
         self._check_finished(key, flow)
 
     def _flow(self, transfer: Transfer, view: View, kind: kinds.Kind) -> Flow:
@@ -226,10 +226,11 @@ class Bulk:
         transfer.received(header.index)
         ready = transfer.ready
         if ready:
-            self._queue(key, flow)
+            self._lanes[flow.side].queue(*key)
         if flow.credited:
             self._grant(key, flow)
-        self._check_finished(key, flow)
+        if transfer.left <= transfer.unworked:
+            self._check_finished(key, flow)
         return flow.side if ready else None
 
     def credit(self, header: Header) -> Side | None:
@@ -239,7 +240,7 @@ class Bulk:
         if flow is None or header.generation != self.generation or not flow.credited:
             return None
         flow.transfer.credit = max(flow.transfer.credit or 0, header.index)
-        self._queue(key, flow)
+        self._lanes[flow.side].queue(*key)
         return flow.side
 
     # --- to a neighbour ---------------------------------------------------------------
@@ -263,10 +264,12 @@ class Bulk:
         key = (header.group, header.seq)
         flow = self._flows.get(key)
         if flow is not None and header.origin == self._member:
-            flow.transfer.sent(header.index)
+            transfer = flow.transfer
+            transfer.sent(header.index)
             if flow.credited:
                 self._grant(key, flow)
-            self._check_finished(key, flow)
+            if transfer.left <= transfer.unworked:
+                self._check_finished(key, flow)
 
     # --- inside -----------------------------------------------------------------------
 
@@ -331,14 +334,13 @@ class Bulk:
         )
         return (header, chunk), flow.transfer.ready
 
-    def _queue(self, key: Key, flow: Flow) -> None:
-        self._lanes[flow.side].queue(*key)
-
     def _check_finished(self, key: Key, flow: Flow) -> None:
-        if flow.transfer.finished:
+        """See to the end of an op, or to work that is all that is left and waits for nobody."""
+        left = flow.transfer.left
+        if not left:
             del self._flows[key]
             self._on_finished(*key)
-        elif flow.transfer.idle_work:
+        elif left == flow.transfer.unworked:
             self._working.append(key)
             if len(self._working) == 1:
                 self._defer(self._work)

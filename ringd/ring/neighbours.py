@@ -621,7 +621,7 @@ class Neighbours:
     def data_buffer(self, link: Link, header: Header) -> memoryview | None:
         """Say where a chunk goes."""
         self._check_way(header)
-        if not self.machine.in_ring:
+        if self.machine.in_use is None:
             self._counters.dropped_frames["chunk while the ring is broken"] += 1
             return None
         return self._bulk.buffer(link.side, header)
