@@ -305,7 +305,7 @@ class Performer:
         submission, now, code = action.submission, self._loop.now(), action.code
         nbytes = 0 if buffers is None else buffers.nbytes
         submitted = now if buffers is None else buffers.submitted
-        calls = self._counters.of_kind(submission.call.kind)
+        calls = self._counters.calls[submission.call.kind]
         if code == OK:
             calls.completed(now - submitted, nbytes)
         else:
