@@ -1,8 +1,7 @@
 """The one loop that everything in a daemon runs on.
 
-One iteration: wait for sockets, run their callbacks, then the timers that are due, then the
-*prepare* callbacks (which drain what the selector cannot see), then what was queued by
-:meth:`Loop.call_soon`. The loop sleeps only when the last two found nothing to do.
+One iteration: wait for sockets, run their callbacks, then the timers that are due, then what was
+queued by :meth:`Loop.call_soon`. The loop sleeps only when nothing is queued.
 
 An exception from a callback is a bug and leaves :meth:`Loop.run`.
 """
@@ -152,7 +151,6 @@ class Loop:
         self._timer_count = 0
         self._cancelled = 0
         self._soon: deque[Callback] = deque()
-        self._prepares: list[Callable[[], bool]] = []
         self._pause_callbacks: list[Callable[[float], None]] = []
         self._stopping = False
         self._signals: dict[int, Any] = {}
@@ -220,10 +218,6 @@ class Loop:
                 self._wake_writer.fileno(), warn_on_full_buffer=False
             )
 
-    def add_prepare(self, callback: Callable[[], bool]) -> None:
-        """Call *callback* before every sleep; while it returns True the loop does not sleep."""
-        self._prepares.append(callback)
-
     def on_pause(self, callback: Callable[[float], None]) -> None:
         """Call ``callback(seconds)`` when the process turns out to have been asleep.
 
@@ -261,24 +255,14 @@ class Loop:
         self._wake_writer.close()
 
     def _settle(self) -> float | None:
-        """Run prepare and queued callbacks; return how long to sleep (None: until an event)."""
-        busy = self._prepare()
+        """Run queued callbacks; return how long to sleep (None: until an event)."""
         soon = self._soon
-        if soon:
-            for _ in range(len(soon)):  # what these queue waits for the next look at the sockets
-                soon.popleft()()
-            busy = self._prepare()  # rather than a look at the sockets, which costs a system call
-        if busy or soon or self._stopping:
+        for _ in range(len(soon)):  # what these queue waits for the next look at the sockets
+            soon.popleft()()
+        if soon or self._stopping:
             return 0.0
         due = self._earliest()
         return None if due is None else min(_LONGEST_SLEEP, max(0.0, due - self.now()))
-
-    def _prepare(self) -> bool:
-        busy = False
-        for prepare in self._prepares:
-            if prepare():
-                busy = True
-        return busy
 
     def _iterate(self, timeout: float | None) -> None:
         ready = self._wait(timeout)

@@ -142,7 +142,13 @@ class Handler:
             if self.forms and not message.session:
                 self.form(client, message.join_id)
 
-    def submit(self, client: Client, message: border.Submit, payload: memoryview | None) -> None:
+    def submit(
+        self,
+        client: Client,
+        message: border.Submit,
+        payload: memoryview | None,
+        _inline: int | None = None,
+    ) -> None:
         """Hold the call, or complete it at once; one that is handed over again, as it was."""
         call = Submitted(client, message, payload)
         if self.hold:

@@ -38,6 +38,17 @@ def run_until(loop: Loop, condition, timeout=120.0):
     assert condition()
 
 
+def every_turn(loop: Loop, callback):
+    """Call *callback* in each turn of the loop, before it may sleep."""
+    settle = loop._settle
+
+    def turn():
+        callback()
+        return settle()
+
+    loop._settle = turn
+
+
 def tcp_pair():
     """Return two connected TCP sockets."""
     with socket.create_server(("127.0.0.1", 0)) as server:

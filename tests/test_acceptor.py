@@ -15,7 +15,7 @@ import pytest
 from ringd import acceptor
 from ringd.acceptor import Acceptor
 from ringd.loop import Loop
-from tests.netkit import run_until
+from tests.netkit import every_turn, run_until
 
 
 class Stand:
@@ -26,13 +26,12 @@ class Stand:
         self.came: list[tuple[socket.socket, Any]] = []
         self.turns = 0
         self.per_turn: Counter[int] = Counter()
-        loop.add_prepare(self._turn)
+        every_turn(loop, self._turn)
         self.acceptor = Acceptor(loop, listener(), self.take, **options)
         stack.callback(self.acceptor.close)
 
-    def _turn(self) -> bool:
+    def _turn(self) -> None:
         self.turns += 1
-        return False
 
     def take(self, sock: socket.socket, address: Any) -> None:
         """Keep a connection."""

@@ -190,7 +190,7 @@ def test_names_of_calls_fill_no_cache() -> None:
     for number in range(3000):
         call = control.Call("all_reduce", "sum", "float32", (3,), f"step {number}")
         message = border.Submit(1, 0, call, None, border.Ref(9, 0, 12), None, 0, False, "", "")
-        assert validate.call_fault_of(message, None, (0, 2), max_message=1 << 20) is None
+        assert validate.check_call(message, None, (0, 2), max_message=1 << 20) == 12
     assert kinds._check.cache_info().currsize == 1
 
 
@@ -201,9 +201,8 @@ def test_long_words_are_not_kept(word: str) -> None:
     words = {"kind": "all_reduce", "reduction": "sum", "dtype": "float32"} | {word: "x" * 16000}
     call = control.Call(**words, shape=(3,), name="")
     message = border.Submit(1, 0, call, None, border.Ref(9, 0, 12), None, 0, False, "", "")
-    assert "characters" in (
-        validate.call_fault_of(message, None, (0, 2), max_message=1 << 20) or ""
-    )
+    with pytest.raises(errors.Refused, match="characters"):
+        validate.check_call(message, None, (0, 2), max_message=1 << 20)
     assert kinds._check.cache_info().currsize == 0
 
 

@@ -111,7 +111,7 @@ def test_names_and_units_are_prometheus_own():
 def test_every_metric_is_there_from_the_start():
     """Those by kind once there was a call of that kind; all others with a first value."""
     counters = Counters()
-    counters.of_kind("all_reduce").completed(0.1, 8)
+    counters.calls["all_reduce"].completed(0.1, 8)
     names = {re.sub("_(bucket|count|sum)$", "", name) for name, *_ in shown(reading(counters))}
     assert names == {metric.full_name for metric in table.METRICS}
 
@@ -140,7 +140,7 @@ def test_values():
 def test_a_histogram_is_cumulative_and_its_bounds_belong_to_what_is_below():
     """As Prometheus has it: "le" is "less or equal"."""
     counters = Counters()
-    calls = counters.of_kind("barrier")
+    calls = counters.calls["barrier"]
     for nbytes in (0, 64, 65, 1 << 40):
         calls.completed(0.002, nbytes)
     values = shown(reading(counters))
@@ -159,7 +159,7 @@ def test_what_programs_make_up_makes_no_metrics():
     """A kind that there is not is counted among the unknown, whatever it is called."""
     counters = Counters()
     for number in range(100):
-        counters.of_kind(f"kind {number}").errors["refused"] += 1
+        counters.calls[f"kind {number}"].errors["refused"] += 1
     assert set(counters.calls) == {*KINDS, UNKNOWN_KIND}
     values = shown(reading(counters))
     assert values["ringd_calls_total", ("kind", UNKNOWN_KIND), ("result", "refused")] == 100

@@ -6,7 +6,7 @@ import heapq
 from functools import partial
 
 import pytest
-from netkit import data, framed, make_link, run_until, tcp_pair
+from netkit import data, every_turn, framed, make_link, run_until, tcp_pair
 
 from ringd.loop import Loop
 from ringd.net.pulse import Pulse
@@ -31,9 +31,8 @@ def test_heartbeats_keep_an_idle_link(loop):
         turns.append(1)
         if min(right.bytes_in, left.bytes_in) > 12 * HEADER_SIZE:
             loop.stop()
-        return False
 
-    loop.add_prepare(look)
+    every_turn(loop, look)
     loop.run()
     # About ten heartbeats of three frames; a loop that spins turns thousands of times.
     assert len(turns) < 150

@@ -10,7 +10,7 @@ import socket
 import struct
 
 import pytest
-from netkit import KEY, bound, identity, listening, open_fds, run_until, welcome
+from netkit import KEY, bound, every_turn, identity, listening, open_fds, run_until, welcome
 from test_host_limits import Fake
 
 from ringd.config.settings import JoinSettings
@@ -308,7 +308,7 @@ def test_out_of_descriptors(scene):
     waiting = [scene.connect() for _ in range(3)]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     turns = []
-    scene.loop.add_prepare(lambda: bool(turns.append(1)))
+    every_turn(scene.loop, lambda: turns.append(1))
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
         scene.loop.call_later(0.35, scene.loop.stop)

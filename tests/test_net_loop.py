@@ -155,38 +155,24 @@ def test_events_and_modify(loop):
     assert seen[-1] == EVENT_WRITE
 
 
-def test_prepare_keeps_the_loop_awake(loop):
-    """While a prepare callback finds work the loop does not sleep; then it does."""
+def test_what_is_queued_keeps_the_loop_awake(loop):
+    """While callbacks queue more the loop does not sleep; also those that a file's event queues."""
     work = list(range(5))
 
-    def prepare():
+    def go_on():
         if work:
             work.pop()
-            return True
-        loop.stop()
-        return False
-
-    loop.add_prepare(prepare)
-    loop.run()  # no timer and no event: sleeping would be for ever
-    assert work == []
-
-
-def test_prepare_sees_what_was_queued(loop):
-    """Prepare runs again after call_soon callbacks, before the loop sleeps."""
-    inbox = []
-    seen = []
-
-    def prepare():
-        if inbox:
-            seen.append(inbox.pop())
+            loop.call_soon(go_on)
+        else:
             loop.stop()
-            return True
-        return False
 
-    loop.add_prepare(prepare)
-    loop.call_soon(lambda: inbox.append("work"))
-    loop.run()
-    assert seen == ["work"]
+    one, other = socket.socketpair()
+    with one, other:
+        loop.add(one, EVENT_READ, lambda _events: (one.recv(1), loop.call_soon(go_on)))
+        other.send(b"x")
+        loop.run()  # no timer, and no other event: sleeping would be for ever
+        loop.remove(one)
+    assert work == []
 
 
 def test_call_threadsafe(loop):

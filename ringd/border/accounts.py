@@ -7,12 +7,14 @@ is also a limit for each program.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 USER_PART = 0.75
 """Of what other users leave, that one may have."""
+
+_MOST_CHANGES = 64  # that wait to be looked at, before the next one of the loop's thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +40,18 @@ class Resource:
 
     def __init__(self, limit: Limit | Callable[[], Limit]) -> None:
         self._limit = limit
+        self._plenty = -1
+        """Up to so much in use nobody is refused: whoever has the rest of half of the total, three
+        quarters are more. -1 where each program has a limit, or the total changes."""
+        if isinstance(limit, Limit) and limit.each is None:
+            self._plenty = limit.total // 2
         self._used = 0
-        self._by_user: Counter[int] = Counter()
-        self._given: deque[tuple[Share, int]] = deque()
-        """Given back since this was looked at; all else here is for the loop's thread alone."""
+        """What is taken counts here at once, what is given back when the changes are looked at: it
+        is never less than what is in use."""
+        self._by_user: dict[int, int] = {}
+        self._changes: deque[tuple[Share, int]] = deque()
+        """Taken, and (below 0) given back, since this was looked at; all else here is for the
+        loop's thread alone."""
 
     @property
     def limit(self) -> Limit:
@@ -51,7 +61,7 @@ class Resource:
     def used(self, uid: int | None = None) -> int:
         """Return how much all programs, or those of a user, have."""
         self._settle()
-        return self._used if uid is None else self._by_user[uid]
+        return self._used if uid is None else self._by_user.get(uid, 0)
 
     def by_user(self) -> dict[int, int]:
         """Return how much the programs of each user have, of those that have some."""
@@ -59,17 +69,15 @@ class Resource:
         return dict(self._by_user)
 
     def _settle(self) -> None:
-        given = self._given
-        while given:
-            share, amount = given.popleft()
-            self._move(share, -amount)
-
-    def _move(self, share: Share, amount: int) -> None:
-        share._used += amount  # noqa: SLF001 - the two halves of one thing
-        self._used += amount
-        self._by_user[share.uid] += amount
-        if not self._by_user[share.uid]:
-            del self._by_user[share.uid]
+        changes, by_user = self._changes, self._by_user
+        while changes:
+            share, amount = changes.popleft()
+            share._used += amount  # noqa: SLF001 - the two halves of one thing
+            self._used += min(amount, 0)
+            if of_user := by_user.get(share.uid, 0) + amount:
+                by_user[share.uid] = of_user
+            else:
+                by_user.pop(share.uid, None)
 
 
 class Share:
@@ -93,10 +101,11 @@ class Share:
         if not amount:
             return ""
         resource = self._resource
-        limit = resource.limit
-        if limit.each is None and resource._used + amount <= limit.total // 2:  # noqa: SLF001
-            return ""  # as nearly always: whoever has the rest of that, three quarters are more
-        own = self.used
+        if len(resource._changes) > _MOST_CHANGES:  # noqa: SLF001 - as above
+            resource._settle()  # noqa: SLF001 - as above
+        if resource._used + amount <= resource._plenty:  # noqa: SLF001 - as nearly always
+            return ""
+        limit, own = resource.limit, self.used
         if limit.each is not None and own + amount > limit.each:
             return (
                 f"this program has {own} {limit.what}, and may have {limit.each} "
@@ -114,32 +123,45 @@ class Share:
 
     def take(self, amount: int = 1) -> None:
         """Have *amount* more, also beyond a limit."""
-        self._resource._settle()  # noqa: SLF001 - as above; here, so that little waits for it
-        self._resource._move(self, amount)  # noqa: SLF001 - as above
+        resource = self._resource
+        resource._used += amount  # noqa: SLF001 - as above
+        resource._changes.append((self, amount))  # noqa: SLF001 - as above
+        if len(resource._changes) > _MOST_CHANGES:  # noqa: SLF001 - as above
+            resource._settle()  # noqa: SLF001 - as above
 
     def give(self, amount: int = 1) -> None:
         """Give *amount* back; from any thread, also while memory is being freed."""
         if amount:
-            self._resource._given.append((self, amount))  # noqa: SLF001 - as above
+            self._resource._changes.append((self, -amount))  # noqa: SLF001 - as above
 
 
 class Held:
-    """Counts in a share for as long as it lives."""
+    """Counts in a share for as long as it lives.
 
-    __slots__ = ("_amount", "_share")
+    Made for every call, so without a call of its own. Whoever makes one has asked whether there is
+    room, which keeps the changes few.
+    """
+
+    __slots__ = ("_amount", "_resource", "_share")
 
     def __init__(self, share: Share, amount: int) -> None:
         self._share = share
+        self._resource = resource = share._resource  # noqa: SLF001 - as above
         self._amount = amount
-        share.take(amount)
+        if amount:
+            resource._used += amount  # noqa: SLF001 - as above
+            resource._changes.append((share, amount))  # noqa: SLF001 - as above
 
     def grow(self, amount: int) -> None:
         """Count *amount* more, also beyond a limit."""
-        self._amount += amount
-        self._share.take(amount)
+        if amount:
+            self._amount += amount
+            self._resource._used += amount  # noqa: SLF001 - as above
+            self._resource._changes.append((self._share, amount))  # noqa: SLF001 - as above
 
     def __del__(self) -> None:
-        self._share.give(self._amount)
+        if self._amount:
+            self._resource._changes.append((self._share, -self._amount))  # noqa: SLF001 - as above
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ringd.border.accounts import Share
 from ringd.loop import EVENT_READ, EVENT_WRITE, Loop
 from ringd.wire.border.messages import MAX_TAIL
-from ringd.wire.border.stream import LENGTH, missing
+from ringd.wire.border.stream import LENGTH
 
 _READ = 100 << 10  # bytes in one system call: a message of 64 KiB and some
 _READ_ON = 128 << 10  # likewise, of the rest of a message, straight to its place
@@ -33,7 +33,7 @@ class CallSocket:
         messages: the account in which count the bytes of a large message that is arriving, and of
             those that wait for the other side to read.
         on_message: called with each one; or, when there was no room for one, with its end alone,
-            up to :data:`MAX_TAIL` bytes, and why.
+            up to :data:`MAX_TAIL` bytes, and why. May be set once this is made.
         on_end: called once, when it is closed: with the reason, if the other side broke the rules
             or reads nothing; with none if that has closed its end.
     """
@@ -45,14 +45,14 @@ class CallSocket:
         *,
         max_message: int,
         messages: Share,
-        on_message: Callable[[bytes | memoryview, str], None],
         on_end: Callable[[str], None],
+        on_message: Callable[[bytes | memoryview, str], None] = lambda *_: None,
     ) -> None:
         self._loop = loop
         self._socket = connection
         self._max_message = max_message
         self._messages = messages
-        self._on_message = on_message
+        self.on_message = on_message
         self._on_end = on_end
         self._stream = _NOTHING
         """What has arrived, from the beginning of a message on."""
@@ -85,7 +85,7 @@ class CallSocket:
             self._whole = None
             self._messages.give(self._reserved)
             self._reserved = 0
-            self._on_message = self._on_end = _ignore  # they know the client, which knows us
+            self.on_message = self._on_end = _ignore  # they know the client, which knows us
 
     def _end(self, reason: str) -> None:
         on_end = self._on_end
@@ -99,14 +99,17 @@ class CallSocket:
 
         Of what is still in the socket, the loop tells.
         """
-        reads, short = 0, False
-        for _ in range(most):
-            while (message := self._first()) is None:
-                if short or reads == _READS or not self._open:
-                    return False
-                short = not self._read()
+        reads, more = 0, True
+        while most:
+            begun = self._stream or self._whole is not None or self._cut is not None
+            if begun and (message := self._first()) is not None:
+                self.on_message(*message)
+                most -= 1
+            elif not more or reads == _READS or not self._open:
+                return False
+            else:
+                more = self._read()
                 reads += 1
-            self._on_message(*message)
         return True
 
     def _first(self) -> tuple[bytes | memoryview, str] | None:
@@ -124,18 +127,19 @@ class CallSocket:
             self._reserved = 0
             return whole.toreadonly(), ""
         stream = self._stream
-        if not stream or not self._open:
+        if len(stream) < LENGTH.size or not self._open:
             return None
-        size = missing(stream)
-        if LENGTH.size < size <= len(stream):
+        nbytes: int = LENGTH.unpack_from(stream)[0]
+        size = LENGTH.size + nbytes
+        if nbytes and size <= len(stream):
             self._stream = stream[size:] or _NOTHING
             # Copied: its payload, which is in front, is aligned then, and stays with the call.
             return bytes(stream[LENGTH.size : size]), ""
-        if size - LENGTH.size > self._max_message:
+        if nbytes > self._max_message:
             self._end(f"it sent a message of more than {self._max_message} bytes")
-        elif size > LENGTH.size:
+        elif nbytes:
             self._expect(size)
-        elif len(stream) >= LENGTH.size:
+        else:
             self._end("it sent an empty message")  # which would never be complete
         return None
 
@@ -192,7 +196,8 @@ class CallSocket:
         """
         if not self._open:
             return
-        parts = (LENGTH.pack(sum(map(len, parts))), *parts)
+        nbytes = sum(map(len, parts))
+        parts = (LENGTH.pack(nbytes), *parts)
         if self._out:
             self._wait(b"".join(parts), most_waiting)
             return
@@ -202,7 +207,7 @@ class CallSocket:
             sent = 0
         except OSError:
             return
-        if sent < sum(map(len, parts)):
+        if sent < LENGTH.size + nbytes:
             self._watch(EVENT_READ | EVENT_WRITE)
             self._wait(_behind(parts, sent), most_waiting)
 
@@ -246,13 +251,13 @@ class CallSocket:
     def _ready(self, events: int) -> None:
         if events & EVENT_WRITE and self._open:
             self._flush()
-        if events & EVENT_READ and not self._going_on:
-            self._go_on()
+        if events & EVENT_READ and not self._going_on and self.drain():
+            self._going_on = True
+            self._loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
-        self._going_on = self.drain()
-        if self._going_on:
-            self._loop.call_soon(self._go_on)
+        self._going_on = False
+        self._ready(EVENT_READ)
 
 
 def _behind(parts: tuple[Part, ...], sent: int) -> bytes:

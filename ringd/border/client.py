@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Protocol
 
 from ringd import errors
 from ringd.border.callsocket import CallSocket
 from ringd.border.lifeline import Lifeline
-from ringd.border.limits import MAX_ZMQ_MESSAGE, Limits
+from ringd.border.limits import Limits
 from ringd.border.unread import Unread
 from ringd.loop import Loop, Timer
 from ringd.wire.border import lifeline
 from ringd.wire.border.messages import (
-    ROOM_FOR_HEADERS,
     Carry,
     Completed,
     Failed,
@@ -40,12 +38,15 @@ _MOST_TURNED_AWAY = 4096
 
 
 class Outbox(Protocol):
-    """What sends messages to clients."""
+    """What clients have in common."""
 
     limits: Limits
 
     def send(self, client: Client, reply: Reply, payload: bytes | memoryview | None) -> None:
-        """Send *reply* to *client*, with *payload*, which is copied."""
+        """Send *reply* to *client* over ZeroMQ, with *payload*, which is copied."""
+
+    def does_not_read(self, client: Client) -> None:
+        """Part with *client*, later: it has not read thousands of messages."""
 
 
 class Client:
@@ -129,11 +130,7 @@ class Client:
     def limits(self) -> Limits:
         """What it may have."""
         limits = self._outbox.limits
-        if self.uses_call_socket:
-            return limits
-        most = min(limits.max_message, MAX_ZMQ_MESSAGE)
-        inline_limit = min(limits.inline_limit, most - ROOM_FOR_HEADERS)
-        return replace(limits, max_message=most, inline_limit=inline_limit)
+        return limits if self.uses_call_socket else limits.over_zmq
 
     @property
     def segment_bytes(self) -> int:
@@ -147,24 +144,23 @@ class Client:
         """
         if not self.alive or self.routing_id is None:
             return
-        if isinstance(reply, (Completed, Failed)):
-            if self._is_in(reply.join_id):
-                self.unread.sent(reply.join_id, reply.seq)
-                self._outbox.send(self, reply, payload)
-                if reply.ack or self._owes:
-                    self._expect(reply.join_id, reply.seq + 1 if reply.ack else 0)
-            return
-        if isinstance(reply, (Released, Lost)):
-            if not self._is_in(reply.join_id):
+        if isinstance(reply, (Completed, Failed, Released, Lost)):  # all that has no bound else
+            number = reply.join_id
+            if number not in self.stays and number not in self.channels:
                 return
-            self.unread.sent(reply.join_id, None)
-        self._outbox.send(self, reply, payload)
-        if isinstance(reply, Lost) and reply.join_id in self.stays:
+            self.unread.sent(number, reply.seq if isinstance(reply, (Completed, Failed)) else None)
+        windows = len(self.stays) + len(self.channels)
+        if self.unread.count > 4 * self._outbox.limits.window * windows + 1024:
+            self._outbox.does_not_read(self)
+        elif self.uses_call_socket:
+            self.calls.send(parts(reply, payload))
+        else:
+            self._outbox.send(self, reply, payload)
+        if isinstance(reply, (Completed, Failed)):
+            if reply.ack or self._owes:
+                self._expect(reply.join_id, reply.seq + 1 if reply.ack else 0)
+        elif isinstance(reply, Lost) and reply.join_id in self.stays:
             self._expect(reply.join_id, _ALL)  # it joins anew, for which others may wait
-
-    def _is_in(self, number: int) -> bool:
-        """Whether it has that stay, or end of a channel."""
-        return number in self.stays or number in self.channels
 
     def tell(self, reply: Held | RingState | Carry, payload: memoryview | None = None) -> None:
         """Send *reply* to a program that holds ends of streams; *payload* is copied.

@@ -34,8 +34,14 @@ class BorderHandler(Protocol):
     def open(self, client: Client, message: Open) -> None:
         """*client* opens its end of a channel."""
 
-    def submit(self, client: Client, message: Submit, payload: memoryview | None) -> None:
-        """A call was handed over; *payload* (inline input) stays valid while referenced."""
+    def submit(
+        self, client: Client, message: Submit, payload: memoryview | None, inline: int | None
+    ) -> None:
+        """A call was handed over; *payload* (inline input) stays valid while referenced.
+
+        *inline*: as :func:`ringd.border.validate.check_call` says; None if that is to be asked
+        again, once the place is known.
+        """
 
     def submit_failed(self, client: Client, message: Submit, error: errors.RingError) -> None:
         """A call came that cannot be run here; answer with Failed.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ringd.border.accounts import Accounts, Limit, Resource
 from ringd.host.limits import OpenFiles
-from ringd.wire.border.messages import MAX_REQUEST
+from ringd.wire.border.messages import MAX_REQUEST, ROOM_FOR_HEADERS
 
 MAX_ZMQ_MESSAGE = MAX_REQUEST + (64 << 10)
 """Bytes of a message over ZeroMQ: libzmq takes in two of each connection, which count nowhere."""
@@ -43,6 +43,13 @@ class Limits:
     """Bytes of all that is in messages: tensors of open calls, and what is unread."""
     groups: int = 16384
     """Stays in groups, of all."""
+
+    @property
+    def over_zmq(self) -> Limits:
+        """What one program may have that uses no call socket."""
+        most = min(self.max_message, MAX_ZMQ_MESSAGE)
+        inline_limit = min(self.inline_limit, most - ROOM_FOR_HEADERS)
+        return replace(self, max_message=most, inline_limit=inline_limit)
 
     def accounts(self, open_files: OpenFiles) -> Accounts:
         """Return accounts with these limits, of a process with these files."""

@@ -58,7 +58,8 @@ class Router:
         self._counters = counters
         self._on_frame = on_frame
         self._on_fault = on_fault
-        self._alert = True  # there may be messages
+        self._alert = False
+        """The socket is about to be looked at."""
         self._closed = False
         self._context = zmq.Context(io_threads=1)
         self._socket = self._context.socket(zmq.ROUTER)
@@ -75,8 +76,7 @@ class Router:
             refused=counters.refused_programs,
         )
         self._fd = int(self._socket.getsockopt(zmq.FD))
-        loop.add(self._fd, EVENT_READ, self._readable)
-        loop.add_prepare(self._drain)
+        loop.add(self._fd, EVENT_READ, lambda _events: self._look_soon())
 
     def account(self, routing_id: bytes) -> Account | None:
         """Return the account of a connection; None if it has ended."""
@@ -101,7 +101,7 @@ class Router:
             return ""
         if refusal := account.messages.refusal(len(frame)):
             return refusal
-        self._alert = True
+        self._look_soon()
         try:
             self._socket.send(routing_id, _MORE_NOBLOCK)
             # As a copy: for others pyzmq keeps a thread and a context, seven files, for good.
@@ -154,26 +154,25 @@ class Router:
         self._socket.bind(f"ipc://{self._endpoint.inner_path}")
         # By the name that the socket was made under, beside its place: always the same one.
         self._bound = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._look_soon()
 
-    def _readable(self, _events: int) -> None:
-        self._alert = True
-        self._drain()
+    def _look_soon(self) -> None:
+        """Take in what has arrived, or arrives meanwhile, before the loop sleeps.
 
-    def _drain(self) -> bool:
-        """Take in what has arrived; return whether there was anything.
-
-        The ROUTER's descriptor is edge-triggered, and sending takes the edge away as receiving
-        does: after either, only a look at the socket tells. So this also runs before every
-        sleep of the loop, and does nothing when neither has happened: that look is costly.
+        The ROUTER's descriptor is edge-triggered, and whatever is done with the socket takes the
+        edge away: after that, only a look at the socket tells. It is costly, so there is none else.
         """
         if not self._alert:
-            return False
-        for handled in range(_BATCH):
+            self._alert = True
+            self._loop.call_soon(self._drain)
+
+    def _drain(self) -> None:
+        for _ in range(_BATCH):
             if self._closed or not int(self._socket.getsockopt(zmq.EVENTS)) & _POLLIN:
                 self._alert = False
-                return handled > 0
+                return
             self._receive()
-        return True
+        self._loop.call_soon(self._drain)
 
     def _receive(self) -> None:
         socket = self._socket

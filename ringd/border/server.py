@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping
-from typing import Union
+from functools import partial
 
 from msgspec.structs import replace
 from structlog.typing import FilteringBoundLogger
@@ -39,7 +39,7 @@ from ringd.border.questions import Answerer, Questions
 from ringd.border.roster import Roster
 from ringd.border.router import Router
 from ringd.border.upkeep import Upkeep
-from ringd.border.validate import MAX_PROGRAM, call_fault_of, fault_of
+from ringd.border.validate import MAX_PROGRAM, check_call, fault_of
 from ringd.host.limits import OWN, OpenFiles
 from ringd.loop import Loop, Timer
 from ringd.observe.counters import Counters
@@ -71,10 +71,8 @@ _LOOK_AGAIN = 0.002  # seconds, until libzmq may have given the rest
 _ATTACH_WITHIN = 10.0  # seconds from the lifeline's opening, or from when the last group was left
 _MOST_LEFT = 1 << 14  # messages, more than a call socket holds
 
-OfClient = Union[Submit, Ack, Open, Detach, AskAwaited]
-"""What only a client that has attached sends."""
-
 _OF_CLIENT = (Submit, Ack, Open, Detach, AskAwaited)
+"""What only a client that has attached sends."""
 
 
 class BorderServer:
@@ -106,6 +104,7 @@ class BorderServer:
             ConfigError: the path, or the group, cannot be used.
         """
         self.limits = limits or Limits()
+        self._limits_over_zmq = self.limits.over_zmq
         self.counters = counters
         self._loop = loop
         self._handler = handler
@@ -114,6 +113,15 @@ class BorderServer:
         self._log = log
         self._closed = False
         self._roster = Roster()
+        self._hearers: dict[type[Request], Callable[..., None]] = {
+            Submit: self._submit,
+            Ack: self._ack,
+            Open: self._open,
+            Detach: self._detach,
+            AskAwaited: self._awaited,
+        }
+        """Called with a client that has attached, what only such a one says, and the payload; or,
+        of a call socket, why there was no room for that."""
         self._waiting: dict[Client, Timer] = {}
         """Those in no group, which are parted with when their time is over."""
         self._questions = Questions(
@@ -152,17 +160,12 @@ class BorderServer:
         return self._roster.attached
 
     def send(self, client: Client, reply: Reply, payload: bytes | memoryview | None) -> None:
-        """Send to *client*; :meth:`Client.send` is the way in."""
+        """Send to *client* over ZeroMQ; :meth:`Client.send` is the way in."""
         assert client.routing_id is not None  # noqa: S101 - for the type checker
-        windows = len(client.stays) + len(client.channels)
-        if client.unread.count > 4 * self.limits.window * windows + 1024:
-            self._does_not_read(client)
-        elif client.uses_call_socket:
-            client.calls.send(parts(reply, payload))
-        elif refusal := self._router.send(client.routing_id, pack(reply, payload)):
-            self._does_not_read(client, f": {refusal}")
+        if refusal := self._router.send(client.routing_id, pack(reply, payload)):
+            self.does_not_read(client, f": {refusal}")
 
-    def _does_not_read(self, client: Client, detail: str = "") -> None:
+    def does_not_read(self, client: Client, detail: str = "") -> None:
         """Part with one that has not read thousands of messages: it would fill our memory.
 
         Later, for the handler is at work right now.
@@ -214,7 +217,7 @@ class BorderServer:
         elif not isinstance(message, _OF_CLIENT):
             self._ask(routing_id, message)
         elif (client := self._roster.behind(routing_id)) is not None:
-            self._hear(client, message, payload)
+            self._hearers[type(message)](client, message, payload)
         elif self._roster.knew(routing_id) or not isinstance(message, (Submit, Ack)):
             # What is gone already wants no answer.
             self._log.debug("message of a former client", what=type(message).__name__)
@@ -237,27 +240,30 @@ class BorderServer:
             fault = fault_of(message, None if payload is None else len(payload))
             if refusal and not isinstance(message, Submit):
                 fault = refusal
-            fault = fault or self._take(client, message, payload, refusal)
+            if fault is None:
+                hear = self._hearers.get(type(message))
+                if hear and client.uses_call_socket and client.routing_id is not None:
+                    hear(client, message, payload, refusal)
+                else:
+                    fault = self._take(client, message, payload)
         if fault is not None:
             self._count_denied(client, fault)
             denied = Denied(getattr(message, "join_id", 0), errors.Refused.code, fault)
             client.calls.send(parts(denied))
 
-    def _take(
-        self, client: Client, message: Request, payload: memoryview | None, refusal: str
-    ) -> str | None:
-        """Take a sound message of a call socket; return why it has no place there, if so."""
+    def _take(self, client: Client, message: Request, payload: memoryview | None) -> str | None:
+        """Take a sound message of a call socket that is not for a stay of a client that attached.
+
+        Return why it has no place there, if so.
+        """
         if isinstance(message, (Hold, Carry, Over)):
             return self._of_holder(client, message, payload)
         if client.routing_id is None or not client.uses_call_socket:
             return "attach to a group over ZeroMQ first, and say that the call socket is used"
-        if isinstance(message, _OF_CLIENT):
-            self._hear(client, message, payload, refusal)
-        elif isinstance(message, Attach) and message.token == client.token:
+        if isinstance(message, Attach) and message.token == client.token:
             self._attach(client.routing_id, message)
-        else:
-            return f"a message that belongs on the ZeroMQ socket: {type(message).__name__}"
-        return None
+            return None
+        return f"a message that belongs on the ZeroMQ socket: {type(message).__name__}"
 
     def _of_holder(
         self, client: Client, message: Hold | Carry | Over, payload: memoryview | None
@@ -280,53 +286,63 @@ class BorderServer:
             self._holders.over(client, message)
         return None
 
-    def _hear(
-        self, client: Client, message: OfClient, payload: memoryview | None, refusal: str = ""
+    def _submit(
+        self, client: Client, message: Submit, payload: memoryview | None, refusal: str = ""
     ) -> None:
-        if isinstance(message, (Submit, Ack)):
-            if message.join_id in client.turned_away:  # it comes again
-                return
-            client.acknowledged(message.join_id, message.acked)
-            if isinstance(message, Ack):
-                self._handler.ack(client, message)
-            elif refusal:
-                self._submit_failed(client, message, errors.ResourceExhausted(refusal))
-            else:
-                self._submit(client, message, payload)
-        elif isinstance(message, Open):
-            if message.join_id in client.turned_away:  # it comes again, with its calls
-                client.turn_away(message.channel_id)
-                return
-            if message.channel_id not in client.channels and (
-                full := client.account.channels.refusal()
-            ):
-                text = f"no more channels: {full}"
-                client.send(Denied(message.channel_id, errors.ResourceExhausted.code, text))
-                return
-            if message.join_id in client.stays:  # else it is refused
-                client.opens(message.channel_id, message.join_id)
-            self._handler.open(client, message)
-        elif isinstance(message, Detach):
-            self._detach(client, message)
+        join_id, handler = message.join_id, self._handler
+        if join_id in client.turned_away:  # it comes again
+            return
+        client.acknowledged(join_id, message.acked)
+        limits = self.limits if client.uses_call_socket else self._limits_over_zmq
+        try:
+            if refusal:
+                raise errors.ResourceExhausted(refusal)
+            inline = check_call(
+                message,
+                None if payload is None else len(payload),
+                handler.place(client, join_id),
+                max_message=limits.max_message,
+            )
+        except errors.RingError as error:
+            self._submit_failed(client, message, error)
         else:
-            client.send(self._handler.awaited(client, message.join_id))
-
-    def _submit(self, client: Client, message: Submit, payload: memoryview | None) -> None:
-        fault = call_fault_of(
-            message,
-            None if payload is None else len(payload),
-            self._handler.place(client, message.join_id),
-            max_message=client.limits.max_message,
-        )
-        if fault is None:
-            self._handler.submit(client, message, payload)
-        else:
-            self._submit_failed(client, message, errors.Refused(fault))
+            handler.submit(client, message, payload, inline)
 
     def _submit_failed(self, client: Client, message: Submit, error: errors.RingError) -> None:
         self._count_denied(client, str(error))
         # The others hear of it, and would take what is out of bounds for nonsense of ours.
         self._handler.submit_failed(client, replace(message, call=message.call.cut()), error)
+
+    def _ack(self, client: Client, message: Ack, *_: object) -> None:
+        if message.join_id not in client.turned_away:
+            client.acknowledged(message.join_id, message.acked)
+            self._handler.ack(client, message)
+
+    def _open(self, client: Client, message: Open, *_: object) -> None:
+        if message.join_id in client.turned_away:  # it comes again, with its calls
+            client.turn_away(message.channel_id)
+            return
+        if message.channel_id not in client.channels and (
+            full := client.account.channels.refusal()
+        ):
+            text = f"no more channels: {full}"
+            client.send(Denied(message.channel_id, errors.ResourceExhausted.code, text))
+            return
+        if message.join_id in client.stays:  # else it is refused
+            client.opens(message.channel_id, message.join_id)
+        self._handler.open(client, message)
+
+    def _detach(self, client: Client, message: Detach, *_: object) -> None:
+        if message.join_id in client.stays:
+            client.acknowledged(message.join_id, message.acked)
+            client.leaves(message.join_id)
+            self._handler.detach(client, message)
+        client.send(Detached(message.join_id))
+        if not client.stays and client not in self._waiting:
+            self._expect(client)
+
+    def _awaited(self, client: Client, message: AskAwaited, *_: object) -> None:
+        client.send(self._handler.awaited(client, message.join_id))
 
     def _attach(self, routing_id: bytes, message: Attach) -> None:
         client = self._roster.holder(message.token)
@@ -364,15 +380,6 @@ class BorderServer:
             return
         client.enters(message.join_id, message.group, message.former)
         self._handler.attach(client, message)
-
-    def _detach(self, client: Client, message: Detach) -> None:
-        if message.join_id in client.stays:
-            client.acknowledged(message.join_id, message.acked)
-            client.leaves(message.join_id)
-            self._handler.detach(client, message)
-        client.send(Detached(message.join_id))
-        if not client.stays and client not in self._waiting:
-            self._expect(client)
 
     def _ask(self, routing_id: bytes, question: Question) -> None:
         account = self._router.account(routing_id)
@@ -437,10 +444,10 @@ class BorderServer:
             line.calls,
             max_message=self.limits.max_message,
             messages=account.messages,
-            on_message=lambda frame, refusal: self._called(client, frame, refusal),
             on_end=lambda reason: self._calls_ended(client, reason),
         )
         client = Client(self, line, calls, self._loop)
+        calls.on_message = partial(self._called, client)
         line.on_end = lambda reason: self._lifeline_ended(client, reason)
         self._roster.add(client)
         self._expect(client)

@@ -13,23 +13,20 @@ from collections import deque
 class Unread:
     """Counts the messages of all stays of one client."""
 
-    __slots__ = ("_last", "_marks", "_read", "_sent")
+    __slots__ = ("_last", "_marks", "_sent", "count")
 
     def __init__(self) -> None:
+        self.count = 0
+        """The number of messages that may be unread."""
         self._sent = 0
-        self._read = 0
         self._marks: dict[int, deque[tuple[int, int]]] = {}
         """By join id: (number of the op, how many messages had been sent with its outcome)."""
         self._last: dict[int, int] = {}
         """By join id: how many messages had been sent with the last one of that stay."""
 
-    @property
-    def count(self) -> int:
-        """The number of messages that may be unread."""
-        return self._sent - self._read
-
     def sent(self, join_id: int, outcome_of: int | None) -> None:
         """One more was sent, be it with the outcome of an op."""
+        self.count += 1
         self._sent += 1
         self._last[join_id] = self._sent
         if outcome_of is not None:
@@ -42,11 +39,11 @@ class Unread:
         """The client has the outcomes of all ops below *acked*."""
         marks = self._marks.get(join_id)
         while marks and marks[0][0] < acked:
-            self._read = max(self._read, marks.popleft()[1])
+            self.count = min(self.count, self._sent - marks.popleft()[1])
 
     def left(self, join_id: int) -> None:
         """The client has left this stay."""
-        self._read = max(self._read, self._last.get(join_id, 0))
+        self.count = min(self.count, self._sent - self._last.get(join_id, 0))
         self.forget(join_id)
 
     def forget(self, join_id: int) -> None:

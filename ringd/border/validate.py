@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+from ringd import errors
 from ringd.collective import kinds
 from ringd.collective.call import (
     MAX_AXES,
@@ -44,20 +45,26 @@ MAX_PROGRAM = _MAX_TEXT
 
 _MAX_SERVICES = 256
 _UNKNOWN = 0
-_NO_TIMEOUT = "a timeout is a finite number of seconds"
 
 
 def fault_of(message: Request, payload_bytes: int | None) -> str | None:
     """Return what is wrong with *message* and its payload, None if nothing is.
 
-    The call in a Submit is :func:`call_fault_of`'s.
+    The call in a Submit is :func:`check_call`'s.
 
     Args:
         message: as decoded.
         payload_bytes: length of the payload; None without one.
     """
-    if isinstance(message, Submit):
-        return _submit_fault(message)
+    if not isinstance(message, Submit):
+        return _fault_of_other(message, payload_bytes)
+    for seconds in (message.timeout, message.asked):
+        if seconds is not None and not math.isfinite(seconds):
+            return "a timeout is a finite number of seconds"
+    return _numbers_fault(message.join_id, message.seq, message.acked)
+
+
+def _fault_of_other(message: Request, payload_bytes: int | None) -> str | None:
     if isinstance(message, Carry):
         return _carry_fault(message, payload_bytes or 0)
     if payload_bytes is not None:
@@ -161,75 +168,68 @@ def _carry_fault(message: Carry, payload_bytes: int) -> str | None:
     return None
 
 
-def _submit_fault(message: Submit) -> str | None:
-    timeout, asked = message.timeout, message.asked
-    if timeout is not None and not math.isfinite(timeout):
-        return _NO_TIMEOUT
-    if asked is not None and not math.isfinite(asked):
-        return _NO_TIMEOUT
-    return _numbers_fault(message.join_id, message.seq, message.acked)
-
-
-def call_fault_of(
+def check_call(
     message: Submit,
     payload_bytes: int | None,
     place: tuple[int, int] | None,
     *,
     max_message: int,
-) -> str | None:
-    """Return why the call in *message* cannot be run here, None if it can.
+) -> int | None:
+    """Make sure that the call in *message* can be run here.
 
     Args:
         message: one of which :func:`fault_of` has nothing to say.
         payload_bytes: length of the payload; None without one.
         place: the client's rank, and the number of ranks in its group; None while that has yet to
-            form, and what depends on it is to be looked at once it has.
+            form.
         max_message: bytes that a reply may have.
+
+    Returns:
+        The bytes of the result that will travel inside the reply. None where they and more depend
+        on the place, while that is unknown: the call is to be looked at again once it is known.
+
+    Raises:
+        Refused: it cannot be run; the message says why.
     """
     if len(message.message) > MAX_TEXT or len(message.outcome) > _MAX_TEXT:
-        return "the outcome's text is too long"
-    call = message.call
+        raise errors.Refused("the outcome's text is too long")
+    call, source = message.call, message.source
     rank, size = place or (0, _UNKNOWN)
     try:
-        taken, given = _bytes_of(call, rank, size)
+        taken, given = _bytes_of(_nameless(call) if call.name else call, rank, size)
     except (TypeError, ValueError) as error:
-        return str(error)
-    if message.source is not None and payload_bytes is not None:
-        return "the input came twice, as a segment and as a frame"
+        raise errors.Refused(str(error)) from None
+    if source is not None and payload_bytes is not None:
+        raise errors.Refused("the input came twice, as a segment and as a frame")
     if place is None and kinds.of(call).sized:
         return None
-    came = payload_bytes if message.source is None else message.source.length
+    inline = (given or 0) if message.target is None else 0
+    came = payload_bytes if source is None else source.length
     if came is None:
         # An op that has ended with an error may have given its input up.
-        ended = message.outcome not in {"", "ok"}
-        return None if not taken or ended else "the input is missing"
-    if came != taken:
-        return f"{call} has {taken} bytes, but {came} came"
-    if message.target is None and (given or 0) + ROOM_FOR_HEADERS > max_message:
-        return f"the result of {call} has {given} bytes, too many for a message; it needs a target"
-    if message.target is not None and message.target.length != given:
-        return f"the result of {call} has {given} bytes, its target {message.target.length}"
-    if message.source is not None and message.target is not None:
-        return _overlap(message.source, message.target)
-    return None
+        if taken and message.outcome in {"", "ok"}:
+            raise errors.Refused("the input is missing")
+    elif came != taken:
+        raise errors.Refused(f"{call} has {taken} bytes, but {came} came")
+    elif message.target is not None:
+        _check_target(message, message.target, given)
+    elif inline + ROOM_FOR_HEADERS > max_message:
+        text = f"{given} bytes, too many for a message; it needs a target"
+        raise errors.Refused(f"the result of {call} has {text}")
+    return inline
 
 
-def inline_result(message: Submit, place: tuple[int, int] | None) -> int:
-    """Return the bytes of the result that will travel inside the reply, as far as that is known.
-
-    Args:
-        message: one of which :func:`call_fault_of` has nothing to say.
-        place: as there.
-    """
-    if message.target is not None:
-        return 0
-    rank, size = place or (0, _UNKNOWN)
-    return _bytes_of(message.call, rank, size)[1] or 0
+def _check_target(message: Submit, target: Ref, given: int | None) -> None:
+    if target.length != given:
+        text = f"{given} bytes, its target {target.length}"
+        raise errors.Refused(f"the result of {message.call} has {text}")
+    if message.source is not None and (text := _overlap(message.source, target)):
+        raise errors.Refused(text)
 
 
-def _overlap(source: Ref, target: Ref) -> str | None:
+def _overlap(source: Ref, target: Ref) -> str:
     if source.segment != target.segment:
-        return None
+        return ""
     target_end = seal_offset(target) + SEAL.size
     if source.offset < target_end and target.offset < source.offset + source.length:
         return (
@@ -237,7 +237,7 @@ def _overlap(source: Ref, target: Ref) -> str | None:
             f"{source.segment}, the input, overlap {target.offset} to {target_end}, the target "
             "and its seal"
         )
-    return None
+    return ""
 
 
 def unfit(call: Call, size: int) -> str:
@@ -246,28 +246,38 @@ def unfit(call: Call, size: int) -> str:
     Where the size is unknown (0), what depends on it is left out.
     """
     try:
-        _bytes_of(call, 0, size)
+        _bytes_of(_nameless(call) if call.name else call, 0, size)
     except (TypeError, ValueError) as error:
         return str(error)
     return ""
 
 
+def _nameless(call: Call) -> Call:
+    """Return *call* without its name: programs repeat their calls, under ever new ones.
+
+    Raises:
+        ValueError: the name is too long.
+    """
+    if len(call.name) > MAX_CALL_NAME:
+        raise ValueError(f"a call's name has up to {MAX_CALL_NAME} characters")
+    return kinds.nameless(call)
+
+
+@lru_cache(maxsize=1024)  # which keeps no call that raises: that may be of any length
 def _bytes_of(call: Call, rank: int, size: int) -> tuple[int | None, int | None]:
     """Return the bytes that *rank* hands over, and those that it is given.
 
     Where they depend on a size that is unknown, they are None.
 
+    Args:
+        call: one without a name.
+        rank: within the group.
+        size: of the group; 0 while that is unknown.
+
     Raises:
         TypeError: as :func:`ringd.collective.kinds.check`.
-        ValueError: likewise, or its texts are too long.
+        ValueError: likewise, or its words are too long.
     """
-    if len(call.name) > MAX_CALL_NAME:
-        raise ValueError(f"a call's name has up to {MAX_CALL_NAME} characters")
-    return _bytes_of_sound(kinds.nameless(call), rank, size)
-
-
-@lru_cache(maxsize=1024)  # which keeps no call that raises: that may be of any length
-def _bytes_of_sound(call: Call, rank: int, size: int) -> tuple[int | None, int | None]:
     if max(map(len, (call.kind, call.reduction, call.dtype, call.wire))) > MAX_WORD:
         raise ValueError(f"a call's kind, op, dtype and wire have up to {MAX_WORD} characters")
     if len(call.shape) > MAX_AXES:

@@ -299,7 +299,7 @@ class Performer:
             submitted, started = buffers.submitted, buffers.started
             result = buffers.result if buffers.target is None else buffers.target
             nbytes = max(buffers.source.nbytes, 0 if result is None else result.nbytes)
-        calls = self._counters.of_kind(submission.call.kind)
+        calls = self._counters.calls[submission.call.kind]
         if code == OK:
             calls.completed(now - submitted, nbytes)
         else:

@@ -15,9 +15,9 @@ import structlog
 from ringd import errors
 from ringd.border.accounts import Held
 from ringd.border.client import Client
-from ringd.border.validate import call_fault_of, inline_result, unfit
+from ringd.border.validate import check_call, unfit
 from ringd.collective import kinds
-from ringd.collective.call import MAX_LOCAL_SIZE
+from ringd.collective.call import MAX_LOCAL_SIZE, Call
 from ringd.collective.eager import EagerRule
 from ringd.collective.view import View
 from ringd.config.settings import Config
@@ -71,7 +71,7 @@ class Programs:
             missing_members=lambda: out_of_reach(neighbours, loop.now()),
             slow_disks=lambda: slow_disks(neighbours, loop.now()),
             rules=Rules(
-                refusal=lambda call, size: self._refusal(unfit(call, size)),
+                refusal=self._unfit,
                 ends_together=partial(kinds.ends_together, by_rank=config.ops.order == "rank"),
                 eager=self._eager.is_eager,
                 fits=self._eager.fits,
@@ -190,21 +190,27 @@ class Programs:
         )
         self._perform(self.engine.open(client, opening, self._loop.now()))
 
-    def submit(self, client: Client, message: border.Submit, payload: memoryview | None) -> None:
+    def submit(
+        self,
+        client: Client,
+        message: border.Submit,
+        payload: memoryview | None,
+        inline: int | None,
+    ) -> None:
         """A program hands over a call; while we leave, it keeps the call for our successor."""
         if self.draining:
             return
         now = self._loop.now()
         try:
-            buffers = self._buffers(client, message, payload, now)
+            buffers = self._buffers(client, message, payload, inline or 0, now)
         except errors.RingError as error:
             self._submit_error(client, message, error)
-        else:
-            submission = self._submission(message, buffers, now)
-            if kinds.of(message.call).sized and self.place(client, message.join_id) is None:
-                nbytes = None if payload is None else payload.nbytes
-                submission.fault = partial(self._late_fault, client, message, nbytes)
-            self._perform(self.engine.submit(client, message.join_id, submission, now))
+            return
+        submission = self._submission(message, buffers, now)
+        if inline is None:
+            nbytes = None if payload is None else payload.nbytes
+            submission.fault = partial(self._late_fault, client, message, nbytes)
+        self._perform(self.engine.submit(client, message.join_id, submission, now))
 
     def _late_fault(
         self,
@@ -216,10 +222,16 @@ class Programs:
     ) -> str:
         """Return why a call that came before its group had formed cannot be run, if it cannot."""
         limit, place = client.limits.max_message, (rank, size)
-        text = call_fault_of(message, payload_bytes, place, max_message=limit)
-        if text is None:
-            text = client.account.messages.refusal(inline_result(message, place))
-        return self._refusal(text)
+        try:
+            inline = check_call(message, payload_bytes, place, max_message=limit)
+        except errors.Refused as fault:
+            return self._refusal(str(fault))
+        assert inline is not None  # noqa: S101 - with the place all is known
+        return self._refusal(client.account.messages.refusal(inline))
+
+    def _unfit(self, call: Call, size: int) -> str:
+        """Return why a call of another member cannot be run here; empty if it can."""
+        return self._refusal(text) if (text := unfit(call, size)) else ""
 
     def submit_failed(
         self, client: Client, message: border.Submit, error: errors.RingError
@@ -276,7 +288,12 @@ class Programs:
             heap.give_back_free_blocks()
 
     def _buffers(
-        self, client: Client, message: border.Submit, payload: memoryview | None, now: float
+        self,
+        client: Client,
+        message: border.Submit,
+        payload: memoryview | None,
+        inline: int,
+        now: float,
     ) -> Buffers:
         source, target, seal = payload, None, None
         if message.source is not None:
@@ -291,8 +308,7 @@ class Programs:
         if payload is not None or target is None:
             messages = client.account.messages
             nbytes = 0 if payload is None else payload.nbytes
-            result = inline_result(message, self.place(client, message.join_id))
-            if refusal := messages.refusal(nbytes + result):
+            if refusal := messages.refusal(nbytes + inline):
                 raise errors.ResourceExhausted(refusal)
             held = Held(messages, nbytes)
         return Buffers(memoryview(b"") if source is None else source, target, seal, now, held)
@@ -370,11 +386,9 @@ class Programs:
         the idle tick.
         """
         due = self.engine.next_deadline
-        if due is None:
+        if due is None or (self._tick is not None and self._tick_due <= due):
             return
         if self._tick is not None:
-            if self._tick_due <= due:
-                return
             self._tick.cancel()
         self._tick_due = due
         self._tick = self._loop.call_later(max(0.0, due - self._loop.now()), self._ticked)

@@ -74,14 +74,21 @@ class Calls:
         return Counter({OK: completed} if completed else {}) + self.errors
 
 
+class ByKind(dict[str, Calls]):
+    """The calls of each kind; those of one that a program has made up, with all such."""
+
+    def __init__(self) -> None:
+        super().__init__((kind, Calls()) for kind in (*KINDS, UNKNOWN_KIND))
+
+    def __missing__(self, _made_up: str) -> Calls:
+        return self[UNKNOWN_KIND]
+
+
 @dataclass(slots=True)
 class Counters:
     """See the module's docstring."""
 
-    calls: dict[str, Calls] = field(
-        default_factory=lambda: {kind: Calls() for kind in (*KINDS, UNKNOWN_KIND)}
-    )
-    """By kind."""
+    calls: ByKind = field(default_factory=ByKind)
     rings: int = 0
     """Rings that this member was in."""
     links_lost: Counter[tuple[Side, str]] = field(default_factory=Counter)
@@ -106,10 +113,6 @@ class Counters:
     """From programs, which could not be used."""
     dropped_replies: int = 0
     """To programs, which could not be delivered."""
-
-    def of_kind(self, kind: str) -> Calls:
-        """Return where calls of *kind* are counted, which a program may have made up."""
-        return self.calls.get(kind) or self.calls[UNKNOWN_KIND]
 
     def results(self) -> Counter[str]:
         """Return the calls that have ended here by outcome, of whatever kind."""

@@ -103,16 +103,14 @@ class Recorder:
     def __init__(self, node: str) -> None:
         self._node = node
         self._events: deque[Event | OpEvent] = deque(maxlen=KEPT)
+        self.op: Callable[[OpEvent], None] = self._events.append
+        """Records a call that ended."""
         self.open_ops: Callable[[], list[OpEvent]] = list
         """Gives the calls that are open, which is what a stall is about."""
 
     def note(self, what: str, **details: Any) -> None:
         """Record that *what* happened."""
         self._events.append(Event(time.monotonic(), what, details))
-
-    def op(self, event: OpEvent) -> None:
-        """Record a call that ended."""
-        self._events.append(event)
 
     def dump(self) -> bytes:
         """Return all events as JSON, oldest first, and behind them the calls that are open."""

@@ -15,8 +15,10 @@ a message to a peer that hangs up before the next (``session_base_t::clean_pipes
 
 from __future__ import annotations
 
+import math
 import struct
-from typing import Optional, Union
+from collections.abc import Callable
+from typing import Optional, TypeVar, Union
 
 import msgspec
 
@@ -440,8 +442,7 @@ MAX_TAIL = MAX_REQUEST + _TRAILER.size
 """Bytes of the end of a message that tell what it is, without its payload."""
 
 _encoder = msgspec.msgpack.Encoder()
-_request_decoder = msgspec.msgpack.Decoder(Request)
-_reply_decoder = msgspec.msgpack.Decoder(Reply)
+_Message = TypeVar("_Message")
 
 DecodeError = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What the decoders raise on bytes that are not a message of theirs; for ``except``."""
@@ -462,31 +463,37 @@ def parts(
     return payload, head + _TRAILER.pack(len(head), 1)
 
 
-def unpack_request(frame: bytes | memoryview) -> tuple[Request, memoryview | None]:
-    """Return the client's message and its payload, which is part of *frame*.
+def _unpacker(
+    decode: Callable[[memoryview], _Message], most: float
+) -> Callable[[bytes | memoryview], tuple[_Message, memoryview | None]]:
+    """Return what takes frames apart whose messages have up to *most* bytes without a payload."""
 
-    Raises:
-        One of :data:`DecodeError`: these bytes are no request.
-    """
-    head, payload = _split(frame)
-    if len(head) > MAX_REQUEST:
-        raise msgspec.DecodeError(f"{len(head)} bytes without payload, more than {MAX_REQUEST}")
-    return _request_decoder.decode(head), payload
+    def unpack(frame: bytes | memoryview) -> tuple[_Message, memoryview | None]:
+        data = memoryview(frame)
+        end = len(data) - _TRAILER.size
+        if end < 0:
+            raise msgspec.DecodeError(f"{len(data)} bytes are too few")
+        length, has_payload = _TRAILER.unpack_from(data, end)
+        start = end - length
+        if start < 0 or has_payload not in (0, 1) or (start and not has_payload):
+            raise msgspec.DecodeError("its trailer does not fit its length")
+        if length > most:
+            raise msgspec.DecodeError(f"{length} bytes without payload, more than {most}")
+        return decode(data[start:end]), data[:start] if has_payload else None
+
+    return unpack
 
 
-def unpack_reply(frame: bytes | memoryview) -> tuple[Reply, memoryview | None]:
-    """Return the daemon's message and its payload, as :func:`unpack_request` does."""
-    head, payload = _split(frame)
-    return _reply_decoder.decode(head), payload
+unpack_request: Callable[[bytes | memoryview], tuple[Request, memoryview | None]] = _unpacker(
+    msgspec.msgpack.Decoder(Request).decode, MAX_REQUEST
+)
+"""Return the client's message and its payload, which is part of the frame.
 
+Raises:
+    One of :data:`DecodeError`: these bytes are no request.
+"""
 
-def _split(frame: bytes | memoryview) -> tuple[memoryview, memoryview | None]:
-    data = memoryview(frame)
-    end = len(data) - _TRAILER.size
-    if end < 0:
-        raise msgspec.DecodeError(f"{len(data)} bytes are too few")
-    length, has_payload = _TRAILER.unpack_from(data, end)
-    start = end - length
-    if start < 0 or has_payload not in (0, 1) or (start and not has_payload):
-        raise msgspec.DecodeError("its trailer does not fit its length")
-    return data[start:end], data[:start] if has_payload else None
+unpack_reply: Callable[[bytes | memoryview], tuple[Reply, memoryview | None]] = _unpacker(
+    msgspec.msgpack.Decoder(Reply).decode, math.inf
+)
+"""Return the daemon's message and its payload, as :data:`unpack_request` does."""
