@@ -1,5 +1,6 @@
 """Calls under way: their order, results, errors and acknowledgements, each its own."""
 
+import sys
 import time
 
 import numpy as np
@@ -151,3 +152,27 @@ def test_outcome_is_acknowledged_also_while_the_program_computes(tmp_path):
         work = ring.all_reduce_async(SMALL)
         eventually(lambda: daemon.handler.acks == [1])
         np.testing.assert_array_equal(work.wait(), 2 * SMALL)
+
+
+def test_a_small_call_runs_few_functions(ring):
+    """The time of a small call is that of the functions that it runs: others are run when needed.
+
+    The bound has room for what another version of Python counts, and none for a second look.
+    """
+
+    def functions():
+        seen = []
+
+        def note(frame, event, _):
+            if event == "call":
+                seen.append(frame.f_code.co_name)
+
+        sys.setprofile(note)
+        try:
+            ring.all_reduce(SMALL)
+        finally:
+            sys.setprofile(None)
+        return seen
+
+    found = min((functions() for _ in range(100)), key=len)
+    assert len(found) <= 72, sorted(found)

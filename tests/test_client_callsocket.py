@@ -94,14 +94,14 @@ def test_what_does_not_fit_waits_in_order(pair):
     messages = [bytes([n]) * 100_000 for n in range(20)]
     for message in messages:
         calls.send((message[:10], message[10:]))
-    assert calls.full
+    assert calls.unsent
     stream = bytearray()
     expected = b"".join(map(framed, messages))
     while len(stream) < len(expected):
         stream += theirs.recv(1 << 16)
         calls.flush()
     assert bytes(stream) == expected
-    assert not calls.full
+    assert not calls.unsent
 
 
 def persist(step, every=0.0002):
@@ -145,7 +145,7 @@ def test_interrupts_send_no_byte_twice(pair):
 
     def flush():
         calls.flush()
-        return not calls.full
+        return not calls.unsent
 
     struck = persist(flush)
     reader.join(120)
@@ -182,7 +182,7 @@ def test_calls_that_the_daemon_does_not_read_yet_wait_here(tmp_path, computes):
         go_on = threading.Event()
         daemon.loop.call_threadsafe(lambda: go_on.wait(30))
         works = [ring.all_reduce_async(x) for _ in range(100)]
-        assert ring._connection.pump.channel.calls.full
+        assert ring._connection.pump.channel.calls.unsent
         go_on.set()
         if computes:
             eventually(lambda: len(daemon.handler.submitted) == 101)
@@ -251,7 +251,7 @@ def test_a_thread_that_sleeps_already_sees_that_there_is_something_to_send(tmp_p
         eventually(lambda: pump._sleeper == sleeper.ident and asleep)
         before = asleep[-1]
         works = [ring.all_reduce_async(x) for _ in range(60)]
-        assert channel.calls.full
+        assert channel.calls.unsent
         eventually(lambda: len(sleeps) > before)  # it, or the keeper, which is woken too
         go_on.set()
         eventually(lambda: len(daemon.handler.submitted) == 61)
@@ -270,7 +270,7 @@ def test_a_channel_that_is_closed_with_something_unsent_has_ended(tmp_path):
         daemon.loop.call_threadsafe(lambda: go_on.wait(30))
         works = [ring.all_reduce_async(x) for _ in range(20)]
         channel = ring._connection.pump.channel
-        assert channel.calls.full
+        assert channel.calls.unsent
         channel.hang_up()
         eventually(lambda: channel.calls.fileno() == -1)
         assert channel.poll(0)
@@ -286,8 +286,8 @@ def test_a_message_is_copied_once_where_it_goes_in_pieces(pair):
     calls.send((message,))
     wholes = set()
     taken = 0
-    while calls.full:
-        wholes.add(id(calls._out[0][0][0].obj))
+    while calls.unsent:
+        wholes.add(id(calls.unsent[0][0][0].obj))
         taken += len(theirs.recv(1 << 20))
         calls.flush()
     assert len(wholes) == 1

@@ -406,7 +406,7 @@ def test_a_handler_that_acts_on_what_was_just_heard(tmp_path, monkeypatch):
         handling(lambda: seen.append(ring.rank)),
         deaf_keeper(ring, monkeypatch),
     ):
-        ring._connection.pump.channel._heard = Interrupted()
+        ring._connection.pump.channel.heard = Interrupted()
         work = ring.all_reduce_async(np.ones(2))
         eventually(lambda: daemon.handler.submitted)
         telling = tell_members(daemon, session_of(ring).join_id, seen)
@@ -438,7 +438,7 @@ def test_a_handler_within_the_listening_waits_for_no_other_thread(tmp_path, monk
         def hear():
             real()
             in_main = threading.current_thread() is threading.main_thread()
-            if in_main and not seen and channel._heard:
+            if in_main and not seen and channel.heard:
                 signal.raise_signal(signal.SIGUSR1)
 
         monkeypatch.setattr(channel, "_hear", hear)
@@ -595,7 +595,7 @@ def test_a_call_in_the_midst_of_ringd_is_refused(ring):
 
 def test_what_insists_is_done_though_two_interrupts_come():
     """The second one strikes wherever the first is dealt with."""
-    pump = Pump(lambda: None, lambda _channel: None)
+    pump = Pump(lambda: None, lambda: True, lambda _channel: None, lambda: None)
     undone, done, first = 0, [], []
 
     def second(*_):

@@ -86,7 +86,7 @@ def test_a_thousand_stays_leave_nothing_behind(daemon):
         connection = kept._connection
         assert (left_over(), open_fds(), threads()) == before
         assert len(list(connection.groups)) == 1
-        assert not connection.groups._unsent
+        assert not connection.groups.unsent
         assert len(connection.groups._by_join_id) < 100
         client = only_client(daemon)
         assert (list(client.stays.values()), client._owes, client.turned_away) == (

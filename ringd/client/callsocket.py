@@ -6,7 +6,6 @@ what it did are one here, as in ``list.extend(map(recv, ...))``: no byte is lost
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import socket
 from collections import deque
@@ -27,11 +26,13 @@ class CallSocket:
         connection.setblocking(False)
         silence(connection)
         self._socket = connection
-        self._out: deque[tuple[tuple[Part, ...], list[int]]] = deque()
-        """Messages on their way, and how many bytes of each went with the last call, if it was one
-        since that was noted."""
-        self._in: list[Part] = []
+        self.unsent: deque[tuple[tuple[Part, ...], list[int]]] = deque()
+        """Messages that wait here until the daemon reads, and how many bytes of each went with the
+        last call, if it was one since that was noted."""
+        self.holds: list[Part] = []
         """What has arrived and is not taken; the first piece begins with a message."""
+        self._size = 0
+        """Bytes that this message has in it, as far as :meth:`receive` has looked at it."""
         self._short = False
         """The last call had room for more than there was: ask no more in this turn."""
 
@@ -45,37 +46,32 @@ class CallSocket:
 
     # --- out --------------------------------------------------------------------------
 
-    @property
-    def full(self) -> bool:
-        """Whether something waits here until the daemon reads."""
-        return bool(self._out)
-
     def send(self, parts: tuple[Part, ...]) -> None:
         """Send the message that *parts* make, behind those that wait; never blocks.
 
         Raises:
             OSError: the daemon is gone.
         """
-        self._out.append(((LENGTH.pack(sum(map(len, parts))), *parts), []))
+        self.unsent.append(((LENGTH.pack(sum(map(len, parts))), *parts), []))
         self.flush()
 
     def flush(self) -> None:
         """Send what waits, as far as the socket takes it; raises OSError as :meth:`send` does."""
-        out = self._out
-        if not out:
-            return
-        with contextlib.suppress(BlockingIOError):
-            for _ in range(_WRITES):
-                if not out:
-                    return
-                parts, sent = out[0]
-                if not sent:
+        unsent = self.unsent
+        for _ in range(_WRITES):
+            if not unsent:
+                return
+            parts, sent = unsent[0]
+            if not sent:
+                try:
                     sent.extend(map(self._socket.sendmsg, (parts,), ((),), (NO_SIGNAL,)))
-                if sent[0] == sum(map(len, parts)):
-                    out.popleft()
-                else:
-                    whole = parts[0] if len(parts) == 1 else b"".join(parts)
-                    out[0] = ((memoryview(whole)[sent[0] :],), [])
+                except BlockingIOError:
+                    return
+            if sent[0] == sum(map(len, parts)):
+                unsent.popleft()
+            else:
+                whole = parts[0] if len(parts) == 1 else b"".join(parts)
+                unsent[0] = ((memoryview(whole)[sent[0] :],), [])
 
     # --- in ---------------------------------------------------------------------------
 
@@ -86,16 +82,18 @@ class CallSocket:
             OSError: the daemon has closed its end, and all that it sent is taken; or it sent what
                 can be no message.
         """
-        pieces = self._in
+        pieces = self.holds
         while True:
-            size = missing(pieces[0]) if pieces else LENGTH.size
-            if pieces and LENGTH.size < size <= len(pieces[0]):
-                return bytes(pieces[0][LENGTH.size : size])  # aligned, as a payload is in front
-            if pieces and size == LENGTH.size <= len(pieces[0]):
-                raise OSError(errno.EPROTO, "the daemon sent an empty message")
-            if len(pieces) > 1 and size <= sum(map(len, pieces)):
-                pieces[:] = [b"".join(pieces)]
-                continue
+            if pieces:
+                first = pieces[0]
+                self._size = size = missing(first)
+                if LENGTH.size < size <= len(first):
+                    return bytes(first[LENGTH.size : size])  # aligned, as a payload is in front
+                if size == LENGTH.size <= len(first):
+                    raise OSError(errno.EPROTO, "the daemon sent an empty message")
+                if len(pieces) > 1 and size <= sum(map(len, pieces)):
+                    pieces[:] = [b"".join(pieces)]
+                    continue
             if self._short:  # nothing was left behind what came last
                 self._short = False
                 return None
@@ -108,11 +106,18 @@ class CallSocket:
                 raise ConnectionResetError(errno.ECONNRESET, "the daemon hung up")
             self._short = len(pieces[-1]) < _READ[0]
 
-    def taken(self) -> None:
-        """The message that :meth:`receive` returned has been acted on."""
-        first = self._in[0]
-        size = missing(first)
-        if size == len(first):
-            del self._in[0]
-        else:
-            self._in[0] = memoryview(first)[size:]
+    def taken(self) -> bool:
+        """The message that :meth:`receive` returned has been acted on.
+
+        Returns:
+            Whether to ask for the next one: False where none was there when this one came.
+        """
+        pieces = self.holds
+        if self._size < len(pieces[0]):
+            pieces[0] = memoryview(pieces[0])[self._size :]
+            return True
+        del pieces[0]
+        if pieces or not self._short:
+            return True
+        self._short = False
+        return False

@@ -97,7 +97,8 @@ class Channel:
         """Beats sent since the daemon was heard last."""
         self.heard_at = time.monotonic()
         """When that was."""
-        self._heard: list[bytes] = []
+        self.heard: list[bytes] = []
+        """What the lifeline has said, until :meth:`sessions` takes it."""
         self._listening = threading.RLock()  # a signal handler may wait above a thread that does
         try:
             with contextlib.ExitStack() as undo:
@@ -135,14 +136,14 @@ class Channel:
             OSError: the daemon is gone.
         """
         self.calls.send(parts)
-        if self.calls.full:  # whoever sleeps does so without looking whether there is room
+        if self.calls.unsent:  # whoever sleeps does so without looking whether there is room
             self._waker.wake()
             self._keeper_waker.wake()
 
     def receive(self) -> tuple[Reply, Payload | None] | None:
         """Return the next message and its payload; None when there is none now.
 
-        The same one until it is :meth:`taken`.
+        The same one until it is taken from :attr:`calls`.
 
         Raises:
             OSError: as :meth:`send`.
@@ -152,10 +153,6 @@ class Channel:
             return None
         self._hear()
         return unpack_reply(message)
-
-    def taken(self) -> None:
-        """The message that :meth:`receive` returned has been acted on."""
-        self.calls.taken()
 
     def pass_segment(self, segment: Segment) -> None:
         """Hand *segment* to the daemon.
@@ -189,7 +186,7 @@ class Channel:
         lifeline = self.lifeline.fileno()
         gone = False
         try:
-            poller = self._make_poller() if self.calls.full else self._poller
+            poller = self._make_poller() if self.calls.unsent else self._poller
             try:
                 ready = poller.poll(milliseconds)
             except RuntimeError:  # beneath this signal handler its thread sleeps on that one
@@ -205,7 +202,7 @@ class Channel:
 
     def _make_poller(self) -> select.poll:
         poller = select.poll()
-        poller.register(self.calls, select.POLLIN | (select.POLLOUT if self.calls.full else 0))
+        poller.register(self.calls, select.POLLIN | (select.POLLOUT if self.calls.unsent else 0))
         for file in (self.lifeline, self._waker.reader):
             poller.register(file, select.POLLIN)
         return poller
@@ -229,7 +226,7 @@ class Channel:
 
         With some of it again, if an interrupt ends this. Returns whether there was something.
         """
-        heard = self._heard
+        heard = self.heard
         if not heard:
             return False
         chunks = tuple(heard)  # others may come behind them meanwhile
@@ -253,7 +250,7 @@ class Channel:
             self._listening.release()
 
     def _take_in(self) -> bool:
-        heard = self._heard
+        heard = self.heard
         while True:
             # One call into C receives and stores, so that no interrupt comes between.
             arriving = map(self.lifeline.recv, _LIFELINE_BYTES)

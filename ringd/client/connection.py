@@ -12,7 +12,7 @@ import atexit
 import contextlib
 import os
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -42,8 +42,10 @@ class Connection:
         self.pool = Pool()
         self.daemon = Daemon(self.pool)
         self.groups = Groups(self.daemon)
-        self.pump = Pump(self.settle, self._lost)
+        self.pump = Pump(self.settle, self.is_settled, self._lost, self.fail)
         self.keeper = Keeper(paths, self.daemon, self.groups, self.pump)
+        self.wait = self.pump.wait
+        """Waits for the program."""
         self.notifier = Notifier(self.wait)
         self._pid = os.getpid()
         self.closed = False
@@ -210,19 +212,6 @@ class Connection:
         with contextlib.suppress(errors.CalledFromHandler):
             self.pump.run(self.settle)
 
-    def wait(self, done: Callable[[], bool], until: float | None) -> bool:
-        """Wait for the program; where that has failed, leave, so that the others are told.
-
-        Raises:
-            CalledFromHandler: a handler called this within a call of its thread.
-            MainThreadFailed: only this keeps the program alive.
-        """
-        try:
-            return self.pump.wait(done, until)
-        except errors.MainThreadFailed:
-            self.fail()
-            raise
-
     def lend(self, block: Block, length: int, *, as_input: bool = False) -> Bytes | None:
         """Return *block* as the user's array; None when they hold too much already.
 
@@ -270,11 +259,24 @@ class Connection:
         if channel is None:
             self.groups.push()  # for what can be done without one
             return
-        news = channel.sessions(partial(self.groups.meet, channel))
+        news = bool(channel.heard) and channel.sessions(partial(self.groups.meet, channel))
         news = self._receive(channel) or news
-        self.groups.push()
+        if self.groups.unsent:
+            self.groups.push()
         if news:
             self.pump.tell()
+
+    def is_settled(self) -> bool:
+        """Whether :meth:`settle` has nothing to do but for what the sockets may tell of."""
+        channel = self.pump.channel
+        return not (
+            channel is None
+            or self.inputs_left
+            or self.some_forgotten
+            or self.groups.unsent
+            or channel.heard
+            or channel.calls.holds
+        )
 
     def _leave_inputs(self) -> None:
         self.inputs_left = False  # first: others may come while this is under way
@@ -301,15 +303,16 @@ class Connection:
 
     def _receive(self, channel: Channel) -> bool:
         """Take in every message that has arrived; return whether there was one."""
-        news = False
+        news, more, calls = False, True, channel.calls
         try:
-            while (received := channel.receive()) is not None:
+            while more and (received := channel.receive()) is not None:
                 news = True
                 self.groups.receive(*received)
-                channel.taken()
-            channel.calls.flush()
+                more = calls.taken()
+            if calls.unsent:
+                calls.flush()
         except DecodeError as error:
-            channel.taken()
+            calls.taken()
             self.daemon.part(f"it sent what is no message of this version: {error}")
         except ConnectionError:
             channel.hang_up()  # as it did

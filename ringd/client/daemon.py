@@ -27,6 +27,10 @@ class Daemon:
         """What a daemon said last of itself; None before any has."""
         self.window = 1
         """How many unreleased ops it takes of each group."""
+        self.lost_after = 0.0
+        """Seconds that it may be late to notice that a deadline has passed."""
+        self.timeout: float | None = None
+        """Seconds; the deadline of calls that name none. None for no deadline."""
         self.ready: Channel | None = None
         """The same, unless it has been missed, and not heard since: then it is sent nothing."""
         self.trouble = ""
@@ -58,6 +62,7 @@ class Daemon:
         if self.channel is not None:
             self.channel.attached = True
         self.info, self.window = info, info.window
+        self.lost_after, self.timeout = info.lost_after, info.timeout
         self.pool.budget = info.segment_budget
         self.trouble = ""
 
@@ -85,7 +90,7 @@ class Daemon:
     @property
     def full(self) -> bool:
         """Whether something waits here until it reads what it was sent before."""
-        return self.channel is not None and self.channel.calls.full
+        return self.channel is not None and bool(self.channel.calls.unsent)
 
     def send(self, message: tuple[Part, ...], *, anyway: bool = False, apart: bool = False) -> bool:
         """Send *message*, a packed request.

@@ -241,10 +241,11 @@ class Group:
             RingError: as :meth:`raise_loss`.
             ResourceExhausted: too much waits here.
         """
-        self._end_known_lost()
+        if self.known_lost is not None:
+            self._end_known_lost()
         if self.pending_error is not None:
             self.raise_loss()
-        if self.session.over:
+        if self.session.limit is not None and self.session.over:
             if self.session.open:
                 return None  # joining anew would cut those short
             self.join_anew()
@@ -309,8 +310,7 @@ class Group:
             one.session, one.seq = session, session.next_seq + number
             one.breaks = self.daemon.breaks
         made = self._message(op)
-        session.add(op, then)
-        self.daemon.pool.note(session.memory)
+        self.daemon.pool.note(session.add(op, then))
         return self.push(op.seq, made)
 
     def push(self, made_seq: int = -1, made: tuple[Part, ...] = ()) -> bool:
@@ -324,38 +324,35 @@ class Group:
         channel = daemon.ready
         if channel is None or self.left:
             return self.left or self.ended
-        if not self.taken_in:
+        if session.taken_in_over is not channel:
             self._ask_in(channel)
-            if not self.taken_in:
+            if session.taken_in_over is not channel:
                 return False
-        end = session.next_seq
-        while session.sent < end and not channel.calls.full:
+        end, calls = session.next_seq, channel.calls
+        while session.sent < end and not calls.unsent:
             seq = session.sent
-            if not session.has_room_for(seq, daemon.window):
+            op = session.ops.get(seq)
+            if not session.has_room_for(seq, op, daemon.window):
                 # The daemon makes room when it knows which results have arrived here. Each call's
                 # message says so; but the next call cannot be sent before there is room.
                 self._say_what_arrived()
                 return False
-            op = session.ops.get(seq)
             if op is not None:
                 if op.filler is not None:
                     return False
                 session.handed = max(session.handed, seq + 1)
                 message = made if seq == made_seq else self._message(op)
-                if not (daemon.pass_memory(op) and daemon.send(message)):
+                shared = op.target is not None or op.source_block is not None
+                to_pass = shared or daemon.pool.dropped
+                if (to_pass and not daemon.pass_memory(op)) or not daemon.send(message):
                     return False
             session.sent = seq + 1
-        return self.answered and not channel.calls.full
+        return session.answered_over is channel and not calls.unsent
 
     @property
     def taken_in(self) -> bool:
         """Whether the daemon can be told of our calls."""
         return self.session.taken_in_over is self.daemon.channel
-
-    @property
-    def answered(self) -> bool:
-        """Whether the daemon has let us in; it may have us ask again, and others wait for that."""
-        return self.session.answered_over is self.daemon.channel
 
     def _ask_in(self, channel: Channel) -> None:
         """Ask the daemon for our place, if it has not been asked, and it is time for that.
@@ -459,6 +456,8 @@ class Group:
         """
         session = self.session
         session.release(released)
+        if session.limit is None:
+            return
         if session.over and session.attached and not (session.open or self.left):
             self.join_anew()
 

@@ -12,7 +12,7 @@ from ringd import errors
 from ringd.client.channel import Channel, Payload
 from ringd.client.daemon import Daemon
 from ringd.client.group import Group
-from ringd.client.replies import take_in
+from ringd.client.replies import HANDLERS
 from ringd.client.session import Op
 from ringd.wire.border.messages import Denied, Reply, RingState
 
@@ -29,7 +29,7 @@ class Groups:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._all: dict[Group, None] = {}
-        self._unsent: dict[Group, None] = {}
+        self.unsent: dict[Group, None] = {}
         """Those of which the daemon may lack something."""
         self._by_join_id: dict[int, Group] = {}
         """Where each was found last; a group has a new number when it joins anew."""
@@ -45,12 +45,12 @@ class Groups:
 
     def add(self, group: Group) -> None:
         """Take *group* in, and join it."""
-        self._unsent[group] = None
+        self.unsent[group] = None
         self._all[group] = None
 
     def remove(self, group: Group) -> None:
         """Forget *group*, which has ended; harmless where that is so."""
-        self._unsent.pop(group, None)
+        self.unsent.pop(group, None)
         self._by_join_id.pop(group.session.join_id, None)
         self._all.pop(group, None)
 
@@ -68,7 +68,7 @@ class Groups:
         daemon = self._daemon
         for group in self:
             group.install()
-            self._unsent[group] = None
+            self.unsent[group] = None
         daemon.installed(channel)
         self.push()
 
@@ -124,12 +124,12 @@ class Groups:
 
         For room, for it to let us in, or to read what it was sent before.
         """
-        return self._daemon.channel is not None and (bool(self._unsent) or self._daemon.full)
+        return self._daemon.channel is not None and (bool(self.unsent) or self._daemon.full)
 
     @property
     def next_try(self) -> float:
         """When something may be sent that could not be before; infinite where no time is known."""
-        times = [group.not_before for group in list(self._unsent)]
+        times = [group.not_before for group in list(self.unsent)]
         return min((time for time in times if time > 0), default=math.inf)
 
     def leave_marked_inputs(self) -> bool:
@@ -150,17 +150,17 @@ class Groups:
         session = group.room(0 if op.payload is None else len(op.payload))
         if session is None:
             return None
-        self._unsent[group] = None
+        self.unsent[group] = None
         sent = group.submit(session, op, then)
         if sent:
-            self._unsent.pop(group, None)
+            self.unsent.pop(group, None)
         return sent
 
     def push(self) -> None:
         """Send what the daemon lacks and has room for."""
-        for group in list(self._unsent) if self._unsent else ():
+        for group in list(self.unsent):
             if group.push():
-                self._unsent.pop(group, None)
+                self.unsent.pop(group, None)
 
     def meet(
         self, channel: Channel, join_id: int, members: tuple[int, ...], places: tuple[int, ...]
@@ -180,16 +180,17 @@ class Groups:
         if group is None or group.session.join_id != join_id:
             group = self._find(join_id)
         if group is not None:
-            take_in(daemon, group, reply, payload)
-            session = group.session
-            if session.sent < session.next_seq or not (group.taken_in and group.answered):
-                self._unsent[group] = None
+            HANDLERS[type(reply)](daemon, group, reply, payload)
+            session, channel = group.session, daemon.channel
+            let_in = session.taken_in_over is channel and session.answered_over is channel
+            if session.sent < session.next_seq or not let_in:
+                self.unsent[group] = None
         elif isinstance(reply, RingState):
             daemon.tells_of_the_ring(reply)
         elif isinstance(reply, Denied) and not join_id:
             for one in self:
-                take_in(daemon, one, reply, payload)
-                self._unsent[one] = None
+                HANDLERS[type(reply)](daemon, one, reply, payload)
+                self.unsent[one] = None
 
     def _find(self, join_id: int) -> Group | None:
         """Return the group that has *join_id* now."""

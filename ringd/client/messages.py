@@ -127,10 +127,10 @@ class End(Group):
             return self.ended
         return super().push(made_seq, made)
 
-    @property
-    def answered(self) -> bool:
-        """Whether the daemon has let us in: that an end is open is not said."""
-        return True
+    def _ask_in(self, channel: Channel) -> None:
+        """Open it; that it is open is not said."""
+        self.session.answered_over = channel
+        super()._ask_in(channel)
 
     def room(self, length: int) -> Session | None:
         """Return the session; a message is refused once that is over."""
@@ -203,6 +203,10 @@ class Line(Stay):
     def closed(self) -> bool:
         """Whether the ring is."""
         return self._stay.closed
+
+    def check(self) -> None:
+        """As of the ring."""
+        self._stay.check()
 
     def _end(self) -> None:
         self._stay._end()  # noqa: SLF001 - of the same kind

@@ -39,13 +39,22 @@ Result = TypeVar("Result")
 class Pump:
     """The state's lock, and the waiting for that state to change."""
 
-    def __init__(self, settle: Callable[[], None], lost: Callable[[Channel], None]) -> None:
+    def __init__(
+        self,
+        settle: Callable[[], None],
+        is_settled: Callable[[], bool],
+        lost: Callable[[Channel], None],
+        failed: Callable[[], None],
+    ) -> None:
         """Make one.
 
         Args:
             settle: takes in every message that has arrived, and sends what is due; called
                 within :meth:`run`.
-            lost: told, within :meth:`run`, that the daemon behind a channel is gone.
+            is_settled: says, likewise, whether that has nothing to do but what ends a sleep on the
+                sockets at once.
+            lost: told, likewise, that the daemon behind a channel is gone.
+            failed: told that the main thread has failed, before a thread that waits is.
         """
         self.channel: Channel | None = None
         """Where messages come from; None while there is no daemon."""
@@ -55,11 +64,16 @@ class Pump:
         """Ends the sleep on the sockets."""
         self.settle = settle
         self.lost = lost
+        self._is_settled = is_settled
+        self._failed = failed
+        self._main = threading.main_thread().ident
         self._lock = (
             threading.RLock()
         )  # made in C: what waits for it or holds it can be interrupted
         self._inside = False
-        self._waiters: set[_Waiter] = set()
+        self._waiters: dict[threading.Lock, Callable[[], bool]] = {}
+        """What threads wait for while another one sleeps on the sockets: by the lock that each of
+        them sleeps on, until somebody releases that."""
         self._sleeper: int | None = None
         """The thread that sleeps on the sockets."""
         self._closing = False
@@ -121,31 +135,36 @@ class Pump:
             MainThreadFailed: the main thread has failed, and this is another one.
         """
         me = threading.get_ident()
-        watch = for_user and me != threading.main_thread().ident
+        watch = for_user and me != self._main
+        longest = _LOOK_FOR_END if watch else _LONGEST_SLEEP
         beneath = self._sleeper == me  # and this is a signal handler, which interrupted that sleep
-        waited = False
-        waiter = _Waiter(done)
+        waited = gone = False
+        waiter = threading.Lock()
+        waiter.acquire()
         while True:
             try:
-                turn = self.run(self._look, done, until, waiter)
-                if isinstance(turn, bool):
+                turn = self.run(self._look, done, until, waited, waiter)
+                if turn is True or turn is False:
                     return turn
                 if watch and waited and main_thread_failed():
-                    raise tell_of_failure()
-                timeout = None if until is None else min(until - time.monotonic(), _LONGEST_SLEEP)
-                if watch:
-                    timeout = _LOOK_FOR_END if timeout is None else min(timeout, _LOOK_FOR_END)
-                gone = self._sleep(turn, timeout)
+                    error = tell_of_failure()
+                    self._failed()
+                    raise error
+                timeout = longest if until is None else min(until - time.monotonic(), longest)
+                if turn is None:
+                    waiter.acquire(timeout=max(0.0, min(timeout, _BACKSTOP)))
+                else:
+                    gone = turn.poll(timeout)
             finally:
                 if self._sleeper == me:
                     self._sleeper = me if beneath else None
-                self._waiters.discard(waiter)
+                self._waiters.pop(waiter, None)
                 if beneath:
                     self.waker.wake()  # what it sleeps for may have been taken in up here
                 elif self._closing and self._sleeper is None:
                     self.waker.close()
             waited = True
-            if gone and isinstance(turn, Channel):
+            if gone and turn is not None:
                 self.run(self._gone, turn)
 
     def tell(self) -> None:
@@ -153,9 +172,9 @@ class Pump:
 
         Hundreds may wait, each for something else.
         """
-        for waiter in tuple(self._waiters):
-            if waiter.done():
-                waiter.wake()
+        for waiter, done in tuple(self._waiters.items()):
+            if done():
+                _wake(waiter)
         if self._sleeper is not None:
             self.waker.wake()
 
@@ -171,58 +190,41 @@ class Pump:
             self.waker.wake()
 
     def _look(
-        self, done: Callable[[], bool], until: float | None, waiter: _Waiter
-    ) -> bool | _Waiter | Channel:
+        self, done: Callable[[], bool], until: float | None, waited: bool, waiter: threading.Lock
+    ) -> bool | Channel | None:
         """Return whether it is done, once that is known; else what this thread is to sleep on.
 
-        That is *waiter*, or the sockets of a channel where no other thread sleeps on those.
+        That is a channel whose sockets no other thread sleeps on; or None for *waiter*. Who has not
+        *waited* does not look for messages: if some have come, they end its sleep at once.
         """
-        self.settle()
+        looked = waited or not self._is_settled()
+        if looked:
+            self.settle()
         finished = done()
-        if finished or (until is not None and time.monotonic() >= until):
-            self.hand_over()
+        if finished or (looked and until is not None and time.monotonic() >= until):
+            if self._waiters:
+                self.hand_over()
             return finished
         me, channel = threading.get_ident(), self.channel
         # Also beneath this frame, whose sleep goes on when the handler that is above it returns.
         if channel is not None and self._sleeper in (None, me):
             self._sleeper = me
             return channel
-        self._waiters.add(waiter)
-        return waiter
+        self._waiters[waiter] = done
+        return None
 
     def hand_over(self) -> None:
         """Let a thread that waits sleep on the sockets, if none does; within :meth:`run`."""
         if self._sleeper is None:
             for waiter in tuple(self._waiters)[:1]:
-                waiter.wake()
-
-    def _sleep(self, turn: _Waiter | Channel, timeout: float | None) -> bool:
-        """Sleep as :meth:`_look` said; return whether the daemon turned out to be gone."""
-        if isinstance(turn, Channel):
-            return turn.poll(timeout)
-        turn.sleep(_BACKSTOP if timeout is None else min(timeout, _BACKSTOP))
-        return False
+                _wake(waiter)
 
     def _gone(self, channel: Channel) -> None:
         self.settle()
         self.lost(channel)
 
 
-class _Waiter:
-    """A thread that waits while another one sleeps on the sockets."""
-
-    __slots__ = ("_lock", "done")
-
-    def __init__(self, done: Callable[[], bool]) -> None:
-        self.done = done
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def sleep(self, timeout: float) -> None:
-        """Return when it is woken, or after *timeout* seconds."""
-        self._lock.acquire(timeout=max(0.0, timeout))
-
-    def wake(self) -> None:
-        """End its sleep; harmless if that is over."""
-        with contextlib.suppress(RuntimeError):
-            self._lock.release()
+def _wake(waiter: threading.Lock) -> None:
+    """End the sleep of the thread that has it; harmless if that is over."""
+    with contextlib.suppress(RuntimeError):
+        waiter.release()

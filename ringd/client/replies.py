@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from ringd import errors
 from ringd.client.channel import Payload
@@ -25,11 +26,6 @@ from ringd.wire.border.messages import (
 )
 
 
-def take_in(daemon: Daemon, group: Group, reply: Reply, payload: Payload | None) -> None:
-    """Let *reply* of *daemon*, which is for the present session of *group*, take effect."""
-    _HANDLERS[type(reply)](daemon, group, reply, payload)
-
-
 def _attached(daemon: Daemon, group: Group, reply: Attached, _payload: Payload | None) -> None:
     group.session.answered_over = group.session.taken_in_over = daemon.channel
     daemon.introduces_itself(reply)
@@ -47,9 +43,10 @@ def _completed(_daemon: Daemon, group: Group, reply: Completed, payload: Payload
         elif reply.keep and not group.leave_input(op):
             op.sealed = True  # it ends when it is released
         else:
-            session.finish(op, payload)
+            op.finish(payload)
     session.settle()
-    group.acknowledge(reply)
+    if reply.ack or session.ack_wanted > session.ack_sent:
+        group.acknowledge(reply)
     group.progress(reply.released)
 
 
@@ -114,7 +111,7 @@ def _ignore(_daemon: Daemon, _group: Group, _reply: Reply, _payload: Payload | N
     """It is for no group."""
 
 
-_HANDLERS: dict[type[Reply], Callable[..., None]] = {
+HANDLERS: dict[type[Reply], Callable[[Daemon, Group, Any, Payload | None], None]] = {
     Attached: _attached,
     Completed: _completed,
     Failed: _failed,
@@ -127,3 +124,4 @@ _HANDLERS: dict[type[Reply], Callable[..., None]] = {
     RingState: _ignore,
     Answer: _ignore,
 }
+"""Lets a reply of the daemon, which is for the present session of the group, take effect."""

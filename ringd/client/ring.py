@@ -18,6 +18,7 @@ import numpy.typing as npt
 from ringd import errors
 from ringd.client import arguments, tensors
 from ringd.client.connection import Connection, connection_at
+from ringd.client.forms import SIZED, Form, call_of, form_of
 from ringd.client.gathering import LENGTH, Gathering
 from ringd.client.group import Group, Place, Wish
 from ringd.client.handover import make_op
@@ -312,7 +313,10 @@ class Ring:
             MainThreadFailed: by another thread, and only this call kept the program alive.
             RingError: any other reason; see :mod:`ringd.errors`.
         """
-        return self.all_reduce_async(x, op, out=out, name=name, wire=wire, timeout=timeout).wait()
+        work: Work[Array] = self._begin(
+            "all_reduce", x, op=op, out=out, name=name, wire=wire, timeout=timeout
+        )
+        return work.wait()
 
     def all_reduce_async(
         self,
@@ -767,17 +771,18 @@ class Ring:
             arguments.check_rank(rank, "source", place.size)
         if rank == place.rank or (rank == ANY and place.size == 1):
             raise ValueError(f"source is {rank}: there is no other rank from which it could come")
-        work_op = self._make_op(call, _NOTHING, shape, wanted, until)
+        work_op = self._make_op(call, _NOTHING, tensors.size_of(shape, wanted), until)
 
-        def submit() -> Stay:
+        def submit(op: Op, wire_timeout: float | None, until: float | None) -> Stay:
             if rank == ANY or (waits and timeout is not None):
-                stay.set_times(work_op, wire_timeout, until)
-                return submit_when_sent(stay, rank, number, work_op, until)
+                stay.set_times(op, wire_timeout, until)
+                return submit_when_sent(stay, rank, number, op, until)
             line = open_line(stay, Key(rank, place.rank, number), until)
-            line.submit(work_op, wire_timeout, until)
-            return line
+            return line.submit(op, wire_timeout, until)
 
-        return self._hand_over(work_op, submit, shape, wanted, out)
+        return self._hand_over(
+            work_op, submit, wire_timeout, until, shape=shape, dtype=wanted, out=out
+        )
 
     def barrier(self, timeout: float | None = None, name: str = "") -> None:
         """Return when all members have called this.
@@ -945,52 +950,65 @@ class Ring:
         stay.check_call()
         row = kinds.KINDS[kind]
         array = tensors.plain_array(x)
-        if row.rows and array.ndim == 0:
+        if array.ndim == 0 and row.rows:
             array = array.reshape(1)
-        call = Call(
-            kind,
-            arguments.plain(op, "op"),
-            dtype_name(array.dtype) if row.data else "",
-            array.shape if row.data else (),
-            tensors.call_name(name),
-            arguments.rank(root, "root") if row.rooted else NO_ROOT,
-            wire="" if wire is None else arguments.plain(wire, "wire"),
-        )
+        if type(op) is not str:
+            op = arguments.plain(op, "op")
+        if wire is None:
+            wire = ""
+        elif type(wire) is not str:
+            wire = arguments.plain(wire, "wire")
+        call = call_of(kind, op, array.dtype, array.shape, wire)
+        if type(name) is not str or name:
+            name = tensors.call_name(name)
         wire_timeout, until = self._deadline(timeout)
-        rank, size = 0, 1
-        if row.sized:
-            place = stay.place(until)
-            rank, size = place.rank, place.size
-            if row.rooted:
-                arguments.check_rank(call.root, "root", size)
-            if found := counts(size):
-                call = msgspec.structs.replace(call, counts=found)
-        kinds.check(call, size)
-        dtype = tensors.native(array.dtype)
-        shape = row.target(call, rank, size)
+        sized = kind in SIZED
+        form = self._form_here(call, row, root, counts, until) if sized else form_of(call, 0, 1)
         if out is not None:
-            tensors.check_out(out, shape, dtype)
-        if row.source(call, rank, size) is None:
-            array = _NOTHING
-        work_op = self._make_op(call, array, shape, dtype, until)
+            tensors.check_out(out, form.shape, form.dtype)
+        work_op = self._make_op(
+            msgspec.structs.replace(form.call, name=name) if name else form.call,
+            array if form.gives else _NOTHING,
+            form.length,
+            until,
+        )
+        return self._hand_over(
+            work_op, stay.submit, wire_timeout, until, shape=form.shape, dtype=form.dtype, out=out
+        )
 
-        def submit() -> Stay:
-            stay.submit(work_op, wire_timeout, until)
-            return stay
-
-        return self._hand_over(work_op, submit, shape, dtype, out)
+    def _form_here(
+        self,
+        call: Call,
+        row: kinds.Kind,
+        root: SupportsIndex,
+        counts: Callable[[int], tuple[int, ...]],
+        until: float | None,
+    ) -> Form:
+        """Return the form of a call that means something else to each rank; waits for the own."""
+        if row.rooted:
+            call = msgspec.structs.replace(call, root=arguments.rank(root, "root"))
+        place = self._stay.place(until)
+        if row.rooted:
+            arguments.check_rank(call.root, "root", place.size)
+        if found := counts(place.size):
+            call = msgspec.structs.replace(call, counts=found)
+        return form_of(call, place.rank, place.size)
 
     def _hand_over(
         self,
         work_op: Op,
-        submit: Callable[[], Stay],
-        shape: tuple[int, ...] | None,
-        dtype: np.dtype[Any],
-        out: Array | None,
+        submit: Callable[[Op, float | None, float | None], Stay],
+        timeout: float | None,
+        until: float | None,
+        *,
+        shape: tuple[int, ...] | None = None,
+        dtype: np.dtype[Any] | None = None,
+        out: Array | None = None,
     ) -> Work[Any]:
         """Have *work_op* submitted, and return its handle; *submit* says by whom."""
         try:
-            return Work(self, submit(), work_op, shape=shape, dtype=dtype, out=out)
+            stay = submit(work_op, timeout, until)
+            return Work(self, stay, work_op, shape=shape, dtype=dtype, out=out)
         except errors.RingError:
             raise
         except BaseException:  # Ctrl-C: without a handle nobody knows when the input is free
@@ -1029,34 +1047,32 @@ class Ring:
         buffer = buffer and array.nbytes + unreceived(stay) <= MOST_BUFFERED
         if buffer:
             array = np.array(array)  # of the user's memory nothing is lent
-        dtype = tensors.native(array.dtype)
-        work_op = self._make_op(call, array, None, dtype, until)
+        work_op = self._make_op(call, array, None, until)
         if buffer:
             wire_timeout, until = 0.0, None
 
-        def submit() -> Stay:
-            line.submit(work_op, wire_timeout, until)
+        def submit(op: Op, timeout: float | None, until: float | None) -> Stay:
+            line.submit(op, timeout, until)
             stay.group.sending[line.end] = None
             if buffer:
-                line.end.buffered.append(work_op)
+                line.end.buffered.append(op)
             return line
 
-        return self._hand_over(work_op, submit, None, dtype, None), buffer
+        return self._hand_over(work_op, submit, wire_timeout, until), buffer
 
     def _make_op(
         self,
         call: Call,
         array: Array,
-        shape: tuple[int, ...] | None,
-        dtype: np.dtype[Any],
+        length: int | None,
         until: float | None,
     ) -> Op:
-        """Return the op of *call*, with a place for a result of *shape*, if there is one."""
+        """Return the op of *call*, with a place for a result of *length* bytes, if there is one."""
         connection, stay = self._connection, self._stay
         return make_op(
             call,
             array,
-            None if shape is None else tensors.size_of(shape, dtype),
+            length,
             here=connection.latest,
             find=connection.find,
             reserve=lambda lengths: stay.reserve(lengths, until),
@@ -1069,7 +1085,7 @@ class Ring:
         if timeout == math.inf:
             return 0.0, None
         if timeout is None:
-            timeout = self._connection.latest.timeout
+            timeout = self._connection.daemon.timeout
             if timeout is None:
                 return None, None
         elif timeout <= 0:

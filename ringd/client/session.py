@@ -8,14 +8,16 @@ op is stands in the op, and the counts follow from that.
 from __future__ import annotations
 
 import secrets
-from typing import Protocol
+from typing import Any, Protocol
+
+import msgspec
 
 from ringd import errors
 from ringd.client.channel import Payload
 from ringd.client.pool import Block
-from ringd.collective import kinds
 from ringd.collective.call import MAX_TEXT, Call
 from ringd.collective.eager import LONGEST
+from ringd.collective.kinds import KINDS
 from ringd.wire.border.messages import MAX_LOSS, Ref, Submit
 
 OK = "ok"
@@ -24,6 +26,7 @@ SHORT_WINDOW = 8 << 20
 op can run, and offer them anew at once when the ring has formed again. With the default settings
 as much as a window full of the longest that are eager in every ring."""
 _LEAST_TIMEOUT = 1e-3  # seconds; 0 would mean: none
+_UNDIVIDED = frozenset(name for name, kind in KINDS.items() if kind.undivided)
 
 
 def sendable(text: str) -> str:
@@ -46,92 +49,58 @@ class Filler(Protocol):
         """Make *op* what it is to be, or end it; False as long as that cannot be done."""
 
 
-class Op:
+_LATER: Any = None
+"""What is there once an op is submitted."""
+
+
+# A Struct, as it is made for every call: in C, and without a function.
+class Op(msgspec.Struct, eq=False):
     """One call, kept until it is known to be finished on all members."""
 
-    __slots__ = (
-        "asked",
-        "breaks",
-        "call",
-        "ended",
-        "error",
-        "filler",
-        "give_up",
-        "hold",
-        "kept",
-        "left",
-        "length",
-        "length_made",
-        "memory_made",
-        "payload",
-        "reply",
-        "result_length",
-        "sealed",
-        "seq",
-        "session",
-        "short_made",
-        "source",
-        "source_block",
-        "target",
-        "timeout",
-    )
-
-    def __init__(
-        self,
-        call: Call,
-        length: int,
-        result_length: int | None,
-        *,
-        payload: bytes | None = None,
-        source: Ref | None = None,
-        source_block: Block | None = None,
-        target: Block | None = None,
-        hold: bool = False,
-    ) -> None:
-        self.call = call
-        self.length = length
-        """Bytes of the input."""
-        self.result_length = result_length
-        """Bytes of the result; None where this rank is given none."""
-        self.payload = payload
-        """The input, when it travels inside the message."""
-        self.source = source
-        """Where the input stands in shared memory."""
-        self.source_block = source_block
-        """Keeps *source* from being reused."""
-        self.target = target
-        """Where the result comes to stand; None when it travels inside the message."""
-        self.hold = hold
-        """Whether the input is the user's own array."""
-        self.left = False
-        """Whether nobody can wait for it any more: the user may write to that array."""
-        self.kept: tuple[Block | None, ...] = ()
-        """Memory that the daemon may be at work in until the op is released."""
-        self.asked: float | None = None
-        """The timeout that the program gave, in seconds; None if it gave none."""
-        self.timeout: float | None = None
-        """The deadline on the monotonic clock, 0 for none, None for the daemon's default."""
-        self.give_up: float | None = None
-        """When the client decides by itself that the deadline has passed."""
-        self.breaks = 0
-        """How often the ring had broken when it was submitted."""
-        self.filler: Filler | None = None
-        """Completes it, if it is not complete: it cannot be handed over before."""
-        self.session: Session
-        self.seq = -1
-        self.memory_made = 0
-        """Bytes of shared memory that the ops of its session up to this one had."""
-        self.length_made = 0
-        """Bytes of their inputs, wherever these stood."""
-        self.short_made = 0
-        """Bytes of those that may travel with their offers."""
-        self.ended = False
-        """Last of what an outcome sets, as it is looked at without the lock."""
-        self.error: errors.RingError | None = None
-        self.reply: Payload | None = None
-        """The result, when it came inside the message."""
-        self.sealed = False
-        """The result is there, but others may still need the input (*hold*)."""
+    call: Call
+    length: int
+    """Bytes of the input."""
+    result_length: int | None
+    """Bytes of the result; None where this rank is given none."""
+    payload: Payload | None = None
+    """The input, when it travels inside the message."""
+    source: Ref | None = None
+    """Where the input stands in shared memory."""
+    source_block: Block | None = None
+    """Keeps *source* from being reused."""
+    target: Block | None = None
+    """Where the result comes to stand; None when it travels inside the message."""
+    hold: bool = False
+    """Whether the input is the user's own array."""
+    left: bool = False
+    """Whether nobody can wait for it any more: the user may write to that array."""
+    kept: tuple[Block | None, ...] = ()
+    """Memory that the daemon may be at work in until the op is released."""
+    asked: float | None = None
+    """The timeout that the program gave, in seconds; None if it gave none."""
+    timeout: float | None = None
+    """The deadline on the monotonic clock, 0 for none, None for the daemon's default."""
+    give_up: float | None = None
+    """When the client decides by itself that the deadline has passed."""
+    breaks: int = 0
+    """How often the ring had broken when it was submitted."""
+    filler: Filler | None = None
+    """Completes it, if it is not complete: it cannot be handed over before."""
+    session: Session = _LATER
+    seq: int = -1
+    memory_made: int = 0
+    """Bytes of shared memory that the ops of its session up to this one had."""
+    length_made: int = 0
+    """Bytes of their inputs, wherever these stood."""
+    short_made: int = 0
+    """Bytes of those that may travel with their offers."""
+    ended: bool = False
+    """Last of what an outcome sets, as it is looked at without the lock."""
+    error: errors.RingError | None = None
+    reply: Payload | None = None
+    """The result, when it came inside the message."""
+    sealed: bool = False
+    """The result is there, but others may still need the input (*hold*)."""
 
     @property
     def outcome(self) -> str:
@@ -178,7 +147,9 @@ class Op:
         timeout = self.timeout
         if timeout:
             timeout = max(timeout - now, _LEAST_TIMEOUT)
-        outcome = self.outcome
+        outcome = message = ""
+        if self.ended or self.sealed or self.error is not None:
+            outcome, message = self.outcome, sendable(self._explanation()[:MAX_TEXT])
         # What ended has its result in the user's hands, where nobody may write any more.
         wants_target = self.target is not None and not outcome
         return Submit(
@@ -191,7 +162,7 @@ class Op:
             acked=acked,
             hold=self.hold,
             outcome=outcome,
-            message=sendable(self._explanation()[:MAX_TEXT]),
+            message=message,
             asked=self.asked,
         )
 
@@ -231,12 +202,6 @@ class Op:
         self.forget_input()
         self.kept = kept
         self.ended = True
-
-    @property
-    def memory(self) -> int:
-        """Bytes of shared memory that it has, for its input and its result."""
-        source = 0 if self.source is None else self.length
-        return source + (0 if self.target is None else self.target_length)
 
     @property
     def target_length(self) -> int:
@@ -318,11 +283,6 @@ class Session:
         return self.answered_over is not None
 
     @property
-    def memory(self) -> int:
-        """Bytes of shared memory of the ops from the first that has no outcome yet on."""
-        return self.memory_made - self.memory_acked
-
-    @property
     def unfinished(self) -> int:
         """Bytes of the inputs of these ops."""
         return self.length_made - self.length_acked
@@ -342,12 +302,17 @@ class Session:
         """Whether the next call has no place in this session."""
         return self.limit is not None and self.next_seq >= self.limit
 
-    def add(self, op: Op, then: Op | None = None) -> None:
-        """Count *op*, which has the next number, and *then* the one that belongs to it."""
+    def add(self, op: Op, then: Op | None = None) -> int:
+        """Count *op*, which has the next number, and *then* the one that belongs to it.
+
+        Returns the bytes of shared memory of the ops from the first that has no outcome yet on.
+        """
         last = op if then is None else then
-        op.memory_made = last.memory_made = self.memory_made + op.memory
+        source = 0 if op.source is None else op.length
+        target = 0 if op.target is None else op.target_length
+        op.memory_made = last.memory_made = self.memory_made + source + target
         op.length_made = last.length_made = self.length_made + op.length
-        whole = kinds.of(op.call).undivided  # others are eager up to the limit alone
+        whole = op.call.kind in _UNDIVIDED  # others are eager up to the limit alone
         short = op.length if whole and op.length <= LONGEST else 0
         op.short_made = last.short_made = self.short_made + short
         if then is not None:
@@ -358,14 +323,14 @@ class Session:
         self.next_seq = last.seq + 1
         self.memory_made, self.length_made = op.memory_made, op.length_made
         self.short_made = op.short_made
+        return self.memory_made - self.memory_acked
 
-    def has_room_for(self, seq: int, window: int) -> bool:
-        """Whether the daemon may be handed op *seq* now: it bounds what is open at a time.
+    def has_room_for(self, seq: int, op: Op | None, window: int) -> bool:
+        """Whether the daemon may be handed *op*, of number *seq*, now: it bounds what is open.
 
         By the number of ops, and so that others keep no more than :data:`SHORT_WINDOW` for each of
         this rank's peers, also by the bytes of inputs that may travel with their offers.
         """
-        op = self.ops.get(seq)
         short = 0 if op is None else op.short_made - self.short_released
         return seq < self.released + window and short <= SHORT_WINDOW
 

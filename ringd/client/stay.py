@@ -149,7 +149,7 @@ class Stay:
             raise errors.RingError(
                 "this ring belongs to the parent process; connect again after fork"
             )
-        if self.closed or self.connection.closed:
+        if self._closed or self.connection.closed:
             raise errors.RingError("the ring is closed")
 
     def check_call(self) -> None:
@@ -311,8 +311,8 @@ class Stay:
         *,
         then: Op | None = None,
         waits: bool = False,
-    ) -> None:
-        """Hand *op* over.
+    ) -> Stay:
+        """Hand *op* over, and return the stay itself, by which it is to be waited for.
 
         Args:
             op: the call.
@@ -335,6 +335,7 @@ class Stay:
                 raise errors.DeadlineExceeded(
                     "calls that were made before the group lost a program have not ended yet"
                 )
+        return self
 
     def set_times(self, op: Op, timeout: float | None, until: float | None) -> None:
         """Say when the time for *op* is over; as of :meth:`submit`."""
@@ -346,8 +347,8 @@ class Stay:
 
     def _submit(self, op: Op, then: Op | None, waits: bool) -> bool | None:
         self.check()
-        connection = self.connection
-        if self.group.session.open:  # else nothing has come that the call depends on
+        connection, session = self.connection, self.group.session
+        if session.acked < session.next_seq:  # else nothing has come that the call depends on
             connection.settle()
         sent = connection.groups.submit(self.group, op, then)
         if sent is not None and not (sent or waits):
@@ -357,7 +358,7 @@ class Stay:
     @property
     def grace(self) -> float:
         """Seconds beyond a deadline until the client decides by itself that it has passed."""
-        return self.connection.latest.lost_after + GRACE
+        return self.connection.daemon.lost_after + GRACE
 
     def _has_room(self) -> bool:
         session = self.group.session
@@ -370,24 +371,28 @@ class Stay:
             DeadlineExceeded: the call's deadline, or *until*, has passed; in the latter case
                 the call goes on.
         """
-        connection = self.connection
+        connection, group = self.connection, self.group
         if os.getpid() != self._pid:
             self.check()
         while not op.ended:
             gives_up = op.gives_up
-            times = (gives_up, until)
-            limit = min((time for time in times if time is not None), default=None)
+            sooner = until is None or (gives_up is not None and gives_up < until)
             if not connection.wait(
-                # Another time to give up comes as it is handed over.
-                lambda: op.ended or self.hung_up or op.gives_up != gives_up,  # noqa: B023
-                limit,
+                lambda: (
+                    op.ended
+                    or group.forgotten
+                    or connection.abandoned
+                    # Another time to give up comes as it is handed over.
+                    or op.gives_up != gives_up  # noqa: B023
+                ),
+                gives_up if sooner else until,
             ):
                 connection.pump.run(self._overdue, op)
-            elif self.hung_up:
+            elif group.forgotten or connection.abandoned:
                 connection.pump.insist(self._end)
         error = op.error
         if error is not None:
-            self.group.told(op, error)
+            group.told(op, error)
             raise type(error)(*error.args)  # a new one: this may be raised in several places
 
     def tell(self, op: Op, callback: Callable[[], object]) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import threading
 import time
+from _thread import RLock  # what threading.RLock makes, without a function around it
 from collections.abc import Callable, Generator
 from concurrent import futures
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -58,11 +58,11 @@ class Work(Generic[T]):
         self._shape = shape
         self._dtype = dtype
         self._out = out
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._collecting = False
         self._collected = False
         self._op = op
-        self._result: object = None
+        self._result: Any = None
 
     def __del__(self) -> None:
         # Nobody can tell any more when the call has ended, as where an interrupt came between the
@@ -118,7 +118,8 @@ class Work(Generic[T]):
             raise
         if not taken:
             raise errors.CalledFromHandler
-        return cast(T, self._result)
+        result: T = self._result
+        return result
 
     def done(self) -> bool:
         """Whether :meth:`wait` would return, or raise the call's error, at once.
