@@ -117,6 +117,19 @@ def test_what_is_held_counts_as_long_as_it_lives():
     assert (things.used(), things.by_user()) == (0, {})
 
 
+def test_what_is_held_counts_at_once():
+    """Before anybody has looked at whose it is; and no longer than it is held."""
+    things = resource()
+    other = Share(things, 502)
+    held = [Held(Share(things, 501), 10) for _ in range(60)]
+    assert other.refusal(301)
+    held += [Held(Share(things, 501), 10) for _ in range(20)]
+    assert not other.refusal(150)
+    assert other.refusal(151)
+    held.clear()
+    assert not other.refusal(750)
+
+
 @pytest.mark.parametrize("threads", [8])
 def test_many_threads_give_back_without_a_loss(threads):
     """Memory is freed by whoever looks at it last, and Python's sums are no one step."""
