@@ -37,6 +37,25 @@ def test_a_deadline_without_a_ring_ends_the_call_here():
     assert "the ring is not up: link to b lost" in bench.message(0)
 
 
+@pytest.mark.parametrize("timeout", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize("looks", [(1.0, 1.0, 1.0, 1.0, 1.0), (5.0,)], ids=["in time", "late"])
+def test_a_deadline_passes_in_its_time_whether_or_not_it_is_said_before_that_a_call_waits(
+    timeout, looks
+):
+    """Also where the daemon looks at the clock once, after all of that."""
+    bench = ready(2, stall_warning=2.0)
+    bench.down()
+    bench.submit(0, submission(0, timeout=timeout))
+    told = []
+    for wait in looks:
+        bench.tick(wait)
+        if bench.reports(0) and not told:
+            told.append(bench.now)
+    assert told == [max(timeout, looks[0])]
+    assert len(bench.did(0, actions.Warn)) == (timeout > 2.0 and len(looks) > 1)
+    assert bench.engines[0].next_deadline is None
+
+
 def test_a_call_that_nobody_has_heard_of_ends_at_its_deadline():
     """Nobody can have completed what was handed over after the ring broke."""
     bench = ready(2)

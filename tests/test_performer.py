@@ -41,7 +41,7 @@ class Stand:
             on_performed=lambda: self.performed.append(self.order),
         )
 
-    def _finished(self, gid, rank, seq):
+    def _finished(self, gid, rank, seq, _now):
         self.through.append((gid, rank, seq))
         return self.follow
 

@@ -66,8 +66,8 @@ class Performer:
     follow from one of them (a small call has its result at once) wait for all before them.
 
     Args:
-        on_finished: Called with an op's session, rank and number when its computation is through;
-            returns the actions that follow.
+        on_finished: Called with an op's session, rank and number and the time when its computation
+            is through; returns the actions that follow.
         on_performed: Called when all actions are carried out, of any number of events.
     """
 
@@ -80,7 +80,7 @@ class Performer:
         recorder: Recorder,
         *,
         counters: Counters,
-        on_finished: Callable[[int, int, int], Sequence[groups.Action]],
+        on_finished: Callable[[int, int, int, float], Sequence[groups.Action]],
         on_performed: Callable[[], None],
     ) -> None:
         self._loop = loop
@@ -169,11 +169,12 @@ class Performer:
         rank = view.rank
         call = calls[rank]
         dtype, reduction = _arithmetic(call.kind, call.reduction, call.dtype, view.size)
-        target = self._target(action, dtype)
+        now = self._loop.now()
+        target = self._target(action, dtype, now)
         inputs = list(map(flat, action.payloads, repeat(dtype)))
         kinds.of(call).compute(kinds.Inputs(inputs, calls, rank, reduction, view.order), target)
         # What follows waits for all actions that were there before.
-        self._queue.extend(self._finished(action.gid, rank, action.seq))
+        self._queue.extend(self._finished(action.gid, rank, action.seq, now))
 
     def _run_large(self, action: groups.Run) -> None:
         """Compute a large op, once all ranks here are ready for it."""
@@ -185,15 +186,16 @@ class Performer:
         runs = sorted(computation.runs, key=lambda run: run.view.rank)
         call = action.calls[view.rank]
         dtype, reduction = _arithmetic(call.kind, call.reduction, call.dtype, view.size)
-        targets = [self._target(run, dtype) for run in runs]
+        now = self._loop.now()
+        targets = [self._target(run, dtype, now) for run in runs]
         sources = [flat(run.submission.buffers.source, dtype) for run in runs]
         self.bulk.start(key, view, _layout(view), action.calls, reduction, sources, targets)
         self._neighbours.kick(view.side)
 
-    def _target(self, action: groups.Run, dtype: np.dtype[Any]) -> Array:
-        """Return where the result of a rank here goes, which is computed now."""
+    def _target(self, action: groups.Run, dtype: np.dtype[Any], now: float) -> Array:
+        """Return where the result of a rank here goes, which is computed from *now* on."""
         buffers: Buffers = action.submission.buffers
-        buffers.started = self._loop.now()
+        buffers.started = now
         if buffers.target is not None and not action.serve:
             return flat(buffers.target, dtype)
         # To serve: the client has its result, and may have changed it since.
@@ -209,7 +211,7 @@ class Performer:
     def _computed(self, gid: int, seq: int) -> None:
         """A large op is through."""
         for run in self._computations.pop((gid, seq)).runs:
-            self.perform(self._finished(gid, run.view.rank, seq))
+            self.perform(self._finished(gid, run.view.rank, seq, self._loop.now()))
 
     def _stop(self, action: groups.Stop) -> None:
         if self._computations.pop((action.gid, action.seq), None) is not None:

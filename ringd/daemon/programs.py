@@ -7,7 +7,7 @@ messages into the engine's events, and has its actions carried out.
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from functools import partial
 
 import structlog
@@ -22,7 +22,6 @@ from ringd.collective.eager import EagerRule
 from ringd.collective.view import View
 from ringd.config.settings import Config
 from ringd.daemon.performer import Buffers, Performer
-from ringd.groups import actions as groups
 from ringd.groups.channels import Key, Opening
 from ringd.groups.engine import Engine
 from ringd.groups.offers import Rules
@@ -85,7 +84,7 @@ class Programs:
             neighbours,
             recorder,
             counters=counters,
-            on_finished=self._finished,
+            on_finished=self.engine.finished,
             on_performed=self._arm,
         )
         self._perform = self.performer.perform
@@ -357,9 +356,6 @@ class Programs:
         """A message of *rank* in session *gid*, which is on member *origin*, came round."""
         now = self._loop.now()
         self._perform(self.engine.received(origin, rank, gid, seq, message, payload, now))
-
-    def _finished(self, gid: int, rank: int, seq: int) -> Sequence[groups.Action]:
-        return self.engine.finished(gid, rank, seq, self._loop.now())
 
     # --- time -------------------------------------------------------------------------
 

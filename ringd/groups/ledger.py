@@ -73,7 +73,7 @@ class Ledger:
         before, acked = self._caller.acked, min(acked, self._caller.next_seq)
         if acked > before:
             self._caller.acked = acked
-            if acked > self.done[self._session.view.rank]:  # not sealed, or not below such a one
+            if acked > self.done[self._session.view.rank]:  # below, it was sure to have all anyway
                 self.advance()
             for seq in range(before, acked):
                 if (op := self.ops.get(seq)) is not None and op.prompt:
@@ -125,8 +125,8 @@ class Ledger:
 
     def announced_floor(self) -> int:
         """Return our done floor, which the others are about to be sent."""
-        self.announced = floor = self.done[self._session.view.rank]
-        return floor
+        self.announced = self.done[self._session.view.rank]
+        return self.announced
 
     def announce_anew(self) -> None:
         """The others may have forgotten our done floor."""

@@ -15,6 +15,9 @@ The life of an op, in one table (:data:`MOVES`):
 Rules: an outcome never changes; an illegal move raises and changes nothing; a reset (the ring
 broke) forgets everything that can be computed again and nothing else.
 
+Whether an op is active, has ended, has failed and has its result follows from its phase and
+outcome, and is set with them.
+
 Whatever is not a phase is a *mark*. ``tests/test_groups_op.py`` holds the code against this table:
 
 | mark | set when | used in | forgotten at |
@@ -172,7 +175,7 @@ class Op:
     outcome: str = ""
     """``"ok"`` or an error's code; empty until the op ended."""
     message: str = ""
-    # What follows from these is kept beside them, as it is asked many times in each call.
+    # What follows from these, which is asked many times in each call:
     active: bool = field(default=False, init=False)
     """It is being computed."""
     ended: bool = field(default=False, init=False)

@@ -104,10 +104,15 @@ class Timing:
     """Joins that have yet to submit again what a former daemon had, and when they are given up."""
 
     def submitted(self, seat: Seat, op: Op, now: float) -> None:
-        """Watch an op that the client of *seat* has handed over."""
-        if op.submission is not None and op.submission.deadline is not None:
-            self.deadlines.add(op.submission.deadline, seat, op)
-        self._stalls.add(now + self._stall_warning, seat, op)
+        """Watch an op that the client of *seat* has handed over *now*.
+
+        Few last until they are looked at for the first time; later deadlines are watched from then.
+        """
+        assert op.submission is not None  # noqa: S101 - as said
+        stalled, deadline = now + self._stall_warning, op.submission.deadline
+        self._stalls.add(stalled, seat, op)
+        if deadline is not None and deadline < stalled:
+            self.deadlines.add(deadline, seat, op)
 
     def stalled(self, op: Op, now: float) -> bool:
         """Whether a call of a client here waits for so long that this is logged."""
@@ -143,14 +148,17 @@ class Timing:
         due = self.next
         if due is not None and now - due > _STOOD_STILL:
             self._go_on(now, min(now - due, self.reattach))
-        self._send_news(now)
+        if now >= self.lazy_due:
+            self._send_news()
         for seat, op in self.deadlines.due(now):
             self._expire(seat, op, now)
         for seat, op in self._stalls.due(now):
-            self._warn(seat, op, now)
+            self._look_again(seat, op, now)
         in_time = f"within {self.reattach:g} s (ops.reattach) after its daemon restarted"
-        self._roll.give_up_absent(now, f"did not come back {in_time}")
-        self._give_up_silent(now, f"did not hand its calls over again {in_time}")
+        if self._roll.absences.absent:
+            self._roll.give_up_absent(now, f"did not come back {in_time}")
+        if self._returning:
+            self._give_up_silent(now, f"did not hand its calls over again {in_time}")
 
     def _go_on(self, now: float, seconds: float) -> None:
         """We stood still: those that must answer or come back in time have as long from now on."""
@@ -159,9 +167,7 @@ class Timing:
         for join_id, due in self._returning.items():
             self._returning[join_id] = max(due, now + seconds)
 
-    def _send_news(self, now: float) -> None:
-        if now < self.lazy_due:
-            return
+    def _send_news(self) -> None:
         self.lazy_due = NEVER
         news = self._roll.mail.news
         for one in list(news) if self._roll.up else ():
@@ -187,8 +193,16 @@ class Timing:
         since = min(max(deadline, self.broke_at), deadline + self.lost_after)
         return max(since, self._went_on_at) + ASK_WITHIN
 
-    def _warn(self, seat: Seat, op: Op, now: float) -> None:
-        if op.submission is not None:
+    def _look_again(self, seat: Seat, op: Op, now: float) -> None:
+        """An op waits for long: log that, and watch a deadline that is not watched yet."""
+        assert op.submission is not None  # noqa: S101 - what is watched was submitted
+        deadline = op.submission.deadline
+        if deadline is not None and deadline >= op.since + self._stall_warning:
+            if now >= deadline:
+                self._expire(seat, op, now)
+            else:
+                self.deadlines.add(deadline, seat, op)
+        if not op.ended:
             missing = self._reasons.waiting_for(seat, op)
             self._out.append(Warn(seat.group, op.seq, op.submission.call, now - op.since, missing))
 
