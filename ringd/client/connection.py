@@ -45,7 +45,7 @@ class Connection:
         self.pump = Pump(self.settle, self.is_settled, self._lost, self.fail)
         self.keeper = Keeper(paths, self.daemon, self.groups, self.pump)
         self.wait = self.pump.wait
-        """Waits for the program."""
+        """:meth:`ringd.client.pump.Pump.wait`, for the program."""
         self.notifier = Notifier(self.wait)
         self._pid = os.getpid()
         self.closed = False
