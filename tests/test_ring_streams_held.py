@@ -9,7 +9,8 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,9 +19,11 @@ from borderkit import Raw
 from ringd.cli import guard
 from ringd.cli.ask import ask as ask_daemon
 from ringd.cli.guard import Guard
+from ringd.cli.holding import Holding
 from ringd.cli.run import Child
 from ringd.host.process import ending
 from ringd.loop import Loop
+from ringd.streams.end import End
 from ringd.wire.border import messages as border
 from ringd.wire.border.messages import AskDrain, AskResume
 from ringd.wire.link import streams as wire
@@ -252,6 +255,54 @@ def test_a_program_is_told_nothing_of_connections_that_it_has_left(
             assert command.end() == (0, "", "")
         assert heard.wait(PATIENCE)
         over.set()
+
+
+def holding_that_tells(loop: Loop, tell: Callable[[str], None]) -> Holding:
+    """Return what a command holds, of streams to n1, that has no daemon yet."""
+    holding = Holding(
+        loop, Path("unused"), "a test", forwards=(), serves=(), on_ready=lambda: None, tell=tell
+    )
+    holding._names = ("n0", "n1")
+    return holding
+
+
+@pytest.mark.parametrize(
+    ("happens", "told"),
+    [
+        (lambda holding: holding.program_ended(well=True), False),
+        (lambda holding: holding.program_ended(well=False), True),
+        (lambda _: None, True),
+    ],
+    ids=["ends well", "fails", "goes on"],
+)
+def test_a_reset_behind_the_last_word(
+    monkeypatch: pytest.MonkeyPatch, happens: Callable[[Holding], None], *, told: bool
+) -> None:
+    """Where programs end together, and well, one is the first, and the others are told nothing."""
+    monkeypatch.setattr("ringd.cli.holding.GO_ON_FOR", 0.0)
+    said: list[str] = []
+    loop = Loop()
+    holding = holding_that_tells(loop, said.append)
+    end = End(1, 1, window=lambda: MIB)
+    end.other_closed = True
+    holding._was_reset(end, "the program has ended")
+    assert not said
+    happens(holding)
+    loop.call_later(0.0, loop.stop)
+    loop.run()
+    loop.close()
+    expected = ["a connection with 'n1' was reset: the program has ended"]
+    assert said == (expected if told else [])
+
+
+def test_a_reset_before_the_last_word_is_told_at_once() -> None:
+    """Something was yet to come."""
+    said: list[str] = []
+    loop = Loop()
+    holding = holding_that_tells(loop, said.append)
+    holding._was_reset(End(1, 1, window=lambda: MIB), "the program has ended")
+    loop.close()
+    assert said == ["a connection with 'n1' was reset: the program has ended"]
 
 
 @pytest.mark.parametrize(

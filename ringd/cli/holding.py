@@ -25,6 +25,9 @@ from ringd.streams.table import Outlet, Refusal
 
 MAX_PORT = 65535
 
+GO_ON_FOR = 3.0
+"""Seconds for which a program runs on, until a reset behind the other one's last word is told."""
+
 _FORWARD = re.compile(r"(?:(\d{1,5})=)?([^=]+):(\d{1,5})", re.ASCII)
 
 
@@ -98,6 +101,8 @@ class Holding:
         self._ready = False
         self._resets = False  # streams, by itself
         self._said = ""
+        self._withheld: list[str] = []  # of connections that nobody may miss
+        self._ended = False  # the program that it is for
         self._names: tuple[str, ...] = ()
         self._attachment = Attachment(
             loop,
@@ -129,6 +134,14 @@ class Holding:
             former, self._resets = self._resets, True
             self._chain.close()
             self._resets = former
+
+    def program_ended(self, *, well: bool) -> None:
+        """Begin no more streams from here, as the program that they are for has ended."""
+        if well:
+            self._withheld.clear()
+        self._ended = True
+        self._say_withheld()
+        self.listen_no_more()
 
     def close(self, reason: str) -> None:
         """End what is open, and part with the daemon."""
@@ -173,7 +186,18 @@ class Holding:
         text = f"a connection with {self._names[end.member]!r} was reset: {reason}"
         if self._chain is not None and not end.used:
             text += "; a program that is started again there needs a new one here, too"
-        self._tell(text)
+        if end.other_closed and not self._ended:
+            # Of programs that end together, and well, one is the first: nobody misses anything.
+            # It matters where the program here fails, or goes on.
+            self._withheld.append(text)
+            self._loop.call_later(GO_ON_FOR, self._say_withheld)
+        else:
+            self._tell(text)
+
+    def _say_withheld(self) -> None:
+        withheld, self._withheld = self._withheld, []
+        for text in withheld:
+            self._tell(text)
 
     def _entered(self, member: int, service: str, sock: socket.socket) -> None:
         try:

@@ -115,7 +115,7 @@ def wait_for(loop: Loop, child: Child, holding: Holding) -> None:
     def ended() -> None:
         child.reap()
         if child.code is not None:
-            holding.listen_no_more()
+            holding.program_ended(well=child.code == 0)
             linger(loop.now() + LINGER)
 
     def linger(latest: float) -> None:

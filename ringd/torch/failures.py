@@ -21,12 +21,23 @@ def failure(error: RingError) -> Exception:
     kind = type(error)
     if kind not in _BOTH:
         bases = (kind, dist.DistBackendError)
-        _BOTH[kind] = type(kind.__name__, bases, {"__module__": __name__})
+        _BOTH[kind] = type(
+            kind.__name__, bases, {"__module__": __name__, "__reduce_ex__": _tell_instead}
+        )
     failed: Exception = _BOTH[kind](text)
     return failed
 
 
 _BOTH: dict[type[RingError], Any] = {}
+
+
+def _tell_instead(error: Exception, _protocol: object) -> Any:
+    """Raise *error*, in place of being pickled.
+
+    DDP takes what is in a failed future for tensors, looks for them with a pickler, and shows what
+    that says: so what it says is what happened.
+    """
+    raise error
 
 
 def in_torch_terms(function: Function) -> Function:

@@ -279,6 +279,26 @@ def test_a_missing_call(cluster: Cluster) -> None:
     assert "n2" in told[1]
 
 
+def late_in_training() -> str:
+    """All but rank 2 take a step of DDP; return what they are told."""
+    dist.init_process_group("ringd", init_method="ringd://training", timeout=SHORT)
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 1))
+    if dist.get_rank() == 2:
+        return ""
+    with pytest.raises(RuntimeError) as caught:
+        model(torch.ones(1, 2)).sum().backward()
+    return str(caught.value)
+
+
+def test_a_missing_step(cluster: Cluster) -> None:
+    """DDP, which waits in C++, says as much as the call."""
+    with programs(cluster) as ranks:
+        told = ranks.call(late_in_training)
+    for text in told[:2]:
+        assert "DeadlineExceeded" in text
+        assert "not submitted by: n2" in text
+
+
 def differ() -> None:
     """Make different calls."""
     dist.init_process_group("ringd", init_method="ringd://differ")
