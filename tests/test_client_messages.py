@@ -86,12 +86,12 @@ def test_what_follows_a_lost_message_is_of_the_next_stay(opened, code):
     daemon, ring, openings = opened
     submit, submitted = daemon.handler.submit, []
 
-    def answer(client, message, payload):
+    def answer(client, message, payload, inline):
         submitted.append(message)
         if openings and message.join_id == openings[0].channel_id:
             client.send(border.Failed(message.join_id, message.seq, 0, code, "n1 died"))
         else:
-            submit(client, message, payload)
+            submit(client, message, payload, inline)
 
     daemon.handler.submit = answer
     ring.barrier()
@@ -123,9 +123,9 @@ def test_who_was_told_of_a_loss_by_a_message_hears_of_no_other_one(opened):
     daemon, ring, openings = opened
     submit = daemon.handler.submit
 
-    def answer(client, message, payload):
+    def answer(client, message, payload, inline):
         if message.join_id not in {opening.channel_id for opening in openings}:
-            submit(client, message, payload)
+            submit(client, message, payload, inline)
             return
         client.send(border.Failed(message.join_id, message.seq, 0, "group_lost", "n1 died"))
         client.send(border.Lost(message.join_id, message.seq, "group_lost", "n1 died"))
