@@ -316,8 +316,8 @@ def test_a_reset_before_the_last_word_is_told_at_once() -> None:
         ([], 2, "Missing argument 'COMMAND...'"),
         (["--forward", "n2", "true"], 2, '"n2" is not like 15000=studio:5000'),
         (["--forward", "0=n2:5", "true"], 2, '"0=n2:5" is not like'),
-        (["--forward", "x:5", "true"], 1, "no other member is named 'x'; there are n0, n1, n2"),
-        (["--forward", "n0:5", "true"], 1, "no other member is named 'n0'"),
+        (["--forward", "x:5", "true"], 1, "no member is named 'x'; there are n0, n1, n2"),
+        (["--forward", "n0:5", "true"], 1, "'n0' is this machine, whose ports need no stream"),
         (["--forward", "n2:5", "true"], 1, "the config does not let 'n0' reach port 5 of 'n2'"),
         (["--serve", "5", "true"], 1, "the config lets nobody reach port 5 of 'n0'"),
         (["--serve", "70000", "true"], 2, "not in the range"),
@@ -431,7 +431,7 @@ class Vandal(Raw):
         ({"serves": ("\x1b[2J",)}, "printable"),
         ({"serves": ("x" * 65,)}, "up to 64 characters"),
         ({"reaches": (("n2", "x" * 65),)}, "up to 64 characters"),
-        ({"reaches": (("n9", "x"),)}, "no other member is named 'n9'"),
+        ({"reaches": (("n9", "x"),)}, "no member is named 'n9'"),
     ],
 )
 def test_what_no_program_may_hold(ring: Cluster, fields: dict[str, object], words: str) -> None:

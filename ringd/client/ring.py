@@ -215,6 +215,11 @@ class Ring:
         names = self._connection.latest.nodes
         return tuple(names[machine] for machine in self._place().machines)
 
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The names of all machines of the ring, in its order, whether they are there or not."""
+        return self._connection.latest.nodes
+
     def _place(self) -> Place:
         return self._stay.place(self._deadline(None)[1])
 

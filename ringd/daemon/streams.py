@@ -202,8 +202,10 @@ class Streams:
                 return f"{service!r} is served on {own!r} already, by {other}; end that first"
         for name, service in message.reaches:
             port = port_of(service)
-            if name not in names or name == own:
-                return f"no other member is named {name!r}; there are {', '.join(names)}"
+            if name == own:
+                return f"{name!r} is this machine, whose ports need no stream"
+            if name not in names:
+                return f"no member is named {name!r}; there are {', '.join(names)}"
             if port is not None and not self.allows(own, name, port):
                 return f"the config does not let {own!r} reach port {port} of {name!r}; {_ALLOW}"
         self._holders[client] = Holder(client, message.serves)

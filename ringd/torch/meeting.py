@@ -13,7 +13,7 @@ from torch import distributed as dist
 
 from ringd import errors
 from ringd.client.ring import Ring, connect
-from ringd.torch.seats import Claim, Seats, ranks_of
+from ringd.torch.seats import Claim, Seats, check_size, ranks_of
 
 _DAEMON_TIMEOUT = 30.0
 """Seconds; a group's own may be half an hour, which is for other ranks."""
@@ -40,7 +40,8 @@ def meet_in_ring(group: str, claim: Claim, timeout: float, **place: Any) -> Meet
         group: of the ring.
         claim: what this program was told.
         timeout: in seconds.
-        place: the program's, as for :func:`ringd.connect`.
+        place: the program's ``members``, ``local_rank`` and ``local_size``, as for
+            :func:`ringd.connect`.
 
     Raises:
         ValueError: the programs' claims do not fit together; says which ones.
@@ -48,6 +49,7 @@ def meet_in_ring(group: str, claim: Claim, timeout: float, **place: Any) -> Meet
     """
     ring = connect(group=group, timeout=_for_daemon(timeout), **place)
     try:
+        check_size(claim, place["members"] or ring.members, place["local_size"])
         said = _hear_all(ring, msgspec.msgpack.encode(claim), timeout)
         claims = [msgspec.msgpack.decode(one, type=Claim) for one in said]
         ranks = ranks_of(claims, ring.nodes)

@@ -46,6 +46,26 @@ def ranks_of(claims: Sequence[Claim], nodes: Sequence[str]) -> list[int]:
     return given
 
 
+def check_size(claim: Claim, members: Sequence[str], local_size: int) -> None:
+    """Object to a size that is too small, before the others are waited for.
+
+    Args:
+        claim: of a program.
+        members: the machines that take part.
+        local_size: how many programs there are on its own; on each other one is one at least.
+
+    Raises:
+        ValueError: it is.
+    """
+    least = len(members) - 1 + local_size
+    if claim.size is not None and claim.size < least:
+        raise ValueError(
+            f"world_size is {claim.size}, but there are {least} programs at least, on "
+            f"{', '.join(members)}; name the machines that take part with "
+            "ringd://GROUP?members=NAME,NAME"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Seats:
     """The ranks of a process group, from one of them."""

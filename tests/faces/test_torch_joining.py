@@ -190,9 +190,16 @@ def test_ranks_that_do_not_fit(cluster: Cluster) -> None:
 
 def test_another_world_size(cluster: Cluster) -> None:
     """Than there are programs in the ring."""
-    with programs(cluster, *({"WORLD_SIZE": "2"},) * 3) as ranks:
+    with programs(cluster, *({"WORLD_SIZE": "4"},) * 3) as ranks:
         for text in failed(ranks, met_in, "ringd://size"):
-            assert text.startswith("ValueError: world_size is 2 on n0, but there are 3 programs")
+            assert text.startswith("ValueError: world_size is 4 on n0, but there are 3 programs")
+
+
+def test_too_small_a_world_size(cluster: Cluster) -> None:
+    """Waits for nobody: each machine of the ring has a program at least."""
+    with programs(cluster, {"WORLD_SIZE": "2"}) as ranks:
+        (text,) = failed(ranks, met_in, "ringd://small")
+    assert text.startswith("ValueError: world_size is 2, but there are 3 programs at least, on n0")
 
 
 def test_no_ring_is_named(cluster: Cluster) -> None:
