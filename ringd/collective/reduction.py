@@ -255,6 +255,7 @@ class Reduction:
                 np.divide(partial, partial.dtype.type(self.size), out=partial)
             halves.narrow(partial, out)
             return
+        apart = partial is not out
         if self._complex:
             if self._by == self._by_both_parts:
                 spread_nans(partial)
@@ -263,7 +264,7 @@ class Reduction:
             unify_nans(partial)
         if self.operation == "mean":
             np.divide(partial, partial.dtype.type(self.size), out=out)
-        elif partial is not out:
+        elif apart:
             np.copyto(out, partial)
 
     def complete(self, a: Array, b: Array, out: Array) -> None:
