@@ -120,8 +120,8 @@ class BorderServer:
             Detach: self._detach,
             AskAwaited: self._awaited,
         }
-        """Called with a client that has attached, what only such a one says, and the payload; or,
-        of a call socket, why there was no room for that."""
+        """Called with a client that has attached, what only such a one says, and the payload; and,
+        where that came over a call socket, with why there was no room for it, if so."""
         self._waiting: dict[Client, Timer] = {}
         """Those in no group, which are parted with when their time is over."""
         self._questions = Questions(

@@ -50,7 +50,7 @@ class Filler(Protocol):
 
 
 _LATER: Any = None
-"""What is there once an op is submitted."""
+"""In the place of what is there once an op is submitted."""
 
 
 # A Struct, as it is made for every call: in C, and without a function.

@@ -7,8 +7,8 @@ Rules:
 * bool has no arithmetic: sum and max are *or*, prod and min are *and*. band, bor and bxor work on
   the bits of bool and integers.
 * Integers wrap. Floats overflow to infinity and carry NaN along, min and max included.
-  What is odd in the numbers shows in the numbers; that nothing warns besides, a thread has of
-  :func:`quiet`.
+  What is odd in the numbers shows in the numbers; in a thread that is :func:`quiet`, nothing warns
+  besides.
 * A mean is the sum divided by the number of members, so it is infinite where the sum is;
   complex numbers are divided part by part, so that an infinite part does not spoil the finite
   one.
