@@ -1,10 +1,16 @@
 """Calls and attachments that contradict themselves are refused in words, field by field."""
 
+from functools import partial
+
 import pytest
 from borderkit import EIGHT, Raw
+from msgspec.structs import replace
 
+from ringd import errors
+from ringd.border.validate import check_call
 from ringd.collective.call import Call
 from ringd.wire.border import messages as border
+from ringd.wire.border.messages import ROOM_FOR_HEADERS
 
 UNSOUND = [
     ({"seq": -1}, "sequence number"),
@@ -28,12 +34,18 @@ NO_PART = [
     ({"group": "g" * 115}, "printable"),
 ]
 SHARED = Call("all_reduce", "sum", "float32", (1024,), "")
+NOTHING = Call("all_reduce", "sum", "float32", (0,), "")
+FROM_RANK_1 = Call("broadcast", "", "float32", (2,), "", root=1)
+MUCH_FROM_RANK_1 = Call("broadcast", "", "float32", (1 << 28,), "", root=1)
 FAULTS = [
     ({}, [bytes(7)], "has 8 bytes, but 7 came"),
     ({}, [], "input is missing"),
     ({"source": border.Ref(1, 0, 8)}, [EIGHT], "came twice"),
     ({"source": border.Ref(1, 0, 9)}, [], "has 8 bytes, but 9 came"),
     ({"target": border.Ref(1, 0, 4)}, [EIGHT], "target 4"),
+    ({"call": NOTHING, "target": border.Ref(1, 0, 4)}, [], "has 0 bytes, its target 4"),
+    ({"call": FROM_RANK_1, "target": border.Ref(1, 0, 4)}, [], "has 8 bytes, its target 4"),
+    ({"call": MUCH_FROM_RANK_1}, [], "needs a target"),
     (
         {"call": SHARED, "source": border.Ref(1, 4096, 4096), "target": border.Ref(1, 0, 4096)},
         [],
@@ -78,6 +90,16 @@ def test_call_that_cannot_be_numbered_is_denied(daemon, changes, text):
         assert (type(reply), reply.code) == (border.Denied, "refused")
         assert text in reply.message
         assert raw.ask(raw.submit(), EIGHT) == border.Completed(5, 0, 1, 7)
+
+
+def test_what_has_ended_needs_no_target_for_its_result():
+    """The client has that, or none will come: only others may need the input again."""
+    submit = border.Submit(5, 0, SHARED, None, border.Ref(1, 0, 4096), None, 0, False, "", "")
+    check = partial(check_call, payload_bytes=None, place=(0, 2), max_message=ROOM_FOR_HEADERS)
+    with pytest.raises(errors.Refused, match="needs a target"):
+        check(submit)
+    for outcome in ("ok", "mismatch"):
+        assert check(replace(submit, outcome=outcome)) == 0
 
 
 def test_input_beside_its_target_is_no_overlap(daemon):

@@ -47,7 +47,7 @@ class Member:
             names=("n0", "n1", "n2"),
             rank=N2,
             size=3,
-            machine=SimpleNamespace(in_ring=True, generation=5),
+            machine=SimpleNamespace(in_ring=True, in_use=5, generation=5),
             send_stream=self._send,
         )
         self.loop = loop

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from groups_bench import ready, submission
+from groups_bench import Bench, ready, submission
 
 from ringd.collective.view import View
+from ringd.errors import Refused
 from ringd.groups import actions
 from ringd.groups.engine import Engine
 from ringd.groups.offers import Rules
@@ -130,3 +131,25 @@ def test_nothing_is_refused_that_the_client_may_have():
     bench.submit(1, submission(0, large=True), outcome=OK)
     bench.settle()
     assert [bench.reports(rank) for rank in range(3)] == [[(0, OK)]] * 3
+
+
+@pytest.mark.parametrize("hold", [False, True])
+@pytest.mark.parametrize("breaks", [False, True])
+def test_nothing_is_served_of_a_call_that_cannot_be(hold, breaks):
+    """Though its client says, before the group has formed, that it had ended well."""
+    bench = Bench(2)
+    bench.up()
+    bench.attach(0, 10)
+    what = submission(0, large=True, hold=hold)
+    what.fault = lambda _rank, size: f"it is none of {size}"
+    bench.submit(0, what, outcome=OK)
+    bench.attach(1, 11)
+    bench.settle()
+    if breaks:
+        bench.down()
+        bench.up()
+    bench.submit(1, submission(0, large=True))
+    bench.settle()
+    assert bench.reports(1) == [(0, Refused.code)]
+    assert bench.message(1) == "it is none of 2"
+    assert not any(bench.did(rank, actions.Run) for rank in range(2))

@@ -10,7 +10,7 @@ from ringd.collective.call import Call
 from ringd.collective.view import View
 from ringd.config.settings import IpcSettings, OpsSettings
 from ringd.daemon.performer import Buffers, Performer
-from ringd.groups.actions import Dropped, Run, Stop
+from ringd.groups.actions import Dropped, Free, Run, Stop
 from ringd.groups.op import Submission
 from ringd.observe.counters import Counters
 
@@ -136,3 +136,11 @@ def test_a_small_op_is_computed_for_each_rank_by_itself(shared):
     stand.performer.perform([run((b"\1\2\3\4",) * 4, views[1])])
     assert stand.through == [(1, 2, 0)]
     assert stand.performer.bulk.started == []
+
+
+def test_what_is_freed_keeps_nothing_of_its_program():
+    """Timers may keep the call itself for a while."""
+    submission = run(None).submission
+    submission.payload, submission.fault = b"input", lambda _rank, _size: ""
+    Stand().performer.perform([Free(submission)])
+    assert (submission.buffers, submission.payload, submission.fault) == (None, None, None)

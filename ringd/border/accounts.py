@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 USER_PART = 0.75
 """Of what other users leave, that one may have."""
 
-_MOST_CHANGES = 64  # that wait to be looked at, before the next one of the loop's thread
+_MOST_CHANGES = 64  # that wait to be looked at; one more of the loop's thread, and they are
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,8 +120,8 @@ class BorderServer:
             Detach: self._detach,
             AskAwaited: self._awaited,
         }
-        """Called with a client that has attached, what only such a one says, and the payload; or,
-        of a call socket, why there was no room for that."""
+        """Called with a client that has attached, what only such a one says, and the payload; and,
+        where that came over a call socket, with why there was no room for it, if so."""
         self._waiting: dict[Client, Timer] = {}
         """Those in no group, which are parted with when their time is over."""
         self._questions = Questions(
@@ -293,18 +293,19 @@ class BorderServer:
         if join_id in client.turned_away:  # it comes again
             return
         client.acknowledged(join_id, message.acked)
+        if refusal:
+            self._submit_failed(client, message, errors.ResourceExhausted(refusal))
+            return
         limits = self.limits if client.uses_call_socket else self._limits_over_zmq
         try:
-            if refusal:
-                raise errors.ResourceExhausted(refusal)
             inline = check_call(
                 message,
                 None if payload is None else len(payload),
                 handler.place(client, join_id),
                 max_message=limits.max_message,
             )
-        except errors.RingError as error:
-            self._submit_failed(client, message, error)
+        except errors.Refused as fault:
+            self._submit_failed(client, message, fault)
         else:
             handler.submit(client, message, payload, inline)
 

@@ -203,20 +203,25 @@ def check_call(
         raise errors.Refused("the input came twice, as a segment and as a frame")
     if place is None and kinds.of(call).sized:
         return None
-    inline = (given or 0) if message.target is None else 0
     came = payload_bytes if source is None else source.length
-    if came is None:
-        # An op that has ended with an error may have given its input up.
-        if taken and message.outcome in {"", "ok"}:
-            raise errors.Refused("the input is missing")
-    elif came != taken:
-        raise errors.Refused(f"{call} has {taken} bytes, but {came} came")
-    elif message.target is not None:
+    if came != taken and (text := _input_fault(message, came, taken)):
+        raise errors.Refused(text)
+    if message.target is not None:
         _check_target(message, message.target, given)
-    elif inline + ROOM_FOR_HEADERS > max_message:
+    if message.target is not None or message.outcome:  # what has ended is given no result
+        return 0
+    inline = given or 0
+    if inline + ROOM_FOR_HEADERS > max_message:
         text = f"{given} bytes, too many for a message; it needs a target"
         raise errors.Refused(f"the result of {call} has {text}")
     return inline
+
+
+def _input_fault(message: Submit, came: int | None, taken: int | None) -> str:
+    if came is not None:
+        return f"{message.call} has {taken} bytes, but {came} came"
+    # An op that has ended with an error may have given its input up.
+    return "the input is missing" if taken and message.outcome in {"", "ok"} else ""
 
 
 def _check_target(message: Submit, target: Ref, given: int | None) -> None:

@@ -32,7 +32,7 @@ class CallSocket:
         self.holds: list[Part] = []
         """What has arrived and is not taken; the first piece begins with a message."""
         self._size = 0
-        """Bytes that this message has in it, as far as :meth:`receive` has looked at it."""
+        """Bytes of that message, with its length, as :meth:`receive` has read them last."""
         self._short = False
         """The last call had room for more than there was: ask no more in this turn."""
 

@@ -989,7 +989,10 @@ class Ring:
         counts: Callable[[int], tuple[int, ...]],
         until: float | None,
     ) -> Form:
-        """Return the form of a call that means something else to each rank; waits for the own."""
+        """Return what *call* means here, where it means something else to each rank.
+
+        Waits until our own rank is known.
+        """
         if row.rooted:
             call = msgspec.structs.replace(call, root=arguments.rank(root, "root"))
         place = self._stay.place(until)

@@ -50,7 +50,7 @@ class Filler(Protocol):
 
 
 _LATER: Any = None
-"""What is there once an op is submitted."""
+"""In the place of what is there once an op is submitted."""
 
 
 # A Struct, as it is made for every call: in C, and without a function.
@@ -275,7 +275,8 @@ class Session:
         self.told: set[str] = set()
         """Codes of the errors that the user has had from its calls."""
         self.answered_over: object = None
-        """The channel over which a daemon has last said that it has given us our place."""
+        """The channel over which a daemon has last said that it has given us our place; of an end,
+        which nobody says of one, over which that was last to be opened."""
 
     @property
     def attached(self) -> bool:

@@ -7,8 +7,8 @@ Rules:
 * bool has no arithmetic: sum and max are *or*, prod and min are *and*. band, bor and bxor work on
   the bits of bool and integers.
 * Integers wrap. Floats overflow to infinity and carry NaN along, min and max included.
-  What is odd in the numbers shows in the numbers; that nothing warns besides, a thread has of
-  :func:`quiet`.
+  What is odd in the numbers shows in the numbers; in a thread that is :func:`quiet`, nothing warns
+  besides.
 * A mean is the sum divided by the number of members, so it is infinite where the sum is;
   complex numbers are divided part by part, so that an infinite part does not spoil the finite
   one.
@@ -255,6 +255,7 @@ class Reduction:
                 np.divide(partial, partial.dtype.type(self.size), out=partial)
             halves.narrow(partial, out)
             return
+        apart = partial is not out
         if self._complex:
             if self._by == self._by_both_parts:
                 spread_nans(partial)
@@ -263,7 +264,7 @@ class Reduction:
             unify_nans(partial)
         if self.operation == "mean":
             np.divide(partial, partial.dtype.type(self.size), out=out)
-        elif partial is not out:
+        elif apart:
             np.copyto(out, partial)
 
     def complete(self, a: Array, b: Array, out: Array) -> None:

@@ -226,6 +226,7 @@ class Performer:
     def _free(self, action: groups.Free) -> None:
         action.submission.buffers = None
         action.submission.payload = None
+        action.submission.fault = None  # which knows the client; a timer may keep the call for long
 
     def _accept(self, action: groups.Accept) -> None:
         client = cast(Client, action.client)

@@ -101,9 +101,12 @@ class Programs:
         return self._clients
 
     def place(self, client: Client, join_id: int) -> tuple[int, int] | None:  # noqa: ARG002 - the border's
-        """Return a client's rank, and the number of ranks; None while they are unknown."""
+        """Return a client's rank, and the number of ranks; None while they are unknown.
+
+        Or may yet become others, as the members of a session that was never live do.
+        """
         seat = self.engine.roll.seats.get(join_id)
-        if seat is None or not seat.session.formed:
+        if seat is None or not (seat.pledged and seat.session.formed):
             return None
         return seat.session.view.rank, seat.session.view.size
 

@@ -219,7 +219,7 @@ class Streams:
         """A program says something to another end."""
         machine, neighbours = self._neighbours.machine, self._neighbours
         holder, number, member = self._holders[client], message.number, message.member
-        if not machine.in_ring or message.generation != machine.generation:
+        if message.generation != machine.in_use:
             return  # it is told, or about to be, that the way is a new one
         known = self._held.get(number, holder)
         if member >= neighbours.size or member == neighbours.rank or known is not holder:

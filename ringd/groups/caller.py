@@ -69,8 +69,8 @@ class Caller:
 
         *again*: if it was, once more, as an interrupt may have lost that.
         """
-        submission = op.submission
-        if submission is None or again is (op.told is Told.NO):
+        submission, before = op.submission, op.told is not Told.NO
+        if submission is None or before != again:
             return
         if not again:
             op.told = Told.YES

@@ -73,8 +73,7 @@ class Offers:
         """Tell the others what our client calls, and how that ended here if it has."""
         submission = op.submission
         assert submission is not None  # noqa: S101 - nothing else is offered
-        if submission.fault is not None:
-            self._judge(op, submission, submission.fault)
+        false = "" if submission.fault is None else self._judge(op, submission, submission.fault)
         session = self._session
         view, payload = session.view, submission.payload
         if op.failed or (
@@ -89,6 +88,11 @@ class Offers:
             outcome=OK if op.has_result else op.outcome,
             message=op.message,
         )
+        if false:
+            payload = None
+            offer = msgspec.structs.replace(
+                offer, eager=False, outcome=Refused.code, message=shorten(false, MAX_TEXT)
+            )
         if op.phase is Phase.OPEN:
             op.move(Move.OFFER)
         session.counts[view.rank] = max(op.seq + 1, session.counts[view.rank])
@@ -96,12 +100,20 @@ class Offers:
         op.take(view.rank, offer, payload or b"")
         self._consider(op)
 
-    def _judge(self, op: Op, submission: Submission, fault: Callable[[int, int], str]) -> None:
-        """End a call that turns out not to fit the session, which had yet to form when it came."""
-        submission.fault = None
+    def _judge(self, op: Op, submission: Submission, fault: Callable[[int, int], str]) -> str:
+        """End a call that turns out not to fit the session, which had yet to form when it came.
+
+        Returns:
+            What is wrong with one of which the client says that it ended well under a former
+            daemon. That stands for the client, but cannot be served to others.
+        """
         text = fault(self._session.view.rank, self._session.view.size)
-        if text and not op.ended and not op.has_result:
+        if text and op.has_result:
+            return text
+        submission.fault = None
+        if text and not op.ended:
             self._calls.end(op, Refused.code, text)
+        return ""
 
     def offered(
         self, rank: int, seq: int, offer: Offer, payload: bytes | memoryview, now: float

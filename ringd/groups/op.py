@@ -222,6 +222,8 @@ class Op:
         self.own_poll = 0
         self.said_input_read = False
 
+    _forget = __post_init__
+
     def move(self, move: Move) -> None:
         """Make *move*; raises :class:`IllegalMove` and changes nothing where there is none."""
         phase = MOVES.get((self.phase, move))
@@ -243,12 +245,12 @@ class Op:
     def meet(self, size: int) -> None:
         """The ranks are known: there are *size* of them."""
         self.size = size
-        self.__post_init__()
+        self._forget()
 
     def reset(self) -> None:
         """The ring broke: forget what came from others; the outcome, if any, stays."""
         self.move(Move.RESET)
-        self.__post_init__()
+        self._forget()
 
     def take(self, rank: int, offer: Offer, payload: bytes | memoryview) -> None:
         """Note a rank's offer, which may come again."""
