@@ -90,6 +90,7 @@ def _timed(
         pattern.fill(slots[index].input, rank)
         warm.append(slots[index].call())
     warm.clear()
+    _settle(slots)
     for index, slot in enumerate(slots):
         pattern.fill(slot.input, _offset(batch, index) + rank)
     pipe.send(True)
@@ -103,7 +104,15 @@ def _timed(
         seconds, results = _apart(slots, batch.pause)
     else:
         seconds, results = _in_sequence(slots, batch.work)
-    return seconds, time.process_time() - used, sleeps(os.getpid()) - slept, results
+    used = time.process_time() - used
+    slept = sleeps(os.getpid()) - slept
+    _settle(slots)
+    return seconds, used, slept, results
+
+
+def _settle(slots: list[Slot]) -> None:
+    if slots and slots[0].settle is not None:
+        slots[0].settle()
 
 
 def _in_sequence(slots: list[Slot], work: float) -> tuple[float, list[Array]]:

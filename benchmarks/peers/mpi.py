@@ -32,7 +32,9 @@ class Mpi:
             world.Allreduce(array, result)
             return result
 
-        return Slot(array, call)
+        # Open MPI sends what others lack only while its rank is within a call: where one goes on to
+        # something else behind its own result, others wait for the rest (64 MiB, four ranks).
+        return Slot(array, call, settle=world.Barrier)
 
     def close(self) -> None:
         """See :class:`peers.slots.System`; mpi4py leaves at the process's end."""

@@ -27,6 +27,8 @@ class Slot:
     message to the other rank and one from it, which is the result; rank 0 sends first."""
     submit: Callable[[], Callable[[], Array]] | None = None
     """Starts that; calling what it returns waits for the result."""
+    settle: Callable[[], object] | None = None
+    """Sees to it, after the last of some calls, that those of the other ranks come to their end."""
 
 
 class System(Protocol):
