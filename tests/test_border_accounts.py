@@ -159,5 +159,5 @@ def test_what_is_given_back_is_not_piled_up():
         assert not share.refusal(1)
         Held(share, 0)
         Held(share, 1)
-    assert len(things._changes) < 100
+    assert len(things.changes) < 100
     assert things.used() == 0

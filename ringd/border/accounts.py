@@ -34,22 +34,24 @@ class Limit:
 class Resource:
     """Counts who has how much.
 
+    Its fields are for the classes below, which count in it for every call.
+
     Args:
         limit: Or what says it, where it changes.
     """
 
     def __init__(self, limit: Limit | Callable[[], Limit]) -> None:
         self._limit = limit
-        self._plenty = -1
+        self.plenty = -1
         """Up to so much in use nobody is refused: whoever has the rest of half of the total, three
         quarters are more. -1 where each program has a limit, or the total changes."""
         if isinstance(limit, Limit) and limit.each is None:
-            self._plenty = limit.total // 2
-        self._used = 0
+            self.plenty = limit.total // 2
+        self.in_use = 0
         """What is taken counts here at once, what is given back when the changes are looked at: it
         is never less than what is in use."""
         self._by_user: dict[int, int] = {}
-        self._changes: deque[tuple[Share, int]] = deque()
+        self.changes: deque[tuple[Share, int]] = deque()
         """Taken, and (below 0) given back, since this was looked at; all else here is for the
         loop's thread alone."""
 
@@ -60,20 +62,21 @@ class Resource:
 
     def used(self, uid: int | None = None) -> int:
         """Return how much all programs, or those of a user, have."""
-        self._settle()
-        return self._used if uid is None else self._by_user.get(uid, 0)
+        self.settle()
+        return self.in_use if uid is None else self._by_user.get(uid, 0)
 
     def by_user(self) -> dict[int, int]:
         """Return how much the programs of each user have, of those that have some."""
-        self._settle()
+        self.settle()
         return dict(self._by_user)
 
-    def _settle(self) -> None:
-        changes, by_user = self._changes, self._by_user
+    def settle(self) -> None:
+        """Look at the changes."""
+        changes, by_user = self.changes, self._by_user
         while changes:
             share, amount = changes.popleft()
-            share._used += amount  # noqa: SLF001 - the two halves of one thing
-            self._used += min(amount, 0)
+            share.counted += amount
+            self.in_use += min(amount, 0)
             if of_user := by_user.get(share.uid, 0) + amount:
                 by_user[share.uid] = of_user
             else:
@@ -83,27 +86,28 @@ class Resource:
 class Share:
     """What one program has of a resource, at first nothing."""
 
-    __slots__ = ("_resource", "_used", "uid")
+    __slots__ = ("counted", "resource", "uid")
 
     def __init__(self, resource: Resource, uid: int) -> None:
-        self._resource = resource
-        self._used = 0
+        self.resource = resource
+        self.counted = 0
+        """What it has, but for the changes that have yet to be looked at."""
         self.uid = uid
 
     @property
     def used(self) -> int:
         """How much it has."""
-        self._resource._settle()  # noqa: SLF001 - as above
-        return self._used
+        self.resource.settle()
+        return self.counted
 
     def refusal(self, amount: int = 1) -> str:
         """Return why *amount* more is not to be had, with the setting; empty if it is."""
         if not amount:
             return ""
-        resource = self._resource
-        if len(resource._changes) > _MOST_CHANGES:  # noqa: SLF001 - as above
-            resource._settle()  # noqa: SLF001 - as above
-        if resource._used + amount <= resource._plenty:  # noqa: SLF001 - as nearly always
+        resource = self.resource
+        if len(resource.changes) > _MOST_CHANGES:
+            resource.settle()
+        if resource.in_use + amount <= resource.plenty:  # as nearly always
             return ""
         limit, own = resource.limit, self.used
         if limit.each is not None and own + amount > limit.each:
@@ -123,16 +127,16 @@ class Share:
 
     def take(self, amount: int = 1) -> None:
         """Have *amount* more, also beyond a limit."""
-        resource = self._resource
-        resource._used += amount  # noqa: SLF001 - as above
-        resource._changes.append((self, amount))  # noqa: SLF001 - as above
-        if len(resource._changes) > _MOST_CHANGES:  # noqa: SLF001 - as above
-            resource._settle()  # noqa: SLF001 - as above
+        resource = self.resource
+        resource.in_use += amount
+        resource.changes.append((self, amount))
+        if len(resource.changes) > _MOST_CHANGES:
+            resource.settle()
 
     def give(self, amount: int = 1) -> None:
         """Give *amount* back; from any thread, also while memory is being freed."""
         if amount:
-            self._resource._changes.append((self, -amount))  # noqa: SLF001 - as above
+            self.resource.changes.append((self, -amount))
 
 
 class Held:
@@ -146,22 +150,22 @@ class Held:
 
     def __init__(self, share: Share, amount: int) -> None:
         self._share = share
-        self._resource = resource = share._resource  # noqa: SLF001 - as above
+        self._resource = resource = share.resource
         self._amount = amount
         if amount:
-            resource._used += amount  # noqa: SLF001 - as above
-            resource._changes.append((share, amount))  # noqa: SLF001 - as above
+            resource.in_use += amount
+            resource.changes.append((share, amount))
 
     def grow(self, amount: int) -> None:
         """Count *amount* more, also beyond a limit."""
         if amount:
             self._amount += amount
-            self._resource._used += amount  # noqa: SLF001 - as above
-            self._resource._changes.append((self._share, amount))  # noqa: SLF001 - as above
+            self._resource.in_use += amount
+            self._resource.changes.append((self._share, amount))
 
     def __del__(self) -> None:
         if self._amount:
-            self._resource._changes.append((self._share, -self._amount))  # noqa: SLF001 - as above
+            self._resource.changes.append((self._share, -self._amount))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
