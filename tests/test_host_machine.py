@@ -64,6 +64,41 @@ def test_the_tightest_cgroup_decides(cgroup, lines, limits, expected):
     assert machine.memory() == expected
 
 
+@pytest.mark.parametrize(
+    ("lines", "limits", "expected"),
+    [
+        ("0::/a/b\n", {"a__b__cpu_dot_max": "200000 100000"}, 2),
+        ("0::/a/b\n", {"a__b__cpu_dot_max": "max 100000", "a__cpu_dot_max": "50000 100000"}, 1),
+        ("0::/a/b\n", {"a__b__cpu_dot_max": "150000 100000"}, 2),
+        ("0::/a/b\n", {"a__b__cpu_dot_max": "900000 100000"}, 4),
+        (
+            "4:cpu,cpuacct:/x\n",
+            {"cpu__x__cpu_dot_cfs_quota_us": 300000, "cpu__x__cpu_dot_cfs_period_us": 100000},
+            3,
+        ),
+        (
+            "4:cpu,cpuacct:/x\n",
+            {"cpu__x__cpu_dot_cfs_quota_us": -1, "cpu__x__cpu_dot_cfs_period_us": 100000},
+            4,
+        ),
+        ("nonsense\n", {}, 4),
+    ],
+)
+def test_cores_are_those_of_the_affinity_or_fewer(cgroup, monkeypatch, lines, limits, expected):
+    """A quota counts as so many whole processors."""
+    monkeypatch.setattr(machine.sys, "platform", "linux")
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _pid: {0, 1, 2, 5}, raising=False)
+    cgroup(lines, **limits)
+    assert machine.cores() == expected
+
+
+def test_cores_of_macos(monkeypatch):
+    """There they are the machine's."""
+    monkeypatch.setattr(machine.sys, "platform", "darwin")
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 10)
+    assert machine.cores() == 10
+
+
 def test_budget_follows_the_machine_unless_it_is_set(cgroup):
     """Half of the memory; never so little that the smallest call in shared memory cannot fit."""
 
