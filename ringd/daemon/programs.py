@@ -60,6 +60,9 @@ class Programs:
         self._neighbours = neighbours
         self._recorder = recorder
         self._log = structlog.get_logger("groups")
+        self._tick: Timer | None = None
+        self._tick_due = 0.0
+        """What :attr:`_tick` is for: it is late by the moment that it takes to set it."""
         self._eager = EagerRule.of(config.ops.eager_limit)
         self.engine = Engine(
             view=view,
@@ -72,10 +75,12 @@ class Programs:
             rules=Rules(
                 refusal=self._unfit,
                 ends_together=partial(kinds.ends_together, by_rank=config.ops.order == "rank"),
+                short=self._eager.limit,
                 eager=self._eager.is_eager,
                 fits=self._eager.fits,
             ),
             about_holder=_about,
+            sooner=self._arm,
         )
         self.performer = Performer(
             loop,
@@ -85,13 +90,9 @@ class Programs:
             recorder,
             counters=counters,
             on_finished=self.engine.finished,
-            on_performed=self._arm,
         )
         self._perform = self.performer.perform
         self._clients: set[Client] = set()
-        self._tick: Timer | None = None
-        self._tick_due = 0.0
-        """What :attr:`_tick` is for: it is late by the moment that it takes to set it."""
         self.draining = False
         self._tidying: Timer | None = None
 
@@ -308,12 +309,10 @@ class Programs:
             seal = client.view(place, writable=True)
         held = None
         if payload is not None or target is None:
-            messages = client.account.messages
             nbytes = 0 if payload is None else payload.nbytes
-            if refusal := messages.refusal(nbytes + inline):
-                raise errors.ResourceExhausted(refusal)
-            held = Held(messages, nbytes)
-        return Buffers(memoryview(b"") if source is None else source, target, seal, now, held)
+            held = Held(client.account.messages, nbytes + inline)
+        source = memoryview(b"") if source is None else source
+        return Buffers(source, target, seal, now, held, counted=inline)
 
     def _submission(self, message: border.Submit, buffers: Buffers, now: float) -> Submission:
         timeout = message.timeout if message.timeout is not None else self._config.ops.timeout
@@ -395,6 +394,7 @@ class Programs:
     def _ticked(self) -> None:
         self._tick = None
         self._perform(self.engine.tick(self._loop.now()))
+        self._arm()
 
 
 def _about(holder: Hashable, newcomer: Hashable) -> str:

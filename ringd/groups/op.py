@@ -46,6 +46,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from ringd.collective.call import Call
 from ringd.wire.link.control import Offer
 
@@ -90,6 +92,7 @@ MOVES: dict[tuple[Phase, Move], Phase] = {
     (Phase.OFFERED, Move.END): Phase.ENDED,
     (Phase.OFFERED, Move.RESET): Phase.OFFERED,  # others may have completed it before the break
     (Phase.RUNNING, Move.FINISH): Phase.FINISHED,
+    (Phase.RUNNING, Move.HOLD): Phase.HELD,  # finished, and nothing holds the result back
     (Phase.RUNNING, Move.END): Phase.ENDED,
     (Phase.RUNNING, Move.RESET): Phase.OFFERED,
     (Phase.FINISHED, Move.HOLD): Phase.HELD,
@@ -128,8 +131,8 @@ class IllegalMove(Exception):
     """A bug of ours: the table has no such transition."""
 
 
-@dataclass(slots=True, eq=False)
-class Submission:
+# A Struct rather than a dataclass: made for every call, in C, and without a function.
+class Submission(msgspec.Struct, eq=False):
     """A call as the local client handed it over."""
 
     seq: int
