@@ -316,6 +316,7 @@ def test_a_call_that_is_told_again_counts_once(home):
             ack=False,
             keep=False,
             again=again,
+            group="g",
         )
         performer.perform([report])
     assert len(sent) == 3

@@ -31,7 +31,10 @@ class Stand:
             config,
             ALONE,
             SimpleNamespace(
-                kick=lambda _side: None, send_credit=None, let_go=lambda _gid, _seq: None
+                kick=lambda _side: None,
+                send_group=None,
+                send_credit=None,
+                let_go=lambda _gid, _seq: None,
             ),
             None,
             counters=self.counters,

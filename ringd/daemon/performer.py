@@ -123,8 +123,8 @@ class Performer:
         self._queue: deque[groups.Action] = deque()
         self._performing = False
         self._doers: dict[type, Callable[[Any], None]] = {
-            groups.Broadcast: self._broadcast,
-            groups.Relay: self._relay,
+            groups.Broadcast: neighbours.send_group,
+            groups.Relay: neighbours.send_group,
             groups.Run: self._run,
             groups.Stop: self._stop,
             groups.Seal: self._seal,
@@ -155,25 +155,7 @@ class Performer:
         finally:
             self._performing = False
 
-    # --- towards the other members ----------------------------------------------------
-
-    def _broadcast(self, action: groups.Broadcast) -> None:
-        self._neighbours.send_group(
-            action.side,
-            self._view.rank,
-            action.until,
-            action.rank,
-            action.gid,
-            action.seq,
-            action.message,
-            action.payload,
-        )
-
-    def _relay(self, action: groups.Relay) -> None:
-        asker = action.origin
-        self._neighbours.send_group(
-            "right", asker, asker, action.rank, action.gid, action.seq, action.message
-        )
+    # --- computing --------------------------------------------------------------------
 
     def _run(self, action: groups.Run) -> None:
         if action.payloads is None:
@@ -276,10 +258,11 @@ class Performer:
         client.closes(action.join_id)  # if that was to be a channel
 
     def _report(self, action: groups.Report) -> None:
-        client, submission = cast(Client, action.client), action.submission
+        client: Client = action.client  # type: ignore[assignment]  # a cast costs a call
+        submission = action.submission
         buffers: Buffers | None = submission.buffers
         if not action.again:
-            self._record(action, client, buffers)
+            self._record(action, buffers)
         if action.code != OK:
             client.send(
                 border.Failed(
@@ -307,7 +290,7 @@ class Performer:
             None if result is None else result.view(_BYTES).data,
         )
 
-    def _record(self, action: groups.Report, client: Client, buffers: Buffers | None) -> None:
+    def _record(self, action: groups.Report, buffers: Buffers | None) -> None:
         submission, now, code = action.submission, self._loop.now(), action.code
         nbytes, submitted, started = 0, now, None
         if buffers is not None:
@@ -323,7 +306,7 @@ class Performer:
         self._recorder.op(
             OpEvent(
                 at=now,
-                group=client.group_of(action.join_id),
+                group=action.group,
                 seq=submission.seq,
                 call=submission.call,
                 nbytes=nbytes,

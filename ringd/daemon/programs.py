@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable
-from functools import partial
+from functools import lru_cache, partial
 
 import structlog
 
@@ -63,7 +63,8 @@ class Programs:
         self._tick: Timer | None = None
         self._tick_due = 0.0
         """What :attr:`_tick` is for: it is late by the moment that it takes to set it."""
-        self._eager = EagerRule.of(config.ops.eager_limit)
+        eager = EagerRule.of(config.ops.eager_limit)
+        self._longest_eager = eager.longest
         self.engine = Engine(
             view=view,
             stall_warning=config.ops.stall_warning,
@@ -73,11 +74,11 @@ class Programs:
             missing_members=lambda: out_of_reach(neighbours, loop.now()),
             slow_disks=lambda: slow_disks(neighbours, loop.now()),
             rules=Rules(
-                refusal=self._unfit,
+                refusal=lru_cache(maxsize=256)(self._unfit),
                 ends_together=partial(kinds.ends_together, by_rank=config.ops.order == "rank"),
-                short=self._eager.limit,
-                eager=self._eager.is_eager,
-                fits=self._eager.fits,
+                short=eager.limit,
+                eager=eager.is_eager,
+                fits=eager.fits,
             ),
             about_holder=_about,
             sooner=self._arm,
@@ -318,7 +319,7 @@ class Programs:
         timeout = message.timeout if message.timeout is not None else self._config.ops.timeout
         if timeout is not None and timeout <= 0:
             timeout = None
-        may_be_eager = buffers.source.nbytes <= self._eager.longest
+        may_be_eager = buffers.source.nbytes <= self._longest_eager
         return Submission(
             seq=message.seq,
             call=message.call,
@@ -373,7 +374,8 @@ class Programs:
     ) -> None:
         """A message of *rank* in session *gid*, which is on member *origin*, came round."""
         now = self._loop.now()
-        self._perform(self.engine.received(origin, rank, gid, seq, message, payload, now))
+        if actions := self.engine.received(origin, rank, gid, seq, message, payload, now):
+            self._perform(actions)
 
     # --- time -------------------------------------------------------------------------
 

@@ -171,7 +171,8 @@ class Calls:
     def _end_well(self, op: Op, move: Move = Move.END) -> None:
         op.end(OK, move=move)
         self._caller.tell_outcome(op, self._ledger.released, keep=move is Move.KEEP)
-        self._ledger.advance()
+        if self._caller.has(op):
+            self._ledger.advance()
 
     def end(self, op: Op, code: str, message: str) -> None:
         """End *op* with an error."""

@@ -6,7 +6,7 @@ actions that follow. The daemon carries them out and owns all memory, sockets an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 from ringd.collective.view import View
 from ringd.errors import GroupLost, PeerLost, Refused, ResourceExhausted
@@ -226,7 +226,7 @@ class Engine:
         message: GroupMessage,
         payload: bytes | memoryview,
         now: float,
-    ) -> list[Action]:
+    ) -> Sequence[Action]:
         """A message came round.
 
         Args:
@@ -251,6 +251,10 @@ class Engine:
         else:
             for seat in seats.values() if len(seats) == 1 else list(seats.values()):
                 self._tell(seat, rank, seq, message, payload, now)
+            mail = self._mail
+            news = mail.news and self.timing.lazy_due == NEVER
+            if not (self._out or news or mail.beside or self.roll.winding_up):
+                return ()  # it was an offer, and the last one has yet to come
         return self._finish(now)
 
     def _pass_on(self, origin: int, rank: int, gid: int, seq: int, message: GroupMessage) -> None:

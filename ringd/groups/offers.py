@@ -103,7 +103,8 @@ class Offers:
         session.counts[view.rank] = max(op.seq + 1, session.counts[view.rank])
         session.mail.broadcast(view, session.gid, op.seq, offer, payload or b"")
         op.take(view.rank, offer, payload or b"")
-        self._consider(op)
+        if not op.lacking or op.ended or op.has_result or op.refused:
+            self._consider(op)
 
     def _judge(self, op: Op, submission: Submission, fault: Callable[[int, int], str]) -> str:
         """End a call that turns out not to fit the session, which had yet to form when it came.
@@ -138,7 +139,7 @@ class Offers:
             op.take(rank, offer, payload)
             if op.submission is None:
                 self._refuse(op, offer)
-            else:
+            elif not op.lacking or op.ended or op.has_result or op.refused:
                 self._consider(op)
 
     def _believable(self, rank: int, seq: int, offer: Offer, nbytes: int | None) -> Offer:

@@ -43,7 +43,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -164,8 +163,7 @@ class Submission(msgspec.Struct, eq=False):
     these were known."""
 
 
-@dataclass(slots=True, eq=False)
-class Op:
+class Op(msgspec.Struct, eq=False):
     """The op's state at this rank; ``size`` offers and payloads, by rank.
 
     Invariant: there is an outcome exactly in the final phases, and it never changes.
@@ -179,53 +177,54 @@ class Op:
     """``"ok"`` or an error's code; empty until the op ended."""
     message: str = ""
     # What follows from these, which is asked many times in each call:
-    active: bool = field(default=False, init=False)
+    active: bool = False
     """It is being computed."""
-    ended: bool = field(default=False, init=False)
+    ended: bool = False
     """The outcome is final."""
-    failed: bool = field(default=False, init=False)
+    failed: bool = False
     """It ended with an error."""
-    has_result: bool = field(default=False, init=False)
+    has_result: bool = False
     """The right result stands here for good."""
     submission: Submission | None = None
     told: Told = Told.NO
     overdue: bool = False
     """The client has waited long enough."""
-    offers: list[Offer | None] = field(init=False)
-    lacking: int = field(init=False)
+    offers: list[Offer | None] = []
+    lacking: int = 0
     """How many ranks have offered nothing."""
-    refused: bool = field(init=False)
+    refused: bool = False
     """Some rank's offer says that it failed there."""
-    prompt: bool = field(init=False)
+    prompt: bool = False
     """Some member waits until no other needs its input."""
-    payloads: list[bytes | memoryview] = field(init=False)
-    input_read_by: set[int] = field(init=False)
+    payloads: list[bytes | memoryview] = []
+    input_read_by: set[int] = set()
     """Ranks that said they need no input again."""
-    waits_for_all: bool = field(init=False)
+    waits_for_all: bool = False
     """It completes only when the parts of all members are through."""
-    computed_by: set[int] = field(init=False)
+    computed_by: set[int] = set()
     """Other ranks whose part is through."""
-    polls: set[int] = field(init=False)
+    polls: set[int] = set()
     """Those whose verdict is out: they hold the completion back."""
-    own_poll: int = field(init=False)
+    own_poll: int = 0
     """The id of our own one; 0 for none."""
-    said_input_read: bool = field(init=False)
+    said_input_read: bool = False
     """The others know, in this generation, that we need no input again."""
 
     def __post_init__(self) -> None:
-        """Know nothing of the others."""
+        """Have a place for the word of each of the others."""
         self.offers = [None] * self.size
         self.lacking = self.size
-        self.refused = self.prompt = False
         self.payloads = [b""] * self.size
+
+    def _forget(self) -> None:
+        self.__post_init__()
+        self.refused = self.prompt = False
         self.input_read_by = set()
         self.waits_for_all = False
         self.computed_by = set()
         self.polls = set()
         self.own_poll = 0
         self.said_input_read = False
-
-    _forget = __post_init__
 
     def move(self, move: Move) -> None:
         """Make *move*; raises :class:`IllegalMove` and changes nothing where there is none."""
