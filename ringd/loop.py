@@ -282,7 +282,7 @@ class Loop:
             return 0.0
         timers = self._timers
         if timers and timers[0][2].callback is None:
-            self._drop_cancelled()
+            self._earliest()
         return min(_LONGEST_SLEEP, max(0.0, timers[0][0] - self.now())) if timers else None
 
     def _iterate(self, timeout: float | None) -> None:
@@ -299,17 +299,18 @@ class Loop:
 
     def _notice_pause(self, now: float) -> None:
         """Tell of a pause, unless the timer that is late was cancelled."""
-        self._drop_cancelled()
-        if self._timers and (late := now - self._timers[0][0]) > PAUSE_THRESHOLD:
+        due = self._earliest()
+        if due is not None and now - due > PAUSE_THRESHOLD:
             for callback in list(self._pause_callbacks):
-                callback(late)
+                callback(now - due)
 
-    def _drop_cancelled(self) -> None:
-        """Make the earliest timer one that is wanted."""
+    def _earliest(self) -> float | None:
+        """Return when the first timer is due, forgetting those that were cancelled before it."""
         timers = self._timers
         while timers and timers[0][2].callback is None:
             heapq.heappop(timers)
             self._cancelled -= 1
+        return timers[0][0] if timers else None
 
     def _run_timers(self, now: float) -> None:
         timers = self._timers
