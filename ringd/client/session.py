@@ -370,7 +370,9 @@ class Session:
                     self.finish(op, None)
                 if not op.ended:
                     break
-                op.forget_input()
+                op.payload = None
+                if op.source_block is not None or op.kept:
+                    op.forget_input()
                 self.short_released = op.short_made
                 self.ops.pop(op.seq, None)
             self.released += 1
