@@ -245,7 +245,7 @@ def test_closed_ring(calm_cluster: Cluster) -> None:
             rings[0].all_reduce(np.ones(3))
 
 
-@pytest.mark.parametrize(("size", "most"), [(2, 94), (4, 132)])
+@pytest.mark.parametrize(("size", "most"), [(2, 93), (4, 128)])
 def test_a_small_call_runs_few_functions_of_a_daemon(tmp_path, size, most):
     """The time of a small call is that of the functions that it runs, waiting left out.
 
