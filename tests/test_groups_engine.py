@@ -128,6 +128,17 @@ def test_a_stall_is_explained_once_and_kills_nothing():
     assert bench.reports(0) == [(0, OK)]
 
 
+def test_an_engine_says_when_it_wants_the_clock_sooner():
+    """Who drives it need not look at that after each event."""
+    said = []
+    bench = ready(2, sooner=lambda: said.append(bench.engines[0].next_deadline))
+    del said[:]
+    for seq, (timeout, expected) in enumerate([(20.0, [10.0]), (5.0, [5.0]), (7.0, [])]):
+        bench.submit(0, submission(seq, timeout=timeout))
+        assert said == expected
+        del said[:]
+
+
 def test_each_stall_is_explained_in_its_own_time():
     """Calls are looked at together, each once it has waited for long; deadlines pass meanwhile."""
     bench = ready(2)
