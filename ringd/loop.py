@@ -11,17 +11,19 @@ from __future__ import annotations
 import contextlib
 import heapq
 import os
-import selectors
 import signal
 import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from operator import itemgetter
 from types import FrameType
 from typing import Any, Protocol, Union
 
-EVENT_READ = selectors.EVENT_READ
-EVENT_WRITE = selectors.EVENT_WRITE
+from ringd.host import polling
+
+EVENT_READ = polling.EVENT_READ
+EVENT_WRITE = polling.EVENT_WRITE
 
 PAUSE_THRESHOLD = 1.0
 """Seconds by which a timer must be late before the process is taken to have been asleep."""
@@ -42,7 +44,10 @@ the core until the system's next tick, 4 ms on most Linux machines."""
 _TAKEN_FOR = 5.0
 """Seconds for which a core counts as taken: the kernel prefers a sleeper to such a program."""
 
-Events = list[tuple[selectors.SelectorKey, int]]
+Events = list[tuple[int, int]]
+"""(descriptor, what it is ready for)."""
+_EVENTS = polling.EVENTS
+_descriptor = itemgetter(0)
 
 
 class HasFileno(Protocol):
@@ -57,16 +62,21 @@ EventCallback = Callable[[int], None]
 Callback = Callable[[], None]
 
 
+def _fileno(fileobj: FileLike) -> int:
+    return fileobj if isinstance(fileobj, int) else fileobj.fileno()
+
+
 def _ignore(_events: int) -> None:
     """Take the place of a callback that was removed while its event was under way."""
 
 
 class _Watch:
-    """What the selector hands back for a file; outlives its removal within one iteration."""
+    """What is called for a file; outlives its removal within one iteration."""
 
-    __slots__ = ("callback",)
+    __slots__ = ("callback", "events")
 
-    def __init__(self, callback: EventCallback) -> None:
+    def __init__(self, events: int, callback: EventCallback) -> None:
+        self.events = events
         self.callback = callback
 
 
@@ -145,8 +155,9 @@ class Loop:
     """The loop's clock, in seconds. It stands still while the machine is suspended."""
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
-        self._wait = AdaptiveWait(self._selector.select, self.now, os.sched_yield)
+        self._poller = polling.poller()
+        self._watches: dict[int, _Watch] = {}  # by descriptor
+        self._wait = AdaptiveWait(self._poller.poll, self.now, os.sched_yield)
         self._timers: list[tuple[float, int, Timer]] = []
         self._timer_count = 0
         self._cancelled = 0
@@ -164,11 +175,17 @@ class Loop:
 
     def add(self, fileobj: FileLike, events: int, callback: EventCallback) -> None:
         """Call ``callback(events)`` whenever *fileobj* is ready for one of *events*."""
-        self._selector.register(fileobj, events, _Watch(callback))
+        fd = _fileno(fileobj)
+        if fd in self._watches:
+            raise KeyError(f"descriptor {fd} is watched already")
+        self._poller.register(fd, events)
+        self._watches[fd] = _Watch(events, callback)
 
     def modify(self, fileobj: FileLike, events: int) -> None:
         """Change the events that *fileobj* is watched for."""
-        self._selector.modify(fileobj, events, self._selector.get_key(fileobj).data)
+        fd = _fileno(fileobj)
+        self._poller.modify(fd, events)
+        self._watches[fd].events = events
 
     def remove(self, fileobj: FileLike) -> None:
         """Stop watching *fileobj*; call this before closing it.
@@ -176,8 +193,10 @@ class Loop:
         No event of it is delivered any more, not even one that was found together with the
         event now being handled.
         """
-        watch: _Watch = self._selector.unregister(fileobj).data
-        watch.callback = _ignore
+        fd = _fileno(fileobj)
+        self._watches.pop(fd).callback = _ignore
+        with contextlib.suppress(OSError):  # it was closed behind our back
+            self._poller.unregister(fd)
 
     # --- callbacks --------------------------------------------------------------------
 
@@ -250,7 +269,7 @@ class Loop:
         for signum, old in self._signals.items():
             signal.signal(signum, old)
         self._signals.clear()
-        self._selector.close()
+        self._poller.close()
         self._wake_reader.close()
         self._wake_writer.close()
 
@@ -261,16 +280,20 @@ class Loop:
             soon.popleft()()
         if soon or self._stopping:
             return 0.0
-        due = self._earliest()
-        return None if due is None else min(_LONGEST_SLEEP, max(0.0, due - self.now()))
+        timers = self._timers
+        if timers and timers[0][2].callback is None:
+            self._earliest()
+        return min(_LONGEST_SLEEP, max(0.0, timers[0][0] - self.now())) if timers else None
 
     def _iterate(self, timeout: float | None) -> None:
         ready = self._wait(timeout)
         now, timers = self.now(), self._timers
         if timers and now - timers[0][0] > PAUSE_THRESHOLD:
             self._notice_pause(now)
-        for key, events in ready:
-            key.data.callback(events)
+        # Looked up before any is called: a descriptor may be closed, and be another file's then.
+        watches = list(map(self._watches.__getitem__, map(_descriptor, ready)))
+        for watch, (_, events) in zip(watches, ready, strict=True):
+            watch.callback(events if events <= _EVENTS else watch.events)
         if timers and timers[0][0] <= now:
             self._run_timers(now)
 
@@ -282,6 +305,7 @@ class Loop:
                 callback(now - due)
 
     def _earliest(self) -> float | None:
+        """Return when the first timer is due, forgetting those that were cancelled before it."""
         timers = self._timers
         while timers and timers[0][2].callback is None:
             heapq.heappop(timers)

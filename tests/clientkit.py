@@ -82,7 +82,7 @@ def pool_of(ring):
 
 def main_sleeps(pump):
     """Whether the main thread sleeps on the sockets, and not another one; or is about to."""
-    return pump._sleeper == threading.main_thread().ident and not pump._inside
+    return pump.sleeper == threading.main_thread().ident and not pump._inside
 
 
 def unavailable(*arguments):

@@ -123,7 +123,8 @@ def test_what_is_held_counts_at_once():
     other = Share(things, 502)
     held = [Held(Share(things, 501), 10) for _ in range(60)]
     assert other.refusal(301)
-    held += [Held(Share(things, 501), 10) for _ in range(20)]
+    for number in range(20):
+        held[number].grow(10)
     assert not other.refusal(150)
     assert other.refusal(151)
     held.clear()

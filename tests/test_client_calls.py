@@ -175,4 +175,4 @@ def test_a_small_call_runs_few_functions(ring):
         return seen
 
     found = min((functions() for _ in range(100)), key=len)
-    assert len(found) <= 72, sorted(found)
+    assert len(found) <= 49, sorted(found)

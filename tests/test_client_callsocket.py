@@ -99,7 +99,7 @@ def test_what_does_not_fit_waits_in_order(pair):
     expected = b"".join(map(framed, messages))
     while len(stream) < len(expected):
         stream += theirs.recv(1 << 16)
-        calls.flush()
+        calls.send()
     assert bytes(stream) == expected
     assert not calls.unsent
 
@@ -144,7 +144,7 @@ def test_interrupts_send_no_byte_twice(pair):
     reader.start()
 
     def flush():
-        calls.flush()
+        calls.send()
         return not calls.unsent
 
     struck = persist(flush)
@@ -248,7 +248,7 @@ def test_a_thread_that_sleeps_already_sees_that_there_is_something_to_send(tmp_p
         stopped, go_on = threading.Event(), threading.Event()
         daemon.loop.call_threadsafe(lambda: (stopped.set(), go_on.wait(30)))
         assert stopped.wait(30)
-        eventually(lambda: pump._sleeper == sleeper.ident and asleep)
+        eventually(lambda: pump.sleeper == sleeper.ident and asleep)
         before = asleep[-1]
         works = [ring.all_reduce_async(x) for _ in range(60)]
         assert channel.calls.unsent
@@ -289,7 +289,7 @@ def test_a_message_is_copied_once_where_it_goes_in_pieces(pair):
     while calls.unsent:
         wholes.add(id(calls.unsent[0][0][0].obj))
         taken += len(theirs.recv(1 << 20))
-        calls.flush()
+        calls.send()
     assert len(wholes) == 1
     assert taken <= len(message) + LENGTH.size
 

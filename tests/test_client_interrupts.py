@@ -563,12 +563,12 @@ def test_interrupted_waits_leave_nobody_who_seems_to_wait(tmp_path):
         pump = ring._connection.pump
         thread = threading.Thread(target=expect_the_end, args=(ring,))
         thread.start()
-        eventually(lambda: pump._sleeper == thread.ident)
+        eventually(lambda: pump.sleeper == thread.ident)
         work = ring.all_reduce_async(np.ones(2))
         for delay in instants(600, 6e-4):
             with contextlib.suppress(ringd.DeadlineExceeded):
                 hits += interrupted(lambda: work.wait(0.02), delay)
-        assert not pump._waiters
+        assert not pump.waiters
         ring.close()
         thread.join(120)
     assert hits >= LEAST_HITS

@@ -134,7 +134,7 @@ def test_call_gives_back_what_is_too_much_before_it_takes_more(ring):
     while pool._idle():
         kept.append(ring.empty(100_000))
     before = set(pool._segments)
-    pool._retention = Retention()
+    pool.retention = Retention()
     ring.all_reduce(np.zeros(7 << 20, np.int8))
     assert before - set(pool._segments)
     assert before <= set(pool._records)

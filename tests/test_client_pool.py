@@ -24,7 +24,7 @@ PAGE = mmap.PAGESIZE
 def pool_of(budget, *, working_set=0, now=lambda: 0.0):
     """Return a pool whose program's calls have had *working_set* bytes at a time."""
     pool = Pool(budget, now)
-    pool.note(working_set)
+    pool.retention.note(working_set, pool.now())
     return pool
 
 
@@ -42,7 +42,7 @@ def trim(pool):
     pool.trim()
     pool.surplus.give_back()
     pool.note_dropped_segments()
-    return pool.next_trim - pool._now()
+    return pool.next_trim - pool.now()
 
 
 def of_size(pool, size):
@@ -378,7 +378,7 @@ def call(pool, length):
     while (blocks := pool.take_all([length, length])) is None:
         assert pool.surplus
         pool.surplus.give_back()
-    pool.note(2 * length)
+    pool.retention.note(2 * length, pool.now())
     assert blocks is not None
 
 
@@ -413,7 +413,7 @@ def test_bursts_stay_warm():
         blocks = []
         for number in range(1, 101):
             blocks += pool.take_all([100_000, 100_000])
-            pool.note(number * 200_000)
+            pool.retention.note(number * 200_000, pool.now())
         made = pool._next_number
         del blocks
     blocks = [pool.take(100_000) for _ in range(200)]
@@ -427,7 +427,7 @@ def test_idle_pool_shrinks_twice():
     pool = Pool(1 << 30, clock)
     for _ in range(2):
         kept = [pool.take(4 * MIB) for _ in range(5)]
-        pool.note(8 * MIB)
+        pool.retention.note(8 * MIB, pool.now())
     kept[:] = kept[:1]
     seconds = trim(pool)
     assert pool.kept <= 2.5 * 8 * MIB
@@ -527,12 +527,12 @@ def test_sleeper_is_woken_when_a_look_is_worth_it():
     assert (woken, pool.next_trim) == ([0.0], 0.0)
     assert trim(pool) == QUIET
     blocks = [pool.take(20 * MIB) for _ in range(2)]
-    pool.note(40 * MIB)
+    pool.retention.note(40 * MIB, pool.now())
     assert len(woken) == 1
     del blocks
     for _ in range(6):
         clock.now += 1.0
-        pool.note(MIB)
+        pool.retention.note(MIB, pool.now())
     assert (pool.take(30 * MIB), bool(pool.surplus), len(woken)) == (None, True, 1)
     blocks = [pool.take(MIB)]  # somebody else's, which waits for nothing
     assert (pool.next_trim, len(woken), len(blocks)) == (0.0, 2, 1)
@@ -544,7 +544,7 @@ def test_an_idle_program_that_holds_arrays_is_woken_once_a_minute():
     pool = Pool(1 << 30, clock)
     pool.wake = lambda: woken.append(clock.now)
     array = pool.lend(pool.take(100 * MIB), 100 * MIB)
-    pool.note(100 * MIB)
+    pool.retention.note(100 * MIB, pool.now())
     begin, looks = clock.now, 0
     while clock.now < begin + 3600:
         clock.now += trim(pool)

@@ -46,7 +46,7 @@ class Program:
         block.segment.passed_to = "channel"
         block.bytes(size)[:] = self.mark
         self.blocks.append((block, size, self.mark))
-        self.pool.note(self.random.choice((0, 2 * size)))
+        self.pool.retention.note(self.random.choice((0, 2 * size)), self.pool.now())
 
     def lend(self):
         """Lend one that is not lent yet; twice, as after an interrupt."""

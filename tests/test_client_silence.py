@@ -209,7 +209,7 @@ def test_an_interrupted_call_leaves_what_it_had_lent(tmp_path, away):
         pump = ring._connection.pump
 
         def interrupt():
-            eventually(lambda: session_of(ring).ops and (pump._waiters if away else pump._sleeper))
+            eventually(lambda: session_of(ring).ops and (pump.waiters if away else pump.sleeper))
             os.kill(os.getpid(), signal.SIGINT)
 
         thread = threading.Thread(target=interrupt)

@@ -75,6 +75,6 @@ def test_an_offer_fits_if_it_has_what_the_rule_says(size, kib):
     ranks, nbytes = view(size), kib * KIB
     made = call(nbytes=nbytes)
     eager = RULE.is_eager(made, nbytes, ranks)
-    assert RULE.fits(made, nbytes, 1, ranks) is eager
-    assert RULE.fits(made, None, 1, ranks) is not eager
-    assert not RULE.fits(made, nbytes - 1, 1, ranks)
+    assert RULE.fits(made, nbytes, 1, size, apart=True) is eager
+    assert RULE.fits(made, None, 1, size, apart=True) is not eager
+    assert not RULE.fits(made, nbytes - 1, 1, size, apart=True)

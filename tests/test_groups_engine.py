@@ -6,6 +6,7 @@ import pytest
 from groups_bench import Bench, all_reduce, call, ready, submission
 
 from ringd.collective.call import MAX_TEXT
+from ringd.errors import DeadlineExceeded
 from ringd.groups import actions
 from ringd.groups.op import OK
 from ringd.groups.words import differences
@@ -125,6 +126,36 @@ def test_a_stall_is_explained_once_and_kills_nothing():
     bench.submit(2, submission(0))
     bench.settle()
     assert bench.reports(0) == [(0, OK)]
+
+
+def test_an_engine_says_when_it_wants_the_clock_sooner():
+    """Who drives it need not look at that after each event."""
+    said = []
+    bench = ready(2, sooner=lambda: said.append(bench.engines[0].next_deadline))
+    del said[:]
+    for seq, (timeout, expected) in enumerate([(20.0, [10.0]), (5.0, [5.0]), (7.0, [])]):
+        bench.submit(0, submission(seq, timeout=timeout))
+        assert said == expected
+        del said[:]
+
+
+def test_each_stall_is_explained_in_its_own_time():
+    """Calls are looked at together, each once it has waited for long; deadlines pass meanwhile."""
+    bench = ready(2)
+    bench.submit(0, submission(0))
+    bench.tick(6.0)
+    bench.submit(0, submission(1))
+    bench.submit(0, submission(2, timeout=7.0, now=bench.now))
+    assert bench.engines[0].next_deadline == 10.0
+    said = []
+    for expected in (10.0, 13.0, 16.0):
+        bench.tick(expected - bench.now)
+        bench.settle()
+        said.append([a.seq for a in bench.did(0, actions.Warn)])
+    assert said == [[0], [0], [0, 1]]
+    assert bench.reports(0) == [(2, DeadlineExceeded.code)]
+    bench.tick(1.0)
+    assert bench.engines[0].next_deadline is None
 
 
 def test_an_idle_engine_wants_no_clock():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from ringd.collective.call import Call
@@ -170,7 +170,7 @@ def marked():
 
 def test_whatever_is_no_phase_is_in_the_table_of_marks():
     """No flag is left to itself."""
-    fields = {field.name for field in dataclasses.fields(Op)}
+    fields = {field.name for field in msgspec.structs.fields(Op)}
     assert set(MARKS) == set(MARKED) == fields - IDENTITY - PHASE - FOLLOWS
 
 

@@ -302,7 +302,6 @@ def test_a_call_that_is_told_again_counts_once(home):
         home.recorder,
         counters=home.counters,
         on_finished=lambda _gid, _rank, _seq: [],
-        on_performed=lambda: None,
     )
     call = Call("barrier", "", "", (), "")
     submission = Submission(0, call, None, None, None, hold=False, sealed=False)
@@ -317,6 +316,7 @@ def test_a_call_that_is_told_again_counts_once(home):
             ack=False,
             keep=False,
             again=again,
+            group="g",
         )
         performer.perform([report])
     assert len(sent) == 3

@@ -24,8 +24,6 @@ class Stand:
         self.follow = follow
         self.through = []
         """What is through, as (session, rank, number)."""
-        self.performed = []
-        """What had been dropped, each time when all was carried out."""
         self.counters = Counters()
         config = SimpleNamespace(ops=OpsSettings(), ipc=IpcSettings())
         self.performer = Performer(
@@ -33,12 +31,14 @@ class Stand:
             config,
             ALONE,
             SimpleNamespace(
-                kick=lambda _side: None, send_credit=None, let_go=lambda _gid, _seq: None
+                kick=lambda _side: None,
+                send_group=None,
+                send_credit=None,
+                let_go=lambda _gid, _seq: None,
             ),
             None,
             counters=self.counters,
             on_finished=self._finished,
-            on_performed=lambda: self.performed.append(self.order),
         )
 
     def _finished(self, gid, rank, seq, _now):
@@ -90,7 +90,7 @@ def test_what_follows_from_an_action_waits_for_those_before_it(payloads):
     """A call that is through at once does not let its news overtake what was asked for before."""
     stand = Stand(Dropped("third"), Dropped("fourth"))
     stand.performer.perform([Dropped("first"), run(payloads), Dropped("second")])
-    assert stand.performed == [["first", "second", "third", "fourth"]]
+    assert stand.order == ["first", "second", "third", "fourth"]
 
 
 def test_a_failing_action_leaves_the_rest_in_order():

@@ -243,3 +243,28 @@ def test_closed_ring(calm_cluster: Cluster) -> None:
             open_call.wait()
         with pytest.raises(ringd.RingError, match="closed"):
             rings[0].all_reduce(np.ones(3))
+
+
+@pytest.mark.parametrize(("size", "most"), [(2, 93), (4, 128)])
+def test_a_small_call_runs_few_functions_of_a_daemon(tmp_path, size, most):
+    """The time of a small call is that of the functions that it runs, waiting left out.
+
+    In a ring of four, two members' messages pass here, and one ends here. The bounds have room for
+    what another version of Python counts.
+    """
+    x = np.ones(1024, np.float32)
+    with Cluster(tmp_path, size, protect="off") as cluster:
+        path = cluster[0].delay_path.with_suffix(".functions")
+        path.touch()
+        cluster.start().wait_ready()
+        with connected(cluster) as rings:
+            everywhere(rings, lambda ring: [ring.all_reduce(x) for _ in range(200)])
+        cluster[0].stop()
+    calls = [[]]
+    for name in path.read_text().split():
+        if name == "_called":  # with the next one
+            calls.append([])
+        calls[-1].append(name)
+    found = [call for call in calls if call.count("frame_received") == size - 1 and "_run" in call]
+    fewest = min(found, key=len)
+    assert len(fewest) <= most, sorted(fewest)

@@ -15,7 +15,6 @@ from ringd.client.session import Op
 from ringd.collective import reduction
 from ringd.collective.call import Call
 from ringd.collective.eager import EagerRule
-from ringd.collective.view import View
 from tests.cluster import Cluster
 from tests.ringkit import BOUNDED, begin, connected, everywhere, outcomes, wait_counts
 
@@ -148,7 +147,7 @@ def test_length_of_what_rides_with_an_offer_is_checked_where_the_dtype_is_known(
 ) -> None:
     """What can reach numpy has the right length; with and without ml_dtypes."""
     call = Call("all_reduce", "sum", dtype, (3,), "")
-    fits, ranks = EagerRule(1024, together=0).fits, View(("a", "b", "c"), 0)
-    assert fits(call, nbytes, 0, ranks) is expected
+    fits = EagerRule(1024, together=0).fits
+    assert fits(call, nbytes, 0, 3, apart=True) is expected
     monkeypatch.delitem(reduction._BY_NAME, "bfloat16")
-    assert fits(call, nbytes, 0, ranks) is expected
+    assert fits(call, nbytes, 0, 3, apart=True) is expected

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
+from ringd import errors
+
 USER_PART = 0.75
 """Of what other users leave, that one may have."""
 
@@ -142,8 +144,10 @@ class Share:
 class Held:
     """Counts in a share for as long as it lives.
 
-    Made for every call, so without a call of its own. Whoever makes one has asked whether there is
-    room, which keeps the changes few.
+    Made for every call, so without a call of its own where there is plenty.
+
+    Raises:
+        ResourceExhausted: that much is not to be had; says why, with the setting.
     """
 
     __slots__ = ("_amount", "_resource", "_share")
@@ -151,8 +155,13 @@ class Held:
     def __init__(self, share: Share, amount: int) -> None:
         self._share = share
         self._resource = resource = share.resource
-        self._amount = amount
+        self._amount = 0
         if amount:
+            plenty = resource.in_use + amount <= resource.plenty
+            few = len(resource.changes) <= _MOST_CHANGES
+            if not (plenty and few) and (refusal := share.refusal(amount)):
+                raise errors.ResourceExhausted(refusal)
+            self._amount = amount
             resource.in_use += amount
             resource.changes.append((share, amount))
 

@@ -66,6 +66,7 @@ class Client:
         "channels",
         "holds",
         "pid",
+        "places",
         "program",
         "routing_id",
         "stays",
@@ -107,6 +108,9 @@ class Client:
         """The groups that it is in, or wants to be, by join id."""
         self.channels: dict[int, int] = {}
         """Its ends of channels, by number: of which stay, or of one that followed upon that."""
+        self.places: dict[int, tuple[int, int]] = {}
+        """Of its stays and ends of channels: its rank, and the number of ranks, once both are known
+        for good."""
         self.turned_away: set[int] = set()
         """Stays and channels that are to come again, by number; what was sent behind them is in
         vain."""
@@ -195,6 +199,10 @@ class Client:
                 self.account.channels.give()
             self._forget(channel)
 
+    def is_in(self, number: int) -> bool:
+        """Whether it has that stay, or that end of a channel."""
+        return number in self.stays or number in self.channels
+
     def group_of(self, number: int) -> str:
         """Return the group of a stay, or of an end of a channel; empty if it has neither."""
         return self.stays.get(self.channels.get(number, number), "")
@@ -218,6 +226,7 @@ class Client:
 
     def _forget(self, number: int) -> None:
         self._owes.pop(number, None)
+        self.places.pop(number, None)
         self.unread.forget(number)
 
     def acknowledged(self, join_id: int, acked: int) -> None:

@@ -297,11 +297,16 @@ class BorderServer:
             self._submit_failed(client, message, errors.ResourceExhausted(refusal))
             return
         limits = self.limits if client.uses_call_socket else self._limits_over_zmq
+        place = client.places.get(join_id)
+        if place is None:
+            place = handler.place(client, join_id)
+            if place is not None and client.is_in(join_id):
+                client.places[join_id] = place
         try:
             inline = check_call(
                 message,
                 None if payload is None else len(payload),
-                handler.place(client, join_id),
+                place,
                 max_message=limits.max_message,
             )
         except errors.Refused as fault:

@@ -61,6 +61,9 @@ def fault_of(message: Request, payload_bytes: int | None) -> str | None:
     for seconds in (message.timeout, message.asked):
         if seconds is not None and not math.isfinite(seconds):
             return "a timeout is a finite number of seconds"
+    in_range = 0 <= message.seq <= _MAX_NUMBER and 0 <= message.acked <= _MAX_NUMBER
+    if in_range and 0 < message.join_id <= _MAX_U64:  # of every call
+        return None
     return _numbers_fault(message.join_id, message.seq, message.acked)
 
 

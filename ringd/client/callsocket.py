@@ -11,7 +11,7 @@ import socket
 from collections import deque
 
 from ringd.host.streampair import NO_SIGNAL, silence
-from ringd.wire.border.stream import LENGTH, missing
+from ringd.wire.border.stream import LENGTH
 
 _READ = (100 << 10,)  # the arguments of one call of recv: a message of 64 KiB and some
 _WRITES = 8  # system calls in one go, of a daemon that reads as fast as we write
@@ -46,18 +46,17 @@ class CallSocket:
 
     # --- out --------------------------------------------------------------------------
 
-    def send(self, parts: tuple[Part, ...]) -> None:
-        """Send the message that *parts* make, behind those that wait; never blocks.
+    def send(self, parts: tuple[Part, ...] = ()) -> None:
+        """Send what waits, and behind it the message that *parts* make, if they are any.
+
+        As far as the socket takes that; never blocks.
 
         Raises:
             OSError: the daemon is gone.
         """
-        self.unsent.append(((LENGTH.pack(sum(map(len, parts))), *parts), []))
-        self.flush()
-
-    def flush(self) -> None:
-        """Send what waits, as far as the socket takes it; raises OSError as :meth:`send` does."""
         unsent = self.unsent
+        if parts:
+            unsent.append(((LENGTH.pack(sum(map(len, parts))), *parts), []))
         for _ in range(_WRITES):
             if not unsent:
                 return
@@ -86,7 +85,9 @@ class CallSocket:
         while True:
             if pieces:
                 first = pieces[0]
-                self._size = size = missing(first)
+                whole = len(first) >= LENGTH.size
+                size = LENGTH.size + (LENGTH.unpack_from(first)[0] if whole else 0)
+                self._size = size
                 if LENGTH.size < size <= len(first):
                     return bytes(first[LENGTH.size : size])  # aligned, as a payload is in front
                 if size == LENGTH.size <= len(first):

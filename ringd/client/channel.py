@@ -129,16 +129,10 @@ class Channel:
         except zmq.ZMQError as error:
             raise OSError(error.errno, error.strerror) from error
 
-    def send(self, parts: tuple[Part, ...]) -> None:
-        """As :meth:`ask_in`, of a stay that the daemon has taken in.
-
-        Raises:
-            OSError: the daemon is gone.
-        """
-        self.calls.send(parts)
-        if self.calls.unsent:  # whoever sleeps does so without looking whether there is room
-            self._waker.wake()
-            self._keeper_waker.wake()
+    def wake(self) -> None:
+        """End all sleep: something is to be sent, for which those who sleep do not look."""
+        self._waker.wake()
+        self._keeper_waker.wake()
 
     def receive(self) -> tuple[Reply, Payload | None] | None:
         """Return the next message and its payload; None when there is none now.
@@ -146,12 +140,13 @@ class Channel:
         The same one until it is taken from :attr:`calls`.
 
         Raises:
-            OSError: as :meth:`send`.
+            OSError: as by :meth:`CallSocket.send`.
         """
         message = self.calls.receive()
         if message is None:
             return None
-        self._hear()
+        self.unanswered = 0
+        self.heard_at = time.monotonic()
         return unpack_reply(message)
 
     def pass_segment(self, segment: Segment) -> None:

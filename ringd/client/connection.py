@@ -62,6 +62,9 @@ class Connection:
         """Whether a group is marked as :attr:`Group.forgotten` that may have yet to be left."""
         self.inputs_left = False
         """Whether an op is marked as :attr:`Op.left` that may have yet to be acted on."""
+        self.fit = True
+        """Whether calls can be made over it: False once it is closed or has failed, and in the
+        child of a fork."""
 
     # --- beginning and end ------------------------------------------------------------
 
@@ -113,7 +116,7 @@ class Connection:
             self.groups.remove(end)
         self.groups.remove(group)
         if not self.groups:
-            self.closed = True
+            self.closed, self.fit = True, False
             self.keeper.end()
             if self.pump.channel is not None:
                 self.pump.channel.hang_up()
@@ -144,6 +147,7 @@ class Connection:
         """
         if self.ours and not (self.ended or self.abandoned):
             self.closed = self.abandoned = True
+            self.fit = False
             self.keeper.end()
             for group in self.groups:
                 group.abandon()
@@ -190,6 +194,7 @@ class Connection:
 
     def in_child(self) -> None:
         """After a fork, in the child: let go of what would keep the parent alive."""
+        self.fit = False
         if (channel := self.pump.channel) is not None:
             channel.in_child()
 
@@ -263,7 +268,7 @@ class Connection:
         news = self._receive(channel) or news
         if self.groups.unsent:
             self.groups.push()
-        if news:
+        if news and (self.pump.waiters or self.pump.sleeper is not None):
             self.pump.tell()
 
     def is_settled(self) -> bool:
@@ -310,7 +315,7 @@ class Connection:
                 self.groups.receive(*received)
                 more = calls.taken()
             if calls.unsent:
-                calls.flush()
+                calls.send()
         except DecodeError as error:
             calls.taken()
             self.daemon.part(f"it sent what is no message of this version: {error}")

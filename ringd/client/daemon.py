@@ -109,7 +109,9 @@ class Daemon:
             if apart:
                 channel.ask_in(message)
             else:
-                channel.send(message)
+                channel.calls.send(message)
+                if channel.calls.unsent:
+                    channel.wake()
         except ConnectionError:
             channel.hang_up()  # as it did
             return False

@@ -210,6 +210,7 @@ class Group:
         for end in list(self.ends.values()):
             end.abandon()
         for op in list(self.session.ops.values()):
+            op.over = True
             if op.hold and not op.ended and (block := op.source_block) is not None:
                 with contextlib.suppress(OSError):
                     block.detach()
@@ -309,8 +310,9 @@ class Group:
         for number, one in enumerate((op,) if then is None else (op, then)):
             one.session, one.seq = session, session.next_seq + number
             one.breaks = self.daemon.breaks
-        made = self._message(op)
-        self.daemon.pool.note(session.add(op, then))
+        made = parts(op.submission(time.monotonic(), session.acked), op.payload)
+        pool = self.daemon.pool
+        pool.retention.note(session.add(op, then), pool.now())
         return self.push(op.seq, made)
 
     def push(self, made_seq: int = -1, made: tuple[Part, ...] = ()) -> bool:

@@ -229,7 +229,8 @@ class Pool:
         over; the daemon has yet to be told."""
         self.lent = 0
         """Bytes that users' arrays hold."""
-        self._now = now
+        self.now = now
+        """The time, in seconds."""
         self._segments: dict[int, Segment] = {}
         """Those that blocks are taken from."""
         self._records: dict[int, _SegmentRecord] = {}
@@ -239,7 +240,8 @@ class Pool:
         self._arena = Arena()
         self._sound = True
         """Whether arena and lent bytes are what the records say: else a step did not end."""
-        self._retention = Retention()
+        self.retention = Retention()
+        """Told of each call by whoever makes it."""
         self._moved = False
         """Whether a block was taken or came back since the last :meth:`trim`."""
         self.surplus = Surplus()
@@ -418,10 +420,6 @@ class Pool:
         block.detach()
         block.found = False
 
-    def note(self, under_way: int) -> None:
-        """A call was made; those under way have *under_way* bytes of blocks."""
-        self._retention.note(under_way, self._now())
-
     def trim(self) -> None:
         """Let go of what is more than should be kept; at :attr:`next_trim`, which this sets.
 
@@ -431,11 +429,11 @@ class Pool:
         if self._closed:
             self.next_trim = math.inf
             return
-        now = self._now()
+        now = self.now()
         self._collect()
-        self._let_go(self.kept - self._retention.limit(self.used, now))
+        self._let_go(self.kept - self.retention.limit(self.used, now))
         # What is in use may come back at any moment, which nothing tells: it is looked at again.
-        seconds = self._retention.next_look(now, more=self._moved, held=bool(self._taken))
+        seconds = self.retention.next_look(now, more=self._moved, held=bool(self._taken))
         self._moved = False
         self._resting = seconds is None or seconds > QUIET
         self.next_trim = math.inf if seconds is None else now + seconds
@@ -527,7 +525,7 @@ class Pool:
                 f"a tensor of {length} bytes does not fit into ipc.segment_budget = "
                 f"{self.budget} bytes; raise it in the daemon's config, or reduce it in parts"
             )
-        limit = self._retention.limit(self.used + size, self._now())
+        limit = self.retention.limit(self.used + size, self.now())
         # Many small blocks share a segment, the more the more of them there are: each segment
         # costs a descriptor on both sides. A large one has room for those of similar size.
         slab = min(max(_MIN_SLAB, self.used // 8), _MAX_SLAB)

@@ -71,10 +71,10 @@ class Pump:
             threading.RLock()
         )  # made in C: what waits for it or holds it can be interrupted
         self._inside = False
-        self._waiters: dict[threading.Lock, Callable[[], bool]] = {}
+        self.waiters: dict[threading.Lock, Callable[[], bool]] = {}
         """What threads wait for while another one sleeps on the sockets: by the lock that each of
         them sleeps on, until somebody releases that."""
-        self._sleeper: int | None = None
+        self.sleeper: int | None = None
         """The thread that sleeps on the sockets."""
         self._closing = False
 
@@ -137,7 +137,7 @@ class Pump:
         me = threading.get_ident()
         watch = for_user and me != self._main
         longest = _LOOK_FOR_END if watch else _LONGEST_SLEEP
-        beneath = self._sleeper == me  # and this is a signal handler, which interrupted that sleep
+        beneath = self.sleeper == me  # and this is a signal handler, which interrupted that sleep
         waited = gone = False
         waiter = threading.Lock()
         waiter.acquire()
@@ -156,12 +156,12 @@ class Pump:
                 else:
                     gone = turn.poll(timeout)
             finally:
-                if self._sleeper == me:
-                    self._sleeper = me if beneath else None
-                self._waiters.pop(waiter, None)
+                if self.sleeper == me:
+                    self.sleeper = me if beneath else None
+                self.waiters.pop(waiter, None)
                 if beneath:
                     self.waker.wake()  # what it sleeps for may have been taken in up here
-                elif self._closing and self._sleeper is None:
+                elif self._closing and self.sleeper is None:
                     self.waker.close()
             waited = True
             if gone and turn is not None:
@@ -172,10 +172,10 @@ class Pump:
 
         Hundreds may wait, each for something else.
         """
-        for waiter, done in tuple(self._waiters.items()):
+        for waiter, done in tuple(self.waiters.items()):
             if done():
                 _wake(waiter)
-        if self._sleeper is not None:
+        if self.sleeper is not None:
             self.waker.wake()
 
     def close(self) -> None:
@@ -184,7 +184,7 @@ class Pump:
         From now on :attr:`channel` stays None, so that nobody begins to.
         """
         self._closing = True
-        if self._sleeper is None:
+        if self.sleeper is None:
             self.waker.close()
         else:
             self.waker.wake()
@@ -202,21 +202,21 @@ class Pump:
             self.settle()
         finished = done()
         if finished or (looked and until is not None and time.monotonic() >= until):
-            if self._waiters:
+            if self.waiters:
                 self.hand_over()
             return finished
         me, channel = threading.get_ident(), self.channel
         # Also beneath this frame, whose sleep goes on when the handler that is above it returns.
-        if channel is not None and self._sleeper in (None, me):
-            self._sleeper = me
+        if channel is not None and self.sleeper in (None, me):
+            self.sleeper = me
             return channel
-        self._waiters[waiter] = done
+        self.waiters[waiter] = done
         return None
 
     def hand_over(self) -> None:
         """Let a thread that waits sleep on the sockets, if none does; within :meth:`run`."""
-        if self._sleeper is None:
-            for waiter in tuple(self._waiters)[:1]:
+        if self.sleeper is None:
+            for waiter in tuple(self.waiters)[:1]:
                 _wake(waiter)
 
     def _gone(self, channel: Channel) -> None:

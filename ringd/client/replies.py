@@ -43,11 +43,15 @@ def _completed(_daemon: Daemon, group: Group, reply: Completed, payload: Payload
         elif reply.keep and not group.leave_input(op):
             op.sealed = True  # it ends when it is released
         else:
-            op.finish(payload)
+            op.reply = payload
+            op.ended = op.over = True
     session.settle()
     if reply.ack or session.ack_wanted > session.ack_sent:
         group.acknowledge(reply)
-    group.progress(reply.released)
+    if session.limit is None:
+        session.release(reply.released)
+    else:
+        group.progress(reply.released)
 
 
 def _failed(daemon: Daemon, group: Group, reply: Failed, _payload: Payload | None) -> None:

@@ -35,7 +35,7 @@ from ringd.client.messages import (
 from ringd.client.session import Op
 from ringd.client.splitting import Choice, choices, part_of
 from ringd.client.stay import Stay
-from ringd.client.work import BytesWork, Work
+from ringd.client.work import BytesWork, LendingWork, Work
 from ringd.collective import kinds
 from ringd.collective.call import MAX_GROUP_NAME, NO_ROOT, Call
 from ringd.collective.reduction import dtype_name
@@ -952,9 +952,11 @@ class Ring:
         *counts* are those for so many ranks. Where they matter, they are waited for.
         """
         stay = self._stay
-        stay.check_call()
+        if stay.left or not stay.connection.fit:
+            stay.check_call()
         row = kinds.KINDS[kind]
-        array = tensors.plain_array(x)
+        plain = type(x) is np.ndarray and x.dtype.names is None
+        array: Array = x if plain else tensors.plain_array(x)  # type: ignore[assignment]
         if array.ndim == 0 and row.rows:
             array = array.reshape(1)
         if type(op) is not str:
@@ -1016,7 +1018,8 @@ class Ring:
         """Have *work_op* submitted, and return its handle; *submit* says by whom."""
         try:
             stay = submit(work_op, timeout, until)
-            return Work(self, stay, work_op, shape=shape, dtype=dtype, out=out)
+            handle = LendingWork if work_op.hold else Work
+            return handle(self, stay, work_op, shape=shape, dtype=dtype, out=out)
         except errors.RingError:
             raise
         except BaseException:  # Ctrl-C: without a handle nobody knows when the input is free
@@ -1077,11 +1080,13 @@ class Ring:
     ) -> Op:
         """Return the op of *call*, with a place for a result of *length* bytes, if there is one."""
         connection, stay = self._connection, self._stay
+        here = connection.daemon.info
+        assert here is not None  # noqa: S101 - no ring is made before
         return make_op(
             call,
             array,
             length,
-            here=connection.latest,
+            here=here,
             find=connection.find,
             reserve=lambda lengths: stay.reserve(lengths, until),
         )

@@ -96,6 +96,8 @@ class Op(msgspec.Struct, eq=False):
     """Bytes of those that may travel with their offers."""
     ended: bool = False
     """Last of what an outcome sets, as it is looked at without the lock."""
+    over: bool = False
+    """There is nothing to wait for any more: it has ended, or its stay has. Never before that."""
     error: errors.RingError | None = None
     reply: Payload | None = None
     """The result, when it came inside the message."""
@@ -189,7 +191,7 @@ class Op(msgspec.Struct, eq=False):
     def finish(self, reply: Payload | None) -> None:
         """The call succeeded."""
         self.reply = reply
-        self.ended = True
+        self.ended = self.over = True
 
     def fail(self, error: errors.RingError, *, keep: bool = False) -> None:
         """The call ended with *error*; nobody needs its input any more.
@@ -201,7 +203,7 @@ class Op(msgspec.Struct, eq=False):
         self.target = None
         self.forget_input()
         self.kept = kept
-        self.ended = True
+        self.ended = self.over = True
 
     @property
     def target_length(self) -> int:
@@ -368,7 +370,9 @@ class Session:
                     self.finish(op, None)
                 if not op.ended:
                     break
-                op.forget_input()
+                op.payload = None
+                if op.source_block is not None or op.kept:
+                    op.forget_input()
                 self.short_released = op.short_made
                 self.ops.pop(op.seq, None)
             self.released += 1

@@ -10,6 +10,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from ringd import errors
 from ringd.client.connection import Connection, holders
@@ -43,7 +44,8 @@ class Stay:
         self.connection = connection
         self.group = group
         self._pid = os.getpid()
-        self._closed = False
+        self.left = False
+        """The program has closed its ring."""
         self._ended = False
         """Closed, and nothing is left to be done for that."""
 
@@ -89,7 +91,7 @@ class Stay:
     @property
     def closed(self) -> bool:
         """Whether the program has closed its ring."""
-        return self._closed
+        return self.left
 
     @property
     def hung_up(self) -> bool:
@@ -121,7 +123,7 @@ class Stay:
 
     def _leave(self) -> None:
         self.connection.settle()
-        self._closed = True
+        self.left = True
         if self.group in self.connection.groups:
             self.group.leave()
         else:  # an interrupt has kept it from being joined
@@ -129,7 +131,7 @@ class Stay:
         self.connection.pump.tell()
 
     def _end(self) -> None:
-        self._closed = True
+        self.left = True
         self.group.end(self.connection.end_error())
         self.connection.let_go(self.group)
         self._ended = True
@@ -140,7 +142,7 @@ class Stay:
         Also what an interrupt has left of :meth:`close`.
         """
         if self.connection.ours and not self._ended:
-            self._closed = True
+            self.left = True
             self.connection.forget(self.group)
 
     def check(self) -> None:
@@ -149,7 +151,7 @@ class Stay:
             raise errors.RingError(
                 "this ring belongs to the parent process; connect again after fork"
             )
-        if self._closed or self.connection.closed:
+        if self.left or self.connection.closed:
             raise errors.RingError("the ring is closed")
 
     def check_call(self) -> None:
@@ -339,15 +341,15 @@ class Stay:
 
     def set_times(self, op: Op, timeout: float | None, until: float | None) -> None:
         """Say when the time for *op* is over; as of :meth:`submit`."""
+        op.timeout = timeout
         if until is not None:
-            op.asked, op.timeout = timeout, until
-            op.give_up = until + self.grace
-        else:
-            op.timeout = timeout
+            grace = self.connection.daemon.lost_after + GRACE
+            op.asked, op.timeout, op.give_up = timeout, until, until + grace
 
     def _submit(self, op: Op, then: Op | None, waits: bool) -> bool | None:
-        self.check()
         connection, session = self.connection, self.group.session
+        if self.left or not connection.fit:
+            self.check()
         if session.acked < session.next_seq:  # else nothing has come that the call depends on
             connection.settle()
         sent = connection.groups.submit(self.group, op, then)
@@ -372,24 +374,22 @@ class Stay:
                 the call goes on.
         """
         connection, group = self.connection, self.group
-        if os.getpid() != self._pid:
+        if not connection.fit and not connection.ours:
             self.check()
         while not op.ended:
-            gives_up = op.gives_up
-            sooner = until is None or (gives_up is not None and gives_up < until)
-            if not connection.wait(
-                lambda: (
-                    op.ended
-                    or group.forgotten
-                    or connection.abandoned
-                    # Another time to give up comes as it is handed over.
-                    or op.gives_up != gives_up  # noqa: B023
-                ),
-                gives_up if sooner else until,
-            ):
-                connection.pump.run(self._overdue, op)
-            elif group.forgotten or connection.abandoned:
+            if group.forgotten or connection.abandoned:
                 connection.pump.insist(self._end)
+                continue
+            # Asked by what is made in C, as that is so for every call.
+            done: Callable[[], bool] = partial(getattr, op, "over")
+            gives_up = op.give_up
+            if op.filler is not None or op.seq >= op.session.handed:
+                gives_up = op.gives_up
+                # Another time to give up comes as it is handed over.
+                done = lambda: op.over or op.gives_up != gives_up  # noqa: B023, E731
+            sooner = until is None or (gives_up is not None and gives_up < until)
+            if not connection.wait(done, gives_up if sooner else until):
+                connection.pump.run(self._overdue, op)
         error = op.error
         if error is not None:
             group.told(op, error)

@@ -64,14 +64,6 @@ class Work(Generic[T]):
         self._op = op
         self._result: Any = None
 
-    def __del__(self) -> None:
-        # Nobody can tell any more when the call has ended, as where an interrupt came between the
-        # call's return and the handle's first name; or before this had its attributes.
-        if hasattr(self, "_op") and self._op.hold and not self._op.ended:
-            connection = self._stay.connection
-            self._op.left = connection.inputs_left = True
-            connection.leave_input()
-
     def __repr__(self) -> str:
         op = self._op
         state = "open" if not op.ended else "done" if op.error is None else f"failed: {op.error}"
@@ -202,6 +194,20 @@ class Work(Generic[T]):
         return out
 
 
+class LendingWork(Work[T]):
+    """That of a call whose input is the user's own memory."""
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        # Nobody can tell any more when the call has ended, as where an interrupt came between the
+        # call's return and the handle's first name; or before this had its attributes.
+        if hasattr(self, "_op") and self._op.hold and not self._op.ended:
+            connection = self._stay.connection
+            self._op.left = connection.inputs_left = True
+            connection.leave_input()
+
+
 class BytesWork(Work[T]):
     """That of an :meth:`Ring.all_gather_bytes`: of the second of its calls, *op*.
 
@@ -218,7 +224,6 @@ class BytesWork(Work[T]):
 
     def __del__(self) -> None:
         self._look_after()
-        super().__del__()
 
     def wait(self, timeout: float | None = None) -> T:
         """Return the result; as :meth:`Work.wait`."""

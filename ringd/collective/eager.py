@@ -63,13 +63,27 @@ class EagerRule(NamedTuple):
         """
         return _is_eager(self, call, nbytes, view.size, view.apart)
 
-    def fits(self, call: Call, nbytes: int | None, rank: int, view: View) -> bool:
+    @lru_cache(maxsize=1024)  # noqa: B019 - a rule is a value, and kept as long as the daemon is
+    def fits(self, call: Call, nbytes: int | None, rank: int, size: int, apart: bool) -> bool:
         """Whether *nbytes* may come with a call of *rank*: numpy would believe it.
 
         None for a tensor that does not come with its offer. What is unknown here of a kind or dtype
         is not computed, as this member refuses such a call.
+
+        Args:
+            call: without a name.
+            nbytes: of the payload.
+            rank: whose call that is.
+            size: the number of ranks.
+            apart: whether each rank is on a member of its own.
         """
-        return _fits(self, call, nbytes, rank, view.size, view.apart)
+        try:
+            taken = kinds.source_bytes(call, rank, size)
+        except ValueError:
+            return True
+        if taken is None:
+            return True
+        return nbytes == (taken if _is_eager(self, call, taken, size, apart) else None)
 
 
 def _is_eager(rule: EagerRule, call: Call, nbytes: int, size: int, apart: bool) -> bool:
@@ -80,16 +94,3 @@ def _is_eager(rule: EagerRule, call: Call, nbytes: int, size: int, apart: bool) 
     if not apart or call.wire or nbytes > LONGEST or nbytes * (size - 1) > rule.together:
         return False
     return size > 1 and kinds.of(call).undivided
-
-
-@lru_cache(maxsize=1024)
-def _fits(  # noqa: PLR0917 - the key of a cache
-    rule: EagerRule, call: Call, nbytes: int | None, rank: int, size: int, apart: bool
-) -> bool:
-    try:
-        taken = kinds.source_bytes(call, rank, size)
-    except ValueError:
-        return True
-    if taken is None:
-        return True
-    return nbytes == (taken if _is_eager(rule, call, taken, size, apart) else None)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import repeat
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 import structlog
 
@@ -16,6 +17,7 @@ from ringd import errors
 from ringd.border.accounts import Held
 from ringd.border.client import Client
 from ringd.collective import kinds
+from ringd.collective.call import Call
 from ringd.collective.layout import Layout
 from ringd.collective.reduction import Array, Reduction, dtype_from_name
 from ringd.collective.view import View
@@ -32,8 +34,8 @@ from ringd.wire.border import messages as border
 _BYTES = np.dtype(np.uint8)
 
 
-@dataclass(slots=True)
-class Buffers:
+# A Struct rather than a dataclass: made for every call, in C, and without a function.
+class Buffers(msgspec.Struct, eq=False):
     """Where the input and the result of a submission live."""
 
     source: memoryview
@@ -45,6 +47,8 @@ class Buffers:
     submitted: float
     held: Held | None = None
     """Has the bytes of what travels in messages count in the account of the program."""
+    counted: int = 0
+    """Bytes of the result that it counts already."""
     started: float | None = None
     result: Array | None = None
     """An inline result, once there is one."""
@@ -59,6 +63,20 @@ class Computation:
     runs: list[groups.Run] = field(default_factory=list)
 
 
+class Form(msgspec.Struct, frozen=True):
+    """What a call means to a rank."""
+
+    dtype: np.dtype[Any]
+    """Of its elements."""
+    reduction: Reduction | None
+    compute: Callable[[kinds.Inputs, Array], None]
+    """Computes a small one."""
+    count: int
+    """Elements of the result."""
+    gives: bool
+    """Whether the rank is given one, be it of no elements."""
+
+
 class Performer:
     """Has a method for every action, and carries them out one after the other.
 
@@ -68,7 +86,6 @@ class Performer:
     Args:
         on_finished: Called with an op's session, rank and number and the time when its computation
             is through; returns the actions that follow.
-        on_performed: Called when all actions are carried out, of any number of events.
     """
 
     def __init__(
@@ -81,7 +98,6 @@ class Performer:
         *,
         counters: Counters,
         on_finished: Callable[[int, int, int, float], Sequence[groups.Action]],
-        on_performed: Callable[[], None],
     ) -> None:
         self._loop = loop
         self.config = config
@@ -91,7 +107,6 @@ class Performer:
         self._recorder = recorder
         self._counters = counters
         self._finished = on_finished
-        self._performed = on_performed
         self._log = structlog.get_logger("groups")
         self.bulk = Bulk(
             view.rank,
@@ -108,8 +123,8 @@ class Performer:
         self._queue: deque[groups.Action] = deque()
         self._performing = False
         self._doers: dict[type, Callable[[Any], None]] = {
-            groups.Broadcast: self._broadcast,
-            groups.Relay: self._relay,
+            groups.Broadcast: neighbours.send_group,
+            groups.Relay: neighbours.send_group,
             groups.Run: self._run,
             groups.Stop: self._stop,
             groups.Seal: self._seal,
@@ -139,40 +154,20 @@ class Performer:
                 self._doers[type(action)](action)
         finally:
             self._performing = False
-        self._performed()
 
-    # --- towards the other members ----------------------------------------------------
-
-    def _broadcast(self, action: groups.Broadcast) -> None:
-        self._neighbours.send_group(
-            action.side,
-            self._view.rank,
-            action.until,
-            action.rank,
-            action.gid,
-            action.seq,
-            action.message,
-            action.payload,
-        )
-
-    def _relay(self, action: groups.Relay) -> None:
-        asker = action.origin
-        self._neighbours.send_group(
-            "right", asker, asker, action.rank, action.gid, action.seq, action.message
-        )
+    # --- computing --------------------------------------------------------------------
 
     def _run(self, action: groups.Run) -> None:
         if action.payloads is None:
             self._run_large(action)
             return
-        view, calls = action.view, action.calls
-        rank = view.rank
-        call = calls[rank]
-        dtype, reduction = _arithmetic(call.kind, call.reduction, call.dtype, view.size)
-        now = self._loop.now()
-        target = self._target(action, dtype, now)
-        inputs = list(map(flat, action.payloads, repeat(dtype)))
-        kinds.of(call).compute(kinds.Inputs(inputs, calls, rank, reduction, view.order), target)
+        view, calls, payloads = action.view, action.calls, action.payloads
+        rank, now = view.rank, self._loop.now()
+        form = _form(kinds.nameless(call) if (call := calls[rank]).name else call, rank, view.size)
+        target = self._target(action, form, now)
+        array = np.frombuffer if all(payloads) else flat  # the one takes none of no bytes
+        inputs = list(map(array, payloads, repeat(form.dtype)))
+        form.compute(kinds.Inputs(inputs, calls, rank, form.reduction, view.order), target)
         # What follows waits for all actions that were there before.
         self._queue.extend(self._finished(action.gid, rank, action.seq, now))
 
@@ -184,28 +179,26 @@ class Performer:
         if len(computation.runs) < len(view.here):
             return
         runs = sorted(computation.runs, key=lambda run: run.view.rank)
-        call = action.calls[view.rank]
-        dtype, reduction = _arithmetic(call.kind, call.reduction, call.dtype, view.size)
-        now = self._loop.now()
-        targets = [self._target(run, dtype, now) for run in runs]
-        sources = [flat(run.submission.buffers.source, dtype) for run in runs]
-        self.bulk.start(key, view, _layout(view), action.calls, reduction, sources, targets)
+        calls, size, now = action.calls, view.size, self._loop.now()
+        forms = [_form(kinds.nameless(calls[rank]), rank, size) for rank in view.here]
+        targets = [self._target(run, form, now) for run, form in zip(runs, forms, strict=True)]
+        form = forms[0]  # of all, but for the counts
+        sources = [flat(run.submission.buffers.source, form.dtype) for run in runs]
+        self.bulk.start(key, view, _layout(view), calls, form.reduction, sources, targets)
         self._neighbours.kick(view.side)
 
-    def _target(self, action: groups.Run, dtype: np.dtype[Any], now: float) -> Array:
+    def _target(self, action: groups.Run, form: Form, now: float) -> Array:
         """Return where the result of a rank here goes, which is computed from *now* on."""
         buffers: Buffers = action.submission.buffers
         buffers.started = now
         if buffers.target is not None and not action.serve:
-            return flat(buffers.target, dtype)
+            return flat(buffers.target, form.dtype)
         # To serve: the client has its result, and may have changed it since.
-        rank, size = action.view.rank, action.view.size
-        call = action.calls[rank]
-        target = np.empty(kinds.target_count(call, rank, size), dtype)
-        if not action.serve and kinds.of(call).target(call, rank, size) is not None:
+        target = np.empty(form.count, form.dtype)
+        if not action.serve and form.gives:
             buffers.result = target
-            if buffers.held is not None:
-                buffers.held.grow(target.nbytes)
+            if buffers.held is not None and target.nbytes > buffers.counted:
+                buffers.held.grow(target.nbytes - buffers.counted)
         return target
 
     def _computed(self, gid: int, seq: int) -> None:
@@ -265,10 +258,11 @@ class Performer:
         client.closes(action.join_id)  # if that was to be a channel
 
     def _report(self, action: groups.Report) -> None:
-        client, submission = cast(Client, action.client), action.submission
+        client: Client = action.client  # type: ignore[assignment]  # a cast costs a call
+        submission = action.submission
         buffers: Buffers | None = submission.buffers
         if not action.again:
-            self._record(action, client, buffers)
+            self._record(action, buffers)
         if action.code != OK:
             client.send(
                 border.Failed(
@@ -282,7 +276,8 @@ class Performer:
             )
             return
         result = None if buffers is None else buffers.result
-        generation = self._neighbours.machine.generation
+        machine = self._neighbours.machine
+        generation = machine.in_use or machine.generation
         client.send(
             border.Completed(
                 action.join_id,
@@ -295,7 +290,7 @@ class Performer:
             None if result is None else result.view(_BYTES).data,
         )
 
-    def _record(self, action: groups.Report, client: Client, buffers: Buffers | None) -> None:
+    def _record(self, action: groups.Report, buffers: Buffers | None) -> None:
         submission, now, code = action.submission, self._loop.now(), action.code
         nbytes, submitted, started = 0, now, None
         if buffers is not None:
@@ -311,7 +306,7 @@ class Performer:
         self._recorder.op(
             OpEvent(
                 at=now,
-                group=client.group_of(action.join_id),
+                group=action.group,
                 seq=submission.seq,
                 call=submission.call,
                 nbytes=nbytes,
@@ -362,6 +357,15 @@ def _arithmetic(
     known = kinds.KINDS[kind]
     elements = dtype_from_name(dtype) if known.data else _BYTES
     return elements, Reduction(operation, elements, size) if known.reduces else None
+
+
+@lru_cache(maxsize=256)
+def _form(call: Call, rank: int, size: int) -> Form:
+    """Return what *call*, which has no name, means to *rank* of *size*."""
+    kind = kinds.of(call)
+    dtype, reduction = _arithmetic(call.kind, call.reduction, call.dtype, size)
+    gives = kind.target(call, rank, size) is not None
+    return Form(dtype, reduction, kind.compute, kinds.target_count(call, rank, size), gives)
 
 
 @lru_cache(maxsize=256)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable
-from functools import partial
+from functools import lru_cache, partial
 
 import structlog
 
@@ -60,7 +60,11 @@ class Programs:
         self._neighbours = neighbours
         self._recorder = recorder
         self._log = structlog.get_logger("groups")
-        self._eager = EagerRule.of(config.ops.eager_limit)
+        self._tick: Timer | None = None
+        self._tick_due = 0.0
+        """What :attr:`_tick` is for: it is late by the moment that it takes to set it."""
+        eager = EagerRule.of(config.ops.eager_limit)
+        self._longest_eager = eager.longest
         self.engine = Engine(
             view=view,
             stall_warning=config.ops.stall_warning,
@@ -70,12 +74,14 @@ class Programs:
             missing_members=lambda: out_of_reach(neighbours, loop.now()),
             slow_disks=lambda: slow_disks(neighbours, loop.now()),
             rules=Rules(
-                refusal=self._unfit,
+                refusal=lru_cache(maxsize=256)(self._unfit),
                 ends_together=partial(kinds.ends_together, by_rank=config.ops.order == "rank"),
-                eager=self._eager.is_eager,
-                fits=self._eager.fits,
+                short=eager.limit,
+                eager=eager.is_eager,
+                fits=eager.fits,
             ),
             about_holder=_about,
+            sooner=self._arm,
         )
         self.performer = Performer(
             loop,
@@ -85,13 +91,9 @@ class Programs:
             recorder,
             counters=counters,
             on_finished=self.engine.finished,
-            on_performed=self._arm,
         )
         self._perform = self.performer.perform
         self._clients: set[Client] = set()
-        self._tick: Timer | None = None
-        self._tick_due = 0.0
-        """What :attr:`_tick` is for: it is late by the moment that it takes to set it."""
         self.draining = False
         self._tidying: Timer | None = None
 
@@ -308,18 +310,16 @@ class Programs:
             seal = client.view(place, writable=True)
         held = None
         if payload is not None or target is None:
-            messages = client.account.messages
             nbytes = 0 if payload is None else payload.nbytes
-            if refusal := messages.refusal(nbytes + inline):
-                raise errors.ResourceExhausted(refusal)
-            held = Held(messages, nbytes)
-        return Buffers(memoryview(b"") if source is None else source, target, seal, now, held)
+            held = Held(client.account.messages, nbytes + inline)
+        source = memoryview(b"") if source is None else source
+        return Buffers(source, target, seal, now, held, counted=inline)
 
     def _submission(self, message: border.Submit, buffers: Buffers, now: float) -> Submission:
         timeout = message.timeout if message.timeout is not None else self._config.ops.timeout
         if timeout is not None and timeout <= 0:
             timeout = None
-        may_be_eager = buffers.source.nbytes <= self._eager.longest
+        may_be_eager = buffers.source.nbytes <= self._longest_eager
         return Submission(
             seq=message.seq,
             call=message.call,
@@ -374,7 +374,8 @@ class Programs:
     ) -> None:
         """A message of *rank* in session *gid*, which is on member *origin*, came round."""
         now = self._loop.now()
-        self._perform(self.engine.received(origin, rank, gid, seq, message, payload, now))
+        if actions := self.engine.received(origin, rank, gid, seq, message, payload, now):
+            self._perform(actions)
 
     # --- time -------------------------------------------------------------------------
 
@@ -395,6 +396,7 @@ class Programs:
     def _ticked(self) -> None:
         self._tick = None
         self._perform(self.engine.tick(self._loop.now()))
+        self._arm()
 
 
 def _about(holder: Hashable, newcomer: Hashable) -> str:

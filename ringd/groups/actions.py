@@ -27,6 +27,8 @@ class Broadcast(Action, frozen=True):
     """The sender's, in the session *gid*."""
     until: int
     side: Side = "right"
+    origin: None = None
+    """It comes from this member."""
 
 
 class Relay(Action, frozen=True):
@@ -39,6 +41,13 @@ class Relay(Action, frozen=True):
     message: Poll
     rank: int
     """The asker's."""
+    side: Side = "right"
+    payload: bytes = b""
+
+    @property
+    def until(self) -> int:
+        """The member at which its way ends."""
+        return self.origin
 
 
 class Run(Action, frozen=True):
@@ -137,6 +146,8 @@ class Report(ToClient, frozen=True):
     """Others may still need the input that the client lent: it must leave us that as it is."""
     again: bool
     """It was told before, and may not have arrived: the call has not ended once more."""
+    group: str
+    """Whose call it is."""
 
 
 class TellReleased(ToClient, frozen=True):

@@ -25,6 +25,8 @@ class Caller:
     expected: int
     """Ops below were handed to a former daemon and are about to be handed over again."""
     out: list[Action]
+    group: str = ""
+    """In which it makes its calls."""
     acked: int = 0
     """It has received every outcome below."""
     told: int = 0
@@ -88,6 +90,7 @@ class Caller:
                 ack=op.outcome != OK or (op.prompt and not submission.sealed),
                 keep=keep,
                 again=again,
+                group=self.group,
             )
         )
 

@@ -44,9 +44,10 @@ class Calls:
     @property
     def client_waits(self) -> bool:
         """Whether the client has an open call."""
-        return self._caller.client is not None and bool(self._open())
+        return self._caller.client is not None and bool(self.open())
 
-    def _open(self) -> list[Op]:
+    def open(self) -> list[Op]:
+        """Return the ops that the client waits for."""
         return [op for op in self.ops.values() if op.submission is not None and not op.ended]
 
     def op(self, seq: int, now: float) -> Op:
@@ -66,6 +67,9 @@ class Calls:
     def finished(self, seq: int) -> None:
         """Our computation of op *seq* is through."""
         op = self.ops[seq]
+        if op.phase is Phase.RUNNING and not (op.polls or op.waits_for_all):
+            self._succeed(op)
+            return
         op.move(Move.FINISH)
         if op.waits_for_all:
             op.computed_by.add(self._session.view.rank)
@@ -92,7 +96,8 @@ class Calls:
             op = self.ops.get(seq) if before <= seq < floor else None
             if op is not None and op.phase is Phase.HELD:  # perhaps for that member
                 self.go_on(op)
-        self._ledger.release()
+        if min(done) > self._ledger.released:
+            self._ledger.release()
 
     def peer_read_input(self, rank: int, seq: int) -> None:
         """A member needs no input of op *seq* again, for which somebody waits."""
@@ -166,7 +171,8 @@ class Calls:
     def _end_well(self, op: Op, move: Move = Move.END) -> None:
         op.end(OK, move=move)
         self._caller.tell_outcome(op, self._ledger.released, keep=move is Move.KEEP)
-        self._ledger.advance()
+        if self._caller.has(op):
+            self._ledger.advance()
 
     def end(self, op: Op, code: str, message: str) -> None:
         """End *op* with an error."""
@@ -206,7 +212,7 @@ class Calls:
 
         What it had lent to them it leaves us as it is.
         """
-        for op in self._open():
+        for op in self.open():
             if op.seq < submitted and op.submission is not None:
                 op.submission.hold = False
         self.cut(submitted, code, message)
@@ -214,7 +220,7 @@ class Calls:
 
     def cut_open(self, code: str, message: str) -> None:
         """End all open ops, and the stay with them."""
-        first = min((op.seq for op in self._open()), default=self._caller.next_seq)
+        first = min((op.seq for op in self.open()), default=self._caller.next_seq)
         self.cut(first, code, message)
 
     def suspend(self) -> list[Op]:
@@ -242,7 +248,7 @@ class Calls:
         Its numbers begin anew then, as do those of a program that comes in the place of the one
         that was wrong.
         """
-        if self._open():
+        if self.open():
             self.cut_open(Mismatch.code, why)
 
     def forget_peers(self) -> None:

@@ -6,7 +6,7 @@ actions that follow. The daemon carries them out and owns all memory, sockets an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 from ringd.collective.view import View
 from ringd.errors import GroupLost, PeerLost, Refused, ResourceExhausted
@@ -48,6 +48,7 @@ class Engine:
         rules: What this daemon knows of calls.
         about_holder: Says who a group's client here is, and what to do, to another one that
             wants its place.
+        sooner: Called when :attr:`next_deadline` turns out to be sooner than it was.
     """
 
     def __init__(
@@ -62,18 +63,22 @@ class Engine:
         slow_disks: Callable[[], str] = str,
         rules: Rules = ANY_CALL,
         about_holder: Callable[[Hashable, Hashable], str] = lambda *_: "close it first",
+        sooner: Callable[[], None] = lambda: None,
     ) -> None:
         self._window = window
         self._rules = rules
         self._about_holder = about_holder
+        self._sooner = sooner
+        self._due = NEVER
         self._out: list[Action] = []
         self.next_deadline: float | None = None
         """When :meth:`tick` wants to be called next; None for not at all."""
         self._mail = mail = Mail(view, self._out)
         self.roll = roll = Roll(mail, Absences(view, reattach))
         self._reasons = reasons = Reasons(roll, missing_members, slow_disks)
-        timers = OpTimers(roll), OpTimers(roll)
-        self.timing = Timing(roll, reasons, *timers, self._out, stall_warning, reattach, lost_after)
+        self.timing = Timing(
+            roll, reasons, OpTimers(roll), self._out, stall_warning, reattach, lost_after
+        )
 
     # --- the clients' side ------------------------------------------------------------
 
@@ -146,7 +151,8 @@ class Engine:
         seat = self.roll.seats.get(join_id)
         objection = "attach to the group first"
         if seat is not None and seat.caller.client == client and seat.left is None:
-            seat.ledger.ack(submission.acked)
+            if submission.acked > seat.caller.acked:
+                seat.ledger.ack(submission.acked)
             objection = seat.submissions.fault(submission, self._window)
             if objection:
                 objection = f"{seat.session.title(submission.seq)} {objection}"
@@ -161,8 +167,11 @@ class Engine:
             op = seat.submissions.take(submission, now)
             if not seat.session.formed:
                 self.roll.look_for_conflict(seat)
-            if not op.ended:
-                self.timing.submitted(seat, op, now)
+            timing, deadline = self.timing, submission.deadline
+            look = timing.next_look
+            sooner = deadline is not None and deadline < look
+            if (sooner or look == NEVER) and not op.ended:
+                timing.watch(seat, op, now)
         return self._finish(now)
 
     def ack(self, client: Hashable, join_id: int, acked: int, now: float) -> list[Action]:
@@ -217,7 +226,7 @@ class Engine:
         message: GroupMessage,
         payload: bytes | memoryview,
         now: float,
-    ) -> list[Action]:
+    ) -> Sequence[Action]:
         """A message came round.
 
         Args:
@@ -242,6 +251,10 @@ class Engine:
         else:
             for seat in seats.values() if len(seats) == 1 else list(seats.values()):
                 self._tell(seat, rank, seq, message, payload, now)
+            mail = self._mail
+            news = mail.news and self.timing.lazy_due == NEVER
+            if not (self._out or news or mail.beside or self.roll.winding_up):
+                return ()  # it was an offer, and the last one has yet to come
         return self._finish(now)
 
     def _pass_on(self, origin: int, rank: int, gid: int, seq: int, message: GroupMessage) -> None:
@@ -370,13 +383,24 @@ class Engine:
             self.roll.drop_finished()
             if not beside:
                 break
-        if mail.news and self.timing.lazy_due == NEVER:
-            self.timing.expect_news(now)
-        self.next_deadline = self.timing.next
+        timing = self.timing
+        if mail.news and timing.lazy_due == NEVER:
+            timing.expect_news(now)
+        due = min(timing.deadlines.next, timing.next_look, timing.lazy_due)
+        if timing.returning or self.roll.absences.absent:
+            due = timing.next
+        if due != self._due:
+            self._set_due(due)
         out = _without_what_is_stopped(self._out) if mail.stops else self._out[:]
         self._out.clear()
         mail.stops = False
         return out
+
+    def _set_due(self, due: float) -> None:
+        before, self._due = self._due, due
+        self.next_deadline = None if due == NEVER else due
+        if due < before:
+            self._sooner()
 
 
 def _without_what_is_stopped(todo: list[Action]) -> list[Action]:

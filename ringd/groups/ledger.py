@@ -58,15 +58,16 @@ class Ledger:
 
     def advance(self) -> None:
         """Raise our own floor over what the client is sure to have."""
-        rank = self._session.view.rank
-        own = self.done[rank]
+        rank, done = self._session.view.rank, self.done
+        own = done[rank]
         floor = max(own, self.released)
-        while (op := self.ops.get(floor)) is not None and self._caller.has(op):
+        while (op := self.ops.get(floor)) is not None and op.ended and self._caller.has(op):
             floor += 1
         if floor > own:
-            self.done[rank] = floor
+            done[rank] = floor
             self._news[self] = None
-            self.release()
+            if min(done) > self.released:
+                self.release()
 
     def ack(self, acked: int) -> None:
         """The client has every outcome below *acked*."""
@@ -81,9 +82,10 @@ class Ledger:
 
     def release(self) -> None:
         """Forget what all members are done with."""
-        if not self._session.formed or self.released >= (floor := min(self.done)):
+        if not self._session.formed:
             return
         self._news[self] = None
+        floor = min(self.done)
         while self.released < floor:
             op = self.ops.pop(self.released, None)
             self.released += 1
@@ -121,12 +123,8 @@ class Ledger:
 
     def announce_done(self, seq: int | None = None) -> None:
         """Tell the others our done floor, and that we need no input of op *seq*."""
-        self._session.broadcast(seq or 0, Done(self.announced_floor(), seq))
-
-    def announced_floor(self) -> int:
-        """Return our done floor, which the others are about to be sent."""
-        self.announced = self.done[self._session.view.rank]
-        return self.announced
+        self.announced = self.own
+        self._session.broadcast(seq or 0, Done(self.announced, seq))
 
     def announce_anew(self) -> None:
         """The others may have forgotten our done floor."""

@@ -37,11 +37,14 @@ class Rules(NamedTuple):
     """Says why a call of so many ranks cannot be run here; empty if it can."""
     ends_together: Callable[[Call], bool] = lambda _call: True
     """Whether no member's part in a large call is through long before the others'."""
+    short: int = 0
+    """Bytes up to which a tensor travels with its offer, whatever the call is."""
     eager: Callable[[Call, int, View], bool] = lambda _call, _nbytes, _view: True
-    """Whether so many bytes of a rank travel with its offer."""
-    fits: Callable[[Call, int | None, int, View], bool] = lambda _call, _nbytes, _rank, _view: True
-    """Whether so many bytes can be the tensor that this rank hands over with its offer; None for
-    one that comes in chunks."""
+    """Whether so many bytes of a rank, which are more, do."""
+    fits: Callable[[Call, int | None, int, int, bool], bool] = lambda *_: True
+    """Whether so many bytes can be the tensor that a rank hands over with its offer; None for one
+    that comes in chunks. Asked with the call, the bytes, the rank, the number of ranks, and whether
+    each is on a member of its own."""
 
 
 ANY_CALL = Rules()
@@ -75,14 +78,16 @@ class Offers:
         assert submission is not None  # noqa: S101 - nothing else is offered
         false = "" if submission.fault is None else self._judge(op, submission, submission.fault)
         session = self._session
-        view, payload = session.view, submission.payload
-        if op.failed or (
-            payload is not None and not self._rules.eager(submission.call, len(payload), view)
+        view, payload, rules, ledger = session.view, submission.payload, self._rules, self._ledger
+        if payload is not None and (
+            op.failed
+            or (len(payload) > rules.short and not rules.eager(submission.call, len(payload), view))
         ):
             payload = None
+        ledger.announced = ledger.done[view.rank]
         offer = Offer(
             call=submission.call,
-            behind=op.seq - self._ledger.announced_floor(),
+            behind=op.seq - ledger.announced,
             eager=payload is not None,
             prompt=submission.hold,
             outcome=OK if op.has_result else op.outcome,
@@ -98,7 +103,8 @@ class Offers:
         session.counts[view.rank] = max(op.seq + 1, session.counts[view.rank])
         session.mail.broadcast(view, session.gid, op.seq, offer, payload or b"")
         op.take(view.rank, offer, payload or b"")
-        self._consider(op)
+        if not op.lacking or op.ended or op.has_result or op.refused:
+            self._consider(op)
 
     def _judge(self, op: Op, submission: Submission, fault: Callable[[int, int], str]) -> str:
         """End a call that turns out not to fit the session, which had yet to form when it came.
@@ -119,26 +125,30 @@ class Offers:
         self, rank: int, seq: int, offer: Offer, payload: bytes | memoryview, now: float
     ) -> None:
         """A member's part in op *seq* arrived."""
-        counts = self._session.counts
-        counts[rank] = max(seq + 1, counts[rank])
+        session, call = self._session, offer.call
+        view, counts = session.view, session.counts
+        if seq >= counts[rank]:
+            counts[rank] = seq + 1
         self._calls.peer_done(rank, seq - offer.behind)
         if seq >= self._ledger.released:
             op = self._calls.ops.get(seq) or self._calls.op(seq, now)
-            offer = self._believable(rank, seq, offer, payload)
+            nbytes = len(payload) if offer.eager else None
+            special = call.name or call.counts or offer.outcome
+            if special or not self._rules.fits(call, nbytes, rank, view.size, view.apart):
+                offer = self._believable(rank, seq, offer, nbytes)
             op.take(rank, offer, payload)
             if op.submission is None:
                 self._refuse(op, offer)
-            else:
+            elif not op.lacking or op.ended or op.has_result or op.refused:
                 self._consider(op)
 
-    def _believable(self, rank: int, seq: int, offer: Offer, payload: bytes | memoryview) -> Offer:
+    def _believable(self, rank: int, seq: int, offer: Offer, nbytes: int | None) -> Offer:
         """Return *offer*, or one that fails in its place: what cannot be would be computed with."""
         view, call = self._session.view, offer.call
-        nbytes = len(payload) if offer.eager else None
         if len(call.counts) > 2 * view.size:
             call, text = call.cut(), f"{len(call.counts)} counts"
         elif offer.outcome in ("", OK) and not self._rules.fits(
-            kinds.nameless(call), nbytes, rank, view
+            kinds.nameless(call), nbytes, rank, view.size, view.apart
         ):
             came = "a tensor in chunks" if nbytes is None else f"{nbytes} bytes"
             text = f"{came}, which cannot be that of {call}"

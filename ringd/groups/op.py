@@ -43,8 +43,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from ringd.collective.call import Call
 from ringd.wire.link.control import Offer
@@ -90,6 +91,7 @@ MOVES: dict[tuple[Phase, Move], Phase] = {
     (Phase.OFFERED, Move.END): Phase.ENDED,
     (Phase.OFFERED, Move.RESET): Phase.OFFERED,  # others may have completed it before the break
     (Phase.RUNNING, Move.FINISH): Phase.FINISHED,
+    (Phase.RUNNING, Move.HOLD): Phase.HELD,  # finished, and nothing holds the result back
     (Phase.RUNNING, Move.END): Phase.ENDED,
     (Phase.RUNNING, Move.RESET): Phase.OFFERED,
     (Phase.FINISHED, Move.HOLD): Phase.HELD,
@@ -128,8 +130,8 @@ class IllegalMove(Exception):
     """A bug of ours: the table has no such transition."""
 
 
-@dataclass(slots=True, eq=False)
-class Submission:
+# A Struct rather than a dataclass: made for every call, in C, and without a function.
+class Submission(msgspec.Struct, eq=False):
     """A call as the local client handed it over."""
 
     seq: int
@@ -161,8 +163,7 @@ class Submission:
     these were known."""
 
 
-@dataclass(slots=True, eq=False)
-class Op:
+class Op(msgspec.Struct, eq=False):
     """The op's state at this rank; ``size`` offers and payloads, by rank.
 
     Invariant: there is an outcome exactly in the final phases, and it never changes.
@@ -176,53 +177,54 @@ class Op:
     """``"ok"`` or an error's code; empty until the op ended."""
     message: str = ""
     # What follows from these, which is asked many times in each call:
-    active: bool = field(default=False, init=False)
+    active: bool = False
     """It is being computed."""
-    ended: bool = field(default=False, init=False)
+    ended: bool = False
     """The outcome is final."""
-    failed: bool = field(default=False, init=False)
+    failed: bool = False
     """It ended with an error."""
-    has_result: bool = field(default=False, init=False)
+    has_result: bool = False
     """The right result stands here for good."""
     submission: Submission | None = None
     told: Told = Told.NO
     overdue: bool = False
     """The client has waited long enough."""
-    offers: list[Offer | None] = field(init=False)
-    lacking: int = field(init=False)
+    offers: list[Offer | None] = []
+    lacking: int = 0
     """How many ranks have offered nothing."""
-    refused: bool = field(init=False)
+    refused: bool = False
     """Some rank's offer says that it failed there."""
-    prompt: bool = field(init=False)
+    prompt: bool = False
     """Some member waits until no other needs its input."""
-    payloads: list[bytes | memoryview] = field(init=False)
-    input_read_by: set[int] = field(init=False)
+    payloads: list[bytes | memoryview] = []
+    input_read_by: set[int] = set()
     """Ranks that said they need no input again."""
-    waits_for_all: bool = field(init=False)
+    waits_for_all: bool = False
     """It completes only when the parts of all members are through."""
-    computed_by: set[int] = field(init=False)
+    computed_by: set[int] = set()
     """Other ranks whose part is through."""
-    polls: set[int] = field(init=False)
+    polls: set[int] = set()
     """Those whose verdict is out: they hold the completion back."""
-    own_poll: int = field(init=False)
+    own_poll: int = 0
     """The id of our own one; 0 for none."""
-    said_input_read: bool = field(init=False)
+    said_input_read: bool = False
     """The others know, in this generation, that we need no input again."""
 
     def __post_init__(self) -> None:
-        """Know nothing of the others."""
+        """Have a place for the word of each of the others."""
         self.offers = [None] * self.size
         self.lacking = self.size
-        self.refused = self.prompt = False
         self.payloads = [b""] * self.size
+
+    def _forget(self) -> None:
+        self.__post_init__()
+        self.refused = self.prompt = False
         self.input_read_by = set()
         self.waits_for_all = False
         self.computed_by = set()
         self.polls = set()
         self.own_poll = 0
         self.said_input_read = False
-
-    _forget = __post_init__
 
     def move(self, move: Move) -> None:
         """Make *move*; raises :class:`IllegalMove` and changes nothing where there is none."""

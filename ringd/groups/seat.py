@@ -73,7 +73,9 @@ class Seat:
         self.knocks: dict[int, tuple[int, int]] = {}
         """Channels whose other end is open, and that our client has yet to open: by number, our
         rank in it and the other end's member."""
-        self.caller = caller = Caller(client, join.join_id, join.released, join.expected, out)
+        self.caller = caller = Caller(
+            client, join.join_id, join.released, join.expected, out, join.group
+        )
         ops: dict[int, Op] = {}
         self.ledger = ledger = Ledger(session, caller, ops, out, join.released)
         self.calls = calls = Calls(session, caller, ops, ledger, out)

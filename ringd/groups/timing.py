@@ -87,7 +87,7 @@ class Timing:
     _roll: Roll
     _reasons: Reasons
     deadlines: OpTimers
-    _stalls: OpTimers
+    """Of ops whose deadline is before the next look at all that are open."""
     _out: list[Action]
     _stall_warning: float
     reattach: float
@@ -100,18 +100,24 @@ class Timing:
     """When this daemon had last stood still."""
     lazy_due: float = NEVER
     """When news that can wait is sent by itself."""
-    _returning: dict[int, float] = field(default_factory=dict)
+    next_look: float = NEVER
+    """When all open ops are looked at, as the first of them has waited for long; what becomes of
+    the others, which are many, is nobody's concern before that."""
+    _looked: float = -math.inf
+    """When that was done last."""
+    returning: dict[int, float] = field(default_factory=dict)
     """Joins that have yet to submit again what a former daemon had, and when they are given up."""
 
-    def submitted(self, seat: Seat, op: Op, now: float) -> None:
+    def watch(self, seat: Seat, op: Op, now: float) -> None:
         """Watch an op that the client of *seat* has handed over *now*.
 
-        Few last until they are looked at for the first time; later deadlines are watched from then.
+        Only needed where no look at the open ops is due, or that comes after the op's deadline.
         """
+        if self.next_look == NEVER:
+            self.next_look = now + self._stall_warning
         assert op.submission is not None  # noqa: S101 - as said
-        stalled, deadline = now + self._stall_warning, op.submission.deadline
-        self._stalls.add(stalled, seat, op)
-        if deadline is not None and deadline < stalled:
+        deadline = op.submission.deadline
+        if deadline is not None and deadline < self.next_look:
             self.deadlines.add(deadline, seat, op)
 
     def stalled(self, op: Op, now: float) -> bool:
@@ -121,7 +127,7 @@ class Timing:
     def attached(self, seat: Seat, now: float) -> None:
         """Give a client that comes back its time to submit again."""
         if seat.caller.returning:
-            self._returning[seat.join_id] = now + self.reattach
+            self.returning[seat.join_id] = now + self.reattach
 
     def expect_news(self, now: float) -> None:
         """Something has happened: what can wait is sent soon, unless an offer carries it."""
@@ -134,38 +140,35 @@ class Timing:
                 del news[first]
 
     @property
-    def next(self) -> float | None:
-        """When :meth:`tick` wants to be called next; None for not at all."""
-        due = min(self.deadlines.next, self._stalls.next, self.lazy_due)  # asked at every event
-        if absent := self._roll.absences.absent:
-            due = min(due, *(one.due for one in absent.values()))
-        if self._returning:
-            due = min(due, *self._returning.values())
-        return None if due == NEVER else due
+    def next(self) -> float:
+        """When :meth:`tick` wants to be called next; :data:`NEVER` for not at all."""
+        absent = (one.due for one in self._roll.absences.absent.values())
+        clients = min((*absent, *self.returning.values()), default=NEVER)
+        return min(self.deadlines.next, self.next_look, self.lazy_due, clients)
 
     def tick(self, now: float) -> None:
         """Time has passed."""
         due = self.next
-        if due is not None and now - due > _STOOD_STILL:
+        if now - due > _STOOD_STILL:
             self._go_on(now, min(now - due, self.reattach))
         if now >= self.lazy_due:
             self._send_news()
         for seat, op in self.deadlines.due(now):
             self._expire(seat, op, now)
-        for seat, op in self._stalls.due(now):
-            self._look_again(seat, op, now)
+        if now >= self.next_look:
+            self._look_at_all(now)
         in_time = f"within {self.reattach:g} s (ops.reattach) after its daemon restarted"
         if self._roll.absences.absent:
             self._roll.give_up_absent(now, f"did not come back {in_time}")
-        if self._returning:
+        if self.returning:
             self._give_up_silent(now, f"did not hand its calls over again {in_time}")
 
     def _go_on(self, now: float, seconds: float) -> None:
         """We stood still: those that must answer or come back in time have as long from now on."""
         self._went_on_at = now
         self._roll.absences.postpone(now + seconds)
-        for join_id, due in self._returning.items():
-            self._returning[join_id] = max(due, now + seconds)
+        for join_id, due in self.returning.items():
+            self.returning[join_id] = max(due, now + seconds)
 
     def _send_news(self) -> None:
         self.lazy_due = NEVER
@@ -193,25 +196,33 @@ class Timing:
         since = min(max(deadline, self.broke_at), deadline + self.lost_after)
         return max(since, self._went_on_at) + ASK_WITHIN
 
-    def _look_again(self, seat: Seat, op: Op, now: float) -> None:
-        """An op waits for long: log that, and watch a deadline that is not watched yet."""
-        assert op.submission is not None  # noqa: S101 - what is watched was submitted
-        deadline = op.submission.deadline
-        if deadline is not None and deadline >= op.since + self._stall_warning:
-            if now >= deadline:
-                self._expire(seat, op, now)
-            else:
-                self.deadlines.add(deadline, seat, op)
-        if not op.ended:
-            missing = self._reasons.waiting_for(seat, op)
-            self._out.append(Warn(seat.group, op.seq, op.submission.call, now - op.since, missing))
+    def _look_at_all(self, now: float) -> None:
+        """Log which of the open ops wait for long, and watch deadlines before the next look."""
+        planned, before, self._looked = self.next_look, self._looked, now
+        open_ops = [(seat, op) for seat in self._roll.seats.values() for op in seat.calls.open()]
+        fresh = (op.since for _, op in open_ops if op.since + self._stall_warning > now)
+        self.next_look = min(fresh, default=NEVER) + self._stall_warning
+        for seat, op in open_ops:
+            if op.ended:  # with one before it
+                continue
+            assert op.submission is not None  # noqa: S101 - what the client has open
+            deadline = op.submission.deadline
+            if deadline is not None and planned <= deadline < self.next_look:
+                if now >= deadline:
+                    self._expire(seat, op, now)
+                else:
+                    self.deadlines.add(deadline, seat, op)
+            if not op.ended and before < op.since + self._stall_warning <= now:
+                missing = self._reasons.waiting_for(seat, op)
+                call = op.submission.call
+                self._out.append(Warn(seat.group, op.seq, call, now - op.since, missing))
 
     def _give_up_silent(self, now: float, reason: str) -> None:
         """Do without clients that came back and do not say how their calls had ended."""
-        for join_id, due in list(self._returning.items()):
+        for join_id, due in list(self.returning.items()):
             seat = self._roll.seats.get(join_id)
             if seat is None or not seat.caller.returning:
-                del self._returning[join_id]
+                del self.returning[join_id]
             elif now >= due:
                 stay = stay_of(seat)  # the other end hears of that, and of no channel alone
                 text = self._roll.says(reason, stay)

@@ -9,7 +9,7 @@ frames by three callbacks.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ringd.wire.link.frames import FrameType, Header
 from ringd.wire.link.framing import Reader
@@ -32,7 +32,7 @@ class Incoming:
             it is read and discarded.
         complete: Told that this memory is filled with what was sent: its seal is right, or its
             checksum if it had one.
-        deliver: Given every frame of another type; the payload stays as it is.
+        deliver: By type, who is given every other frame; the payload stays as it is.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Incoming:
         *,
         destination: Callable[[Header], memoryview | None],
         complete: Callable[[Header], None],
-        deliver: Callable[[Header, memoryview], None],
+        deliver: Mapping[FrameType, Callable[[Header, memoryview], None]],
     ) -> None:
         self._reader = reader
         self._destination = destination
@@ -119,7 +119,7 @@ class Incoming:
                 self._target = self._destination(header)
                 self._discarding = self._target is None
             elif not length:
-                self._deliver(header, _NOTHING)
+                self._deliver[header.type](header, _NOTHING)
                 continue
             self._body = reader.room(header, self._target)
             have = min(end - start, length)
@@ -148,4 +148,4 @@ class Incoming:
             del payload, body, target  # see receive
             self._complete(header)
         else:
-            self._deliver(header, payload)
+            self._deliver[header.type](header, payload)

@@ -16,6 +16,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Literal, Protocol, Union
 
 from ringd.host.tcp import unacknowledged
@@ -132,18 +133,21 @@ class Link:
         self._closed = False
 
         self._writer, reader = framing(peer.secrets)
+        others = dict.fromkeys(FrameType, partial(handler.frame_received, self))
+        own = {FrameType.HEARTBEAT: self._take_heartbeat, FrameType.BYE: self._take_goodbye}
         self._incoming = Incoming(
             leftover,
             reader,
             destination=self._destination,
             complete=self._complete,
-            deliver=self._deliver,
+            deliver={**others, **own},
         )
         self._control: deque[bytes] = deque()
         self._waiting = 0  # bytes that these cost
         self._out: list[Payload] = []  # begun, exactly the bytes still to go
         self._out_size = 0
         self._out_data: Header | None = None  # of the DATA frame at the end of _out
+        self._pull = True  # the handler may have data
         self._writing = False
         self._blocked = False  # the loop tells us when to write on
         self._mute = False  # writing failed; what the peer said before is still read
@@ -198,7 +202,7 @@ class Link:
                 self._lost(text, "silent")
             elif not (self._flush_queued or self._blocked):
                 self._flush_queued = True
-                self._loop.call_soon(self._flush)
+                self._loop.call_soon(self._write)
             return
         self._out = self._writer.parts(header, *payload)
         self._out_size = sum(map(len, self._out))
@@ -207,7 +211,11 @@ class Link:
             self._out = [bytes(part) for part in self._out]
 
     def kick(self) -> None:
-        """Pull data from the handler and write until the socket is full or nothing is left."""
+        """Pull data from the handler and write until the socket is full or nothing is left.
+
+        Where there was nothing, the handler is asked again only when it calls this.
+        """
+        self._pull = True
         if not self._blocked:
             self._write()
 
@@ -343,23 +351,17 @@ class Link:
     def _complete(self, header: Header) -> None:
         self._handler.data_received(self, header)
 
-    def _deliver(self, header: Header, payload: memoryview) -> None:
-        if header.type is FrameType.HEARTBEAT:
-            self._pulse.received(header)
-        elif header.type is FrameType.BYE:
-            text = printable(bytes(payload).decode(errors="replace"), len(payload))
-            self._lost(f"closed by peer: {text}", "goodbye")
-        else:
-            self._handler.frame_received(self, header, payload)
+    def _take_heartbeat(self, header: Header, _payload: memoryview) -> None:
+        self._pulse.received(header)
+
+    def _take_goodbye(self, _header: Header, payload: memoryview) -> None:
+        text = printable(bytes(payload).decode(errors="replace"), len(payload))
+        self._lost(f"closed by peer: {text}", "goodbye")
 
     # --- writing ----------------------------------------------------------------------
 
-    def _flush(self) -> None:
-        self._flush_queued = False
-        if not self._blocked:
-            self._write()
-
     def _write(self) -> None:
+        self._flush_queued = False
         if self._writing:
             return  # a callback below asks for what is under way
         self._writing = True
@@ -411,16 +413,17 @@ class Link:
             Whether there is nothing else to send: these frames are the last ones.
         """
         control, out = self._control, self._out
-        size, last = 0, False
+        size = 0
         while control and len(out) < GATHER:
             frame = control.popleft()
             out.append(frame)
             size += len(frame)
             self._waiting -= len(frame) + EACH
-        if not control:
+        if self._pull and not control:
+            self._pull = False
             pulled = self._handler.next_data(self)
-            last = pulled is None
             if pulled is not None and not self._closed:
+                self._pull = True
                 header, payload = pulled
                 if len(payload) != header.length:
                     raise ValueError(f"{len(payload)} bytes, {header.length} announced")
@@ -429,7 +432,7 @@ class Link:
                 size += sum(map(len, parts))
                 self._out_data = header
         self._out_size = size
-        return last
+        return not (control or self._pull)
 
     def _advance(self, sent: int) -> None:
         self._out_size -= sent

@@ -42,6 +42,42 @@ from ringd.wire.link.handshake import Peer
 from ringd.wire.link.streams import StreamMessage
 
 
+class Said(Protocol):
+    """A group message that is to be sent."""
+
+    @property
+    def gid(self) -> int:
+        """The session's number."""
+
+    @property
+    def seq(self) -> int:
+        """The op's."""
+
+    @property
+    def message(self) -> GroupMessage:
+        """What is said."""
+
+    @property
+    def payload(self) -> bytes | memoryview:
+        """The tensor that goes with it."""
+
+    @property
+    def rank(self) -> int:
+        """In the session: the sender's, or that of whoever asks."""
+
+    @property
+    def until(self) -> int:
+        """The member at which its way ends."""
+
+    @property
+    def side(self) -> Side:
+        """The neighbour who gets it."""
+
+    @property
+    def origin(self) -> int | None:
+        """The member from which it comes, where it is passed on; None for this one."""
+
+
 class RingUser(Protocol):
     """Who lives on the ring: the groups."""
 
@@ -94,6 +130,7 @@ class Neighbours:
     ) -> None:
         self._loop = loop
         self._config = config
+        self._sealed = config.ring.sealed  # asked for every message
         self._longest_eager = EagerRule.of(config.ops.eager_limit).longest
         self._store = store
         self.disk = StateWriter(loop, store, self._disk_lasts)
@@ -204,8 +241,10 @@ class Neighbours:
         """
         if self._reach is not None and self._reach.reload(config):
             self._config = config
+            self._sealed = config.ring.sealed
             self.rejoin(membership.Event.RELOAD)
         self._config = config
+        self._sealed = config.ring.sealed
 
     # --- links ------------------------------------------------------------------------
 
@@ -361,7 +400,7 @@ class Neighbours:
         link = self.links.get(side)
         if link is not None:
             payload = control.encode(message)
-            sealed = self._config.ring.sealed
+            sealed = self._sealed
             header = Header(
                 FrameType.INQUIRY if isinstance(message, (Ask, Told)) else FrameType.MEMBERSHIP,
                 length=len(payload),
@@ -422,25 +461,12 @@ class Neighbours:
 
     # --- frames -----------------------------------------------------------------------
 
-    def send_group(  # noqa: PLR0917 - called for every message, and keywords cost time
-        self,
-        side: Side,
-        origin: int,
-        until: int,
-        rank: int,
-        gid: int,
-        seq: int,
-        message: GroupMessage,
-        data: bytes | memoryview = b"",
-    ) -> None:
-        """Send a group message to the member *until*, and those between; lost in a broken ring.
-
-        *origin*: the member from which it comes, where it is passed on.
-        """
-        link, generation = self.links.get(side), self.machine.in_use
+    def send_group(self, said: Said) -> None:
+        """Send a group message to a member, and those between; lost in a broken ring."""
+        link, generation = self.links.get(said.side), self.machine.in_use
         if link is None or generation is None:
             return
-        head = control.encode(message)
+        head, data = control.encode(said.message), said.payload
         if self._config.ops.checksum:
             data = bytes(data)  # a program may write to it meanwhile, and spoil the link with that
         flags, crc = self._guard(head, data)
@@ -448,12 +474,12 @@ class Neighbours:
             FrameType.GROUP,
             length=len(head) + len(data),
             generation=generation,
-            group=gid,
-            seq=seq,
+            group=said.gid,
+            seq=said.seq,
             index=len(head),
-            origin=origin,
-            until=until,
-            rank=rank,
+            origin=self.rank if said.origin is None else said.origin,
+            until=said.until,
+            rank=said.rank,
             flags=flags,
             payload_crc=crc,
         )
@@ -493,7 +519,7 @@ class Neighbours:
 
         A garbled message could end an op wrongly; garbled bytes are the setting's business.
         """
-        if self._config.ring.sealed:
+        if self._sealed:
             return 0, 0
         crc = frames.checksum(head)
         if not data:
@@ -522,10 +548,31 @@ class Neighbours:
 
     def frame_received(self, link: Link, header: Header, payload: memoryview) -> None:
         """Take a membership, group or stream frame from a neighbour."""
+        if header.type is not FrameType.GROUP:
+            self._take_other(link, header, payload)
+            return
+        if header.origin >= self.size or header.until >= self.size:
+            raise FrameError("a group message of or to a member that there is not")
+        if header.generation != self.machine.in_use and not self._is_of_now(link, header, payload):
+            return
+        decode = control.decode_group if header.index > control.SHORT else control.decode_short
+        message = decode(bytes(payload[: header.index]), self.size)
+        data = payload[header.index :] if header.length > header.index else b""
+        if len(data) > self._longest_eager:
+            raise FrameError(f"{len(data)} bytes of tensor in a message")
+        if not isinstance(message, Poll):  # a poll changes on its way and comes back
+            if header.origin in (self.rank, header.until):
+                raise FrameError("a group message that goes round to its sender")
+            if header.until != self.rank and (onward := self.links.get(OPPOSITE[link.side])):
+                onward.send(header, payload)
+        self._user.group_message(
+            header.origin, header.rank, header.group, header.seq, message, data
+        )
+
+    def _take_other(self, link: Link, header: Header, payload: memoryview) -> None:
+        """Take what comes now and then."""
         try:
-            if header.type is FrameType.GROUP:
-                self._group_frame(link, header, payload)
-            elif header.type is FrameType.MEMBERSHIP:
+            if header.type is FrameType.MEMBERSHIP:
                 message = control.decode_membership(payload)
                 now = self._loop.now()
                 self._perform(self.machine.received(link.side, message, now))
@@ -538,25 +585,6 @@ class Neighbours:
                 self._stream_frame(link, header, payload)
         except control.DecodeError as error:
             raise FrameError(f"bad message: {error}") from None
-
-    def _group_frame(self, link: Link, header: Header, payload: memoryview) -> None:
-        if header.origin >= self.size or header.until >= self.size:
-            raise FrameError("a group message of or to a member that there is not")
-        if header.generation != self.machine.in_use and not self._is_of_now(link, header, payload):
-            return
-        message = control.decode_group(bytes(payload[: header.index]), self.size)
-        data = payload[header.index :] if header.length > header.index else b""
-        if len(data) > self._longest_eager:
-            raise FrameError(f"{len(data)} bytes of tensor in a message")
-        if not isinstance(message, Poll):  # a poll changes on its way and comes back
-            if header.origin in (self.rank, header.until):
-                raise FrameError("a group message that goes round to its sender")
-            onward = self.links.get(OPPOSITE[link.side])
-            if onward is not None and header.until != self.rank:
-                onward.send(header, payload)
-        self._user.group_message(
-            header.origin, header.rank, header.group, header.seq, message, data
-        )
 
     def _is_of_now(self, link: Link, header: Header, payload: memoryview) -> bool:
         """Whether a frame is of the ring's generation; one of the next one is kept for that."""

@@ -12,11 +12,3 @@ import struct
 
 LENGTH = struct.Struct("<I")
 """Bytes of the message that follows."""
-
-
-def missing(stream: bytes | memoryview) -> int:
-    """Return how many bytes *stream* must have for its first message to be complete."""
-    if len(stream) < LENGTH.size:
-        return LENGTH.size
-    length: int = LENGTH.unpack_from(stream)[0]
-    return LENGTH.size + length

@@ -290,21 +290,19 @@ def decode_group(data: bytes, size: int) -> GroupMessage:
     """Return the group message in *data*, which came from a member of a ring of *size*.
 
     Raises:
-        msgspec.DecodeError: or another one of :data:`DecodeError`.
-        FrameError: No member can have said that.
+        FrameError: It is none, or no member can have said that.
     """
-    # As a rule all members offer a call in the same words, and all but the first are known.
-    decode = _known_group if len(data) <= _SHORT else _decode_group
-    return decode(data, size)
-
-
-def _decode_group(data: bytes, size: int) -> GroupMessage:
-    message: GroupMessage = _group_decoder.decode(data)
+    try:
+        message: GroupMessage = _group_decoder.decode(data)
+    except DecodeError as error:
+        raise FrameError(f"bad message: {error}") from None
     return _sound(_cleaned(message), size)
 
 
-_known_group = lru_cache(maxsize=256)(_decode_group)
-_SHORT = 512
+decode_short = lru_cache(maxsize=256)(decode_group)
+"""As :func:`decode_group`, of messages up to :data:`SHORT`: as a rule all members offer a call in
+the same words, and all but the first are known."""
+SHORT = 512
 """Bytes of what is kept, at most."""
 
 

@@ -108,6 +108,7 @@ HEADER_SIZE = _WHOLE.size
 _WITH_MESSAGE = (int(FrameType.GROUP), int(FrameType.STREAM))
 
 _TYPES = {int(kind): (kind, cap) for kind, cap in MAX_LENGTH.items()}
+_UNKNOWN = (FrameType.BYE, -1)
 
 checksum = zlib.crc32
 """CRC-32 of a payload, for ``payload_crc`` with the flag :data:`CHECKSUM`."""
@@ -168,7 +169,9 @@ def unpack(buffer: Buffer, number: int = 0) -> Header:
         raise FrameError(f"frame version {version}, but this is version {VERSION}")
     if zlib.crc32(buffer[:_GUARDED], number & 0xFFFFFFFF) != header_crc:
         raise FrameError("the header's checksum is wrong")
-    known = checked(kind, length, index)
+    known, most = _TYPES.get(kind, _UNKNOWN)
+    if length > most or index > length:
+        known = checked(kind, length, index)
     if flags & ~_KNOWN_FLAGS:
         raise FrameError(f"unknown flags 0x{flags:04x}")
     return Header(

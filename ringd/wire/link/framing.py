@@ -56,8 +56,13 @@ ALIGNMENT = 16
 """Bytes that the address of a tensor behind a message is a multiple of, as that of an array is."""
 
 
-def room_of_its_own(header: Header, tail: int = 0) -> memoryview:
-    """Return new memory for a payload and its tail, in which a tensor at ``index`` is aligned."""
+def room_of_its_own(header: Header, target: memoryview | None = None, tail: int = 0) -> memoryview:
+    """Return *target*, or new memory for a payload and its tail.
+
+    In that, a tensor at ``index`` is aligned.
+    """
+    if target is not None:
+        return target
     start = -header.index % ALIGNMENT
     return memoryview(bytearray(start + header.length + tail))[start:]
 
@@ -96,9 +101,8 @@ class PlainReader:
         self._number += 1
         return header
 
-    def room(self, header: Header, target: memoryview | None) -> memoryview:
-        """See :class:`Reader`: in its place at once."""
-        return room_of_its_own(header) if target is None else target
+    room = staticmethod(room_of_its_own)
+    """See :class:`Reader`: in its place at once."""
 
     def payload(
         self,

@@ -170,7 +170,7 @@ class SealedReader:
         tail = TAG_SIZE if header.length else 0
         if header.type is FrameType.DATA:
             return self._room.take(header.length + tail)
-        return room_of_its_own(header, tail)
+        return room_of_its_own(header, tail=tail)
 
     def payload(self, header: Header, data: memoryview, target: memoryview | None) -> memoryview:
         """See :class:`~ringd.wire.link.framing.Reader`."""
@@ -178,7 +178,7 @@ class SealedReader:
         if not length:
             return _NOTHING
         if self._encrypt:
-            into = room_of_its_own(header) if target is None else target
+            into = room_of_its_own(header, target)
             return self._open(_PAYLOAD, data, into)
         text = self._open(_PAYLOAD, data, _NOTHING)
         if target is not None:
