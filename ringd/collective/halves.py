@@ -25,7 +25,8 @@ Array = npt.NDArray[Any]
 
 BLOCK = 32768
 """Elements that are taken through all steps at once, at most: 128 KiB of float32, of which several
-stay in the cache. With half of them, numpy's calls cost a quarter more than what they do."""
+stay in the cache. With half of them an all-reduce of float16 costs 4 % more, with twice as many it
+costs the same."""
 
 _FEW = 1024
 """Elements up to which numpy's one call takes no longer than the several here."""
