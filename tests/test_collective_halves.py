@@ -153,3 +153,41 @@ def test_to_complete_is_to_combine_and_finish(dtype, operation, partial):
     np.testing.assert_array_equal(bits(in_one), bits(in_two))
     reduction.complete(left, b, b)
     np.testing.assert_array_equal(bits(b), bits(in_two))
+
+
+class Strict:
+    """A ufunc that refuses to convert what it is given, which would take several times as long."""
+
+    def __init__(self, ufunc):
+        self.ufunc, self.calls = ufunc, 0
+        self.reduce = ufunc.reduce
+
+    def __call__(self, *operands, out):
+        """Compute without a conversion, or raise."""
+        self.calls += 1
+        return self.ufunc(*operands, out=out, casting="no")
+
+
+@pytest.mark.parametrize("ours", [halves.add_float16, halves.narrow], ids=lambda f: f.__name__)
+def test_steps_on_bits_convert_nothing_by_the_way(ours, monkeypatch):
+    """Each takes its operands as they are, in memory that begins with a cache line."""
+    ufuncs = {}
+
+    class Numpy:
+        def __getattr__(self, name):
+            found = getattr(np, name)
+            return ufuncs.setdefault(name, Strict(found)) if isinstance(found, np.ufunc) else found
+
+    count = 2 * halves.BLOCK
+    rng = np.random.default_rng(1)
+    wide = rng.standard_normal(count).astype(np.float32)
+    values, out = wide.astype(FLOAT16), np.empty(count, FLOAT16)
+    monkeypatch.setattr(halves, "np", Numpy())
+    if ours is halves.add_float16:
+        assert ours(values, values[::-1].copy(), out)
+        steps = 8  # of a block, beside copies and the look for large values
+    else:
+        ours(wide, out)
+        steps = 11
+    assert sum(ufunc.calls for ufunc in ufuncs.values()) == 2 * steps
+    assert halves._ROWS.ctypes.data % 64 == 0

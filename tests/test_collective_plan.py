@@ -309,6 +309,21 @@ def test_the_number_of_chunks_follows_the_size(way, nbytes, size, expected):
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_two_machines_cut_two_bytes_an_element_as_any_others(way):
+    """What each of them hands over travels as it is, and the result, so a chunk has its length."""
+    count = 8 * MIB
+    for rank in range(2):
+        plan = way(Task(count, 2, 4, 2, rank))
+        assert {each.nbytes for each in plan.sends + plan.receives} == {512 * KIB}
+        assert {each.stop - each.start for each in plan.sends} == {256 * KIB}
+    # Several inputs of a machine, or of a third one, are added up in between.
+    for task in (Task(count, 2, 4, 2, 1, inputs=4), Task(count, 2, 4, 3, 1)):
+        sends = way(task).sends
+        assert max(each.stop - each.start for each in sends) <= 128 * KIB
+        assert 4 * (sends[-1].stop - sends[-1].start) <= 512 * KIB
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_small_chunks_keep_their_floor(way):
     """Splitting for overlap never goes below 64 KiB."""
     for count in range(1, 4 * MIB // 4, 9973):

@@ -116,7 +116,7 @@ class Task:
             partial results have a dtype of their own.
         size: machines that take part.
         rank: of this machine.
-        chunk_bytes: upper limit for a chunk, counted in the accumulator's dtype.
+        chunk_bytes: upper limit for a chunk.
         by_rank: whether every sum is to be taken in the order of the ranks.
         root: the machine that has, or is given, what others have not or are not.
         lengths: elements of every machine's block, by rank; of an all-to-all by sender, and for
@@ -150,7 +150,7 @@ class Task:
                 "needed: 1 <= itemsize <= accumulator_itemsize <= chunk_bytes; given: "
                 f"{self.itemsize}, {self.accumulator_itemsize}, {self.chunk_bytes}"
             )
-        if self.grain > self.chunk_bytes // self.accumulator_itemsize:
+        if self.grain > self.chunk_bytes // self.widest:
             raise ValueError(f"a chunk of {self.chunk_bytes} B has no room for a block to encode")
 
     @property
@@ -164,6 +164,11 @@ class Task:
         return self.inputs > self.size
 
     @property
+    def widest(self) -> int:
+        """Bytes of an element that travels, at most: of a partial result, where one is sent on."""
+        return self.accumulator_itemsize if self.size > 2 or self.merges else self.itemsize  # noqa: PLR2004
+
+    @property
     def codec(self) -> Codec | None:
         """By which elements travel; None where they travel as they are."""
         return CODECS[self.wire] if self.wire else None
@@ -175,9 +180,9 @@ class Task:
 
     def chunks(self, elements: int, wanted: int) -> int:
         """Return in how many chunks to send *elements*: *wanted* of them, if they can be long."""
-        longest = self.chunk_bytes // self.accumulator_itemsize // self.grain
+        longest = self.chunk_bytes // self.widest // self.grain
         fewest = -(-elements // self.grain // longest)
-        return max(1, fewest, min(wanted, elements * self.accumulator_itemsize // MIN_CHUNK_BYTES))
+        return max(1, fewest, min(wanted, elements * self.widest // MIN_CHUNK_BYTES))
 
     def nbytes(self, span: range, *, partial: bool = False) -> int:
         """Return the bytes of the elements *span* on the wire."""

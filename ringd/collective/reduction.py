@@ -281,9 +281,12 @@ class Reduction:
             self._by(a, b, out=out)
             self.finish(out, out)
             return
+        both_float16 = self._adds_float16 and a.dtype == b.dtype
+        if both_float16 and halves.add_float16(a, b, out):
+            return
         for run in halves.blocks(len(out)):
             x, y, result = a[run], b[run], out[run]
-            if self._adds_float16 and x.dtype == y.dtype and halves.add_float16(x, y, result):
+            if both_float16 and halves.add_float16(x, y, result):
                 continue
             x, y = halves.widened(x, 0), halves.widened(y, 1)
             partial = halves.partial(len(result))

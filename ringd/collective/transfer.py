@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ringd.collective.aligned import aligned
 from ringd.collective.plan import MAX_PASSING, Combine, Local, Place, Plan, Receive, Send
 from ringd.collective.reduction import Array, Reduction
 from ringd.collective.spread import Spread
@@ -44,7 +45,7 @@ class ScratchPool:
         """
         if length > self.nbytes:
             raise ValueError(f"scratch buffers of {self.nbytes} B, a chunk of {length} B")
-        return self._free.pop() if self._free else np.empty(self.nbytes, np.uint8)
+        return self._free.pop() if self._free else aligned(self.nbytes)
 
     def give(self, buffer: Array) -> None:
         """Take back a buffer that nobody reads or writes any more."""
@@ -353,19 +354,16 @@ class Transfer:
     def _reduce(self, index: int, receive: Receive) -> None:
         """Reduce what came in with the own input.
 
-        What came has the tensor's dtype, or the accumulator's: that is reduced in place. Else the
-        partial result takes a buffer, which a result in TARGET gives back.
+        What came has the tensor's dtype, or the accumulator's: that is reduced in place. Else a
+        partial result takes a buffer. Where this input is the last one, there is none.
         """
         reduction = self.reduction
         assert reduction is not None  # noqa: S101 - else its plan has no such receives
         count = receive.stop - receive.start
         is_partial = receive.nbytes != count * self._itemsize
         came = self._came(index, receive, reduction.accumulator if is_partial else reduction.dtype)
-        finishes = receive.combine is Combine.FINISH and receive.into is Place.TARGET
-        if finishes and self._plain and self._input is not None and self._result is not None:
-            own = self._input[receive.own : receive.own + count]
-            reduction.complete(came, own, self._result[receive.start : receive.stop])
-            self._let_go(index)
+        if receive.combine is Combine.FINISH and not self._merges:
+            self._complete(index, receive, came, reduction)
             return
         partial = came
         if reduction.wide and not is_partial:
@@ -384,6 +382,24 @@ class Transfer:
         elif receive.combine is Combine.FINISH:
             result = self._hold(index, count, reduction.dtype) if reduction.wide else partial
             reduction.finish(partial, result)
+
+    def _complete(self, index: int, receive: Receive, came: Array, reduction: Reduction) -> None:
+        """Reduce what came in with the only input that is here, the last one, to results."""
+        own, count = receive.own, receive.stop - receive.start
+        if receive.into is Place.SCRATCH:
+            result = self._hold(index, count, reduction.dtype) if reduction.wide else came
+            for at, inputs in self._source.cut(own, own + count):
+                reduction.complete(came[at], inputs[0], result[at])
+            return
+        if self._plain and self._input is not None and self._result is not None:
+            mine = self._input[own : own + count]
+            reduction.complete(came, mine, self._result[receive.start : receive.stop])
+        else:
+            for at, results in self._target.cut(receive.start, receive.stop):
+                for here, inputs in self._source.cut(own + at.start, own + at.stop):
+                    reduction.complete(came[at][here], inputs[0], results[0][here])
+                _copy_to_others(results)
+        self._let_go(index)
 
     def _place(self, index: int, receive: Receive, partial: Array) -> None:
         """Bring what was combined to its place in the target; if it is a result, to all places."""
