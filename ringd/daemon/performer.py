@@ -302,7 +302,8 @@ class Performer:
             submitted, started = buffers.submitted, buffers.started
             result = buffers.result if buffers.target is None else buffers.target
             nbytes = max(buffers.source.nbytes, 0 if result is None else result.nbytes)
-        calls = self._counters.calls[submission.call.kind]
+        call = submission.call
+        calls = self._counters.calls[call.kind]
         if code == OK:
             calls.completed(now - submitted, nbytes)
         else:
@@ -313,7 +314,7 @@ class Performer:
                 at=now,
                 group=client.group_of(action.join_id),
                 seq=submission.seq,
-                call=submission.call,
+                call=str(call) if call.tensors else call,
                 nbytes=nbytes,
                 submitted=submitted,
                 started=started,

@@ -138,7 +138,7 @@ class Offers:
         if len(call.counts) > 2 * view.size:
             call, text = call.cut(), f"{len(call.counts)} counts"
         elif offer.outcome in ("", OK) and not self._rules.fits(
-            kinds.nameless(call), nbytes, rank, view
+            kinds.bare(call), nbytes, rank, view
         ):
             came = "a tensor in chunks" if nbytes is None else f"{nbytes} bytes"
             text = f"{came}, which cannot be that of {call}"

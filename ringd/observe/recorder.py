@@ -49,7 +49,8 @@ class OpEvent(msgspec.Struct, frozen=True, gc=False):
     """When it ended; while it is open, when it was submitted."""
     group: str
     seq: int
-    call: Call
+    call: Call | str
+    """In words where it says the shapes of many tensors: thousands of events are kept."""
     nbytes: int
     submitted: float
     started: float | None
