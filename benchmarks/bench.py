@@ -59,6 +59,9 @@ _MEMORY_SECONDS = 5.0
 _BESIDE_SECONDS = 30.0
 
 
+_ASKED_FOR = [name for name, mode in MODES.items() if not mode.together]
+"""Modes by name: others come with those that make a call for each tensor."""
+
 _FAR = 8
 """Members of the network with which one size is measured, and what with."""
 _FAR_SIZE = 16 << 10
@@ -202,7 +205,7 @@ def options() -> tuple[Profile, argparse.Namespace]:
     parser.add_argument("--size", default="2,4", help="daemons per ring; default %(default)s")
     parser.add_argument("--sizes", help=f"of the tensor; default {FULL.sizes}")
     parser.add_argument("--rounds", type=int, help="the median counts; default 7, or 5 if quick")
-    parser.add_argument("--modes", help=f"of {', '.join(MODES)}; see profiles.py")
+    parser.add_argument("--modes", help=f"of {', '.join(_ASKED_FOR)}; see profiles.py")
     parser.add_argument(
         "--output",
         type=Path,
@@ -224,8 +227,8 @@ def options() -> tuple[Profile, argparse.Namespace]:
     except (ValueError, Failure) as error:
         parser.error(str(error))
     chosen.modes = tuple(chosen.modes.split(",") if chosen.modes else profile.modes)
-    if unknown := set(chosen.modes) - set(MODES):
-        parser.error(f"no such mode: {', '.join(unknown)}; there are {', '.join(MODES)}")
+    if unknown := set(chosen.modes) - set(_ASKED_FOR):
+        parser.error(f"no such mode: {', '.join(unknown)}; there are {', '.join(_ASKED_FOR)}")
     if min(chosen.size) < 2:  # noqa: PLR2004 - a ring of one has nothing to send
         parser.error("a ring has at least 2 daemons here")
     if max(chosen.size) > MOST_RANKS and any(MODES[mode].wire for mode in chosen.modes):

@@ -172,7 +172,8 @@ def _other_calls(results: Results, n: int) -> str:
     for what in (in_flight.WHAT, apart.WHAT, *halves.DTYPES):
         rows = [_other_row(key, series, results) for key, series in results.rows(what, n)]
         if rows:
-            parts.append(f"{what[0].upper()}{what[1:]}:\n\n{table(_OTHER_HEAD, rows)}")
+            about = in_flight.ABOUT if what == in_flight.WHAT else f"{what[0].upper()}{what[1:]}:"
+            parts.append(f"{about}\n\n{table(_OTHER_HEAD, rows)}")
     tokens = [
         (MODES[key.mode].title, f"{beyond * 1e3:.2f}", str(series.wrong))
         for key, series in results.rows(token.WHAT, n)

@@ -265,7 +265,13 @@ LOOPBACK = (
         at_least=False,
     ),
     Target(
-        "1,000 calls of 4 KiB in flight, against Gloo with async_op",
+        "1,000 tensors of 4 KiB submitted together (`all_reduce_coalesced`), against Gloo's calls "
+        "with async_op",
+        {2: 10.0, 4: 15.0},
+        speed("ringd-coalesced", ["gloo"], 4, what=in_flight.WHAT),
+    ),
+    Target(
+        "1,000 calls of 4 KiB in flight, each of one tensor, against Gloo with async_op",
         {2: 10.0, 4: 15.0},
         speed("ringd", ["gloo"], 4, what=in_flight.WHAT),
     ),

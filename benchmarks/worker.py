@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -84,11 +85,15 @@ def _timed(
     pipe: Connection, batch: Batch, slots: list[Slot], rank: int
 ) -> tuple[float, float, float, list[Array]]:
     pattern = _pattern(batch)
-    warm = []  # kept as those that are timed, for which there is memory then
+    together = _together(slots) if MODES[batch.mode].together else None
+    warm: list[object] = []  # kept as those that are timed, for which there is memory then
     for index in range(batch.warm_up):
         # Filled anew each time: Gloo works in place.
         pattern.fill(slots[index].input, rank)
-        warm.append(slots[index].call())
+        if together is None:
+            warm.append(slots[index].call())
+    if together is not None:
+        warm.append(together())
     warm.clear()
     _settle(slots)
     for index, slot in enumerate(slots):
@@ -98,7 +103,9 @@ def _timed(
     slept = sleeps(os.getpid())
     time.sleep(max(0.0, start - time.perf_counter()))
     used = time.process_time()
-    if batch.in_flight:
+    if together is not None:
+        seconds, results = _at_once(together)
+    elif batch.in_flight:
         seconds, results = _in_flight(slots)
     elif batch.pause:
         seconds, results = _apart(slots, batch.pause)
@@ -134,6 +141,19 @@ def _in_flight(slots: list[Slot]) -> tuple[float, list[Array]]:
     waits = [submit() for submit in submits]
     results = [wait() for wait in waits]
     return time.perf_counter() - began, results
+
+
+def _together(slots: list[Slot]) -> Callable[[], Sequence[Array]]:
+    """Return the one call of all *slots*."""
+    make = slots[0].together
+    assert make is not None  # noqa: S101 - of such a mode
+    return make([slot.input for slot in slots])
+
+
+def _at_once(call: Callable[[], Sequence[Array]]) -> tuple[float, list[Array]]:
+    began = time.perf_counter()
+    results = call()
+    return time.perf_counter() - began, list(results)
 
 
 def _apart(slots: list[Slot], pause: float) -> tuple[float, list[Array]]:

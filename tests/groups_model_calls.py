@@ -6,6 +6,7 @@ as a wrong result, and a result that is written after its time shows in what sta
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ import numpy as np
 
 from ringd.collective import kinds
 from ringd.collective.call import NO_ROOT, Call
+from ringd.collective.coalesced import written
 from ringd.collective.eager import EagerRule
 from ringd.collective.reduction import dtype_from_name
 from ringd.groups.op import OK
@@ -99,6 +101,10 @@ class Spec:
             root = size
         row = 16 // dtype_from_name(dtype).itemsize
         shape, counts = (self.rows(size), row), self._counts(rank, size)
+        tensors = ""
+        if kind.coalesces:
+            shape = (math.prod(shape),)
+            tensors = written([(), (shape[0] - 1,)])
         if counts:
             shape = sum(counts[:size]), row
         return Call(
@@ -110,6 +116,7 @@ class Spec:
             root if kind.rooted else NO_ROOT,
             counts,
             self.wire if kind.narrows and dtype == self.dtype else "",
+            tensors,
         )
 
     def _counts(self, rank: int, size: int) -> tuple[int, ...]:

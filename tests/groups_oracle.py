@@ -18,8 +18,10 @@ _UFUNCS = {
     "max": np.maximum,
     "bxor": np.bitwise_xor,
 }
-_ALIKE = ("all_reduce", "broadcast", "all_gather", "all_gather_bytes")
+_ALIKE = ("all_reduce", "all_reduce_coalesced", "broadcast", "all_gather", "all_gather_bytes")
 """Kinds of which all ranks are given the same."""
+ALL_REDUCES = ("all_reduce", "all_reduce_coalesced")
+"""Kinds that take the ways of an all-reduce."""
 
 
 def alike(call: Call) -> bool:
@@ -41,7 +43,8 @@ def fit(calls: Sequence[Call]) -> bool:
 
 def _fields(call: Call) -> tuple[object, ...]:
     shape = call.shape[1:] if call.counts else call.shape
-    return call.kind, call.reduction, call.dtype, shape, call.name, call.root, call.wire
+    words = call.kind, call.reduction, call.dtype, call.name, call.wire
+    return *words, shape, call.root, call.tensors
 
 
 def right(calls: Sequence[Call], given: Sequence[bytes], rank: int, value: bytes) -> bool:

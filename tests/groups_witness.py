@@ -130,7 +130,7 @@ class Witness:
         """
         timeout = work.spec.timeout
         again = self._sim.generations != work.generations
-        slow = self._sim.stalls and (again or work.call.kind == "all_reduce")
+        slow = self._sim.stalls and (again or work.call.kind in oracle.ALL_REDUCES)
         if timeout is None or slow or work.client.member in self.crashed:
             return
         late = self._sim.now - work.born - timeout

@@ -24,7 +24,7 @@ from instrument.results import Key, Results
 from instrument.sites import loopback, shaped
 from instrument.sizes import human, sizes_of
 from instrument.starts import line_up
-from measures import single_calls, token
+from measures import in_flight, single_calls, token
 
 from ringd.collective.codec import CODECS, WIRES, stretches
 from ringd.config.load import load
@@ -79,6 +79,20 @@ def test_a_panel_has_those_that_say_something_for_its_size() -> None:
     )
     assert set(EVERY) - small == {"floor", "floor-memory"}
     assert set(EVERY) - large == {"relay", "relay-spin"}
+
+
+def test_tensors_in_flight_are_handed_over_one_by_one_and_together() -> None:
+    """By each system that has both; the target is about one call against Gloo's many."""
+    (panel,) = in_flight.panels(["ringd", "gloo"])
+    assert [MODES[cell.mode].together for cell in panel] == [False, True, False, True]
+    assert {cell.batch(1, per_call=None).calls for cell in panel} == {1000}
+    results = Results()
+    for cell, seconds in zip(panel, (2e-4, 1e-5, 1.8e-4, 2e-5), strict=True):
+        filled(results, cell.what, 2, cell.nbytes, cell.mode, seconds)
+    target = next(each for each in profiles.FULL.targets if "submitted together" in each.what)
+    found = target.farthest(results, 2)
+    assert found is not None
+    assert found.value == pytest.approx(18)
 
 
 def test_what_is_to_be_reached_is_measured() -> None:

@@ -37,6 +37,13 @@ SHARED = Call("all_reduce", "sum", "float32", (1024,), "")
 NOTHING = Call("all_reduce", "sum", "float32", (0,), "")
 FROM_RANK_1 = Call("broadcast", "", "float32", (2,), "", root=1)
 MUCH_FROM_RANK_1 = Call("broadcast", "", "float32", (1 << 28,), "", root=1)
+
+
+def row(tensors, name="", *, kind="all_reduce_coalesced", shape=(2,)):
+    """Return a call of tensors that travel as a row."""
+    return Call(kind, "sum", "float32", shape, name, tensors=tensors)
+
+
 FAULTS = [
     ({}, [bytes(7)], "has 8 bytes, but 7 came"),
     ({}, [], "input is missing"),
@@ -65,6 +72,15 @@ FAULTS = [
     ({"call": Call("all_reduce", "sum", "float32", (1 << 62, 4), "")}, [EIGHT], "large"),
     ({"call": Call("all_reduce", "sum", "float32", (1,) * 65, "")}, [EIGHT], "shape"),
     ({"call": Call("all_reduce", "sum", "float32", (2,), "n" * 257)}, [EIGHT], "name"),
+    ({"call": row("[[2]]", "n" * 257)}, [EIGHT], "name"),
+    ({"call": row("[[2]]", shape=(2, 1))}, [EIGHT], "the row of them has shape (2, 1)"),
+    ({"call": row("[[1],[2]]")}, [EIGHT], "have 3 elements together"),
+    ({"call": row("")}, [EIGHT], "no shapes of tensors"),
+    ({"call": row("[[2]" + "\x1b" * 1000)}, [EIGHT], "no shapes of tensors"),
+    ({"call": row("[" + "[1]," * 20_000 + "[1]]", shape=(20_001,))}, [EIGHT], "not 20001"),
+    ({"call": row("[[1]]" + " " * (512 << 10))}, [EIGHT], "up to 262144 characters"),
+    ({"call": row("[[2]]", kind="all_reduce")}, [EIGHT], "of one tensor"),
+    ({"call": row("[[2]]")}, [bytes(7)], "has 8 bytes, but 7 came"),
     ({"call": Call("barrier", "sum", "", (), "")}, [], "barrier has no data"),
     ({"call": Call("barrier", "", "", (), "")}, [EIGHT], "0 bytes, but 8 came"),
 ]

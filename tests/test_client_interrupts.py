@@ -66,6 +66,22 @@ def test_an_interrupt_anywhere_leaves_the_ring_usable(ring, x):
 
 
 @BOTH
+def test_an_interrupt_anywhere_in_a_call_of_many_tensors_leaves_the_ring_usable(ring, x):
+    """Of two dtypes, so it is two calls, of which the second one may not be made any more."""
+    xs = [x, np.arange(3), 2 * x]
+    hits = 0
+    for delay in instants():
+        before = session_of(ring).next_seq
+        hits += interrupted(lambda: ring.all_reduce_coalesced(xs), delay)
+        assert session_of(ring).next_seq - before in (0, 1, 2)
+        usable(ring, x)
+        found = ring.all_reduce_coalesced([x, np.arange(3)], timeout=10.0)
+        assert [array.tolist() for array in found] == [(2 * x).tolist(), [0, 2, 4]]
+    assert hits >= LEAST_HITS
+    eventually(lambda: session_of(ring).acked == session_of(ring).next_seq)
+
+
+@BOTH
 def test_a_second_interrupt_while_cleaning_up_leaves_the_ring_usable(ring, x):
     """One interrupt may follow another into whatever the first has set off."""
     chance = random.Random(3)

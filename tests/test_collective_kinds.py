@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from transferkit import Party, expected, roots
+from transferkit import Party, expected, roots, tensors_of
 
 from ringd.collective import kinds
 from ringd.collective.call import NO_ROOT, Call
@@ -32,7 +32,12 @@ def call_of(name, count, size, root, *, operation="sum", dtype="int32"):
     """Return a call of this kind."""
     operation = operation if KINDS[name].reduces else ""
     shape = (count,) if not KINDS[name].divides else (size, count // size)
-    return Call(name, operation, dtype, shape, "", root)
+    return Call(name, operation, dtype, shape, "", root, tensors=tensors_of(name, count))
+
+
+def row(shape, tensors, dtype="int8"):
+    """Return a call of tensors that travel as a row of that *shape*."""
+    return Call("all_reduce_coalesced", "sum", dtype, shape, "", tensors=tensors)
 
 
 def values(call, rank, size):
@@ -169,6 +174,7 @@ def test_a_chunk_is_received_as_it_is_sent(name, by_rank):
     [
         # Of a tensor of n blocks, in blocks: the most that a link has to carry.
         ("all_reduce", lambda n: 2 * (n - 1)),
+        ("all_reduce_coalesced", lambda n: 2 * (n - 1)),
         ("reduce", lambda n: n),
         ("reduce_scatter", lambda n: n - 1),
         ("broadcast", lambda n: n),
@@ -209,7 +215,7 @@ def test_what_only_passes_is_held_within_bounds(name, by_rank):
 
 def test_the_table_says_which_plans_need_no_memory_of_the_daemon():
     """What has its place in the result goes there at once."""
-    for name in ("all_reduce", "broadcast", "all_gather"):
+    for name in ("all_reduce", "all_reduce_coalesced", "broadcast", "all_gather"):
         kind = KINDS[name]
         call = call_of(name, 64, 4, 0 if kind.rooted else NO_ROOT)
         ring = run(call, [values(call, rank, 4) for rank in range(4)], 0, pool=ScratchPool(0))
@@ -235,6 +241,17 @@ def test_the_table_says_which_plans_need_no_memory_of_the_daemon():
         (Call("all_gather", "", "int8", (2**62,), ""), 2, "the tensor is too large"),
         (Call("gather", "", "int8", (-1,), "", 0), 2, "none negative"),
         (Call("gather", "", "object", (1,), "", 0), 2, "unknown dtype 'object'"),
+        (
+            Call("all_reduce", "sum", "int8", (2,), "", tensors="[[2]]"),
+            2,
+            "all_reduce is of one tensor",
+        ),
+        (row((3,), "[[2],[2]]"), 2, "have 4 elements together, but the row of them has shape (3,)"),
+        (row((4, 1), "[[2],[2]]"), 2, "the row of them has shape (4, 1)"),
+        (row((1,), "[]"), 2, "have 0 elements together"),
+        (row((1,), ""), 2, "no shapes of tensors"),
+        (row((2,), "[2"), 2, "no shapes of tensors"),
+        (row((2**62,), "[[4611686018427387904]]", "int16"), 2, "the tensor is too large"),
     ],
 )
 def test_a_call_that_cannot_be_is_refused(call, size, message):

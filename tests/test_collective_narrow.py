@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from codeckit import BLOCK, error_bound, magnitudes, travelled
-from transferkit import Party, expected, roots
+from transferkit import Party, expected, roots, tensors_of
 
 from ringd.collective import kinds
 from ringd.collective.call import NO_ROOT, Call
@@ -28,7 +28,8 @@ def call_of(name, count, size, root, wire, *, operation="sum"):
     """Return a call of this kind, of *count* elements for each rank where it is divided."""
     kind = KINDS[name]
     shape = (size, count) if kind.divides else (count,)
-    call = Call(name, operation if kind.reduces else "", "float32", shape, "", root, (), wire)
+    tensors, operation = tensors_of(name, count), operation if kind.reduces else ""
+    call = Call(name, operation, "float32", shape, "", root, (), wire, tensors)
     kinds.check(call, size)
     return call
 

@@ -108,7 +108,7 @@ class Member:
             layout = Layout.of(run.view.places, run.view.place)
             wide = dtype if reduction is None else reduction.accumulator
             arrange(
-                tuple(map(kinds.nameless, run.calls)),
+                tuple(map(kinds.bare, run.calls)),
                 layout,
                 itemsize=dtype.itemsize,
                 accumulator_itemsize=wide.itemsize,

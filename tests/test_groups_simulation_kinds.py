@@ -25,6 +25,7 @@ from groups_faults import (
     undisturbed,
 )
 from groups_model_calls import ODD_WAYS, Spec, Violation
+from groups_oracle import ALL_REDUCES
 from groups_simulation import Sim
 
 from ringd.collective import kinds
@@ -169,7 +170,7 @@ def test_deadlines_hold_while_a_link_is_slow():
     """Nobody has a result long before the data of others comes, whose deadline then passes."""
     turn = 0
     outcomes = set()
-    chunked = [of for of in PLAIN if kinds.KINDS[of].data and of != "all_reduce"]
+    chunked = [of for of in PLAIN if kinds.KINDS[of].data and of not in ALL_REDUCES]
     sizes = {0: 1, 1: 2, 2: 1}
     for of, stalled, hasty in product(chunked, range(3), range(3)):
         plain = Spec("large", of=of, root=1, hold=stalled == hasty)

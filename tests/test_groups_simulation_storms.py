@@ -12,7 +12,7 @@ from groups_storms import chaos
 from ringd.collective.kinds import KINDS
 from ringd.groups.op import OK
 
-STORMS = {1: (3, 40), 2: (20, 800), 3: (10, 600), 4: (6, 400), 7: (1, 100), 16: (1, 20)}
+STORMS = {1: (3, 40), 2: (100, 800), 3: (10, 600), 4: (6, 400), 7: (1, 100), 16: (1, 20)}
 """By members of the ring: how many seeds are tried, and how many where all is tried."""
 
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import zmq
@@ -20,7 +20,8 @@ import ringd
 from ringd import errors
 from ringd.border import validate
 from ringd.border.client import Client
-from ringd.collective import kinds
+from ringd.collective import coalesced, kinds
+from ringd.collective.eager import EagerRule
 from ringd.collective.view import View
 from ringd.config.settings import JoinSettings
 from ringd.groups.mail import Mail
@@ -30,7 +31,7 @@ from ringd.loop import Loop
 from ringd.membership.flooding import MAX_DIAL_ERRORS, Flooding
 from ringd.net.exchange import Reception
 from ringd.net.listener import Listener
-from ringd.observe.recorder import KEPT, OpEvent, Recorder
+from ringd.observe.recorder import KEPT, OpEvent, Recorder, recorded
 from ringd.ring.inquiry import Inquiries
 from ringd.wire.border import lifeline
 from ringd.wire.border import messages as border
@@ -194,6 +195,34 @@ def test_names_of_calls_fill_no_cache() -> None:
     assert kinds._check.cache_info().currsize == 1
 
 
+def test_shapes_of_tensors_fill_no_cache() -> None:
+    """What is kept of calls of many tensors is that of a row; of texts as few as say so."""
+    kinds._check.cache_clear()
+    kinds.source_count.cache_clear()
+    validate._bytes_of.cache_clear()
+    control._known_words.cache_clear()
+    for number in range(1, 101):
+        shapes = [(number,), (1000 - number,)]
+        call = row_of(shapes)
+        message = border.Submit(1, 0, call, None, border.Ref(9, 0, 4000), None, 0, False, "", "")
+        assert validate.check_call(message, None, (0, 2), max_message=1 << 20) == 4000
+        offer = control.Offer(call, 0, eager=True, prompt=False, outcome="", message="")
+        assert control.decode_group(control.encode(offer), 2) == offer
+        assert EagerRule.of(4096).fits(kinds.bare(call), 4000, 0, View(("a", "b"), 0))
+    caches = kinds._check, kinds.source_count, validate._bytes_of
+    assert [cache.cache_info().currsize for cache in caches] == [1, 1, 1]
+    assert control._known_words.cache_info().currsize == 0
+    kept = coalesced.elements.cache_info()
+    assert kept.maxsize is not None
+    assert kept.currsize <= kept.maxsize <= (8 << 20) // coalesced.MAX_SHAPES
+
+
+def row_of(shapes: list[tuple[int, ...]]) -> control.Call:
+    """Return a call of tensors of these shapes, whose row has 1,000 elements."""
+    tensors = coalesced.written(shapes)
+    return control.Call("all_reduce_coalesced", "sum", "float32", (1000,), "", tensors=tensors)
+
+
 @pytest.mark.parametrize("word", ["kind", "reduction", "dtype"])
 def test_long_words_are_not_kept(word: str) -> None:
     """A call's words are refused by their length before anything remembers them."""
@@ -206,16 +235,28 @@ def test_long_words_are_not_kept(word: str) -> None:
     assert kinds._check.cache_info().currsize == 0
 
 
-def test_full_recorder_is_small() -> None:
+def one_tensor(number: int) -> control.Call:
+    """Return a call of a program that makes ever new ones."""
+    return control.Call("all_reduce", "sum", "float32", (512, number), f"layer {number}")
+
+
+def many_tensors(number: int) -> control.Call:
+    """Return such a call of hundreds of tensors."""
+    return row_of([(number,), *[(1,)] * 600])
+
+
+@pytest.mark.parametrize("made", [one_tensor, many_tensors])
+def test_full_recorder_is_small(made: Callable[[int], control.Call]) -> None:
     """The flight recorder's bound is the one that docs/guarantees.md states, and holds."""
 
     def record(number: int) -> None:
-        call = control.Call("all_reduce", "sum", "float32", (512, number), f"layer {number}")
+        call = made(number)
         message = control.Offer(call, number, eager=True, prompt=False, outcome="", message="")
         offer = control.decode_group(control.encode(message), 2)
         assert isinstance(offer, control.Offer)
         at = float(number)
-        recorder.op(OpEvent(at, "default", number, offer.call, 1 << 20, at - 2, at - 1, "ok"))
+        call = recorded(offer.call)
+        recorder.op(OpEvent(at, "default", number, call, 1 << 20, at - 2, at - 1, "ok"))
 
     recorder = Recorder("n0")
     tracemalloc.start()

@@ -26,7 +26,14 @@ CALLS: dict[str, Callable[[ringd.Ring, np.ndarray, float | None], object]] = {
     "gather": lambda ring, x, t: ring.gather(x, 2, timeout=t),
     "scatter": lambda ring, x, t: ring.scatter(x, 0, timeout=t),
     "all_to_all": lambda ring, x, t: ring.all_to_all(x, timeout=t),
+    "all_reduce_coalesced": lambda ring, x, t: coalesced(ring, np.array_split(x, 7), t),
+    "of two dtypes": lambda ring, x, t: coalesced(ring, [x[:9], x[9:].astype(np.int64)], t),
 }
+
+
+def coalesced(ring: ringd.Ring, xs: list[np.ndarray], timeout: float | None) -> np.ndarray:
+    """Reduce *xs* in one call, each of which takes its result; return these as one."""
+    return np.concatenate(ring.all_reduce_coalesced(xs, out=xs, timeout=timeout))
 
 
 def given(rank: int) -> np.ndarray:
@@ -48,6 +55,8 @@ def wanted(kind: str, rank: int) -> np.ndarray | None:
         "gather": lambda: np.concatenate(inputs),
         "scatter": lambda: np.split(inputs[0], SIZE)[rank],
         "all_to_all": lambda: np.concatenate([np.split(x, SIZE)[rank] for x in inputs]),
+        "all_reduce_coalesced": lambda: sum(inputs),
+        "of two dtypes": lambda: sum(inputs),
     }[kind]()
 
 

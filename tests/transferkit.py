@@ -10,6 +10,7 @@ import numpy as np
 from ringd.collective import kinds
 from ringd.collective.arrange import arrange
 from ringd.collective.call import NO_ROOT, Call
+from ringd.collective.coalesced import written
 from ringd.collective.layout import Layout
 from ringd.collective.plan import MAX_PASSING, Task
 from ringd.collective.reduction import Reduction
@@ -231,7 +232,12 @@ def roots(name, size):
 def call_of(name, count, size, root, *, operation="", dtype="int32"):
     """Return a call of this kind, of *count* elements for each rank where it is divided."""
     shape = (size, count) if kinds.KINDS[name].divides else (count,)
-    return Call(name, operation, dtype, shape, "", root)
+    return Call(name, operation, dtype, shape, "", root, tensors=tensors_of(name, count))
+
+
+def tensors_of(name, count):
+    """Return what a call of this kind says of its tensors, where there are several in a row."""
+    return written([(), (count - 1,)] if count else []) if kinds.KINDS[name].coalesces else ""
 
 
 def expected(name, inputs, root, reduced):
@@ -243,6 +249,7 @@ def expected(name, inputs, root, reduced):
 
     return {
         "all_reduce": lambda: [reduced] * size,
+        "all_reduce_coalesced": lambda: [reduced] * size,
         "reduce": lambda: at_root(reduced),
         "reduce_scatter": lambda: np.split(reduced, size),
         "broadcast": lambda: [inputs[root]] * size,

@@ -20,6 +20,8 @@ class Mode:
     most: int = 1 << 62
     wire: str | None = None
     """The format in which its tensors travel; None: as they are."""
+    together: bool = False
+    """Whether all tensors of a batch are handed over in one call."""
 
     def takes(self, nbytes: int) -> bool:
         """Whether it says something for tensors of that size."""
@@ -32,6 +34,7 @@ _SETTINGS_MOST = 64 << 20
 MODES = {
     "ringd": Mode("ringd", "ringd"),
     "ringd-empty": Mode("ringd, ring.empty", "ringd"),
+    "ringd-coalesced": Mode("ringd, all_reduce_coalesced", "ringd", together=True),
     "ringd-off": Mode("ringd, protect off", "ringd-off", most=_SETTINGS_MOST),
     "ringd-off-empty": Mode("ringd, protect off, ring.empty", "ringd-off", most=_SETTINGS_MOST),
     "ringd-encrypt": Mode("ringd, encrypt", "ringd-encrypt", most=_SETTINGS_MOST),
@@ -45,6 +48,7 @@ MODES = {
     "before": Mode("fd44b4d", "before"),
     "before-empty": Mode("fd44b4d, ring.empty", "before"),
     "gloo": Mode("Gloo", "gloo"),
+    "gloo-coalesced": Mode("Gloo, all_reduce_coalesced", "gloo", together=True),
     "mlx": Mode("MLX ring", "mlx"),
     "mlx-run": Mode("MLX under run --mlx", "mlx-run"),
     "mpi": Mode("Open MPI, TCP", "mpi"),
@@ -65,8 +69,11 @@ ENCRYPT = ("ringd-encrypt", "ringd-encrypt-empty")
 BFLOAT16 = ("ringd-bfloat16", "ringd-bfloat16-empty")
 INT8 = ("ringd-int8", "ringd-int8-empty")
 """As :data:`RINGD` with a ``wire``."""
-IN_FLIGHT = ("ringd", "gloo")
-"""What many calls at a time are measured with: others have no such call, or one at a time."""
+TOGETHER = {"ringd": "ringd-coalesced", "gloo": "gloo-coalesced"}
+"""What hands many tensors over in one call, by what does so with a call for each: others have no
+such calls, or one at a time."""
+IN_FLIGHT = tuple(TOGETHER)
+"""What many calls at a time are measured with."""
 
 
 def team_names(modes: tuple[str, ...]) -> tuple[str, ...]:

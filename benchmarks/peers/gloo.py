@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +77,18 @@ class Gloo:
 
             return wait
 
-        return Slot(tensor.numpy(), blocking, submit)
+        return Slot(tensor.numpy(), blocking, submit, self._together)
+
+    def _together(self, inputs: Sequence[Array]) -> Callable[[], Sequence[Array]]:
+        tensors = [self._torch.from_numpy(array) for array in inputs]
+
+        def call() -> Sequence[Array]:
+            with warnings.catch_warnings():  # it is said to be on its way out
+                warnings.simplefilter("ignore", FutureWarning)
+                self._dist.all_reduce_coalesced(tensors)
+            return inputs
+
+        return call
 
     def close(self) -> None:
         """See :class:`peers.slots.System`."""

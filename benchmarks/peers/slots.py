@@ -6,7 +6,7 @@ and the calls that take it; whatever can be done before is done when the slot is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +27,9 @@ class Slot:
     message to the other rank and one from it, which is the result; rank 0 sends first."""
     submit: Callable[[], Callable[[], Array]] | None = None
     """Starts that; calling what it returns waits for the result."""
+    together: Callable[[Sequence[Array]], Callable[[], Sequence[Array]]] | None = None
+    """Given the inputs of some slots, returns what makes one call of them all, and returns their
+    results."""
     settle: Callable[[], object] | None = None
     """Sees to it, after the last of some calls, that those of the other ranks come to their end."""
 

@@ -59,6 +59,7 @@ class Ringd:
             array,
             functools.partial(getattr(ring, batch.kind), array, **how),
             lambda: begin(array, **how).wait,
+            lambda inputs: functools.partial(ring.all_reduce_coalesced, inputs, **how),
         )
 
     def close(self) -> None:

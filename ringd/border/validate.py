@@ -199,7 +199,7 @@ def check_call(
     call, source = message.call, message.source
     rank, size = place or (0, _UNKNOWN)
     try:
-        taken, given = _bytes_of(_nameless(call) if call.name else call, rank, size)
+        taken, given = _bytes_of(_bare(call) if call.name or call.tensors else call, rank, size)
     except (TypeError, ValueError) as error:
         raise errors.Refused(str(error)) from None
     if source is not None and payload_bytes is not None:
@@ -254,21 +254,21 @@ def unfit(call: Call, size: int) -> str:
     Where the size is unknown (0), what depends on it is left out.
     """
     try:
-        _bytes_of(_nameless(call) if call.name else call, 0, size)
+        _bytes_of(_bare(call) if call.name or call.tensors else call, 0, size)
     except (TypeError, ValueError) as error:
         return str(error)
     return ""
 
 
-def _nameless(call: Call) -> Call:
-    """Return *call* without its name: programs repeat their calls, under ever new ones.
+def _bare(call: Call) -> Call:
+    """Return :func:`ringd.collective.kinds.bare`.
 
     Raises:
-        ValueError: the name is too long.
+        ValueError: the name is too long, or what it says of tensors is none.
     """
     if len(call.name) > MAX_CALL_NAME:
         raise ValueError(f"a call's name has up to {MAX_CALL_NAME} characters")
-    return kinds.nameless(call)
+    return kinds.bare(call)
 
 
 @lru_cache(maxsize=1024)  # which keeps no call that raises: that may be of any length
@@ -278,7 +278,7 @@ def _bytes_of(call: Call, rank: int, size: int) -> tuple[int | None, int | None]
     Where they depend on a size that is unknown, they are None.
 
     Args:
-        call: one without a name.
+        call: one that is bare.
         rank: within the group.
         size: of the group; 0 while that is unknown.
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from ringd import errors
 from ringd.client import tensors
+from ringd.client.channel import Payload
 from ringd.client.pool import Block
+from ringd.client.rows import Row
 from ringd.client.session import Op
 from ringd.collective.call import Call
 from ringd.wire.border.messages import ROOM_FOR_HEADERS, Attached
@@ -27,7 +30,7 @@ Find = Callable[[Array], "tuple[Block, int] | None"]
 
 def make_op(
     call: Call,
-    array: Array,
+    array: Array | Row,
     result_length: int | None,
     *,
     here: Attached,
@@ -38,7 +41,7 @@ def make_op(
 
     Args:
         call: what is called.
-        array: the input.
+        array: the input. Of a row a copy is handed over in any case.
         result_length: bytes of the result; None where there is none.
         here: the daemon's limits.
         find: see :data:`Find`.
@@ -48,9 +51,13 @@ def make_op(
         ResourceExhausted: there is no shared memory, and it is too long for a message.
     """
     length, target_length = array.nbytes, result_length or 0
-    if max(length, target_length) > here.inline_limit:
-        large = length > here.inline_limit
-        found = find(array) if large and tensors.in_place(array) else None
+    limit = here.max_message - ROOM_FOR_HEADERS - len(call.tensors)
+    inline_limit = min(here.inline_limit, limit)
+    if max(length, target_length) > inline_limit:
+        large = length > inline_limit
+        found = None
+        if large and not isinstance(array, Row) and tensors.in_place(array):
+            found = find(array)
         copies = large and found is None
         blocks = reserve([length, target_length] if copies else [target_length])
         if blocks is not None:
@@ -60,9 +67,9 @@ def make_op(
                 block, start = found
             elif copies:
                 block, start = blocks[0], 0
-                tensors.copy_into(array, block.bytes(length))
+                _copy_into(array, block.bytes(length))
             else:
-                payload = tensors.to_bytes(array)
+                payload = _to_bytes(array)
                 return Op(call, length, result_length, payload=payload, target=target)
             return Op(
                 call,
@@ -73,11 +80,21 @@ def make_op(
                 target=target,
                 hold=found is not None,
             )
-    limit = here.max_message - ROOM_FOR_HEADERS
     if max(length, target_length) > limit:
         raise errors.ResourceExhausted(
             f"this system has no shared memory, and {max(length, target_length)} bytes are too "
             "many for one message; raise ipc.max_message in the daemon's config (now "
             f"{limit} bytes)"
         )
-    return Op(call, length, result_length, payload=tensors.to_bytes(array))
+    return Op(call, length, result_length, payload=_to_bytes(array))
+
+
+def _copy_into(array: Array | Row, target: npt.NDArray[np.uint8]) -> None:
+    if isinstance(array, Row):
+        array.copy_into(target)
+    else:
+        tensors.copy_into(array, target)
+
+
+def _to_bytes(array: Array | Row) -> Payload:
+    return array.to_bytes() if isinstance(array, Row) else tensors.to_bytes(array)

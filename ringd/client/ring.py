@@ -32,10 +32,11 @@ from ringd.client.messages import (
     submit_when_sent,
     unreceived,
 )
+from ringd.client.rows import Row, arrays_of, check_outs, rows_of
 from ringd.client.session import Op
 from ringd.client.splitting import Choice, choices, part_of
 from ringd.client.stay import Stay
-from ringd.client.work import BytesWork, LendingWork, Work
+from ringd.client.work import BytesWork, LendingWork, RowsWork, RowWork, Work
 from ringd.collective import kinds
 from ringd.collective.call import MAX_GROUP_NAME, NO_ROOT, Call
 from ringd.collective.reduction import dtype_name
@@ -341,6 +342,71 @@ class Ring:
             written to by ``wait()`` or ``done()``.
         """
         return self._begin("all_reduce", x, op=op, out=out, name=name, wire=wire, timeout=timeout)
+
+    def all_reduce_coalesced(
+        self,
+        xs: Sequence[npt.ArrayLike],
+        op: str = "sum",
+        *,
+        out: Sequence[Array] | None = None,
+        name: str = "",
+        wire: str | None = None,
+        timeout: float | None = None,
+    ) -> list[Array]:
+        """Reduce each of *xs* over all members, in one call, and return the results.
+
+        A thousand small tensors take a small part of the time that they take one by one. They
+        travel as one row: there is one result or one error for all, and one deadline. Those of
+        several dtypes are a call for each, in the order of the first of each, which are made
+        together.
+
+        All members must make the same call, as of :meth:`all_reduce`: as many tensors, of the same
+        shapes and dtypes, in the same order. Results have the same bits everywhere.
+
+        Args:
+            xs: arrays, each as for :meth:`all_reduce`; up to 16,384 of a dtype. All are copied,
+                also those of :meth:`empty`, so they may be reused as soon as this returns.
+            op: as for :meth:`all_reduce`.
+            out: arrays that take the results, once all are complete; one for each of *xs*, which
+                may be that itself.
+            name: as for :meth:`all_reduce`.
+            wire: likewise; it is the row that is large or small.
+            timeout: likewise; in seconds, for all together.
+
+        Returns:
+            New arrays, each of the shape and (native) dtype of its tensor, or those of *out*. Those
+            of one dtype are views of one row, whose memory is used again once all of them and
+            their views are gone.
+
+        Raises:
+            TypeError, ValueError: as :meth:`all_reduce`; says which of *xs* or *out* it is. No
+                call was made.
+            Mismatch: the members made different calls; says which tensor differs.
+            RingError: and the others, as :meth:`all_reduce`.
+        """
+        return self.all_reduce_coalesced_async(
+            xs, op, out=out, name=name, wire=wire, timeout=timeout
+        ).wait()
+
+    def all_reduce_coalesced_async(
+        self,
+        xs: Sequence[npt.ArrayLike],
+        op: str = "sum",
+        *,
+        out: Sequence[Array] | None = None,
+        name: str = "",
+        wire: str | None = None,
+        timeout: float | None = None,
+    ) -> Work[list[Array]]:
+        """Begin to reduce *xs*; as :meth:`all_reduce_coalesced`.
+
+        Returns:
+            A handle, as :meth:`all_reduce_async`; it ends when all tensors have their results, or
+            an error.
+        """
+        return self._begin_rows(
+            "all_reduce_coalesced", xs, op=op, out=out, name=name, wire=wire, timeout=timeout
+        )
 
     def reduce(
         self,
@@ -983,6 +1049,40 @@ class Ring:
             work_op, stay.submit, wire_timeout, until, shape=form.shape, dtype=form.dtype, out=out
         )
 
+    def _begin_rows(
+        self,
+        kind: str,
+        xs: Sequence[npt.ArrayLike],
+        *,
+        op: str,
+        out: Sequence[Array] | None,
+        name: str,
+        wire: str | None,
+        timeout: float | None,
+    ) -> Work[list[Array]]:
+        """Hand calls of *kind* over, one for each row of tensors; all are checked before."""
+        stay = self._stay
+        stay.check_call()
+        arrays, name = arrays_of(xs), tensors.call_name(name)
+        op = arguments.plain(op, "op")
+        wire = "" if wire is None else arguments.plain(wire, "wire")
+        rows = rows_of(kind, op, wire, arrays)
+        if out is not None:
+            check_outs(out, arrays)
+        wire_timeout, until = self._deadline(timeout)
+        made = []
+        for row in rows:
+            call = msgspec.structs.replace(row.layout.call, name=name)
+            made.append(self._make_op(call, row, row.nbytes, until))
+        works = []
+        for row, work_op in zip(rows, made, strict=True):
+            outs = None if out is None else [out[place] for place in row.places]
+            work_stay = stay.submit(work_op, wire_timeout, until)
+            works.append(RowWork(self, work_stay, work_op, row, outs))
+        if len(works) == 1:
+            return works[0]
+        return RowsWork(self, work_stay, work_op, works)
+
     def _form_here(
         self,
         call: Call,
@@ -1074,7 +1174,7 @@ class Ring:
     def _make_op(
         self,
         call: Call,
-        array: Array,
+        array: Array | Row,
         length: int | None,
         until: float | None,
     ) -> Op:

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 from _thread import RLock  # what threading.RLock makes, without a function around it
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent import futures
 from typing import Any, Generic, TypeVar
 
@@ -16,10 +16,12 @@ import numpy.typing as npt
 from ringd import errors
 from ringd.client import arguments, tensors
 from ringd.client.notifier import call_back
+from ringd.client.rows import Row
 from ringd.client.session import Op
 from ringd.client.stay import Stay
 
 T = TypeVar("T")
+Array = npt.NDArray[Any]
 
 
 class Work(Generic[T]):
@@ -244,3 +246,102 @@ class BytesWork(Work[T]):
         ends = itertools.accumulate(op.call.counts)
         parts = [bytes(whole[end - n : end]) for end, n in zip(ends, op.call.counts, strict=True)]
         return self._made(parts, op)
+
+
+class RowWork(Work["list[Array]"]):
+    """That of tensors that travel as one *row*; *outs*, if there are any, take their results."""
+
+    __slots__ = ("_outs", "_row")
+
+    def __init__(
+        self, ring: object, stay: Stay, op: Op, row: Row, outs: Sequence[Array] | None
+    ) -> None:
+        super().__init__(ring, stay, op, shape=row.layout.call.shape, dtype=row.dtype)
+        self._row = row
+        self._outs = outs
+
+    @property
+    def places(self) -> Sequence[int]:
+        """The numbers of its tensors among those of all rows."""
+        return self._row.places
+
+    def ended(self) -> bool:
+        """Whether the call has ended, well or not; no result is taken."""
+        return self._stay.done(self._op)
+
+    def end(self, until: float | None) -> errors.RingError | None:
+        """Return how the call ended, None for well; no result is taken.
+
+        Raises:
+            RingError: it has not ended by *until*.
+        """
+        try:
+            self._stay.wait(self._op, until)
+        except errors.RingError as error:
+            if not self._op.ended:
+                raise
+            return error
+        return None
+
+    def tell(self, callback: Callable[[], object]) -> None:
+        """Have *callback* called in a thread of its own once the call has ended."""
+        self._stay.tell(self._op, callback)
+
+    def _take(self) -> object:
+        whole = super()._take()
+        assert isinstance(whole, np.ndarray)  # noqa: S101 - a row always has a result
+        parts = self._row.layout.parts(whole)
+        if self._outs is None:
+            return parts
+        for out, part in zip(self._outs, parts, strict=True):
+            np.copyto(out, part)
+        return list(self._outs)
+
+
+class RowsWork(Work["list[Array]"]):
+    """That of several rows: it ends when all have, and well if all have.
+
+    Before that is known, none of their results is taken, nor written to an array of the program.
+    *stay* and *op* are those of the last one.
+    """
+
+    __slots__ = ("_rows",)
+
+    def __init__(self, ring: object, stay: Stay, op: Op, rows: Sequence[RowWork]) -> None:
+        super().__init__(ring, stay, op)
+        self._rows = rows
+
+    def __repr__(self) -> str:
+        return f"<ringd.Work of {', '.join(map(repr, self._rows))}>"
+
+    def wait(self, timeout: float | None = None) -> list[Array]:
+        """Return the results; as :meth:`Work.wait`."""
+        until = None if timeout is None else time.monotonic() + arguments.seconds(timeout)
+        for error in [row.end(until) for row in self._rows]:
+            if error is not None:
+                raise error
+        if not (self._collected or self._collect()):
+            raise errors.CalledFromHandler
+        result: list[Array] = self._result
+        return result
+
+    def done(self) -> bool:
+        """Whether :meth:`wait` would return, or raise the error of one of them, at once."""
+        if not all(row.ended() for row in self._rows):
+            return False
+        failed = any(row.end(None) is not None for row in self._rows)
+        return failed or self._collected or self._collect()
+
+    def add_done_callback(self, callback: Callable[[Work[list[Array]]], object]) -> None:
+        """Have ``callback(self)`` called once all have ended; as :meth:`Work.add_done_callback`."""
+        for row in self._rows:
+            if not row.ended():
+                row.tell(lambda: self.add_done_callback(callback))
+                return
+        super().add_done_callback(callback)
+
+    def _take(self) -> object:
+        found: dict[int, Array] = {}
+        for row in self._rows:
+            found.update(zip(row.places, row.wait(), strict=True))
+        return [found[place] for place in range(len(found))]

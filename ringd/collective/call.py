@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from ringd.collective import coalesced
+
 MAX_GROUP_NAME = 64
 MAX_COLOR = 32
 """Characters of a text by which a group is split."""
@@ -18,7 +20,7 @@ MAX_TEXT = 4096
 """Characters of an error's message."""
 MAX_WORD = 32
 """Characters of a kind, an op, a dtype or an error's code."""
-MAX_AXES = 64
+MAX_AXES = coalesced.MAX_AXES
 MAX_RANK = (1 << 16) - 1
 MAX_COUNTS = 2 * (MAX_RANK + 1)
 
@@ -58,6 +60,9 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
     wire: str = ""
     """A key of :data:`ringd.collective.codec.CODECS`, the format in which a large tensor travels;
     empty for its own."""
+    tensors: str = ""
+    """The shapes of those that travel as one row, whose shape is :attr:`shape`; as
+    :func:`ringd.collective.coalesced.written` gives them."""
 
     @property
     def bounded(self) -> bool:
@@ -69,6 +74,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
             and len(self.shape) <= MAX_AXES
             and len(self.name) <= MAX_CALL_NAME
             and len(self.counts) <= MAX_COUNTS
+            and (not self.tensors or coalesced.fits(self.tensors))
         )
 
     def cut(self) -> Call:
@@ -89,6 +95,8 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
             words.append(f"of root {self.root}")
         if self.counts:
             words.append(f"with counts {', '.join(map(str, self.counts))}")
+        if self.tensors:
+            words.append(f"of {coalesced.brief(self.tensors)}")
         if self.wire:
             words.append(f"with wire {self.wire}")
         text = " ".join(words)

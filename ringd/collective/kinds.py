@@ -16,7 +16,7 @@ from typing import Any, Optional
 import msgspec
 import numpy as np
 
-from ringd.collective import codec, reduction
+from ringd.collective import coalesced, codec, reduction
 from ringd.collective.block_plans import all_to_all, gather, scatter
 from ringd.collective.call import NO_ROOT, Call
 from ringd.collective.chain_plans import (
@@ -114,6 +114,8 @@ class Kind:
     """How many counts there may be for each rank."""
     narrows: bool = False
     """Whether its tensors may travel encoded."""
+    coalesces: bool = False
+    """Whether what is handed over is several tensors, which travel as one row."""
     pair: bool = False
     """Whether it is a call of two ranks, the second of which is given what the first hands over."""
     conflict: Callable[[Sequence[Call]], str] = lambda _calls: ""
@@ -166,11 +168,21 @@ def check(call: Call, size: int) -> None:
         ValueError: there is no such kind or op, or the tensor can be none.
         TypeError: the dtype is unknown here, or has no such op.
     """
-    _check(nameless(call), size)
+    _check(bare(call), size)
 
 
-def nameless(call: Call) -> Call:
-    """Return *call* without its name: programs repeat their calls, under ever new ones."""
+def bare(call: Call) -> Call:
+    """Return *call* as short as one can be that is computed alike: what is kept is kept of that.
+
+    It has no name, as programs repeat their calls under ever new ones; and of tensors that travel
+    as one row it says no more than how many elements they have together.
+
+    Raises:
+        ValueError: what it says of the tensors cannot be.
+    """
+    if call.tensors:
+        row = coalesced.written([(coalesced.elements(call.tensors),)])
+        return msgspec.structs.replace(call, name="", tensors=row)
     return msgspec.structs.replace(call, name="") if call.name else call
 
 
@@ -184,7 +196,7 @@ def _check(call: Call, size: int) -> None:
     if kind.rooted and not 0 <= call.root < size:
         raise ValueError(f"root {call.root} is not one of the {size} ranks")
     if not kind.data:
-        if call.reduction or call.dtype or call.shape or call.wire:
+        if call.reduction or call.dtype or call.shape or call.wire or call.tensors:
             raise ValueError(f"a {call.kind} has no data")
         return
     dtype = reduction.dtype_from_name(call.dtype)
@@ -209,6 +221,7 @@ def _check_wire(kind: Kind, call: Call, dtype: np.dtype[Any]) -> None:
 def _check_shape(kind: Kind, call: Call, size: int) -> None:
     if any(side < 0 for side in call.shape):
         raise ValueError("a shape has up to 64 sides, none negative")
+    _check_tensors(kind, call)
     if kind.rows and not call.shape:
         raise ValueError(f"a tensor of {call.kind} has at least one axis")
     if call.counts:
@@ -216,6 +229,19 @@ def _check_shape(kind: Kind, call: Call, size: int) -> None:
     elif kind.divides and call.shape[0] % size:
         raise ValueError(
             f"axis 0 of shape {call.shape} cannot be divided among {size} ranks by {call.kind}"
+        )
+
+
+def _check_tensors(kind: Kind, call: Call) -> None:
+    if not kind.coalesces:
+        if call.tensors:
+            raise ValueError(f"{call.kind} is of one tensor")
+        return
+    together = coalesced.elements(call.tensors)
+    if call.shape != (together,):
+        raise ValueError(
+            f"the tensors of {call.kind} have {together} elements together, but the row of them "
+            f"has shape {call.shape}"
         )
 
 
@@ -245,6 +271,8 @@ def disagreement(calls: Sequence[Call]) -> str | None:
     if not first.counts and calls.count(first) == len(calls):
         return None
     kind = of(first)
+    if kind.coalesces and all(_without_tensors(call) == _without_tensors(first) for call in calls):
+        return coalesced.difference([call.tensors for call in calls])
     if not kind.counts or not first.counts:
         return ""
     if any(_alike(call) != _alike(first) for call in calls):
@@ -260,6 +288,11 @@ def disagreement(calls: Sequence[Call]) -> str | None:
 def _alike(call: Call) -> Call:
     """Return *call* without what may differ from rank to rank where there are counts."""
     return msgspec.structs.replace(call, shape=call.shape[1:], counts=(len(call.counts),))
+
+
+def _without_tensors(call: Call) -> Call:
+    """Return *call* as it is whatever the shapes of its tensors."""
+    return msgspec.structs.replace(call, shape=(), tensors="")
 
 
 def sent(calls: Sequence[Call], sender: int, receiver: int) -> int:
@@ -439,16 +472,19 @@ _ALL_GATHER = Kind(
     _whole, _of_all, _gather, ring_all_gather, joins=True, counts=1, conflict=_counts_of_each
 )
 
+_ALL_REDUCE = Kind(
+    _whole,
+    _whole,
+    _reduce,
+    _all_reduce_plan,
+    ends_together=True,
+    reduces=True,
+    narrows=True,
+)
+
 KINDS: dict[str, Kind] = {
-    "all_reduce": Kind(
-        _whole,
-        _whole,
-        _reduce,
-        _all_reduce_plan,
-        ends_together=True,
-        reduces=True,
-        narrows=True,
-    ),
+    "all_reduce": _ALL_REDUCE,
+    "all_reduce_coalesced": replace(_ALL_REDUCE, coalesces=True),
     "reduce": Kind(
         _whole,
         _at_root(_whole),

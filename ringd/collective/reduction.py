@@ -41,6 +41,8 @@ Array = npt.NDArray[Any]
 """An array of any supported dtype."""
 
 OPERATIONS = ("sum", "mean", "prod", "min", "max", "band", "bor", "bxor")
+BITWISE = ("band", "bor", "bxor")
+"""Those that work on bits."""
 
 _BFLOAT16_NAME = "bfloat16"
 _BFLOAT16_BYTES = 2
@@ -174,7 +176,7 @@ def check(operation: str, dtype: npt.DTypeLike) -> None:
             f"op 'mean' is not defined for dtype {name}, which cannot hold a mean; "
             "convert to a float dtype first, or use op 'sum'"
         )
-    if operation in ("band", "bor", "bxor") and kind not in "biu":
+    if operation in BITWISE and kind not in "biu":
         raise TypeError(
             f"op {operation!r} is not defined for dtype {name}: it works on the bits of bool and "
             "integers; use x.view() of an integer dtype if you mean those"

@@ -26,7 +26,7 @@ from ringd.groups import actions as groups
 from ringd.groups.op import OK
 from ringd.loop import Loop
 from ringd.observe.counters import Counters
-from ringd.observe.recorder import OpEvent, Recorder
+from ringd.observe.recorder import OpEvent, Recorder, recorded
 from ringd.ring.bulk import Bulk, flat
 from ringd.ring.neighbours import Neighbours
 from ringd.wire.border import messages as border
@@ -163,7 +163,9 @@ class Performer:
             return
         view, calls, payloads = action.view, action.calls, action.payloads
         rank, now = view.rank, self._loop.now()
-        form = _form(kinds.nameless(call) if (call := calls[rank]).name else call, rank, view.size)
+        call = calls[rank]
+        call = kinds.bare(call) if call.name or call.tensors else call
+        form = _form(call, rank, view.size)
         target = self._target(action, form, now)
         array = np.frombuffer if all(payloads) else flat  # the one takes none of no bytes
         inputs = list(map(array, payloads, repeat(form.dtype)))
@@ -180,7 +182,7 @@ class Performer:
             return
         runs = sorted(computation.runs, key=lambda run: run.view.rank)
         calls, size, now = action.calls, view.size, self._loop.now()
-        forms = [_form(kinds.nameless(calls[rank]), rank, size) for rank in view.here]
+        forms = [_form(kinds.bare(calls[rank]), rank, size) for rank in view.here]
         targets = [self._target(run, form, now) for run, form in zip(runs, forms, strict=True)]
         form = forms[0]  # of all, but for the counts
         sources = [flat(run.submission.buffers.source, form.dtype) for run in runs]
@@ -297,7 +299,8 @@ class Performer:
             submitted, started = buffers.submitted, buffers.started
             result = buffers.result if buffers.target is None else buffers.target
             nbytes = max(buffers.source.nbytes, 0 if result is None else result.nbytes)
-        calls = self._counters.calls[submission.call.kind]
+        call = submission.call
+        calls = self._counters.calls[call.kind]
         if code == OK:
             calls.completed(now - submitted, nbytes)
         else:
@@ -308,7 +311,7 @@ class Performer:
                 at=now,
                 group=action.group,
                 seq=submission.seq,
-                call=submission.call,
+                call=recorded(call),
                 nbytes=nbytes,
                 submitted=submitted,
                 started=started,
@@ -361,7 +364,7 @@ def _arithmetic(
 
 @lru_cache(maxsize=256)
 def _form(call: Call, rank: int, size: int) -> Form:
-    """Return what *call*, which has no name, means to *rank* of *size*."""
+    """Return what *call*, which is bare, means to *rank* of *size*."""
     kind = kinds.of(call)
     dtype, reduction = _arithmetic(call.kind, call.reduction, call.dtype, size)
     gives = kind.target(call, rank, size) is not None

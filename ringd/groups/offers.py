@@ -133,7 +133,7 @@ class Offers:
         if seq >= self._ledger.released:
             op = self._calls.ops.get(seq) or self._calls.op(seq, now)
             nbytes = len(payload) if offer.eager else None
-            special = call.name or call.counts or offer.outcome
+            special = call.name or call.counts or call.tensors or offer.outcome
             if special or not self._rules.fits(call, nbytes, rank, view.size, view.apart):
                 offer = self._believable(rank, seq, offer, nbytes)
             op.take(rank, offer, payload)
@@ -148,7 +148,7 @@ class Offers:
         if len(call.counts) > 2 * view.size:
             call, text = call.cut(), f"{len(call.counts)} counts"
         elif offer.outcome in ("", OK) and not self._rules.fits(
-            kinds.nameless(call), nbytes, rank, view.size, view.apart
+            kinds.bare(call), nbytes, rank, view.size, view.apart
         ):
             came = "a tensor in chunks" if nbytes is None else f"{nbytes} bytes"
             text = f"{came}, which cannot be that of {call}"

@@ -133,7 +133,7 @@ class Bulk:
         """
         dtype = sources[0].dtype
         arrangement = self._arrangement(
-            tuple(map(kinds.nameless, calls)),
+            tuple(map(kinds.bare, calls)),
             layout,
             dtype.itemsize,
             (dtype if reduction is None else reduction.accumulator).itemsize,

@@ -59,6 +59,22 @@ def all_reduce(team: Team, tensor: torch.Tensor, reduction: Reduction) -> Call:
     return Call(lambda seconds: team.ring.all_reduce_async(x, op, out=out, timeout=seconds), land)
 
 
+def all_reduce_coalesced(team: Team, tensors: Sequence[torch.Tensor], reduction: Reduction) -> Call:
+    """Reduce each of *tensors* over all ranks, in place, in one call for each dtype."""
+    op = reduction.name
+    targets = [target_of(numbers(local(tensor), op), filled=True) for tensor in tensors]
+    if reduction.factor is None:
+        xs = [target.array.reshape(-1) for target in targets]
+    else:
+        xs = [array_of(reduction.prepared(target.tensor)).reshape(-1) for target in targets]
+
+    def land(results: list[Array]) -> None:
+        for target, result in zip(targets, results, strict=True):
+            _write([target], result)
+
+    return Call(lambda seconds: team.ring.all_reduce_coalesced_async(xs, op, timeout=seconds), land)
+
+
 def reduce(team: Team, tensor: torch.Tensor, root: int, reduction: Reduction) -> Call:
     """Reduce *tensor* over all ranks, in place on the rank *root*; elsewhere it stays as it is."""
     op = reduction.name

@@ -18,6 +18,7 @@ from torch import distributed as dist
 
 from ringd.client.messages import ANY
 from ringd.client.ring import Ring
+from ringd.collective.coalesced import MAX_TENSORS
 from ringd.torch import calls
 from ringd.torch.calls import Call, Team
 from ringd.torch.dynamo import hidden
@@ -73,6 +74,20 @@ class RingProcessGroup(dist.ProcessGroup):
         if tensor.layout == torch.sparse_coo:
             return all_reduce_sparse(self._team, tensor, reduction)
         return calls.all_reduce(self._team, tensor, reduction)
+
+    @in_torch_terms
+    def allreduce_coalesced(self, tensors: Tensors, opts: Any = None) -> Work:
+        """Reduce each tensor, in place; all that are not sparse travel as one row."""
+        opts = opts or dist.AllreduceCoalescedOptions()
+        reduction = Reduction.of(opts.reduceOp)
+        sparse = [tensor for tensor in tensors if tensor.layout == torch.sparse_coo]
+        dense = [tensor for tensor in tensors if tensor.layout != torch.sparse_coo]
+        made = [
+            calls.all_reduce_coalesced(self._team, dense[start : start + MAX_TENSORS], reduction)
+            for start in range(0, len(dense), MAX_TENSORS)
+        ]
+        made += [all_reduce_sparse(self._team, tensor, reduction) for tensor in sparse]
+        return self._begin(made, tensors, opts)
 
     @in_torch_terms
     def reduce(self, tensors: Tensors, opts: Any) -> Work:
@@ -249,7 +264,6 @@ class RingProcessGroup(dist.ProcessGroup):
         """Return the description that its user gave."""
         return self._description
 
-    allreduce_coalesced = allreduce
     # Before torch 2.13.
     _allgather_base = all_gather_single
     allgather_into_tensor_coalesced = all_gather_single_coalesced

@@ -27,6 +27,8 @@ KEPT = 4
 
 SCRIBBLE = 0xA5
 
+Result = Array | list[Array] | None
+
 ENDS = (ringd.GroupLost, ringd.PeerLost)
 """Errors with which a stay in the group is over."""
 
@@ -49,7 +51,7 @@ class Caller:
         self.rank = rank
         self.flights: deque[Flight] = deque()
         self._key = key
-        self._kept: deque[tuple[Call | Message, Array]] = deque()
+        self._kept: deque[tuple[Call | Message, Array | list[Array]]] = deque()
         self._pulse = pulse
         self._landing = False
         """Whether this stay in the group is known to be over."""
@@ -72,20 +74,22 @@ class Caller:
             return
         rng = self.ways(which)
         x, lent = self.prepare(call, rng)
+        given = call.handed(x)
+        lent = lent and given is x  # several are copied
         out = None
         if rng.random() < 0.3:
             out = self._place_for(call, x, in_place=rng.random() < 0.5)
         say("began", which, timeout or 0)
-        asks = call.arguments | {"out": out, "name": call.name, "timeout": timeout}
+        asks = call.arguments | {"out": call.handed(out), "name": call.name, "timeout": timeout}
         if waits:
             make_it = getattr(self.ring, call.kind)
             self.conclude(
-                call, x if lent else None, lambda: self.once(which, lambda: make_it(x, **asks))
+                call, x if lent else None, lambda: self.once(which, lambda: make_it(given, **asks))
             )
             return
         begin = getattr(self.ring, f"{call.kind}_async")
         with self.waiting(which):
-            found = self.once(which, lambda: begin(x, **asks))
+            found = self.once(which, lambda: begin(given, **asks))
         if not lent and out is not x:
             scribble(x)  # it was copied
         for work in found:
@@ -93,7 +97,7 @@ class Caller:
 
     def _place_for(self, call: Call, x: Array, *, in_place: bool) -> Array | None:
         """Return an array for the result, if there is one: *x* itself, if it may be that."""
-        if call.kind in {"all_reduce", "broadcast"}:
+        if call.kind in {"all_reduce", "all_reduce_coalesced", "broadcast"}:
             return x if in_place else np.empty_like(x)
         wanted = call.wanted(self.rank)
         return None if wanted is None else np.empty_like(wanted)
@@ -190,7 +194,7 @@ class Caller:
             raise
 
     def conclude(
-        self, call: Call | Message, lent: Array | None, wait: Callable[[], list[Array | None]]
+        self, call: Call | Message, lent: Array | None, wait: Callable[[], list[Result]]
     ) -> None:
         """Check what comes of *wait*, if anything does.
 
@@ -209,27 +213,30 @@ class Caller:
             for result in results:
                 self.check(call, result, lent)
 
-    def check(self, call: Call | Message, result: Array | None, lent: Array | None = None) -> None:
+    def check(self, call: Call | Message, given: Result, lent: Array | None = None) -> None:
         """Look at every value; and again, later, at some results."""
+        result = _whole(given)
         if lent is not None and (result is None or not np.shares_memory(lent, result)):
             scribble(lent)  # the call is over, so nobody may need it
         wrong = call.wrong(result, self.rank)
         if wrong:
             say("wrong", call.which, _describe(call, result, wrong))
             return
-        if result is None:
+        if result is None or given is None:
             say("ok", call.which, 0, 0)
             return
         flat = np.ascontiguousarray(result).reshape(-1)
         say("ok", call.which, zlib.crc32(flat.view(np.uint8)) if call.alike else 0, result.nbytes)
-        self._kept.append((call, result))
+        self._kept.append((call, given))
         if len(self._kept) > KEPT:
             former, kept = self._kept.popleft()
-            wrong = former.wrong(kept, self.rank)
+            whole = _whole(kept)
+            wrong = former.wrong(whole, self.rank)
             if wrong:
                 text = f"{wrong} elements changed after the call had returned"
-                say("wrong", former.which, f"{text}; {_describe(former, kept, wrong)}")
-            scribble(kept)  # it is ours
+                say("wrong", former.which, f"{text}; {_describe(former, whole, wrong)}")
+            for array in kept if isinstance(kept, list) else [kept]:
+                scribble(array)  # it is ours
 
 
 def struck(which: Which) -> None:
@@ -243,6 +250,11 @@ def scribble(array: Array) -> None:
         array.reshape(-1).view(np.uint8)[:] = SCRIBBLE
     else:
         array[...] = 1
+
+
+def _whole(given: Result) -> Array | None:
+    """Return what a call gave as one array."""
+    return np.concatenate(given) if isinstance(given, list) else given
 
 
 def _describe(call: Call | Message, result: Array | None, wrong: int) -> str:

@@ -36,6 +36,9 @@ OTHERS = tuple(
     if kind.data and not kind.pair and name not in {"all_reduce", "all_gather_bytes"}
 )
 
+PIECES = 5
+"""Tensors of which there are several in a call."""
+
 LARGEST = 0.02
 """Share of the calls that are of the group's largest size."""
 
@@ -162,6 +165,11 @@ class Call:
         given |= {"wire": self.wire} if self.wire else {}
         return given | ({"root": self.root} if KINDS[self.kind].rooted else {})
 
+    def handed(self, array: Array | None) -> Any:
+        """Return what the method is given of *array*: that, or the tensors that it is made of."""
+        cut = array is not None and KINDS[self.kind].coalesces
+        return np.array_split(array, PIECES) if cut else array
+
     @property
     def name(self) -> str:
         """Return what the members compare."""
@@ -211,6 +219,7 @@ class Call:
         if self.op:
             tile(whole.reshape(-1), self._reduced(0))
         return {
+            "all_reduce_coalesced": lambda: whole,
             "reduce": lambda: whole,
             "reduce_scatter": lambda: np.split(whole, size)[rank],
             "broadcast": lambda: inputs[self.root],
@@ -223,7 +232,7 @@ class Call:
     @property
     def alike(self) -> bool:
         """Whether all ranks are given the same."""
-        return self.kind in {"all_reduce", "broadcast", "all_gather"}
+        return self.kind in {"all_reduce", "all_reduce_coalesced", "broadcast", "all_gather"}
 
     @property
     def story(self) -> str:

@@ -60,6 +60,7 @@ def exchange(ring: ringd.Ring, x: Any) -> Any:
 CALLS: dict[str, Callable[[ringd.Ring, Any], Any]] = {
     "all_reduce": lambda ring, x: ring.all_reduce(x),
     "all_reduce max": lambda ring, x: ring.all_reduce(x, "max"),
+    "all_reduce_coalesced": lambda ring, x: np.concatenate(ring.all_reduce_coalesced([x, x[:1]])),
     "reduce": lambda ring, x: ring.reduce(x, 0),
     "broadcast": lambda ring, x: ring.broadcast(x, 1),
     "all_gather": lambda ring, x: ring.all_gather(x),
@@ -127,6 +128,24 @@ def test_the_lines_of_the_first_page(rings, module):
         back = eval(line, {**names, "result": result})  # noqa: S307 - it is our own
         assert name_of(back) == "bfloat16"
         assert back.tolist() == [3.0, -4.0, float("inf")]
+
+
+def test_gradients_of_mlx_in_one_call(rings):
+    """The lines of the page, as they stand."""
+    mx = pytest.importorskip("mlx.core")
+    text = lines_of("docs/mlx.md", r"```python\n([^`]*all_reduce_coalesced[^`]*)```")
+
+    def run(ring: ringd.Ring) -> Any:
+        weight = mx.full((2, 3), 1.0 + 2 * ring.rank)
+        tree = {"layers": [{"weight": weight, "bias": mx.array(0.5)}], "scale": mx.ones(4)}
+        names = {"ring": ring, "mx": mx, "gradients": tree}
+        exec(text, names)  # noqa: S102 - it is our own
+        return names["gradients"]
+
+    for found in everywhere(rings, run):
+        assert found["layers"][0]["weight"].tolist() == [[2.0] * 3] * 2
+        assert found["layers"][0]["bias"].tolist() == 0.5
+        assert found["scale"].tolist() == [1.0] * 4
 
 
 def check_compiled(all_reduce: Callable[[torch.Tensor], np.ndarray]) -> None:

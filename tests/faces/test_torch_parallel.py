@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import profile
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
+from ringd import Ring
 from tests.cluster import Cluster
 from tests.faces.conftest import join
 from tests.faces.ranks import Ranks, beside
@@ -481,10 +483,11 @@ def check_coalesced() -> None:
     """Several calls that begin together."""
     size = dist.get_world_size()
     tensors = [torch.full((3,), float(i)) for i in range(4)]
-    with dist._coalescing_manager() as manager:
-        for tensor in tensors:
-            dist.all_reduce(tensor)
-    manager.wait()
+    with mock.patch.object(Ring, "all_reduce_async", side_effect=AssertionError):
+        with dist._coalescing_manager() as manager:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+        manager.wait()
     assert [tensor[0].item() for tensor in tensors] == [float(i * size) for i in range(4)]
     with dist._coalescing_manager(async_ops=True) as manager:
         outputs = [torch.zeros(size) for _ in range(2)]
@@ -492,6 +495,50 @@ def check_coalesced() -> None:
             dist.all_gather_into_tensor(output, torch.tensor([float(i)]))
     manager.wait()
     assert [output.tolist() for output in outputs] == [[0.0] * size, [1.0] * size]
+
+
+def check_all_kinds_coalesced() -> None:
+    """Tensors of any layout and dtype, sparse ones among them, in one call of the group."""
+    size, rank = dist.get_world_size(), dist.get_rank()
+
+    def made() -> list[torch.Tensor]:
+        return [
+            torch.arange(6.0).reshape(2, 3) * (rank + 1),
+            torch.tensor(float(rank)),
+            torch.arange(12.0).reshape(3, 4).t()[1:] + rank,
+            torch.full((5,), rank, dtype=torch.int64),
+            torch.empty(0),
+            torch.full((2, 2), 0.5, dtype=torch.bfloat16),
+            (torch.arange(4.0) * rank).to_sparse(),
+            torch.full((70_000,), float(rank)),
+            torch.complex(torch.ones(3), torch.arange(3.0)).conj(),
+        ]
+
+    wanted = made()
+    for tensor in wanted:
+        dist.group.WORLD.allreduce([tensor]).wait()
+    tensors = made()
+    work = dist.group.WORLD.allreduce_coalesced(tensors)
+    work.wait()
+    assert work.is_completed()
+    assert all(one is other for one, other in zip(work.result(), tensors, strict=True))
+    for tensor, right in zip(tensors, wanted, strict=True):
+        assert torch.equal(tensor.to_dense(), right.to_dense())
+    options = dist.AllreduceCoalescedOptions()
+    options.reduceOp = dist.ReduceOp.MAX
+    tensors = [torch.full((3,), rank), torch.full((2,), -rank)]
+    dist.group.WORLD.allreduce_coalesced(tensors, options).wait()
+    assert [tensor.tolist() for tensor in tensors] == [[size - 1] * 3, [0] * 2]
+    options.reduceOp = dist._make_nccl_premul_sum(0.5)
+    tensors = [torch.full((3,), 2.0), torch.ones(1)]
+    dist.group.WORLD.allreduce_coalesced(tensors, options).wait()
+    assert [tensor.tolist() for tensor in tensors] == [[float(size)] * 3, [size / 2]]
+    dist.group.WORLD.allreduce_coalesced([]).wait()
+
+
+def test_all_kinds_coalesced(ranks: Ranks) -> None:
+    """As each alone."""
+    ranks.call(check_all_kinds_coalesced)
 
 
 def test_coalesced(ranks: Ranks) -> None:

@@ -262,7 +262,7 @@ DecodeError = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 def encode(message: MembershipMessage | Inquiry | GroupMessage) -> bytes:
     """Return the MessagePack form of *message*, whose texts are brought within their bounds."""
-    if type(message) is Offer and not message.call.counts:
+    if type(message) is Offer and not (message.call.counts or message.call.tensors):
         return _known_words(message)
     return _encode(message)
 
