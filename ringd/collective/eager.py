@@ -71,7 +71,7 @@ class EagerRule(NamedTuple):
         is not computed, as this member refuses such a call.
 
         Args:
-            call: without a name.
+            call: a bare one.
             nbytes: of the payload.
             rank: whose call that is.
             size: the number of ranks.
