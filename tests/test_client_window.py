@@ -10,6 +10,7 @@ from fake_daemon import eventually
 import ringd
 from ringd.border.limits import Limits
 from ringd.client.session import SHORT_WINDOW
+from ringd.collective.coalesced import MAX_TENSORS, written
 from tests.cluster import Cluster
 from tests.ringkit import BOUNDED, Call, connected
 
@@ -49,6 +50,20 @@ def test_what_may_travel_with_offers_has_a_window_of_bytes(tmp_path):
         with pytest.raises(ringd.DeadlineExceeded, match=r"no room for it.*8 MiB of short tensors"):
             ring.all_reduce(np.ones(2), timeout=0.05)
         assert len(submitted) == 40 + SHORT_WINDOW // (256 << 10)
+
+
+def test_shapes_of_tensors_count_in_that_window(tmp_path):
+    """They travel with the offers, however little or much there is to reduce."""
+    nothing = [np.ones(0)] * MAX_TENSORS
+    room = SHORT_WINDOW // len(written([(0,)] * MAX_TENSORS))
+    with fake(tmp_path, hold=True) as (daemon, ring):
+        submitted = daemon.handler.submitted
+        for _ in range(room + 3):
+            ring.all_reduce_coalesced_async(nothing)
+        eventually(lambda: len(submitted) == room)
+        with pytest.raises(ringd.DeadlineExceeded, match="8 MiB of short tensors"):
+            ring.all_reduce(np.ones(2), timeout=0.05)
+        assert len(submitted) == room
 
 
 def test_what_goes_in_chunks_has_no_window_of_bytes(tmp_path):

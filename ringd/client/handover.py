@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from ringd import errors
 from ringd.client import tensors
-from ringd.client.channel import Payload
 from ringd.client.pool import Block
 from ringd.client.rows import Row
 from ringd.client.session import Op
@@ -67,9 +65,12 @@ def make_op(
                 block, start = found
             elif copies:
                 block, start = blocks[0], 0
-                _copy_into(array, block.bytes(length))
+                if isinstance(array, Row):
+                    array.copy_into(block.bytes(length))
+                else:
+                    tensors.copy_into(array, block.bytes(length))
             else:
-                payload = _to_bytes(array)
+                payload = array.to_bytes() if isinstance(array, Row) else tensors.to_bytes(array)
                 return Op(call, length, result_length, payload=payload, target=target)
             return Op(
                 call,
@@ -86,15 +87,5 @@ def make_op(
             "many for one message; raise ipc.max_message in the daemon's config (now "
             f"{limit} bytes)"
         )
-    return Op(call, length, result_length, payload=_to_bytes(array))
-
-
-def _copy_into(array: Array | Row, target: npt.NDArray[np.uint8]) -> None:
-    if isinstance(array, Row):
-        array.copy_into(target)
-    else:
-        tensors.copy_into(array, target)
-
-
-def _to_bytes(array: Array | Row) -> Payload:
-    return array.to_bytes() if isinstance(array, Row) else tensors.to_bytes(array)
+    payload = array.to_bytes() if isinstance(array, Row) else tensors.to_bytes(array)
+    return Op(call, length, result_length, payload=payload)

@@ -22,9 +22,10 @@ from ringd.wire.border.messages import MAX_LOSS, Ref, Submit
 
 OK = "ok"
 SHORT_WINDOW = 8 << 20
-"""Bytes of the inputs of open ops that may travel with their offers: members keep them until the
-op can run, and offer them anew at once when the ring has formed again. With the default settings
-as much as a window full of the longest that are eager in every ring."""
+"""Bytes of the inputs of open ops that may travel with their offers, and of the shapes of tensors
+that do: members keep them until the op can run, and offer them anew at once when the ring has
+formed again. With the default settings as much as a window full of the longest that are eager in
+every ring."""
 _LEAST_TIMEOUT = 1e-3  # seconds; 0 would mean: none
 _UNDIVIDED = frozenset(name for name, kind in KINDS.items() if kind.undivided)
 
@@ -93,7 +94,7 @@ class Op(msgspec.Struct, eq=False):
     length_made: int = 0
     """Bytes of their inputs, wherever these stood."""
     short_made: int = 0
-    """Bytes of those that may travel with their offers."""
+    """Bytes of those, and of shapes, that may travel with their offers."""
     ended: bool = False
     """Last of what an outcome sets, as it is looked at without the lock."""
     over: bool = False
@@ -317,6 +318,7 @@ class Session:
         op.length_made = last.length_made = self.length_made + op.length
         whole = op.call.kind in _UNDIVIDED  # others are eager up to the limit alone
         short = op.length if whole and op.length <= LONGEST else 0
+        short += len(op.call.tensors)
         op.short_made = last.short_made = self.short_made + short
         if then is not None:
             self.incomplete[then.seq] = then

@@ -26,7 +26,7 @@ from ringd.groups import actions as groups
 from ringd.groups.op import OK
 from ringd.loop import Loop
 from ringd.observe.counters import Counters
-from ringd.observe.recorder import OpEvent, Recorder, recorded
+from ringd.observe.recorder import OpEvent, Recorder
 from ringd.ring.bulk import Bulk, flat
 from ringd.ring.neighbours import Neighbours
 from ringd.wire.border import messages as border
@@ -311,7 +311,7 @@ class Performer:
                 at=now,
                 group=action.group,
                 seq=submission.seq,
-                call=recorded(call),
+                call=str(call) if call.tensors else call,
                 nbytes=nbytes,
                 submitted=submitted,
                 started=started,

@@ -50,18 +50,13 @@ class OpEvent(msgspec.Struct, frozen=True, gc=False):
     group: str
     seq: int
     call: Call | str
-    """See :func:`recorded`."""
+    """In words where it says the shapes of many tensors: thousands of events are kept."""
     nbytes: int
     submitted: float
     started: float | None
     """When all members had submitted; None when that never came."""
     outcome: str
     """Empty while it is open."""
-
-
-def recorded(call: Call) -> Call | str:
-    """Return *call* as thousands of it may be kept: in words where it has the shapes of tensors."""
-    return str(call) if call.tensors else call
 
 
 class _Shown(msgspec.Struct, gc=False):
