@@ -1,7 +1,8 @@
 """The one loop that everything in a daemon runs on.
 
-One iteration: wait for sockets, run their callbacks, then the timers that are due, then what was
-queued by :meth:`Loop.call_soon`. The loop sleeps only when nothing is queued.
+One iteration: wait for sockets, run their callbacks (those that take long last), then the timers
+that are due, then what was queued by :meth:`Loop.call_soon`. The loop sleeps only when nothing is
+queued.
 
 An exception from a callback is a bug and leaves :meth:`Loop.run`.
 """
@@ -64,10 +65,16 @@ def _ignore(_events: int) -> None:
 class _Watch:
     """What the selector hands back for a file; outlives its removal within one iteration."""
 
-    __slots__ = ("callback",)
+    __slots__ = ("bulky", "callback")
 
-    def __init__(self, callback: EventCallback) -> None:
+    def __init__(self, callback: EventCallback, *, bulky: bool) -> None:
         self.callback = callback
+        self.bulky = bulky
+
+
+def _is_bulky(event: tuple[selectors.SelectorKey, int]) -> bool:
+    bulky: bool = event[0].data.bulky
+    return bulky
 
 
 class Timer:
@@ -162,9 +169,14 @@ class Loop:
 
     # --- files ------------------------------------------------------------------------
 
-    def add(self, fileobj: FileLike, events: int, callback: EventCallback) -> None:
-        """Call ``callback(events)`` whenever *fileobj* is ready for one of *events*."""
-        self._selector.register(fileobj, events, _Watch(callback))
+    def add(
+        self, fileobj: FileLike, events: int, callback: EventCallback, *, bulky: bool = False
+    ) -> None:
+        """Call ``callback(events)`` whenever *fileobj* is ready for one of *events*.
+
+        A *bulky* one may take long each time, so of all that are ready it comes after the others.
+        """
+        self._selector.register(fileobj, events, _Watch(callback, bulky=bulky))
 
     def modify(self, fileobj: FileLike, events: int) -> None:
         """Change the events that *fileobj* is watched for."""
@@ -269,6 +281,8 @@ class Loop:
         now, timers = self.now(), self._timers
         if timers and now - timers[0][0] > PAUSE_THRESHOLD:
             self._notice_pause(now)
+        if len(ready) > 1:
+            ready.sort(key=_is_bulky)
         for key, events in ready:
             key.data.callback(events)
         if timers and timers[0][0] <= now:

@@ -101,6 +101,7 @@ class Performer:
             on_finished=self._computed,
             send=neighbours.send_credit,
             defer=loop.call_soon,
+            on_way=neighbours.on_way,
             counters=counters,
         )
         self._computations: dict[tuple[int, int], Computation] = {}

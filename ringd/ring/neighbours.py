@@ -30,6 +30,7 @@ from ringd.ring.early import MOST, Early
 from ringd.ring.homing import Homing
 from ringd.ring.inquiry import Inquiries
 from ringd.ring.namesakes import Namesakes
+from ringd.ring.pace import AT_EASE, bytes_on_way
 from ringd.ring.reach import Reach
 from ringd.ring.state import State as Stored
 from ringd.ring.state import StateFile
@@ -639,6 +640,13 @@ class Neighbours:
             self.kick(self._bulk.credit(header))
         elif (onward := self.links.get(OPPOSITE[link.side])) is not None:
             onward.send(header)
+
+    def on_way(self, side: Side, gid: int) -> float:
+        """Return how many bytes of a large call of session *gid* are to be on their way there."""
+        link = self.links.get(side)
+        if link is None:
+            return AT_EASE
+        return bytes_on_way(link.shortest_round_trip, shared=link.is_shared(gid))
 
     def send_credit(self, side: Side, header: Header) -> None:
         """Send a credit to a neighbour."""
