@@ -12,6 +12,7 @@ here.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,11 @@ _FLOAT32 = np.dtype(np.float32)
 _ROWS = np.empty((4, BLOCK), np.uint32)
 """Two blocks as float32, a partial result, and what is computed between."""
 
-_EVERY_FLOAT16 = np.arange(1 << 16, dtype=np.uint16).view(_FLOAT16).astype(_FLOAT32)
-"""What each 16 bits stand for."""
+
+@cache
+def _every_float16() -> Array:
+    """Return what each 16 bits stand for; 256 KiB, so not before they are needed."""
+    return np.arange(1 << 16, dtype=np.uint16).view(_FLOAT16).astype(_FLOAT32)
 
 
 def blocks(count: int) -> Iterator[slice]:
@@ -66,7 +70,7 @@ def partial(count: int) -> Array:
 def widen(values: Array, out: Array) -> None:
     """Write *values* (float16 or bfloat16) into *out* (float32)."""
     if values.dtype == _FLOAT16 and len(values) > _FEW:
-        np.take(_EVERY_FLOAT16, values.view(np.uint16), out=out, mode="clip")
+        np.take(_every_float16(), values.view(np.uint16), out=out, mode="clip")
     else:
         np.copyto(out, values)
 

@@ -51,6 +51,10 @@ class ScratchPool:
         if len(self._free) < self._keep:
             self._free.append(buffer)
 
+    def clear(self) -> None:
+        """Give all free buffers back to the system."""
+        self._free.clear()
+
 
 class Crew(Protocol):
     """Who carries out work that needs no other machine."""

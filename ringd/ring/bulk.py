@@ -171,6 +171,10 @@ class Bulk:
         """Forget the op; the caller makes the links let go of its memory."""
         self._flows.pop((gid, seq), None)
 
+    def give_back(self) -> None:
+        """Give back the chunk buffers that are kept for the next op: none has come for a while."""
+        self._scratch.clear()
+
     def broke(self) -> None:
         """Forget what was to pass: the ring broke."""
         for lane in self._lanes.values():
