@@ -37,6 +37,9 @@ SPIN = 100e-6
 """Seconds for which a wait looks before it sleeps: an idle core wakes up some 50 us late."""
 _SPINS_IN_VAIN = 8
 """Waits that may turn out longer, one after the other, before the next ones sleep at once."""
+_APART = 0.1
+"""Seconds of a wait after which events follow each other closely no more: the frames of a heartbeat
+do, two of them, and then nothing comes for longer."""
 _CORE_TAKEN = 2.5e-3
 """Seconds after which whoever has been yielded to is no partner in the call, but computes: it has
 the core until the system's next tick, 4 ms on most Linux machines."""
@@ -101,7 +104,7 @@ class AdaptiveWait:
     happens it costs nothing, and where others need the processor it sleeps at once.
     """
 
-    __slots__ = ("_now", "_select", "_sleeps_until", "_spins", "_yield")
+    __slots__ = ("_now", "_select", "_short", "_sleeps_until", "_spins", "_yield")
 
     def __init__(
         self,
@@ -112,6 +115,7 @@ class AdaptiveWait:
         self._select = select
         self._now = now
         self._yield = yield_core
+        self._short = False  # whether the last wait was a short one
         self._spins = 0  # how many waits may still spin, unless another short one comes
         self._sleeps_until = 0.0
 
@@ -128,8 +132,15 @@ class AdaptiveWait:
                 self._spins = _SPINS_IN_VAIN
                 return ready
         ready = self._select(timeout)
-        if ready and self._now() <= end:
-            self._spins = _SPINS_IN_VAIN
+        now = self._now()
+        if ready and now <= end:
+            if self._short:
+                self._spins = _SPINS_IN_VAIN
+            self._short = True
+        else:
+            self._short = False
+            if now - began > _APART:
+                self._spins = 0
         return ready
 
     def _spin(self, now: float, end: float) -> Events:
