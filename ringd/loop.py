@@ -1,7 +1,8 @@
 """The one loop that everything in a daemon runs on.
 
-One iteration: wait for sockets, run their callbacks, then the timers that are due, then what was
-queued by :meth:`Loop.call_soon`. The loop sleeps only when nothing is queued.
+One iteration: wait for sockets, run their callbacks (those that take long last), then the timers
+that are due, then what was queued by :meth:`Loop.call_soon`. The loop sleeps only when nothing is
+queued.
 
 An exception from a callback is a bug and leaves :meth:`Loop.run`.
 """
@@ -38,6 +39,9 @@ SPIN = 100e-6
 """Seconds for which a wait looks before it sleeps: an idle core wakes up some 50 us late."""
 _SPINS_IN_VAIN = 8
 """Waits that may turn out longer, one after the other, before the next ones sleep at once."""
+_APART = 0.1
+"""Seconds of a wait after which events follow each other closely no more: the frames of a heartbeat
+do, two of them, and then nothing comes for longer."""
 _CORE_TAKEN = 2.5e-3
 """Seconds after which whoever has been yielded to is no partner in the call, but computes: it has
 the core until the system's next tick, 4 ms on most Linux machines."""
@@ -47,7 +51,7 @@ _TAKEN_FOR = 5.0
 Events = list[tuple[int, int]]
 """(descriptor, what it is ready for)."""
 _EVENTS = polling.EVENTS
-_descriptor = itemgetter(0)
+_descriptor, _events = itemgetter(0), itemgetter(1)
 
 
 class HasFileno(Protocol):
@@ -73,11 +77,16 @@ def _ignore(_events: int) -> None:
 class _Watch:
     """What is called for a file; outlives its removal within one iteration."""
 
-    __slots__ = ("callback", "events")
+    __slots__ = ("bulky", "callback", "events")
 
-    def __init__(self, events: int, callback: EventCallback) -> None:
+    def __init__(self, events: int, callback: EventCallback, *, bulky: bool) -> None:
         self.events = events
         self.callback = callback
+        self.bulky = bulky
+
+
+def _is_bulky(due: tuple[_Watch, int]) -> bool:
+    return due[0].bulky
 
 
 class Timer:
@@ -104,7 +113,7 @@ class AdaptiveWait:
     happens it costs nothing, and where others need the processor it sleeps at once.
     """
 
-    __slots__ = ("_now", "_select", "_sleeps_until", "_spins", "_yield")
+    __slots__ = ("_now", "_select", "_short", "_sleeps_until", "_spins", "_yield")
 
     def __init__(
         self,
@@ -115,6 +124,7 @@ class AdaptiveWait:
         self._select = select
         self._now = now
         self._yield = yield_core
+        self._short = False  # whether the last wait was a short one
         self._spins = 0  # how many waits may still spin, unless another short one comes
         self._sleeps_until = 0.0
 
@@ -131,8 +141,15 @@ class AdaptiveWait:
                 self._spins = _SPINS_IN_VAIN
                 return ready
         ready = self._select(timeout)
-        if ready and self._now() <= end:
-            self._spins = _SPINS_IN_VAIN
+        now = self._now()
+        if ready and now <= end:
+            if self._short:
+                self._spins = _SPINS_IN_VAIN
+            self._short = True
+        else:
+            self._short = False
+            if now - began > _APART:
+                self._spins = 0
         return ready
 
     def _spin(self, now: float, end: float) -> Events:
@@ -173,13 +190,18 @@ class Loop:
 
     # --- files ------------------------------------------------------------------------
 
-    def add(self, fileobj: FileLike, events: int, callback: EventCallback) -> None:
-        """Call ``callback(events)`` whenever *fileobj* is ready for one of *events*."""
+    def add(
+        self, fileobj: FileLike, events: int, callback: EventCallback, *, bulky: bool = False
+    ) -> None:
+        """Call ``callback(events)`` whenever *fileobj* is ready for one of *events*.
+
+        A *bulky* one may take long each time, so of all that are ready it comes after the others.
+        """
         fd = _fileno(fileobj)
         if fd in self._watches:
             raise KeyError(f"descriptor {fd} is watched already")
         self._poller.register(fd, events)
-        self._watches[fd] = _Watch(events, callback)
+        self._watches[fd] = _Watch(events, callback, bulky=bulky)
 
     def modify(self, fileobj: FileLike, events: int) -> None:
         """Change the events that *fileobj* is watched for."""
@@ -291,8 +313,11 @@ class Loop:
         if timers and now - timers[0][0] > PAUSE_THRESHOLD:
             self._notice_pause(now)
         # Looked up before any is called: a descriptor may be closed, and be another file's then.
-        watches = list(map(self._watches.__getitem__, map(_descriptor, ready)))
-        for watch, (_, events) in zip(watches, ready, strict=True):
+        watches = map(self._watches.__getitem__, map(_descriptor, ready))
+        due = list(zip(watches, map(_events, ready), strict=True))
+        if len(due) > 1:
+            due.sort(key=_is_bulky)
+        for watch, events in due:
             watch.callback(events if events <= _EVENTS else watch.events)
         if timers and timers[0][0] <= now:
             self._run_timers(now)

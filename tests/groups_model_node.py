@@ -82,6 +82,7 @@ class Node:
                 on_finished=self.computed,
                 send=self._send_credit,
                 defer=lambda event: self.soon(self.sim.delay(1), event),
+                on_way=lambda _side, _gid: 0,
                 counters=Counters(),
             )
         self.generation = 0

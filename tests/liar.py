@@ -64,6 +64,7 @@ class Liar:
             on_finished=lambda _gid, _seq: None,
             send=self.neighbours.send_credit,
             defer=self._loop.call_soon,
+            on_way=self.neighbours.on_way,
             counters=counters,
         )
         self.neighbours.attach(self, _NoStreams(), self._bulk)

@@ -36,6 +36,7 @@ class Bench:
                 on_finished=lambda gid, seq: self.finished.append((gid, seq)),
                 send=lambda _side, _header: None,
                 defer=self.queue.append,
+                on_way=lambda _side, _gid: 0,
                 counters=Counters(),
             )
 

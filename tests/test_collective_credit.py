@@ -76,3 +76,43 @@ def test_no_chunk_leaves_beyond_the_credit():
     assert [transfer.next_send() is not None for _ in range(number)] == [True] * (number - 3) + [
         False
     ] * 3
+
+
+@pytest.mark.parametrize("name", CARRIED)
+@pytest.mark.parametrize("by_rank", [False, True])
+def test_machines_that_keep_pace_never_wait_in_a_circle(name, by_rank):
+    """Also where each may be a single chunk ahead, and where they have unequal numbers of ranks."""
+    for size, seed in itertools.product(range(1, 7), range(6)):
+        chosen = random.Random(f"{name} {size} {seed}")
+        places = sorted(chosen.choices(range(size), k=size))
+        root = chosen.choice(roots(name, size))
+        operation, dtype = ("sum", "float16") if KINDS[name].reduces else ("", "int32")
+        count = chosen.choice([0, 1, 40, 200, 600])
+        call = call_of(name, count, size, root, operation=operation, dtype=dtype)
+        inputs = [np.ones(kinds.source_count(call, r, size), dtype) for r in range(size)]
+        ring = Party([call] * size, inputs, by_rank=by_rank, places=places)
+        for transfer in ring.transfers:
+            transfer.keep_pace(chosen.randint(1, 3))
+        ring.run(seed)
+        assert all(transfer.finished for transfer in ring.transfers)
+
+
+@pytest.mark.parametrize("name", ["all_reduce", "reduce_scatter", "all_gather"])
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_what_keeps_pace_sends_few_chunks_ahead(name, ahead):
+    """Of what it has received; with no bound, the first machine may send all of its input."""
+    size = 3
+    operation = "sum" if KINDS[name].reduces else ""
+    call = call_of(name, 1000, size, roots(name, size)[0], operation=operation)
+    inputs = [np.ones(kinds.source_count(call, r, size), np.int32) for r in range(size)]
+    ring = Party([call] * size, inputs)
+    for transfer in ring.transfers:
+        transfer.keep_pace(ahead)
+    most = 0
+    rng = random.Random(f"{name} {ahead}")
+    while moves := ring.moves():
+        act, rank = rng.choice(moves)
+        act(rank)
+        most = max(most, *(t._next - t.received_chunks for t in ring.transfers))
+    assert [t.finished for t in ring.transfers] == [True] * size
+    assert most == ahead

@@ -17,6 +17,7 @@ from ringd.observe.counters import Counters
 from ringd.observe.recorder import Recorder
 from ringd.ring import early as early_frames
 from ringd.ring.neighbours import Neighbours
+from ringd.ring.pace import AT_EASE, LATELY
 from ringd.ring.state import StateFile
 from ringd.wire.link import control
 from ringd.wire.link.control import Done
@@ -285,6 +286,30 @@ def test_what_is_of_another_generation_goes_nowhere(inside, generation):
     neighbours, link = inside.neighbours, inside.neighbours.links["right"]
     neighbours.frame_received(link, Header(FrameType.CREDIT, generation=generation, origin=1), b"")
     assert inside.counters.dropped_frames == {"of another generation": 1}
+
+
+@pytest.mark.parametrize("sent", [True, False])
+def test_large_calls_keep_close_while_small_ones_of_others_go_by(inside, monkeypatch, sent):
+    """Both ways; those whose tensor is in the message, not a large one's offer."""
+    neighbours, link = inside.neighbours, inside.neighbours.links["left"]
+    link._pulse.shortest = 1e-4
+
+    def say(size):
+        if sent:
+            ways = {"side": "left", "origin": None, "until": 1, "rank": 0}
+            said = {"gid": 1, "seq": 0, "message": Done(0), "payload": bytes(size)}
+            neighbours.send_group(SimpleNamespace(**said, **ways))
+        else:
+            neighbours.frame_received(link, *early(size))
+
+    say(0)
+    assert neighbours.on_way("left", 2) == AT_EASE
+    say(4)
+    assert neighbours.on_way("left", 2) < AT_EASE
+    assert neighbours.on_way("left", 1) == AT_EASE
+    later = inside.loop.now() + LATELY
+    monkeypatch.setattr(inside.loop, "now", lambda: later)
+    assert neighbours.on_way("left", 2) == AT_EASE
 
 
 def test_a_call_that_is_told_again_counts_once(home):

@@ -114,6 +114,19 @@ def test_forged_heartbeats(loop, raw_link):
     assert link._loss is None
 
 
+def test_the_shortest_round_trip_is_remembered(loop, link_pair, monkeypatch):
+    """Later ones say more of who was busy than of the way."""
+    right = link_pair[0][0]
+    assert right.shortest_round_trip is None
+    took = []
+    for _ in range(8):
+        monkeypatch.setattr(right._pulse, "round_trip", None)
+        right._pulse.ping()
+        run_until(loop, lambda: right.round_trip is not None)
+        took.append(right.round_trip)
+    assert right.shortest_round_trip <= min(took)
+
+
 def test_a_silent_peer_is_lost(loop):
     """A peer that says nothing is lost after the time that was given to it."""
     sock, far = tcp_pair()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import random
+import sys
 from dataclasses import replace
 
 import msgspec
@@ -16,10 +18,15 @@ from netkit import PEER, control, data, framed, make_link, run_until, secrets, t
 
 from ringd.loop import Loop
 from ringd.net.incoming import READ_BUFFER
-from ringd.net.link import TURN_SECONDS
+from ringd.net.link import TURN, TURN_SECONDS, UNSENT
 from ringd.wire.link.frames import HEADER_SIZE
 from ringd.wire.link.framing import ALIGNMENT
 from ringd.wire.link.sealing import SealedWriter
+
+SIOCOUTQNSD = 0x894B
+"""Of linux/sockios.h: the bytes of a socket that are not sent yet."""
+LARGEST_SEGMENT = 64 << 10
+"""Bytes that TCP makes one of, to be cut by the network's card."""
 
 SIZES = [0, 1, 51, 52, 8140, 8192, 8193, 16383, 16384, 16385, 40_000, 262_144, 1 << 20]
 
@@ -52,6 +59,39 @@ def test_small_frames_take_turns_with_all_else(loop, link_pair, monkeypatch):
         loop._iterate(loop._settle())
         most = max(most, len(received.frames) - before)
     assert most <= 4 * READ_BUFFER // 128
+
+
+@pytest.mark.parametrize("length", [1000, 4 << 20])
+def test_endless_data_takes_turns_with_all_else(loop, link_pair, length):
+    """However much there is to read and to write, the loop looks at others after a few of it."""
+    (right, sender), (left, receiver) = link_pair
+    chunk = bytes(length)
+    buffer = memoryview(bytearray(length))
+    receiver.data_buffer = lambda _link, _header: buffer
+    sender.next_data = lambda _link: data(0, chunk)
+    sender.data_sent = receiver.data_received = lambda _link, _header: None
+    right.kick()
+    most = 0
+    while left.bytes_in < 64 * TURN:
+        before = right.bytes_out, left.bytes_in
+        loop._iterate(loop._settle())
+        most = max(most, right.bytes_out - before[0], left.bytes_in - before[1])
+    assert 0 < most < TURN + length + 2 * READ_BUFFER
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS says it of the events alone")
+def test_little_waits_in_the_system(loop, raw_link):
+    """What it has taken and cannot send, no later message overtakes."""
+    link, sender, _ = raw_link
+    chunk = bytes(512 << 10)
+    sender.next_data = lambda _link: data(0, chunk)
+    link.kick()
+    for _ in range(200):
+        loop._iterate(0.0)
+    unsent = fcntl.ioctl(link._sock, SIOCOUTQNSD, bytes(4))
+    assert link.bytes_out > 0
+    assert int.from_bytes(unsent, sys.byteorder) <= UNSENT + LARGEST_SEGMENT
+    assert len(sender.sent) == link.bytes_out // (len(chunk) + HEADER_SIZE)
 
 
 def test_a_payload_may_be_reused_at_once(loop, link_pair):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -153,6 +154,20 @@ def test_events_and_modify(loop):
         loop.remove(one)
     assert set(seen[:1]) == {EVENT_READ | EVENT_WRITE}
     assert seen[-1] == EVENT_WRITE
+
+
+def test_what_takes_long_comes_last(loop):
+    """Of all that is ready at one look, whatever its place there."""
+    heard = []
+    with contextlib.ExitStack() as stack:
+        for name, bulky in [("a", True), ("b", False), ("c", True), ("d", False)]:
+            near, far = map(stack.enter_context, socket.socketpair())
+            loop.add(near, EVENT_READ, lambda _events, name=name: heard.append(name), bulky=bulky)
+            stack.callback(loop.remove, near)
+            far.send(b"x")
+        turn(loop)
+    assert sorted(heard[:2]) == ["b", "d"]
+    assert sorted(heard[2:]) == ["a", "c"]
 
 
 def test_what_is_queued_keeps_the_loop_awake(loop):

@@ -24,22 +24,33 @@ class Stand:
         self.follow = follow
         self.through = []
         """What is through, as (session, rank, number)."""
+        self.later = []
+        """What is to be done later."""
         self.counters = Counters()
         config = SimpleNamespace(ops=OpsSettings(), ipc=IpcSettings())
         self.performer = Performer(
-            SimpleNamespace(now=lambda: 0.0, call_soon=lambda callback: callback()),
+            SimpleNamespace(
+                now=lambda: 0.0,
+                call_soon=lambda callback: callback(),
+                call_later=self._call_later,
+            ),
             config,
             ALONE,
             SimpleNamespace(
                 kick=lambda _side: None,
                 send_group=None,
                 send_credit=None,
+                on_way=lambda _side, _gid: 0,
                 let_go=lambda _gid, _seq: None,
             ),
             None,
             counters=self.counters,
             on_finished=self._finished,
         )
+
+    def _call_later(self, _delay, callback):
+        self.later.append(callback)
+        return callback
 
     def _finished(self, gid, rank, seq, _now):
         self.through.append((gid, rank, seq))
@@ -136,6 +147,25 @@ def test_a_small_op_is_computed_for_each_rank_by_itself(shared):
     stand.performer.perform([run((b"\1\2\3\4",) * 4, views[1])])
     assert stand.through == [(1, 2, 0)]
     assert stand.performer.bulk.started == []
+
+
+def test_chunk_buffers_go_back_once_no_call_comes():
+    """Until then each has those of the one before; and no timer runs on for nothing."""
+    stand = Stand()
+    pool = stand.performer.bulk._scratch
+
+    def tick():
+        stand.later.pop()()
+        return len(pool._free)
+
+    stand.performer.perform([run(None)])
+    pool.give(pool.take(1))
+    assert tick() == 1  # the op may be a moment old
+    stand.performer.perform([run(None)])
+    assert len(stand.later) == 1
+    assert tick() == 1
+    assert tick() == 0
+    assert stand.later == []
 
 
 def test_what_is_freed_keeps_nothing_of_its_program():

@@ -52,7 +52,7 @@ class Members:
     A link takes a chunk only when it was told that there may be one, like a real one.
     """
 
-    def __init__(self, size):
+    def __init__(self, size, on_way=0.0):
         self.size = size
         self.ops = {}
         self.later = []
@@ -66,6 +66,7 @@ class Members:
                 on_finished=partial(self._ended, member),
                 send=partial(self._send_credit, member),
                 defer=self.later.append,
+                on_way=lambda _side, _gid: on_way,
                 counters=self.counters[member],
             )
             for member in range(size)
@@ -289,6 +290,15 @@ def test_neighbours_need_no_credits():
     members.run(1)
     assert op.right()
     assert members.granted == []
+
+
+@pytest.mark.parametrize(("on_way", "chunks"), [(0.0, 2), (CHUNK, 2), (CHUNK + 1, 3), (1e4, 158)])
+def test_as_many_chunks_are_ahead_as_keep_the_link_busy(on_way, chunks):
+    """And one that the neighbour works on; behind them wait the small calls of others."""
+    members = Members(2, on_way)
+    members.start((0, 1), count=(chunks + 50) * 2 * CHUNK // 4, members={0})
+    members.run(1)
+    assert members.sent[1, 0, 1] == chunks
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])

@@ -68,6 +68,7 @@ class Ring:
             index < len(sends)
             and sends[index].after <= transfer._received
             and (transfer.credit is None or index < transfer.credit)
+            and index < transfer._received + transfer._ahead
         )
 
     def start(self, rank):

@@ -12,7 +12,7 @@ here.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,8 +56,10 @@ def _rows(count: int) -> _Rows:
     return _Rows(list(rows), list(signed), list(floats), rows[:2])
 
 
-_EVERY_FLOAT16 = np.arange(1 << 16, dtype=np.uint16).view(_FLOAT16).astype(_FLOAT32)
-"""What each 16 bits stand for."""
+@cache
+def _every_float16() -> Array:
+    """Return what each 16 bits stand for; 256 KiB, so not before they are needed."""
+    return np.arange(1 << 16, dtype=np.uint16).view(_FLOAT16).astype(_FLOAT32)
 
 
 def blocks(count: int) -> Iterator[slice]:
@@ -89,7 +91,7 @@ def widen(values: Array, out: Array) -> None:
     """Write *values* (float16 or bfloat16) into *out* (float32)."""
     if values.dtype == _FLOAT16 and len(values) > _FEW:
         # No index is beyond; with "clip" each takes a quarter longer.
-        np.take(_EVERY_FLOAT16, values.view(np.uint16), out=out, mode="wrap")
+        np.take(_every_float16(), values.view(np.uint16), out=out, mode="wrap")
     else:
         np.copyto(out, values)
 

@@ -234,6 +234,9 @@ class Plan:
     """Elements of the source."""
     target_count: int
     """Elements of the target."""
+    even: bool = False
+    """Whether all machines have as many sends as receives, and none of their sends number *i* needs
+    more than *i* receives: so each may wait with what it sends for what it receives."""
     passing: tuple[int, ...] = field(init=False, repr=False, compare=False)
     """The receives of chunks for others, where these are limited."""
     onward: frozenset[int] = field(init=False, repr=False, compare=False)

@@ -73,9 +73,8 @@ def ring_all_reduce(task: Task) -> Plan:
         )
 
     local = () if size > 1 else task.local(task.pieces(whole, k))
-    return Plan(
-        task, tuple(map(send, chunks)), tuple(map(receive, chunks)), local, task.count, task.count
-    )
+    sends, receives = tuple(map(send, chunks)), tuple(map(receive, chunks))
+    return Plan(task, sends, receives, local, task.count, task.count, even=True)
 
 
 def ring_reduce_scatter(task: Task) -> Plan:
@@ -107,7 +106,8 @@ def ring_reduce_scatter(task: Task) -> Plan:
                 receives.append(_add(task, part, ends[segment] + part.start, step))
                 came.append(len(receives))
     local = () if size > 1 else task.local(blocks[0])
-    return Plan(task, tuple(sends), tuple(receives), local, ends[-1], task.lengths[rank])
+    even = len({*map(len, blocks)}) == 1
+    return Plan(task, tuple(sends), tuple(receives), local, ends[-1], task.lengths[rank], even)
 
 
 def _add(task: Task, part: range, own: int, step: int) -> Receive:
@@ -147,7 +147,8 @@ def ring_all_gather(task: Task) -> Plan:
             if step < size - 1:
                 sends.append(task.send(len(receives), Place.TARGET, part))
     local = task.local(own, target=ends[rank])
-    return Plan(task, tuple(sends), tuple(receives), local, lengths[rank], ends[-1])
+    even = len({task.chunks(length, MIN_CHUNKS) for length in lengths}) == 1
+    return Plan(task, tuple(sends), tuple(receives), local, lengths[rank], ends[-1], even)
 
 
 def _shift(span: range, by: int) -> range:

@@ -52,6 +52,10 @@ class ScratchPool:
         if len(self._free) < self._keep:
             self._free.append(buffer)
 
+    def clear(self) -> None:
+        """Give all free buffers back to the system."""
+        self._free.clear()
+
 
 class Crew(Protocol):
     """Who carries out work that needs no other machine."""
@@ -86,6 +90,7 @@ class Transfer:
     """
 
     __slots__ = (
+        "_ahead",
         "_at_once",
         "_buffers",
         "_credit",
@@ -94,6 +99,7 @@ class Transfer:
         "_input",
         "_itemsize",
         "_limit",
+        "_may",
         "_merges",
         "_next",
         "_outgoing",
@@ -155,6 +161,7 @@ class Transfer:
         """Instructions that are still to be carried out."""
         self._passed = 0  # chunks for others that have left
         self._incoming: Receive | None = None
+        self._ahead = len(plan.sends)
         self.credit = None
 
     @property
@@ -193,7 +200,18 @@ class Transfer:
     def credit(self, credit: int | None) -> None:
         self._credit = credit
         most = len(self.plan.sends)
-        self._limit = most if credit is None else min(credit, most)
+        self._may = most if credit is None else min(credit, most)
+        self._limit = min(self._may, self._received + self._ahead)
+
+    def keep_pace(self, ahead: int) -> None:
+        """Send at most *ahead* chunks, one or more, beyond those that have been received.
+
+        Where all machines send as they receive, so many of each wait at the next one, or on their
+        way there. Of other plans nothing is changed.
+        """
+        if self.plan.even:
+            self._ahead = ahead
+            self._limit = min(self._may, self._received + ahead)
 
     # --- to the right -----------------------------------------------------------------
 
@@ -290,6 +308,7 @@ class Transfer:
             self._deliver(index, receive)
         self._incoming = None
         self._received = index + 1
+        self._limit = min(self._may, index + 1 + self._ahead)
         self.left -= 1
         if self.unworked:
             self.work()

@@ -24,12 +24,16 @@ from ringd.collective.view import View
 from ringd.config.settings import Config
 from ringd.groups import actions as groups
 from ringd.groups.op import OK
-from ringd.loop import Loop
+from ringd.host import heap
+from ringd.loop import Loop, Timer
 from ringd.observe.counters import Counters
 from ringd.observe.recorder import OpEvent, Recorder
 from ringd.ring.bulk import Bulk, flat
 from ringd.ring.neighbours import Neighbours
 from ringd.wire.border import messages as border
+
+TIDY_AFTER = 1.0
+"""Seconds without a call after which what lies free is given back; up to twice as many."""
 
 _BYTES = np.dtype(np.uint8)
 
@@ -116,10 +120,13 @@ class Performer:
             on_finished=self._computed,
             send=neighbours.send_credit,
             defer=loop.call_soon,
+            on_way=neighbours.on_way,
             counters=counters,
         )
         self._computations: dict[tuple[int, int], Computation] = {}
         """Large ops under way, by session and number."""
+        self._worked = False  # whether there was a call since the timer was set
+        self._tidying: Timer | None = None
         self._queue: deque[groups.Action] = deque()
         self._performing = False
         self._doers: dict[type, Callable[[Any], None]] = {
@@ -158,6 +165,9 @@ class Performer:
     # --- computing --------------------------------------------------------------------
 
     def _run(self, action: groups.Run) -> None:
+        self._worked = True
+        if self._tidying is None:
+            self._tidying = self._loop.call_later(TIDY_AFTER, self._tidy)
         if action.payloads is None:
             self._run_large(action)
             return
@@ -207,6 +217,16 @@ class Performer:
         """A large op is through."""
         for run in self._computations.pop((gid, seq)).runs:
             self.perform(self._finished(gid, run.view.rank, seq, self._loop.now()))
+
+    def _tidy(self) -> None:
+        """Give back what calls have left behind, once there has been none for a while."""
+        if self._worked or len(self.bulk):
+            self._worked = False
+            self._tidying = self._loop.call_later(TIDY_AFTER, self._tidy)
+        else:
+            self._tidying = None
+            self.bulk.give_back()
+            heap.give_back_free_blocks()
 
     def _stop(self, action: groups.Stop) -> None:
         if self._computations.pop((action.gid, action.seq), None) is not None:

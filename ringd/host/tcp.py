@@ -9,6 +9,7 @@ import sys
 import termios
 
 _SO_NWRITE = 0x1024  # macOS; Python has no name for it
+_TCP_NOTSENT_LOWAT = 25 if sys.platform == "linux" else 0x201  # likewise, for either
 
 _WITHOUT_PACING = ("cubic", "reno")
 """Preferred first; a process without privileges may always choose reno."""
@@ -33,6 +34,16 @@ def link_socket(family: int, congestion: str) -> socket.socket:
         with contextlib.suppress(OSError):
             _avoid_pacing(sock)
     return sock
+
+
+def keep_little_unsent(sock: socket.socket, most: int) -> None:
+    """Have the system take no more than *most* bytes that it cannot send yet, about.
+
+    By itself it takes some MiB, which wait before all that is written later. Linux then takes no
+    more; macOS says only that there is no room.
+    """
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, most)
 
 
 def unacknowledged(sock: socket.socket) -> int:

@@ -58,6 +58,8 @@ class Pulse:
         """When bytes last came, and last went, on the loop's clock."""
         self.round_trip: float | None = None
         """Seconds there and back."""
+        self.shortest: float | None = None
+        """The fewest of these: what the way takes, where others were busy."""
         self._loop = loop
         self._heartbeat = heartbeat
         self._lost_after = lost_after
@@ -118,7 +120,9 @@ class Pulse:
         if self._proof is not None and header.seq == self._proof.stamp:
             self._proven(alive=True)
         if header.seq == self._stamp:
-            self.round_trip = (self._now() - header.seq) / 1e6
+            took = self.round_trip = (self._now() - header.seq) / 1e6
+            if self.shortest is None or took < self.shortest:
+                self.shortest = took
         if header.index == _PONG:
             self._asked = -1
             self._answer(Header(FrameType.HEARTBEAT, seq=header.group, index=_ACK))

@@ -6,6 +6,7 @@ where to put what it receives. A chunk for a member further on is kept until it 
 Where a chunk may wait on its way, at members that have no part in the op or none yet, the
 receiver bounds what its sender may have under way: the sender keeps to a *credit* of chunks, which
 the receiver raises. So nobody holds more of an op than :data:`FAR` chunks, or than its plan does.
+Between neighbours they keep pace instead (:mod:`ringd.ring.pace`), where their plan lets them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 
@@ -71,6 +73,7 @@ class Bulk:
             still to be sent; the transfer is forgotten by then.
         send: Sends a header without a payload to a neighbour.
         defer: Calls its argument soon, after a look at the sockets.
+        on_way: Returns how many bytes are to be on their way to a neighbour, of a session's call.
         counters: Where chunks that come for no op of ours are counted.
     """
 
@@ -84,6 +87,7 @@ class Bulk:
         on_finished: Callable[[int, int], None],
         send: Callable[[Side, Header], None],
         defer: Callable[[Callable[[], None]], None],
+        on_way: Callable[[Side, int], float],
         counters: Counters,
     ) -> None:
         self._member = member
@@ -93,6 +97,7 @@ class Bulk:
         self._on_finished = on_finished
         self._send = send
         self._defer = defer
+        self._on_way = on_way
         self._counters = counters
         self._plans: dict[tuple[object, ...], Arrangement] = {}  # programs repeat their shapes
         self._working: deque[Key] = deque()  # ops with work that waits for nobody
@@ -143,6 +148,8 @@ class Bulk:
         self._flows[key] = flow = self._flow(transfer, view, kinds.of(calls[0]))
         if flow.credited:
             transfer.credit = FAR
+        else:
+            transfer.keep_pace(self._ahead(flow.side, key[0]))
         transfer.work()  # a root that only sends is then through as soon as the last chunk has left
         if transfer.plan.sends:
             self._lanes[flow.side].queue(*key)
@@ -156,9 +163,17 @@ class Bulk:
         sender = back, view.until
         return Flow(transfer, view.side, view.next, far, far or kind.passes, sender)
 
+    def _ahead(self, side: Side, gid: int) -> int:
+        """Return how many chunks may be ahead of those received, to a neighbour on that side."""
+        return 1 + max(1, ceil(self._on_way(side, gid) / self._chunk_bytes))
+
     def stop(self, gid: int, seq: int) -> None:
         """Forget the op; the caller makes the links let go of its memory."""
         self._flows.pop((gid, seq), None)
+
+    def give_back(self) -> None:
+        """Give back the chunk buffers that are kept for the next op: none has come for a while."""
+        self._scratch.clear()
 
     def broke(self) -> None:
         """Forget what was to pass: the ring broke."""
@@ -224,6 +239,8 @@ class Bulk:
             return None
         transfer = flow.transfer
         transfer.received(header.index)
+        if not flow.credited:
+            transfer.keep_pace(self._ahead(flow.side, key[0]))
         ready = transfer.ready
         if ready:
             self._lanes[flow.side].queue(*key)

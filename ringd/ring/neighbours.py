@@ -30,6 +30,7 @@ from ringd.ring.early import MOST, Early
 from ringd.ring.homing import Homing
 from ringd.ring.inquiry import Inquiries
 from ringd.ring.namesakes import Namesakes
+from ringd.ring.pace import AT_EASE, SmallCalls, bytes_on_way
 from ringd.ring.reach import Reach
 from ringd.ring.state import State as Stored
 from ringd.ring.state import StateFile
@@ -170,6 +171,7 @@ class Neighbours:
         self._tick: Timer | None = None
         self._unsaved = ""  # why the state was not saved, the last time
         self._early = Early()
+        self._small_calls = SmallCalls()
         self._tick_due: float | None = None
         self._reach: Reach | None = None
         if self.size > 1:
@@ -467,6 +469,8 @@ class Neighbours:
         if link is None or generation is None:
             return
         head, data = control.encode(said.message), said.payload
+        if data:
+            self._small_calls.group, self._small_calls.at = said.gid, self._loop.now()
         if self._config.ops.checksum:
             data = bytes(data)  # a program may write to it meanwhile, and spoil the link with that
         flags, crc = self._guard(head, data)
@@ -557,9 +561,12 @@ class Neighbours:
             return
         decode = control.decode_group if header.index > control.SHORT else control.decode_short
         message = decode(bytes(payload[: header.index]), self.size)
-        data = payload[header.index :] if header.length > header.index else b""
-        if len(data) > self._longest_eager:
-            raise FrameError(f"{len(data)} bytes of tensor in a message")
+        data: memoryview | bytes = b""
+        if header.length > header.index:
+            data = payload[header.index :]
+            if len(data) > self._longest_eager:
+                raise FrameError(f"{len(data)} bytes of tensor in a message")
+            self._small_calls.group, self._small_calls.at = header.group, self._loop.now()
         if not isinstance(message, Poll):  # a poll changes on its way and comes back
             if header.origin in (self.rank, header.until):
                 raise FrameError("a group message that goes round to its sender")
@@ -667,6 +674,14 @@ class Neighbours:
             self.kick(self._bulk.credit(header))
         elif (onward := self.links.get(OPPOSITE[link.side])) is not None:
             onward.send(header)
+
+    def on_way(self, side: Side, gid: int) -> float:
+        """Return how many bytes of a large call of session *gid* are to be on their way there."""
+        link = self.links.get(side)
+        if link is None:
+            return AT_EASE
+        shared = self._small_calls.beside(gid, self._loop.now())
+        return bytes_on_way(link.shortest_round_trip, shared=shared)
 
     def send_credit(self, side: Side, header: Header) -> None:
         """Send a credit to a neighbour."""
