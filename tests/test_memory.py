@@ -208,7 +208,7 @@ def test_shapes_of_tensors_fill_no_cache() -> None:
         assert validate.check_call(message, None, (0, 2), max_message=1 << 20) == 4000
         offer = control.Offer(call, 0, eager=True, prompt=False, outcome="", message="")
         assert control.decode_group(control.encode(offer), 2) == offer
-        assert EagerRule.of(4096).fits(kinds.bare(call), 4000, 0, View(("a", "b"), 0))
+        assert EagerRule.of(4096).fits(kinds.bare(call), 4000, 0, 2, apart=True)
     caches = kinds._check, kinds.source_count, validate._bytes_of
     assert [cache.cache_info().currsize for cache in caches] == [1, 1, 1]
     assert control._known_words.cache_info().currsize == 0
