@@ -37,14 +37,17 @@ it without a word, or said why; one of the two did not keep to the protocol; the
 connection; this member let go of it, to join anew."""
 Payload = Union[bytes, bytearray, memoryview]
 
-TURN = 512 << 10
-"""Bytes read or written before the loop gets a chance to serve others: a chunk's, by default."""
-TURN_SECONDS = 0.002
-"""The same in time: as many bytes of small calls' messages take a quarter of a second."""
+TURN = 1 << 20
+"""Bytes read or written before the loop gets a chance to serve others."""
+SHORT_TURN = 256 << 10
+"""The same while small calls go by: no second chunk of the default size begins. With such turns
+always, four members on two cores spent some 4 % more processor time on 64 MiB."""
+TURN_SECONDS = 0.004
+"""The same in time: a megabyte of small calls' messages takes half a second."""
 
-UNSENT = 256 << 10
+UNSENT = 512 << 10
 """Bytes that the system takes beyond those that are on their way: what it has, nothing overtakes.
-On a link of 1 Gbit/s that is 2 ms; the rest of a chunk that was begun is up to 4 ms."""
+On a link of 1 Gbit/s that is 4 ms, as is a chunk that was begun."""
 
 LATELY = 0.05
 """Seconds after a small call in which another one may follow."""
@@ -336,8 +339,8 @@ class Link:
     def _read(self) -> None:
         """Take what has come, for a turn."""
         incoming = self._incoming
-        budget = TURN
         now = self._loop.now()
+        budget = TURN if now - self._small_call[1] > LATELY else SHORT_TURN
         until = now + TURN_SECONDS
         try:
             while budget > 0 and now < until and not self._closed:
@@ -390,7 +393,8 @@ class Link:
         if self._writing:
             return  # a callback below asks for what is under way
         self._writing = True
-        budget = TURN
+        lately = self._loop.now() - LATELY
+        budget = TURN if self._small_call[1] < lately else SHORT_TURN
         blocked, last = True, False
         while not (self._closed or self._mute):
             last = not self._out and self._gather()
