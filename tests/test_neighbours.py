@@ -13,11 +13,12 @@ from ringd.config.load import load
 from ringd.daemon.performer import Performer
 from ringd.groups.actions import Report
 from ringd.groups.op import Submission
+from ringd.net.smallcalls import LATELY
 from ringd.observe.counters import Counters
 from ringd.observe.recorder import Recorder
 from ringd.ring import early as early_frames
 from ringd.ring.neighbours import Neighbours
-from ringd.ring.pace import AT_EASE, LATELY
+from ringd.ring.pace import AT_EASE
 from ringd.ring.state import StateFile
 from ringd.wire.link import control
 from ringd.wire.link.control import Done

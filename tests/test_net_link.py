@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import itertools
+import math
 import random
 import sys
 from dataclasses import replace
@@ -18,7 +19,7 @@ from netkit import PEER, control, data, framed, make_link, run_until, secrets, t
 
 from ringd.loop import Loop
 from ringd.net.incoming import READ_BUFFER
-from ringd.net.link import TURN, TURN_SECONDS, UNSENT
+from ringd.net.link import SHORT_TURN, TURN, TURN_SECONDS, UNSENT
 from ringd.wire.link.frames import HEADER_SIZE
 from ringd.wire.link.framing import ALIGNMENT
 from ringd.wire.link.sealing import SealedWriter
@@ -61,10 +62,13 @@ def test_small_frames_take_turns_with_all_else(loop, link_pair, monkeypatch):
     assert most <= 4 * READ_BUFFER // 128
 
 
+@pytest.mark.parametrize(("last_small_call", "turn"), [(-math.inf, TURN), (math.inf, SHORT_TURN)])
 @pytest.mark.parametrize("length", [1000, 4 << 20])
-def test_endless_data_takes_turns_with_all_else(loop, link_pair, length):
+def test_endless_data_takes_turns_with_all_else(loop, link_pair, length, last_small_call, turn):
     """However much there is to read and to write, the loop looks at others after a few of it."""
     (right, sender), (left, receiver) = link_pair
+    for link in right, left:
+        link._small_calls.at = last_small_call
     chunk = bytes(length)
     buffer = memoryview(bytearray(length))
     receiver.data_buffer = lambda _link, _header: buffer
@@ -72,11 +76,11 @@ def test_endless_data_takes_turns_with_all_else(loop, link_pair, length):
     sender.data_sent = receiver.data_received = lambda _link, _header: None
     right.kick()
     most = 0
-    while left.bytes_in < 64 * TURN:
+    while left.bytes_in < 64 * turn:
         before = right.bytes_out, left.bytes_in
         loop._iterate(loop._settle())
         most = max(most, right.bytes_out - before[0], left.bytes_in - before[1])
-    assert 0 < most < TURN + length + 2 * READ_BUFFER
+    assert 0 < most < turn + length + 2 * READ_BUFFER
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS says it of the events alone")

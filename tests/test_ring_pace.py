@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ringd.ring.pace import AT_EASE, LATELY, SmallCalls, bytes_on_way
+from ringd.net.smallcalls import LATELY, SmallCalls
+from ringd.ring.pace import AT_EASE, bytes_on_way
 
 
 @pytest.mark.parametrize(

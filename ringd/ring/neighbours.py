@@ -21,6 +21,7 @@ from ringd.loop import Loop, Timer
 from ringd.membership import machine as membership
 from ringd.membership.machine import Machine, Side
 from ringd.net.link import Cause, Link
+from ringd.net.smallcalls import SmallCalls
 from ringd.observe.counters import Counters
 from ringd.observe.pacedlog import PacedLog
 from ringd.observe.recorder import Recorder
@@ -30,7 +31,7 @@ from ringd.ring.early import MOST, Early
 from ringd.ring.homing import Homing
 from ringd.ring.inquiry import Inquiries
 from ringd.ring.namesakes import Namesakes
-from ringd.ring.pace import AT_EASE, SmallCalls, bytes_on_way
+from ringd.ring.pace import AT_EASE, bytes_on_way
 from ringd.ring.reach import Reach
 from ringd.ring.state import State as Stored
 from ringd.ring.state import StateFile
@@ -271,6 +272,7 @@ class Neighbours:
             heartbeat=join.heartbeat,
             lost_after=join.lost_after,
             leftover=leftover,
+            small_calls=self._small_calls,
         )
         self._paced.info(
             "link up",

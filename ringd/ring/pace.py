@@ -7,15 +7,9 @@ there are such calls.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
-LATELY = 0.05
-"""Seconds after a small call in which another one may follow."""
-
-AT_EASE = 4 << 20
-"""Bytes on their way while nobody else waits. With a quarter of it, four members on two cores
-waited for each other more often, and took up to a fifth longer for 64 MiB."""
+AT_EASE = 8 << 20
+"""Bytes on their way while nobody else waits. With half of it, four members on two cores waited for
+each other more often, and took a tenth longer for 64 MiB; with an eighth of it, a fifth."""
 
 FASTEST = 2.5e9
 """Bytes per second (20 Gbit/s) of which a round trip's worth is on its way in any case. As chunks
@@ -35,17 +29,3 @@ def bytes_on_way(round_trip: float | None, *, shared: bool) -> float:
     """
     flight = (UNKNOWN if round_trip is None else round_trip) * FASTEST
     return flight if shared else max(flight, AT_EASE)
-
-
-@dataclass(slots=True)
-class SmallCalls:
-    """Those whose tensors come in messages, as far as they have gone by here."""
-
-    group: int = 0
-    """The session of the last one."""
-    at: float = -math.inf
-    """When that was, on the loop's clock."""
-
-    def beside(self, group: int, now: float) -> bool:
-        """Whether there have been some lately, of another session than *group*."""
-        return self.group != group and now - self.at < LATELY
