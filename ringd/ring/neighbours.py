@@ -561,8 +561,7 @@ class Neighbours:
             raise FrameError("a group message of or to a member that there is not")
         if header.generation != self.machine.in_use and not self._is_of_now(link, header, payload):
             return
-        decode = control.decode_group if header.index > control.SHORT else control.decode_short
-        message = decode(bytes(payload[: header.index]), self.size)
+        message = control.decode_group(bytes(payload[: header.index]), self.size)
         data: memoryview | bytes = b""
         if header.length > header.index:
             data = payload[header.index :]

@@ -292,6 +292,12 @@ def decode_group(data: bytes, size: int) -> GroupMessage:
     Raises:
         FrameError: It is none, or no member can have said that.
     """
+    # As a rule all members offer a call in the same words, and all but the first are known.
+    decode = _known_group if len(data) <= _SHORT else _decode_group
+    return decode(data, size)
+
+
+def _decode_group(data: bytes, size: int) -> GroupMessage:
     try:
         message: GroupMessage = _group_decoder.decode(data)
     except DecodeError as error:
@@ -299,10 +305,8 @@ def decode_group(data: bytes, size: int) -> GroupMessage:
     return _sound(_cleaned(message), size)
 
 
-decode_short = lru_cache(maxsize=256)(decode_group)
-"""As :func:`decode_group`, of messages up to :data:`SHORT`: as a rule all members offer a call in
-the same words, and all but the first are known."""
-SHORT = 512
+_known_group = lru_cache(maxsize=256)(_decode_group)
+_SHORT = 512
 """Bytes of what is kept, at most."""
 
 
