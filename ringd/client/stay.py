@@ -45,7 +45,7 @@ class Stay:
         self.group = group
         self._pid = os.getpid()
         self.left = False
-        """The program has closed its ring."""
+        """The program has closed this ring; an attribute, as each call asks for it."""
         self._ended = False
         """Closed, and nothing is left to be done for that."""
 
@@ -380,7 +380,7 @@ class Stay:
             if group.forgotten or connection.abandoned:
                 connection.pump.insist(self._end)
                 continue
-            # Asked by what is made in C, as that is so for every call.
+            # Without a Python function: a wait asks several times, and nearly all calls are such.
             done: Callable[[], bool] = partial(getattr, op, "over")
             gives_up = op.give_up
             if op.filler is not None or op.seq >= op.session.handed:
