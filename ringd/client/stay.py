@@ -398,7 +398,9 @@ class Stay:
                 # Another time to give up comes as it is handed over.
                 done = lambda: op.over or op.gives_up != gives_up  # noqa: B023, E731
             sooner = until is None or (gives_up is not None and gives_up < until)
-            if not connection.wait(done, gives_up if sooner else until):
+            if connection.wait(done, gives_up if sooner else until):
+                continue
+            if not sooner or op.gives_up == gives_up:  # else another thread has put that off
                 connection.pump.run(self._overdue, op)
         error = op.error
         if error is not None:
