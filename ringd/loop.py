@@ -166,7 +166,7 @@ class AdaptiveWait:
 
 
 class Loop:
-    """A selector, timers, and ways in from signals and threads."""
+    """A poller, timers, and ways in from signals and threads."""
 
     now = staticmethod(time.monotonic)
     """The loop's clock, in seconds. It stands still while the machine is suspended."""
@@ -196,6 +196,9 @@ class Loop:
         """Call ``callback(events)`` whenever *fileobj* is ready for one of *events*.
 
         A *bulky* one may take long each time, so of all that are ready it comes after the others.
+
+        Raises:
+            KeyError: it is watched already.
         """
         fd = _fileno(fileobj)
         if fd in self._watches:

@@ -46,6 +46,25 @@ def test_lost_group_is_told_once_and_joined_anew(tmp_path, x):
         np.testing.assert_array_equal(ring.all_reduce(x), 2 * x)
 
 
+@pytest.mark.parametrize(
+    "begin",
+    [
+        lambda ring: ring.all_reduce_async(SMALL),
+        lambda ring: ring.all_reduce_coalesced_async([SMALL, SMALL.astype("i4")]),
+    ],
+    ids=["one", "several dtypes"],
+)
+def test_who_only_asks_whether_a_call_has_ended_is_not_told_of_the_loss(tmp_path, begin):
+    """So the next call says it."""
+    with fake(tmp_path, hold=True) as (daemon, ring):
+        work = begin(ring)
+        eventually(lambda: daemon.handler.submitted)
+        tell(daemon, lambda join_id: border.Lost(join_id, 0, "group_lost", "b's client died"))
+        eventually(work.done)
+        with pytest.raises(ringd.GroupLost, match="b's client died"):
+            ring.all_reduce(SMALL, timeout=10)
+
+
 def test_one_that_joins_anew_says_who_had_left(tmp_path):
     """Its daemon may be another one by then, and others may be told of its leaving only."""
     with fake(tmp_path) as (daemon, ring):

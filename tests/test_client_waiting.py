@@ -23,6 +23,27 @@ from ringd.wire.border import messages as border
 from tests.ringkit import Call as Begun
 
 
+def test_who_waits_goes_on_where_another_thread_has_put_the_end_off(tmp_path, monkeypatch):
+    """As one does that finds the time over, and no memory to leave the daemon the input with."""
+    with fake(tmp_path, hold=True) as (daemon, ring):
+        work = ring.all_reduce_async(SMALL)
+        eventually(lambda: daemon.handler.submitted)
+        connection, (op,) = ring._connection, ring._stay.group.session.ops.values()
+        wait, found = connection.wait, []
+        op.give_up = time.monotonic()
+
+        def beside_another(done, until):
+            op.give_up = None
+            if found:
+                daemon.run(lambda: daemon.handler.complete(daemon.handler.submitted[0]))
+            found.append(wait(done, until))
+            return found[-1]
+
+        monkeypatch.setattr(connection, "wait", beside_another)
+        np.testing.assert_array_equal(work.wait(), 2 * SMALL)
+        assert found == [False, True]
+
+
 def test_threads_share_a_ring(ring):
     """Many threads, small and large calls, waits of all kinds: everyone gets their own result."""
     failures = []

@@ -66,6 +66,21 @@ def test_shapes_of_tensors_count_in_that_window(tmp_path):
         assert len(submitted) == room
 
 
+def test_tensors_of_several_dtypes_are_all_handed_over_or_none(tmp_path):
+    """Members that made some of the calls alone would be out of step with the others."""
+    limits = Limits(window=2, segment_budget=1 << 20)
+    with fake(tmp_path, hold=True, limits=limits) as (_, ring):
+        works = [ring.all_reduce_async(np.ones(1)) for _ in range(40)]
+        session = ring._stay.group.session
+        many = [np.ones(1), np.ones(8000, "i4"), np.ones(1, "f4")]  # there is room for the first
+        with pytest.raises(ringd.ResourceExhausted, match=r"ipc.window = 2.*ipc.segment_budget"):
+            ring.all_reduce_coalesced_async(many)
+        assert session.next_seq == len(works)
+        few = [np.ones(1), np.ones(8, "i4")]
+        ring.all_reduce_coalesced_async(few)
+        assert session.next_seq == len(works) + len(few)
+
+
 def test_what_goes_in_chunks_has_no_window_of_bytes(tmp_path):
     """A tensor that is divided never travels with an offer beyond the limit."""
     with fake(tmp_path, hold=True) as (daemon, ring):

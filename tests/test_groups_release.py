@@ -104,3 +104,19 @@ def test_calls_that_fail_after_their_client_has_left_are_settled_too():
     bench.tick(0.1)
     bench.settle()
     assert [engine.roll.seats for engine in bench.engines] == [{}, {}, {}]
+
+
+def test_a_deadline_is_watched_once():
+    """However often the calls that are made meanwhile are looked at."""
+    bench = ready(2)
+    bench.submit(0, submission(0, timeout=3600.0))
+    timing = bench.engines[0].timing
+    for seq in range(1, 100):
+        bench.submit(0, submission(seq, timeout=1.0, now=bench.now))
+        bench.tick(10.0)
+        bench.settle()
+        assert len(timing.deadlines) == 1
+    bench.tick(3600.0)
+    bench.settle()
+    assert len(bench.reports(0)) == 100
+    assert not len(timing.deadlines)

@@ -144,7 +144,7 @@ class Share:
 class Held:
     """Counts in a share for as long as it lives.
 
-    Made for every call, so without a call of its own where there is plenty.
+    One is made for every call of a program, so it asks nobody where there is plenty.
 
     Raises:
         ResourceExhausted: that much is not to be had; says why, with the setting.

@@ -233,10 +233,11 @@ class Group:
             self.lost_messages.clear()
             raise error
 
-    def room(self, length: int) -> Session | None:
+    def room(self, length: int, calls: int = 1) -> Session | None:
         """Return the session if it can take one more call now, with *length* bytes of its own.
 
-        What the daemon has no room for yet waits here.
+        What the daemon has no room for yet waits here. *calls*: how many are to be made together,
+        of up to *length* bytes each.
 
         Raises:
             RingError: as :meth:`raise_loss`.
@@ -251,7 +252,7 @@ class Group:
                 return None  # joining anew would cut those short
             self.join_anew()
         session, pool, window = self.session, self.daemon.pool, self.daemon.window
-        waiting = session.next_seq - session.sent
+        waiting = session.next_seq - session.sent + calls - 1
         if waiting > window and waiting * (length + _OP_BYTES) > pool.budget:
             raise errors.ResourceExhausted(
                 f"{waiting} calls of group {self.name!r} wait for others to end, as ipc.window = "

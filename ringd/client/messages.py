@@ -132,14 +132,14 @@ class End(Group):
         self.session.answered_over = channel
         super()._ask_in(channel)
 
-    def room(self, length: int) -> Session | None:
+    def room(self, length: int, calls: int = 1) -> Session | None:
         """Return the session; a message is refused once that is over."""
         if self.session.over:
             loss = self.session.loss
             assert loss is not None  # noqa: S101 - what is over has a reason
             self._tell_parent(loss)
             raise type(loss)(*loss.args)
-        return super().room(length)
+        return super().room(length, calls)
 
     def progress(self, released: int) -> None:
         """All ops below *released* are finished; forget it when it is over."""

@@ -1060,7 +1060,7 @@ class Ring:
         wire: str | None,
         timeout: float | None,
     ) -> Work[list[Array]]:
-        """Hand calls of *kind* over, one for each row of tensors; all are checked before."""
+        """Hand calls of *kind* over, one for each row of tensors: all of them, or none."""
         stay = self._stay
         stay.check_call()
         arrays, name = arrays_of(xs), tensors.call_name(name)
@@ -1074,14 +1074,14 @@ class Ring:
         for row in rows:
             call = msgspec.structs.replace(row.layout.call, name=name)
             made.append(self._make_op(call, row, row.nbytes, until))
+        work_stay = stay.submit(made[0], wire_timeout, until, beside=made[1:])
         works = []
         for row, work_op in zip(rows, made, strict=True):
             outs = None if out is None else [out[place] for place in row.places]
-            work_stay = stay.submit(work_op, wire_timeout, until)
             works.append(RowWork(self, work_stay, work_op, row, outs))
         if len(works) == 1:
             return works[0]
-        return RowsWork(self, work_stay, work_op, works)
+        return RowsWork(self, work_stay, made[-1], works)
 
     def _form_here(
         self,

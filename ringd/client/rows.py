@@ -147,7 +147,8 @@ def arrays_of(xs: Sequence[npt.ArrayLike]) -> list[Array]:
             try:
                 arrays.append(plain_array(x))
             except (TypeError, ValueError) as error:
-                raise type(error)(f"x = xs[{len(arrays)}]: {error}") from error
+                plain = TypeError if isinstance(error, TypeError) else ValueError
+                raise plain(f"x = xs[{len(arrays)}]: {error}") from error
     return arrays
 
 

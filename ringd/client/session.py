@@ -98,7 +98,7 @@ class Op(msgspec.Struct, eq=False):
     ended: bool = False
     """Last of what an outcome sets, as it is looked at without the lock."""
     over: bool = False
-    """There is nothing to wait for any more: it has ended, or its stay has. Never before that."""
+    """Waiting is over: it has ended, or the ring was forgotten, by which it is about to end."""
     error: errors.RingError | None = None
     reply: Payload | None = None
     """The result, when it came inside the message."""

@@ -45,7 +45,7 @@ class Stay:
         self.group = group
         self._pid = os.getpid()
         self.left = False
-        """The program has closed its ring."""
+        """The program has closed this ring; an attribute, as each call asks for it."""
         self._ended = False
         """Closed, and nothing is left to be done for that."""
 
@@ -312,6 +312,7 @@ class Stay:
         until: float | None,
         *,
         then: Op | None = None,
+        beside: Sequence[Op] = (),
         waits: bool = False,
     ) -> Stay:
         """Hand *op* over, and return the stay itself, by which it is to be waited for.
@@ -321,6 +322,7 @@ class Stay:
             timeout: in seconds; 0 for no deadline, None for the daemon's default.
             until: when that is over; None for never.
             then: a second call, which belongs to it.
+            beside: calls that follow it at once; all of them are made, or none.
             waits: the caller is about to wait, and so takes messages in itself.
 
         Raises:
@@ -332,7 +334,9 @@ class Stay:
         self.set_times(op, timeout, until)
         if then is not None:
             then.asked, then.timeout = op.asked, None if timeout else timeout
-        while self.connection.pump.run(self._submit, op, then, waits) is None:
+        for other in beside:
+            self.set_times(other, timeout, until)
+        while self.connection.pump.run(self._submit, op, then, beside, waits) is None:
             if not self.connection.wait(self._has_room, until):
                 raise errors.DeadlineExceeded(
                     "calls that were made before the group lost a program have not ended yet"
@@ -346,13 +350,19 @@ class Stay:
             grace = self.connection.daemon.lost_after + GRACE
             op.asked, op.timeout, op.give_up = timeout, until, until + grace
 
-    def _submit(self, op: Op, then: Op | None, waits: bool) -> bool | None:
-        connection, session = self.connection, self.group.session
+    def _submit(self, op: Op, then: Op | None, beside: Sequence[Op], waits: bool) -> bool | None:
+        connection, group, session = self.connection, self.group, self.group.session
         if self.left or not connection.fit:
             self.check()
         if session.acked < session.next_seq:  # else nothing has come that the call depends on
             connection.settle()
-        sent = connection.groups.submit(self.group, op, then)
+        if beside:
+            length = max(len(one.payload or b"") for one in (op, *beside))
+            if group.room(length, 1 + len(beside)) is None:
+                return None
+        sent = connection.groups.submit(group, op, then)
+        for other in beside:
+            sent = connection.groups.submit(group, other)
         if sent is not None and not (sent or waits):
             connection.keeper.wake()
         return sent
@@ -380,7 +390,7 @@ class Stay:
             if group.forgotten or connection.abandoned:
                 connection.pump.insist(self._end)
                 continue
-            # Asked by what is made in C, as that is so for every call.
+            # Without a Python function: a wait asks several times, and nearly all calls are such.
             done: Callable[[], bool] = partial(getattr, op, "over")
             gives_up = op.give_up
             if op.filler is not None or op.seq >= op.session.handed:
@@ -388,7 +398,9 @@ class Stay:
                 # Another time to give up comes as it is handed over.
                 done = lambda: op.over or op.gives_up != gives_up  # noqa: B023, E731
             sooner = until is None or (gives_up is not None and gives_up < until)
-            if not connection.wait(done, gives_up if sooner else until):
+            if connection.wait(done, gives_up if sooner else until):
+                continue
+            if not sooner or op.gives_up == gives_up:  # else another thread has put that off
                 connection.pump.run(self._overdue, op)
         error = op.error
         if error is not None:

@@ -265,12 +265,17 @@ class RowWork(Work["list[Array]"]):
         """The numbers of its tensors among those of all rows."""
         return self._row.places
 
+    @property
+    def failed(self) -> bool:
+        """Whether the call has ended with an error."""
+        return self._op.error is not None
+
     def ended(self) -> bool:
         """Whether the call has ended, well or not; no result is taken."""
         return self._stay.done(self._op)
 
     def end(self, until: float | None) -> errors.RingError | None:
-        """Return how the call ended, None for well; no result is taken.
+        """Wait until the call has ended, and return how, None for well; no result is taken.
 
         Raises:
             RingError: it has not ended by *until*.
@@ -329,8 +334,8 @@ class RowsWork(Work["list[Array]"]):
         """Whether :meth:`wait` would return, or raise the error of one of them, at once."""
         if not all(row.ended() for row in self._rows):
             return False
-        failed = any(row.end(None) is not None for row in self._rows)
-        return failed or self._collected or self._collect()
+        # Not by end, which tells the program of a loss.
+        return any(row.failed for row in self._rows) or self._collected or self._collect()
 
     def add_done_callback(self, callback: Callable[[Work[list[Array]]], object]) -> None:
         """Have ``callback(self)`` called once all have ended; as :meth:`Work.add_done_callback`."""

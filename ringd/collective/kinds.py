@@ -421,9 +421,9 @@ def _barrier(_inputs: Inputs, _target: Array) -> None:
 
 def _reduce(inputs: Inputs, target: Array) -> None:
     if len(target):
-        arrays, order, reduction = inputs.arrays, inputs.order, inputs.reduction
-        assert reduction is not None  # noqa: S101 - of a kind that reduces
-        reduction.reduce_all([arrays[rank] for rank in order] if order else arrays, target)
+        arrays, order, arithmetic = inputs.arrays, inputs.order, inputs.reduction
+        assert arithmetic is not None  # noqa: S101 - of a kind that reduces
+        arithmetic.reduce_all([arrays[rank] for rank in order] if order else arrays, target)
 
 
 def _reduce_scatter(inputs: Inputs, target: Array) -> None:

@@ -91,6 +91,7 @@ class Transfer:
 
     __slots__ = (
         "_ahead",
+        "_allowed",
         "_at_once",
         "_buffers",
         "_credit",
@@ -99,7 +100,6 @@ class Transfer:
         "_input",
         "_itemsize",
         "_limit",
-        "_may",
         "_merges",
         "_next",
         "_outgoing",
@@ -161,6 +161,8 @@ class Transfer:
         """Instructions that are still to be carried out."""
         self._passed = 0  # chunks for others that have left
         self._incoming: Receive | None = None
+        # How many chunks may have been sent by now is the least of what there is, what the receiver
+        # allows, and so many more than have come in.
         self._ahead = len(plan.sends)
         self.credit = None
 
@@ -200,8 +202,8 @@ class Transfer:
     def credit(self, credit: int | None) -> None:
         self._credit = credit
         most = len(self.plan.sends)
-        self._may = most if credit is None else min(credit, most)
-        self._limit = min(self._may, self._received + self._ahead)
+        self._allowed = most if credit is None else min(credit, most)
+        self._limit = min(self._allowed, self._received + self._ahead)
 
     def keep_pace(self, ahead: int) -> None:
         """Send at most *ahead* chunks, one or more, beyond those that have been received.
@@ -211,7 +213,7 @@ class Transfer:
         """
         if self.plan.even:
             self._ahead = ahead
-            self._limit = min(self._may, self._received + ahead)
+            self._limit = min(self._allowed, self._received + ahead)
 
     # --- to the right -----------------------------------------------------------------
 
@@ -308,7 +310,7 @@ class Transfer:
             self._deliver(index, receive)
         self._incoming = None
         self._received = index + 1
-        self._limit = min(self._may, index + 1 + self._ahead)
+        self._limit = min(self._allowed, index + 1 + self._ahead)
         self.left -= 1
         if self.unworked:
             self.work()

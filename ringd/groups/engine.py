@@ -386,6 +386,7 @@ class Engine:
         timing = self.timing
         if mail.news and timing.lazy_due == NEVER:
             timing.expect_news(now)
+        # As Timing.next, which also looks at what is rare.
         due = min(timing.deadlines.next, timing.next_look, timing.lazy_due)
         if timing.returning or self.roll.absences.absent:
             due = timing.next

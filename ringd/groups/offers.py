@@ -103,6 +103,7 @@ class Offers:
         session.counts[view.rank] = max(op.seq + 1, session.counts[view.rank])
         session.mail.broadcast(view, session.gid, op.seq, offer, payload or b"")
         op.take(view.rank, offer, payload or b"")
+        # All but the last offer of a call decide nothing, as a rule.
         if not op.lacking or op.ended or op.has_result or op.refused:
             self._consider(op)
 

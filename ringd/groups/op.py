@@ -92,7 +92,7 @@ MOVES: dict[tuple[Phase, Move], Phase] = {
     (Phase.OFFERED, Move.RESET): Phase.OFFERED,  # others may have completed it before the break
     (Phase.RUNNING, Move.FINISH): Phase.FINISHED,
     (Phase.RUNNING, Move.HOLD): Phase.HELD,  # finished, and nothing holds the result back
-    (Phase.RUNNING, Move.END): Phase.ENDED,
+    (Phase.RUNNING, Move.END): Phase.ENDED,  # likewise; or with an error
     (Phase.RUNNING, Move.RESET): Phase.OFFERED,
     (Phase.FINISHED, Move.HOLD): Phase.HELD,
     (Phase.FINISHED, Move.END): Phase.ENDED,

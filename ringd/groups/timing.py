@@ -87,7 +87,7 @@ class Timing:
     _roll: Roll
     _reasons: Reasons
     deadlines: OpTimers
-    """Of ops whose deadline is before the next look at all that are open."""
+    """Of ops that wait for long, and of those whose deadline is before the next look at all."""
     _out: list[Action]
     _stall_warning: float
     reattach: float
@@ -197,22 +197,32 @@ class Timing:
         return max(since, self._went_on_at) + ASK_WITHIN
 
     def _look_at_all(self, now: float) -> None:
-        """Log which of the open ops wait for long, and watch deadlines before the next look."""
+        """Log which of the open ops wait for long, each once, and watch its deadline from now on.
+
+        Of the others, watch those whose deadline is before the next look.
+        """
         planned, before, self._looked = self.next_look, self._looked, now
-        open_ops = [(seat, op) for seat in self._roll.seats.values() for op in seat.calls.open()]
-        fresh = (op.since for _, op in open_ops if op.since + self._stall_warning > now)
-        self.next_look = min(fresh, default=NEVER) + self._stall_warning
+        warning = self._stall_warning
+        open_ops = [
+            (seat, op)
+            for seat in self._roll.seats.values()
+            for op in seat.calls.open()
+            if op.since + warning > before  # all that is done for the others was done before
+        ]
+        fresh = (op.since for _, op in open_ops if op.since + warning > now)
+        self.next_look = min(fresh, default=NEVER) + warning
         for seat, op in open_ops:
             if op.ended:  # with one before it
                 continue
             assert op.submission is not None  # noqa: S101 - what the client has open
-            deadline = op.submission.deadline
-            if deadline is not None and planned <= deadline < self.next_look:
+            deadline, for_long = op.submission.deadline, op.since + warning <= now
+            until = NEVER if for_long else self.next_look
+            if deadline is not None and planned <= deadline < until:  # sooner: it is watched
                 if now >= deadline:
                     self._expire(seat, op, now)
                 else:
                     self.deadlines.add(deadline, seat, op)
-            if not op.ended and before < op.since + self._stall_warning <= now:
+            if for_long and not op.ended:
                 missing = self._reasons.waiting_for(seat, op)
                 call = op.submission.call
                 self._out.append(Warn(seat.group, op.seq, call, now - op.since, missing))

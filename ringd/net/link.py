@@ -340,7 +340,8 @@ class Link:
         """Take what has come, for a turn."""
         incoming = self._incoming
         now = self._loop.now()
-        budget = SHORT_TURN if now - self._small_calls.at < LATELY else TURN
+        lately = now - self._small_calls.at < LATELY
+        budget = SHORT_TURN if lately else TURN
         until = now + TURN_SECONDS
         try:
             while budget > 0 and now < until and not self._closed:
@@ -385,8 +386,8 @@ class Link:
         if self._writing:
             return  # a callback below asks for what is under way
         self._writing = True
-        lately = self._loop.now() - LATELY
-        budget = SHORT_TURN if self._small_calls.at > lately else TURN
+        lately = self._loop.now() - self._small_calls.at < LATELY
+        budget = SHORT_TURN if lately else TURN
         blocked, last = True, False
         while not (self._closed or self._mute):
             last = not self._out and self._gather()
@@ -408,6 +409,7 @@ class Link:
                 blocked = False
                 break
         self._writing = False
+        # Rather than to ask whether there is room, as there nearly always is.
         if budget <= 0 and not (last or self._closed or self._flush_queued):
             self._flush_queued = True
             self._loop.call_soon(self._write)

@@ -242,12 +242,11 @@ class Neighbours:
         Raises:
             RingError: A new address of this member cannot be bound; the old config stays.
         """
-        if self._reach is not None and self._reach.reload(config):
-            self._config = config
-            self._sealed = config.ring.sealed
-            self.rejoin(membership.Event.RELOAD)
+        anew = self._reach is not None and self._reach.reload(config)
         self._config = config
         self._sealed = config.ring.sealed
+        if anew:
+            self.rejoin(membership.Event.RELOAD)
 
     # --- links ------------------------------------------------------------------------
 

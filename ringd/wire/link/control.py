@@ -281,7 +281,12 @@ def decode_membership(data: bytes | memoryview) -> MembershipMessage:
 
 
 def decode_inquiry(data: bytes | memoryview, size: int) -> Inquiry:
-    """Return the inquiry message in *data*; as :func:`decode_group`."""
+    """Return the inquiry message in *data*, which came from a member of a ring of *size*.
+
+    Raises:
+        msgspec.DecodeError: or another one of :data:`DecodeError`: it is none.
+        FrameError: No member can have said that.
+    """
     message: Inquiry = _inquiry_decoder.decode(data)
     return _sound(message, size)
 
