@@ -137,3 +137,33 @@ def test_who_was_told_of_a_loss_by_a_message_hears_of_no_other_one(opened):
     with pytest.raises(ringd.GroupLost, match="n1 died"):
         ring.recv(3, 1)
     ring.close()  # which would say that one was not received
+
+
+def test_who_was_told_of_a_loss_by_a_call_hears_of_no_message_lost_with_it(opened):
+    """Also where it turns out only later that one is."""
+    daemon, ring, openings = opened
+    submit, held = daemon.handler.submit, []
+
+    def answer(client, message, payload, inline):
+        if message.join_id in {opening.channel_id for opening in openings}:
+            held.append((client, message))
+        else:
+            submit(client, message, payload, inline)
+
+    daemon.handler.submit = answer
+    ring.barrier()
+    ring.send(np.arange(3), 1, tag=99)
+    eventually(lambda: held)
+    tell(daemon, lambda join_id: border.Lost(join_id, 1, "group_lost", "n1 died"))
+    eventually(lambda: ring._stay.group.pending_error)
+    with pytest.raises(ringd.GroupLost, match="n1 died"):
+        ring.barrier()
+    ((client, message),) = held
+
+    def end():
+        client.send(border.Failed(message.join_id, message.seq, 0, "group_lost", "n1 died"))
+        client.send(border.Lost(message.join_id, message.seq, "group_lost", "n1 died"))
+
+    daemon.run(end)
+    eventually(lambda: message.join_id not in ring._stay.group.ends)
+    ring.close()  # which would say that one was not received

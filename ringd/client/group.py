@@ -230,6 +230,8 @@ class Group:
         """
         if self.pending_error is not None and (self.session.over or self.session.limit is None):
             error, self.pending_error = self.pending_error, None
+            if self._ended_session is not None:
+                self.told_in(self._ended_session, error)  # also of messages yet to be lost with it
             self.lost_messages.clear()
             raise error
 
