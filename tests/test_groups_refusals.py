@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from groups_bench import Bench, all_reduce, call, ready, submission
 
+from ringd.collective.call import Call
+from ringd.collective.coalesced import written
 from ringd.collective.view import View
 from ringd.groups import actions
 from ringd.groups.engine import Engine
@@ -134,9 +136,12 @@ def test_attaching_twice_is_harmless():
     assert bench.reports(1) == [(0, OK)]
 
 
+ALIEN = Call("all_reduce", "sum", "alien", (3,), "grad")
+
+
 def picky(bench, rank):
-    """Have *rank* get a daemon that refuses what is called "alien"."""
-    rules = Rules(lambda call, _size: "c has no such dtype" if call.name == "alien" else "")
+    """Have *rank* get a daemon that refuses a dtype."""
+    rules = Rules(lambda call, _size: "c has no such dtype" if call.dtype == "alien" else "")
     bench.engines[rank] = Engine(view=View(bench.names, rank), rules=rules)
 
 
@@ -148,16 +153,27 @@ def refused(bench, *ranks):
     )
 
 
+def test_what_a_member_cannot_run_is_asked_without_names_and_shapes():
+    """The daemon keeps what it has asked: 256 calls of up to 256 KiB of shapes would be 64 MiB."""
+    asked = []
+    bench = ready(2, rules=Rules(lambda call, _size: asked.append(call) or ""))
+    shapes = written([(1,)] * 1000)
+    many = Call("all_reduce_coalesced", "sum", "float32", (1000,), "grad", tensors=shapes)
+    bench.submit(0, submission(0, what=many))
+    bench.settle()
+    assert [(one.name, one.tensors) for one in asked] == [("", "[[1000]]")]
+
+
 def test_what_a_member_cannot_run_ends_before_its_client_calls():
     """All others read why at once; the member's client gets it with its call of that number."""
     bench = Bench(3)
     picky(bench, 2)
     bench.up()
     bench.join_all()
-    bench.submit(0, submission(0, what=call(name="alien")))
+    bench.submit(0, submission(0, what=ALIEN))
     bench.settle()
     assert refused(bench, 0)
-    bench.submit(1, submission(0, what=call(name="alien")))
+    bench.submit(1, submission(0, what=ALIEN))
     bench.submit(2, submission(0))
     bench.settle()
     assert refused(bench, 1, 2)
@@ -172,7 +188,7 @@ def test_a_refusal_that_was_lost_is_said_again():
     bench.up()
     bench.join_all()
     for rank in range(2):
-        bench.submit(rank, submission(0, what=call(name="alien")))
+        bench.submit(rank, submission(0, what=ALIEN))
     bench.step(0)
     bench.step(1)
     assert bench.reports(0) == bench.reports(1) == []

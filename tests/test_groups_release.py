@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+
 from groups_bench import all_reduce, call, ready, submission
 
 from ringd.groups import actions
@@ -57,6 +60,25 @@ def test_deadlines_of_ended_ops_are_forgotten():
             bench.submit(rank, submission(seq, timeout=1800.0), acked=seq)
         bench.settle()
     assert len(bench.engines[0].timing.deadlines) < 300
+
+
+def test_a_deadline_keeps_no_call_that_has_ended():
+    """It may be half an hour away, and a call may say the shapes of many tensors."""
+    bench = ready(2)
+    what = call()
+    before = sys.getrefcount(what)
+    for rank in range(2):
+        bench.submit(rank, submission(0, timeout=8.0, what=what))
+    bench.settle()
+    all_reduce(bench, 1)
+    for rank in range(2):
+        bench.do(rank, bench.engines[rank].ack(bench.names[rank], 10 + rank, 2, bench.now))
+    bench.settle()
+    assert all(len(engine.timing.deadlines) for engine in bench.engines)
+    for kept in (bench.log, bench.todo, bench.submissions):
+        kept.clear()
+    gc.collect()
+    assert sys.getrefcount(what) == before
 
 
 def test_an_offer_of_a_released_op_is_ignored():

@@ -308,9 +308,9 @@ class Programs:
                 message.target.segment, border.seal_offset(message.target), border.SEAL.size
             )
             seal = client.view(place, writable=True)
-        held = None
-        if payload is not None or target is None:
-            nbytes = 0 if payload is None else payload.nbytes
+        held, shapes = None, len(message.call.tensors)
+        if payload is not None or target is None or shapes:
+            nbytes = shapes if payload is None else payload.nbytes + shapes
             held = Held(client.account.messages, nbytes + inline)
         source = memoryview(b"") if source is None else source
         return Buffers(source, target, seal, now, held, counted=inline)

@@ -34,7 +34,8 @@ class Rules(NamedTuple):
     """What this daemon knows of calls."""
 
     refusal: Callable[[Call, int], str] = lambda _call, _size: ""
-    """Says why a call of so many ranks cannot be run here; empty if it can."""
+    """Says why a call of so many ranks cannot be run here; empty if it can. Asked with a bare one,
+    as what it has said is kept."""
     ends_together: Callable[[Call], bool] = lambda _call: True
     """Whether no member's part in a large call is through long before the others'."""
     short: int = 0
@@ -166,7 +167,7 @@ class Offers:
         # What it has handed over was judged then, and what a former daemon had will be.
         if offer.outcome or self._caller.will_resubmit(op.seq):
             return
-        text = self._rules.refusal(offer.call, self._session.view.size)
+        text = self._rules.refusal(kinds.bare(offer.call), self._session.view.size)
         if text:
             self._session.broadcast(op.seq, Verdict(0, Refused.code, text))
             if not op.ended:

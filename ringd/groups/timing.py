@@ -41,9 +41,10 @@ class OpTimers:
     """
 
     _roll: Roll
-    _heap: list[tuple[float, int, int, Op]] = field(default_factory=list)
-    """By time, and then in the order in which they were added: the seat's join id, and the op. The
-    seat itself, with all that its client has, is not kept."""
+    _heap: list[tuple[float, int, int, int]] = field(default_factory=list)
+    """By time, and then in the order in which they were added: the seat's join id, and the op's
+    number. Neither is kept itself: a seat has all that its client has, and an op its call, which
+    may say the shapes of many tensors."""
     _added: Iterator[int] = field(default_factory=count)
     _limit: int = _HEAP_SLACK
     next: float = NEVER
@@ -54,9 +55,10 @@ class OpTimers:
 
     def add(self, when: float, seat: Seat, op: Op) -> None:
         """Look at *op* at *when*; now and then, forget those that ended long before."""
-        heapq.heappush(self._heap, (when, next(self._added), seat.join_id, op))
+        heapq.heappush(self._heap, (when, next(self._added), seat.join_id, op.seq))
         if len(self._heap) > self._limit:
-            self._heap = [entry for entry in self._heap if not entry[3].ended]
+            is_open = self._roll.open_op
+            self._heap = [entry for entry in self._heap if is_open(*entry[2:])]
             heapq.heapify(self._heap)
             self._limit = _HEAP_SLACK + 2 * len(self._heap)
             self._look()
@@ -67,8 +69,8 @@ class OpTimers:
         """Take out those whose time has come."""
         due = []
         while self.next <= now:
-            _, _, join_id, op = heapq.heappop(self._heap)
-            if (found := self._roll.open_op(join_id, op.seq)) is not None:
+            _, _, join_id, seq = heapq.heappop(self._heap)
+            if (found := self._roll.open_op(join_id, seq)) is not None:
                 due.append(found)
             self._look()
         return due
