@@ -214,7 +214,7 @@ def test_shapes_of_tensors_fill_no_cache() -> None:
     assert control._known_words.cache_info().currsize == 0
     kept = coalesced.elements.cache_info()
     assert kept.maxsize is not None
-    assert kept.currsize <= kept.maxsize <= (8 << 20) // coalesced.MAX_SHAPES
+    assert kept.currsize <= kept.maxsize <= (4 << 20) // coalesced.MAX_SHAPES
 
 
 def row_of(shapes: list[tuple[int, ...]]) -> control.Call:

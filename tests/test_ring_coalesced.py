@@ -218,11 +218,11 @@ DIFFERENT = {
     ),
     "number": (
         lambda rank: [np.ones(3)] * (1000 - (rank == 1)),
-        r"rank 0 has 1000 tensors and rank 1 has 999: n0, n2: .*\[3000\] of 1000 tensors; n1: ",
+        r"tensors: rank 0 has 1000 and rank 1 has 999: n0, n2: .*\[3000\] of 1000 tensors; n1: ",
     ),
     "none": (
         lambda rank: [np.ones(3)] if rank else [],
-        r"rank 0 has 0 tensors and rank 1 has 1: .*float64\[0\] of no tensors;.* of tensors \[3\]",
+        r"tensors: rank 0 has 0 and rank 1 has 1: .*float64\[0\] of no tensors;.* of tensors \[3\]",
     ),
     "dtype": (
         lambda rank: [np.ones(3, "f8" if rank else "f4")],
@@ -275,7 +275,7 @@ WRONG: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
         [np.ones((1,) * 64)] * 3000,
         {},
         ValueError,
-        "up to 262144 characters, not 390001",
+        "up to 131072 characters, not 390001",
     ),
     "outs": ([ONE, ONE], {"out": [ONE]}, ValueError, "out has 1 arrays, and xs 2"),
     "one out": ([ONE], {"out": ONE}, TypeError, "out is a list of arrays"),

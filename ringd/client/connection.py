@@ -62,9 +62,6 @@ class Connection:
         """Whether a group is marked as :attr:`Group.forgotten` that may have yet to be left."""
         self.inputs_left = False
         """Whether an op is marked as :attr:`Op.left` that may have yet to be acted on."""
-        self.fit = True
-        """Whether calls can be made over it: False once it is closed or has failed, and in the
-        child of a fork."""
 
     # --- beginning and end ------------------------------------------------------------
 
@@ -116,7 +113,7 @@ class Connection:
             self.groups.remove(end)
         self.groups.remove(group)
         if not self.groups:
-            self.closed, self.fit = True, False
+            self.closed = True
             self.keeper.end()
             if self.pump.channel is not None:
                 self.pump.channel.hang_up()
@@ -147,7 +144,6 @@ class Connection:
         """
         if self.ours and not (self.ended or self.abandoned):
             self.closed = self.abandoned = True
-            self.fit = False
             self.keeper.end()
             for group in self.groups:
                 group.abandon()
@@ -194,7 +190,6 @@ class Connection:
 
     def in_child(self) -> None:
         """After a fork, in the child: let go of what would keep the parent alive."""
-        self.fit = False
         if (channel := self.pump.channel) is not None:
             channel.in_child()
 

@@ -1018,7 +1018,7 @@ class Ring:
         *counts* are those for so many ranks. Where they matter, they are waited for.
         """
         stay = self._stay
-        if stay.left or not stay.connection.fit:
+        if stay.left or stay.connection.closed or os.getpid() != stay.pid:
             stay.check_call()
         row = kinds.KINDS[kind]
         plain = type(x) is np.ndarray and x.dtype.names is None

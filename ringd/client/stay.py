@@ -43,7 +43,8 @@ class Stay:
     def __init__(self, connection: Connection, group: Group) -> None:
         self.connection = connection
         self.group = group
-        self._pid = os.getpid()
+        self.pid = os.getpid()
+        """The process whose it is; a child is another one, also of a fork that Python knows not of."""
         self.left = False
         """The program has closed this ring; an attribute, as each call asks for it."""
         self._ended = False
@@ -147,7 +148,7 @@ class Stay:
 
     def check(self) -> None:
         """Raise RingError unless this stay goes on, in this process."""
-        if os.getpid() != self._pid:
+        if os.getpid() != self.pid:
             raise errors.RingError(
                 "this ring belongs to the parent process; connect again after fork"
             )
@@ -352,7 +353,7 @@ class Stay:
 
     def _submit(self, op: Op, then: Op | None, beside: Sequence[Op], waits: bool) -> bool | None:
         connection, group, session = self.connection, self.group, self.group.session
-        if self.left or not connection.fit:
+        if self.left or connection.closed:
             self.check()
         if session.acked < session.next_seq:  # else nothing has come that the call depends on
             connection.settle()
@@ -384,7 +385,7 @@ class Stay:
                 the call goes on.
         """
         connection, group = self.connection, self.group
-        if not connection.fit and not connection.ours:
+        if os.getpid() != self.pid:
             self.check()
         while not op.ended:
             if group.forgotten or connection.abandoned:

@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 MAX_AXES = 64
 MAX_TENSORS = 16384
 """Of one call."""
-MAX_SHAPES = 256 << 10
+MAX_SHAPES = 128 << 10
 """Characters of what says their shapes."""
 
 _SHOWN = 60
@@ -68,7 +68,7 @@ def difference(texts: Sequence[str]) -> str:
     for rank, text in enumerate(texts):
         shapes = first if text == texts[0] else _shapes(text)
         if len(shapes) != len(first):
-            return f"rank 0 has {len(first)} tensors and rank {rank} has {len(shapes)}"
+            return f"tensors: rank 0 has {len(first)} and rank {rank} has {len(shapes)}"
         for place, (its, other) in enumerate(zip(first, shapes, strict=True)):
             if its != other:
                 return (
