@@ -44,7 +44,7 @@ class Stay:
         self.connection = connection
         self.group = group
         self.pid = os.getpid()
-        """The process whose it is. A child is another one, whether Python knows of a fork or not."""
+        """The process whose it is; a child is another one, of whatever fork."""
         self.left = False
         """The program has closed this ring; an attribute, as each call asks for it."""
         self._ended = False
