@@ -212,7 +212,9 @@ def options() -> tuple[Profile, argparse.Namespace]:
         metavar="DIR",
         help="for page and plots; default: docs/benchmarks, if everything is measured",
     )
-    parser.add_argument("--results", type=Path, help="write all samples there, too, as JSON")
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE", help="write all samples there, too, as JSON"
+    )
     chosen = parser.parse_args()
     everything = ("size", "sizes", "rounds", "modes")
     if all(vars(chosen)[name] == parser.get_default(name) for name in everything):
@@ -226,6 +228,14 @@ def options() -> tuple[Profile, argparse.Namespace]:
         chosen.before = chosen.before and build_at(chosen.before)
     except (ValueError, Failure) as error:
         parser.error(str(error))
+    try:  # now, rather than when all is measured
+        if chosen.output:
+            chosen.output.mkdir(parents=True, exist_ok=True)
+        if chosen.results:
+            chosen.results.parent.mkdir(parents=True, exist_ok=True)
+            chosen.results.touch()
+    except OSError as error:
+        parser.error(f"nothing can be written there: {error}")
     chosen.modes = tuple(chosen.modes.split(",") if chosen.modes else profile.modes)
     if unknown := set(chosen.modes) - set(_ASKED_FOR):
         parser.error(f"no such mode: {', '.join(unknown)}; there are {', '.join(_ASKED_FOR)}")
@@ -258,7 +268,6 @@ def main() -> None:
         results.save(chosen.results)
     print(f"\n{table_of(profile.targets, results)}", *results.notes, sep="\n")
     if chosen.output:
-        chosen.output.mkdir(parents=True, exist_ok=True)
         path = chosen.output / f"{profile.name}.md"
         page.write(path, profile, results, facts)
         print(f"written to {path}")
