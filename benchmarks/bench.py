@@ -233,7 +233,7 @@ def options() -> tuple[Profile, argparse.Namespace]:
             chosen.output.mkdir(parents=True, exist_ok=True)
         if chosen.results:
             chosen.results.parent.mkdir(parents=True, exist_ok=True)
-            chosen.results.touch()
+            chosen.results.open("a").close()
     except OSError as error:
         parser.error(f"nothing can be written there: {error}")
     chosen.modes = tuple(chosen.modes.split(",") if chosen.modes else profile.modes)
