@@ -78,7 +78,7 @@ FAULTS = [
     ({"call": row("")}, [EIGHT], "no shapes of tensors"),
     ({"call": row("[[2]" + "\x1b" * 1000)}, [EIGHT], "no shapes of tensors"),
     ({"call": row("[" + "[1]," * 20_000 + "[1]]", shape=(20_001,))}, [EIGHT], "not 20001"),
-    ({"call": row("[[1]]" + " " * (512 << 10))}, [EIGHT], "up to 262144 characters"),
+    ({"call": row("[[1]]" + " " * (512 << 10))}, [EIGHT], "up to 131072 characters"),
     ({"call": row("[[2]]", kind="all_reduce")}, [EIGHT], "of one tensor"),
     ({"call": row("[[2]]")}, [bytes(7)], "has 8 bytes, but 7 came"),
     ({"call": Call("barrier", "sum", "", (), "")}, [], "barrier has no data"),
