@@ -353,3 +353,19 @@ def test_a_peer_that_fails_is_left_out_and_ringd_is_not(tmp_path: Path) -> None:
         made.rings["ringd"] = daemons.Daemons([], [], [])
         with pytest.raises(Failure, match="died"), made.without_failed("ringd", "n = 2, start"):
             raise Failure("ringd, rank 0: died")
+
+
+@pytest.mark.parametrize("option", ["--results", "--output"])
+def test_where_nothing_can_be_written_is_said_before_it_is_measured(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+) -> None:
+    """A whole run would else be lost at its end."""
+    (tmp_path / "file").touch()
+    place = tmp_path if option == "--results" else tmp_path / "file"
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--size", "2", option, str(place)])
+    with pytest.raises(SystemExit):
+        bench.options()
+    assert "nothing can be written there" in capsys.readouterr().err

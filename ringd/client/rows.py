@@ -96,7 +96,7 @@ def rows_of(kind: str, op: str, wire: str, arrays: Sequence[Array]) -> list[Row]
         except TypeError as error:
             if len(by_dtype) == 1:
                 raise
-            raise TypeError(f"xs[{places[0]}]: {error}") from None
+            raise _named(error, f"xs[{places[0]}]") from None
         rows.append(Row(same, places, dtype, layout))
     return rows
 
@@ -147,8 +147,7 @@ def arrays_of(xs: Sequence[npt.ArrayLike]) -> list[Array]:
             try:
                 arrays.append(plain_array(x))
             except (TypeError, ValueError) as error:
-                plain = TypeError if isinstance(error, TypeError) else ValueError
-                raise plain(f"x = xs[{len(arrays)}]: {error}") from error
+                raise _named(error, f"x = xs[{len(arrays)}]") from error
     return arrays
 
 
@@ -172,7 +171,13 @@ def check_outs(outs: Sequence[Array], arrays: Sequence[Array]) -> None:
         try:
             check_out(out, array.shape, native(array.dtype))
         except (TypeError, ValueError) as error:
-            raise type(error)(f"out = out[{place}]: {error}") from None
+            raise _named(error, f"out = out[{place}]") from error
+
+
+def _named(error: TypeError | ValueError, what: str) -> TypeError | ValueError:
+    """Return *error* as one of *what*; not every kind of them can be made of a text alone."""
+    plain = TypeError if isinstance(error, TypeError) else ValueError
+    return plain(f"{what}: {error}")
 
 
 def _check_sequence(given: object, what: str) -> None:
