@@ -62,6 +62,31 @@ def test_small_frames_take_turns_with_all_else(loop, link_pair, monkeypatch):
     assert most <= 4 * READ_BUFFER // 128
 
 
+def test_what_somebody_waits_for_leaves_at_once(loop, link_pair, monkeypatch):
+    """Once in each iteration: what follows in the same one leaves together, at its end."""
+    (right, _), (_, received) = link_pair
+    for _ in range(2):  # what a link says first
+        loop._iterate(loop._settle())
+    begun = right.bytes_out
+    pushes = []
+    push = right._push
+    monkeypatch.setattr(right, "_push", lambda: pushes.append(push()) or pushes[-1])
+    for turn in range(2):
+        for number in range(4):
+            right.send(control(b"x", number), b"x")
+            right.hurry()
+        assert len(pushes) == 2 * turn + 1
+        assert right.bytes_out - begun == sum(pushes)
+        loop._iterate(loop._settle())
+        assert len(pushes) == 2 * turn + 2
+        assert pushes[-1] == 3 * pushes[0]
+    right.hurry()  # where there is nothing
+    loop._iterate(loop._settle())
+    assert len(pushes) == 4
+    run_until(loop, lambda: len(received.frames) == 8)
+    assert [header.seq for header, _ in received.frames] == [0, 1, 2, 3] * 2
+
+
 @pytest.mark.parametrize(("last_small_call", "turn"), [(-math.inf, TURN), (math.inf, SHORT_TURN)])
 @pytest.mark.parametrize("length", [1000, 4 << 20])
 def test_endless_data_takes_turns_with_all_else(loop, link_pair, length, last_small_call, turn):

@@ -26,6 +26,8 @@ class Stand:
         """What is through, as (session, rank, number)."""
         self.later = []
         """What is to be done later."""
+        self.hurried = []
+        """What was through each time that what others wait for was to leave."""
         self.counters = Counters()
         config = SimpleNamespace(ops=OpsSettings(), ipc=IpcSettings())
         self.performer = Performer(
@@ -39,6 +41,7 @@ class Stand:
             SimpleNamespace(
                 kick=lambda _side: None,
                 send_group=None,
+                links={"right": SimpleNamespace(hurry=self._hurry)},
                 send_credit=None,
                 on_way=lambda _side, _gid: 0,
                 let_go=lambda _gid, _seq: None,
@@ -51,6 +54,9 @@ class Stand:
     def _call_later(self, _delay, callback):
         self.later.append(callback)
         return callback
+
+    def _hurry(self):
+        self.hurried.append(list(self.through))
 
     def _finished(self, gid, rank, seq, _now):
         self.through.append((gid, rank, seq))
@@ -102,6 +108,15 @@ def test_what_follows_from_an_action_waits_for_those_before_it(payloads):
     stand = Stand(Dropped("third"), Dropped("fourth"))
     stand.performer.perform([Dropped("first"), run(payloads), Dropped("second")])
     assert stand.order == ["first", "second", "third", "fourth"]
+
+
+@pytest.mark.parametrize("payloads", [(b"\0\0\0\0",), None], ids=["small", "large"])
+def test_what_others_wait_for_leaves_before_a_call_is_computed(payloads):
+    """Else all members would wait for the one that was the last to offer it twice."""
+    stand = Stand()
+    stand.performer.perform([run(payloads)])
+    assert stand.hurried == [[]]
+    assert stand.through == [(1, 0, 0)]
 
 
 def test_a_failing_action_leaves_the_rest_in_order():

@@ -108,6 +108,7 @@ class Performer:
         """As it was read last."""
         self._view = view
         self._neighbours = neighbours
+        self._links = neighbours.links
         self._recorder = recorder
         self._counters = counters
         self._finished = on_finished
@@ -165,6 +166,8 @@ class Performer:
     # --- computing --------------------------------------------------------------------
 
     def _run(self, action: groups.Run) -> None:
+        for link in self._links.values():
+            link.hurry()  # where our offer was the last one, the others wait for it
         self._worked = True
         if self._tidying is None:
             self._tidying = self._loop.call_later(TIDY_AFTER, self._tidy)

@@ -6,7 +6,8 @@ memory that the handler gives; over a sealed link, by way of a buffer. Nothing b
 
 * A frame that was begun is finished before anything else; then control frames go, then data.
 * Data is *pulled* from the handler when the socket takes it, never queued.
-* Control frames queued during one iteration of the loop leave together in one system call.
+* Control frames queued during one iteration of the loop leave together in one system call; those
+  that somebody waits for, by :meth:`Link.hurry`, before anything here that takes time.
 """
 
 from __future__ import annotations
@@ -166,6 +167,7 @@ class Link:
         self._blocked = False  # the loop tells us when to write on
         self._mute = False  # writing failed; what the peer said before is still read
         self._flush_queued = False
+        self._hurried = False  # since that was queued
         self._loss: str | None = None  # the handler is still to be told
 
         sock.setblocking(False)
@@ -229,6 +231,16 @@ class Link:
         self._write()
         if self._out and self._out_data is None:
             self._out = [bytes(part) for part in self._out]
+
+    def hurry(self) -> None:
+        """Write now what would leave at the end of this iteration of the loop; once in each.
+
+        Where the peer waits for it, what is to be done here meanwhile costs the peer no time. In a
+        batch of calls only the first has this: the others' frames leave together.
+        """
+        if self._flush_queued and not self._hurried:
+            self._write()
+            self._hurried = True
 
     def kick(self) -> None:
         """Pull data from the handler and write until the socket is full or nothing is left.
@@ -382,7 +394,9 @@ class Link:
     # --- writing ----------------------------------------------------------------------
 
     def _write(self) -> None:
-        self._flush_queued = False
+        self._flush_queued = self._hurried = False
+        if not (self._control or self._out or self._pull):
+            return  # it was in a hurry
         if self._writing:
             return  # a callback below asks for what is under way
         self._writing = True
