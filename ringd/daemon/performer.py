@@ -286,9 +286,21 @@ class Performer:
         client: Client = action.client  # type: ignore[assignment]  # a cast costs a call
         submission = action.submission
         buffers: Buffers | None = submission.buffers
-        if not action.again:
-            self._record(action, buffers)
-        if action.code != OK:
+        if action.code == OK:
+            result = None if buffers is None else buffers.result
+            machine = self._neighbours.machine
+            client.send(
+                border.Completed(
+                    action.join_id,
+                    submission.seq,
+                    action.released,
+                    machine.in_use or machine.generation,
+                    action.ack,
+                    action.keep,
+                ),
+                None if result is None else result.view(_BYTES).data,
+            )
+        else:
             client.send(
                 border.Failed(
                     action.join_id,
@@ -299,21 +311,8 @@ class Performer:
                     action.ack,
                 )
             )
-            return
-        result = None if buffers is None else buffers.result
-        machine = self._neighbours.machine
-        generation = machine.in_use or machine.generation
-        client.send(
-            border.Completed(
-                action.join_id,
-                submission.seq,
-                action.released,
-                generation,
-                action.ack,
-                action.keep,
-            ),
-            None if result is None else result.view(_BYTES).data,
-        )
+        if not action.again:
+            self._record(action, buffers)  # while the program goes on
 
     def _record(self, action: groups.Report, buffers: Buffers | None) -> None:
         submission, now, code = action.submission, self._loop.now(), action.code

@@ -59,16 +59,15 @@ class _Keys:
         self._make = AEADS[cipher]
         self._secret = secret
         self.number = -1
-        """Of the frame that was begun last."""
+        """Of the frame that was begun last. Whoever begins one raises it, and asks for a new key
+        at every multiple of :data:`FRAMES_PER_KEY`: that is a function less for each frame."""
         self.aead: AEAD
         """For this frame."""
 
-    def advance(self) -> None:
-        """Begin the next frame."""
-        self.number += 1
-        if self.number % FRAMES_PER_KEY == 0:
-            self.aead = self._make(_expand(self._secret, b"ringd key"))
-            self._secret = _expand(self._secret, b"ringd next")
+    def renew(self) -> None:
+        """Take the next key, as there is to be one for this frame."""
+        self.aead = self._make(_expand(self._secret, b"ringd key"))
+        self._secret = _expand(self._secret, b"ringd next")
 
 
 def _expand(secret: bytes, label: bytes) -> bytes:
@@ -99,7 +98,14 @@ class SealedWriter:
     def whole(self, header: Header, *payload: Buffer) -> bytes:
         """See :class:`~ringd.wire.link.framing.Writer`."""
         head = self._head(header)
-        return head + self._seal(_PAYLOAD, b"".join(payload)) if header.length else head
+        if not header.length:
+            return head
+        keys = self._keys
+        nonce = _NONCE.pack(_PAYLOAD, keys.number)
+        text = payload[0] if len(payload) == 1 else b"".join(payload)
+        if self._encrypt:
+            return head + keys.aead.encrypt(nonce, text, None)
+        return b"".join((head, text, keys.aead.encrypt(nonce, b"", text)))
 
     def parts(self, header: Header, *payload: Buffer) -> list[Buffer]:
         """See :class:`~ringd.wire.link.framing.Writer`: the payload is a sealed copy."""
@@ -122,7 +128,10 @@ class SealedWriter:
         return [head, sealed]
 
     def _head(self, header: Header) -> bytes:
-        self._keys.advance()
+        keys = self._keys
+        number = keys.number = keys.number + 1
+        if not number % FRAMES_PER_KEY:
+            keys.renew()
         body = _BODY.pack(
             header.type,
             header.length,
@@ -134,14 +143,10 @@ class SealedWriter:
             header.until,
             header.rank,
         )
-        return self._seal(_HEADER, body)
-
-    def _seal(self, part: int, text: bytes) -> bytes:
-        keys = self._keys
-        nonce = _NONCE.pack(part, keys.number)
+        nonce = _NONCE.pack(_HEADER, number)
         if self._encrypt:
-            return keys.aead.encrypt(nonce, text, None)
-        return text + keys.aead.encrypt(nonce, b"", text)
+            return keys.aead.encrypt(nonce, body, None)
+        return body + keys.aead.encrypt(nonce, b"", body)
 
 
 class SealedReader:
@@ -158,7 +163,10 @@ class SealedReader:
 
     def header(self, data: memoryview) -> Header:
         """See :class:`~ringd.wire.link.framing.Reader`."""
-        self._keys.advance()
+        keys = self._keys
+        number = keys.number = keys.number + 1
+        if not number % FRAMES_PER_KEY:
+            keys.renew()
         kind, length, generation, group, seq, index, origin, until, rank = _BODY.unpack(
             self._open(_HEADER, data, self._body)
         )
