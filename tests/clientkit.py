@@ -80,6 +80,12 @@ def pool_of(ring):
     return ring._connection.pool
 
 
+def take_in(ring):
+    """Have *ring* act on what has come, as a call would; by itself it looks once a minute."""
+    pump = ring._connection.pump
+    pump.run(pump.settle)
+
+
 def main_sleeps(pump):
     """Whether the main thread sleeps on the sockets, and not another one; or is about to."""
     return pump.sleeper == threading.main_thread().ident and not pump._inside

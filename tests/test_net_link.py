@@ -66,7 +66,8 @@ def test_what_somebody_waits_for_leaves_at_once(loop, link_pair, monkeypatch):
     """Once in each iteration: what follows in the same one leaves together, at its end."""
     (right, _), (_, received) = link_pair
     for _ in range(2):  # what a link says first
-        loop._iterate(loop._settle())
+        loop._settle()
+        loop._iterate(0.0)
     begun = right.bytes_out
     pushes = []
     push = right._push
@@ -81,7 +82,7 @@ def test_what_somebody_waits_for_leaves_at_once(loop, link_pair, monkeypatch):
         assert len(pushes) == 2 * turn + 2
         assert pushes[-1] == 3 * pushes[0]
     right.hurry()  # where there is nothing
-    loop._iterate(loop._settle())
+    loop._settle()
     assert len(pushes) == 4
     run_until(loop, lambda: len(received.frames) == 8)
     assert [header.seq for header, _ in received.frames] == [0, 1, 2, 3] * 2
