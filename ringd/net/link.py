@@ -395,10 +395,9 @@ class Link:
 
     def _write(self) -> None:
         self._flush_queued = self._hurried = False
-        if not (self._control or self._out or self._pull):
-            return  # it was in a hurry
-        if self._writing:
-            return  # a callback below asks for what is under way
+        # A callback below asks for what is under way; or it has left in a hurry.
+        if self._writing or not (self._control or self._out or self._pull):
+            return
         self._writing = True
         lately = self._loop.now() - self._small_calls.at < LATELY
         budget = SHORT_TURN if lately else TURN
