@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 import ringd
 from ringd.client import retention
-from tests.cluster import Cluster, Node, wait_until
+from tests.cluster import PATIENCE, Cluster, Node, wait_until
 from tests.ringkit import connected, everywhere
 
 MIB = 1 << 20
@@ -82,6 +83,28 @@ def test_tensors_of_many_sizes_share_memory(place: Path, held: Callable[[], int]
             wait_until(lambda: held() <= 2 * 1.2 * WORKING_SET, "it goes back")
             for node in cluster.nodes:
                 wait_until(lambda node=node: mapped(node) <= 1.2 * WORKING_SET, "and over there")
+
+
+def test_a_call_after_a_pause_needs_no_memory_beside_that_of_the_last_one(
+    place: Path, held: Callable[[], int]
+) -> None:
+    """By then others are done with the last one's input; fresh memory would cost twice the call."""
+
+    def call_and_pause(ring: ringd.Ring) -> None:
+        ring.all_reduce(np.zeros(LARGEST, np.int8))
+        channel = ring._connection.pump.channel
+        assert channel is not None
+        heard, _, _ = select.select([channel.calls], [], [], PATIENCE)
+        assert heard, "the daemon says that the input is needed no more"
+
+    with Cluster(place, 2) as cluster:
+        cluster.start().wait_ready()
+        with connected(cluster) as rings:
+            everywhere(rings, call_and_pause)
+            once = held()
+            for _ in range(3):
+                everywhere(rings, call_and_pause)
+            assert held() == once
 
 
 def test_program_that_has_gone_quiet_keeps_only_what_it_holds(

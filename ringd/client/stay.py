@@ -33,6 +33,9 @@ _PAUSE = 1.0
 _ASK_EVERY = 1.0
 """Seconds between questions for whom the group waits."""
 
+_LOOK_FIRST = 256 << 10
+"""Bytes of a tensor from which on fresh memory costs far more than a look at the sockets."""
+
 
 class Stay:
     """The stay in *group*, over *connection*; any thread may call its methods."""
@@ -279,6 +282,8 @@ class Stay:
         connection, pool = self.connection, self.connection.pool
 
         def step() -> tuple[list[Block] | None, bool]:
+            if max(lengths) >= _LOOK_FIRST:
+                connection.settle()  # the daemon may have said that an input is needed no more
             return pool.take_all(lengths), bool(pool.surplus)
 
         while True:
