@@ -261,6 +261,7 @@ def main() -> None:
     except Failure as failure:
         sys.exit(str(failure))
     results = whole.results
+    results.notes.append(machine.when())
     share = others.share()
     if share is not None:
         results.notes.append(f"other processes used {share:.0%} of the processors meanwhile")

@@ -43,6 +43,11 @@ links are sealed for integrity; `protect off` and `encrypt` are rings with anoth
 `bfloat16` and `int8` calls with that `wire`.
 """
 
+_UNSEALED = """\
+None of the others seals what it sends. The rows above that compare with them, for a ring that does
+not either (`ring.protect = "off"`):
+"""
+
 
 def busbw(key: Key, seconds: float) -> float:
     """Return what each link carried, in GB/s."""
@@ -61,6 +66,8 @@ def write(path: Path, profile: Profile, results: Results, facts: dict[str, str])
         "Where a row is about several sizes or peers, the one farthest from its target is named.\n",
         table_of(profile.targets, results),
     ]
+    if profile.unsealed:
+        text += ["## Without seals\n", _UNSEALED, table_of(profile.unsealed, results)]
     for n in results.members(single_calls.WHAT):
         text += [f"## n = {n}\n", *_plots(path, results, n), _single_calls(results, n)]
         text += [part(results, n) for part in (_small_calls, _other_calls, _figures)]

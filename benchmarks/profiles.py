@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from instrument.modes import BFLOAT16, ENCRYPT, EVERY, INT8, OFF
-from targets import LOOPBACK, NETWORK, Target
+from targets import LOOPBACK, NETWORK, UNSEALED, Target
 
 _SIZES = "4B,1KiB,4KiB,16KiB,64KiB,256KiB,1MiB,4MiB,16MiB,64MiB,256MiB"
 
@@ -29,6 +29,8 @@ class Profile:
     """Bits per second of the links; None: loopback."""
     thorough: bool = False
     """With all that is no comparison of calls, and takes long."""
+    unsealed: Sequence[Target] = ()
+    """The targets that compare with systems whose links are not sealed, for links as theirs."""
 
 
 FULL = Profile(
@@ -40,6 +42,7 @@ FULL = Profile(
     rounds=7,
     budget=0.15,
     thorough=True,
+    unsealed=UNSEALED,
 )
 QUICK = Profile(
     "quick",

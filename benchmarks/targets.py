@@ -197,18 +197,68 @@ SMALL = (4, 64 << 10)
 _NONE = 0.99
 """Wake-ups per second that are none, as they are counted over some seconds."""
 
+
+def against_others(ordinary: str, empty: str) -> tuple[Target, ...]:
+    """Return the rows that compare single calls with other systems, and the former build.
+
+    Args:
+        ordinary: The mode with ordinary arrays.
+        empty: That with `ring.empty`.
+    """
+    return (
+        Target(
+            "4 B to 64 KiB, one call at a time, against fd44b4d",
+            {2: 3.0, 4: 2.0},
+            speed(ordinary, ["before"], *SMALL),
+        ),
+        Target("4 B, against Gloo", {2: 1.3, 4: 1.0}, speed(ordinary, ["gloo"], 4, 4)),
+        Target(
+            "above 4 B, to 64 KiB, against Gloo",
+            {2: 1.3, 4: 3.0},
+            speed(ordinary, ["gloo"], 5, SMALL[1]),
+        ),
+        Target(
+            "256 KiB and 1 MiB, against Gloo",
+            {2: 1.3, 4: 1.8},
+            speed(ordinary, ["gloo"], 256 << 10, MIB),
+        ),
+        Target(
+            "ordinary arrays, 4 MiB and up, against Gloo and MLX's ring",
+            {2: 1.4, 4: 1.1},
+            speed(ordinary, ["gloo", "mlx"], 4 * MIB),
+        ),
+        Target(
+            "`ring.empty`, 4 MiB and up, against Gloo",
+            {2: 1.7, 4: 1.25},
+            speed(empty, ["gloo"], 4 * MIB),
+        ),
+        Target(
+            "ordinary arrays, 16 MiB and up, against Open MPI over TCP",
+            {2: 1.1, 4: 1.1},
+            speed(ordinary, ["mpi"], 16 * MIB),
+        ),
+        Target(
+            "`ring.empty`, 16 MiB and up, against the floor of bytes over TCP",
+            {2: 0.9, 4: 0.9},
+            speed(empty, ["floor"], 16 * MIB),
+        ),
+        Target(
+            "processor time of a small call, by that of fd44b4d",
+            {2: 0.35, 4: 0.45},
+            cost(ordinary, "before", *SMALL),
+            at_least=False,
+        ),
+        Target(
+            "processor seconds per GB, 16 MiB and up, by Gloo's",
+            {2: 0.8, 4: 0.9},
+            cost(ordinary, "gloo", 16 * MIB),
+            at_least=False,
+        ),
+    )
+
+
 LOOPBACK = (
-    Target(
-        "4 B to 64 KiB, one call at a time, against fd44b4d",
-        {2: 3.0, 4: 2.0},
-        speed("ringd", ["before"], *SMALL),
-    ),
-    Target("4 B, against Gloo", {2: 1.3, 4: 1.0}, speed("ringd", ["gloo"], 4, 4)),
-    Target(
-        "above 4 B, to 64 KiB, against Gloo",
-        {2: 1.3, 4: 3.0},
-        speed("ringd", ["gloo"], 5, SMALL[1]),
-    ),
+    *against_others(*RINGD),
     Target(
         "4 B and 16 KiB, calls apart, time by that of the relay asleep",
         {2: 2.0},
@@ -219,43 +269,6 @@ LOOPBACK = (
         "4 B and 16 KiB, calls that follow each other, time by that of the relay with its spin",
         {2: 2.5},
         time_by_floor(single_calls.WHAT, "relay-spin"),
-        at_least=False,
-    ),
-    Target(
-        "256 KiB and 1 MiB, against Gloo",
-        {2: 1.3, 4: 1.8},
-        speed("ringd", ["gloo"], 256 << 10, MIB),
-    ),
-    Target(
-        "ordinary arrays, 4 MiB and up, against Gloo and MLX's ring",
-        {2: 1.4, 4: 1.1},
-        speed("ringd", ["gloo", "mlx"], 4 * MIB),
-    ),
-    Target(
-        "`ring.empty`, 4 MiB and up, against Gloo",
-        {2: 1.7, 4: 1.25},
-        speed("ringd-empty", ["gloo"], 4 * MIB),
-    ),
-    Target(
-        "ordinary arrays, 16 MiB and up, against Open MPI over TCP",
-        {2: 1.1, 4: 1.1},
-        speed("ringd", ["mpi"], 16 * MIB),
-    ),
-    Target(
-        "`ring.empty`, 16 MiB and up, against the floor of bytes over TCP",
-        {2: 0.9, 4: 0.9},
-        speed("ringd-empty", ["floor"], 16 * MIB),
-    ),
-    Target(
-        "processor time of a small call, by that of fd44b4d",
-        {2: 0.35, 4: 0.45},
-        cost("ringd", "before", *SMALL),
-        at_least=False,
-    ),
-    Target(
-        "processor seconds per GB, 16 MiB and up, by Gloo's",
-        {2: 0.8, 4: 0.9},
-        cost("ringd", "gloo", 16 * MIB),
         at_least=False,
     ),
     Target(
@@ -333,6 +346,9 @@ LOOPBACK = (
     ),
 )
 """What `make bench` measures."""
+
+UNSEALED = against_others(*OFF)
+"""The same without seals, which none of the others has."""
 
 WIRE = "bytes of tensors that a link carries in a second"
 

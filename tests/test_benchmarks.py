@@ -273,6 +273,20 @@ def test_a_page_has_the_columns_of_nccl_tests(tmp_path: Path) -> None:
     assert [path.name] == [each.name for each in tmp_path.iterdir()]  # one point is no plot
 
 
+def test_a_page_compares_links_as_the_others_have_them_too() -> None:
+    """Of the rows about other systems, each stands there for a ring without seals as well."""
+    results = Results()
+    for mode, seconds in (("ringd", 4e-3), ("ringd-off", 1e-3), ("gloo", 2e-3)):
+        filled(results, single_calls.WHAT, 2, MIB, mode, seconds)
+    sealed, unsealed = (
+        [row[3] for row in targets.rows(rows, results)]
+        for rows in (targets.LOOPBACK, profiles.FULL.unsealed)
+    )
+    assert "0.5 (1 MiB, Gloo)" in sealed
+    assert unsealed == ["2 (1 MiB, Gloo)"]
+    assert {each.what for each in profiles.FULL.unsealed} < {each.what for each in targets.LOOPBACK}
+
+
 def test_a_table_has_figures_on_the_right() -> None:
     """And words on the left."""
     said = markdown.table(("what", "how many"), [("a", "1.5 ms"), ("b", "")])

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import final
@@ -29,6 +30,20 @@ def facts() -> dict[str, str]:
         said = subprocess.run(["mpirun", "--version"], capture_output=True, text=True, check=False)  # noqa: S607
         known["Open MPI"] = said.stdout.partition("\n")[0].rpartition(" ")[2]
     return known
+
+
+def when() -> str:
+    """Return of which commit the figures are, and of which day."""
+    here = Path(__file__).parent
+    said = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],  # noqa: S607
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    commit = said.stdout.strip() or "a build without a repository"
+    return f"measured with {commit} on {datetime.now().astimezone():%Y-%m-%d}"
 
 
 @final
