@@ -245,15 +245,18 @@ def test_closed_ring(calm_cluster: Cluster) -> None:
             rings[0].all_reduce(np.ones(3))
 
 
-@pytest.mark.parametrize(("size", "most"), [(2, 93), (4, 128)])
-def test_a_small_call_runs_few_functions_of_a_daemon(tmp_path, size, most):
+@pytest.mark.parametrize(
+    ("protect", "size", "most"),
+    [("off", 2, 93), ("off", 4, 125), ("integrity", 2, 90), ("integrity", 4, 116)],
+)
+def test_a_small_call_runs_few_functions_of_a_daemon(tmp_path, protect, size, most):
     """The time of a small call is that of the functions that it runs, waiting left out.
 
     In a ring of four, two members' messages pass here, and one ends here. The bounds have room for
     what another version of Python counts.
     """
     x = np.ones(1024, np.float32)
-    with Cluster(tmp_path, size, protect="off") as cluster:
+    with Cluster(tmp_path, size, protect=protect) as cluster:
         path = cluster[0].delay_path.with_suffix(".functions")
         path.touch()
         cluster.start().wait_ready()

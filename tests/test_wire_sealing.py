@@ -7,6 +7,7 @@ import multiprocessing
 import random
 import time
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,15 +102,28 @@ def ends(protect="encrypt", cipher="AES-256-GCM"):
 
 
 def read(reader, data, target=None):
-    """Return the frame that *data* begins with, and what follows it."""
+    """Return the frame that *data* begins with, read in both ways, and what follows it."""
     view = memoryview(bytearray(data))
     header = reader.header(view[: reader.header_size])
     end = reader.header_size + (header.length + reader.tail if header.length else 0)
     if len(view) < end:
         raise EOFError
-    room = reader.room(header, target)
-    room[:] = view[reader.header_size : end]
-    payload = bytes(reader.payload(header, room, target))
+    data = view[reader.header_size : end]
+
+    def by_way_of_a_room():
+        room = reader.room(header, target)
+        room[:] = data
+        return bytes(reader.payload(header, room, target))
+
+    if header.type is FrameType.DATA or not header.length:
+        return header, by_way_of_a_room(), bytes(view[end:])
+    try:
+        payload = bytes(reader.whole(header, data))
+    except FrameError as error:
+        with pytest.raises(FrameError, match=str(error)):
+            by_way_of_a_room()
+        raise
+    assert by_way_of_a_room() == payload
     return header, payload, bytes(view[end:])
 
 
@@ -229,6 +243,20 @@ def test_streams_that_somebody_alters(protect, cipher, seed):
         assert broken, what
 
 
+@pytest.mark.parametrize("protect", ["integrity", "encrypt"])
+def test_a_tensor_behind_a_message_is_aligned(protect):
+    """As an array's memory is, however long the message; and it stays when the buffer changes."""
+    for index in (0, 1, 15, 16, 33):
+        writer, reader = ends(protect)
+        header = Header(FrameType.GROUP, index + 64, index=index)
+        frame = memoryview(bytearray(writer.whole(header, bytes(index) + b"\1" * 64)))
+        reader.header(frame[: reader.header_size])
+        tensor = reader.whole(header, frame[reader.header_size :])[index:]
+        assert np.frombuffer(tensor, np.uint8).ctypes.data % 16 == 0
+        frame[:] = bytes(len(frame))
+        assert tensor == b"\1" * 64
+
+
 def test_a_length_is_not_believed_before_its_seal():
     """A header with another length leads to no buffer of that length."""
     writer, reader = ends("integrity")
@@ -246,7 +274,7 @@ def test_what_is_sealed_is_still_checked():
         (Header(FrameType.GROUP, 4, index=5), "a message of 5 bytes"),
     ]:
         writer, reader = ends()
-        head = writer._head(header)
+        head = writer.whole(header)
         with pytest.raises(FrameError, match=text):
             reader.header(memoryview(head))
 

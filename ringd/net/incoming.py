@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from ringd.wire.link.frames import FrameType, Header
 from ringd.wire.link.framing import Reader
 
-READ_BUFFER = 8 * 1024
+READ_BUFFER = 32 * 1024
 """Bytes of the small buffer: several control frames, and the head of a large one."""
 
 _NOTHING = memoryview(b"")
@@ -114,12 +114,16 @@ class Incoming:
         while end - start >= reader.header_size and not self._closed:
             header = reader.header(small[start : start + reader.header_size])
             start += reader.header_size
+            kind = header.type
             length = header.length + reader.tail if header.length else 0
-            if header.type is FrameType.DATA:
+            if kind is FrameType.DATA:
                 self._target = self._destination(header)
                 self._discarding = self._target is None
-            elif not length:
-                self._deliver[header.type](header, _NOTHING)
+            elif end - start >= length:
+                data = small[start : start + length]
+                start += length
+                payload = reader.whole(header, data) if length else _NOTHING
+                self._deliver[kind](header, payload)
                 continue
             self._body = reader.room(header, self._target)
             have = min(end - start, length)

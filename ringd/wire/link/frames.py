@@ -107,8 +107,9 @@ HEADER_SIZE = _WHOLE.size
 
 _WITH_MESSAGE = (int(FrameType.GROUP), int(FrameType.STREAM))
 
-_TYPES = {int(kind): (kind, cap) for kind, cap in MAX_LENGTH.items()}
-_UNKNOWN = (FrameType.BYE, -1)
+TYPES = {int(kind): (kind, cap) for kind, cap in MAX_LENGTH.items()}
+"""By number, each type and its longest payload; :data:`UNKNOWN`, which has none, for any other."""
+UNKNOWN = (FrameType.BYE, -1)
 
 checksum = zlib.crc32
 """CRC-32 of a payload, for ``payload_crc`` with the flag :data:`CHECKSUM`."""
@@ -169,7 +170,7 @@ def unpack(buffer: Buffer, number: int = 0) -> Header:
         raise FrameError(f"frame version {version}, but this is version {VERSION}")
     if zlib.crc32(buffer[:_GUARDED], number & 0xFFFFFFFF) != header_crc:
         raise FrameError("the header's checksum is wrong")
-    known, most = _TYPES.get(kind, _UNKNOWN)
+    known, most = TYPES.get(kind, UNKNOWN)
     if length > most or index > length:
         known = checked(kind, length, index)
     if flags & ~_KNOWN_FLAGS:
@@ -185,7 +186,7 @@ def checked(kind: int, length: int, index: int) -> FrameType:
     Raises:
         FrameError: There is none of that number, or none of it is that long, or has that index.
     """
-    known = _TYPES.get(kind)
+    known = TYPES.get(kind)
     if known is None:
         raise FrameError(f"unknown frame type {kind}")
     if length > known[1]:

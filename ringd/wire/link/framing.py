@@ -15,7 +15,10 @@ class Writer(Protocol):
     """Makes the bytes of one frame after the other, in the order in which they are to be sent."""
 
     def whole(self, header: Header, *payload: Buffer) -> bytes:
-        """Return the next frame, whose payload stands in these pieces, in memory of its own."""
+        """Return the next frame, whose payload stands in these pieces, in memory of its own.
+
+        Without pieces: what comes before the payload.
+        """
 
     def parts(self, header: Header, *payload: Buffer) -> list[Buffer]:
         """Return the next frame in pieces, without a copy where it needs none.
@@ -27,7 +30,7 @@ class Writer(Protocol):
 class Reader(Protocol):
     """Makes frames of bytes, in the order in which they came.
 
-    ``header`` and ``payload`` raise :class:`~ringd.wire.link.frames.FrameError`.
+    All but ``room`` raise :class:`~ringd.wire.link.frames.FrameError`.
     """
 
     header_size: int
@@ -37,6 +40,13 @@ class Reader(Protocol):
 
     def header(self, data: memoryview) -> Header:
         """Return the next frame's header, of which these are the bytes."""
+
+    def whole(self, header: Header, data: memoryview) -> memoryview:
+        """Return the payload of a frame other than DATA, in memory of its own.
+
+        *data* is all of it, with its tail; at least a byte. One function for most of the frames
+        that there are, in place of the two that follow.
+        """
 
     def room(self, header: Header, target: memoryview | None) -> memoryview:
         """Return where the payload's bytes and its tail are to be received.
@@ -100,6 +110,12 @@ class PlainReader:
         header = frames.unpack(data, self._number)
         self._number += 1
         return header
+
+    def whole(self, header: Header, data: memoryview) -> memoryview:
+        """See :class:`Reader`."""
+        room = room_of_its_own(header)
+        room[:] = data
+        return self.payload(header, room, None)
 
     room = staticmethod(room_of_its_own)
     """See :class:`Reader`: in its place at once."""
