@@ -170,7 +170,7 @@ class Performer:
             link.hurry()  # where our offer was the last one, the others wait for it
         self._worked = True
         if self._tidying is None:
-            self._tidying = self._loop.call_later(TIDY_AFTER, self._tidy)
+            self.tidy_later()
         if action.payloads is None:
             self._run_large(action)
             return
@@ -221,13 +221,17 @@ class Performer:
         for run in self._computations.pop((gid, seq)).runs:
             self.perform(self._finished(gid, run.view.rank, seq, self._loop.now()))
 
+    def tidy_later(self) -> None:
+        """Give back what calls and programs leave behind, once there has been no call for long."""
+        if self._tidying is None:
+            self._tidying = self._loop.call_later(TIDY_AFTER, self._tidy)
+
     def _tidy(self) -> None:
-        """Give back what calls have left behind, once there has been none for a while."""
+        self._tidying = None
         if self._worked or len(self.bulk):
             self._worked = False
-            self._tidying = self._loop.call_later(TIDY_AFTER, self._tidy)
+            self.tidy_later()
         else:
-            self._tidying = None
             self.bulk.give_back()
             heap.give_back_free_blocks()
 

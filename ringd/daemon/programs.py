@@ -28,7 +28,6 @@ from ringd.groups.offers import Rules
 from ringd.groups.op import Submission
 from ringd.groups.seat import Before, Join
 from ringd.groups.session import NOBODY, Part, peers
-from ringd.host import heap
 from ringd.loop import Loop, Timer
 from ringd.observe.counters import Counters
 from ringd.observe.recorder import Recorder
@@ -36,9 +35,6 @@ from ringd.ring.absence import out_of_reach, slow_disks
 from ringd.ring.neighbours import Neighbours
 from ringd.wire.border import messages as border
 from ringd.wire.link.control import GroupMessage
-
-TIDY_AFTER = 1.0
-"""Seconds without a program after which memory that lies free is given back."""
 
 
 class Programs:
@@ -95,7 +91,6 @@ class Programs:
         self._perform = self.performer.perform
         self._clients: set[Client] = set()
         self.draining = False
-        self._tidying: Timer | None = None
 
     @property
     def clients(self) -> set[Client]:
@@ -282,14 +277,7 @@ class Programs:
         self._recorder.note("client leaves", pid=client.pid, how=how)
         how += time.strftime(" at %Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._perform(self.engine.detach(client, how, self._loop.now(), join_id))
-        if not self._clients and self._tidying is None:
-            self._tidying = self._loop.call_later(TIDY_AFTER, self._tidy)
-
-    def _tidy(self) -> None:
-        """Give back what the last programs have left behind, while nobody waits."""
-        self._tidying = None
-        if not self._clients:
-            heap.give_back_free_blocks()
+        self.performer.tidy_later()
 
     def _buffers(
         self,
