@@ -312,12 +312,12 @@ class Loop:
 
     def _iterate(self, timeout: float | None) -> None:
         ready = self._wait(timeout)
+        # Looked up before anybody is called: a descriptor may be closed, and be another file's then.
+        watches = map(self._watches.__getitem__, map(_descriptor, ready))
+        due = list(zip(watches, map(_events, ready), strict=True))
         now, timers = self.now(), self._timers
         if timers and now - timers[0][0] > PAUSE_THRESHOLD:
             self._notice_pause(now)
-        # Looked up before any is called: a descriptor may be closed, and be another file's then.
-        watches = map(self._watches.__getitem__, map(_descriptor, ready))
-        due = list(zip(watches, map(_events, ready), strict=True))
         if len(due) > 1:
             due.sort(key=_is_bulky)
         for watch, events in due:

@@ -269,6 +269,22 @@ def test_no_pause_when_on_time(loop):
     assert order == ["timer"]
 
 
+def test_a_file_that_is_removed_for_a_pause_is_not_heard(loop):
+    """Nor is the loop upset, which had found it ready before the pause was known."""
+    clock = Clock(loop)
+    ours, theirs = socket.socketpair()
+    heard = []
+    with ours, theirs:
+        loop.add(ours, EVENT_READ, heard.append)
+        loop.on_pause(lambda _gap: loop.remove(ours))
+        loop.call_later(0.5, lambda: None)
+        theirs.send(b"x")
+        clock.time += 10
+        turn(loop)
+        assert ours.fileno() not in loop._watches
+    assert heard == []
+
+
 def test_forget_pause(loop):
     """Whoever is gone is not told any more."""
     clock = Clock(loop)
