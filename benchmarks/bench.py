@@ -255,13 +255,13 @@ def main() -> None:
     facts = machine.facts()
     print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
     whole, others = Run(profile, chosen), machine.Others()
+    whole.results.notes.append(machine.when())  # not at the end: it may be hours, and other commits
     print(f"about {clock_text(whole.progress.total)} in all", flush=True)
     try:
         whole.measure()
     except Failure as failure:
         sys.exit(str(failure))
     results = whole.results
-    results.notes.append(machine.when())
     share = others.share()
     if share is not None:
         results.notes.append(f"other processes used {share:.0%} of the processors meanwhile")

@@ -33,17 +33,18 @@ def facts() -> dict[str, str]:
 
 
 def when() -> str:
-    """Return of which commit the figures are, and of which day."""
-    here = Path(__file__).parent
-    said = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],  # noqa: S607
-        cwd=here,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    commit = said.stdout.strip() or "a build without a repository"
-    return f"measured with {commit} on {datetime.now().astimezone():%Y-%m-%d}"
+    """Return which commit is measured from now on, and the day."""
+    commit = ""
+    if shutil.which("git"):
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],  # noqa: S607
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        commit = said.stdout.strip()
+    return f"measured with {commit or 'a build without a repository'} on {datetime.now().astimezone():%Y-%m-%d}"
 
 
 @final
