@@ -159,7 +159,7 @@ class Neighbours:
         self.on_state: Callable[[str], None] = lambda _text: None
         """Told in words whenever the ring's state changes."""
         self.links: dict[Side, Link] = {}
-        """Those that there are; the same dictionary for ever."""
+        """Those that are up, by side; always the same dictionary."""
         self.inquiries = Inquiries(loop, self.rank, self.names, self._send, recorder.dump)
         """Questions to all members that can be reached."""
         self.namesakes = Namesakes(
