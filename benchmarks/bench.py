@@ -255,7 +255,7 @@ def main() -> None:
     facts = machine.facts()
     print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
     whole, others = Run(profile, chosen), machine.Others()
-    whole.results.notes.append(machine.when())  # not at the end: it may be hours, and other commits
+    whole.results.notes.append(machine.when())  # later it may be another
     print(f"about {clock_text(whole.progress.total)} in all", flush=True)
     try:
         whole.measure()

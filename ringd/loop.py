@@ -312,7 +312,7 @@ class Loop:
 
     def _iterate(self, timeout: float | None) -> None:
         ready = self._wait(timeout)
-        # Looked up before anybody is called: a descriptor may be closed, and be another file's then.
+        # Looked up before any is called: a descriptor may be closed, and be another file's then.
         watches = map(self._watches.__getitem__, map(_descriptor, ready))
         due = list(zip(watches, map(_events, ready), strict=True))
         now, timers = self.now(), self._timers

@@ -44,7 +44,8 @@ def when() -> str:
             check=False,
         )
         commit = said.stdout.strip()
-    return f"measured with {commit or 'a build without a repository'} on {datetime.now().astimezone():%Y-%m-%d}"
+    build = commit or "a build without a repository"
+    return f"measured with {build} on {datetime.now().astimezone():%Y-%m-%d}"
 
 
 @final
