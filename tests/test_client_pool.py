@@ -120,7 +120,17 @@ def test_array_that_ends_while_blocks_are_taken_makes_room_for_them():
     pool.held = pool.lend(block, 3 * MIB)
     del block
     assert pool.take_all([3 * MIB, 3 * MIB]) is not None
-    assert pool.take_all([5 * MIB, 5 * MIB]) is None
+    held = pool.take(2 * MIB)
+    assert pool.take_all([3 * MIB, 4 * MIB]) is None
+    del held
+
+
+def test_input_and_result_beyond_the_budget_name_the_setting():
+    """Each would fit, both never will: not a reason to wait, nor to drop what is held."""
+    pool = Pool(8 * MIB)
+    with pytest.raises(errors.ResourceExhausted, match=r"10485760 bytes .* in parts"):
+        pool.take_all([5 * MIB, 5 * MIB])
+    assert take(pool, 7 * MIB) is not None
 
 
 def test_tensor_beyond_the_budget_names_the_setting():

@@ -333,7 +333,11 @@ class Pool:
         self._resting = False  # last: where an interrupt comes before, the next take does it again
 
     def take_all(self, lengths: Sequence[int]) -> list[Block] | None:
-        """Return a block for each of *lengths*, or None for none of them; as :meth:`take`."""
+        """Return a block for each of *lengths*, or None for none of them; as :meth:`take`.
+
+        Raises:
+            ResourceExhausted: they can never fit, whatever comes back.
+        """
         while True:
             blocks: list[Block] = []
             for length in lengths:
@@ -348,6 +352,10 @@ class Pool:
             del block
             blocks.clear()
             if self._collect() <= ours:
+                if sum(map(_block_size, lengths)) > self.budget:
+                    raise self._beyond_budget(
+                        f"what the call needs, {sum(lengths)} bytes for input and result, does"
+                    )
                 return None
 
     def lend(self, block: Block, length: int, *, as_input: bool = False) -> Bytes:
@@ -518,13 +526,17 @@ class Pool:
 
     # --- segments -----------------------------------------------------------------------
 
+    def _beyond_budget(self, what: str) -> errors.ResourceExhausted:
+        """Return the error for *what* (with its verb), which is more than all that there may be."""
+        return errors.ResourceExhausted(
+            f"{what} not fit into ipc.segment_budget = {self.budget} bytes; raise it in the "
+            "daemon's config, or reduce it in parts"
+        )
+
     def _take_new(self, size: int, length: int) -> tuple[int, int] | None:
         """Return the place of a block in a new segment, or None where there is no room for it."""
         if size > self.budget:
-            raise errors.ResourceExhausted(
-                f"a tensor of {length} bytes does not fit into ipc.segment_budget = "
-                f"{self.budget} bytes; raise it in the daemon's config, or reduce it in parts"
-            )
+            raise self._beyond_budget(f"a tensor of {length} bytes does")
         limit = self.retention.limit(self.used + size, self.now())
         # Many small blocks share a segment, the more the more of them there are: each segment
         # costs a descriptor on both sides. A large one has room for those of similar size.
