@@ -245,11 +245,13 @@ class Simulation(Network):
         connection = process.links[side]
         if connection is None:
             raise Violation(f"{process.rank} sends over its {side} link, which is down")
-        if isinstance(message, Commit) and process.rank == 0:
-            key = (self.disks[0].lost, message.generation)
-            if key in self._commits:
-                raise Violation(f"generation {message.generation} is committed twice")
-            self._commits.add(key)
+        if isinstance(message, Commit):
+            process.commit = message
+            if process.rank == 0:
+                key = (self.disks[0].lost, message.generation)
+                if key in self._commits:
+                    raise Violation(f"generation {message.generation} is committed twice")
+                self._commits.add(key)
         self.messages += 1
         towards = 0 if side == "right" else 1
         other = connection.ends[1 - towards]
@@ -304,10 +306,14 @@ class Simulation(Network):
         if generation <= self._used[rank]:
             raise Violation(f"{rank} goes from generation {self._used[rank]} to {generation}")
         self._used[rank] = generation
-        # The whole ring is known from this member's word, and must be what others said.
-        ring = process.machine._ring
-        assert ring is not None
-        incarnations = ring.incarnations
+        # The whole ring is known from the commit that this member sent, and is that of the others.
+        commit = process.commit
+        if self.size == 1:
+            incarnations = (process.machine.incarnation,)
+        elif commit is None or commit.generation != generation:
+            raise Violation(f"{rank} uses generation {generation} and has sent no commit of it")
+        else:
+            incarnations = commit.incarnations
         if self._rings.setdefault(generation, incarnations) != incarnations:
             raise Violation(f"two rings of generation {generation}")
         if self._members.setdefault((generation, rank), process.boot) != process.boot:

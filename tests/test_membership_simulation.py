@@ -297,7 +297,7 @@ def test_a_full_disk_where_the_state_file_was_lost_is_told():
 MUTANTS = {
     "ready before it is on disk": (
         '            self._out.append(Send("right", commit))\n',
-        '            self._out.append(Send("right", commit))\n            self._enter(commit)\n',
+        '            self._out.append(Send("right", commit))\n            self._enter(commit.generation)\n',
     ),
     "sent before it is on disk": (
         "        self._storage.want(generation=self._seen)\n",
@@ -307,12 +307,12 @@ MUTANTS = {
 """,
     ),
     "a commit outlives a lost link": (
-        "        self._proposal = self._commit = self._round = None\n        if self._ring",
-        "        self._proposal = self._round = None\n        if self._ring",
+        "        self._proposal = self._commit = self._round = None\n        if self.in_ring",
+        "        self._proposal = self._round = None\n        if self.in_ring",
     ),
     "a round outlives a lost link": (
-        "        self._proposal = self._commit = self._round = None\n        if self._ring",
-        "        self._proposal = self._commit = None\n        if self._ring",
+        "        self._proposal = self._commit = self._round = None\n        if self.in_ring",
+        "        self._proposal = self._commit = None\n        if self.in_ring",
     ),
     "a rank 0 without memory leaves no gap": (
         "1 if self._seen <= self._storage.wanted.generation else GAP",

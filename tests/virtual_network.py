@@ -15,6 +15,7 @@ from random import Random
 
 from ringd.membership.machine import Action, Machine, Side
 from ringd.net.backoff import Backoff
+from ringd.wire.link.control import Commit
 
 HOP = 150e-6
 CONNECT_TIMEOUT = 2.0
@@ -59,6 +60,8 @@ class Process:
     """Number of the current dial attempt or sleep; others are stale."""
     ticking: float | None = None
     writing: bool = False
+    commit: Commit | None = None
+    """The last one that it sent."""
     generation: int = 0
     """Of the ring in use; 0 without one."""
 

@@ -141,7 +141,6 @@ class Machine:
         self._round: _Round | None = None
         self._proposal: Propose | None = None
         self._commit: Commit | None = None
-        self._ring: Commit | None = None
         self.in_use: int | None = None
         """The generation of the ring that is in use here, between Ready and Broken; None without
         one."""
@@ -263,7 +262,7 @@ class Machine:
         incarnation = self._storage.stored.incarnation
         self._out += self._flooding.persisted(generation, incarnation, now)
         if self._commit is not None and self._commit.generation == generation:
-            self._enter(self._commit)
+            self._enter(generation)
         current = self._round
         if current is not None and current.commit and current.commit.generation == generation:
             current.sent = True
@@ -374,7 +373,7 @@ class Machine:
                 # Four times what it took: a slow network needs no lesson twice.
                 self._patience = min(MAX_PATIENCE, max(PATIENCE, 4 * (now - current.started)))
                 self._round = None
-                self._enter(commit)
+                self._enter(commit.generation)
             return
         proposal = self._proposal
         if (
@@ -418,17 +417,17 @@ class Machine:
             and self._storage.wanted.incarnation == self.incarnation
         )
 
-    def _enter(self, commit: Commit) -> None:
+    def _enter(self, generation: int) -> None:
         self._commit = None
-        self._ring, self.in_use = commit, commit.generation
-        self._move(Event.FORMED, f"generation {commit.generation}")
-        self._out.append(Ready(commit.generation))
+        self.in_use = generation
+        self._move(Event.FORMED, f"generation {generation}")
+        self._out.append(Ready(generation))
 
     def _interrupt(self, event: Event, detail: str = "") -> None:
         """End whatever rests on how things were before *event*."""
         self._proposal = self._commit = self._round = None
-        if self._ring is not None:
-            self._ring = self.in_use = None
+        if self.in_ring:
+            self.in_use = None
             self._out.append(Broken(_reason(event, detail)))
         self._move(event, detail)
 
