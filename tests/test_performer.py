@@ -184,6 +184,20 @@ def test_chunk_buffers_go_back_once_no_call_comes():
     assert stand.later == []
 
 
+def test_the_heap_goes_back_once_after_programs_that_leave(monkeypatch):
+    """Also where they made no call; one timer serves them all."""
+    stand, given = Stand(), []
+    monkeypatch.setattr("ringd.host.heap.give_back_free_blocks", lambda: given.append(1))
+    for _ in range(3):
+        stand.performer.tidy_later()
+    stand.later.pop()()
+    assert (given, len(stand.later)) == ([], 1)
+    stand.later.pop()()
+    assert (given, stand.later) == ([1], [])
+    stand.performer.tidy_later()
+    assert len(stand.later) == 1
+
+
 def test_what_is_freed_keeps_nothing_of_its_program():
     """Timers may keep the call itself for a while."""
     submission = run(None).submission
