@@ -8,7 +8,7 @@ from pathlib import Path
 from instrument import samples
 from instrument.markdown import table
 from instrument.modes import EVERY, MODES
-from instrument.plot import plot
+from instrument.plot import can_plot, plot
 from instrument.results import Key, Results, Series
 from instrument.sizes import human
 from measures import (
@@ -83,7 +83,8 @@ def _plots(path: Path, results: Results, n: int) -> list[str]:
     for key, series in results.rows(what, n):
         if key.mode in EVERY:
             by_mode.setdefault(key.mode, []).append((key.nbytes, series.median))
-    if len(results.sizes(what, n)) < 2:  # noqa: PLR2004 - no line goes through one point
+    # No line goes through one point.
+    if not can_plot() or len(results.sizes(what, n)) < 2:  # noqa: PLR2004
         return []
 
     def lines(value: Callable[[Key, float], float | None]) -> dict[str, list[tuple[int, float]]]:

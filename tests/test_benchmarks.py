@@ -273,6 +273,23 @@ def test_a_page_has_the_columns_of_nccl_tests(tmp_path: Path) -> None:
     assert [path.name] == [each.name for each in tmp_path.iterdir()]  # one point is no plot
 
 
+@pytest.mark.parametrize("plots", [True, False])
+def test_a_page_is_written_without_matplotlib_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plots: bool
+) -> None:
+    """It has its tables then."""
+    drawn: list[Path] = []
+    monkeypatch.setattr(page, "can_plot", lambda: plots)
+    monkeypatch.setattr(page, "plot", lambda path, *_: drawn.append(path))
+    results = Results()
+    for nbytes in (MIB, 2 * MIB):
+        filled(results, single_calls.WHAT, 2, nbytes, "ringd", 1e-3)
+    page.write(tmp_path / "page.md", profiles.FULL, results, facts={})
+    said = (tmp_path / "page.md").read_text()
+    assert "| 2 MiB |" in said
+    assert bool(drawn) is (".svg" in said) is plots
+
+
 def test_a_page_compares_links_as_the_others_have_them_too() -> None:
     """Of the rows about other systems, each stands there for a ring without seals as well."""
     results = Results()

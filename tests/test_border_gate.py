@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import socket
 import struct
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import zmq
@@ -17,9 +19,11 @@ from fake_daemon import FakeDaemon, eventually, open_fds
 from zmtpkit import DEALER, GREETING, NAME, frame, prop, ready
 
 from ringd.border import admission
+from ringd.border.gate import _Relay
 from ringd.border.limits import Limits
 from ringd.host.credentials import Credentials
-from ringd.wire.border import lifeline
+from ringd.loop import Loop
+from ringd.wire.border import lifeline, zmtp
 from ringd.wire.border import messages as border
 
 
@@ -429,3 +433,30 @@ def test_half_a_message_is_given_up_when_its_program_ends(daemon, frames):
         eventually(lambda: relay._said.frames == frames)
     eventually(lambda: not daemon.run(daemon.server.accounts.connections.used))
     eventually(lambda: open_fds() <= fds)
+
+
+def test_a_connection_that_the_system_cannot_watch_is_hung_up_on():
+    """That one alone: there are limits on how much is watched, and memory may be short."""
+
+    def no_more(*_args, **_options):
+        raise OSError(errno.ENOSPC, "no more")
+
+    with contextlib.closing(Loop()) as loop:
+        loop.add = no_more
+        (program, ours), (theirs, inner) = socket.socketpair(), socket.socketpair()
+        ended = []
+        account = SimpleNamespace(messages=SimpleNamespace(used=0, give=lambda _amount: None))
+        relay = _Relay(
+            None,
+            loop,
+            ours,
+            theirs,
+            zmtp.Program(b"name", 1000),
+            account,
+            on_greeted=lambda: None,
+            on_end=lambda: ended.append(True),
+        )
+        relay.watch_both()
+        with program, inner:
+            assert ended == [True]
+            assert (program.recv(1), inner.recv(1)) == (b"", b"")

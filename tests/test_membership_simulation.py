@@ -297,7 +297,10 @@ def test_a_full_disk_where_the_state_file_was_lost_is_told():
 MUTANTS = {
     "ready before it is on disk": (
         '            self._out.append(Send("right", commit))\n',
-        '            self._out.append(Send("right", commit))\n            self._enter(commit.generation)\n',
+        """\
+            self._out.append(Send("right", commit))
+            self._enter(commit.generation)
+""",
     ),
     "sent before it is on disk": (
         "        self._storage.want(generation=self._seen)\n",

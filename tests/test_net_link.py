@@ -88,6 +88,27 @@ def test_what_somebody_waits_for_leaves_at_once(loop, link_pair, monkeypatch):
     assert [header.seq for header, _ in received.frames] == [0, 1, 2, 3] * 2
 
 
+def test_no_chunk_leaves_in_a_hurry(loop, link_pair):
+    """It would hold up what is to be done here; it leaves at the end, as ever."""
+    (right, sender), (_left, receiver) = link_pair
+    run_until(loop, lambda: not right._pull)
+    chunks = [data(0, bytes(1000))]
+    sent = []
+    buffer = memoryview(bytearray(1000))
+    sender.next_data = lambda _link: chunks.pop() if chunks else None
+    sender.data_sent = lambda _link, header: sent.append(header)
+    receiver.data_buffer = lambda _link, _header: buffer
+    receiver.data_received = lambda _link, _header: None
+    right.send(control(b"x", 1), b"x")
+    right._pull = True
+    begun = right.bytes_out
+    right.hurry()
+    assert right.bytes_out > begun
+    assert len(chunks) == 1
+    loop._settle()
+    assert [header.length for header in sent] == [1000]
+
+
 @pytest.mark.parametrize(("last_small_call", "turn"), [(-math.inf, TURN), (math.inf, SHORT_TURN)])
 @pytest.mark.parametrize("length", [1000, 4 << 20])
 def test_endless_data_takes_turns_with_all_else(loop, link_pair, length, last_small_call, turn):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,11 @@ from instrument.sizes import human
 
 Points = Sequence[tuple[int, float]]
 """Of one line: bytes, and what is plotted."""
+
+
+def can_plot() -> bool:
+    """Whether matplotlib is there."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def plot(
@@ -24,7 +30,7 @@ def plot(
         lines: What is plotted.
         mark: Where a horizontal line is drawn.
     """
-    import matplotlib as mpl  # noqa: PLC0415  tables come without it
+    import matplotlib as mpl  # noqa: PLC0415 - tables come without it, see can_plot
 
     # Text stays text, and the same figures give the same file.
     mpl.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "ringd"}

@@ -155,7 +155,7 @@ class Gate:
             return
         program = zmtp.Program(name, self._max_message)
         self._ungreeted.add(name)
-        self._relays[name] = _Relay(
+        self._relays[name] = relay = _Relay(
             self,
             self._loop,
             connection,
@@ -165,6 +165,7 @@ class Gate:
             on_greeted=partial(self._ungreeted.discard, name),
             on_end=partial(self._forget, name),
         )
+        relay.watch_both()
 
     def _forget(self, name: bytes) -> None:
         relay = self._relays.pop(name)
@@ -209,7 +210,6 @@ class _Relay:
         """When it is closed, whatever is unheard, once the program has ended."""
         self._program, self._inner = _End(program), _End(inner)
         program.setblocking(False)
-        self._watch_both()
 
     @property
     def program_ended(self) -> bool:
@@ -231,7 +231,7 @@ class _Relay:
         """The ZeroMQ socket has given one more frame of the program."""
         self._heard += 1
         if self._open:
-            self._watch_both()
+            self.watch_both()
 
     def read(self) -> None:
         """Take in a piece of what the program has said."""
@@ -306,15 +306,19 @@ class _Relay:
             self._inner.shut = True
             with contextlib.suppress(OSError):
                 self._inner.sock.shutdown(socket.SHUT_WR)
-        self._watch_both()
+        self.watch_both()
 
-    def _watch_both(self) -> None:
+    def watch_both(self) -> None:
+        """Wait for what either of them has next; hang up where the system cannot watch more."""
         full = {self._program: self._full, self._inner: bool(self._program.waiting)}
-        for end, no_more in full.items():
-            events = EVENT_WRITE if end.waiting else 0
-            if not (no_more or end.ended):
-                events |= EVENT_READ
-            end.watch(self._loop, events, partial(self._ready, end))
+        try:
+            for end, no_more in full.items():
+                events = EVENT_WRITE if end.waiting else 0
+                if not (no_more or end.ended):
+                    events |= EVENT_READ
+                end.watch(self._loop, events, partial(self._ready, end))
+        except OSError:
+            self.close()
 
 
 class _End:

@@ -111,7 +111,7 @@ def _attach_fault(message: Attach) -> str | None:
     if len(message.program) > _MAX_TEXT:
         return "the program's name is too long"
     if not 0 <= message.former <= _MAX_U64 or len(message.loss) > MAX_LOSS:
-        return "the client's former stay cannot have been such"
+        return f"a former stay has a number of 64 bits, and a loss of up to {MAX_LOSS} characters"
     return _part_fault(message)
 
 
@@ -158,12 +158,10 @@ def _hold_fault(message: Hold) -> str | None:
 
 
 def _carry_fault(message: Carry, payload_bytes: int) -> str | None:
-    numbers = (message.number, message.generation)
-    if (
-        not all(0 <= number <= _MAX_U64 for number in numbers)
-        or not 0 <= message.member <= _MAX_U16
-    ):
-        return "a stream, a generation or a member has an impossible number"
+    if not all(0 <= number <= _MAX_U64 for number in (message.number, message.generation)):
+        return "a stream and a generation have numbers of 64 bits"
+    if not 0 <= message.member <= _MAX_U16:
+        return "a member has a number of 16 bits"
     if not 0 <= message.offset <= _MAX_NUMBER:
         return "an offset lies between 0 and 2**62"
     if len(message.body) + payload_bytes > MAX_CARRIED:

@@ -236,10 +236,13 @@ class Link:
         """Write now what would leave at the end of this iteration of the loop; once in each.
 
         Where the peer waits for it, what is to be done here meanwhile costs the peer no time. In a
-        batch of calls only the first has this: the others' frames leave together.
+        batch of calls only the first has this: the others' frames leave together. Chunks follow at
+        the end, as ever: they would hold up what is to be done here.
         """
-        if self._flush_queued and not self._hurried:
+        if self._flush_queued and not (self._hurried or self._writing):
+            pull, self._pull = self._pull, False
             self._write()
+            self._pull = self._pull or pull
             self._hurried = True
 
     def kick(self) -> None:
