@@ -12,7 +12,6 @@ from ringd.config.settings import IpcSettings, OpsSettings
 from ringd.daemon.performer import Buffers, Performer
 from ringd.groups.actions import Dropped, Free, Run, Stop
 from ringd.groups.op import Submission
-from ringd.host import heap
 from ringd.observe.counters import Counters
 
 ALONE = View(("a",), 0)
@@ -204,24 +203,3 @@ def test_what_is_freed_keeps_nothing_of_its_program():
     submission.payload, submission.fault = b"input", lambda _rank, _size: ""
     Stand().performer.perform([Free(submission)])
     assert (submission.buffers, submission.payload, submission.fault) == (None, None, None)
-
-
-@pytest.mark.parametrize("calls", [0, 1, 3])
-def test_memory_goes_back_once_there_has_been_no_call_for_a_while(monkeypatch, calls):
-    """Once, however many calls there were, or none but a program that has gone; by one timer."""
-    given = []
-    monkeypatch.setattr(heap, "give_back_free_blocks", lambda: given.append("heap"))
-    stand = Stand()
-    stand.performer.tidy_later()
-    for _ in range(calls):
-        stand.performer.perform([run((b"\0\0\0\0",))])
-    assert len(stand.later) == 1
-    monkeypatch.setattr(stand.performer.bulk, "give_back", lambda: given.append("chunks"))
-    if calls:
-        stand.later.pop()()
-        assert not given
-    stand.later.pop()()
-    assert given == ["chunks", "heap"]
-    assert not stand.later
-    stand.performer.perform([run((b"\0\0\0\0",))])
-    assert len(stand.later) == 1

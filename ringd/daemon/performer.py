@@ -126,7 +126,7 @@ class Performer:
         )
         self._computations: dict[tuple[int, int], Computation] = {}
         """Large ops under way, by session and number."""
-        self._worked = False  # whether there was a call since the timer was set
+        self._worked = False  # whether a call was made, or a program left, since the timer was set
         self._tidying: Timer | None = None
         self._queue: deque[groups.Action] = deque()
         self._performing = False
@@ -169,7 +169,7 @@ class Performer:
         for link in self._links.values():
             link.hurry()  # where our offer was the last one, the others wait for it
         self._worked = True
-        if self._tidying is None:
+        if self._tidying is None:  # that is a function less for most calls
             self.tidy_later()
         if action.payloads is None:
             self._run_large(action)
@@ -222,16 +222,17 @@ class Performer:
             self.perform(self._finished(gid, run.view.rank, seq, self._loop.now()))
 
     def tidy_later(self) -> None:
-        """Give back what calls and programs leave behind, once there has been no call for long."""
+        """Give back what calls and programs leave behind, once there has been neither for long."""
+        self._worked = True
         if self._tidying is None:
             self._tidying = self._loop.call_later(TIDY_AFTER, self._tidy)
 
     def _tidy(self) -> None:
-        self._tidying = None
         if self._worked or len(self.bulk):
             self._worked = False
-            self.tidy_later()
+            self._tidying = self._loop.call_later(TIDY_AFTER, self._tidy)
         else:
+            self._tidying = None
             self.bulk.give_back()
             heap.give_back_free_blocks()
 
