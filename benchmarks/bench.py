@@ -256,7 +256,7 @@ def main() -> None:
     facts = machine.facts()
     print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
     whole, others = Run(profile, chosen), machine.Others()
-    whole.results.notes.append(machine.when())  # later it may be another
+    whole.results.notes.append(machine.when())  # now: commits may come meanwhile
     if chosen.output and not can_plot():
         whole.results.notes.append("plots were left out: matplotlib is not there")
     print(f"about {clock_text(whole.progress.total)} in all", flush=True)

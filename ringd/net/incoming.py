@@ -15,7 +15,8 @@ from ringd.wire.link.frames import FrameType, Header
 from ringd.wire.link.framing import Reader
 
 READ_BUFFER = 32 * 1024
-"""Bytes of the small buffer: several control frames, and the head of a large one."""
+"""Bytes of the small buffer: several control frames, also those of calls of 16 KiB, and the head of
+a large one."""
 
 _NOTHING = memoryview(b"")
 
